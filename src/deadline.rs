@@ -1,0 +1,56 @@
+//! Deadline: an instant in memory, milliseconds left on the wire, never a time of day, so that clocks may disagree.
+
+use std::time::Duration;
+
+use tokio::time::{self, Instant};
+
+/// The instant at which a call's answer is due, whatever it still waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline(Instant);
+
+impl Deadline {
+    /// The deadline `timeout` from now.
+    pub(crate) fn after(timeout: Duration) -> Self {
+        Self(Instant::now() + timeout)
+    }
+
+    /// The time left; zero once it has passed.
+    pub(crate) fn remaining(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
+    /// Whole milliseconds left, as told to a peer; `None` when less than one is left, so nothing more is started.
+    pub(crate) fn remaining_ms(self) -> Option<u64> {
+        let ms = u64::try_from(self.remaining().as_millis()).unwrap_or(u64::MAX);
+        (ms > 0).then_some(ms)
+    }
+
+    /// Whether it has passed.
+    pub(crate) fn has_passed(self) -> bool {
+        self.remaining().is_zero()
+    }
+
+    /// What `future` gives, or `None` when the deadline passes first; the future is dropped then.
+    pub(crate) async fn bound<F: Future>(self, future: F) -> Option<F::Output> {
+        time::timeout_at(self.0, future).await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_passes_once_and_stays_passed() {
+        let deadline = Deadline::after(Duration::from_millis(1500));
+        assert_eq!(deadline.remaining_ms(), Some(1500));
+        assert_eq!(deadline.bound(async { 7 }).await, Some(7));
+        time::advance(Duration::from_micros(1_499_500)).await;
+        assert_eq!(
+            (deadline.remaining_ms(), deadline.has_passed()),
+            (None, false)
+        );
+        assert_eq!(deadline.bound(std::future::pending::<()>()).await, None);
+        assert!(deadline.has_passed());
+    }
+}

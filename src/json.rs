@@ -1,0 +1,278 @@
+//! The JSON that we accept: one value, at most 64 deep, its members looked up by name and left unparsed.
+//! Args and results stay raw from here on; only the function that takes them looks inside.
+
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserializer as _, Serialize,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+/// The deepest nesting of arrays and objects that is accepted.
+pub(crate) const MAX_DEPTH: usize = 64;
+
+/// Why a text is not the JSON object asked for; none of these repeats a value from it.
+#[derive(Debug, thiserror::Error)]
+pub enum BadJson {
+    /// Not one JSON value.
+    #[error("the body is not one JSON value: {0}")]
+    Syntax(#[from] serde_json::Error),
+    /// A `\u` escape that is half of a surrogate pair, which no text in UTF-8 can hold.
+    #[error("the body is not one JSON value: lone surrogate in a string")]
+    LoneSurrogate,
+    /// Nested deeper than [`MAX_DEPTH`].
+    #[error("the body is nested deeper than {MAX_DEPTH}")]
+    TooDeep,
+    /// A JSON value, but no object.
+    #[error("the body must be a JSON object")]
+    NotAnObject,
+    /// A member that nobody asked for.
+    #[error("unknown member {0:?}")]
+    UnknownMember(String),
+    /// A member given twice.
+    #[error("member {0:?} is given twice")]
+    DuplicateMember(&'static str),
+}
+
+/// What to do with members that are not among the names.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Unknown {
+    /// Refuse: a caller's typo must not go unnoticed.
+    Refused,
+    /// Ignore: a newer release may say more.
+    Ignored,
+}
+
+/// The members of the JSON object `text` by `names`, in the order of `names`, each as its raw text.
+///
+/// # Errors
+/// See [`BadJson`]; a syntax error anywhere in the text comes before anything about its members.
+pub(crate) fn members<'a, const N: usize>(
+    text: &'a [u8],
+    names: &'static [&'static str; N],
+    unknown: Unknown,
+) -> Result<[Option<&'a RawValue>; N], BadJson> {
+    scan(text)?;
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let found = match json.deserialize_map(MemberVisitor { names }) {
+        Ok(found) => found,
+        Err(error) if error.is_data() => {
+            serde_json::from_slice::<IgnoredAny>(text)?;
+            return Err(BadJson::NotAnObject);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    json.end()?;
+    if let Some(name) = found.duplicate {
+        return Err(BadJson::DuplicateMember(name));
+    }
+    match found.unknown {
+        Some(name) if unknown == Unknown::Refused => Err(BadJson::UnknownMember(name.into_owned())),
+        _ => Ok(found.values),
+    }
+}
+
+/// `value` as JSON text.
+///
+/// For values of our own, whose members are names, numbers and raw JSON and so always have a JSON form.
+pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value)
+        .unwrap_or_else(|error| unreachable!("a value of ours has a JSON form: {error}"))
+}
+
+/// `[]`.
+pub(crate) fn empty_array() -> Box<RawValue> {
+    RawValue::from_string("[]".to_owned())
+        .unwrap_or_else(|error| unreachable!("[] is JSON: {error}"))
+}
+
+struct Members<'a, const N: usize> {
+    values: [Option<&'a RawValue>; N],
+    unknown: Option<Cow<'a, str>>,
+    duplicate: Option<&'static str>,
+}
+
+struct MemberVisitor<const N: usize> {
+    names: &'static [&'static str; N],
+}
+
+impl<'de, const N: usize> Visitor<'de> for MemberVisitor<N> {
+    type Value = Members<'de, N>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = Members {
+            values: [None; N],
+            unknown: None,
+            duplicate: None,
+        };
+        while let Some(key) = map.next_key::<Key<'de>>()? {
+            let value: &'de RawValue = map.next_value()?;
+            match self.names.iter().position(|name| *name == key.0) {
+                Some(at) if found.values[at].is_some() => found.duplicate = Some(self.names[at]),
+                Some(at) => found.values[at] = Some(value),
+                None => found.unknown = found.unknown.or(Some(key.0)),
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A key, borrowed from the text unless it has escapes.
+#[derive(serde::Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Finds what the raw values of `serde_json` let through: any depth, and lone surrogates.
+fn scan(text: &[u8]) -> Result<(), BadJson> {
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(&byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            b'"' => at = end_of_string(text, at)?,
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err(BadJson::TooDeep);
+        }
+    }
+    Ok(())
+}
+
+/// The position behind the string whose content starts at `at`.
+fn end_of_string(text: &[u8], mut at: usize) -> Result<usize, BadJson> {
+    loop {
+        match text.get(at) {
+            None => return Ok(at),
+            Some(b'"') => return Ok(at + 1),
+            Some(b'\\') => match surrogate(text, at) {
+                Some(0xD800..0xDC00) if matches!(surrogate(text, at + 6), Some(0xDC00..0xE000)) => {
+                    at += 12
+                }
+                Some(0xD800..0xE000) => return Err(BadJson::LoneSurrogate),
+                _ => at += 2,
+            },
+            Some(_) => at += 1,
+        }
+    }
+}
+
+/// The code unit of the `\uXXXX` escape at `at`, if there is one.
+fn surrogate(text: &[u8], at: usize) -> Option<u16> {
+    let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: &[&str; 2] = &["a", "b"];
+
+    fn refusal(text: &[u8]) -> String {
+        members(text, NAMES, Unknown::Refused)
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn members_come_raw_and_in_order() {
+        let found = members(
+            br#" {"b": [1.10, "x"] , "\u0061":18446744073709551617}"#,
+            NAMES,
+            Unknown::Refused,
+        )
+        .unwrap();
+        assert_eq!(
+            found.map(|raw| raw.unwrap().get()),
+            ["18446744073709551617", r#"[1.10, "x"]"#]
+        );
+    }
+
+    #[test]
+    fn null_is_a_value() {
+        let found = members(br#"{"a":null}"#, NAMES, Unknown::Refused).unwrap();
+        assert_eq!(
+            (found[0].unwrap().get(), found[1].is_none()),
+            ("null", true)
+        );
+    }
+
+    #[test]
+    fn unknown_members_are_refused_or_ignored() {
+        assert_eq!(refusal(br#"{"a":1,"c":2}"#), r#"unknown member "c""#);
+        assert!(members(br#"{"a":1,"c":2}"#, NAMES, Unknown::Ignored).unwrap()[0].is_some());
+        assert_eq!(refusal(br#"{"a":1,"a":2}"#), r#"member "a" is given twice"#);
+    }
+
+    #[test]
+    fn what_is_not_one_json_value_is_told_first() {
+        let texts: [&[u8]; 12] = [
+            b"",
+            b"{",
+            b"{\"a\":1",
+            b"{\"c\":1,}",
+            b"1 2",
+            b"{} x",
+            b"\xEF\xBB\xBF{}",
+            b"{\"a\":\"\xFF\"}",
+            b"{\"a\":NaN}",
+            b"[1,",
+            b"{\"a\":\"\\ud800\"}",
+            b"{\"a\":\"\\udc00\\ud800\"}",
+        ];
+        for text in texts {
+            assert!(
+                refusal(text).starts_with("the body is not one JSON value"),
+                "{text:?}: {}",
+                refusal(text)
+            );
+        }
+        for text in ["1", "[]", "\"{}\"", "null"] {
+            assert_eq!(refusal(text.as_bytes()), "the body must be a JSON object");
+        }
+    }
+
+    #[test]
+    fn surrogate_pairs_and_escaped_backslashes_are_fine() {
+        for text in [
+            r#"{"a":"\ud83d\ude00"}"#,
+            r#"{"a":"\\ud800"}"#,
+            r#"{"a":"\"[[\u00e9"}"#,
+        ] {
+            members(text.as_bytes(), NAMES, Unknown::Refused).unwrap();
+        }
+    }
+
+    #[test]
+    fn depth_is_counted_outside_strings() {
+        let nested = |depth: usize| {
+            format!(
+                r#"{{"a":{}{}}}"#,
+                "[".repeat(depth - 1),
+                "]".repeat(depth - 1)
+            )
+        };
+        members(nested(64).as_bytes(), NAMES, Unknown::Refused).unwrap();
+        assert_eq!(
+            refusal(nested(65).as_bytes()),
+            "the body is nested deeper than 64"
+        );
+        assert_eq!(
+            refusal("[".repeat(200_000).as_bytes()),
+            "the body is nested deeper than 64"
+        );
+        members(
+            format!(r#"{{"a":"{}"}}"#, "[".repeat(100)).as_bytes(),
+            NAMES,
+            Unknown::Refused,
+        )
+        .unwrap();
+    }
+}

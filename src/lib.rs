@@ -1,0 +1,9 @@
+//! Run a named function in a chosen region.
+
+mod call;
+mod deadline;
+mod json;
+mod name;
+mod problem;
+mod region;
+mod reply;

@@ -1,0 +1,152 @@
+//! The words that name things: each a short text that was checked once, shared cheaply and never checked again.
+//! Owns their rules; regions have a file of their own.
+
+use ulid::Ulid;
+
+/// A text that breaks the rule of the word it was meant to be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{what} must be {rule}")]
+pub struct InvalidName {
+    what: &'static str,
+    rule: &'static str,
+}
+
+impl InvalidName {
+    pub(crate) const fn new(what: &'static str, rule: &'static str) -> Self {
+        Self { what, rule }
+    }
+}
+
+/// Defines a checked text: parsed by its rule, shared as `Arc<str>`, a plain string in JSON.
+macro_rules! word {
+    ($(#[$doc:meta])* $word:ident, $what:literal, $rule:literal, $fits:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
+        #[serde(into = "String", try_from = "std::borrow::Cow<'_, str>")]
+        pub struct $word(std::sync::Arc<str>);
+
+        impl $word {
+            /// The text itself.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::str::FromStr for $word {
+            type Err = crate::name::InvalidName;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                let fits: fn(&str) -> bool = $fits;
+                if !fits(text) {
+                    return Err(crate::name::InvalidName::new($what, $rule));
+                }
+                Ok(Self(text.into()))
+            }
+        }
+
+        impl TryFrom<std::borrow::Cow<'_, str>> for $word {
+            type Error = crate::name::InvalidName;
+
+            fn try_from(text: std::borrow::Cow<'_, str>) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$word> for String {
+            fn from(word: $word) -> Self {
+                word.0.as_ref().into()
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $word {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::fmt::Display for $word {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+pub(crate) use word;
+
+fn is_identifier(text: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+word! {
+    /// A module or a function: 1 to 128 printable ASCII characters without space, such as `Fly.RPC` or `is_primary?`.
+    Name, "a name", "1 to 128 printable ASCII characters without space",
+    |text| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+word! {
+    /// A running process of this service: 1 to 128 characters of `[A-Za-z0-9._-]`, on Fly the Machine's id.
+    InstanceId, "an instance", "1 to 128 characters of [A-Za-z0-9._-]", is_identifier
+}
+
+word! {
+    /// One call in logs and answers: 1 to 128 characters of `[A-Za-z0-9._-]`.
+    RequestId, "a request id", "1 to 128 characters of [A-Za-z0-9._-]", is_identifier
+}
+
+impl InstanceId {
+    /// A new id of 14 hexadecimal digits, the shape of a Fly Machine's id.
+    pub fn random() -> Self {
+        Self(format!("{:014x}", rand::random::<u64>() >> 8).into())
+    }
+}
+
+impl RequestId {
+    /// A new id, a ULID: ids of one instance sort by the time they were made.
+    pub fn fresh() -> Self {
+        Self(Ulid::generate().to_string().into())
+    }
+}
+
+/// What a call names: a function of a module.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Serialize)]
+pub(crate) struct FunctionName {
+    /// The module, such as `String`.
+    pub module: Name,
+    /// The function, such as `upcase`.
+    pub function: Name,
+}
+
+impl std::fmt::Display for FunctionName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.module, self.function)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_printable_ascii_without_space() {
+        for good in ["Fly.RPC", "is_primary?", "+", "!", &"x".repeat(128)] {
+            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
+        }
+        for bad in ["", " ", "a b", "a\u{0}", "é", &"x".repeat(129)] {
+            bad.parse::<Name>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn fresh_ids_keep_their_own_rules() {
+        assert_eq!(InstanceId::random().as_str().len(), 14);
+        for id in [
+            InstanceId::random().to_string(),
+            RequestId::fresh().to_string(),
+        ] {
+            assert_eq!(id.parse::<RequestId>().unwrap().as_str(), id);
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What goes wrong with a call, and whether its function ran: the only table of codes and statuses.
+//! Knows nothing of HTTP beyond a status number; `reply.rs` writes a problem as a document.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+/// The longest `detail`, in bytes.
+const MAX_DETAIL: usize = 256;
+
+/// Did the function run? Every problem answers this.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Executed {
+    /// It provably did not: nothing was sent, or the peer refused before running it.
+    No,
+    /// The call may have left this instance and no complete answer came.
+    Maybe,
+    /// It ran.
+    Yes,
+}
+
+impl fmt::Display for Executed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::No => "no",
+            Self::Maybe => "maybe",
+            Self::Yes => "yes",
+        })
+    }
+}
+
+/// The table: variant, wire name, HTTP status, what `executed` is unless said otherwise, title.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $code:ident $wire:literal $status:literal $executed:ident $title:literal;)*) => {
+        /// What went wrong, as a word for programs.
+        #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum Code {
+            $($(#[$doc])* $code,)*
+        }
+
+        impl Code {
+            /// Every code, in the order of the table in the documents.
+            pub const ALL: &[Self] = &[$(Self::$code),*];
+
+            /// The word on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$code => $wire,)* }
+            }
+
+            /// The HTTP status that it travels with.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$code => $status,)* }
+            }
+
+            /// One phrase for people, the same for every problem of this code.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$code => $title,)* }
+            }
+
+            const fn executed(self) -> Executed {
+                match self { $(Self::$code => Executed::$executed,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// Not one JSON value: empty, truncated, BOM, bad UTF-8, deeper than 64, trailing bytes.
+    InvalidJson "invalid_json" 400 No "Body is not one JSON value";
+    /// JSON of another shape: missing, unknown, duplicate or wrongly typed member, bad name, bad timeout.
+    InvalidRequest "invalid_request" 400 No "Request does not have the right shape";
+    /// The path's region breaks the rule for regions.
+    InvalidRegion "invalid_region" 400 No "Region is not well-formed";
+    /// A region that no instance was ever seen in.
+    RegionUnknown "region_unknown" 404 No "No instance was ever seen in this region";
+    /// The instance asked for is not in that region.
+    InstanceUnknown "instance_unknown" 404 No "Instance is not in this region";
+    /// No candidate has the function.
+    FunctionUnknown "function_unknown" 404 No "No such function";
+    /// No such route.
+    NotFound "not_found" 404 No "No such route";
+    /// The route exists, for other methods.
+    MethodNotAllowed "method_not_allowed" 405 No "Method is not allowed on this route";
+    /// The body is larger than `RPC_MAX_BODY`.
+    BodyTooLarge "body_too_large" 413 No "Body is too large";
+    /// The content type is not JSON, or the body is encoded.
+    UnsupportedMediaType "unsupported_media_type" 415 No "Content type is not supported";
+    /// Between instances: the peer is not in the region, or not the instance, that the caller expects.
+    WrongRegion "wrong_region" 421 No "Instance is not where the caller expects it";
+    /// The function's own arguments do not fit.
+    InvalidArguments "invalid_arguments" 422 No "Arguments do not fit the function";
+    /// The function ran and returned an error.
+    FunctionFailed "function_failed" 424 Yes "Function returned an error";
+    /// The function panicked; the process lives on.
+    FunctionPanicked "function_panicked" 500 Yes "Function panicked";
+    /// A bug of ours.
+    Internal "internal" 500 Maybe "Internal error";
+    /// Every attempt failed to connect.
+    PeerUnreachable "peer_unreachable" 502 No "No attempt could connect";
+    /// Sent, then reset, cut short, or answered with something else than our contract.
+    PeerLost "peer_lost" 502 Maybe "Connection to the instance was lost";
+    /// The region is known, and no instance of it can be reached now.
+    RegionUnavailable "region_unavailable" 503 No "Region has no reachable instance";
+    /// The first discovery round has not finished yet.
+    DiscoveryPending "discovery_pending" 503 No "Discovery has not found any region yet";
+    /// The instance is stopping and takes no new calls.
+    Draining "draining" 503 No "Instance is draining";
+    /// The instance runs as many calls as it may.
+    Overloaded "overloaded" 503 No "Instance is overloaded";
+    /// The deadline passed.
+    DeadlineExceeded "deadline_exceeded" 504 No "Deadline passed";
+    /// A call arrived that was already forwarded.
+    LoopDetected "loop_detected" 508 No "Call was forwarded before";
+}
+
+impl Code {
+    /// Seconds to wait before asking again, for refusals that pass by themselves.
+    pub const fn retry_after(self) -> Option<u32> {
+        match self {
+            Self::Draining | Self::Overloaded | Self::DiscoveryPending => Some(1),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An error that a function returned, as the function gave it.
+///
+/// Any [`std::error::Error`] turns into one through `?`; its `kind` is then the name of its type.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct FunctionError {
+    /// What kind of error, a word for programs.
+    #[schema(example = "RuntimeError")]
+    pub kind: String,
+    /// What happened, for people.
+    #[schema(example = "no such account")]
+    pub message: String,
+    /// Anything else the function says about it, as JSON.
+    #[schema(value_type = Option<Object>)]
+    pub data: Option<Box<RawValue>>,
+}
+
+impl FunctionError {
+    /// An error of `kind` with a message for people.
+    pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            kind: kind.into(),
+            message: message.into(),
+            data: None,
+        }
+    }
+
+    /// The same error with `data`; data that has no JSON form is left out.
+    #[must_use]
+    pub fn with_data(self, data: &impl Serialize) -> Self {
+        Self {
+            data: serde_json::value::to_raw_value(data).ok(),
+            ..self
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for FunctionError {
+    fn from(error: E) -> Self {
+        let path = std::any::type_name::<E>();
+        let path = path.split('<').next().unwrap_or(path);
+        Self::new(path.rsplit("::").next().unwrap_or(path), error.to_string())
+    }
+}
+
+/// Why a call has no result, and whether its function ran.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{code} (executed: {executed}): {detail}")]
+pub struct Problem {
+    /// What went wrong.
+    pub code: Code,
+    /// Whether the function ran.
+    pub executed: Executed,
+    /// One sentence for the caller: at most 256 bytes, without a stack, a secret or the body.
+    pub detail: String,
+    /// The function's own error, with [`Code::FunctionFailed`] only.
+    pub error: Option<Box<FunctionError>>,
+}
+
+impl Problem {
+    /// A problem of `code` with what the table says of `executed`; `detail` is cut at 256 bytes.
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let mut detail = detail.into();
+        detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+        Self {
+            code,
+            executed: code.executed(),
+            detail,
+            error: None,
+        }
+    }
+
+    /// The same problem with another answer to "did it run?".
+    #[must_use]
+    pub fn executed(self, executed: Executed) -> Self {
+        Self { executed, ..self }
+    }
+
+    /// The function ran and returned `error`.
+    pub fn function_failed(error: FunctionError) -> Self {
+        let detail = format!("the function returned an error of kind {:?}", error.kind);
+        Self {
+            error: Some(Box::new(error)),
+            ..Self::new(Code::FunctionFailed, detail)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_the_name_that_serde_gives_it() {
+        for code in Code::ALL {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+        }
+    }
+
+    #[test]
+    fn details_are_cut_at_a_character_boundary() {
+        let problem = Problem::new(Code::InvalidRequest, "é".repeat(200));
+        assert_eq!(problem.detail, "é".repeat(128));
+        let problem = Problem::new(Code::InvalidRequest, format!("x{}", "é".repeat(200)));
+        assert_eq!(problem.detail.len(), 255);
+    }
+
+    #[test]
+    fn errors_of_any_type_become_function_errors() {
+        fn parse() -> Result<u8, FunctionError> {
+            Ok("300".parse::<u8>()?)
+        }
+        let error = parse().unwrap_err();
+        assert_eq!(error.kind, "ParseIntError");
+        assert_eq!(error.message, "number too large to fit in target type");
+    }
+}
