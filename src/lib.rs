@@ -1,6 +1,7 @@
 //! Run a named function in a chosen region.
 
 mod call;
+mod config;
 mod deadline;
 mod json;
 mod name;

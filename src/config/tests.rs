@@ -1,0 +1,168 @@
+//! What a set of values makes of a configuration, and every refusal to the letter.
+
+use super::*;
+
+fn config(values: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let values = values
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    Config::from_values(&Values(values))
+}
+
+fn refusal(name: &str, value: &str) -> String {
+    config(&[(name, value)]).unwrap_err().to_string()
+}
+
+#[test]
+fn nothing_set_is_a_cluster_of_one() {
+    let config = config(&[]).unwrap();
+    assert_eq!(
+        (
+            config.identity.region.as_str(),
+            config.identity.primary.as_str()
+        ),
+        ("local", "local")
+    );
+    assert_eq!(config.listen, "127.0.0.1:8080");
+    assert_eq!(config.discovery.names, []);
+}
+
+#[test]
+fn fly_region_wins_over_my_region() {
+    let both = config(&[("FLY_REGION", "syd"), ("MY_REGION", "fra")]).unwrap();
+    let mine = config(&[("MY_REGION", "fra"), ("PRIMARY_REGION", "iad")]).unwrap();
+    assert_eq!(both.identity.region.as_str(), "syd");
+    assert_eq!(
+        (
+            mine.identity.region.as_str(),
+            mine.identity.primary.as_str()
+        ),
+        ("fra", "iad")
+    );
+}
+
+#[test]
+fn the_app_gives_the_dns_name_unless_one_is_set() {
+    let host = |name: &str, port| DnsName::Host(name.to_owned(), port);
+    assert_eq!(
+        config(&[("FLY_APP_NAME", "shop")]).unwrap().discovery.names,
+        [host("shop.internal", None)]
+    );
+    let names = "_rpc._tcp.shop, a.shop:81,127.0.0.1:80,[::1]:80,10.0.0.1";
+    assert_eq!(
+        config(&[("FLY_APP_NAME", "shop"), ("RPC_DNS_NAME", names)])
+            .unwrap()
+            .discovery
+            .names,
+        [
+            DnsName::Service("_rpc._tcp.shop".to_owned()),
+            host("a.shop", Some(81)),
+            DnsName::Address("127.0.0.1:80".parse().unwrap()),
+            DnsName::Address("[::1]:80".parse().unwrap()),
+            host("10.0.0.1", None),
+        ]
+    );
+}
+
+#[test]
+fn every_refusal_names_the_setting_and_what_is_right() {
+    let cases = [
+        (
+            "RPC_POLL_INTERVALL",
+            "5s",
+            "RPC_POLL_INTERVALL: no such setting; did you mean RPC_POLL_INTERVAL?",
+        ),
+        (
+            "RPC_FOO",
+            "1",
+            "RPC_FOO: no such setting; `fly-rpc serve --help` lists them all",
+        ),
+        (
+            "RPC_LISTEN",
+            "",
+            "RPC_LISTEN (--listen): is empty; give it a value or unset it",
+        ),
+        (
+            "RPC_LISTEN",
+            "8080",
+            "RPC_LISTEN (--listen): \"8080\" is not HOST:PORT; write for example 127.0.0.1:8080 or [::1]:8080",
+        ),
+        (
+            "RPC_POLL_INTERVAL",
+            "5",
+            "RPC_POLL_INTERVAL (--poll-interval): \"5\" has no unit; write 5s or 5ms",
+        ),
+        (
+            "RPC_POLL_INTERVAL",
+            "1ms",
+            "RPC_POLL_INTERVAL (--poll-interval): must be 50ms or more, for example 5s",
+        ),
+        (
+            "RPC_MAX_BODY",
+            "5",
+            "RPC_MAX_BODY (--max-body): \"5\" has no unit; write for example 5KiB or 5MiB",
+        ),
+        (
+            "RPC_MAX_IN_FLIGHT",
+            "0",
+            "RPC_MAX_IN_FLIGHT (--max-in-flight): \"0\" is not a whole number of 1 or more",
+        ),
+        (
+            "RPC_PEER_PORT",
+            "0",
+            "RPC_PEER_PORT (--peer-port): \"0\" is not a port from 1 to 65535",
+        ),
+        (
+            "RPC_DNS_SERVER",
+            "127.0.0.1:53",
+            "RPC_DNS_SERVER (--dns-server): has no effect without RPC_DNS_NAME; set that too, or unset this",
+        ),
+        (
+            "RPC_DEFAULT_TIMEOUT",
+            "2m",
+            "RPC_DEFAULT_TIMEOUT (--default-timeout): is above RPC_MAX_TIMEOUT; lower it or raise RPC_MAX_TIMEOUT",
+        ),
+        (
+            "FLY_REGION",
+            "IAD",
+            "FLY_REGION (--region): \"IAD\" does not fit: a region must be 1 to 32 characters of [a-z0-9-], \
+             not starting with '-', and not \"primary\"",
+        ),
+        (
+            "RPC_DNS_NAME",
+            "_rpc._tcp.shop:80",
+            "RPC_DNS_NAME (--dns-name): \"_rpc._tcp.shop:80\" gives a port to _rpc._tcp.shop, \
+             but SRV records carry it; leave the port out",
+        ),
+        (
+            "RPC_DNS_NAME",
+            "a,,b",
+            "RPC_DNS_NAME (--dns-name): \"a,,b\" has an entry that is no DNS name: \"\"",
+        ),
+    ];
+    for (name, value, expected) in cases {
+        assert_eq!(refusal(name, value), expected);
+    }
+    for value in ["eins", "5 bananas", "-1s"] {
+        assert!(
+            refusal("RPC_DRAIN_DELAY", value)
+                .ends_with("is not a duration; write for example 5s or 750ms")
+        );
+    }
+    assert!(
+        refusal("RPC_LOG", "fly_rpc=loud")
+            .contains("is not a filter such as info or fly_rpc=debug")
+    );
+}
+
+#[test]
+fn a_peer_port_needs_a_name_that_takes_it() {
+    let with = |name| config(&[("RPC_DNS_NAME", name), ("RPC_PEER_PORT", "81")]);
+    assert_eq!(with("shop").unwrap().discovery.peer_port, Some(81));
+    let refused = with("_rpc._tcp.shop").unwrap_err().to_string();
+    assert!(
+        refused.starts_with("RPC_PEER_PORT (--peer-port): has no effect"),
+        "{refused}"
+    );
+}
