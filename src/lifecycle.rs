@@ -1,0 +1,77 @@
+//! How far an instance is on its way to stop, and what it must finish first. Owns the phase and the count of calls in
+//! flight; who decides to stop, and when each phase begins, is the server's affair.
+
+use tokio::sync::watch;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+
+use crate::problem::{Code, Problem};
+
+/// How far an instance is on its way to stop.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Phase {
+    /// It takes calls.
+    Serving,
+    /// It told its peers that it will stop, and still takes calls.
+    Draining,
+    /// It refuses new calls and finishes those in flight.
+    Refusing,
+}
+
+/// The phase of one instance and its calls in flight.
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    phase: watch::Sender<Phase>,
+    in_flight: TaskTracker,
+}
+
+/// One call in flight; the drain waits until it is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    _token: TaskTrackerToken,
+}
+
+impl Lifecycle {
+    /// An instance that serves, with nothing in flight.
+    pub(crate) fn new() -> Self {
+        Self {
+            phase: watch::Sender::new(Phase::Serving),
+            in_flight: TaskTracker::new(),
+        }
+    }
+
+    /// The phase now.
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Counts a call in flight from here on.
+    ///
+    /// # Errors
+    /// [`Code::Draining`] when the instance refuses new calls.
+    pub(crate) fn admit(&self) -> Result<InFlight, Problem> {
+        if self.phase() == Phase::Refusing {
+            return Err(Problem::new(
+                Code::Draining,
+                "this instance is stopping and takes no new calls",
+            ));
+        }
+        Ok(InFlight {
+            _token: self.in_flight.token(),
+        })
+    }
+
+    /// Goes on to `phase`; there is no way back to an earlier one.
+    pub(crate) fn advance(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| {
+            let later = phase > *now;
+            *now = phase.max(*now);
+            later
+        });
+    }
+
+    /// Waits until no call is in flight.
+    pub(crate) async fn idle(&self) {
+        self.in_flight.close();
+        self.in_flight.wait().await;
+    }
+}

@@ -1,0 +1,273 @@
+//! From a call's JSON array to the type that a function takes, with errors that name the argument and repeat no value.
+
+use std::fmt;
+
+use serde::{
+    Deserializer,
+    de::{self, DeserializeOwned, DeserializeSeed, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use crate::call::Args;
+
+/// The arguments as an `A`, or what does not fit.
+pub(super) fn parse<A: DeserializeOwned>(args: &Args) -> Result<A, String> {
+    let items: Vec<&RawValue> =
+        serde_json::from_str(args.raw().get()).map_err(|error| error.to_string())?;
+    A::deserialize(Arguments(&items)).map_err(|misfit| misfit.0)
+}
+
+/// What does not fit.
+#[derive(Debug)]
+struct Misfit(String);
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misfit {}
+
+impl de::Error for Misfit {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self(message.to_string())
+    }
+}
+
+impl Misfit {
+    fn arity(expected: usize, given: usize) -> Self {
+        Self(match expected {
+            1 => format!("takes 1 argument, {given} given"),
+            _ => format!("takes {expected} arguments, {given} given"),
+        })
+    }
+
+    /// The error of argument `number`, without the value and the position that `serde_json` adds.
+    fn of_argument(number: usize, error: &serde_json::Error) -> Self {
+        let message = error.to_string();
+        let message = message
+            .rsplit_once(" at line ")
+            .map_or(message.as_str(), |(message, _)| message);
+        let misfit = match message.rsplit_once(", expected ") {
+            Some((found, expected)) if found.starts_with("invalid ") => {
+                format!("expected {expected}")
+            }
+            _ => message.to_owned(),
+        };
+        Self(format!("argument {number}: {misfit}"))
+    }
+}
+
+/// The whole array as a deserializer: tuples take it apart, all else takes its only item.
+struct Arguments<'a, 'de>(&'a [&'de RawValue]);
+
+impl<'de> Arguments<'_, 'de> {
+    fn tuple<V: Visitor<'de>>(self, arity: usize, visitor: V) -> Result<V::Value, Misfit> {
+        if self.0.len() != arity {
+            return Err(Misfit::arity(arity, self.0.len()));
+        }
+        visitor.visit_seq(Items {
+            items: self.0.iter(),
+            number: 0,
+        })
+    }
+
+    fn only<V>(
+        self,
+        visitor: V,
+        deserialize: impl FnOnce(&'de RawValue, V) -> Result<V::Value, serde_json::Error>,
+    ) -> Result<V::Value, Misfit>
+    where
+        V: Visitor<'de>,
+    {
+        match self.0 {
+            [item] => deserialize(item, visitor).map_err(|error| Misfit::of_argument(1, &error)),
+            items => Err(Misfit::arity(1, items.len())),
+        }
+    }
+}
+
+/// The types that take the only argument, and are read from it by the method of the same name.
+macro_rules! only {
+    ($($method:ident)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
+            self.only(visitor, |item, visitor| item.$method(visitor))
+        })*
+    };
+}
+
+impl<'de> Deserializer<'de> for Arguments<'_, 'de> {
+    type Error = Misfit;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
+        // An untagged enum reads its forms through here: the array itself is what it takes where there is not one item.
+        match self.0 {
+            [_] => self.only(visitor, |item, visitor| item.deserialize_any(visitor)),
+            items => visitor.visit_seq(Items {
+                items: items.iter(),
+                number: 0,
+            }),
+        }
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
+        match self.0.len() {
+            0 => visitor.visit_unit(),
+            given => Err(Misfit::arity(0, given)),
+        }
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Misfit> {
+        self.deserialize_unit(visitor)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(
+        self,
+        arity: usize,
+        visitor: V,
+    ) -> Result<V::Value, Misfit> {
+        self.tuple(arity, visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        arity: usize,
+        visitor: V,
+    ) -> Result<V::Value, Misfit> {
+        self.tuple(arity, visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Misfit> {
+        self.only(visitor, |item, visitor| {
+            item.deserialize_newtype_struct(name, visitor)
+        })
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Misfit> {
+        self.only(visitor, |item, visitor| {
+            item.deserialize_enum(name, variants, visitor)
+        })
+    }
+
+    only! {
+        deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64
+        deserialize_i128 deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
+        deserialize_u128 deserialize_f32 deserialize_f64 deserialize_char deserialize_str
+        deserialize_string deserialize_bytes deserialize_byte_buf deserialize_option deserialize_seq
+        deserialize_map deserialize_identifier deserialize_ignored_any
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Misfit> {
+        self.only(visitor, |item, visitor| {
+            item.deserialize_struct(name, fields, visitor)
+        })
+    }
+}
+
+struct Items<'a, 'de> {
+    items: std::slice::Iter<'a, &'de RawValue>,
+    number: usize,
+}
+
+impl<'de> SeqAccess<'de> for Items<'_, 'de> {
+    type Error = Misfit;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, Misfit> {
+        let Some(item) = self.items.next() else {
+            return Ok(None);
+        };
+        self.number += 1;
+        seed.deserialize(*item)
+            .map(Some)
+            .map_err(|error| Misfit::of_argument(self.number, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    fn parsed<A: DeserializeOwned>(args: &str) -> Result<A, String> {
+        let values: Vec<Box<RawValue>> = serde_json::from_str(args).unwrap();
+        parse(&Args::from_values(&values).unwrap())
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Account {
+        id: u8,
+    }
+
+    #[test]
+    fn types_take_their_arguments() {
+        assert_eq!(parsed::<()>("[]"), Ok(()));
+        assert_eq!(
+            parsed::<(i64, String)>(r#"[1,"a"]"#),
+            Ok((1, "a".to_owned()))
+        );
+        assert_eq!(parsed::<Account>(r#"[{"id":1}]"#), Ok(Account { id: 1 }));
+        assert_eq!(
+            parsed::<(Account,)>(r#"[{"id":1}]"#),
+            Ok((Account { id: 1 },))
+        );
+        assert_eq!(parsed::<String>(r#"["fly"]"#), Ok("fly".to_owned()));
+        assert_eq!(parsed::<f64>("[2]"), Ok(2.0));
+        assert_eq!(parsed::<Vec<i64>>("[[1,2]]"), Ok(vec![1, 2]));
+        assert_eq!(parsed::<Option<u8>>("[null]"), Ok(None));
+        assert_eq!(parsed::<Box<RawValue>>("[1.10]").unwrap().get(), "1.10");
+    }
+
+    #[test]
+    fn misfits_name_the_argument_and_no_value() {
+        assert_eq!(
+            parsed::<()>("[1]").unwrap_err(),
+            "takes 0 arguments, 1 given"
+        );
+        assert_eq!(
+            parsed::<(i64, i64)>("[1]").unwrap_err(),
+            "takes 2 arguments, 1 given"
+        );
+        assert_eq!(
+            parsed::<String>("[]").unwrap_err(),
+            "takes 1 argument, 0 given"
+        );
+        assert_eq!(
+            parsed::<(i64, i64)>(r#"[1,"secret"]"#).unwrap_err(),
+            "argument 2: expected i64"
+        );
+        assert_eq!(
+            parsed::<(u8,)>("[300]").unwrap_err(),
+            "argument 1: expected u8"
+        );
+        assert_eq!(
+            parsed::<Account>("[{}]").unwrap_err(),
+            "argument 1: missing field `id`"
+        );
+        let misfit = parsed::<(String,)>(r#"["\ud800"]"#).unwrap_err();
+        assert!(misfit.starts_with("argument 1: "), "{misfit}");
+    }
+}

@@ -1,0 +1,207 @@
+//! The functions of this instance by name: built before serving, then only read.
+//! Owns what a function is; how one is run under limits is the executor's affair.
+
+mod args;
+mod builtin;
+mod catalogue;
+mod executor;
+
+use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+
+pub(crate) use self::{
+    catalogue::{Catalogue, CatalogueHash},
+    executor::Executor,
+};
+use crate::{
+    call::{Args, Call},
+    config::Identity,
+    name::{FunctionName, Name},
+    problem::{Code, FunctionError, Problem},
+};
+
+/// A function at work: its result as JSON, or its own error.
+type Run = Pin<Box<dyn Future<Output = Result<Box<RawValue>, FunctionError>> + Send>>;
+
+/// A function with its types erased: args in, and a run to poll, or what does not fit about the args.
+type Function = Box<dyn Fn(&Args) -> Result<Run, String> + Send + Sync>;
+
+/// The functions of this instance.
+///
+/// ```
+/// use fly_rpc::{FunctionError, Registry};
+///
+/// let registry = Registry::builtin()
+///     .function("Math", "add", |(a, b): (i64, i64)| async move { Ok(a + b) })
+///     .function("Math", "div", |(a, b): (i64, i64)| async move {
+///         a.checked_div(b).ok_or_else(|| FunctionError::new("ArithmeticError", "division by zero"))
+///     });
+/// assert!(registry.has("Math", "div"));
+/// ```
+#[derive(Default)]
+pub struct Registry {
+    modules: BTreeMap<Name, BTreeMap<Name, Function>>,
+    refused: Vec<String>,
+}
+
+/// A registration that cannot stand.
+#[derive(Debug, thiserror::Error)]
+#[error("the registry does not stand: {0}")]
+pub struct RegistryError(String);
+
+impl Registry {
+    /// A registry without functions; an instance adds those of the module `Fly.RPC`, which tell about itself.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The built-in functions of the modules `String`, `Kernel` and `Process`, named as in Elixir.
+    pub fn builtin() -> Self {
+        builtin::add(Self::new())
+    }
+
+    /// The same registry with an async function.
+    ///
+    /// The JSON array of a call's arguments becomes `A`: a tuple takes an argument for each of its items, `()` takes
+    /// none, and any other type, such as a struct, takes the only one. An error that the function returns reaches the
+    /// caller as `function_failed`. The function's future is dropped at the call's deadline, at its next await.
+    ///
+    /// A name that is none, or is registered twice, refuses the start of the instance.
+    #[must_use]
+    pub fn function<A, R, F, Fut>(mut self, module: &str, function: &str, run: F) -> Self
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+        F: Fn(A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, FunctionError>> + Send + 'static,
+        A: Send + 'static,
+    {
+        let run = Arc::new(run);
+        let erased = move |args: &Args| -> Result<Run, String> {
+            let args = args::parse(args)?;
+            let run = Arc::clone(&run);
+            Ok(Box::pin(async move { to_json(&run(args).await?) }))
+        };
+        self.insert(module, function, Box::new(erased));
+        self
+    }
+
+    /// Whether it has this function.
+    pub fn has(&self, module: &str, function: &str) -> bool {
+        self.modules
+            .get(module)
+            .is_some_and(|functions| functions.contains_key(function))
+    }
+
+    /// The finished registry of the instance `identity`, with the functions that tell about it.
+    ///
+    /// # Errors
+    /// A name that is none, or a function that was registered twice.
+    pub(crate) fn finish(self, identity: &Identity) -> Result<Self, RegistryError> {
+        let finished = builtin::add_identity(self, identity);
+        match finished.refused.first() {
+            Some(refused) => Err(RegistryError(refused.clone())),
+            None => Ok(finished),
+        }
+    }
+
+    /// The names, as told to peers.
+    pub(crate) fn catalogue(&self) -> Catalogue {
+        let names = self.modules.iter().flat_map(|(module, functions)| {
+            functions.keys().map(|function| FunctionName {
+                module: module.clone(),
+                function: function.clone(),
+            })
+        });
+        Catalogue::new(names)
+    }
+
+    /// The call, ready to be polled.
+    fn prepare(&self, call: &Call) -> Result<Run, Problem> {
+        let FunctionName { module, function } = &call.name;
+        let found = self
+            .modules
+            .get(module)
+            .and_then(|functions| functions.get(function));
+        let Some(function) = found else {
+            return Err(Problem::new(
+                Code::FunctionUnknown,
+                format!("no function {} here", call.name),
+            ));
+        };
+        function(&call.args).map_err(|misfit| {
+            Problem::new(Code::InvalidArguments, format!("{}: {misfit}", call.name))
+        })
+    }
+
+    fn insert(&mut self, module: &str, function: &str, run: Function) {
+        let (Ok(module_name), Ok(function_name)) =
+            (module.parse::<Name>(), function.parse::<Name>())
+        else {
+            self.refused
+                .push(format!("{module:?} {function:?} is not a pair of names"));
+            return;
+        };
+        if self
+            .modules
+            .entry(module_name)
+            .or_default()
+            .insert(function_name, run)
+            .is_some()
+        {
+            self.refused
+                .push(format!("{module}.{function} is registered twice"));
+        }
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self
+            .modules
+            .iter()
+            .map(|(module, functions)| (module, functions.keys().collect::<Vec<_>>()));
+        f.debug_map().entries(names).finish()
+    }
+}
+
+fn to_json(result: &impl Serialize) -> Result<Box<RawValue>, FunctionError> {
+    serde_json::value::to_raw_value(result)
+        .map_err(|error| FunctionError::new("ResultNotJson", error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn names_that_cannot_stand_refuse_the_start() {
+        let finish = |registry: Registry| {
+            registry
+                .finish(&Config::default().identity)
+                .unwrap_err()
+                .to_string()
+        };
+        let nothing = |(): ()| async { Ok(()) };
+        let twice = Registry::new()
+            .function("M", "f", nothing)
+            .function("M", "f", nothing);
+        assert_eq!(
+            finish(twice),
+            "the registry does not stand: M.f is registered twice"
+        );
+        let bad = Registry::new().function("", "f", nothing);
+        assert_eq!(
+            finish(bad),
+            "the registry does not stand: \"\" \"f\" is not a pair of names"
+        );
+        let own = Registry::new().function("Fly.RPC", "my_region", nothing);
+        assert_eq!(
+            finish(own),
+            "the registry does not stand: Fly.RPC.my_region is registered twice"
+        );
+    }
+}
