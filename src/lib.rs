@@ -1,6 +1,8 @@
 //! Run a named function in a chosen region.
 
 mod call;
+mod client;
+mod cluster;
 mod config;
 mod deadline;
 mod json;

@@ -1,0 +1,172 @@
+//! The cluster as this instance knows it: who its peers are, where, and in which state.
+//! Calls read it and tell it whom they met; discovery alone writes it.
+
+mod discovery;
+mod peers;
+mod probe;
+mod resolve;
+mod table;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    discovery::{Discovery, Message, Work},
+    peers::PeerTable,
+    probe::Prober,
+    resolve::Dns,
+    table::Table,
+};
+pub(crate) use self::{
+    discovery::{Overview, Progress},
+    peers::{Peer, RegionPeers},
+    probe::{Introduction, PROTOCOL, Willingness},
+    table::{Encounter, Health, PeerState},
+};
+use crate::{
+    config::{DiscoveryConfig, Identity},
+    problem::{Code, Problem},
+    region::Region,
+};
+
+/// How many encounters may wait for discovery; when it is behind, further ones are dropped, for they are hints.
+const INBOX: usize = 1024;
+
+/// Why discovery cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoveryError {
+    /// The system's resolver configuration cannot be read.
+    #[error("the system's DNS configuration cannot be used; set RPC_DNS_SERVER: {0}")]
+    Resolver(#[from] hickory_resolver::net::NetError),
+    /// The HTTP client cannot be built.
+    #[error("the HTTP client for probes cannot be built: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// The cluster as this instance knows it.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    source: Option<String>,
+    table: PeerTable,
+    progress: watch::Receiver<Progress>,
+    discovery: mpsc::Sender<Message>,
+}
+
+impl Cluster {
+    /// Starts discovery of `config`'s names in the background, in `tasks` until `stop`; returns at once.
+    ///
+    /// # Errors
+    /// See [`DiscoveryError`].
+    pub(crate) fn start(
+        config: &DiscoveryConfig,
+        identity: &Identity,
+        own_port: u16,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Result<Self, DiscoveryError> {
+        let table = PeerTable::new();
+        let (sender, inbox) = mpsc::channel(INBOX);
+        if config.names.is_empty() {
+            let alone = Progress {
+                found: true,
+                ..Progress::default()
+            };
+            return Ok(Self {
+                source: None,
+                table,
+                progress: watch::channel(alone).1,
+                discovery: sender,
+            });
+        }
+        let (progress, watched) = watch::channel(Progress::default());
+        let discovery = Discovery {
+            dns: Arc::new(Dns::new(config, config.peer_port.unwrap_or(own_port))?),
+            prober: Arc::new(Prober::new(identity.app.clone())?),
+            poll_interval: config.poll_interval,
+            table: Table::new(identity.instance.clone()),
+            published: table.clone(),
+            progress,
+            inbox,
+            work: Work::default(),
+        };
+        tasks.spawn(discovery.run(stop));
+        let source = config
+            .names
+            .iter()
+            .map(resolve::label)
+            .collect::<Vec<_>>()
+            .join(",");
+        Ok(Self {
+            source: Some(source),
+            table,
+            progress: watched,
+            discovery: sender,
+        })
+    }
+
+    /// The peers of `region`: one cache read.
+    ///
+    /// # Errors
+    /// [`Code::RegionUnknown`] when no instance was ever seen in it, or [`Code::DiscoveryPending`] when none could
+    /// have been seen yet because DNS has not answered so far.
+    pub(crate) fn region(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
+        self.table
+            .region(region)
+            .ok_or_else(|| self.unknown(region))
+    }
+
+    fn unknown(&self, region: &Region) -> Problem {
+        let progress = self.progress.borrow();
+        if progress.found {
+            return Problem::new(
+                Code::RegionUnknown,
+                format!("no instance was ever seen in region \"{region}\""),
+            );
+        }
+        let why = match &progress.error {
+            Some(error) => format!("DNS has not answered yet: {error}"),
+            None => "the first discovery round has not finished yet".to_owned(),
+        };
+        Problem::new(
+            Code::DiscoveryPending,
+            format!("region \"{region}\": {why}"),
+        )
+    }
+
+    /// The regions in which a peer was ever seen, sorted.
+    pub(crate) fn regions(&self) -> Vec<Region> {
+        self.table.regions()
+    }
+
+    /// Whether the first round is over, or there is nothing to discover.
+    pub(crate) fn was_tried(&self) -> bool {
+        self.source.is_none() || self.progress.borrow().rounds > 0
+    }
+
+    /// What discovery resolves, as configured; `None` for a cluster of one.
+    pub(crate) fn source(&self) -> Option<&str> {
+        self.source.as_deref()
+    }
+
+    /// Tells how a call met the peer at `address`. Never waits.
+    pub(crate) fn met(&self, address: SocketAddr, encounter: Encounter) {
+        // A full inbox drops the hint: the next call, or the next probe, brings another.
+        let _ = self.discovery.try_send(Message::Met(address, encounter));
+    }
+
+    /// Every peer, and how discovery fares.
+    pub(crate) async fn overview(&self) -> Overview {
+        let (answer, overview) = oneshot::channel();
+        let asked = self.discovery.send(Message::Overview(answer)).await;
+        let alone = || Overview {
+            peers: Vec::new(),
+            progress: self.progress.borrow().clone(),
+        };
+        match asked {
+            Ok(()) => overview.await.unwrap_or_else(|_| alone()),
+            Err(_) => alone(),
+        }
+    }
+}

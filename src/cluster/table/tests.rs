@@ -1,0 +1,241 @@
+//! The rules of discovery, each told as a story of events.
+
+use super::*;
+
+/// A table driven by short words, and what `region("syd")` shows of it.
+struct Story(Table);
+
+impl Story {
+    fn new() -> Self {
+        Self(Table::new("me".parse().unwrap()))
+    }
+
+    fn apply(mut self, event: Event) -> Self {
+        self.0.apply(event, Instant::now());
+        self
+    }
+
+    fn dns(self, ports: &[u16]) -> Self {
+        self.answer(ports, true)
+    }
+
+    fn answer(self, ports: &[u16], complete: bool) -> Self {
+        let addresses = ports.iter().map(|port| address(*port)).collect();
+        self.apply(Event::Resolved(Resolved {
+            addresses,
+            complete,
+        }))
+    }
+
+    fn seen(self, port: u16, instance: &str) -> Self {
+        self.sighted(port, instance, "syd", false)
+    }
+
+    fn sighted(self, port: u16, instance: &str, region: &str, draining: bool) -> Self {
+        let peer = Peer {
+            address: address(port),
+            region: region.parse().unwrap(),
+            instance: instance.parse().unwrap(),
+            release: None,
+            catalogue: None,
+        };
+        self.apply(Event::Probed(
+            address(port),
+            Ok(Sighting {
+                peer,
+                draining,
+                rtt: Duration::ZERO,
+            }),
+        ))
+    }
+
+    fn silent(self, port: u16) -> Self {
+        self.apply(Event::Probed(
+            address(port),
+            Err(Unseen::Silent("connection refused".into())),
+        ))
+    }
+
+    fn stranger(self, port: u16) -> Self {
+        self.apply(Event::Probed(
+            address(port),
+            Err(Unseen::Stranger("404".into())),
+        ))
+    }
+
+    fn met(self, port: u16, encounter: Encounter) -> Self {
+        self.apply(Event::Met(address(port), encounter))
+    }
+
+    /// The instances of `syd`: those that are ready, and the others.
+    fn syd(&self) -> (Vec<String>, Vec<String>) {
+        let peers = self.0.region(&"syd".parse().unwrap());
+        let names =
+            |peers: &[Arc<Peer>]| peers.iter().map(|peer| peer.instance.to_string()).collect();
+        (names(&peers.ready), names(&peers.others))
+    }
+}
+
+fn address(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+fn is(story: &Story, ready: &[&str], others: &[&str]) {
+    let owned = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(story.syd(), (owned(ready), owned(others)));
+}
+
+#[test]
+fn an_address_becomes_a_peer_when_it_answers() {
+    let story = Story::new().dns(&[1, 2]);
+    assert_eq!(story.0.addresses(), [address(1), address(2)]);
+    is(&story, &[], &[]);
+    is(&story.seen(1, "a").silent(2), &["a"], &[]);
+}
+
+#[test]
+fn a_listed_peer_that_falls_silent_is_suspect_until_it_answers() {
+    let story = Story::new().dns(&[1]).seen(1, "a").silent(1).silent(1);
+    is(&story, &[], &["a"]);
+    is(&story.seen(1, "a"), &["a"], &[]);
+}
+
+#[test]
+fn an_unlisted_peer_stays_while_it_answers_and_goes_when_it_does_not() {
+    let story = Story::new()
+        .dns(&[1, 2])
+        .seen(1, "a")
+        .seen(2, "b")
+        .dns(&[2])
+        .seen(1, "a");
+    is(&story, &["a", "b"], &[]);
+    let story = story.silent(1);
+    is(&story, &["b"], &[]);
+    assert_eq!(story.0.addresses(), [address(2)]);
+}
+
+#[test]
+fn a_partial_answer_misses_nobody() {
+    let story = Story::new()
+        .dns(&[1, 2])
+        .seen(1, "a")
+        .seen(2, "b")
+        .answer(&[3], false)
+        .silent(1);
+    is(&story, &["b"], &["a"]);
+    assert_eq!(story.0.addresses(), [address(3), address(1), address(2)]);
+}
+
+#[test]
+fn this_instance_is_no_peer() {
+    let story = Story::new().dns(&[1, 2]).seen(1, "me").seen(2, "a");
+    is(&story, &["a"], &[]);
+    is(&story.seen(2, "me"), &[], &[]);
+}
+
+#[test]
+fn a_stranger_is_no_harm_and_is_asked_again() {
+    let story = Story::new().dns(&[1]).stranger(1);
+    is(&story, &[], &[]);
+    assert_eq!(story.0.addresses(), [address(1)]);
+    let story = story.seen(1, "a");
+    is(&story, &["a"], &[]);
+    is(&story.stranger(1), &[], &[]);
+}
+
+#[test]
+fn an_address_can_change_hands_and_regions() {
+    let story = Story::new().dns(&[1]).seen(1, "a").seen(1, "b");
+    is(&story, &["b"], &[]);
+    let mut story = story.sighted(1, "b", "fra", false);
+    is(&story, &[], &[]);
+    let sighting = Peer {
+        region: "syd".parse().unwrap(),
+        ..story.0.peers().next().unwrap().peer.as_ref().clone()
+    };
+    let sighting = Sighting {
+        peer: sighting,
+        draining: false,
+        rtt: Duration::ZERO,
+    };
+    let changes = story
+        .0
+        .apply(Event::Probed(address(1), Ok(sighting)), Instant::now());
+    let told: Vec<_> = changes
+        .iter()
+        .map(|change| (change.peer.region.to_string(), change.health))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("fra".to_owned(), None),
+            ("syd".to_owned(), Some(Health::Ready))
+        ]
+    );
+}
+
+#[test]
+fn an_instance_with_two_addresses_counts_once_and_by_its_better_one() {
+    let story = Story::new()
+        .dns(&[1, 2, 3])
+        .seen(1, "a")
+        .seen(2, "a")
+        .seen(3, "b")
+        .silent(1);
+    is(&story, &["a", "b"], &[]);
+}
+
+#[test]
+fn draining_peers_wait_behind_ready_ones() {
+    let story = Story::new()
+        .dns(&[1, 2])
+        .seen(1, "a")
+        .sighted(2, "b", "syd", true);
+    is(&story, &["a"], &["b"]);
+    is(
+        &story
+            .met(2, Encounter::Answered)
+            .met(1, Encounter::Draining),
+        &[],
+        &["a", "b"],
+    );
+}
+
+#[test]
+fn a_call_that_cannot_connect_makes_suspect_at_once() {
+    let story = Story::new()
+        .dns(&[1])
+        .seen(1, "a")
+        .met(1, Encounter::Unreachable);
+    is(&story, &[], &["a"]);
+    is(&story.met(1, Encounter::Answered), &["a"], &[]);
+}
+
+#[test]
+fn three_unanswered_calls_in_a_row_make_suspect() {
+    let twice = |story: Story| {
+        story
+            .met(1, Encounter::Unanswered)
+            .met(1, Encounter::Unanswered)
+    };
+    let story = twice(Story::new().dns(&[1]).seen(1, "a")).met(1, Encounter::Answered);
+    let story = twice(story);
+    is(&story, &["a"], &[]);
+    is(&story.met(1, Encounter::Unanswered), &[], &["a"]);
+}
+
+#[test]
+fn events_of_addresses_that_are_gone_change_nothing() {
+    let story = Story::new()
+        .seen(1, "a")
+        .silent(2)
+        .stranger(3)
+        .met(4, Encounter::Unreachable);
+    is(&story, &[], &[]);
+    assert_eq!(story.0.addresses(), []);
+}
