@@ -1,0 +1,53 @@
+//! Documents as HTTP answers: the only place that turns a problem's status into a response.
+
+use axum::{
+    body::Body,
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    response::Response,
+};
+use serde::Serialize;
+
+use crate::{
+    dispatch::Outcome,
+    json,
+    reply::{ProblemDocument, Reply},
+};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// `200` with `document`.
+pub(super) fn ok(document: &impl Serialize) -> Response {
+    with(StatusCode::OK, JSON, json::to_vec(document))
+}
+
+/// What came of a call.
+pub(super) fn outcome(outcome: Outcome) -> Response {
+    let Outcome { result, meta } = outcome;
+    match result {
+        Ok(result) => ok(&Reply { result, meta }),
+        Err(failure) => problem(&ProblemDocument::new(failure, meta)),
+    }
+}
+
+/// A problem document with its status, and `Retry-After` where waiting helps.
+pub(super) fn problem(document: &ProblemDocument) -> Response {
+    let status = StatusCode::from_u16(document.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = with(status, PROBLEM_JSON, json::to_vec(document));
+    if let Some(seconds) = document.code.retry_after() {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+fn with(status: StatusCode, content_type: HeaderValue, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}

@@ -1,0 +1,80 @@
+//! Request bodies: JSON by their content type, within the size limit and a time limit, refused before reading where the
+//! headers already say so.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{
+        HeaderMap,
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    },
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tokio::time;
+
+use crate::problem::{Code, Problem};
+
+/// How long a body may take to arrive; hyper has no limit of its own.
+const ARRIVAL: Duration = Duration::from_secs(10);
+
+/// The whole body, at most `limit` bytes.
+///
+/// # Errors
+/// [`Code::UnsupportedMediaType`], [`Code::BodyTooLarge`], or [`Code::InvalidJson`] for a body that was cut short or
+/// did not arrive within 10 s.
+pub(super) async fn json(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    check_type(headers)?;
+    check_length(headers, limit)?;
+    let cut = |detail: &str| Problem::new(Code::InvalidJson, detail);
+    match time::timeout(ARRIVAL, Limited::new(body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+        Ok(Err(_)) => Err(cut("the body was cut short")),
+        Err(_) => Err(cut("the body did not arrive within 10 s")),
+    }
+}
+
+fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let refused = |detail: &str| Err(Problem::new(Code::UnsupportedMediaType, detail));
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap_or("unreadable").to_ascii_lowercase())
+    };
+    if text(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return refused("the body must not be encoded; send it without content-encoding");
+    }
+    let content_type = text(CONTENT_TYPE).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    let is_json = media_type == "application/json"
+        || media_type
+            .strip_prefix("application/")
+            .is_some_and(|kind| kind.ends_with("+json"));
+    if is_json {
+        Ok(())
+    } else {
+        refused("the content type must be application/json")
+    }
+}
+
+fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let is_too_large =
+        length.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > limit));
+    if is_too_large {
+        Err(too_large(limit))
+    } else {
+        Ok(())
+    }
+}
+
+fn too_large(limit: usize) -> Problem {
+    Problem::new(
+        Code::BodyTooLarge,
+        format!("the body is larger than the {limit} bytes of RPC_MAX_BODY"),
+    )
+}

@@ -1,0 +1,69 @@
+//! What every request gets before a handler sees it: a request id, kept or new, and the instant of its arrival.
+//! And what every refusal needs of them.
+
+use axum::{
+    extract::{FromRequestParts, Request},
+    http::{HeaderValue, header::HeaderMap, request::Parts},
+    middleware::Next,
+    response::Response,
+};
+use tokio::time::Instant;
+
+use super::answer;
+use crate::{
+    name::RequestId,
+    problem::{Code, Problem},
+    region::Region,
+    reply::{Meta, ProblemDocument},
+};
+
+const REQUEST_ID: &str = "x-request-id";
+
+/// One request: its id and when it arrived.
+#[derive(Clone, Debug)]
+pub(super) struct Context {
+    pub(super) request_id: RequestId,
+    pub(super) arrived: Instant,
+}
+
+impl Context {
+    fn of(headers: &HeaderMap) -> Self {
+        let kept = headers
+            .get(REQUEST_ID)
+            .and_then(|id| id.to_str().ok()?.parse().ok());
+        Self {
+            request_id: kept.unwrap_or_else(RequestId::fresh),
+            arrived: Instant::now(),
+        }
+    }
+
+    /// The problem document that answers this request before any instance was tried.
+    pub(super) fn refuse(self, region: Option<Region>, problem: Problem) -> Response {
+        let meta = Meta::untried(region, self.arrived.elapsed(), self.request_id);
+        answer::problem(&ProblemDocument::new(problem, meta))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Context {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
+        let missing = || {
+            Self::of(&parts.headers)
+                .refuse(None, Problem::new(Code::Internal, "no request context"))
+        };
+        parts.extensions.get().cloned().ok_or_else(missing)
+    }
+}
+
+/// The outermost layer: makes the [`Context`] and puts the request's id on the answer.
+pub(super) async fn establish(mut request: Request, next: Next) -> Response {
+    let context = Context::of(request.headers());
+    let id = HeaderValue::from_str(context.request_id.as_str());
+    request.extensions_mut().insert(context);
+    let mut response = next.run(request).await;
+    if let Ok(id) = id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}

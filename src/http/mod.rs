@@ -1,0 +1,102 @@
+//! The HTTP side of one instance: every route and every layer, in one list each. Turns requests into calls and what
+//! came of them into answers; decides nothing about where a call runs.
+
+mod answer;
+mod body;
+mod context;
+mod internal;
+mod openapi;
+mod reading;
+mod rpc;
+
+use std::sync::Arc;
+
+use axum::{Router, middleware, routing};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::context::Context;
+pub(crate) use self::reading::{InstanceDocument, RegionsDocument};
+use crate::{
+    call::Timeouts,
+    cluster::Cluster,
+    config::{Identity, Limits},
+    dispatch::Dispatcher,
+    lifecycle::Lifecycle,
+    problem::{Code, Problem},
+    registry::Executor,
+};
+
+/// What the handlers share.
+#[derive(Debug)]
+pub(crate) struct App {
+    /// Who this instance is.
+    pub identity: Identity,
+    /// Where it answers, as `/regions` tells.
+    pub address: std::net::SocketAddr,
+    /// How long calls may take.
+    pub timeouts: Timeouts,
+    /// What it takes on.
+    pub limits: Limits,
+    /// How far it is on its way to stop.
+    pub lifecycle: Arc<Lifecycle>,
+    /// Its functions.
+    pub executor: Arc<Executor>,
+    /// Its peers.
+    pub cluster: Arc<Cluster>,
+    /// Where calls go.
+    pub dispatcher: Arc<Dispatcher>,
+}
+
+/// Every route of an instance.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let (public, _) = public().split_for_parts();
+    public
+        .merge(internal())
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(not_found)
+        .layer(middleware::from_fn(context::establish))
+        .with_state(app)
+}
+
+/// The OpenAPI document of the public routes, as JSON.
+pub fn openapi_json() -> String {
+    openapi::to_json(&public().into_openapi())
+}
+
+fn public() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::description())
+        .routes(routes!(rpc::call_function))
+        .routes(routes!(reading::list_regions))
+        .routes(routes!(reading::get_region))
+        .routes(routes!(reading::list_functions))
+        .routes(routes!(reading::get_liveness))
+        .routes(routes!(reading::get_readiness))
+        .routes(routes!(openapi::get_description))
+}
+
+fn internal() -> Router<Arc<App>> {
+    Router::new()
+        .route("/internal/region", routing::get(internal::introduce))
+        .route("/internal/functions", routing::get(internal::functions))
+        .route("/internal/exec", routing::post(internal::exec))
+}
+
+async fn not_found(context: Context) -> axum::response::Response {
+    context.refuse(
+        None,
+        Problem::new(
+            Code::NotFound,
+            "no such route; /openapi.json lists the routes",
+        ),
+    )
+}
+
+async fn method_not_allowed(context: Context) -> axum::response::Response {
+    context.refuse(
+        None,
+        Problem::new(
+            Code::MethodNotAllowed,
+            "this route has other methods; see the header allow",
+        ),
+    )
+}

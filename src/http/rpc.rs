@@ -1,0 +1,133 @@
+//! `POST /rpc/{region}`: a call from a client.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::HeaderMap,
+    response::Response,
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{App, answer, body, context::Context};
+use crate::{
+    call::Call,
+    dispatch::Outcome,
+    link::FORWARDED,
+    name::FunctionName,
+    problem::{Code, Problem},
+    region::Target,
+    reply::{ProblemDocument, Reply},
+};
+
+/// A call: which function, with which arguments, for how long.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Call)]
+pub(super) struct CallDocument {
+    /// The function's module.
+    #[schema(pattern = r"^[!-~]{1,128}$", example = "String")]
+    module: String,
+    /// The function.
+    #[schema(pattern = r"^[!-~]{1,128}$", example = "upcase")]
+    function: String,
+    /// Its arguments, any JSON values, passed on exactly as received.
+    #[schema(value_type = Option<Vec<Value>>, max_items = 256, example = json!(["fly"]))]
+    args: Option<Vec<Box<RawValue>>>,
+    /// How long to wait, in milliseconds; at most what `RPC_MAX_TIMEOUT` allows.
+    #[schema(minimum = 1, example = 5000)]
+    timeout_ms: Option<u64>,
+    /// Whether the function may run twice: allows another attempt after one that may have run.
+    #[schema(default = false)]
+    idempotent: Option<bool>,
+    /// Only on this instance of the region.
+    #[schema(pattern = r"^[A-Za-z0-9._-]{1,128}$")]
+    instance: Option<String>,
+}
+
+/// Call a function in a region
+///
+/// Runs `module.function(args)` on an instance of the region, chosen at random, or of the primary region when the path
+/// says `primary`, and waits for its result. Every problem says whether the function ran.
+#[utoipa::path(
+    post,
+    path = "/rpc/{region}",
+    operation_id = "callFunction",
+    tag = "rpc",
+    params(("region" = String, Path, description = "A region such as `syd`, or `primary`")),
+    request_body(content = CallDocument, content_type = "application/json"),
+    responses(
+        (status = 200, description = "The function's result", body = Reply),
+        (
+            status = "default",
+            description = "Why there is no result, and whether the function ran",
+            body = ProblemDocument,
+            content_type = "application/problem+json"
+        ),
+    )
+)]
+pub(super) async fn call_function(
+    State(app): State<Arc<App>>,
+    context: Context,
+    request: Request,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let target = match target(parts.uri.path()) {
+        Ok(target) => target,
+        Err(problem) => return context.refuse(None, problem),
+    };
+    let call = match read(&app, &parts.headers, body).await {
+        Ok(call) => call,
+        Err(problem) => {
+            return context.refuse(Some(target.region(&app.identity.primary).clone()), problem);
+        }
+    };
+    let outcome = app
+        .dispatcher
+        .dispatch(&target, &call, context.request_id, context.arrived)
+        .await;
+    log(&call.name, &outcome);
+    answer::outcome(outcome)
+}
+
+/// The target that the path names, as it was sent: an encoded character is no character of a region.
+fn target(path: &str) -> Result<Target, Problem> {
+    let region = path.strip_prefix("/rpc/").unwrap_or_default();
+    let rule = "a region has 1 to 32 characters of [a-z0-9-] and does not start with '-'";
+    region
+        .parse()
+        .map_err(|_| Problem::new(Code::InvalidRegion, rule))
+}
+
+async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Call, Problem> {
+    if headers.contains_key(FORWARDED) {
+        let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
+        return Err(Problem::new(Code::LoopDetected, detail));
+    }
+    let body = body::json(headers, body, app.limits.max_body).await?;
+    Call::from_json(&body, app.timeouts)
+}
+
+/// One line for each call.
+fn log(function: &FunctionName, outcome: &Outcome) {
+    let Outcome { result, meta } = outcome;
+    let region = meta.region.as_ref().map_or("", |region| region.as_str());
+    let instance = meta
+        .instance
+        .as_ref()
+        .map_or("", |instance| instance.as_str());
+    let (attempts, elapsed_ms, request_id) = (meta.attempts, meta.elapsed_ms, &meta.request_id);
+    match result {
+        Ok(_) => {
+            tracing::info!(%function, region, instance, attempts, elapsed_ms, %request_id, "call")
+        }
+        Err(problem) => {
+            let (code, executed, detail) = (problem.code, problem.executed, &problem.detail);
+            tracing::warn!(
+                %function, region, instance, %code, %executed, detail, attempts, elapsed_ms, %request_id, "call failed"
+            );
+        }
+    }
+}

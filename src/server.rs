@@ -1,0 +1,178 @@
+//! Listens, accepts and serves connections, and stops in order: tell the peers, refuse, finish, close.
+//! Its own accept loop, because `axum::serve` never times out a half-sent header or a silent connection.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{self, Instant},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::DrainConfig,
+    lifecycle::{Lifecycle, Phase},
+};
+
+/// How long a request's head may take to arrive, and how long a kept-alive connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most headers of a request.
+const MAX_HEADERS: usize = 100;
+/// The largest head of a request, in bytes.
+const MAX_HEAD: usize = 64 << 10;
+/// How long the accept loop rests when the process has no file descriptors left.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// Whether everything in flight was finished.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Drained {
+    /// It was.
+    Whole,
+    /// Something had to be cut when the drain timeout passed.
+    Cut,
+}
+
+/// A listener that serves until it is drained.
+#[derive(Debug)]
+pub(crate) struct Server {
+    lifecycle: Arc<Lifecycle>,
+    drain: DrainConfig,
+    connections: TaskTracker,
+    accepting: CancellationToken,
+    closing: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Server {
+    /// Serves `router` on `listener` in the background.
+    pub(crate) fn start(
+        listener: TcpListener,
+        router: Router,
+        lifecycle: Arc<Lifecycle>,
+        drain: DrainConfig,
+    ) -> Self {
+        let server = Self {
+            lifecycle,
+            drain,
+            connections: TaskTracker::new(),
+            accepting: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        };
+        let accept_loop = AcceptLoop {
+            listener,
+            router,
+            connections: server.connections.clone(),
+            closing: server.closing.clone(),
+            cut: server.cut.clone(),
+        };
+        let accepting = server.accepting.clone();
+        server.connections.spawn(async move {
+            accepting.run_until_cancelled(accept_loop.run()).await;
+        });
+        server
+    }
+
+    /// Stops in order: tells the peers and still serves for the drain delay; then refuses new calls and finishes those
+    /// in flight, at most for the drain timeout; then closes every connection.
+    pub(crate) async fn drain(&self) -> Drained {
+        self.lifecycle.advance(Phase::Draining);
+        time::sleep(self.drain.delay).await;
+        self.lifecycle.advance(Phase::Refusing);
+        self.closing.cancel();
+        self.connections.close();
+        let deadline = Instant::now() + self.drain.timeout;
+        let finished = time::timeout_at(deadline, async {
+            self.lifecycle.idle().await;
+            self.accepting.cancel();
+            self.connections.wait().await;
+        });
+        if finished.await.is_ok() {
+            return Drained::Whole;
+        }
+        self.abort();
+        self.connections.wait().await;
+        Drained::Cut
+    }
+
+    /// Cuts every connection at once.
+    pub(crate) fn abort(&self) {
+        self.accepting.cancel();
+        self.cut.cancel();
+    }
+}
+
+/// The listener bound to `address`, a `host:port`, and where it listens.
+///
+/// # Errors
+/// The host has no address, or none of its addresses can be bound.
+pub(crate) async fn bind(address: &str) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    let local = listener.local_addr()?;
+    Ok((listener, local))
+}
+
+struct AcceptLoop {
+    listener: TcpListener,
+    router: Router,
+    connections: TaskTracker,
+    closing: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl AcceptLoop {
+    async fn run(self) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => self.spawn(stream),
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections; trying again");
+                    time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+    }
+
+    fn spawn(&self, stream: TcpStream) {
+        let (closing, cut) = (self.closing.clone(), self.cut.clone());
+        let service = TowerToHyperService::new(self.router.clone());
+        self.connections.spawn(async move {
+            // Small answers must not wait for the client's acknowledgement of the previous one.
+            let _ = stream.set_nodelay(true);
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_headers(MAX_HEADERS)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            let ended = cut.run_until_cancelled(async {
+                tokio::select! {
+                    ended = connection.as_mut() => return ended,
+                    () = closing.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                connection.await
+            });
+            if let Some(Err(error)) = ended.await {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+    }
+}
+
+/// Whether an error of `accept` tells of the one connection only, so that the next can be accepted at once.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}
