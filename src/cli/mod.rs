@@ -1,0 +1,165 @@
+//! The command line: what can be asked, and with which exit code it ends. Data goes to stdout, messages to stderr.
+
+mod ask;
+mod call;
+mod dev;
+mod functions;
+mod regions;
+mod serve;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand, error::ErrorKind};
+
+/// Wrong usage or configuration: `EX_USAGE` of sysexits.
+const USAGE: u8 = 64;
+
+/// Run a named function in a chosen region.
+#[derive(Parser)]
+#[command(name = "fly-rpc", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run one instance
+    Serve(serve::ServeArgs),
+    /// Run a whole cluster on this machine, to try things out
+    Dev(dev::DevArgs),
+    /// Call a function in a region
+    Call(call::CallArgs),
+    /// List the regions and their instances
+    Regions(ask::AskArgs),
+    /// List the functions of an instance
+    Functions(ask::AskArgs),
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// It was asked wrongly.
+    #[error("{0}")]
+    Usage(String),
+    /// It was asked rightly, and failed.
+    #[error("{0}")]
+    Failed(String),
+    /// It failed, and the command has said so already.
+    #[error("")]
+    Told,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// Runs the program: 0 when it did what it was asked, 1 when that failed, 64 when it was asked wrongly.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing is left to tell when the terminal itself is gone.
+            let _ = error.print();
+            let is_wrong = !matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            );
+            return if is_wrong {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let done = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(run(cli.command)),
+        Err(error) => Err(error.into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !matches!(failure, Failure::Told) {
+                say(&format!("fly-rpc: {failure}"));
+            }
+            ExitCode::from(if matches!(failure, Failure::Usage(_)) {
+                USAGE
+            } else {
+                1
+            })
+        }
+    }
+}
+
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Dev(args) => dev::run(args).await,
+        Command::Call(args) => call::run(args).await,
+        Command::Regions(args) => regions::run(args).await,
+        Command::Functions(args) => functions::run(args).await,
+        Command::Openapi => print(&crate::openapi_json()),
+    }
+}
+
+/// One piece of data on stdout.
+fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(anstream::stdout(), "{text}") {
+        // Whoever reads us has enough, as `head` does.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+/// One message on stderr.
+fn say(text: &str) {
+    // Without a stderr there is nobody to tell.
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+/// `rows` as aligned columns, each as wide as its widest cell.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let line = |row: &Vec<String>| {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn tables_are_aligned_without_trailing_space() {
+        let rows = [["REGION", "STATE"], ["é", "ready"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&rows), "REGION  STATE\né       ready");
+    }
+}

@@ -1,0 +1,119 @@
+//! `fly-rpc serve`: one instance with the built-in functions.
+
+use std::io::Read;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use tokio::sync::oneshot;
+
+use super::{Failure, print};
+use crate::{Config, Drained, Instance, Registry, SETTINGS, StartError, telemetry};
+
+const UNTIL_STDIN_CLOSES: &str = "until-stdin-closes";
+
+/// The flags of `serve`: one for each setting, from the table of settings.
+pub(super) struct ServeArgs {
+    flags: Vec<(&'static str, String)>,
+    until_stdin_closes: bool,
+}
+
+impl Args for ServeArgs {
+    fn augment_args(command: Command) -> Command {
+        let flags = SETTINGS
+            .iter()
+            .filter(|setting| !setting.flag.is_empty())
+            .map(|setting| {
+                let help = format!(
+                    "{} [variable: {}] [default: {}]",
+                    setting.help, setting.variable, setting.default
+                );
+                Arg::new(setting.variable)
+                    .long(setting.flag)
+                    .value_name(setting.value)
+                    .help(help)
+            });
+        // For `dev`: a child must not outlive it, however it ends.
+        let until_stdin_closes = Arg::new(UNTIL_STDIN_CLOSES)
+            .long(UNTIL_STDIN_CLOSES)
+            .action(ArgAction::SetTrue)
+            .hide(true);
+        command.args(flags).arg(until_stdin_closes)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ServeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |variable| {
+            matches
+                .get_one::<String>(variable)
+                .map(|value| (variable, value.clone()))
+        };
+        let settings = SETTINGS.iter().filter(|setting| !setting.flag.is_empty());
+        Ok(Self {
+            flags: settings
+                .filter_map(|setting| given(setting.variable))
+                .collect(),
+            until_stdin_closes: matches.get_flag(UNTIL_STDIN_CLOSES),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Serves until a signal, then drains.
+pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let config = Config::from_env_and_flags(args.flags.into_iter());
+    let config = config.map_err(|error| Failure::Usage(error.to_string()))?;
+    telemetry::init(&config.log);
+    let instance = Instance::start(config, Registry::builtin())
+        .await
+        .map_err(|error| refused(&error))?;
+    let identity = instance.identity();
+    print(&format!(
+        "listening on http://{} (region {}, primary {}, instance {})",
+        instance.address(),
+        identity.region,
+        identity.primary,
+        identity.instance
+    ))?;
+    let drained = match args.until_stdin_closes {
+        true => instance.run_until(stdin_closed()).await?,
+        false => instance.run_until_signal().await?,
+    };
+    match drained {
+        Drained::Whole => Ok(()),
+        Drained::Cut => Err(Failure::Failed(
+            "stopped before everything in flight was finished".to_owned(),
+        )),
+    }
+}
+
+fn refused(error: &StartError) -> Failure {
+    match error {
+        StartError::Config(_) | StartError::Registry(_) | StartError::Exposed(_) => {
+            Failure::Usage(error.to_string())
+        }
+        StartError::Listen { .. } | StartError::Discovery(_) | StartError::Client(_) => {
+            Failure::Failed(error.to_string())
+        }
+    }
+}
+
+/// Waits until stdin is closed. In a thread of its own, because a read of stdin cannot be cancelled.
+async fn stdin_closed() {
+    let (closed, wait) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let mut input = std::io::stdin().lock();
+        let mut buffer = [0; 256];
+        while matches!(input.read(&mut buffer), Ok(1..)) {}
+        drop(closed);
+    });
+    // The sender never sends: its end is the news.
+    let _ = wait.await;
+}
