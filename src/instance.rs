@@ -16,7 +16,7 @@ use crate::{
     lifecycle::Lifecycle,
     link::Link,
     name::{FunctionName, InstanceId, InvalidName, RequestId},
-    problem::{Code, FunctionError, Problem},
+    problem::{Code, Executed, FunctionError, Problem},
     region::Target,
     registry::{Executor, Registry, RegistryError},
     server::{self, Drained, Server},
@@ -179,7 +179,8 @@ impl Instance {
         }
     }
 
-    /// Drains and stops: see [`Server::drain`].
+    /// Stops in order: tells the peers and still serves for the drain delay; then refuses new calls and finishes those
+    /// in flight, at most for the drain timeout.
     pub async fn shutdown(&self) -> Drained {
         let drained = self.server.drain().await;
         self.stop.cancel();
@@ -219,7 +220,7 @@ impl CallError {
     }
 
     /// Whether the function ran.
-    pub fn executed(&self) -> crate::Executed {
+    pub fn executed(&self) -> Executed {
         self.0.executed
     }
 

@@ -8,7 +8,7 @@ use crate::name::{InvalidName, word};
 const PRIMARY: &str = "primary";
 
 word! {
-    /// A region such as `syd`: `^[a-z0-9][a-z0-9-]{0,31}$`, never `primary`, which is a [`Target`].
+    /// A region such as `syd`: `^[a-z0-9][a-z0-9-]{0,31}$`, never `primary`, which stands for another.
     Region, "a region", "1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\"",
     |text| {
         (1..=32).contains(&text.len())

@@ -142,6 +142,8 @@ impl AcceptLoop {
 
     fn spawn(&self, stream: TcpStream) {
         let (closing, cut) = (self.closing.clone(), self.cut.clone());
+        // A connection that comes later gets one answer: hyper would close it unanswered when told to shut it down.
+        let is_late = closing.is_cancelled();
         let service = TowerToHyperService::new(self.router.clone());
         self.connections.spawn(async move {
             // Small answers must not wait for the client's acknowledgement of the previous one.
@@ -151,12 +153,13 @@ impl AcceptLoop {
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD)
+                .keep_alive(!is_late)
                 .serve_connection(TokioIo::new(stream), service);
             let mut connection = std::pin::pin!(connection);
             let ended = cut.run_until_cancelled(async {
                 tokio::select! {
                     ended = connection.as_mut() => return ended,
-                    () = closing.cancelled() => connection.as_mut().graceful_shutdown(),
+                    () = closing.cancelled(), if !is_late => connection.as_mut().graceful_shutdown(),
                 }
                 connection.await
             });

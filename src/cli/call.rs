@@ -22,7 +22,7 @@ pub(super) struct CallArgs {
     #[arg(value_name = "MODULE.FUNCTION")]
     function: String,
     /// The arguments: JSON, or plain words, which are strings
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_negative_numbers = true)]
     args: Vec<String>,
     /// How long to wait, such as 500ms or 5s
     #[arg(long, value_parser = humantime::parse_duration)]

@@ -1,16 +1,23 @@
 //! What every request gets before a handler sees it: a request id, kept or new, and the instant of its arrival.
 //! And what every refusal needs of them.
 
+use std::sync::Arc;
+
 use axum::{
-    extract::{FromRequestParts, Request},
-    http::{HeaderValue, header::HeaderMap, request::Parts},
+    extract::{FromRequestParts, Request, State},
+    http::{
+        HeaderValue,
+        header::{CONNECTION, HeaderMap},
+        request::Parts,
+    },
     middleware::Next,
     response::Response,
 };
 use tokio::time::Instant;
 
-use super::answer;
+use super::{App, answer};
 use crate::{
+    lifecycle::Phase,
     name::RequestId,
     problem::{Code, Problem},
     region::Region,
@@ -56,14 +63,24 @@ impl<S: Sync> FromRequestParts<S> for Context {
     }
 }
 
-/// The outermost layer: makes the [`Context`] and puts the request's id on the answer.
-pub(super) async fn establish(mut request: Request, next: Next) -> Response {
+/// The outermost layer: makes the [`Context`], puts the request's id on the answer, and ends the connection with it
+/// once the instance drains, so that no client sends its next request into a connection that is just being closed.
+pub(super) async fn establish(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let context = Context::of(request.headers());
     let id = HeaderValue::from_str(context.request_id.as_str());
     request.extensions_mut().insert(context);
     let mut response = next.run(request).await;
     if let Ok(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if app.lifecycle.phase() > Phase::Serving {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

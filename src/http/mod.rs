@@ -54,7 +54,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(internal())
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
-        .layer(middleware::from_fn(context::establish))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            context::establish,
+        ))
         .with_state(app)
 }
 

@@ -27,6 +27,8 @@ struct Description;
 /// The document without its routes.
 pub(super) fn description() -> Document {
     let mut document = Description::openapi();
+    // utoipa takes the license from Cargo.toml and writes an empty one where there is none.
+    document.info.license = None;
     document.servers = Some(vec![Server::new("http://127.0.0.1:8080")]);
     document
 }

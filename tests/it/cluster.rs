@@ -1,0 +1,263 @@
+//! A cluster of real instances, all on one port of 127.x.y.n, found through a DNS server of the test.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    sync::atomic::{AtomicU8, Ordering},
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    dns::DnsServer,
+    functions::touch,
+    patience::eventually,
+    process::{Environment, Process},
+};
+
+/// The name that instances resolve.
+pub(crate) const NAME: &str = "cluster.test";
+
+/// A running cluster.
+pub(crate) struct Cluster {
+    pub dns: DnsServer,
+    pub instances: Vec<Process>,
+    directory: TempDir,
+    network: Network,
+    settings: Environment,
+    functions: bool,
+}
+
+/// What a cluster is made of.
+#[derive(Default)]
+pub(crate) struct Builder {
+    regions: Vec<(&'static str, usize)>,
+    settings: Environment,
+    functions: bool,
+}
+
+impl Builder {
+    /// Adds `count` instances in `region`; the first region is the primary.
+    pub(crate) fn region(mut self, region: &'static str, count: usize) -> Self {
+        self.regions.push((region, count));
+        self
+    }
+
+    /// Sets a variable of every instance.
+    pub(crate) fn set(mut self, variable: &'static str, value: &str) -> Self {
+        self.settings.insert(variable, value.to_owned());
+        self
+    }
+
+    /// Gives every instance the functions of [`crate::functions`].
+    pub(crate) fn functions(mut self) -> Self {
+        self.functions = true;
+        self
+    }
+
+    /// Starts the cluster, once every instance sees every other.
+    pub(crate) async fn start(self) -> Cluster {
+        let mut settings = Environment::from([
+            ("RPC_DNS_NAME", NAME.to_owned()),
+            ("RPC_POLL_INTERVAL", "100ms".to_owned()),
+            ("RPC_DRAIN_DELAY", "0s".to_owned()),
+        ]);
+        settings.extend(self.settings);
+        if let Some((primary, _)) = self.regions.first() {
+            settings
+                .entry("PRIMARY_REGION")
+                .or_insert((*primary).to_owned());
+        }
+        let mut cluster = Cluster {
+            dns: DnsServer::start().await,
+            instances: Vec::new(),
+            directory: TempDir::new().unwrap(),
+            network: Network::free(),
+            settings,
+            functions: self.functions,
+        };
+        for (region, count) in self.regions {
+            for _ in 0..count {
+                cluster.add(region).await;
+            }
+        }
+        cluster.announce_all();
+        cluster.until_all_see_all().await;
+        for instance in &cluster.instances {
+            let status = async || instance.get("/readyz").await.status;
+            eventually("ready", status, |status| *status == 200).await;
+        }
+        cluster
+    }
+}
+
+impl Cluster {
+    /// A cluster to be described.
+    pub(crate) fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Starts one more instance in `region`; DNS does not know it yet.
+    pub(crate) async fn add(&mut self, region: &str) {
+        let environment = self.next_environment(region);
+        self.start(environment).await;
+    }
+
+    /// The same with `variable` set to `value` for this instance.
+    pub(crate) async fn add_with(&mut self, region: &str, variable: &'static str, value: &str) {
+        let mut environment = self.next_environment(region);
+        environment.insert(variable, value.to_owned());
+        self.start(environment).await;
+    }
+
+    fn next_environment(&mut self, region: &str) -> Environment {
+        let number = self
+            .instances
+            .iter()
+            .filter(|instance| instance.region == region)
+            .count()
+            + 1;
+        let address = self.network.next_address();
+        self.environment(region, &format!("{region}-{number}"), address)
+    }
+
+    async fn start(&mut self, environment: Environment) {
+        let instance = match self.functions {
+            true => Process::start_with_functions(&environment, self.directory.path()).await,
+            false => Process::start(&environment).await,
+        };
+        self.instances.push(instance);
+    }
+
+    /// What an instance `name` at `address` is told.
+    pub(crate) fn environment(&self, region: &str, name: &str, address: SocketAddr) -> Environment {
+        let mut environment = self.settings.clone();
+        environment.insert("FLY_REGION", region.to_owned());
+        environment.insert("FLY_MACHINE_ID", name.to_owned());
+        environment.insert("RPC_LISTEN", address.to_string());
+        environment.insert("RPC_DNS_SERVER", self.dns.address().to_string());
+        environment
+    }
+
+    /// An address of the cluster's network at which nothing runs.
+    pub(crate) fn free_address(&mut self) -> SocketAddr {
+        self.network.next_address()
+    }
+
+    /// The instance `name`, such as `syd-1`.
+    pub(crate) fn instance(&self, name: &str) -> &Process {
+        self.instances
+            .iter()
+            .find(|instance| instance.name == name)
+            .unwrap()
+    }
+
+    /// The same, to wait for its end.
+    pub(crate) fn instance_mut(&mut self, name: &str) -> &mut Process {
+        self.instances
+            .iter_mut()
+            .find(|instance| instance.name == name)
+            .unwrap()
+    }
+
+    /// The addresses of the instances, sorted.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.instances
+            .iter()
+            .map(|instance| instance.address.ip())
+            .collect()
+    }
+
+    /// Lets DNS know every instance.
+    pub(crate) fn announce_all(&self) {
+        self.dns.set_addresses(NAME, self.addresses());
+    }
+
+    /// Waits until every instance sees every other as ready.
+    pub(crate) async fn until_all_see_all(&self) {
+        let all: BTreeSet<String> = self
+            .instances
+            .iter()
+            .map(|instance| instance.name.clone())
+            .collect();
+        for instance in &self.instances {
+            eventually(
+                "seeing every instance",
+                async || ready_instances(instance).await,
+                |seen| *seen == all,
+            )
+            .await;
+        }
+    }
+
+    /// Waits until the instance `name` sees `instances` as ready, itself included, and no other.
+    pub(crate) async fn until_ready(&self, name: &str, instances: &[&str]) {
+        let wanted: BTreeSet<String> = instances.iter().map(|name| (*name).to_owned()).collect();
+        let seen = async || ready_instances(self.instance(name)).await;
+        eventually("seeing these instances", seen, |seen| *seen == wanted).await;
+    }
+
+    /// Lets a `Test.block(name)` return.
+    pub(crate) fn release(&self, name: &str) {
+        touch(self.directory.path(), &format!("{name}.released"));
+    }
+
+    /// Waits until a function of the test left the mark `name`, such as `x.started`.
+    pub(crate) async fn until_marked(&self, name: &str) {
+        eventually(name, async || self.is_marked(name), |marked| *marked).await;
+    }
+
+    /// Whether a function of the test left the mark `name`.
+    pub(crate) fn is_marked(&self, name: &str) -> bool {
+        self.directory.path().join(name).exists()
+    }
+}
+
+/// The instances that `instance` sees as ready, itself included.
+pub(crate) async fn ready_instances(instance: &Process) -> BTreeSet<String> {
+    instances_in_state(instance, "ready").await
+}
+
+/// The instances that `instance` sees in `state`.
+pub(crate) async fn instances_in_state(instance: &Process, state: &str) -> BTreeSet<String> {
+    let regions = instance.get("/regions").await.body;
+    let instances = regions["regions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|region| region["instances"].as_array().unwrap());
+    let named = instances
+        .filter(|instance| instance["state"] == state)
+        .map(|instance| instance["instance"].as_str());
+    named.map(|name| name.unwrap().to_owned()).collect()
+}
+
+/// Addresses of 127.0.0.0/8 that no other test uses, with one port that is free on them.
+struct Network {
+    second: u8,
+    third: u8,
+    next: u8,
+    port: u16,
+}
+
+static NETWORKS: AtomicU8 = AtomicU8::new(0);
+
+impl Network {
+    fn free() -> Self {
+        let second = u8::try_from(std::process::id() % 250).unwrap() + 1;
+        let third = NETWORKS.fetch_add(1, Ordering::SeqCst);
+        let probe = TcpListener::bind((Ipv4Addr::new(127, second, third, 1), 0)).unwrap();
+        Self {
+            second,
+            third,
+            next: 1,
+            port: probe.local_addr().unwrap().port(),
+        }
+    }
+
+    fn next_address(&mut self) -> SocketAddr {
+        let ip = Ipv4Addr::new(127, self.second, self.third, self.next);
+        self.next += 1;
+        (ip, self.port).into()
+    }
+}

@@ -1,0 +1,131 @@
+//! Settings that stop the start: exit code 64 and one line that names the setting.
+
+use std::process::{Command, Output};
+
+fn serve(variables: &[(&str, &str)], flags: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    command
+        .arg("serve")
+        .args(flags)
+        .env_clear()
+        .envs(variables.iter().copied());
+    command.output().unwrap()
+}
+
+fn refusal(variables: &[(&str, &str)], flags: &[&str]) -> String {
+    let output = serve(variables, flags);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        (output.status.code(), output.stdout.len()),
+        (Some(64), 0),
+        "{message}"
+    );
+    message
+}
+
+/// Variables, flags, and how the one line begins.
+type Case = (
+    &'static [(&'static str, &'static str)],
+    &'static [&'static str],
+    &'static str,
+);
+
+#[test]
+fn wrong_settings_stop_the_start_with_one_line() {
+    let cases: [Case; 7] = [
+        (
+            &[("RPC_LISTEM", "127.0.0.1:0")],
+            &[],
+            "fly-rpc: RPC_LISTEM: no such setting; did you mean RPC_LISTEN?\n",
+        ),
+        (
+            &[("RPC_POLL_INTERVAL", "5")],
+            &[],
+            "fly-rpc: RPC_POLL_INTERVAL (--poll-interval): \"5\" has no unit; write 5s or 5ms\n",
+        ),
+        (
+            &[],
+            &["--poll-interval=5"],
+            "fly-rpc: RPC_POLL_INTERVAL (--poll-interval): \"5\" has no unit; write 5s or 5ms\n",
+        ),
+        (
+            &[("RPC_DEFAULT_TIMEOUT", "2m")],
+            &[],
+            "fly-rpc: RPC_DEFAULT_TIMEOUT (--default-timeout): is above RPC_MAX_TIMEOUT; lower it or raise \
+             RPC_MAX_TIMEOUT\n",
+        ),
+        (
+            &[("MY_REGION", "Sydney")],
+            &[],
+            "fly-rpc: MY_REGION: \"Sydney\" does not fit: a region must be 1 to 32 characters of [a-z0-9-], not \
+             starting with '-', and not \"primary\"\n",
+        ),
+        (
+            &[("RPC_DNS_SERVER", "127.0.0.1:53")],
+            &[],
+            "fly-rpc: RPC_DNS_SERVER (--dns-server): has no effect without RPC_DNS_NAME; set that too, or unset \
+             this\n",
+        ),
+        (
+            &[],
+            &["--listen=0.0.0.0:0"],
+            "fly-rpc: RPC_LISTEN (--listen): 0.0.0.0:",
+        ),
+    ];
+    for (variables, flags, line) in cases {
+        let message = refusal(variables, flags);
+        assert!(
+            message.starts_with(line) && message.lines().count() == 1,
+            "{message:?} is not {line:?}"
+        );
+    }
+}
+
+#[test]
+fn a_flag_wins_over_its_variable() {
+    let message = refusal(&[("RPC_POLL_INTERVAL", "5s")], &["--poll-interval=6"]);
+    assert!(message.contains("\"6\" has no unit"), "{message}");
+}
+
+#[test]
+fn a_flag_that_does_not_exist_is_wrong_usage() {
+    let message = refusal(&[], &["--no-such-flag"]);
+    assert!(
+        message.contains("unexpected argument '--no-such-flag'"),
+        "{message}"
+    );
+}
+
+#[test]
+fn an_address_in_use_is_a_failure_and_no_wrong_usage() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = taken.local_addr().unwrap().to_string();
+    let output = serve(&[("RPC_LISTEN", &listen)], &[]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    let line = format!(
+        "fly-rpc: RPC_LISTEN (--listen): cannot listen on {listen}: Address already in use"
+    );
+    assert!(message.starts_with(&line), "{message}");
+}
+
+#[test]
+fn every_setting_is_in_the_help_and_in_the_readme() {
+    let output = serve(&[], &["--help"]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    for setting in fly_rpc::SETTINGS {
+        let flag = format!("--{} <{}>", setting.flag, setting.value);
+        assert!(
+            setting.flag.is_empty() || help.contains(&flag),
+            "{flag} is not in the help"
+        );
+        assert!(
+            readme.contains(&format!("`{}`", setting.variable)),
+            "{} is not in README.md",
+            setting.variable
+        );
+    }
+}

@@ -1,0 +1,106 @@
+//! The crate as a program uses it: its own functions, calls from its own process, errors that say whether it ran.
+
+use fly_rpc::{
+    CallOptions, Code, Config, DnsName, Drained, Executed, FunctionError, Instance, Registry,
+};
+
+use crate::patience::eventually;
+
+/// An instance in `region` that finds `others` by their addresses.
+async fn start(region: &str, others: &[&Instance]) -> Instance {
+    let mut config = Config {
+        listen: "127.0.0.1:0".to_owned(),
+        ..Config::default()
+    };
+    config.identity.region = region.parse().unwrap();
+    config.discovery.names = others
+        .iter()
+        .map(|other| DnsName::Address(other.address()))
+        .collect();
+    config.drain.delay = std::time::Duration::ZERO;
+    let registry = Registry::builtin()
+        .function("Math", "add", |(a, b): (i64, i64)| async move { Ok(a + b) })
+        .function("Math", "div", |(a, b): (i64, i64)| async move {
+            let error =
+                || FunctionError::new("ArithmeticError", "division by zero").with_data(&(a, b));
+            a.checked_div(b).ok_or_else(error)
+        });
+    Instance::start(config, registry).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_program_calls_its_own_functions_in_another_region() {
+    let syd = start("syd", &[]).await;
+    let iad = start("iad", &[&syd]).await;
+    let rpc = iad.rpc();
+    let add = async || rpc.call::<i64>("syd", "Math", "add", (1, 2)).await;
+    let sum = eventually("syd is found", add, Result::is_ok).await;
+    assert_eq!(sum.unwrap(), 3);
+    assert_eq!(
+        rpc.call::<i64>("iad", "Math", "add", [1, 2]).await.unwrap(),
+        3
+    );
+    assert_eq!(
+        rpc.call::<String>("syd", "String", "upcase", "fly")
+            .await
+            .unwrap(),
+        "FLY"
+    );
+    assert_eq!(
+        rpc.call::<String>("primary", "Fly.RPC", "my_region", ())
+            .await
+            .unwrap_err()
+            .code(),
+        Code::RegionUnknown
+    );
+
+    let failed = rpc
+        .call::<i64>("syd", "Math", "div", (1, 0))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (failed.code(), failed.executed()),
+        (Code::FunctionFailed, Executed::Yes)
+    );
+    let error = failed.error().unwrap();
+    let data = error.data.as_ref().unwrap().get();
+    assert_eq!(
+        (error.kind.as_str(), error.message.as_str(), data),
+        ("ArithmeticError", "division by zero", "[1,0]")
+    );
+
+    let unexpected = rpc
+        .call::<bool>("syd", "Math", "add", (1, 2))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (unexpected.code(), unexpected.executed()),
+        (Code::FunctionFailed, Executed::Yes)
+    );
+    assert_eq!(unexpected.error().unwrap().kind, "UnexpectedResult");
+
+    let options = CallOptions {
+        timeout: Some(std::time::Duration::from_millis(20)),
+        ..CallOptions::default()
+    };
+    let late = rpc
+        .call_with::<String>(options, "syd", "Process", "sleep", 60_000)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (late.code(), late.executed()),
+        (Code::DeadlineExceeded, Executed::Maybe)
+    );
+
+    for (region, code) in [("mars", Code::RegionUnknown), ("MARS", Code::InvalidRegion)] {
+        let error = rpc
+            .call::<i64>(region, "Math", "add", (1, 2))
+            .await
+            .unwrap_err();
+        assert_eq!((error.code(), error.executed()), (code, Executed::No));
+    }
+    assert_eq!(
+        (iad.shutdown().await, syd.shutdown().await),
+        (Drained::Whole, Drained::Whole)
+    );
+}

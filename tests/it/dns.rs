@@ -1,0 +1,205 @@
+//! A real DNS server whose answers the test writes, and changes while it runs.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hickory_server::{
+    Server,
+    net::{runtime::Time, xfer::Protocol},
+    proto::{
+        op::{Header, HeaderCounts, Metadata, ResponseCode},
+        rr::{Name, RData, Record, RecordType, rdata},
+    },
+    server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
+    zone_handler::MessageResponseBuilder,
+};
+use tokio::net::{TcpListener, UdpSocket};
+
+/// How the server behaves, besides the records it has.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Mood {
+    /// It answers with what it has.
+    #[default]
+    Well,
+    /// It answers every question with this code and no records.
+    Code(ResponseCode),
+    /// It never answers.
+    Silent,
+    /// Over UDP it answers that the answer is too long for UDP.
+    OnlyTcp,
+}
+
+/// The records of one name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Records {
+    addresses: Vec<IpAddr>,
+    services: Vec<(String, u16)>,
+}
+
+#[derive(Debug, Default)]
+struct Zone {
+    mood: Mood,
+    ttl: u32,
+    names: BTreeMap<String, Records>,
+}
+
+/// A running DNS server on 127.0.0.1; it stops when it is dropped.
+pub(crate) struct DnsServer {
+    address: SocketAddr,
+    zone: Arc<Mutex<Zone>>,
+    queries: Arc<AtomicUsize>,
+    _server: Server<Handler>,
+}
+
+impl DnsServer {
+    /// Starts without records, on a free port.
+    pub(crate) async fn start() -> Self {
+        let (udp, tcp) = loop {
+            let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+                break (udp, tcp);
+            }
+        };
+        let address = udp.local_addr().unwrap();
+        let (zone, queries) = (Arc::<Mutex<Zone>>::default(), Arc::<AtomicUsize>::default());
+        let handler = Handler {
+            zone: Arc::clone(&zone),
+            queries: Arc::clone(&queries),
+        };
+        let mut server = Server::new(handler);
+        server.register_socket(udp);
+        server.register_listener(tcp, Duration::from_secs(5), 32);
+        Self {
+            address,
+            zone,
+            queries,
+            _server: server,
+        }
+    }
+
+    /// Where it answers.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// How many questions it was asked.
+    pub(crate) fn queries(&self) -> usize {
+        self.queries.load(Ordering::SeqCst)
+    }
+
+    /// Sets the A and AAAA records of `name`.
+    pub(crate) fn set_addresses(&self, name: &str, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.records(name, |records| {
+            records.addresses = addresses.into_iter().collect()
+        });
+    }
+
+    /// Sets the SRV records of `name`: targets and ports.
+    pub(crate) fn set_services(
+        &self,
+        name: &str,
+        services: impl IntoIterator<Item = (String, u16)>,
+    ) {
+        self.records(name, |records| {
+            records.services = services.into_iter().collect()
+        });
+    }
+
+    /// Sets how it behaves from now on.
+    pub(crate) fn set_mood(&self, mood: Mood) {
+        self.zone.lock().unwrap().mood = mood;
+    }
+
+    /// Sets the TTL of every record, in seconds.
+    pub(crate) fn set_ttl(&self, ttl: u32) {
+        self.zone.lock().unwrap().ttl = ttl;
+    }
+
+    fn records(&self, name: &str, change: impl FnOnce(&mut Records)) {
+        let mut zone = self.zone.lock().unwrap();
+        change(zone.names.entry(format!("{name}.")).or_default());
+    }
+}
+
+struct Handler {
+    zone: Arc<Mutex<Zone>>,
+    queries: Arc<AtomicUsize>,
+}
+
+impl Handler {
+    /// The mood, and the records that answer the question; `None` when there is no such name.
+    fn look_up(&self, name: &Name, kind: RecordType) -> (Mood, Option<Vec<Record>>) {
+        let zone = self.zone.lock().unwrap();
+        let Some(found) = zone.names.get(&name.to_lowercase().to_string()) else {
+            return (zone.mood, None);
+        };
+        let addresses = found.addresses.iter().map(|ip| match ip {
+            IpAddr::V4(ip) => RData::A(rdata::A(*ip)),
+            IpAddr::V6(ip) => RData::AAAA(rdata::AAAA(*ip)),
+        });
+        let services = found.services.iter().map(|(target, port)| {
+            RData::SRV(rdata::SRV::new(
+                0,
+                0,
+                *port,
+                Name::from_ascii(format!("{target}.")).unwrap(),
+            ))
+        });
+        let data = addresses
+            .chain(services)
+            .filter(|data| data.record_type() == kind);
+        let records = data
+            .map(|data| Record::from_rdata(name.clone(), zone.ttl, data))
+            .collect();
+        (zone.mood, Some(records))
+    }
+}
+
+#[async_trait::async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut responder: R,
+    ) -> ResponseInfo {
+        self.queries.fetch_add(1, Ordering::SeqCst);
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        let query = request.request_info().unwrap().query;
+        let (mood, found) = self.look_up(query.name(), query.query_type());
+        let mut answers = found.clone().unwrap_or_default();
+        metadata.response_code = if found.is_some() {
+            ResponseCode::NoError
+        } else {
+            ResponseCode::NXDomain
+        };
+        match mood {
+            Mood::Well => {}
+            Mood::Silent => {
+                return Header {
+                    metadata,
+                    counts: HeaderCounts::default(),
+                }
+                .into();
+            }
+            Mood::Code(code) => {
+                metadata.response_code = code;
+                answers.clear();
+            }
+            Mood::OnlyTcp if request.protocol() == Protocol::Udp => {
+                metadata.truncation = true;
+                answers.clear();
+            }
+            Mood::OnlyTcp => {}
+        }
+        let builder = MessageResponseBuilder::from_message_request(request);
+        let response = builder.build(metadata, answers.iter(), [], [], []);
+        responder.send_response(response).await.unwrap()
+    }
+}

@@ -1,0 +1,26 @@
+//! Everything through the front door: real processes on 127.0.0.x, a real DNS server, real signals and sockets.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed setup step should fail the test"
+)]
+#![expect(
+    clippy::print_stderr,
+    reason = "a failed test shows its instances' logs"
+)]
+
+mod cluster;
+mod dns;
+mod functions;
+mod patience;
+mod process;
+
+mod calls;
+mod command_line;
+mod configuration;
+mod crate_api;
+mod dev;
+mod discovery;
+mod layering;
+mod openapi;
+mod reading;
+mod stopping;
