@@ -11,13 +11,18 @@ use serde_json::value::RawValue;
 
 use crate::{
     json::{self, BadJson, Unknown},
-    name::{FunctionName, InstanceId, Name},
+    name::{FunctionName, IdempotencyKey, InstanceId, Name},
     problem::{Code, Problem},
     region::Region,
 };
 
 /// The most items that `args` may have.
 pub(crate) const MAX_ARGS: usize = 256;
+
+/// The longest that any call may be allowed to take.
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+const KEY_RULE: &str = "1 to 128 visible ASCII characters";
 
 /// How long calls may take.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +46,8 @@ pub(crate) struct Call {
     pub idempotent: bool,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
+    /// Makes a repeat of this call the same call.
+    pub key: Option<IdempotencyKey>,
 }
 
 /// The arguments of a call: a JSON array of at most 256 items, kept exactly as received.
@@ -64,7 +71,7 @@ const MEMBERS: &[&str; 6] = &[
     "idempotent",
     "instance",
 ];
-const EXEC_MEMBERS: &[&str; 7] = &[
+const EXEC_MEMBERS: &[&str; 8] = &[
     "module",
     "function",
     "args",
@@ -72,9 +79,32 @@ const EXEC_MEMBERS: &[&str; 7] = &[
     "idempotent",
     "instance",
     "region",
+    "idempotency_key",
 ];
 
 impl Call {
+    /// The same call under the key of the header `Idempotency-Key`, which may stand in quotes.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] for a key that breaks its rule.
+    pub(crate) fn with_key(self, header: &[u8]) -> Result<Self, Problem> {
+        let rule = || {
+            Problem::new(
+                Code::InvalidRequest,
+                format!("header idempotency-key must be {KEY_RULE}"),
+            )
+        };
+        let bare = header
+            .strip_prefix(b"\"")
+            .and_then(|rest| rest.strip_suffix(b"\""))
+            .unwrap_or(header);
+        let text = std::str::from_utf8(bare).map_err(|_| rule())?;
+        Ok(Self {
+            key: Some(text.parse().map_err(|_| rule())?),
+            ..self
+        })
+    }
+
     /// The call in the body of `POST /rpc/{region}`.
     ///
     /// # Errors
@@ -99,6 +129,7 @@ impl Call {
             instance: instance
                 .map(|raw| parsed("instance", raw, "1 to 128 characters of [A-Za-z0-9._-]"))
                 .transpose()?,
+            key: None,
         })
     }
 }
@@ -118,14 +149,24 @@ impl Exec {
             idempotent,
             instance,
             region,
+            key,
         ] = members;
         let region = region.ok_or_else(|| missing("region"))?;
+        let members = [module, function, args, timeout_ms, idempotent, instance];
+        // The caller's own limit was applied where the call came in, and may be another than ours.
+        let timeouts = Timeouts {
+            max: MAX_TIMEOUT,
+            ..timeouts
+        };
+        let key = key
+            .map(|raw| parsed("idempotency_key", raw, KEY_RULE))
+            .transpose()?;
         Ok(Self {
             region: parsed("region", region, "a region")?,
-            call: Call::from_members(
-                [module, function, args, timeout_ms, idempotent, instance],
-                timeouts,
-            )?,
+            call: Call {
+                key,
+                ..Call::from_members(members, timeouts)?
+            },
         })
     }
 
@@ -141,6 +182,8 @@ impl Exec {
             idempotent: bool,
             #[serde(skip_serializing_if = "Option::is_none")]
             instance: Option<&'a InstanceId>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            idempotency_key: Option<&'a IdempotencyKey>,
         }
         json::to_vec(&Body {
             region,
@@ -150,6 +193,7 @@ impl Exec {
             timeout_ms,
             idempotent: call.idempotent,
             instance: call.instance.as_ref(),
+            idempotency_key: call.key.as_ref(),
         })
     }
 }
@@ -400,6 +444,39 @@ mod tests {
             ("syd", Duration::from_millis(7))
         );
         assert_eq!(exec.call.args.raw().get(), "[1.0]");
+    }
+
+    #[test]
+    fn a_key_stands_bare_or_in_quotes_and_travels_along() {
+        let keyed = |header: &[u8]| {
+            let call = Call::from_json(br#"{"module":"m","function":"f"}"#, TIMEOUTS).unwrap();
+            let body = Exec::to_json(&"syd".parse().unwrap(), &call.with_key(header)?, 7);
+            Ok::<_, Problem>(
+                Exec::from_json(&body, TIMEOUTS)
+                    .unwrap()
+                    .call
+                    .key
+                    .unwrap()
+                    .to_string(),
+            )
+        };
+        for header in [&b"a-1"[..], b"\"a-1\""] {
+            assert_eq!(keyed(header).unwrap(), "a-1");
+        }
+        for header in [
+            &b""[..],
+            b"\"\"",
+            b"a b",
+            "\u{e9}".as_bytes(),
+            b"\xff",
+            &[b'x'; 129],
+        ] {
+            let problem = keyed(header).unwrap_err();
+            assert_eq!(
+                problem.detail,
+                "header idempotency-key must be 1 to 128 visible ASCII characters"
+            );
+        }
     }
 
     #[test]

@@ -9,9 +9,9 @@ use tokio::time::{self, Instant};
 pub(crate) struct Deadline(Instant);
 
 impl Deadline {
-    /// The deadline `timeout` from now.
-    pub(crate) fn after(timeout: Duration) -> Self {
-        Self(Instant::now() + timeout)
+    /// The deadline `timeout` after `instant`.
+    pub(crate) fn since(instant: Instant, timeout: Duration) -> Self {
+        Self(instant + timeout)
     }
 
     /// The time left; zero once it has passed.
@@ -42,7 +42,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_deadline_passes_once_and_stays_passed() {
-        let deadline = Deadline::after(Duration::from_millis(1500));
+        let deadline = Deadline::since(Instant::now(), Duration::from_millis(1500));
         assert_eq!(deadline.remaining_ms(), Some(1500));
         assert_eq!(deadline.bound(async { 7 }).await, Some(7));
         time::advance(Duration::from_micros(1_499_500)).await;

@@ -15,7 +15,7 @@ use crate::{
     http::{self, App},
     lifecycle::Lifecycle,
     link::Link,
-    name::{FunctionName, InstanceId, InvalidName, RequestId},
+    name::{FunctionName, IdempotencyKey, InstanceId, InvalidName, RequestId},
     problem::{Code, Executed, FunctionError, Problem},
     region::Target,
     registry::{Executor, Registry, RegistryError},
@@ -199,6 +199,9 @@ pub struct CallOptions {
     pub idempotent: bool,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
+    /// Makes a repeat of this call the same call: within ten minutes it is not run again, and gets the outcome of the
+    /// first.
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// Calls functions in other regions, or in this one, from this process; cheap to clone.
@@ -299,6 +302,7 @@ impl Rpc {
             timeout,
             idempotent: options.idempotent,
             instance: options.instance,
+            key: options.idempotency_key,
         };
         let outcome = self
             .dispatcher

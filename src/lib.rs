@@ -62,7 +62,7 @@ pub use self::{
     },
     http::openapi_json,
     instance::{CallError, CallOptions, Instance, Rpc, StartError},
-    name::{InstanceId, InvalidName},
+    name::{IdempotencyKey, InstanceId, InvalidName},
     problem::{Code, Executed, FunctionError},
     region::Region,
     registry::{Registry, RegistryError},

@@ -96,6 +96,12 @@ word! {
     RequestId, "a request id", "1 to 128 characters of [A-Za-z0-9._-]", is_identifier
 }
 
+word! {
+    /// What makes a repeat of a call the same call: 1 to 128 visible ASCII characters.
+    IdempotencyKey, "an idempotency key", "1 to 128 visible ASCII characters",
+    |text| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 impl InstanceId {
     /// A new id of 14 hexadecimal digits, the shape of a Fly Machine's id.
     pub fn random() -> Self {

@@ -93,6 +93,8 @@ codes! {
     WrongRegion "wrong_region" 421 No "Instance is not where the caller expects it";
     /// The function's own arguments do not fit.
     InvalidArguments "invalid_arguments" 422 No "Arguments do not fit the function";
+    /// The same `Idempotency-Key` with another call.
+    IdempotencyMismatch "idempotency_mismatch" 422 No "Idempotency key belongs to another call";
     /// The function ran and returned an error.
     FunctionFailed "function_failed" 424 Yes "Function returned an error";
     /// The function panicked; the process lives on.

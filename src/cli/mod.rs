@@ -80,7 +80,12 @@ pub fn main() -> ExitCode {
         }
     };
     let done = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime.block_on(run(cli.command)),
+        Ok(runtime) => {
+            let done = runtime.block_on(run(cli.command));
+            // A blocking function that outlived its deadline must not hold up the exit.
+            runtime.shutdown_background();
+            done
+        }
         Err(error) => Err(error.into()),
     };
     match done {

@@ -13,10 +13,11 @@ use self::values::{
     Values, count, dns_names, dns_server, duration, error, host_and_port, is_ours, log_filter,
     port, region, size, word,
 };
-use crate::{call::Timeouts, name::InstanceId, region::Region};
-
-/// The longest that any call may be allowed to take.
-const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+use crate::{
+    call::{MAX_TIMEOUT, Timeouts},
+    name::InstanceId,
+    region::Region,
+};
 
 /// A setting that stops the start.
 #[derive(Debug, thiserror::Error)]

@@ -17,6 +17,9 @@ use crate::{
     link::{DRAINING, STATE},
 };
 
+/// What a call between instances holds besides its client's body, in bytes.
+const ENVELOPE: usize = 4 << 10;
+
 /// `GET /internal/region`: who this instance is.
 pub(super) async fn introduce(State(app): State<Arc<App>>) -> Response {
     let Identity {
@@ -55,7 +58,7 @@ pub(super) async fn exec(
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let exec = match body::json(&parts.headers, body, app.limits.max_body).await {
+    let exec = match body::json(&parts.headers, body, app.limits.max_body + ENVELOPE).await {
         Ok(body) => Exec::from_json(&body, app.timeouts),
         Err(problem) => Err(problem),
     };

@@ -56,7 +56,15 @@ pub(super) struct CallDocument {
     path = "/rpc/{region}",
     operation_id = "callFunction",
     tag = "rpc",
-    params(("region" = String, Path, description = "A region such as `syd`, or `primary`")),
+    params(
+        ("region" = String, Path, description = "A region such as `syd`, or `primary`"),
+        (
+            "idempotency-key" = Option<String>,
+            Header,
+            description = "Makes a repeat of this call the same call: within ten minutes it is not run again, and gets \
+                the outcome of the first; 1 to 128 visible ASCII characters"
+        ),
+    ),
     request_body(content = CallDocument, content_type = "application/json"),
     responses(
         (status = 200, description = "The function's result", body = Reply),
@@ -107,7 +115,16 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Call, Proble
         return Err(Problem::new(Code::LoopDetected, detail));
     }
     let body = body::json(headers, body, app.limits.max_body).await?;
-    Call::from_json(&body, app.timeouts)
+    let call = Call::from_json(&body, app.timeouts)?;
+    let mut keys = headers.get_all("idempotency-key").iter();
+    match (keys.next(), keys.next()) {
+        (None, _) => Ok(call),
+        (Some(key), None) => call.with_key(key.as_bytes()),
+        (Some(_), Some(_)) => Err(Problem::new(
+            Code::InvalidRequest,
+            "header idempotency-key is given twice",
+        )),
+    }
 }
 
 /// One line for each call.

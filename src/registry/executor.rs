@@ -1,40 +1,70 @@
 //! Runs functions on this instance: under the limit of calls in flight, within the deadline, each in a task of its own
-//! so that a client that goes away, or a panic, harms nothing else.
+//! so that a client that goes away, or a panic, harms nothing else; and once for each idempotency key.
 
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::{self, JoinHandle},
+};
 
-use super::{Catalogue, Registry};
+use super::{
+    Block, Catalogue, Prepared, Registry, Run,
+    memory::{self, Memory, Outcome, Recall},
+};
 use crate::{
     call::Call,
     config::Limits,
     deadline::Deadline,
-    lifecycle::Lifecycle,
+    lifecycle::{InFlight, Lifecycle},
+    name::IdempotencyKey,
     problem::{Code, Executed, FunctionError, Problem},
 };
+
+/// How many blocking functions run at once, each on a thread of its own; more wait for their turn.
+const BLOCKING: usize = 64;
 
 /// Runs the functions of a registry.
 #[derive(Debug)]
 pub(crate) struct Executor {
     registry: Registry,
     catalogue: Catalogue,
-    slots: Arc<Semaphore>,
     limits: Limits,
     lifecycle: Arc<Lifecycle>,
+    slots: Arc<Semaphore>,
+    threads: Arc<Semaphore>,
+    memory: Arc<Memory>,
+}
+
+/// What a running call holds until its function has ended.
+#[derive(Debug)]
+struct Held {
+    _slot: OwnedSemaphorePermit,
+    _in_flight: InFlight,
+}
+
+/// How a function ended.
+enum Ended {
+    /// By itself.
+    Done(Result<Box<RawValue>, FunctionError>),
+    /// It never started.
+    NeverStarted,
+    /// It still ran at the deadline.
+    TimedOut,
 }
 
 impl Executor {
     /// An executor of `registry`'s functions under `limits`.
     pub(crate) fn new(registry: Registry, limits: Limits, lifecycle: Arc<Lifecycle>) -> Self {
-        let catalogue = registry.catalogue();
         Self {
+            catalogue: registry.catalogue(),
             registry,
-            catalogue,
-            slots: Arc::new(Semaphore::new(limits.max_in_flight)),
             limits,
             lifecycle,
+            slots: Arc::new(Semaphore::new(limits.max_in_flight)),
+            threads: Arc::new(Semaphore::new(BLOCKING)),
+            memory: Arc::new(Memory::new()),
         }
     }
 
@@ -43,75 +73,170 @@ impl Executor {
         &self.catalogue
     }
 
-    /// Runs `call` and waits for its result until `deadline`, when the function is dropped.
+    /// Runs `call` and waits for its result until `deadline`, when the function is dropped. A repeat of a call with
+    /// the same key does not run again: it gets the outcome of the first.
     ///
     /// # Errors
     /// Before it ran: [`Code::Draining`], [`Code::Overloaded`], [`Code::DeadlineExceeded`], [`Code::FunctionUnknown`],
-    /// [`Code::InvalidArguments`]. After: [`Code::FunctionFailed`], [`Code::FunctionPanicked`], and
-    /// [`Code::DeadlineExceeded`] with `executed: maybe`.
+    /// [`Code::InvalidArguments`], [`Code::IdempotencyMismatch`]. After: [`Code::FunctionFailed`],
+    /// [`Code::FunctionPanicked`], and [`Code::DeadlineExceeded`] with `executed: maybe`.
     ///
     /// # Cancel safety
     /// Dropping this future does not stop a function that has started; it runs on to its deadline.
-    pub(crate) async fn run(
-        &self,
-        call: &Call,
-        deadline: Deadline,
-    ) -> Result<Box<RawValue>, Problem> {
-        let in_flight = self.lifecycle.admit()?;
-        let slot = Arc::clone(&self.slots)
-            .try_acquire_owned()
-            .map_err(|_| self.overloaded())?;
-        if deadline.has_passed() {
-            return Err(Problem::new(
-                Code::DeadlineExceeded,
-                "the deadline passed before the function started",
-            ));
+    pub(crate) async fn run(&self, call: &Call, deadline: Deadline) -> Outcome {
+        match &call.key {
+            None => Running::start(self, call, deadline)?.outcome().await,
+            Some(key) => self.run_once(key, call, deadline).await,
         }
-        let run = self.registry.prepare(call)?;
-        let task = tokio::spawn(async move {
-            let outcome = deadline.bound(run).await;
-            drop((slot, in_flight));
+    }
+
+    async fn run_once(&self, key: &IdempotencyKey, call: &Call, deadline: Deadline) -> Outcome {
+        let claim = match self.memory.recall(key, call) {
+            Recall::New(claim) => claim,
+            Recall::Finished(outcome) => return outcome.as_ref().clone(),
+            Recall::Mismatch => {
+                let detail = "the idempotency key belongs to a call of another function or with other arguments";
+                return Err(Problem::new(Code::IdempotencyMismatch, detail));
+            }
+            Recall::Running(outcome) => {
+                let awaited = deadline.bound(memory::awaited(outcome)).await;
+                return awaited.unwrap_or_else(|| Err(timed_out(call)));
+            }
+        };
+        let running = match Running::start(self, call, deadline) {
+            Ok(running) => running,
+            Err(problem) => {
+                let refused = Err(problem);
+                claim.settle(&refused);
+                return refused;
+            }
+        };
+        // In a task of its own: the outcome is remembered also when the caller goes away.
+        let settled = task::spawn(async move {
+            let outcome = running.outcome().await;
+            claim.settle(&outcome);
             outcome
         });
-        match task.await {
-            Ok(Some(Ok(result))) => self.bounded(result),
-            Ok(Some(Err(error))) => Err(Problem::function_failed(error)),
-            Ok(None) => Err(timed_out(call)),
-            Err(error) if error.is_panic() => Err(panicked(call)),
-            Err(_) => Err(Problem::new(
-                Code::Internal,
-                "the runtime stopped while the function ran",
-            )),
-        }
+        settled.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    fn bounded(&self, result: Box<RawValue>) -> Result<Box<RawValue>, Problem> {
-        let (size, limit) = (result.get().len(), self.limits.max_result);
-        if size <= limit {
-            return Ok(result);
+    fn hold(&self) -> Result<Held, Problem> {
+        let in_flight = self.lifecycle.admit()?;
+        match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(slot) => Ok(Held {
+                _slot: slot,
+                _in_flight: in_flight,
+            }),
+            Err(_) => {
+                let limit = self.limits.max_in_flight;
+                let detail = format!(
+                    "this instance runs {limit} calls, as many as RPC_MAX_IN_FLIGHT allows"
+                );
+                Err(Problem::new(Code::Overloaded, detail))
+            }
         }
-        let message =
-            format!("the result has {size} bytes, more than the {limit} of RPC_MAX_RESULT");
-        Err(Problem::function_failed(FunctionError::new(
-            "ResultTooLarge",
-            message,
-        )))
-    }
-
-    fn overloaded(&self) -> Problem {
-        let limit = self.limits.max_in_flight;
-        Problem::new(
-            Code::Overloaded,
-            format!("this instance runs {limit} calls, as many as RPC_MAX_IN_FLIGHT allows"),
-        )
     }
 }
 
+/// A call whose function runs in a task.
+struct Running {
+    task: JoinHandle<Ended>,
+    call: Call,
+    max_result: usize,
+}
+
+impl Running {
+    fn start(executor: &Executor, call: &Call, deadline: Deadline) -> Result<Self, Problem> {
+        let held = executor.hold()?;
+        if deadline.has_passed() {
+            return Err(never_started(call));
+        }
+        let task = match executor.registry.prepare(call)? {
+            Prepared::Async(run) => task::spawn(run_async(run, held, deadline)),
+            Prepared::Blocking(block) => task::spawn(run_blocking(
+                block,
+                held,
+                Arc::clone(&executor.threads),
+                deadline,
+            )),
+        };
+        Ok(Self {
+            task,
+            call: call.clone(),
+            max_result: executor.limits.max_result,
+        })
+    }
+
+    async fn outcome(self) -> Outcome {
+        let Self {
+            task,
+            call,
+            max_result,
+        } = self;
+        match task.await {
+            Ok(Ended::Done(Ok(result))) => bounded(result, max_result),
+            Ok(Ended::Done(Err(error))) => Err(Problem::function_failed(error)),
+            Ok(Ended::NeverStarted) => Err(never_started(&call)),
+            Ok(Ended::TimedOut) => Err(timed_out(&call)),
+            Err(error) if error.is_panic() => Err(panicked(&call)),
+            Err(_) => Err(stopped()),
+        }
+    }
+}
+
+async fn run_async(run: Run, held: Held, deadline: Deadline) -> Ended {
+    let ended = deadline
+        .bound(run)
+        .await
+        .map_or(Ended::TimedOut, Ended::Done);
+    drop(held);
+    ended
+}
+
+/// A thread cannot be stopped: at the deadline the caller gets its answer, and the call stays in flight until the
+/// function has returned.
+async fn run_blocking(
+    block: Block,
+    held: Held,
+    threads: Arc<Semaphore>,
+    deadline: Deadline,
+) -> Ended {
+    let Some(Ok(thread)) = deadline.bound(threads.acquire_owned()).await else {
+        return Ended::NeverStarted;
+    };
+    let ran = task::spawn_blocking(move || {
+        let _held = (held, thread);
+        block()
+    });
+    match deadline.bound(ran).await {
+        Some(Ok(result)) => Ended::Done(result),
+        // Passed on, so that the task that waits for it sees the panic as its own.
+        Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Some(Err(_)) | None => Ended::TimedOut,
+    }
+}
+
+fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
+    let size = result.get().len();
+    if size <= limit {
+        return Ok(result);
+    }
+    let message = format!("the result has {size} bytes, more than the {limit} of RPC_MAX_RESULT");
+    Err(Problem::function_failed(FunctionError::new(
+        "ResultTooLarge",
+        message,
+    )))
+}
+
+fn never_started(call: &Call) -> Problem {
+    Problem::new(
+        Code::DeadlineExceeded,
+        format!("the deadline passed before {} started", call.name),
+    )
+}
+
 fn timed_out(call: &Call) -> Problem {
-    let detail = format!(
-        "{} was still running at the deadline and was stopped",
-        call.name
-    );
+    let detail = format!("{} was still running at the deadline", call.name);
     Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe)
 }
 
@@ -120,4 +245,8 @@ fn panicked(call: &Call) -> Problem {
         Code::FunctionPanicked,
         format!("{} panicked; the instance's log has the cause", call.name),
     )
+}
+
+fn stopped() -> Problem {
+    Problem::new(Code::Internal, "the runtime stopped while the function ran")
 }

@@ -5,6 +5,7 @@ mod args;
 mod builtin;
 mod catalogue;
 mod executor;
+mod memory;
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
 
@@ -25,8 +26,17 @@ use crate::{
 /// A function at work: its result as JSON, or its own error.
 type Run = Pin<Box<dyn Future<Output = Result<Box<RawValue>, FunctionError>> + Send>>;
 
-/// A function with its types erased: args in, and a run to poll, or what does not fit about the args.
-type Function = Box<dyn Fn(&Args) -> Result<Run, String> + Send + Sync>;
+/// A function that blocks its thread, ready to be run on one of its own.
+type Block = Box<dyn FnOnce() -> Result<Box<RawValue>, FunctionError> + Send>;
+
+/// A call whose function is found and whose arguments fit.
+enum Prepared {
+    Async(Run),
+    Blocking(Block),
+}
+
+/// A function with its types erased: args in, and what is to be run, or what does not fit about the args.
+type Function = Box<dyn Fn(&Args) -> Result<Prepared, String> + Send + Sync>;
 
 /// The functions of this instance.
 ///
@@ -79,10 +89,35 @@ impl Registry {
         A: Send + 'static,
     {
         let run = Arc::new(run);
-        let erased = move |args: &Args| -> Result<Run, String> {
+        let erased = move |args: &Args| -> Result<Prepared, String> {
             let args = args::parse(args)?;
             let run = Arc::clone(&run);
-            Ok(Box::pin(async move { to_json(&run(args).await?) }))
+            Ok(Prepared::Async(Box::pin(async move {
+                to_json(&run(args).await?)
+            })))
+        };
+        self.insert(module, function, Box::new(erased));
+        self
+    }
+
+    /// The same registry with a function that blocks its thread: computes for long, or waits in a call that is not
+    /// async. An async function that did so would hold up every other call.
+    ///
+    /// As [`Registry::function`], but it runs on a thread of its own, 64 at once, and further calls wait for their
+    /// turn. A thread cannot be stopped: at the deadline the caller gets its answer, while the function runs on and
+    /// counts as in flight until it returns.
+    #[must_use]
+    pub fn blocking_function<A, R, F>(mut self, module: &str, function: &str, run: F) -> Self
+    where
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize,
+        F: Fn(A) -> Result<R, FunctionError> + Send + Sync + 'static,
+    {
+        let run = Arc::new(run);
+        let erased = move |args: &Args| -> Result<Prepared, String> {
+            let args = args::parse(args)?;
+            let run = Arc::clone(&run);
+            Ok(Prepared::Blocking(Box::new(move || to_json(&run(args)?))))
         };
         self.insert(module, function, Box::new(erased));
         self
@@ -119,7 +154,7 @@ impl Registry {
     }
 
     /// The call, ready to be polled.
-    fn prepare(&self, call: &Call) -> Result<Run, Problem> {
+    fn prepare(&self, call: &Call) -> Result<Prepared, Problem> {
         let FunctionName { module, function } = &call.name;
         let found = self
             .modules

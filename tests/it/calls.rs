@@ -269,7 +269,7 @@ async fn a_region_that_dies_is_unreachable_then_unavailable() {
 
     let first = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
     assert_eq!(first.problem(), (502, "peer_unreachable", "no"));
-    let detail = "region \"syd\": 1 attempts, none could connect; no connection to instance syd-1";
+    let detail = "region \"syd\": 1 attempt, none could connect; no connection to instance syd-1";
     assert_eq!(first.detail(), detail);
 
     let unavailable = async || iad.call("syd", "Fly.RPC.my_region", json!([])).await;
@@ -278,7 +278,7 @@ async fn a_region_that_dies_is_unreachable_then_unavailable() {
     })
     .await;
     assert_eq!(later.problem(), (503, "region_unavailable", "no"));
-    let detail = "region \"syd\": 1 known instances, none reachable; last seen ";
+    let detail = "region \"syd\": 1 known instance, none reachable; last seen ";
     assert!(later.detail().starts_with(detail), "{}", later.detail());
     assert_eq!(
         (later.instance(), &later.body["meta"]["attempts"]),

@@ -6,10 +6,14 @@ use crate::process::{Environment, Process};
 async fn the_document_is_the_same_everywhere() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
     let kept = std::fs::read_to_string(path).unwrap();
-    assert_eq!(
-        kept.trim_end(),
-        fly_rpc::openapi_json(),
-        "refresh it with: cargo run -- openapi > openapi/openapi.json"
+    let made = fly_rpc::openapi_json();
+    let differs = kept
+        .lines()
+        .zip(made.lines())
+        .find(|(kept, made)| kept != made);
+    assert!(
+        kept.trim_end() == made,
+        "{differs:?}; refresh it with: cargo run -- openapi > openapi/openapi.json"
     );
     let local = Process::start(&Environment::from([(
         "RPC_LISTEN",
