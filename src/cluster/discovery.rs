@@ -2,7 +2,7 @@
 //! The only writer of the peer table. It starts with the process and never holds up start, shutdown or a call.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -18,14 +18,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    agenda::Agenda,
+    event::{Encounter, Event, Sighting, Unseen},
+    overview::{Overview, Progress},
     peers::PeerTable,
     probe::Prober,
     resolve::{Answer, Dns},
-    table::{Change, Encounter, Event, PeerState, Sighting, Table, Unseen},
+    state::{Change, Effects},
+    table::Table,
 };
 
-/// How many probes are under way at once.
-const CONCURRENT_PROBES: usize = 32;
+/// How many probes are under way at once, DNS queries counted as one.
+const CONCURRENT_TASKS: usize = 32;
 /// How long an address that is no peer is not mentioned again in the log.
 const STRANGER_SILENCE: Duration = Duration::from_secs(600);
 
@@ -36,28 +40,6 @@ pub(super) enum Message {
     Met(SocketAddr, Encounter),
     /// Somebody wants to see the cluster.
     Overview(oneshot::Sender<Overview>),
-}
-
-/// How discovery fares.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Progress {
-    /// Rounds that were finished.
-    pub rounds: u64,
-    /// Whether a round with an answer from DNS was finished.
-    pub found: bool,
-    /// When DNS last gave a whole answer.
-    pub last_success: Option<Instant>,
-    /// What went wrong with the last queries; `None` when nothing did.
-    pub error: Option<String>,
-}
-
-/// Every peer, and how discovery fares.
-#[derive(Clone, Debug)]
-pub(crate) struct Overview {
-    /// Every peer.
-    pub peers: Vec<PeerState>,
-    /// How discovery fares.
-    pub progress: Progress,
 }
 
 /// Something that was under way and is done.
@@ -78,67 +60,133 @@ pub(super) struct Discovery {
     pub(super) work: Work,
 }
 
-/// What a round still has to do.
-#[derive(Default)]
+/// What is under way, and what comes next.
 pub(super) struct Work {
     tasks: JoinSet<Done>,
-    round_is_open: bool,
-    asked: BTreeSet<SocketAddr>,
-    queue: VecDeque<SocketAddr>,
+    agenda: Agenda,
+    /// The addresses that are being asked, and whether the round waits for them.
+    asked: HashMap<SocketAddr, bool>,
+    round: Round,
+    next_round: Instant,
+    /// Whether DNS ever gave an address.
+    found: bool,
+    /// Addresses that are no peers, mentioned in the log a short while ago.
+    mentioned: Cache<SocketAddr, ()>,
+}
+
+/// How far the round is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Round {
+    /// It is over.
+    Over,
+    /// DNS is being asked.
+    Resolving,
+    /// New addresses are being asked who they are.
+    Meeting,
+}
+
+impl Work {
+    /// Nothing under way, and a round to begin at once.
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            tasks: JoinSet::new(),
+            agenda: Agenda::new(now),
+            asked: HashMap::new(),
+            round: Round::Over,
+            next_round: now,
+            found: false,
+            mentioned: Cache::builder()
+                .time_to_live(STRANGER_SILENCE)
+                .max_capacity(10_000)
+                .build(),
+        }
+    }
 }
 
 impl Discovery {
     /// Polls until `stop`.
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let strangers = Cache::builder()
-            .time_to_live(STRANGER_SILENCE)
-            .max_capacity(10_000)
-            .build();
-        let mut next_round = Instant::now();
         loop {
+            let now = Instant::now();
+            let can_ask = self.work.tasks.len() < CONCURRENT_TASKS;
+            let wake = self.work.agenda.wake(now).filter(|_| can_ask);
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep_until(next_round), if !self.work.round_is_open => {
-                    next_round = Instant::now() + jittered(self.poll_interval);
+                () = sleep_until(self.work.next_round), if self.work.round != Round::Resolving => {
                     self.open_round();
                 }
+                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.ask(),
                 Some(done) = self.work.tasks.join_next() => match done {
-                    Ok(done) => self.done(done, &strangers),
+                    Ok(done) => self.done(done),
                     Err(error) => tracing::error!(%error, "a discovery task failed; the next round asks again"),
                 },
                 Some(message) = self.inbox.recv() => self.hear(message),
             }
-            self.probe_next();
             self.close_round();
         }
     }
 
     fn open_round(&mut self) {
-        self.work.round_is_open = true;
-        self.work.asked.clear();
-        self.enqueue();
+        if self.work.round == Round::Meeting {
+            self.finish_round();
+        }
+        self.work.next_round = Instant::now() + jittered(self.poll_interval);
+        self.work.round = Round::Resolving;
         let dns = Arc::clone(&self.dns);
         self.work
             .tasks
             .spawn(async move { Done::Resolved(dns.resolve().await) });
     }
 
-    fn done(&mut self, done: Done, strangers: &Cache<SocketAddr, ()>) {
+    /// A round is over when all that DNS brought has been asked once, or when the next one begins.
+    fn close_round(&mut self) {
+        let Work { agenda, asked, .. } = &self.work;
+        let still_meets = agenda.has_urgent() || asked.values().any(|is_awaited| *is_awaited);
+        if self.work.round == Round::Meeting && !still_meets {
+            self.finish_round();
+        }
+    }
+
+    fn finish_round(&mut self) {
+        self.work.round = Round::Over;
+        let found = self.work.found;
+        self.progress.send_modify(|progress| {
+            progress.rounds += 1;
+            progress.found |= found;
+        });
+    }
+
+    fn ask(&mut self) {
+        let now = Instant::now();
+        while self.work.tasks.len() < CONCURRENT_TASKS {
+            let is_awaited = self.work.agenda.has_urgent();
+            let Some(address) = self.work.agenda.next(now) else {
+                return;
+            };
+            self.work.asked.insert(address, is_awaited);
+            let prober = Arc::clone(&self.prober);
+            self.work
+                .tasks
+                .spawn(async move { Done::Probed(address, prober.probe(address).await) });
+        }
+    }
+
+    fn done(&mut self, done: Done) {
         match done {
             Done::Resolved(answer) => self.resolved(answer),
             Done::Probed(address, outcome) => {
-                if let Err(Unseen::Stranger(reason)) = &outcome
-                    && !strangers.contains_key(&address)
-                {
-                    strangers.insert(address, ());
-                    tracing::warn!(%address, %reason, "not a peer; it is asked again in later rounds");
-                }
+                self.work.asked.remove(&address);
+                let reason = outcome.as_ref().err().map(ToString::to_string);
                 self.apply(Event::Probed(address, outcome));
+                self.mention(address, reason);
+                self.plan(address);
             }
         }
     }
 
     fn resolved(&mut self, answer: Answer) {
+        self.work.round = Round::Meeting;
         let Answer { resolved, error } = answer;
         let was = self.progress.borrow().error.clone();
         match &error {
@@ -148,32 +196,35 @@ impl Discovery {
             None if was.is_some() => tracing::info!("DNS answers again"),
             _ => {}
         }
+        self.work.found |= !resolved.addresses.is_empty();
         self.progress.send_modify(|progress| {
-            progress.last_success = if error.is_none() {
-                Some(Instant::now())
-            } else {
-                progress.last_success
-            };
+            if error.is_none() {
+                progress.last_success = Some(Instant::now());
+            }
             progress.error = error;
         });
         self.apply(Event::Resolved(resolved));
-        self.enqueue();
     }
 
-    /// Queues every address that this round has not asked yet: known ones do not wait for DNS.
-    fn enqueue(&mut self) {
-        let Work { asked, queue, .. } = &mut self.work;
-        queue.extend(
-            self.table
-                .addresses()
-                .into_iter()
-                .filter(|address| asked.insert(*address)),
-        );
+    /// An address that is no peer is worth a line, but not in every round.
+    fn mention(&self, address: SocketAddr, reason: Option<String>) {
+        let Some(reason) = reason else { return };
+        let mentioned = &self.work.mentioned;
+        if self.table.is_peer(address) || mentioned.contains_key(&address) {
+            return;
+        }
+        mentioned.insert(address, ());
+        tracing::warn!(%address, %reason, "not a peer; it is asked again in later rounds");
     }
 
     fn hear(&mut self, message: Message) {
         match message {
-            Message::Met(address, encounter) => self.apply(Event::Met(address, encounter)),
+            Message::Met(address, encounter) => {
+                if self.apply(Event::Met(address, encounter)) {
+                    self.plan(address);
+                }
+                self.vouch(address, encounter);
+            }
             Message::Overview(asker) => {
                 let peers = self.table.peers().cloned().collect();
                 // An asker that went away needs no answer.
@@ -185,36 +236,45 @@ impl Discovery {
         }
     }
 
-    fn probe_next(&mut self) {
-        while self.work.tasks.len() < CONCURRENT_PROBES {
-            let Some(address) = self.work.queue.pop_front() else {
-                return;
-            };
-            let prober = Arc::clone(&self.prober);
-            self.work
-                .tasks
-                .spawn(async move { Done::Probed(address, prober.probe(address).await) });
-        }
-    }
-
-    fn close_round(&mut self) {
-        if !self.work.round_is_open || !self.work.tasks.is_empty() {
+    /// Decides when `address` is asked again.
+    fn plan(&mut self, address: SocketAddr) {
+        if self.work.asked.contains_key(&address) {
             return;
         }
-        self.work.round_is_open = false;
-        self.progress.send_modify(|progress| {
-            progress.rounds += 1;
-            progress.found |= progress.last_success.is_some();
-        });
+        match self.table.pause(address, self.poll_interval) {
+            Some(pause) => self
+                .work
+                .agenda
+                .set(address, Instant::now() + jittered(pause)),
+            None => self.work.agenda.forget(address),
+        }
     }
 
-    fn apply(&mut self, event: Event) {
-        let changes = self.table.apply(event, Instant::now());
+    /// A call that was answered spares a probe.
+    fn vouch(&mut self, address: SocketAddr, encounter: Encounter) {
+        if encounter != Encounter::Answered {
+            return;
+        }
+        let now = Instant::now();
+        if let Some(date) = self.table.vouched_until(address, self.poll_interval, now) {
+            self.work.agenda.put_off(address, date);
+        }
+    }
+
+    /// Applies the rules; whether the state of a peer changed.
+    fn apply(&mut self, event: Event) -> bool {
+        let Effects { changes, ask } = self.table.apply(event, Instant::now());
         let regions: BTreeSet<_> = changes.iter().map(|change| &change.peer.region).collect();
         for region in regions {
             self.published.publish(region, self.table.region(region));
         }
         changes.iter().for_each(log);
+        for address in ask {
+            if !self.work.asked.contains_key(&address) {
+                self.work.agenda.at_once(address);
+            }
+        }
+        !changes.is_empty()
     }
 }
 

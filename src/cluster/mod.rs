@@ -1,10 +1,14 @@
 //! The cluster as this instance knows it: who its peers are, where, and in which state.
 //! Calls read it and tell it whom they met; discovery alone writes it.
 
+mod agenda;
 mod discovery;
+mod event;
+mod overview;
 mod peers;
 mod probe;
 mod resolve;
+mod state;
 mod table;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -20,10 +24,11 @@ use self::{
     table::Table,
 };
 pub(crate) use self::{
-    discovery::{Overview, Progress},
+    event::Encounter,
+    overview::{Overview, Progress},
     peers::{Peer, RegionPeers},
     probe::{Introduction, PROTOCOL, Willingness},
-    table::{Encounter, Health, PeerState},
+    state::{Health, PeerState},
 };
 use crate::{
     config::{DiscoveryConfig, Identity},
@@ -89,7 +94,7 @@ impl Cluster {
             published: table.clone(),
             progress,
             inbox,
-            work: Work::default(),
+            work: Work::new(),
         };
         tasks.spawn(discovery.run(stop));
         let source = config

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time;
 
 use super::{
+    event::{Sighting, Unseen},
     peers::Peer,
-    table::{Sighting, Unseen},
 };
 use crate::{
     client,
@@ -163,14 +163,21 @@ impl Prober {
         limit: usize,
     ) -> Result<T, Unseen> {
         let request = self.client.get(format!("http://{address}{path}"));
-        let response = request
-            .send()
-            .await
-            .map_err(|error| Unseen::Silent(client::chain(&error.without_url())))?;
-        if response.status() != StatusCode::OK {
+        let response = request.send().await.map_err(|error| {
+            let is_silent = error.is_connect() || error.is_timeout() || was_cut(&error);
+            let reason = client::chain(&error.without_url());
+            match is_silent {
+                true => Unseen::Silent(reason),
+                false => Unseen::Stranger(format!("it does not speak HTTP: {reason}")),
+            }
+        })?;
+        let status = response.status();
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(Unseen::Silent(format!("it answered {path} with {status}")));
+        }
+        if status != StatusCode::OK {
             return Err(Unseen::Stranger(format!(
-                "it answered {path} with {}",
-                response.status()
+                "it answered {path} with {status}"
             )));
         }
         let body = client::body(response, limit)
@@ -179,4 +186,16 @@ impl Prober {
         serde_json::from_slice(&body)
             .map_err(|_| Unseen::Stranger(format!("its answer to {path} is not ours")))
     }
+}
+
+/// Whether the connection ended before an answer, which a process that stops may do.
+fn was_cut(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(cause) = cause.downcast_ref::<hyper::Error>() {
+            return !cause.is_parse();
+        }
+        source = cause.source();
+    }
+    false
 }

@@ -10,7 +10,7 @@ use std::{
 use futures_util::{StreamExt, future, stream};
 use hickory_resolver::{
     Resolver, TokioResolver,
-    config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig},
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig},
     lookup::Lookup,
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
     proto::{
@@ -20,7 +20,7 @@ use hickory_resolver::{
 };
 use tokio::time;
 
-use super::table::Resolved;
+use super::event::Resolved;
 use crate::config::{DiscoveryConfig, DnsName};
 
 /// How long one query may take; hickory's own defaults wait 15 s for a silent server.
@@ -63,7 +63,6 @@ impl Dns {
         options.attempts = 1;
         options.cache_size = 0;
         options.edns0 = true;
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
         if config.server.is_some() {
             options.use_hosts_file = ResolveHosts::Never;
         }
@@ -74,19 +73,12 @@ impl Dns {
         })
     }
 
-    /// Asks for every name. An answer without any address is an error: discovery keeps what it has.
+    /// Asks for every name. What was found counts also when something else failed; an answer without any address is an
+    /// error, so that discovery keeps what it has.
     pub(super) async fn resolve(&self) -> Answer {
-        let answers =
-            future::join_all(self.names.iter().map(|name| self.resolve_in_time(name))).await;
-        let error = answers
-            .iter()
-            .find_map(|answer| answer.as_ref().err().cloned());
-        let addresses: BTreeSet<SocketAddr> = answers
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(can_be_a_peer)
-            .collect();
+        let names = self.names.iter().map(|name| self.resolve_in_time(name));
+        let Found { addresses, error } = future::join_all(names).await.into_iter().collect();
+        let addresses: BTreeSet<_> = addresses.into_iter().filter(can_be_a_peer).collect();
         let error = error.or_else(|| {
             addresses
                 .is_empty()
@@ -101,38 +93,55 @@ impl Dns {
         }
     }
 
-    async fn resolve_in_time(&self, name: &DnsName) -> Result<Vec<SocketAddr>, String> {
+    async fn resolve_in_time(&self, name: &DnsName) -> Found {
         let found = time::timeout(ROUND_TIMEOUT, self.resolve_name(name)).await;
+        let mut found = found.unwrap_or_else(|_| Found::failed(&NetError::Timeout));
+        found.error = found.error.map(|error| format!("{}: {error}", label(name)));
         found
-            .unwrap_or(Err(NetError::Timeout))
-            .map_err(|error| format!("{}: {}", label(name), reason(&error)))
     }
 
-    async fn resolve_name(&self, name: &DnsName) -> Result<Vec<SocketAddr>, NetError> {
+    async fn resolve_name(&self, name: &DnsName) -> Found {
         match name {
-            DnsName::Address(address) => Ok(vec![*address]),
+            DnsName::Address(address) => Found::from(vec![*address]),
             DnsName::Host(host, port) => {
-                self.resolve_host(host.as_str(), port.unwrap_or(self.peer_port))
-                    .await
+                let port = port.unwrap_or(self.peer_port);
+                if let Ok(ip) = host.parse() {
+                    return Found::from(vec![SocketAddr::new(ip, port)]);
+                }
+                match Name::from_utf8(host) {
+                    Ok(host) => self.resolve_host(host, port).await,
+                    Err(error) => Found::failed(&error.into()),
+                }
             }
             DnsName::Service(service) => self.resolve_service(service).await,
         }
     }
 
-    async fn resolve_host(
-        &self,
-        host: impl hickory_resolver::proto::rr::IntoName,
-        port: u16,
-    ) -> Result<Vec<SocketAddr>, NetError> {
-        let found = self.resolver.lookup_ip(host).await?;
-        Ok(found
-            .iter()
-            .map(|ip| SocketAddr::new(ip.to_canonical(), port))
-            .collect())
+    /// The A and AAAA records of `host`. That it has none of one kind is an answer, that it has none at all an error.
+    async fn resolve_host(&self, host: Name, port: u16) -> Found {
+        let (a, aaaa) = future::join(
+            self.resolver.ipv4_lookup(host.clone()),
+            self.resolver.ipv6_lookup(host),
+        )
+        .await;
+        match (a, aaaa) {
+            (Err(a), Err(aaaa)) if is_an_answer(&a) && is_an_answer(&aaaa) => Found::failed(&a),
+            (a, aaaa) => [a, aaaa]
+                .into_iter()
+                .map(|lookup| match lookup {
+                    Ok(lookup) => Found::from(addresses(&lookup, port)),
+                    Err(none) if is_an_answer(&none) => Found::default(),
+                    Err(error) => Found::failed(&error),
+                })
+                .collect(),
+        }
     }
 
-    async fn resolve_service(&self, service: &str) -> Result<Vec<SocketAddr>, NetError> {
-        let lookup = self.resolver.srv_lookup(service).await?;
+    async fn resolve_service(&self, service: &str) -> Found {
+        let lookup = match self.resolver.srv_lookup(service).await {
+            Ok(lookup) => lookup,
+            Err(error) => return Found::failed(&error),
+        };
         let brought_along = addresses_in(&lookup);
         let (mut found, mut missing) = (Vec::new(), BTreeSet::new());
         for SRV { target, port, .. } in services_in(&lookup) {
@@ -144,12 +153,64 @@ impl Dns {
             }
         }
         let queries = stream::iter(missing).map(|(target, port)| self.resolve_host(target, port));
-        let mut queries = queries.buffer_unordered(CONCURRENT_TARGETS);
-        while let Some(addresses) = queries.next().await {
-            found.extend(addresses?);
-        }
-        Ok(found)
+        let answers: Vec<Found> = queries
+            .buffer_unordered(CONCURRENT_TARGETS)
+            .chain(stream::iter([Found::from(found)]))
+            .collect()
+            .await;
+        answers.into_iter().collect()
     }
+}
+
+/// What some queries found, and the first thing that went wrong.
+#[derive(Debug, Default)]
+struct Found {
+    addresses: Vec<SocketAddr>,
+    error: Option<String>,
+}
+
+impl Found {
+    fn failed(error: &NetError) -> Self {
+        Self {
+            addresses: Vec::new(),
+            error: Some(reason(error)),
+        }
+    }
+}
+
+impl From<Vec<SocketAddr>> for Found {
+    fn from(addresses: Vec<SocketAddr>) -> Self {
+        Self {
+            addresses,
+            error: None,
+        }
+    }
+}
+
+impl FromIterator<Self> for Found {
+    fn from_iter<I: IntoIterator<Item = Self>>(answers: I) -> Self {
+        let mut all = Self::default();
+        for answer in answers {
+            all.addresses.extend(answer.addresses);
+            all.error = all.error.or(answer.error);
+        }
+        all
+    }
+}
+
+/// Whether the server answered, and the answer is that there are no such records.
+fn is_an_answer(error: &NetError) -> bool {
+    matches!(error, NetError::Dns(DnsError::NoRecordsFound(none))
+        if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain))
+}
+
+fn addresses(lookup: &Lookup, port: u16) -> Vec<SocketAddr> {
+    lookup
+        .answers()
+        .iter()
+        .filter_map(|record| record.data.ip_addr())
+        .map(|ip| SocketAddr::new(ip.to_canonical(), port))
+        .collect()
 }
 
 fn name_server(server: SocketAddr) -> NameServerConfig {

@@ -4,7 +4,7 @@
 //! | | in the last good DNS answer | not in it |
 //! |---|---|---|
 //! | answers the probe | peer, ready or draining | stays a peer |
-//! | does not | stays, suspect | removed |
+//! | does not | stays, suspect, and is asked less and less often | removed |
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
@@ -15,114 +15,19 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::peers::{Peer, RegionPeers};
+use super::{
+    event::{Encounter, Event, Resolved, Sighting, Unseen},
+    peers::{Peer, RegionPeers},
+    state::{Change, Effects, Health, PeerState},
+};
 use crate::{name::InstanceId, region::Region};
 
 /// Calls without an answer, in a row, that make a peer suspect.
 const UNANSWERED: u32 = 3;
-
-/// What the table knows of a peer's health.
-#[derive(
-    Clone, Copy, Debug, Eq, PartialEq, serde::Deserialize, serde::Serialize, utoipa::ToSchema,
-)]
-#[serde(rename_all = "lowercase")]
-#[schema(as = PeerState)]
-pub(crate) enum Health {
-    /// It answers and takes calls.
-    Ready,
-    /// It does not answer: used only if the region has no ready instance.
-    Suspect,
-    /// It is stopping.
-    Draining,
-}
-
-impl std::fmt::Display for Health {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Ready => "ready",
-            Self::Suspect => "suspect",
-            Self::Draining => "draining",
-        })
-    }
-}
-
-/// Something that happened.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// DNS was asked.
-    Resolved(Resolved),
-    /// An address was asked who it is.
-    Probed(SocketAddr, Result<Sighting, Unseen>),
-    /// A call met a peer.
-    Met(SocketAddr, Encounter),
-}
-
-/// What DNS answered.
-#[derive(Debug)]
-pub(super) struct Resolved {
-    /// The addresses in the answer.
-    pub addresses: BTreeSet<SocketAddr>,
-    /// Whether the answer is whole; else its addresses are added and none is missed.
-    pub complete: bool,
-}
-
-/// An address answered as an instance of this cluster.
-#[derive(Debug)]
-pub(super) struct Sighting {
-    /// Who answered.
-    pub peer: Peer,
-    /// Whether it is draining.
-    pub draining: bool,
-    /// How long the answer took.
-    pub rtt: Duration,
-}
-
-/// An address did not answer as an instance of this cluster.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Unseen {
-    /// No answer, or none in time.
-    Silent(String),
-    /// An answer, of somebody else.
-    Stranger(String),
-}
-
-/// How a call met a peer.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Encounter {
-    /// The peer answered.
-    Answered,
-    /// The peer answered that it is draining.
-    Draining,
-    /// No connection could be made.
-    Unreachable,
-    /// It connected, and no whole answer of ours came, or none in time.
-    Unanswered,
-}
-
-/// A peer's way from one health to another, or into or out of the table.
-#[derive(Debug)]
-pub(super) struct Change {
-    /// The peer.
-    pub peer: Arc<Peer>,
-    /// Its health from now on; `None` when it is no longer a peer.
-    pub health: Option<Health>,
-    /// Why.
-    pub reason: String,
-}
-
-/// A peer and how it fares.
-#[derive(Clone, Debug)]
-pub(crate) struct PeerState {
-    /// The peer.
-    pub peer: Arc<Peer>,
-    /// Its health.
-    pub health: Health,
-    /// When it last answered.
-    pub last_seen: Instant,
-    /// How long its last probe took.
-    pub rtt: Duration,
-    unanswered: u32,
-}
+/// The pause before a suspect peer is asked again, at first and at most; it doubles with each probe that fails.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// For how many poll intervals answered calls may stand for probes, which alone tell of a new catalogue.
+const VOUCHED: u32 = 12;
 
 #[derive(Debug)]
 enum Occupant {
@@ -158,17 +63,35 @@ impl Table {
         }
     }
 
-    /// The addresses to probe, those that were never asked first.
-    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
-        let (unknown, known): (Vec<_>, Vec<_>) = self
-            .entries
-            .iter()
-            .partition(|(_, entry)| matches!(entry.occupant, Occupant::Unknown));
-        unknown
-            .into_iter()
-            .chain(known)
-            .map(|(address, _)| *address)
-            .collect()
+    /// How long to wait before `address` is asked again, when others are asked every `interval`; `None` for an address
+    /// that is not in the table.
+    pub(super) fn pause(&self, address: SocketAddr, interval: Duration) -> Option<Duration> {
+        let entry = self.entries.get(&address)?;
+        Some(match &entry.occupant {
+            Occupant::Peer(state) if state.health == Health::Suspect => backoff(state.unseen),
+            _ => interval,
+        })
+    }
+
+    /// Until when calls that `address` answers stand for probes, when others are asked every `interval`.
+    pub(super) fn vouched_until(
+        &self,
+        address: SocketAddr,
+        interval: Duration,
+        now: Instant,
+    ) -> Option<Instant> {
+        match &self.entries.get(&address)?.occupant {
+            Occupant::Peer(state) if state.health != Health::Suspect => {
+                Some((now + interval).min(state.probed + interval * VOUCHED))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a peer is at `address`.
+    pub(super) fn is_peer(&self, address: SocketAddr) -> bool {
+        let occupant = self.entries.get(&address).map(|entry| &entry.occupant);
+        matches!(occupant, Some(Occupant::Peer(_)))
     }
 
     /// Every peer.
@@ -204,32 +127,48 @@ impl Table {
         found
     }
 
-    /// What `event`, seen at `now`, makes of the table; the changes are for the log and for whoever routes.
-    pub(super) fn apply(&mut self, event: Event, now: Instant) -> Vec<Change> {
-        match event {
-            Event::Resolved(resolved) => self.resolved(resolved),
-            Event::Probed(address, Ok(sighting)) => self.sighted(address, sighting, now),
-            Event::Probed(address, Err(unseen)) => self.unseen(address, unseen),
-            Event::Met(address, encounter) => self.met(address, encounter, now),
-        }
+    /// What `event`, seen at `now`, makes of the table.
+    pub(super) fn apply(&mut self, event: Event, now: Instant) -> Effects {
+        let (changes, ask) = match event {
+            Event::Resolved(resolved) => (Vec::new(), self.resolved(&resolved)),
+            Event::Probed(address, Ok(sighting)) => {
+                (self.sighted(address, sighting, now), Vec::new())
+            }
+            Event::Probed(address, Err(unseen)) => (self.unseen(address, unseen), Vec::new()),
+            Event::Met(address, encounter) => {
+                let changes = self.met(address, encounter, now);
+                let is_news = encounter == Encounter::Elsewhere && !changes.is_empty();
+                (changes, is_news.then_some(address).into_iter().collect())
+            }
+        };
+        Effects { changes, ask }
     }
 
-    fn resolved(&mut self, resolved: Resolved) -> Vec<Change> {
+    /// The addresses that are new, and those that left the answer: whether they still answer decides if they stay.
+    fn resolved(&mut self, resolved: &Resolved) -> Vec<SocketAddr> {
+        let mut ask = Vec::new();
         if resolved.complete {
-            for entry in self.entries.values_mut() {
-                entry.listed = false;
+            for (address, entry) in &mut self.entries {
+                if entry.listed && !resolved.addresses.contains(address) {
+                    entry.listed = false;
+                    ask.push(*address);
+                }
             }
         }
-        for address in resolved.addresses {
-            let new = Entry {
-                listed: true,
-                occupant: Occupant::Unknown,
-            };
-            self.entries.entry(address).or_insert(new).listed = true;
+        for address in &resolved.addresses {
+            let entry = self.entries.entry(*address).or_insert_with(|| {
+                ask.push(*address);
+                Entry {
+                    listed: true,
+                    occupant: Occupant::Unknown,
+                }
+            });
+            entry.listed = true;
         }
         self.entries
             .retain(|_, entry| entry.listed || matches!(entry.occupant, Occupant::Peer(_)));
-        Vec::new()
+        ask.retain(|address| self.entries.contains_key(address));
+        ask
     }
 
     fn sighted(&mut self, address: SocketAddr, sighting: Sighting, now: Instant) -> Vec<Change> {
@@ -275,7 +214,9 @@ impl Table {
             health,
             last_seen: now,
             rtt: sighting.rtt,
+            probed: now,
             unanswered: 0,
+            unseen: 0,
         });
         changes
     }
@@ -285,6 +226,9 @@ impl Table {
             return Vec::new();
         };
         let entry = slot.get_mut();
+        if let Occupant::Peer(state) = &mut entry.occupant {
+            state.unseen += 1;
+        }
         match unseen {
             Unseen::Silent(reason) if entry.listed => suspect(entry, &reason),
             Unseen::Silent(reason) => replace(&mut slot.remove(), Occupant::Unknown, &reason),
@@ -304,9 +248,10 @@ impl Table {
             Encounter::Answered | Encounter::Draining => {
                 state.last_seen = now;
                 state.unanswered = 0;
+                state.unseen = 0;
             }
             Encounter::Unanswered => state.unanswered += 1,
-            Encounter::Unreachable => {}
+            Encounter::Unreachable | Encounter::Elsewhere => {}
         }
         match encounter {
             Encounter::Answered if state.health == Health::Suspect => {
@@ -326,6 +271,7 @@ impl Table {
                 )]
             }
             Encounter::Unreachable => suspect(entry, "a call could not connect"),
+            Encounter::Elsewhere => suspect(entry, "another instance answered a call"),
             Encounter::Unanswered if state.unanswered >= UNANSWERED => {
                 suspect(entry, "three calls in a row had no answer")
             }
@@ -345,6 +291,13 @@ fn is_same(old: &Peer, new: &Peer) -> bool {
         && old.region == new.region
         && old.release == new.release
         && (new.catalogue.is_none() || hash(old) == hash(new))
+}
+
+/// 1 s after the first failure, twice as long after each further one, at most 60 s.
+fn backoff(failures: u32) -> Duration {
+    let (first, longest) = BACKOFF;
+    let doublings = failures.saturating_sub(1).min(16);
+    longest.min(first * (1 << doublings))
 }
 
 fn suspect(entry: &mut Entry, reason: &str) -> Vec<Change> {

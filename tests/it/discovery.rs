@@ -115,7 +115,7 @@ async fn addresses_of_others_are_no_harm() {
         .set_addresses(NAME, cluster.addresses().into_iter().chain(strangers));
     let iad = cluster.instance("iad-1");
     let logged = async || iad.log().matches("not a peer").count();
-    eventually("three strangers are mentioned", logged, |count| *count == 3).await;
+    eventually("four addresses are mentioned", logged, |count| *count == 4).await;
     let rounds = async || {
         iad.get("/regions").await.body["discovery"]["rounds"]
             .as_u64()
@@ -124,7 +124,7 @@ async fn addresses_of_others_are_no_harm() {
     let seen = rounds().await;
     eventually("three more rounds", rounds, |rounds| *rounds >= seen + 3).await;
 
-    assert_eq!(logged().await, 3, "each is mentioned once: {}", iad.log());
+    assert_eq!(logged().await, 4, "each is mentioned once: {}", iad.log());
     assert!(
         iad.log()
             .contains("it belongs to another app: other, not none"),
@@ -143,6 +143,7 @@ async fn addresses_of_others_are_no_harm() {
         "{}",
         iad.log()
     );
+    assert!(iad.log().contains("Connection refused"), "{}", iad.log());
     assert_eq!(ready_instances(iad).await.len(), 2);
     assert_eq!(
         iad.call("mars", "Fly.RPC.my_region", json!([]))

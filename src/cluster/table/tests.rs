@@ -1,6 +1,7 @@
 //! The rules of discovery, each told as a story of events.
 
 use super::*;
+use crate::cluster::event::*;
 
 /// A table driven by short words, and what `region("syd")` shows of it.
 struct Story(Table);
@@ -15,16 +16,24 @@ impl Story {
         self
     }
 
+    /// The ports that `event` wants asked at once.
+    fn asks(&mut self, event: Event) -> Vec<u16> {
+        let ask = self.0.apply(event, Instant::now()).ask;
+        ask.iter().map(SocketAddr::port).collect()
+    }
+
+    /// Seconds until the peer at `port` is asked again, when others are asked every 5.
+    fn pause(&self, port: u16) -> Option<u64> {
+        let pause = self.0.pause(address(port), Duration::from_secs(5));
+        pause.map(|pause| pause.as_secs())
+    }
+
     fn dns(self, ports: &[u16]) -> Self {
         self.answer(ports, true)
     }
 
     fn answer(self, ports: &[u16], complete: bool) -> Self {
-        let addresses = ports.iter().map(|port| address(*port)).collect();
-        self.apply(Event::Resolved(Resolved {
-            addresses,
-            complete,
-        }))
+        self.apply(resolved(ports, complete))
     }
 
     fn seen(self, port: u16, instance: &str) -> Self {
@@ -80,6 +89,14 @@ fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
+fn resolved(ports: &[u16], complete: bool) -> Event {
+    let addresses = ports.iter().map(|port| address(*port)).collect();
+    Event::Resolved(Resolved {
+        addresses,
+        complete,
+    })
+}
+
 fn is(story: &Story, ready: &[&str], others: &[&str]) {
     let owned = |names: &[&str]| {
         names
@@ -92,8 +109,10 @@ fn is(story: &Story, ready: &[&str], others: &[&str]) {
 
 #[test]
 fn an_address_becomes_a_peer_when_it_answers() {
-    let story = Story::new().dns(&[1, 2]);
-    assert_eq!(story.0.addresses(), [address(1), address(2)]);
+    let mut story = Story::new();
+    let dns = resolved(&[1, 2], true);
+    assert_eq!(story.asks(dns), [1, 2]);
+    assert_eq!((story.pause(1), story.pause(3)), (Some(5), None));
     is(&story, &[], &[]);
     is(&story.seen(1, "a").silent(2), &["a"], &[]);
 }
@@ -106,17 +125,55 @@ fn a_listed_peer_that_falls_silent_is_suspect_until_it_answers() {
 }
 
 #[test]
+fn a_suspect_is_asked_less_and_less_often_and_never_forgotten() {
+    let mut story = Story::new().dns(&[1]).seen(1, "a");
+    assert_eq!(story.pause(1), Some(5));
+    let mut pauses = Vec::new();
+    for _ in 0..9 {
+        story = story.silent(1);
+        pauses.extend(story.pause(1));
+    }
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+    let story = story.seen(1, "a").met(1, Encounter::Unreachable);
+    assert_eq!(story.pause(1), Some(1));
+}
+
+#[test]
+fn answered_calls_stand_for_probes_for_a_while() {
+    let story = Story::new().dns(&[1]).seen(1, "a");
+    let (interval, now) = (Duration::from_secs(5), Instant::now());
+    let spared = |story: &Story, later: u64| {
+        let now = now + Duration::from_secs(later);
+        let date = story.0.vouched_until(address(1), interval, now);
+        date.map(|date| date.saturating_duration_since(now).as_secs_f64().round())
+    };
+    assert_eq!(
+        (spared(&story, 1), spared(&story, 58)),
+        (Some(5.0), Some(2.0))
+    );
+    assert_eq!(spared(&story.silent(1), 1), None);
+}
+
+#[test]
+fn an_instance_that_is_not_the_expected_one_is_asked_who_it_is_at_once() {
+    let mut story = Story::new().dns(&[1]).seen(1, "a");
+    let met = || Event::Met(address(1), Encounter::Elsewhere);
+    assert_eq!(story.asks(met()), [1]);
+    is(&story, &[], &["a"]);
+    assert_eq!(story.asks(met()), [0; 0]);
+}
+
+#[test]
 fn an_unlisted_peer_stays_while_it_answers_and_goes_when_it_does_not() {
-    let story = Story::new()
-        .dns(&[1, 2])
-        .seen(1, "a")
-        .seen(2, "b")
-        .dns(&[2])
-        .seen(1, "a");
+    let story = Story::new().dns(&[1, 2]).seen(1, "a").seen(2, "b");
+    let mut story = story;
+    assert_eq!(story.asks(resolved(&[2], true)), [1]);
+    assert_eq!(story.asks(resolved(&[2], true)), [0; 0]);
+    let story = story.seen(1, "a");
     is(&story, &["a", "b"], &[]);
     let story = story.silent(1);
     is(&story, &["b"], &[]);
-    assert_eq!(story.0.addresses(), [address(2)]);
+    assert_eq!(story.pause(1), None);
 }
 
 #[test]
@@ -128,7 +185,7 @@ fn a_partial_answer_misses_nobody() {
         .answer(&[3], false)
         .silent(1);
     is(&story, &["b"], &["a"]);
-    assert_eq!(story.0.addresses(), [address(3), address(1), address(2)]);
+    assert_eq!(story.pause(1), Some(1));
 }
 
 #[test]
@@ -142,7 +199,7 @@ fn this_instance_is_no_peer() {
 fn a_stranger_is_no_harm_and_is_asked_again() {
     let story = Story::new().dns(&[1]).stranger(1);
     is(&story, &[], &[]);
-    assert_eq!(story.0.addresses(), [address(1)]);
+    assert_eq!(story.pause(1), Some(5));
     let story = story.seen(1, "a");
     is(&story, &["a"], &[]);
     is(&story.stranger(1), &[], &[]);
@@ -165,7 +222,8 @@ fn an_address_can_change_hands_and_regions() {
     };
     let changes = story
         .0
-        .apply(Event::Probed(address(1), Ok(sighting)), Instant::now());
+        .apply(Event::Probed(address(1), Ok(sighting)), Instant::now())
+        .changes;
     let told: Vec<_> = changes
         .iter()
         .map(|change| (change.peer.region.to_string(), change.health))
@@ -237,5 +295,5 @@ fn events_of_addresses_that_are_gone_change_nothing() {
         .stranger(3)
         .met(4, Encounter::Unreachable);
     is(&story, &[], &[]);
-    assert_eq!(story.0.addresses(), []);
+    assert!((1..=4).all(|port| story.pause(port).is_none()));
 }
