@@ -62,17 +62,15 @@ impl RegionPeers {
             .find(|peer| peer.instance == *instance)
     }
 
-    /// A peer that was not tried yet, uniformly at random: among the ready ones while there are any, and among those
-    /// that have the function while there are any.
+    /// A peer that was not tried yet, uniformly at random: among the ready ones that may have the function, else among
+    /// the others that may have it. When none has it, any may say so, once.
     pub(crate) fn choose(&self, name: &FunctionName, tried: &[SocketAddr]) -> Option<&Arc<Peer>> {
-        [&self.ready, &self.others].into_iter().find_map(|peers| {
-            let lucky = pick(peers, |peer| !tried.contains(&peer.address))?;
-            if lucky.may_have(name) {
-                return Some(lucky);
-            }
-            let knows = |peer: &Peer| peer.may_have(name) && !tried.contains(&peer.address);
-            Some(pick(peers, knows).unwrap_or(lucky))
-        })
+        let fits = |peer: &Peer| peer.may_have(name) && !tried.contains(&peer.address);
+        let anyone = |_: &Peer| tried.is_empty();
+        pick(&self.ready, fits)
+            .or_else(|| pick(&self.others, fits))
+            .or_else(|| pick(&self.ready, anyone))
+            .or_else(|| pick(&self.others, anyone))
     }
 }
 
@@ -206,7 +204,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(ports(&peers, "g", &[]), [2]);
-        assert_eq!(ports(&peers, "g", &[peers.ready[1].address]), [1, 3]);
+        assert_eq!(ports(&peers, "g", &[peers.ready[1].address]), [0; 0]);
         assert_eq!(ports(&peers, "h", &[]), [1, 2, 3]);
     }
 }

@@ -1,17 +1,18 @@
 //! Decides where a call runs: here, or on an instance of its region, and whether another attempt may follow a failed
 //! one. One predicate decides that: did it run? At most one hop, so there are no loops.
 
+mod attempts;
 mod budget;
 mod candidates;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use rand::RngExt;
 use serde_json::value::RawValue;
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 use tower::retry::budget::Budget;
 
 use self::{
+    attempts::{Another, Attempts},
     budget::Budgets,
     candidates::{Candidates, Place},
 };
@@ -22,17 +23,12 @@ use crate::{
     deadline::Deadline,
     lifecycle::Lifecycle,
     link::Link,
-    name::{InstanceId, RequestId},
-    problem::{Code, Executed, Problem},
+    name::RequestId,
+    problem::{Code, Problem},
     region::{Region, Target},
     registry::Executor,
     reply::{Meta, milliseconds},
 };
-
-/// How many attempts one call may have.
-const MAX_ATTEMPTS: u32 = 3;
-/// The shortest and the longest pause before the same instance is tried again, in milliseconds.
-const PAUSE_MS: std::ops::Range<u64> = 10..100;
 
 /// Where calls come in and answers go out.
 #[derive(Debug)]
@@ -52,26 +48,6 @@ pub(crate) struct Outcome {
     pub(crate) result: Result<Box<RawValue>, Problem>,
     /// Where it ran, or was tried.
     pub(crate) meta: Meta,
-}
-
-/// The attempts of one call so far.
-#[derive(Debug, Default)]
-struct Attempts {
-    count: u32,
-    last: Option<InstanceId>,
-    /// The first one that may have run.
-    maybe: Option<Problem>,
-}
-
-/// What may follow a failed attempt.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Another {
-    /// Nothing: the answer stands.
-    None,
-    /// An attempt on another instance.
-    Elsewhere,
-    /// An attempt on the same instance, which remembers whether it ran the call.
-    SameInstance,
 }
 
 impl Dispatcher {
@@ -113,8 +89,8 @@ impl Dispatcher {
         };
         let meta = Meta {
             region: Some(region.clone()),
-            instance: attempts.last,
-            attempts: attempts.count,
+            instance: attempts.last_instance().cloned(),
+            attempts: attempts.count(),
             elapsed_ms: milliseconds(arrived.elapsed()),
             request_id,
         };
@@ -183,32 +159,25 @@ impl Dispatcher {
         let mut candidates = Candidates::new(&peers, me, call)?;
         let budget = self.budgets.of_call(region);
         let mut next = candidates.next(call);
-        let mut last = Problem::new(
-            Code::RegionUnavailable,
-            format!("region \"{region}\": no instance is left"),
-        );
         while let Some(place) = next {
-            last = match self
+            let result = self
                 .attempt(&place, call, deadline, request_id, attempts)
-                .await
-            {
+                .await;
+            let another = match result {
                 Ok(result) => return Ok(result),
-                Err(problem) => problem,
+                Err(problem) => attempts.failed(problem, call),
             };
-            let another = attempts.another(&last, call);
-            let is_over = attempts.count == MAX_ATTEMPTS || deadline.has_passed();
-            if another == Another::None || is_over || !budget.withdraw() {
-                break;
-            }
+            let may_follow = another != Another::None && !deadline.has_passed();
             next = match another {
+                _ if !may_follow || !budget.withdraw() => None,
                 Another::SameInstance => {
-                    pause(deadline).await;
+                    attempts::pause(deadline).await;
                     Some(place)
                 }
                 Another::Elsewhere | Another::None => candidates.next(call),
             };
         }
-        Err(attempts.summed_up(last, region, &peers))
+        Err(attempts.summed_up(region, &peers))
     }
 
     async fn attempt(
@@ -219,7 +188,7 @@ impl Dispatcher {
         request_id: &RequestId,
         attempts: &mut Attempts,
     ) -> Result<Box<RawValue>, Problem> {
-        let result = match place {
+        match place {
             Place::Here => {
                 attempts.begin(&self.identity.instance);
                 self.executor.run(call, deadline).await
@@ -228,20 +197,15 @@ impl Dispatcher {
                 attempts.begin(&peer.instance);
                 self.link.exec(peer, call, deadline, request_id).await
             }
-        };
-        if let Err(problem) = &result
-            && problem.executed == Executed::Maybe
-        {
-            attempts.maybe.get_or_insert_with(|| problem.clone());
         }
-        result
     }
 
     fn peers(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
         let own = &self.identity.region;
         match self.cluster.region(region) {
+            Err(problem) if problem.code != Code::RegionUnknown => Err(problem),
             Err(_) if region == own => Ok(Arc::default()),
-            Err(problem) if problem.code == Code::RegionUnknown => {
+            Err(problem) => {
                 let mut known = self.cluster.regions();
                 known.push(own.clone());
                 known.sort();
@@ -259,81 +223,4 @@ impl Dispatcher {
             found => found,
         }
     }
-}
-
-impl Attempts {
-    fn begin(&mut self, instance: &InstanceId) {
-        self.count += 1;
-        self.last = Some(instance.clone());
-    }
-
-    /// Whether another attempt may follow one that ended with `problem`: the only place that decides it.
-    fn another(&self, problem: &Problem, call: &Call) -> Another {
-        if call.key.is_some() && self.maybe.is_some() {
-            // Only that instance knows whether it ran the call, and it does not run it twice.
-            return if problem.executed == Executed::Yes {
-                Another::None
-            } else {
-                Another::SameInstance
-            };
-        }
-        match problem.executed {
-            Executed::No => match problem.code {
-                Code::PeerUnreachable
-                | Code::Draining
-                | Code::Overloaded
-                | Code::WrongRegion
-                | Code::FunctionUnknown => Another::Elsewhere,
-                _ => Another::None,
-            },
-            Executed::Maybe if call.idempotent => Another::Elsewhere,
-            Executed::Maybe | Executed::Yes => Another::None,
-        }
-    }
-
-    /// The last attempt's problem as the answer to the call, which is no surer that nothing ran than every attempt was.
-    fn summed_up(&mut self, last: Problem, region: &Region, peers: &RegionPeers) -> Problem {
-        if last.executed == Executed::No
-            && let Some(maybe) = self.maybe.take()
-        {
-            return maybe;
-        }
-        let was_known_to_be_down = peers.ready.is_empty();
-        match last.code {
-            Code::PeerUnreachable if was_known_to_be_down => {
-                let seen = peers
-                    .last_seen
-                    .map_or(0, |instant| instant.elapsed().as_secs());
-                let known = counted(peers.count(), "known instance");
-                let detail =
-                    format!("region \"{region}\": {known}, none reachable; last seen {seen} s ago");
-                Problem::new(Code::RegionUnavailable, detail)
-            }
-            Code::PeerUnreachable => {
-                let attempts = counted(self.count as usize, "attempt");
-                let detail = format!(
-                    "region \"{region}\": {attempts}, none could connect; {}",
-                    last.detail
-                );
-                Problem::new(Code::PeerUnreachable, detail)
-            }
-            Code::WrongRegion => {
-                let detail = format!(
-                    "region \"{region}\": the instance that was there is not there any more"
-                );
-                Problem::new(Code::RegionUnavailable, detail)
-            }
-            _ => last,
-        }
-    }
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
-}
-
-/// Lets the same instance recover, by a random time so that its callers do not come back all at once.
-async fn pause(deadline: Deadline) {
-    let pause = Duration::from_millis(rand::rng().random_range(PAUSE_MS));
-    time::sleep(pause.min(deadline.remaining())).await;
 }
