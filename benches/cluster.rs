@@ -8,18 +8,14 @@
     reason = "a benchmark that cannot start should say so"
 )]
 
-use std::{
-    fs,
-    io::{BufRead, BufReader},
-    net::SocketAddr,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+mod support;
 
-use reqwest::Client;
+use std::{fs, time::Duration};
+
 use tokio::time::Instant;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_fly-rpc");
+use self::support::{BINARY, Instance, client, median};
+
 const CALLERS: [usize; 3] = [1, 16, 64];
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_secs(1);
@@ -62,70 +58,6 @@ async fn main() {
     }
 }
 
-struct Instance {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Instance {
-    fn start(region: &str, flags: &[&str]) -> Self {
-        let mut command = Command::new(BINARY);
-        command
-            .args([
-                "serve",
-                "--listen=127.0.0.1:0",
-                "--log=warn",
-                "--region",
-                region,
-            ])
-            .args(flags);
-        let mut child = command.env_clear().stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let address = line
-            .strip_prefix("listening on http://")
-            .unwrap()
-            .split(' ')
-            .next()
-            .unwrap();
-        Self {
-            address: address.parse().unwrap(),
-            child,
-        }
-    }
-
-    async fn until_ready(&self) {
-        let client = client();
-        let url = format!("http://{}/readyz", self.address);
-        while client.get(&url).send().await.unwrap().status() != 200 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    fn resident_mib(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .unwrap();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<f64>()
-            .unwrap()
-            / 1024.0
-    }
-}
-
-impl Drop for Instance {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
 /// Calls per second to a function in `syd`, asked of `instance` by `callers` at once.
 async fn calls_per_second(instance: &Instance, callers: usize) -> f64 {
     let client = client();
@@ -153,13 +85,4 @@ async fn calls_per_second(instance: &Instance, callers: usize) -> f64 {
         calls += task.await.unwrap();
     }
     f64::from(calls) / started.elapsed().as_secs_f64()
-}
-
-fn client() -> Client {
-    Client::builder().no_proxy().build().unwrap()
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }

@@ -106,7 +106,13 @@ impl Instance {
             &tasks,
             stop.clone(),
         )?);
-        let link = Link::new(Arc::clone(&cluster), connect_timeout, limits.max_result)?;
+        let link = Link::new(
+            Arc::clone(&cluster),
+            connect_timeout,
+            limits.max_result,
+            tasks.clone(),
+            stop.clone(),
+        )?;
         let dispatcher = Arc::new(Dispatcher::new(
             identity.clone(),
             Arc::clone(&lifecycle),

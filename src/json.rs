@@ -81,6 +81,15 @@ pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
         .unwrap_or_else(|error| unreachable!("a value of ours has a JSON form: {error}"))
 }
 
+/// Makes one line of JSON text: outside of tokens a newline is white space, and inside of them there is none.
+pub(crate) fn join_lines(text: &mut [u8]) {
+    for byte in text {
+        if matches!(*byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+}
+
 /// `[]`.
 pub(crate) fn empty_array() -> Box<RawValue> {
     RawValue::from_string("[]".to_owned())

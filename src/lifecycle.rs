@@ -44,6 +44,11 @@ impl Lifecycle {
         *self.phase.borrow()
     }
 
+    /// The phase from now on.
+    pub(crate) fn watch(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
     /// Counts a call in flight from here on.
     ///
     /// # Errors

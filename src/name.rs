@@ -19,15 +19,17 @@ impl InvalidName {
 
 /// Defines a checked text: parsed by its rule, shared as `Arc<str>`, a plain string in JSON.
 macro_rules! word {
-    ($(#[$doc:meta])* $word:ident, $what:literal, $rule:literal, $fits:expr) => {
+    ($(#[$doc:meta])* $vis:vis $word:ident, $what:literal, $rule:literal, $fits:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Serialize, serde::Deserialize)]
-        #[serde(into = "String", try_from = "std::borrow::Cow<'_, str>")]
-        pub struct $word(std::sync::Arc<str>);
+        #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        $vis struct $word(std::sync::Arc<str>);
 
         impl $word {
+            /// What a text must be.
+            pub(crate) const RULE: &'static str = $rule;
+
             /// The text itself.
-            pub fn as_str(&self) -> &str {
+            $vis fn as_str(&self) -> &str {
                 &self.0
             }
         }
@@ -38,23 +40,35 @@ macro_rules! word {
             fn from_str(text: &str) -> Result<Self, Self::Err> {
                 let fits: fn(&str) -> bool = $fits;
                 if !fits(text) {
-                    return Err(crate::name::InvalidName::new($what, $rule));
+                    return Err(crate::name::InvalidName::new($what, Self::RULE));
                 }
                 Ok(Self(text.into()))
             }
         }
 
-        impl TryFrom<std::borrow::Cow<'_, str>> for $word {
-            type Error = crate::name::InvalidName;
-
-            fn try_from(text: std::borrow::Cow<'_, str>) -> Result<Self, Self::Error> {
-                text.parse()
+        impl serde::Serialize for $word {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
             }
         }
 
-        impl From<$word> for String {
-            fn from(word: $word) -> Self {
-                word.0.as_ref().into()
+        impl<'de> serde::Deserialize<'de> for $word {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+
+                impl serde::de::Visitor<'_> for Text {
+                    type Value = $word;
+
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str($rule)
+                    }
+
+                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$word, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+
+                deserializer.deserialize_str(Text)
             }
         }
 
@@ -82,23 +96,23 @@ fn is_identifier(text: &str) -> bool {
 
 word! {
     /// A module or a function: 1 to 128 printable ASCII characters without space, such as `Fly.RPC` or `is_primary?`.
-    Name, "a name", "1 to 128 printable ASCII characters without space",
+    pub(crate) Name, "a name", "1 to 128 printable ASCII characters without space",
     |text| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 word! {
     /// A running process of this service: 1 to 128 characters of `[A-Za-z0-9._-]`, on Fly the Machine's id.
-    InstanceId, "an instance", "1 to 128 characters of [A-Za-z0-9._-]", is_identifier
+    pub InstanceId, "an instance", "1 to 128 characters of [A-Za-z0-9._-]", is_identifier
 }
 
 word! {
     /// One call in logs and answers: 1 to 128 characters of `[A-Za-z0-9._-]`.
-    RequestId, "a request id", "1 to 128 characters of [A-Za-z0-9._-]", is_identifier
+    pub(crate) RequestId, "a request id", "1 to 128 characters of [A-Za-z0-9._-]", is_identifier
 }
 
 word! {
     /// What makes a repeat of a call the same call: 1 to 128 visible ASCII characters.
-    IdempotencyKey, "an idempotency key", "1 to 128 visible ASCII characters",
+    pub IdempotencyKey, "an idempotency key", "1 to 128 visible ASCII characters",
     |text| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
@@ -111,7 +125,7 @@ impl InstanceId {
 
 impl RequestId {
     /// A new id, a ULID: ids of one instance sort by the time they were made.
-    pub fn fresh() -> Self {
+    pub(crate) fn fresh() -> Self {
         Self(Ulid::generate().to_string().into())
     }
 }

@@ -9,7 +9,7 @@ const PRIMARY: &str = "primary";
 
 word! {
     /// A region such as `syd`: `^[a-z0-9][a-z0-9-]{0,31}$`, never `primary`, which stands for another.
-    Region, "a region", "1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\"",
+    pub Region, "a region", "1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\"",
     |text| {
         (1..=32).contains(&text.len())
             && !text.starts_with('-')

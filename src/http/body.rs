@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::{
     body::Body,
     http::{
-        HeaderMap,
+        HeaderMap, HeaderValue,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
@@ -14,7 +14,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time;
 
-use crate::problem::{Code, Problem};
+use crate::{
+    link::NDJSON,
+    problem::{Code, Problem},
+};
 
 /// How long a body may take to arrive; hyper has no limit of its own.
 const ARRIVAL: Duration = Duration::from_secs(10);
@@ -34,6 +37,12 @@ pub(super) async fn json(headers: &HeaderMap, body: Body, limit: usize) -> Resul
         Ok(Err(_)) => Err(cut("the body was cut short")),
         Err(_) => Err(cut("the body did not arrive within 10 s")),
     }
+}
+
+/// Whether the body is lines of JSON, with nothing around it.
+pub(super) fn is_ndjson(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    content_type == Some(NDJSON.as_bytes()) && !headers.contains_key(CONTENT_ENCODING)
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), Problem> {

@@ -8,7 +8,7 @@ use axum::{
     response::Response,
 };
 
-use super::{App, answer, body, context::Context};
+use super::{App, ENVELOPE, answer, body, context::Context, lines};
 use crate::{
     call::Exec,
     cluster::{Introduction, PROTOCOL, Willingness},
@@ -16,9 +16,6 @@ use crate::{
     lifecycle::Phase,
     link::{DRAINING, STATE},
 };
-
-/// What a call between instances holds besides its client's body, in bytes.
-const ENVELOPE: usize = 4 << 10;
 
 /// `GET /internal/region`: who this instance is.
 pub(super) async fn introduce(State(app): State<Arc<App>>) -> Response {
@@ -51,23 +48,28 @@ pub(super) async fn functions(State(app): State<Arc<App>>) -> Response {
     answer::ok(app.executor.catalogue())
 }
 
-/// `POST /internal/exec`: one call that a peer forwarded.
+/// `POST /internal/exec`: one call that a peer forwarded, or many, a line each.
 pub(super) async fn exec(
     State(app): State<Arc<App>>,
     context: Context,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
+    if body::is_ndjson(&parts.headers) {
+        return lines::answer(app, context, body);
+    }
     let exec = match body::json(&parts.headers, body, app.limits.max_body + ENVELOPE).await {
         Ok(body) => Exec::from_json(&body, app.timeouts),
         Err(problem) => Err(problem),
     };
     let mut response = match exec {
-        Ok(exec) => answer::outcome(
-            app.dispatcher
+        Ok(exec) => {
+            let outcome = app
+                .dispatcher
                 .exec(&exec, context.request_id, context.arrived)
-                .await,
-        ),
+                .await;
+            answer::outcome(outcome)
+        }
         Err(problem) => context.refuse(Some(app.identity.region.clone()), problem),
     };
     if app.lifecycle.phase() > Phase::Serving {

@@ -5,6 +5,7 @@ mod answer;
 mod body;
 mod context;
 mod internal;
+mod lines;
 mod openapi;
 mod reading;
 mod rpc;
@@ -25,6 +26,9 @@ use crate::{
     problem::{Code, Problem},
     registry::Executor,
 };
+
+/// What a call between instances holds besides its client's body, in bytes.
+const ENVELOPE: usize = 4 << 10;
 
 /// What the handlers share.
 #[derive(Debug)]

@@ -1,21 +1,38 @@
-//! The path that calls take to a peer: one request to `/internal/exec`, and what its answer, or its failure, says about
-//! whether the function ran. Knows one attempt; whether there is another is dispatch's decision.
+//! The path that calls take to their peers, and what each end of a call says about whether the function ran. Knows one
+//! attempt; whether there is another is dispatch's decision.
 
+mod alone;
+mod frames;
+mod pending;
 mod sent;
+mod stream;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use reqwest::{Client, Response, StatusCode, header::CONTENT_TYPE};
-use serde::Deserialize;
+use moka::sync::Cache;
+use reqwest::{Client, header::CONTENT_TYPE};
 use serde_json::value::RawValue;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::sent::Sent;
+pub(crate) use self::frames::{DRAINING_LINE, Lines, NDJSON, write_answer};
+use self::{
+    pending::Answer,
+    stream::{Ending, NotTaken, Stream},
+};
 use crate::{
     call::{Call, Exec},
     client,
     cluster::{Cluster, Encounter, Peer},
     deadline::Deadline,
-    name::RequestId,
+    name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     reply::ProblemDocument,
 };
@@ -29,8 +46,14 @@ pub(crate) const DRAINING: &str = "draining";
 
 /// Room for what an answer holds besides the result.
 const ENVELOPE: usize = 64 << 10;
-/// Idle connections kept to one peer.
-const IDLE_CONNECTIONS: usize = 64;
+/// Idle connections kept to one peer for calls that travel alone.
+const IDLE_CONNECTIONS: usize = 16;
+/// The size from which a call, or a function's result, travels alone.
+const LARGE: usize = 64 << 10;
+/// How many functions with large results are remembered.
+const LARGE_RESULTS: u64 = 1024;
+/// How often a call that never left because its stream ended is given to a new one.
+const TRIES: usize = 3;
 
 /// The way to every peer.
 #[derive(Debug)]
@@ -38,10 +61,15 @@ pub(crate) struct Link {
     client: Client,
     cluster: Arc<Cluster>,
     max_answer: usize,
+    streams: Mutex<HashMap<SocketAddr, Arc<Stream>>>,
+    large_results: LargeResults,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl Link {
-    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes.
+    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes; its
+    /// streams run in `tasks` until `stop`.
     ///
     /// # Errors
     /// The HTTP client cannot be built.
@@ -49,6 +77,8 @@ impl Link {
         cluster: Arc<Cluster>,
         connect_timeout: Duration,
         max_result: usize,
+        tasks: TaskTracker,
+        stop: CancellationToken,
     ) -> Result<Self, reqwest::Error> {
         let client = client::builder(connect_timeout)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
@@ -57,14 +87,18 @@ impl Link {
             client,
             cluster,
             max_answer: max_result.saturating_add(ENVELOPE),
+            streams: Mutex::default(),
+            large_results: LargeResults::new(),
+            tasks,
+            stop,
         })
     }
 
     /// Runs `call` on `peer` within `deadline`.
     ///
     /// # Errors
-    /// The problem that the peer told; [`Code::PeerUnreachable`] when nothing was sent; [`Code::PeerLost`] when
-    /// something may have been and no answer of ours came; [`Code::DeadlineExceeded`].
+    /// The problem that the peer told; [`Code::PeerUnreachable`] or [`Code::Overloaded`] when nothing was sent;
+    /// [`Code::PeerLost`] when something may have been and no answer of ours came; [`Code::DeadlineExceeded`].
     pub(crate) async fn exec(
         &self,
         peer: &Peer,
@@ -72,149 +106,193 @@ impl Link {
         deadline: Deadline,
         request_id: &RequestId,
     ) -> Result<Box<RawValue>, Problem> {
-        let Some(timeout_ms) = deadline.remaining_ms() else {
-            return Err(Problem::new(
-                Code::DeadlineExceeded,
-                "the deadline passed before the call was sent",
-            ));
+        let tail = Exec::tail(&peer.region, call, request_id);
+        let ending = if tail.len() > LARGE || self.large_results.are_usual_for(&call.name) {
+            self.alone(peer, &tail, deadline, request_id).await
+        } else {
+            self.together(peer, tail, deadline).await?
         };
-        let (body, sent) = sent::watched(Exec::to_json(&peer.region, call, timeout_ms));
-        let request = self
-            .client
-            .post(format!("http://{}/internal/exec", peer.address))
-            .header(CONTENT_TYPE, "application/json")
-            .header("x-request-id", request_id.as_str())
-            .header(FORWARDED, "1")
-            .body(body);
-        match deadline
-            .bound(async { self.answer(peer.address, request.send().await?).await })
-            .await
-        {
-            Some(Ok(outcome)) => outcome,
-            Some(Err(error)) => Err(self.failed(peer, &sent, &error)),
-            None => Err(self.timed_out(peer, call, &sent)),
+        if let Ending::Answer(Answer::Told(Ok(result))) = ending {
+            self.large_results.note(&call.name, result.get().len());
+            return Ok(result);
         }
+        Err(self.verdict(peer, call, ending))
     }
 
-    /// What the peer answered; an error of reqwest when no whole answer came.
-    async fn answer(
+    /// Sends a call by itself.
+    async fn alone(
         &self,
-        address: SocketAddr,
-        response: Response,
-    ) -> Result<Result<Box<RawValue>, Problem>, reqwest::Error> {
-        let status = response.status();
-        let is_draining = response
-            .headers()
-            .get(STATE)
-            .is_some_and(|state| state == DRAINING);
-        let is_problem = client::media_type(&response) == "application/problem+json";
-        let body = match client::body(response, self.max_answer).await {
-            Ok(body) => body,
-            Err(client::BodyError::Cut(error)) => return Err(error),
-            Err(error @ client::BodyError::TooLong(_)) => {
-                return Ok(Err(self.not_ours(address, &error.to_string())));
-            }
-        };
-        let outcome = match (status, is_problem) {
-            (StatusCode::OK, false) => result(&body),
-            (_, true) => serde_json::from_slice(&body)
-                .ok()
-                .map(|document| Err(heard(document))),
-            (_, false) => None,
-        };
-        let Some(outcome) = outcome else {
-            return Ok(Err(self.not_ours(
-                address,
-                &format!("status {status} and a body that is not ours"),
-            )));
-        };
+        peer: &Peer,
+        tail: &[u8],
+        deadline: Deadline,
+        request_id: &RequestId,
+    ) -> Ending {
+        let max = self.max_answer;
+        let ending = alone::call(&self.client, peer, tail, deadline, request_id, max).await;
         self.cluster.met(
-            address,
-            if is_draining {
-                Encounter::Draining
-            } else {
-                Encounter::Answered
+            peer.address,
+            match ending {
+                Ending::Answer(Answer::Told(_)) => Encounter::Answered,
+                Ending::Answer(Answer::Garbled | Answer::Lost) => Encounter::Unanswered,
+                Ending::NoConnection => Encounter::Unreachable,
+                Ending::Late { .. } | Ending::LateHere | Ending::NeverLeft => return ending,
             },
         );
-        Ok(outcome)
+        ending
     }
 
-    fn failed(&self, peer: &Peer, sent: &Sent, error: &reqwest::Error) -> Problem {
-        let cause = client::chain(error);
-        if sent.nothing() {
-            self.cluster.met(peer.address, Encounter::Unreachable);
-            tracing::debug!(instance = %peer.instance, address = %peer.address, %cause, "no connection");
-            return Problem::new(
-                Code::PeerUnreachable,
-                format!("no connection to instance {}", peer.instance),
-            );
+    /// Sends a call with those that wait for the same peer; to a new stream where the old one ended first.
+    async fn together(
+        &self,
+        peer: &Peer,
+        tail: Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<Ending, Problem> {
+        for _ in 0..TRIES {
+            match self.stream(peer.address).call(tail.clone(), deadline).await {
+                Ok(Ending::NeverLeft) | Err(NotTaken::Over) => {}
+                Ok(ending) => return Ok(ending),
+                Err(NotTaken::Full) => {
+                    let detail = format!(
+                        "too many calls wait to be sent to instance {}",
+                        peer.instance
+                    );
+                    return Err(Problem::new(Code::Overloaded, detail));
+                }
+            }
         }
-        self.cluster.met(peer.address, Encounter::Unanswered);
-        tracing::debug!(instance = %peer.instance, address = %peer.address, %cause, "connection lost");
-        Problem::new(
-            Code::PeerLost,
-            format!(
-                "the connection to instance {} was lost after the call",
-                peer.instance
+        Ok(Ending::NoConnection)
+    }
+
+    /// The stream to the peer at `address`, opened if there is none.
+    fn stream(&self, address: SocketAddr) -> Arc<Stream> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = streams.get(&address).filter(|stream| stream.is_open()) {
+            return Arc::clone(stream);
+        }
+        streams.retain(|_, stream| stream.is_open());
+        let request = self
+            .client
+            .post(format!("http://{address}/internal/exec"))
+            .header(CONTENT_TYPE, NDJSON)
+            .header(FORWARDED, "1");
+        let cluster = Arc::clone(&self.cluster);
+        let (stream, run) = Stream::open(request, address, self.max_answer, cluster);
+        let stop = self.stop.clone();
+        self.tasks
+            .spawn(async move { stop.run_until_cancelled(run).await });
+        let stream = Arc::new(stream);
+        streams.insert(address, Arc::clone(&stream));
+        stream
+    }
+
+    /// What the end of a call without a result says: to its caller, and to discovery about the peer.
+    fn verdict(&self, peer: &Peer, call: &Call, ending: Ending) -> Problem {
+        let instance = &peer.instance;
+        let (code, detail) = match ending {
+            Ending::Answer(Answer::Told(Err(document))) => return self.told(peer, *document),
+            Ending::Answer(Answer::Told(Ok(_))) => {
+                (Code::Internal, "a result is no problem".into())
+            }
+            Ending::Answer(Answer::Garbled) => (
+                Code::PeerLost,
+                format!("instance {instance} answered with something else than our contract"),
             ),
-        )
+            Ending::Answer(Answer::Lost) => (
+                Code::PeerLost,
+                format!("the connection to instance {instance} was lost after the call"),
+            ),
+            Ending::NoConnection | Ending::NeverLeft => {
+                self.cluster.met(peer.address, Encounter::Unreachable);
+                (
+                    Code::PeerUnreachable,
+                    format!("no connection to instance {instance}"),
+                )
+            }
+            Ending::LateHere => (
+                Code::DeadlineExceeded,
+                format!("the deadline passed before the call was sent to instance {instance}"),
+            ),
+            Ending::Late { peer_is_silent } => {
+                if peer_is_silent {
+                    self.doubt(peer.address);
+                }
+                let detail = format!(
+                    "instance {instance} did not answer {} before the deadline",
+                    call.name
+                );
+                return Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
+            }
+        };
+        Problem::new(code, detail)
     }
 
-    fn timed_out(&self, peer: &Peer, call: &Call, sent: &Sent) -> Problem {
-        if sent.nothing() {
-            self.cluster.met(peer.address, Encounter::Unreachable);
-            let detail = format!(
-                "no connection to instance {} before the deadline",
-                peer.instance
-            );
-            return Problem::new(Code::DeadlineExceeded, detail);
-        }
-        self.cluster.met(peer.address, Encounter::Unanswered);
-        let detail = format!(
-            "instance {} did not answer {} before the deadline",
-            peer.instance, call.name
-        );
-        Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe)
-    }
-
-    fn not_ours(&self, address: SocketAddr, what: &str) -> Problem {
+    /// A call was not answered and nothing else came from the peer meanwhile. Its stream may be dead without our
+    /// knowing: the next calls try a new connection, which tells.
+    fn doubt(&self, address: SocketAddr) {
         self.cluster.met(address, Encounter::Unanswered);
-        tracing::warn!(%address, %what, "a peer's answer breaks the contract");
-        Problem::new(
-            Code::PeerLost,
-            "the instance answered with something else than our contract",
-        )
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = streams.get(&address) {
+            stream.doubt();
+        }
+    }
+
+    /// The problem that a peer told, as the caller may hear it: a refusal of our own request is no affair of the
+    /// caller's.
+    fn told(&self, peer: &Peer, document: ProblemDocument) -> Problem {
+        match document.code {
+            Code::WrongRegion => {
+                self.cluster.met(peer.address, Encounter::Elsewhere);
+                document.into_problem()
+            }
+            Code::Draining => {
+                self.cluster.met(peer.address, Encounter::Draining);
+                document.into_problem()
+            }
+            Code::Overloaded
+            | Code::FunctionUnknown
+            | Code::InvalidArguments
+            | Code::IdempotencyMismatch
+            | Code::FunctionFailed
+            | Code::FunctionPanicked
+            | Code::DeadlineExceeded
+            | Code::Internal => document.into_problem(),
+            code if document.executed == Executed::No => Problem::new(
+                Code::PeerUnreachable,
+                format!("instance {} refused the request: {code}", peer.instance),
+            ),
+            code => Problem::new(
+                Code::PeerLost,
+                format!("instance {} answered {code}", peer.instance),
+            ),
+        }
     }
 }
 
-/// The result in the body of a `200`.
-fn result(body: &[u8]) -> Option<Result<Box<RawValue>, Problem>> {
-    #[derive(Deserialize)]
-    struct Answer<'a> {
-        #[serde(borrow)]
-        result: &'a RawValue,
-    }
-    serde_json::from_slice(body)
-        .ok()
-        .map(|answer: Answer<'_>| Ok(answer.result.to_owned()))
+/// The functions whose last result was large: their calls travel alone, so that their results hold up no others.
+#[derive(Debug)]
+struct LargeResults {
+    names: Cache<FunctionName, ()>,
+    /// Spares the look into the cache as long as there was none.
+    is_any: AtomicBool,
 }
 
-/// The problem that a peer told, as the caller may hear it: a refusal of our own request is no affair of the caller's.
-fn heard(document: ProblemDocument) -> Problem {
-    match document.code {
-        Code::Draining
-        | Code::Overloaded
-        | Code::WrongRegion
-        | Code::FunctionUnknown
-        | Code::InvalidArguments
-        | Code::FunctionFailed
-        | Code::FunctionPanicked
-        | Code::DeadlineExceeded
-        | Code::Internal => document.into_problem(),
-        code if document.executed == Executed::No => Problem::new(
-            Code::PeerUnreachable,
-            format!("the instance refused the request: {code}"),
-        ),
-        code => Problem::new(Code::PeerLost, format!("the instance answered {code}")),
+impl LargeResults {
+    fn new() -> Self {
+        Self {
+            names: Cache::new(LARGE_RESULTS),
+            is_any: AtomicBool::new(false),
+        }
+    }
+
+    fn are_usual_for(&self, name: &FunctionName) -> bool {
+        self.is_any.load(Ordering::Relaxed) && self.names.contains_key(name)
+    }
+
+    fn note(&self, name: &FunctionName, size: usize) {
+        if size > LARGE {
+            self.is_any.store(true, Ordering::Relaxed);
+            self.names.insert(name.clone(), ());
+        }
     }
 }

@@ -228,10 +228,9 @@ async fn args_and_results_pass_through_as_they_are() {
             .await
             .unwrap();
         let text = response.text().await.unwrap();
-        assert!(
-            text.starts_with(&format!("{{\"result\":{value},\"meta\":")),
-            "{text}"
-        );
+        // Between instances a newline, which can only be white space, becomes a space.
+        let expected = format!("{{\"result\":{value},\"meta\":").replace('\n', " ");
+        assert!(text.replace('\n', " ").starts_with(&expected), "{text}");
     }
 }
 

@@ -1,0 +1,158 @@
+//! A call: what is asked, in JSON and in memory. Owns the rules of its members; whether the function exists and
+//! whether its arguments fit is the registry's affair.
+
+mod args;
+mod exec;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+pub(crate) use self::{args::Args, exec::Exec};
+use crate::{
+    json::{self, BadJson, Unknown},
+    name::{FunctionName, IdempotencyKey, InstanceId, Name},
+    problem::{Code, Problem},
+};
+
+/// The longest that any call may be allowed to take.
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long calls may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For a call that names no timeout.
+    pub default: Duration,
+    /// The longest that a call may ask for.
+    pub max: Duration,
+}
+
+/// One request to run a function.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    /// The function.
+    pub name: FunctionName,
+    /// Its arguments.
+    pub args: Args,
+    /// How long the caller waits, 1 ms to the configured maximum.
+    pub timeout: Duration,
+    /// Whether it may run twice: allows another attempt after one that may have run.
+    pub idempotent: bool,
+    /// Only on this instance of the region.
+    pub instance: Option<InstanceId>,
+    /// Makes a repeat of this call the same call.
+    pub key: Option<IdempotencyKey>,
+}
+
+const MEMBERS: &[&str; 6] = &[
+    "module",
+    "function",
+    "args",
+    "timeout_ms",
+    "idempotent",
+    "instance",
+];
+
+impl Call {
+    /// The same call under the key of the header `Idempotency-Key`, which may stand in quotes.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] for a key that breaks its rule.
+    pub(crate) fn with_key(self, header: &[u8]) -> Result<Self, Problem> {
+        let rule = || {
+            Problem::new(
+                Code::InvalidRequest,
+                format!("header idempotency-key must be {}", IdempotencyKey::RULE),
+            )
+        };
+        let bare = header
+            .strip_prefix(b"\"")
+            .and_then(|rest| rest.strip_suffix(b"\""))
+            .unwrap_or(header);
+        let text = std::str::from_utf8(bare).map_err(|_| rule())?;
+        Ok(Self {
+            key: Some(text.parse().map_err(|_| rule())?),
+            ..self
+        })
+    }
+
+    /// The call in the body of `POST /rpc/{region}`.
+    ///
+    /// # Errors
+    /// [`Code::InvalidJson`] for what is not one JSON value; [`Code::InvalidRequest`] for a missing, unknown,
+    /// duplicate or wrongly typed member, a bad name or a timeout out of range; the detail names the member.
+    pub(crate) fn from_json(body: &[u8], timeouts: Timeouts) -> Result<Self, Problem> {
+        let members = json::members(body, MEMBERS, Unknown::Refused)?;
+        Self::from_members(members, timeouts)
+    }
+
+    fn from_members(members: [Option<&RawValue>; 6], timeouts: Timeouts) -> Result<Self, Problem> {
+        let [module, function, args, timeout_ms, idempotent, instance] = members;
+        Ok(Self {
+            name: FunctionName {
+                module: name("module", module)?,
+                function: name("function", function)?,
+            },
+            args: args.map_or_else(|| Ok(Args::default()), Args::from_raw)?,
+            timeout: timeout_ms.map_or(Ok(timeouts.default), |raw| timeout(raw, timeouts.max))?,
+            idempotent: idempotent
+                .map_or(Ok(false), |raw| parsed("idempotent", raw, "true or false"))?,
+            instance: instance
+                .map(|raw| parsed("instance", raw, InstanceId::RULE))
+                .transpose()?,
+            key: None,
+        })
+    }
+}
+
+fn name(member: &'static str, raw: Option<&RawValue>) -> Result<Name, Problem> {
+    let raw = raw.ok_or_else(|| missing(member))?;
+    parsed(member, raw, Name::RULE)
+}
+
+fn timeout(raw: &RawValue, max: Duration) -> Result<Duration, Problem> {
+    let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
+    match serde_json::from_str::<u64>(raw.get()) {
+        Ok(ms) if (1..=max_ms).contains(&ms) => Ok(Duration::from_millis(ms)),
+        _ => Err(wrong(
+            "timeout_ms",
+            &format!("an integer from 1 to {max_ms}"),
+        )),
+    }
+}
+
+fn parsed<'a, T: serde::Deserialize<'a>>(
+    member: &str,
+    raw: &'a RawValue,
+    rule: &str,
+) -> Result<T, Problem> {
+    serde_json::from_str(raw.get()).map_err(|_| wrong(member, rule))
+}
+
+fn missing(member: &str) -> Problem {
+    Problem::new(
+        Code::InvalidRequest,
+        format!("member {member:?} is missing"),
+    )
+}
+
+fn wrong(member: &str, rule: &str) -> Problem {
+    Problem::new(
+        Code::InvalidRequest,
+        format!("member {member:?} must be {rule}"),
+    )
+}
+
+impl From<BadJson> for Problem {
+    fn from(bad: BadJson) -> Self {
+        let code = match bad {
+            BadJson::Syntax(_) | BadJson::LoneSurrogate | BadJson::TooDeep => Code::InvalidJson,
+            BadJson::NotAnObject | BadJson::UnknownMember(_) | BadJson::DuplicateMember(_) => {
+                Code::InvalidRequest
+            }
+        };
+        Self::new(code, bad.to_string())
+    }
+}

@@ -1,0 +1,179 @@
+//! What a call's JSON may be, and what a peer reads of what a peer writes.
+
+use serde::Serialize;
+
+use super::*;
+
+const TIMEOUTS: Timeouts = Timeouts {
+    default: Duration::from_secs(5),
+    max: Duration::from_secs(60),
+};
+
+fn refusal(body: &str) -> (Code, String) {
+    let problem = Call::from_json(body.as_bytes(), TIMEOUTS).unwrap_err();
+    (problem.code, problem.detail)
+}
+
+#[test]
+fn a_call_needs_only_its_function() {
+    let call = Call::from_json(
+        br#"{"module":"Fly.RPC","function":"is_primary?"}"#,
+        TIMEOUTS,
+    )
+    .unwrap();
+    assert_eq!(call.name.to_string(), "Fly.RPC.is_primary?");
+    assert_eq!(
+        (call.args.raw().get(), call.timeout, call.idempotent),
+        ("[]", TIMEOUTS.default, false)
+    );
+    assert!(call.instance.is_none());
+}
+
+#[test]
+fn args_keep_every_digit() {
+    let body = br#"{"module":"m","function":"f","args":[18446744073709551617, 1.10, 1e400, {"a":1,"a":2}]}"#;
+    let call = Call::from_json(body, TIMEOUTS).unwrap();
+    assert_eq!(
+        call.args.raw().get(),
+        r#"[18446744073709551617, 1.10, 1e400, {"a":1,"a":2}]"#
+    );
+}
+
+#[test]
+fn each_member_is_refused_by_name() {
+    let with = |member: &str| refusal(&format!(r#"{{"module":"m","function":"f",{member}}}"#)).1;
+    assert_eq!(
+        refusal(r#"{"function":"f"}"#).1,
+        r#"member "module" is missing"#
+    );
+    assert_eq!(
+        refusal(r#"{"module":"m"}"#).1,
+        r#"member "function" is missing"#
+    );
+    let name = "must be 1 to 128 printable ASCII characters without space";
+    assert_eq!(
+        refusal(r#"{"module":"a b","function":"f"}"#).1,
+        format!(r#"member "module" {name}"#)
+    );
+    assert_eq!(
+        refusal(r#"{"module":"m","function":1}"#).1,
+        format!(r#"member "function" {name}"#)
+    );
+    assert_eq!(
+        with(r#""args":{}"#),
+        r#"member "args" must be an array of at most 256 items"#
+    );
+    assert_eq!(
+        with(r#""args":null"#),
+        r#"member "args" must be an array of at most 256 items"#
+    );
+    for timeout in ["0", "-1", "60001", "1.5", "1e3", "\"5s\"", "null", "1e12"] {
+        let detail = with(&format!(r#""timeout_ms":{timeout}"#));
+        assert_eq!(
+            detail,
+            r#"member "timeout_ms" must be an integer from 1 to 60000"#
+        );
+    }
+    assert_eq!(
+        with(r#""idempotent":1"#),
+        r#"member "idempotent" must be true or false"#
+    );
+    assert_eq!(
+        with(r#""instance":"""#),
+        r#"member "instance" must be 1 to 128 characters of [A-Za-z0-9._-]"#
+    );
+    assert_eq!(with(r#""timeout":1"#), r#"unknown member "timeout""#);
+    assert_eq!(with(r#""module":"m""#), r#"member "module" is given twice"#);
+}
+
+#[test]
+fn at_most_256_args() {
+    let body = |n: usize| {
+        format!(
+            r#"{{"module":"m","function":"f","args":[{}]}}"#,
+            vec!["0"; n].join(",")
+        )
+    };
+    Call::from_json(body(256).as_bytes(), TIMEOUTS).unwrap();
+    assert_eq!(refusal(&body(257)).0, Code::InvalidRequest);
+}
+
+#[test]
+fn a_peer_reads_what_a_peer_writes_and_ignores_what_it_does_not_know() {
+    let call = Call::from_json(
+        b"{\"module\":\"m\",\"function\":\"f\",\"args\":[1.0,\n2],\"instance\":\"i\"}",
+        TIMEOUTS,
+    )
+    .unwrap();
+    let text = asked(&call);
+    assert_eq!(
+        text,
+        r#"{"id":9,"timeout_ms":7,"region":"syd","module":"m","function":"f","args":[1.0, 2],"idempotent":false,"instance":"i","request_id":"r"}"#
+    );
+    let later = text.replace("\"m\"", "\"m\",\"later\":1");
+    let (id, exec) = Exec::from_line(later.as_bytes(), TIMEOUTS);
+    let exec = exec.unwrap();
+    assert_eq!(id, Some(9));
+    assert_eq!(exec.request_id.unwrap().as_str(), "r");
+    assert_eq!(
+        (exec.region.as_str(), exec.call.timeout),
+        ("syd", Duration::from_millis(7))
+    );
+    assert_eq!(exec.call.args.raw().get(), "[1.0, 2]");
+}
+
+/// The line that asks a peer in `syd` for `call`.
+fn asked(call: &Call) -> String {
+    let region = "syd".parse().unwrap();
+    let tail = Exec::tail(&region, call, &"r".parse().unwrap());
+    format!(
+        "{{\"id\":9,\"timeout_ms\":7,{}",
+        str::from_utf8(&tail).unwrap()
+    )
+}
+
+#[test]
+fn a_key_stands_bare_or_in_quotes_and_travels_along() {
+    let keyed = |header: &[u8]| {
+        let call = Call::from_json(br#"{"module":"m","function":"f"}"#, TIMEOUTS).unwrap();
+        let line = asked(&call.with_key(header)?);
+        Ok::<_, Problem>(
+            Exec::from_json(line.as_bytes(), TIMEOUTS)
+                .unwrap()
+                .call
+                .key
+                .unwrap()
+                .to_string(),
+        )
+    };
+    for header in [&b"a-1"[..], b"\"a-1\""] {
+        assert_eq!(keyed(header).unwrap(), "a-1");
+    }
+    for header in [
+        &b""[..],
+        b"\"\"",
+        b"a b",
+        "\u{e9}".as_bytes(),
+        b"\xff",
+        &[b'x'; 129],
+    ] {
+        let problem = keyed(header).unwrap_err();
+        assert_eq!(
+            problem.detail,
+            "header idempotency-key must be 1 to 128 visible ASCII characters"
+        );
+    }
+}
+
+#[test]
+fn values_become_args() {
+    #[derive(Serialize)]
+    struct Account {
+        id: u8,
+    }
+    let args = |args: Result<Args, Problem>| args.unwrap().raw().get().to_owned();
+    assert_eq!(args(Args::from_values(&(1, "two"))), r#"[1,"two"]"#);
+    assert_eq!(args(Args::from_values(&())), "[]");
+    assert_eq!(args(Args::from_values(&"fly")), r#"["fly"]"#);
+    assert_eq!(args(Args::from_values(&Account { id: 1 })), r#"[{"id":1}]"#);
+}

@@ -1,0 +1,241 @@
+//! The lines that travel between instances: NDJSON, one call or one answer each. Args, results and problems pass
+//! through as raw JSON. Owns their form; when they travel is the stream's affair.
+
+use std::io::Write;
+
+use bytes::{Buf, Bytes, BytesMut};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use crate::{
+    json,
+    problem::Problem,
+    reply::{Meta, ProblemDocument},
+};
+
+/// The media type of lines.
+pub(crate) const NDJSON: &str = "application/x-ndjson";
+/// The line by which an instance tells its peers that it is draining.
+pub(crate) const DRAINING_LINE: &[u8] = b"{\"state\":\"draining\"}\n";
+
+/// Appends the line that asks for a call: `tail` is what `Exec` wrote of it.
+pub(super) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, tail: &[u8]) {
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{{\"id\":{id},\"timeout_ms\":{timeout_ms},");
+    out.extend_from_slice(tail);
+    out.push(b'\n');
+}
+
+/// The body that asks for one call alone.
+pub(super) fn lone_call(timeout_ms: u64, tail: &[u8]) -> Vec<u8> {
+    let mut body = format!("{{\"timeout_ms\":{timeout_ms},").into_bytes();
+    body.extend_from_slice(tail);
+    body
+}
+
+/// Appends the line that answers the call `id`; `null` stands for an id that could not be read.
+pub(crate) fn write_answer(
+    out: &mut Vec<u8>,
+    id: Option<u64>,
+    result: Result<Box<RawValue>, Problem>,
+    meta: Meta,
+) {
+    let _ = match id {
+        Some(id) => write!(out, "{{\"id\":{id},"),
+        None => write!(out, "{{\"id\":null,"),
+    };
+    let start = out.len();
+    match result {
+        Ok(result) => {
+            out.extend_from_slice(b"\"result\":");
+            out.extend_from_slice(result.get().as_bytes());
+        }
+        Err(problem) => {
+            out.extend_from_slice(b"\"problem\":");
+            out.append(&mut json::to_vec(&ProblemDocument::new(problem, meta)));
+        }
+    }
+    json::join_lines(&mut out[start..]);
+    out.extend_from_slice(b"}\n");
+}
+
+/// What a line from a peer says.
+#[derive(Debug)]
+pub(super) enum Frame {
+    /// The answer to the call with this id.
+    Answer(u64, Result<Box<RawValue>, Box<ProblemDocument>>),
+    /// Something else than an answer, about the call with this id.
+    Garbled(u64),
+    /// The peer is draining.
+    Draining,
+    /// Nothing that we know.
+    Nonsense,
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    id: Option<u64>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    problem: Option<Box<ProblemDocument>>,
+    state: Option<String>,
+}
+
+/// What is there, also when it is `null`.
+fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(from).map(Some)
+}
+
+/// Reads one line from a peer.
+pub(super) fn read(line: &[u8]) -> Frame {
+    match serde_json::from_slice::<Line<'_>>(line) {
+        Ok(Line {
+            id: Some(id),
+            result: Some(result),
+            ..
+        }) => Frame::Answer(id, Ok(result.to_owned())),
+        Ok(Line {
+            id: Some(id),
+            problem: Some(problem),
+            ..
+        }) => Frame::Answer(id, Err(problem)),
+        Ok(Line { id: Some(id), .. }) => Frame::Garbled(id),
+        Ok(Line { state: Some(_), .. }) => Frame::Draining,
+        Ok(_) => Frame::Nonsense,
+        Err(_) => id_of(line).map_or(Frame::Nonsense, Frame::Garbled),
+    }
+}
+
+/// The id with which a line begins that is no JSON.
+fn id_of(line: &[u8]) -> Option<u64> {
+    let rest = line.strip_prefix(b"{\"id\":")?;
+    let digits = rest.split(|byte| !byte.is_ascii_digit()).next()?;
+    str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Bytes as they come, lines as they go.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    buffer: BytesMut,
+    searched: usize,
+    limit: usize,
+}
+
+/// A line that is longer than it may be.
+#[derive(Debug)]
+pub(crate) struct TooLong;
+
+impl Lines {
+    /// Lines of at most `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            searched: 0,
+            limit,
+        }
+    }
+
+    /// Takes the bytes that came.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole line without its end; empty ones are left out.
+    ///
+    /// # Errors
+    /// A line is longer than the limit; there is no way to read on behind it.
+    pub(crate) fn next(&mut self) -> Result<Option<Bytes>, TooLong> {
+        loop {
+            let unseen = &self.buffer[self.searched..];
+            let Some(end) = unseen.iter().position(|byte| *byte == b'\n') else {
+                self.searched = self.buffer.len();
+                return if self.searched > self.limit {
+                    Err(TooLong)
+                } else {
+                    Ok(None)
+                };
+            };
+            let line = self.buffer.split_to(self.searched + end).freeze();
+            self.buffer.advance(1);
+            self.searched = 0;
+            if line.len() > self.limit {
+                return Err(TooLong);
+            }
+            if !line.trim_ascii().is_empty() {
+                return Ok(Some(line));
+            }
+        }
+    }
+
+    /// What came behind the last line's end.
+    pub(crate) fn rest(&mut self) -> Option<Bytes> {
+        let rest = self.buffer.split().freeze();
+        self.searched = 0;
+        (!rest.trim_ascii().is_empty()).then_some(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_come_out_whole_however_the_bytes_come_in() {
+        let text = b"{\"a\":1}\n\n{\"b\":2}\r\n{\"c\"";
+        for size in 1..text.len() {
+            let mut lines = Lines::new(100);
+            let mut found = Vec::new();
+            for piece in text.chunks(size) {
+                lines.push(piece);
+                while let Some(line) = lines.next().unwrap() {
+                    found.push(line.trim_ascii().to_vec());
+                }
+            }
+            found.extend(lines.rest().map(|rest| rest.to_vec()));
+            assert_eq!(found, [&b"{\"a\":1}"[..], b"{\"b\":2}", b"{\"c\""]);
+        }
+        let mut lines = Lines::new(3);
+        lines.push(b"123\n1234");
+        assert_eq!(lines.next().unwrap().unwrap(), "123");
+        lines.next().unwrap_err();
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let meta = || Meta::untried(None, std::time::Duration::ZERO, "r".parse().unwrap());
+        let line = |id, result| {
+            let mut line = Vec::new();
+            write_answer(&mut line, id, result, meta());
+            assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            line
+        };
+        for json in ["null", "[1,\n2.0]", "\"\\n\""] {
+            let raw = RawValue::from_string(json.to_owned()).unwrap();
+            match read(&line(Some(7), Ok(raw))) {
+                Frame::Answer(7, Ok(result)) => assert_eq!(result.get(), json.replace('\n', " ")),
+                other => panic!("{other:?}"),
+            }
+        }
+        let problem = || Problem::new(crate::problem::Code::Overloaded, "busy");
+        match read(&line(Some(7), Err(problem()))) {
+            Frame::Answer(7, Err(document)) => assert_eq!(document.detail, "busy"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(read(&line(None, Err(problem()))), Frame::Nonsense));
+        assert!(matches!(read(DRAINING_LINE), Frame::Draining));
+    }
+
+    #[test]
+    fn a_garbled_line_is_told_by_its_id() {
+        for line in [
+            "{\"id\":7,\"result\":[1",
+            "{\"id\":7}",
+            "{\"id\":7,\"problem\":{}}",
+        ] {
+            assert!(matches!(read(line.as_bytes()), Frame::Garbled(7)), "{line}");
+        }
+        for line in ["", "<html>", "{\"id\":-1,\"result\":1}", "[]", "{}"] {
+            assert!(matches!(read(line.as_bytes()), Frame::Nonsense), "{line}");
+        }
+    }
+}

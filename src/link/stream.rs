@@ -1,0 +1,334 @@
+//! One stream to one peer: a request to `/internal/exec` whose body is written as calls come and whose answer is read as
+//! they end. Calls that wait together leave together; one that waits alone leaves at once. No call waits for another.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body::Frame as BodyFrame;
+use http_body_util::StreamBody;
+use reqwest::{RequestBuilder, Response, StatusCode};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    frames::{self, Frame, Lines},
+    pending::{Answer, GivenUp, Pending, Queued},
+};
+use crate::{
+    client,
+    cluster::{Cluster, Encounter},
+    deadline::Deadline,
+    reply::ProblemDocument,
+};
+
+/// How many calls may wait to leave.
+const QUEUE: usize = 1024;
+/// How many bytes of calls leave together before the next piece begins.
+const PIECE: usize = 64 << 10;
+/// How long a stream stays without calls: well below the time after which the peer ends it.
+const IDLE: Duration = Duration::from_secs(4);
+/// How often a peer that answers calls is mentioned to discovery.
+const MENTION: Duration = Duration::from_secs(1);
+/// How many unanswered calls in a row retire a stream.
+const DOUBTS: u32 = 3;
+/// The largest problem document that answers the request itself.
+const MAX_REFUSAL: usize = 64 << 10;
+
+/// A stream to a peer, or one that is about to be.
+#[derive(Debug)]
+pub(super) struct Stream {
+    queue: mpsc::Sender<Queued>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pending: Pending,
+    /// Whether a connection stands, so that calls may leave.
+    is_connected: AtomicBool,
+    /// Takes no further calls.
+    retired: CancellationToken,
+}
+
+impl Shared {
+    /// Whether nothing leaves any more and nothing is waited for.
+    fn is_done(&self) -> bool {
+        self.retired.is_cancelled() && self.pending.is_empty()
+    }
+}
+
+/// Why a call is not taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NotTaken {
+    /// As many calls wait as may.
+    Full,
+    /// The stream ends; another may be opened.
+    Over,
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// With the peer's answer, or in place of it with what came.
+    Answer(Answer),
+    /// At its deadline, after it left.
+    Late { peer_is_silent: bool },
+    /// At its deadline, before it left.
+    LateHere,
+    /// It never left: no connection could be made.
+    NoConnection,
+    /// It never left: the stream ended first.
+    NeverLeft,
+}
+
+impl Stream {
+    /// Opens a stream with `request`, in the background until `stop`.
+    pub(super) fn open(
+        request: RequestBuilder,
+        address: SocketAddr,
+        max_answer: usize,
+        cluster: Arc<Cluster>,
+    ) -> (Self, impl Future<Output = ()> + Send + use<>) {
+        let (queue, calls) = mpsc::channel(QUEUE);
+        let shared = Arc::new(Shared {
+            pending: Pending::default(),
+            is_connected: AtomicBool::new(false),
+            retired: CancellationToken::new(),
+        });
+        let run = Run {
+            shared: Arc::clone(&shared),
+            address,
+            cluster,
+            lines: Lines::new(max_answer),
+            mentioned: None,
+        };
+        let request = request.body(body(calls, Arc::clone(&shared)));
+        (Self { queue, shared }, run.run(request))
+    }
+
+    /// Whether it takes calls.
+    pub(super) fn is_open(&self) -> bool {
+        !self.queue.is_closed() && !self.shared.retired.is_cancelled()
+    }
+
+    /// Notes that a call was not answered and nothing else was heard. The connection may be dead without our knowing:
+    /// after a few such calls the next ones try another, which tells.
+    pub(super) fn doubt(&self) {
+        if self.shared.pending.doubt() >= DOUBTS {
+            self.shared.retired.cancel();
+        }
+    }
+
+    /// Lets a call leave as soon as it can, and waits for its end.
+    ///
+    /// # Errors
+    /// See [`NotTaken`].
+    ///
+    /// # Cancel safety
+    /// When this is dropped, a call that has not left never leaves, and the answer to one that has is dropped.
+    pub(super) async fn call(&self, tail: Vec<u8>, deadline: Deadline) -> Result<Ending, NotTaken> {
+        let (answer, receiver) = oneshot::channel();
+        let pending = &self.shared.pending;
+        let mut ticket = Ticket {
+            pending,
+            id: pending.next_id(),
+            receiver,
+            is_settled: false,
+        };
+        let heard_before = pending.heard();
+        let queued = Queued {
+            id: ticket.id,
+            tail,
+            deadline,
+            answer,
+        };
+        self.queue.try_send(queued).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => NotTaken::Full,
+            mpsc::error::TrySendError::Closed(_) => NotTaken::Over,
+        })?;
+        let answered = deadline.bound(&mut ticket.receiver).await;
+        ticket.is_settled = true;
+        Ok(match answered {
+            Some(Ok(answer)) => Ending::Answer(answer),
+            Some(Err(_)) if deadline.has_passed() => Ending::LateHere,
+            Some(Err(_)) if self.shared.is_connected.load(Ordering::Acquire) => Ending::NeverLeft,
+            Some(Err(_)) => Ending::NoConnection,
+            None => match pending.give_up(ticket.id, heard_before, &mut ticket.receiver) {
+                GivenUp::Answered(answer) => Ending::Answer(answer),
+                GivenUp::Left { peer_is_silent } => Ending::Late { peer_is_silent },
+                GivenUp::Stayed => Ending::LateHere,
+            },
+        })
+    }
+}
+
+/// A caller's place among the calls; given back when the caller goes away.
+struct Ticket<'a> {
+    pending: &'a Pending,
+    id: u64,
+    receiver: oneshot::Receiver<Answer>,
+    is_settled: bool,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.pending.forget(self.id);
+        }
+    }
+}
+
+/// The request's body: what waits, as soon as the connection takes more, until the stream is idle or retired.
+fn body(calls: mpsc::Receiver<Queued>, shared: Arc<Shared>) -> reqwest::Body {
+    let pieces = stream::unfold((calls, shared), async |(mut calls, shared)| {
+        shared.is_connected.store(true, Ordering::Release);
+        let piece = next_piece(&mut calls, &shared).await?;
+        Some((Ok::<_, Infallible>(BodyFrame::data(piece)), (calls, shared)))
+    });
+    reqwest::Body::wrap(StreamBody::new(pieces))
+}
+
+async fn next_piece(calls: &mut mpsc::Receiver<Queued>, shared: &Shared) -> Option<Bytes> {
+    let mut piece = Vec::new();
+    while piece.is_empty() {
+        let first = tokio::select! {
+            first = calls.recv() => first?,
+            () = shared.retired.cancelled(), if !calls.is_closed() => {
+                calls.close();
+                continue;
+            }
+            () = time::sleep(IDLE), if !calls.is_closed() => {
+                if shared.pending.is_empty() {
+                    shared.retired.cancel();
+                }
+                continue;
+            }
+        };
+        let more = || calls.try_recv().ok();
+        shared.pending.depart(first, more, &mut piece, PIECE);
+    }
+    Some(piece.into())
+}
+
+/// The side that hears the peer.
+struct Run {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    cluster: Arc<Cluster>,
+    lines: Lines,
+    mentioned: Option<Instant>,
+}
+
+impl Run {
+    async fn run(mut self, request: RequestBuilder) {
+        match request.send().await {
+            Ok(response) if response.status() == StatusCode::OK => self.hear(response).await,
+            Ok(response) => self.refused(response).await,
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    async fn hear(&mut self, mut response: Response) {
+        loop {
+            match time::timeout(IDLE, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => {
+                    if let Err(what) = self.heard(&chunk) {
+                        return self.is_nonsense(what);
+                    }
+                }
+                Ok(Ok(None)) => return,
+                Ok(Err(error)) => return self.failed(&error),
+                Err(_) if self.shared.is_done() => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Takes what came; an error when it is nothing of ours, and nothing behind it can be trusted.
+    fn heard(&mut self, chunk: &[u8]) -> Result<(), &'static str> {
+        self.lines.push(chunk);
+        let mut answers = Vec::new();
+        let mut is_draining = false;
+        let outcome = loop {
+            let line = match self.lines.next() {
+                Ok(Some(line)) => line,
+                Ok(None) => break Ok(()),
+                Err(frames::TooLong) => break Err("a line is longer than RPC_MAX_RESULT allows"),
+            };
+            match frames::read(&line) {
+                Frame::Answer(id, result) => answers.push((id, Answer::Told(result))),
+                Frame::Garbled(id) => answers.push((id, Answer::Garbled)),
+                Frame::Draining => is_draining = true,
+                Frame::Nonsense => break Err("a line is no answer"),
+            }
+        };
+        self.shared.pending.arrive(answers.into_iter());
+        self.mention(is_draining);
+        outcome
+    }
+
+    fn mention(&mut self, is_draining: bool) {
+        let had_doubts = self.shared.pending.hear();
+        if is_draining {
+            self.shared.retired.cancel();
+            return self.cluster.met(self.address, Encounter::Draining);
+        }
+        let is_due = self.mentioned.is_none_or(|last| last.elapsed() >= MENTION);
+        if (is_due || had_doubts) && !self.shared.retired.is_cancelled() {
+            self.mentioned = Some(Instant::now());
+            self.cluster.met(self.address, Encounter::Answered);
+        }
+    }
+
+    /// The peer answered the request itself, and so none of its calls.
+    async fn refused(&self, response: Response) {
+        let status = response.status();
+        let document = client::body(response, MAX_REFUSAL)
+            .await
+            .ok()
+            .and_then(|body| serde_json::from_slice::<Box<ProblemDocument>>(&body).ok());
+        match document {
+            Some(document) => {
+                tracing::warn!(address = %self.address, code = %document.code, detail = document.detail, "a peer refuses calls");
+                self.shared
+                    .pending
+                    .end(|| Answer::Told(Err(document.clone())));
+            }
+            None => self.is_nonsense(&format!("status {status} and a body that is not ours")),
+        }
+    }
+
+    fn is_nonsense(&self, what: &str) {
+        tracing::warn!(address = %self.address, what, "a peer's answer breaks the contract");
+        self.cluster.met(self.address, Encounter::Unanswered);
+        self.shared.pending.end(|| Answer::Garbled);
+    }
+
+    fn failed(&self, error: &reqwest::Error) {
+        let cause = client::chain(error);
+        let is_connected = self.shared.is_connected.load(Ordering::Acquire);
+        tracing::debug!(address = %self.address, %cause, is_connected, "stream ended");
+        if is_connected {
+            self.cluster.met(self.address, Encounter::Unanswered);
+        }
+    }
+}
+
+impl Drop for Run {
+    /// However it ended: what left and was not answered is lost, and nothing leaves any more.
+    fn drop(&mut self) {
+        self.shared.pending.end(|| Answer::Lost);
+    }
+}
