@@ -50,16 +50,16 @@ pub(super) async fn call(
 
 async fn answer(response: Response, max_answer: usize) -> Answer {
     let status = response.status();
-    let is_problem = client::media_type(&response) == "application/problem+json";
+    let media_type = client::media_type(&response).to_owned();
     let body = match client::body(response, max_answer).await {
         Ok(body) => body,
         Err(client::BodyError::Cut(_)) => return Answer::Lost,
         Err(client::BodyError::TooLong(_)) => return Answer::Garbled,
     };
-    let told = match (status, is_problem) {
-        (StatusCode::OK, false) => result(&body).map(Ok),
-        (_, true) => serde_json::from_slice(&body).ok().map(Err),
-        (_, false) => None,
+    let told = match (status, media_type.as_str()) {
+        (StatusCode::OK, "application/json") => result(&body).map(Ok),
+        (_, "application/problem+json") => serde_json::from_slice(&body).ok().map(Err),
+        _ => None,
     };
     told.map_or(Answer::Garbled, Answer::Told)
 }

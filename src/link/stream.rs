@@ -234,7 +234,7 @@ struct Run {
 impl Run {
     async fn run(mut self, request: RequestBuilder) {
         match request.send().await {
-            Ok(response) if response.status() == StatusCode::OK => self.hear(response).await,
+            Ok(response) if is_ours(&response) => self.hear(response).await,
             Ok(response) => self.refused(response).await,
             Err(error) => self.failed(&error),
         }
@@ -324,6 +324,10 @@ impl Run {
             self.cluster.met(self.address, Encounter::Unanswered);
         }
     }
+}
+
+fn is_ours(response: &Response) -> bool {
+    response.status() == StatusCode::OK && client::media_type(response) == frames::NDJSON
 }
 
 impl Drop for Run {
