@@ -1,7 +1,8 @@
 //! A cluster of real instances, all on one port of 127.x.y.n, found through a DNS server of the test.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     sync::atomic::{AtomicU8, Ordering},
 };
@@ -10,7 +11,8 @@ use tempfile::TempDir;
 
 use crate::{
     dns::DnsServer,
-    functions::touch,
+    fault::FaultProxy,
+    functions::{self, touch},
     patience::eventually,
     process::{Environment, Process},
 };
@@ -22,10 +24,12 @@ pub(crate) const NAME: &str = "cluster.test";
 pub(crate) struct Cluster {
     pub dns: DnsServer,
     pub instances: Vec<Process>,
+    proxies: BTreeMap<String, FaultProxy>,
     directory: TempDir,
     network: Network,
     settings: Environment,
     functions: bool,
+    proxied: bool,
 }
 
 /// What a cluster is made of.
@@ -34,6 +38,7 @@ pub(crate) struct Builder {
     regions: Vec<(&'static str, usize)>,
     settings: Environment,
     functions: bool,
+    proxied: bool,
 }
 
 impl Builder {
@@ -55,6 +60,12 @@ impl Builder {
         self
     }
 
+    /// Puts a [`FaultProxy`] in front of every instance.
+    pub(crate) fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
     /// Starts the cluster, once every instance sees every other.
     pub(crate) async fn start(self) -> Cluster {
         let mut settings = Environment::from([
@@ -71,10 +82,12 @@ impl Builder {
         let mut cluster = Cluster {
             dns: DnsServer::start().await,
             instances: Vec::new(),
+            proxies: BTreeMap::new(),
             directory: TempDir::new().unwrap(),
             network: Network::free(),
             settings,
             functions: self.functions,
+            proxied: self.proxied,
         };
         for (region, count) in self.regions {
             for _ in 0..count {
@@ -110,6 +123,13 @@ impl Cluster {
         self.start(environment).await;
     }
 
+    /// The same without the functions of [`crate::functions`], as an older release would be.
+    pub(crate) async fn add_without_functions(&mut self, region: &str) {
+        let environment = self.next_environment(region);
+        let instance = Process::start(&environment).await;
+        self.instances.push(instance);
+    }
+
     fn next_environment(&mut self, region: &str) -> Environment {
         let number = self
             .instances
@@ -126,6 +146,11 @@ impl Cluster {
             true => Process::start_with_functions(&environment, self.directory.path()).await,
             false => Process::start(&environment).await,
         };
+        if self.proxied {
+            let address = self.network.next_address();
+            let proxy = FaultProxy::start(address, instance.address).await;
+            self.proxies.insert(instance.name.clone(), proxy);
+        }
         self.instances.push(instance);
     }
 
@@ -160,12 +185,18 @@ impl Cluster {
             .unwrap()
     }
 
-    /// The addresses of the instances, sorted.
+    /// The proxy in front of the instance `name`.
+    pub(crate) fn proxy(&self, name: &str) -> &FaultProxy {
+        &self.proxies[name]
+    }
+
+    /// The addresses that DNS announces: those of the instances, or of the proxies in front of them.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
-        self.instances
-            .iter()
-            .map(|instance| instance.address.ip())
-            .collect()
+        let announced = |instance: &Process| match self.proxies.get(&instance.name) {
+            Some(proxy) => proxy.address.ip(),
+            None => instance.address.ip(),
+        };
+        self.instances.iter().map(announced).collect()
     }
 
     /// Lets DNS know every instance.
@@ -205,6 +236,18 @@ impl Cluster {
     /// Waits until a function of the test left the mark `name`, such as `x.started`.
     pub(crate) async fn until_marked(&self, name: &str) {
         eventually(name, async || self.is_marked(name), |marked| *marked).await;
+    }
+
+    /// Waits until a `Test.block(name)` has started, and tells on which instance.
+    pub(crate) async fn until_started(&self, name: &str) -> String {
+        let mark = self.directory.path().join(format!("{name}.started"));
+        let instance = async || fs::read_to_string(&mark).unwrap_or_default();
+        eventually(name, instance, |instance| !instance.is_empty()).await
+    }
+
+    /// How often `Test.run` ran, by id.
+    pub(crate) fn runs(&self) -> BTreeMap<String, u32> {
+        functions::runs(self.directory.path())
     }
 
     /// Whether a function of the test left the mark `name`.

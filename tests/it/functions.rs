@@ -3,6 +3,7 @@
 //! Latches and logs are files in a directory of the test, so that they outlive any process.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
@@ -15,6 +16,9 @@ use serde_json::value::RawValue;
 /// Set for the process that serves: the directory of latches and logs.
 pub(crate) const DIRECTORY: &str = "IT_DIRECTORY";
 
+/// The log of `Test.run`: a line with its id for each time that it ran.
+const RUNS: &str = "runs";
+
 /// Serves in the process that [`crate::process`] starts; passes at once as a test.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn instance_process() {
@@ -25,14 +29,14 @@ async fn instance_process() {
     let Ok(directory) = std::env::var(DIRECTORY) else {
         return;
     };
-    let instance = Instance::start(Config::from_env().unwrap(), registry(directory.into()))
-        .await
-        .unwrap();
+    let config = Config::from_env().unwrap();
+    let registry = registry(directory.into(), config.identity.instance.to_string());
+    let instance = Instance::start(config, registry).await.unwrap();
     println!("listening on http://{}", instance.address());
     instance.run_until_signal().await.unwrap();
 }
 
-fn registry(directory: PathBuf) -> Registry {
+fn registry(directory: PathBuf, instance: String) -> Registry {
     let (blocks, runs, drops) = (directory.clone(), directory.clone(), directory);
     Registry::builtin()
         .function(
@@ -45,9 +49,9 @@ fn registry(directory: PathBuf) -> Registry {
             Ok(())
         })
         .function("Test", "block", move |(name,): (String,)| {
-            let directory = blocks.clone();
+            let (directory, instance) = (blocks.clone(), instance.clone());
             async move {
-                touch(&directory, &format!("{name}.started"));
+                fs::write(directory.join(format!("{name}.started")), instance)?;
                 while !directory.join(format!("{name}.released")).exists() {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
@@ -65,7 +69,7 @@ fn registry(directory: PathBuf) -> Registry {
             }
         })
         .function("Test", "run", move |(id, milliseconds): (String, u64)| {
-            let log = runs.join("runs");
+            let log = runs.join(RUNS);
             async move {
                 append(&log, &id)?;
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;
@@ -92,4 +96,15 @@ pub(crate) fn touch(directory: &Path, name: &str) {
 fn append(log: &Path, line: &str) -> Result<(), FunctionError> {
     let mut file = OpenOptions::new().create(true).append(true).open(log)?;
     Ok(file.write_all(format!("{line}\n").as_bytes())?)
+}
+
+/// How often `Test.run` ran in the processes that serve with `directory`, by id.
+pub(crate) fn runs(directory: &Path) -> BTreeMap<String, u32> {
+    // Nothing ran as long as there is no log.
+    let log = fs::read_to_string(directory.join(RUNS)).unwrap_or_default();
+    let mut runs = BTreeMap::new();
+    for id in log.lines() {
+        *runs.entry(id.to_owned()).or_default() += 1;
+    }
+    runs
 }

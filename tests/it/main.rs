@@ -8,8 +8,10 @@
     reason = "a failed test shows its instances' logs"
 )]
 
+mod asking;
 mod cluster;
 mod dns;
+mod fault;
 mod functions;
 mod patience;
 mod process;
@@ -20,6 +22,8 @@ mod configuration;
 mod crate_api;
 mod dev;
 mod discovery;
+mod executed;
+mod failover;
 mod layering;
 mod openapi;
 mod reading;
