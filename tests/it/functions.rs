@@ -30,14 +30,19 @@ async fn instance_process() {
         return;
     };
     let config = Config::from_env().unwrap();
-    let registry = registry(directory.into(), config.identity.instance.to_string());
+    let registry = registry(Path::new(&directory), config.identity.instance.to_string());
     let instance = Instance::start(config, registry).await.unwrap();
     println!("listening on http://{}", instance.address());
     instance.run_until_signal().await.unwrap();
 }
 
-fn registry(directory: PathBuf, instance: String) -> Registry {
-    let (blocks, runs, drops) = (directory.clone(), directory.clone(), directory);
+fn registry(directory: &Path, instance: String) -> Registry {
+    let (blocks, drops, runs) = (
+        directory.to_owned(),
+        directory.to_owned(),
+        directory.join(RUNS),
+    );
+    let (failures, panics) = (runs.clone(), runs.clone());
     Registry::builtin()
         .function(
             "Test",
@@ -69,11 +74,26 @@ fn registry(directory: PathBuf, instance: String) -> Registry {
             }
         })
         .function("Test", "run", move |(id, milliseconds): (String, u64)| {
-            let log = runs.join(RUNS);
+            let log = runs.clone();
             async move {
                 append(&log, &id)?;
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;
                 Ok(id)
+            }
+        })
+        .function("Test", "fail", move |(id,): (String,)| {
+            let logged = append(&failures, &id);
+            async move {
+                logged?;
+                Err::<(), _>(FunctionError::new("Refusal", id).with_data(&[1]))
+            }
+        })
+        .function("Test", "panic_after", move |(id,): (String,)| {
+            let logged = append(&panics, &id);
+            async move {
+                logged?;
+                assert!(std::hint::black_box(false), "a test's panic");
+                Ok(())
             }
         })
 }

@@ -24,6 +24,7 @@ mod dev;
 mod discovery;
 mod executed;
 mod failover;
+mod idempotency;
 mod layering;
 mod openapi;
 mod reading;
