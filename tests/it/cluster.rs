@@ -233,6 +233,11 @@ impl Cluster {
         touch(self.directory.path(), &format!("{name}.released"));
     }
 
+    /// Lets no further function pass the latch `name`.
+    pub(crate) fn hold(&self, name: &str) {
+        fs::remove_file(self.directory.path().join(format!("{name}.released"))).unwrap();
+    }
+
     /// Waits until a function of the test left the mark `name`, such as `x.started`.
     pub(crate) async fn until_marked(&self, name: &str) {
         eventually(name, async || self.is_marked(name), |marked| *marked).await;

@@ -12,6 +12,7 @@ use std::{
 
 use fly_rpc::{Config, FunctionError, Instance, Registry};
 use serde_json::value::RawValue;
+use tokio::runtime::Builder;
 
 /// Set for the process that serves: the directory of latches and logs.
 pub(crate) const DIRECTORY: &str = "IT_DIRECTORY";
@@ -20,8 +21,8 @@ pub(crate) const DIRECTORY: &str = "IT_DIRECTORY";
 const RUNS: &str = "runs";
 
 /// Serves in the process that [`crate::process`] starts; passes at once as a test.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn instance_process() {
+#[test]
+fn instance_process() {
     #[expect(
         clippy::disallowed_methods,
         reason = "the switch between a test and an instance"
@@ -29,8 +30,20 @@ async fn instance_process() {
     let Ok(directory) = std::env::var(DIRECTORY) else {
         return;
     };
+    let mut runtime = Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(serve(Path::new(&directory)));
+    // As the program itself does: a blocking function that outlived its deadline must not hold up the exit.
+    runtime.shutdown_background();
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the line that a starting program prints"
+)]
+async fn serve(directory: &Path) {
     let config = Config::from_env().unwrap();
-    let registry = registry(Path::new(&directory), config.identity.instance.to_string());
+    let registry = registry(directory, config.identity.instance.to_string());
     let instance = Instance::start(config, registry).await.unwrap();
     println!("listening on http://{}", instance.address());
     instance.run_until_signal().await.unwrap();
@@ -42,7 +55,8 @@ fn registry(directory: &Path, instance: String) -> Registry {
         directory.to_owned(),
         directory.join(RUNS),
     );
-    let (failures, panics) = (runs.clone(), runs.clone());
+    let (failures, panics, threads) = (runs.clone(), runs.clone(), runs.clone());
+    let latches = directory.to_owned();
     Registry::builtin()
         .function(
             "Test",
@@ -95,6 +109,21 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 assert!(std::hint::black_box(false), "a test's panic");
                 Ok(())
             }
+        })
+        .blocking_function(
+            "Test",
+            "hold_thread",
+            move |(id, latch): (String, String)| {
+                append(&threads, &id)?;
+                while !latches.join(format!("{latch}.released")).exists() {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Ok(id)
+            },
+        )
+        .blocking_function("Test", "panic_thread", |(): ()| {
+            assert!(std::hint::black_box(false), "a test's panic");
+            Ok(())
         })
 }
 

@@ -16,6 +16,7 @@ mod functions;
 mod patience;
 mod process;
 
+mod blocking;
 mod calls;
 mod command_line;
 mod configuration;
