@@ -70,7 +70,7 @@ impl FromArgMatches for ServeArgs {
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::from_env_and_flags(args.flags.into_iter());
     let config = config.map_err(|error| Failure::Usage(error.to_string()))?;
-    telemetry::init(&config.log);
+    let _log = telemetry::init(&config.log)?;
     let instance = Instance::start(config, Registry::builtin())
         .await
         .map_err(|error| refused(&error))?;
@@ -88,9 +88,10 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     match drained {
         Drained::Whole => Ok(()),
-        Drained::Cut => Err(Failure::Failed(
-            "stopped before everything in flight was finished".to_owned(),
-        )),
+        Drained::Cut => {
+            tracing::error!("stopped before everything in flight was finished");
+            Err(Failure::Told)
+        }
     }
 }
 

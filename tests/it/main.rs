@@ -27,6 +27,7 @@ mod executed;
 mod failover;
 mod idempotency;
 mod layering;
+mod logs;
 mod openapi;
 mod reading;
 mod stopping;

@@ -60,7 +60,17 @@ impl Process {
         Self::spawn(command, environment).await
     }
 
-    async fn spawn(mut command: Command, environment: &Environment) -> Self {
+    async fn spawn(command: Command, environment: &Environment) -> Self {
+        Self::spawn_with_stderr(command, environment, Stdio::piped()).await
+    }
+
+    /// `command` with `environment` and nothing else, once it listens; its log is kept if it comes through a pipe of
+    /// ours.
+    pub(crate) async fn spawn_with_stderr(
+        mut command: Command,
+        environment: &Environment,
+        stderr: Stdio,
+    ) -> Self {
         let kept = command
             .as_std()
             .get_envs()
@@ -70,11 +80,15 @@ impl Process {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .kill_on_drop(true);
         let mut child = command.spawn().unwrap();
+        // It holds our copy of the stderr that it was given.
+        drop(command);
         let log = Arc::<Mutex<Vec<String>>>::default();
-        tokio::spawn(collect(child.stderr.take().unwrap(), Arc::clone(&log)));
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(collect(stderr, Arc::clone(&log)));
+        }
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let address = in_time("listening", async {
             loop {
