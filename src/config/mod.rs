@@ -10,8 +10,8 @@ use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, time::Duration};
 
 pub use self::settings::{SETTINGS, Setting};
 use self::values::{
-    Values, count, dns_names, dns_server, duration, error, host_and_port, is_ours, log_filter,
-    port, region, size, word,
+    Values, app_dns_name, count, dns_names, dns_server, duration, error, host_and_port, is_ours,
+    log_filter, port, region, size, word,
 };
 use crate::{
     call::{MAX_TIMEOUT, Timeouts},
@@ -182,16 +182,14 @@ impl Config {
     fn from_values(values: &Values) -> Result<Self, ConfigError> {
         values.refuse_unknown()?;
         let default = Self::default();
-        let app = values.text("FLY_APP_NAME")?;
         let names = values.get("RPC_DNS_NAME", dns_names)?;
+        let (fly_region, my_region) = (
+            values.get("FLY_REGION", region)?,
+            values.get("MY_REGION", region)?,
+        );
         let config = Self {
             identity: Identity {
-                region: match values.get("FLY_REGION", region)? {
-                    Some(region) => region,
-                    None => values
-                        .get("MY_REGION", region)?
-                        .unwrap_or(default.identity.region),
-                },
+                region: fly_region.or(my_region).unwrap_or(default.identity.region),
                 primary: values
                     .get("PRIMARY_REGION", region)?
                     .unwrap_or(default.identity.primary),
@@ -199,16 +197,18 @@ impl Config {
                     .get("FLY_MACHINE_ID", word)?
                     .unwrap_or(default.identity.instance),
                 release: values.text("FLY_IMAGE_REF")?,
-                app: app.clone(),
+                app: values.text("FLY_APP_NAME")?,
             },
             listen: values
                 .get("RPC_LISTEN", host_and_port)?
                 .unwrap_or(default.listen),
             discovery: DiscoveryConfig {
-                names: match (names, app) {
-                    (Some(names), _) => names,
-                    (None, Some(app)) => vec![DnsName::Host(format!("{app}.internal"), None)],
-                    (None, None) => Vec::new(),
+                names: match names {
+                    Some(names) => names,
+                    None => values
+                        .get("FLY_APP_NAME", app_dns_name)?
+                        .into_iter()
+                        .collect(),
                 },
                 server: values.get("RPC_DNS_SERVER", dns_server)?,
                 peer_port: values.get("RPC_PEER_PORT", port)?,
@@ -255,7 +255,8 @@ impl Config {
     /// Checks what no value shows by itself.
     ///
     /// # Errors
-    /// A default timeout above the maximum, a zero where there must be time, or a discovery setting without effect.
+    /// A default timeout above the maximum, a duration above 24 h, a zero where there must be time, or a discovery
+    /// setting without effect.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let discovery = &self.discovery;
         let takes_peer_port = |name: &DnsName| matches!(name, DnsName::Host(_, None));
@@ -265,8 +266,16 @@ impl Config {
                 "is above RPC_MAX_TIMEOUT; lower it or raise RPC_MAX_TIMEOUT",
             ));
         }
-        if self.timeouts.max > MAX_TIMEOUT {
-            return Err(error("RPC_MAX_TIMEOUT", "must be 24h or less"));
+        for (variable, duration) in [
+            ("RPC_POLL_INTERVAL", discovery.poll_interval),
+            ("RPC_MAX_TIMEOUT", self.timeouts.max),
+            ("RPC_CONNECT_TIMEOUT", self.connect_timeout),
+            ("RPC_DRAIN_DELAY", self.drain.delay),
+            ("RPC_DRAIN_TIMEOUT", self.drain.timeout),
+        ] {
+            if duration > MAX_TIMEOUT {
+                return Err(error(variable, "must be 24h or less"));
+            }
         }
         if self.timeouts.default < Duration::from_millis(1) {
             return Err(error("RPC_DEFAULT_TIMEOUT", "must be 1ms or more"));

@@ -43,6 +43,16 @@ fn fly_region_wins_over_my_region() {
 }
 
 #[test]
+fn my_region_must_be_a_region_even_where_it_does_not_count() {
+    let both = config(&[("FLY_REGION", "syd"), ("MY_REGION", "Sydney")]);
+    assert!(
+        both.unwrap_err()
+            .to_string()
+            .starts_with("MY_REGION: \"Sydney\" does not fit")
+    );
+}
+
+#[test]
 fn the_app_gives_the_dns_name_unless_one_is_set() {
     let host = |name: &str, port| DnsName::Host(name.to_owned(), port);
     assert_eq!(
@@ -97,6 +107,22 @@ fn every_refusal_names_the_setting_and_what_is_right() {
             "RPC_POLL_INTERVAL",
             "1ms",
             "RPC_POLL_INTERVAL (--poll-interval): must be 50ms or more, for example 5s",
+        ),
+        (
+            "RPC_DRAIN_TIMEOUT",
+            "25h",
+            "RPC_DRAIN_TIMEOUT (--drain-timeout): must be 24h or less",
+        ),
+        (
+            "RPC_CONNECT_TIMEOUT",
+            "584554531y",
+            "RPC_CONNECT_TIMEOUT (--connect-timeout): must be 24h or less",
+        ),
+        (
+            "FLY_APP_NAME",
+            "my shop",
+            "FLY_APP_NAME (--app): \"my shop\" makes no DNS name with .internal: letters, digits and '-' only, at \
+             most 63; set RPC_DNS_NAME to find peers by another name",
         ),
         (
             "RPC_MAX_BODY",

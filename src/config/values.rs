@@ -160,6 +160,22 @@ pub(super) fn dns_names(text: &str) -> Result<Vec<DnsName>, String> {
     text.split(',').map(|name| dns_name(name.trim())).collect()
 }
 
+/// What an instance of the application resolves to find its peers, [on Fly](https://fly.io/docs/networking/private-networking/).
+pub(super) fn app_dns_name(app: &str) -> Result<DnsName, String> {
+    let is_label = (1..=63).contains(&app.len())
+        && !app.starts_with('-')
+        && app
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if is_label {
+        Ok(DnsName::Host(format!("{app}.internal"), None))
+    } else {
+        Err("makes no DNS name with .internal: letters, digits and '-' only, at most 63; set RPC_DNS_NAME to find \
+             peers by another name"
+            .to_owned())
+    }
+}
+
 fn dns_name(text: &str) -> Result<DnsName, String> {
     if let Ok(address) = text.parse() {
         return Ok(DnsName::Address(address));
