@@ -173,15 +173,23 @@ impl Instance {
     /// # Errors
     /// The signals cannot be listened for.
     pub async fn run_until(self, stop: impl Future<Output = ()> + Send) -> io::Result<Drained> {
-        let mut signals = Signals::listen()?;
+        Ok(self.run_until_or(stop, Signals::listen()?).await)
+    }
+
+    /// The same with signals that were listened for before.
+    pub(crate) async fn run_until_or(
+        self,
+        stop: impl Future<Output = ()> + Send,
+        mut signals: Signals,
+    ) -> Drained {
         tokio::select! {
             () = stop => {}
             () = signals.next() => {}
         }
         tracing::info!("stopping: draining; a second signal ends it at once");
         tokio::select! {
-            drained = self.shutdown() => Ok(drained),
-            () = signals.next() => Ok(Drained::Cut),
+            drained = self.shutdown() => drained,
+            () = signals.next() => Drained::Cut,
         }
     }
 

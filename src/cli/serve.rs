@@ -1,12 +1,14 @@
 //! `fly-rpc serve`: one instance with the built-in functions.
 
-use std::io::Read;
+use std::{future, io::Read};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tokio::sync::oneshot;
 
 use super::{Failure, print};
-use crate::{Config, Drained, Instance, Registry, SETTINGS, StartError, telemetry};
+use crate::{
+    Config, Drained, Instance, Registry, SETTINGS, StartError, signal::Signals, telemetry,
+};
 
 const UNTIL_STDIN_CLOSES: &str = "until-stdin-closes";
 
@@ -71,6 +73,8 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::from_env_and_flags(args.flags.into_iter());
     let config = config.map_err(|error| Failure::Usage(error.to_string()))?;
     let _log = telemetry::init(&config.log)?;
+    // Before anybody is told that it listens: a signal from then on drains it.
+    let signals = Signals::listen()?;
     let instance = Instance::start(config, Registry::builtin())
         .await
         .map_err(|error| refused(&error))?;
@@ -83,8 +87,8 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         identity.instance
     ))?;
     let drained = match args.until_stdin_closes {
-        true => instance.run_until(stdin_closed()).await?,
-        false => instance.run_until_signal().await?,
+        true => instance.run_until_or(stdin_closed(), signals).await,
+        false => instance.run_until_or(future::pending(), signals).await,
     };
     match drained {
         Drained::Whole => Ok(()),

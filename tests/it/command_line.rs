@@ -4,7 +4,10 @@ use std::process::Output;
 
 use tokio::process::Command;
 
-use crate::{cluster::Cluster, process::Process};
+use crate::{
+    cluster::Cluster,
+    process::{Environment, Process},
+};
 
 async fn fly_rpc(instance: &Process, arguments: &[&str]) -> (i32, String, String) {
     let url = format!("http://{}", instance.address);
@@ -159,5 +162,18 @@ async fn regions_and_functions_are_printed_for_people_and_for_scripts() {
                     .unwrap()
                     .is_object()
         );
+    }
+}
+
+#[tokio::test]
+async fn a_signal_as_soon_as_an_instance_listens_drains_it() {
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+    ]);
+    for _ in 0..5 {
+        let mut local = Process::start(&environment).await;
+        local.terminate();
+        assert_eq!(local.ended().await.code(), Some(0));
     }
 }
