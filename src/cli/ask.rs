@@ -3,21 +3,29 @@
 use std::time::Duration;
 
 use clap::Args;
-use reqwest::{RequestBuilder, StatusCode};
+use reqwest::{RequestBuilder, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use super::{Failure, print, say};
-use crate::{client, config, reply::ProblemDocument};
+use crate::{
+    client::{self, BodyError},
+    config,
+    reply::ProblemDocument,
+};
 
 /// The largest answer that is read.
 const MAX_ANSWER: usize = 64 << 20;
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long an answer that only tells may take.
+const TELLING: Duration = Duration::from_secs(10);
 
 /// Which instance to ask.
 #[derive(Args)]
 pub(super) struct Endpoint {
-    /// The instance to ask [variable: `FLY_RPC_URL`]
-    #[arg(long, value_name = "URL", default_value_t = config::default_url())]
-    url: String,
+    /// The instance to ask [variable: `FLY_RPC_URL`] [default: `http://127.0.0.1:8080`]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
 }
 
 /// Which instance to ask, and how to show what it says.
@@ -37,34 +45,74 @@ pub(super) struct Answer {
 }
 
 impl Endpoint {
-    /// What the instance answers to the request that `build` makes of a client and the URL of `path`.
+    /// What the instance answers within `timeout` to the request that `build` makes of a client and the URL of `path`.
     pub(super) async fn ask(
         &self,
         path: &str,
+        timeout: Duration,
         build: impl FnOnce(&reqwest::Client, String) -> RequestBuilder,
     ) -> Result<Answer, Failure> {
-        let failed = |error: reqwest::Error| {
-            let cause = client::chain(&error.without_url());
-            let hint = "is an instance running there? see --url and FLY_RPC_URL";
-            Failure::Failed(format!("cannot reach {}: {cause}; {hint}", self.url))
-        };
-        let client = client::builder(Duration::from_secs(5))
+        let base = self.base()?;
+        let failed = |error: reqwest::Error| unanswered(&base, error, timeout);
+        let client = client::builder(CONNECT)
+            .timeout(timeout)
             .build()
             .map_err(failed)?;
-        let url = format!("{}{path}", self.url.trim_end_matches('/'));
-        let response = build(&client, url).send().await.map_err(failed)?;
+        let response = build(&client, format!("{base}{path}"))
+            .send()
+            .await
+            .map_err(failed)?;
         let status = response.status();
         let body = client::body(response, MAX_ANSWER).await;
         Ok(Answer {
             status,
-            body: body.map_err(|error| Failure::Failed(error.to_string()))?,
+            body: body.map_err(|error| match error {
+                BodyError::Cut(error) => failed(error),
+                BodyError::TooLong(_) => Failure::Failed(error.to_string()),
+            })?,
         })
     }
 
     /// What the instance answers to `GET path`.
     pub(super) async fn get(&self, path: &str) -> Result<Answer, Failure> {
-        self.ask(path, |client, url| client.get(url)).await
+        self.ask(path, TELLING, |client, url| client.get(url)).await
     }
+
+    /// The URL that paths are appended to.
+    fn base(&self) -> Result<String, Failure> {
+        let (setting, text) = match &self.url {
+            Some(url) => ("--url", url.clone()),
+            None => ("FLY_RPC_URL", config::default_url()),
+        };
+        let wrong = |what| {
+            let hint = "write for example http://127.0.0.1:8080";
+            Failure::Usage(format!("{setting}: {text:?} {what}; {hint}"))
+        };
+        let url = Url::parse(&text).map_err(|_| wrong("is no URL"))?;
+        match url.scheme() {
+            "http" if url.query().is_none() && url.fragment().is_none() => {
+                Ok(url.as_str().trim_end_matches('/').to_owned())
+            }
+            "http" => Err(wrong("has more than a host, a port and a path")),
+            "https" => Err(wrong("needs TLS, which this program does not speak")),
+            _ => Err(wrong("is no http URL")),
+        }
+    }
+}
+
+/// Why there is no answer: nothing can have happened without a connection, and nobody knows after it.
+fn unanswered(base: &str, error: reqwest::Error, timeout: Duration) -> Failure {
+    let error = error.without_url();
+    let cause = client::chain(&error);
+    Failure::Failed(if error.is_connect() {
+        format!(
+            "cannot reach {base}: {cause}; is an instance running there? see --url and FLY_RPC_URL"
+        )
+    } else if error.is_timeout() {
+        format!("no answer from {base} within {timeout:?}; what was asked may have been done")
+    } else {
+        format!("no answer from {base}: {cause}; what was asked may have been done")
+    })
 }
 
 impl Answer {

@@ -11,7 +11,12 @@ use super::{
     ask::{Answer, Endpoint},
     print,
 };
-use crate::{json, reply::Reply};
+use crate::{call::MAX_TIMEOUT, json, reply::Reply};
+
+/// How long a call may take that names no timeout: the default of `RPC_MAX_TIMEOUT`.
+const LONGEST: Duration = Duration::from_secs(60);
+/// What an answer may take on its way, after the call's own timeout.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What to call, and where.
 #[derive(Args)]
@@ -24,8 +29,8 @@ pub(super) struct CallArgs {
     /// The arguments: JSON, or plain words, which are strings
     #[arg(allow_negative_numbers = true)]
     args: Vec<String>,
-    /// How long to wait, such as 500ms or 5s
-    #[arg(long, value_parser = humantime::parse_duration)]
+    /// How long to wait, such as 500ms or 5s, at most 24h
+    #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
     /// Allow another attempt after one that may have run
     #[arg(long)]
@@ -71,9 +76,10 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
         idempotent: args.idempotent,
         instance: args.instance.as_deref(),
     });
+    let patience = args.timeout.unwrap_or(LONGEST).saturating_add(GRACE);
     let answer: Answer = args
         .endpoint
-        .ask(&format!("/rpc/{}", args.region), |client, url| {
+        .ask(&format!("/rpc/{}", args.region), patience, |client, url| {
             client
                 .post(url)
                 .header("content-type", "application/json")
@@ -85,6 +91,14 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     }
     let reply: Reply = answer.document()?;
     print(reply.result.get())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= MAX_TIMEOUT => Ok(duration),
+        Ok(_) => Err("must be 24h or less".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// An argument as it was typed: JSON if it is JSON, else a string.

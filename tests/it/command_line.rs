@@ -15,12 +15,22 @@ async fn fly_rpc(instance: &Process, arguments: &[&str]) -> (i32, String, String
 }
 
 async fn run(arguments: &[&str]) -> (i32, String, String) {
+    run_with(arguments, &[]).await
+}
+
+async fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
     let Output {
         status,
         stdout,
         stderr,
-    } = command.args(arguments).env_clear().output().await.unwrap();
+    } = command
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .await
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
 }
@@ -128,6 +138,54 @@ async fn wrong_usage_ends_with_64_and_an_instance_that_is_not_there_with_1() {
         stderr.ends_with("is an instance running there? see --url and FLY_RPC_URL\n"),
         "{stderr}"
     );
+}
+
+#[tokio::test]
+async fn a_url_that_is_none_is_wrong_usage() {
+    let hint = "write for example http://127.0.0.1:8080";
+    for (url, what) in [
+        ("", "is no URL"),
+        ("localhost", "is no URL"),
+        ("localhost:8080", "is no http URL"),
+        ("ftp://localhost", "is no http URL"),
+        (
+            "https://localhost",
+            "needs TLS, which this program does not speak",
+        ),
+        (
+            "http://localhost/?a=b",
+            "has more than a host, a port and a path",
+        ),
+    ] {
+        let told = |setting| format!("fly-rpc: {setting}: {url:?} {what}; {hint}\n");
+        let (code, _, stderr) = run(&["regions", "--url", url]).await;
+        assert_eq!((code, stderr), (64, told("--url")));
+        let (code, _, stderr) = run_with(&["functions"], &[("FLY_RPC_URL", url)]).await;
+        assert_eq!((code, stderr), (64, told("FLY_RPC_URL")));
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_never_answers_is_given_up() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", silent.local_addr().unwrap());
+    let arguments = [
+        "call",
+        "syd",
+        "Kernel.+",
+        "1",
+        "2",
+        "--timeout",
+        "1ms",
+        "--url",
+        &url,
+    ];
+    let (code, stdout, stderr) = run(&arguments).await;
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    let url = url.trim_end_matches('/');
+    let line =
+        format!("fly-rpc: no answer from {url} within 5.001s; what was asked may have been done\n");
+    assert_eq!(stderr, line);
 }
 
 #[tokio::test]
