@@ -63,6 +63,11 @@ async fn dev_runs_a_cluster_until_ctrl_c() {
         .collect();
     let names: Vec<&str> = instances.iter().map(|row| row[1]).collect();
     assert_eq!(names, ["syd-1", "syd-2", "iad-1"], "{printed:#?}");
+    let port = |url: &str| url.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+    assert!(
+        instances.iter().all(|row| port(row[2]) > 1024),
+        "{instances:?}"
+    );
     let curls: Vec<&String> = printed
         .iter()
         .filter(|line| line.trim_start().starts_with("curl "))

@@ -31,7 +31,7 @@ pub(super) struct DevArgs {
     /// The regions, each with its number of instances, such as `syd:2,iad`; the first is the primary
     #[arg(long, value_name = "REGION[:COUNT],…", default_value = "iad,syd,fra")]
     regions: Shape,
-    /// The first port; each instance takes the next one, or any free one where that is taken
+    /// The first port; each instance takes the next one, or any free one where that is taken; 0 is any free one for all
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// The time between two discovery rounds
@@ -109,6 +109,7 @@ async fn run_cluster(
 fn preferred_address(first: u16, number: usize) -> SocketAddr {
     let port = u16::try_from(number)
         .ok()
+        .filter(|_| first != 0)
         .and_then(|number| first.checked_add(number));
     let preferred = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(0)));
     if TcpListener::bind(preferred).is_ok() {
