@@ -200,7 +200,11 @@ impl Dispatcher {
         }
     }
 
-    fn peers(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
+    /// The peers in `region`.
+    ///
+    /// # Errors
+    /// [`Code::RegionUnknown`] with the known regions, or [`Code::DiscoveryPending`].
+    pub(crate) fn peers(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
         let own = &self.identity.region;
         match self.cluster.region(region) {
             Err(problem) if problem.code != Code::RegionUnknown => Err(problem),

@@ -162,16 +162,16 @@ pub(super) async fn get_region(
         }
     };
     let overview = app.cluster.overview().await;
-    match (
-        regions(&app, &overview).remove(&region),
-        app.cluster.region(&region),
-    ) {
-        (Some(instances), _) => answer::ok(&RegionDocument { region, instances }),
-        (None, Ok(_)) => answer::ok(&RegionDocument {
+    if let Some(instances) = regions(&app, &overview).remove(&region) {
+        return answer::ok(&RegionDocument { region, instances });
+    }
+    match app.dispatcher.peers(&region) {
+        // Found since.
+        Ok(_) => answer::ok(&RegionDocument {
             region,
             instances: Vec::new(),
         }),
-        (None, Err(problem)) => context.refuse(Some(region), problem),
+        Err(problem) => context.refuse(Some(region), problem),
     }
 }
 

@@ -246,10 +246,11 @@ async fn a_region_nobody_was_seen_in_is_unknown() {
         .call("mars", "Fly.RPC.my_region", json!([]))
         .await;
     assert_eq!(answer.problem(), (404, "region_unknown", "no"));
-    assert_eq!(
-        answer.detail(),
-        "no instance was ever seen in region \"mars\"; known regions: iad, syd"
-    );
+    let detail = "no instance was ever seen in region \"mars\"; known regions: iad, syd";
+    assert_eq!(answer.detail(), detail);
+    let read = cluster.instance("iad-1").get("/regions/mars").await;
+    assert_eq!(read.problem(), (404, "region_unknown", "no"));
+    assert_eq!(read.detail(), detail);
     let meta = &answer.body["meta"];
     assert_eq!(
         (&meta["region"], &meta["instance"], &meta["attempts"]),
