@@ -47,25 +47,34 @@ pub(super) fn is_ndjson(headers: &HeaderMap) -> bool {
 
 fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
     let refused = |detail: &str| Err(Problem::new(Code::UnsupportedMediaType, detail));
-    let text = |name| {
-        headers
-            .get(name)
-            .map(|value| value.to_str().unwrap_or("unreadable").to_ascii_lowercase())
-    };
-    if text(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+    let is_encoded =
+        |encoding: &HeaderValue| !encoding.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(CONTENT_ENCODING).iter().any(is_encoded) {
         return refused("the body must not be encoded; send it without content-encoding");
     }
-    let content_type = text(CONTENT_TYPE).unwrap_or_default();
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    let is_json = media_type == "application/json"
-        || media_type
-            .strip_prefix("application/")
-            .is_some_and(|kind| kind.ends_with("+json"));
-    if is_json {
-        Ok(())
-    } else {
-        refused("the content type must be application/json")
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    match (types.next().map(HeaderValue::to_str), types.next()) {
+        (_, Some(_)) => refused("header content-type is given twice"),
+        (Some(Ok(content_type)), None) if is_json(content_type) => Ok(()),
+        _ => refused("the content type must be application/json, in UTF-8"),
     }
+}
+
+/// Whether a content type is JSON (RFC 6839 section 3.1) in the only charset that JSON has (RFC 8259 section 8.1).
+fn is_json(content_type: &str) -> bool {
+    let content_type = content_type.to_ascii_lowercase();
+    let mut parts = content_type.split(';').map(str::trim);
+    let subtype = parts
+        .next()
+        .and_then(|media_type| media_type.strip_prefix("application/"))
+        .unwrap_or_default();
+    let is_token = |text: &str| {
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&byte);
+        !text.is_empty() && text.bytes().all(is_allowed)
+    };
+    let mut charsets = parts.filter_map(|parameter| parameter.strip_prefix("charset="));
+    (subtype == "json" || subtype.strip_suffix("+json").is_some_and(is_token))
+        && charsets.all(|charset| charset.trim_matches('"') == "utf-8")
 }
 
 fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {

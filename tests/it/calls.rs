@@ -350,6 +350,51 @@ async fn requests_of_another_shape_are_refused_by_the_member() {
 }
 
 #[tokio::test]
+async fn a_body_is_json_by_its_only_content_type() {
+    let iad = alone().await;
+    let typed = async |types: &[&str]| {
+        let call = r#"{"module":"String","function":"upcase","args":["fly"]}"#;
+        let request = iad.request("/rpc/iad", call);
+        let (client, request) = request.build_split();
+        let mut request = request.unwrap();
+        request.headers_mut().remove("content-type");
+        for content_type in types {
+            let value = content_type.parse().unwrap();
+            request.headers_mut().append("content-type", value);
+        }
+        answer(reqwest::RequestBuilder::from_parts(client, request))
+            .await
+            .unwrap()
+    };
+    for good in [
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        "application/json;charset=\"utf-8\"",
+        "application/json; profile=x",
+        "application/vnd.fly+json",
+    ] {
+        assert_eq!(typed(&[good]).await.result(), "FLY", "{good}");
+    }
+    let bad: [&[&str]; 8] = [
+        &[],
+        &["application/json", "application/json"],
+        &["application/json", "text/plain"],
+        &["application/json, application/json"],
+        &["application/json; charset=latin1"],
+        &["application/+json"],
+        &["text/json"],
+        &["application/x-www-form-urlencoded"],
+    ];
+    for types in bad {
+        assert_eq!(
+            typed(types).await.problem(),
+            (415, "unsupported_media_type", "no"),
+            "{types:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn regions_are_taken_from_the_path_as_it_was_sent() {
     let iad = alone().await;
     let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
