@@ -89,6 +89,8 @@ codes! {
     BodyTooLarge "body_too_large" 413 No "Body is too large";
     /// The content type is not JSON, or the body is encoded.
     UnsupportedMediaType "unsupported_media_type" 415 No "Content type is not supported";
+    /// The request has more than 100 headers, or more than 64 KiB of them.
+    HeadersTooLarge "headers_too_large" 431 No "Headers are too large";
     /// Between instances: the peer is not in the region, or not the instance, that the caller expects.
     WrongRegion "wrong_region" 421 No "Instance is not where the caller expects it";
     /// The function's own arguments do not fit.

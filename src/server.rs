@@ -22,10 +22,11 @@ use crate::{
 
 /// How long a request's head may take to arrive, and how long a kept-alive connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most headers of a request.
-const MAX_HEADERS: usize = 100;
-/// The largest head of a request, in bytes.
-const MAX_HEAD: usize = 64 << 10;
+/// The most headers of a request that hyper reads. This and the next limit are above those of `http`, which answers with
+/// a problem document; what is above these gets hyper's bare 431.
+const MAX_HEADERS: usize = 256;
+/// The largest head of a request that hyper reads, in bytes.
+const MAX_HEAD: usize = 128 << 10;
 /// How long the accept loop rests when the process has no file descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 

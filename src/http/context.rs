@@ -15,7 +15,7 @@ use axum::{
 };
 use tokio::time::Instant;
 
-use super::{App, answer};
+use super::{App, answer, head};
 use crate::{
     lifecycle::Phase,
     name::RequestId,
@@ -63,7 +63,7 @@ impl<S: Sync> FromRequestParts<S> for Context {
     }
 }
 
-/// The outermost layer: makes the [`Context`], puts the request's id on the answer, and ends the connection with it
+/// The outermost layer: makes the [`Context`], refuses a head that is too large, puts the request's id on the answer, and ends the connection with it
 /// once the instance drains, so that no client sends its next request into a connection that is just being closed.
 pub(super) async fn establish(
     State(app): State<Arc<App>>,
@@ -72,8 +72,13 @@ pub(super) async fn establish(
 ) -> Response {
     let context = Context::of(request.headers());
     let id = HeaderValue::from_str(context.request_id.as_str());
-    request.extensions_mut().insert(context);
-    let mut response = next.run(request).await;
+    let mut response = match head::check(request.uri(), request.headers()) {
+        Ok(()) => {
+            request.extensions_mut().insert(context);
+            next.run(request).await
+        }
+        Err(problem) => context.refuse(None, problem),
+    };
     if let Ok(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }

@@ -4,6 +4,7 @@
 mod answer;
 mod body;
 mod context;
+mod head;
 mod internal;
 mod lines;
 mod openapi;

@@ -395,6 +395,30 @@ async fn a_body_is_json_by_its_only_content_type() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_large_is_refused_as_a_problem() {
+    let iad = alone().await;
+    let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
+    let with = |count: usize, size: usize| {
+        let add = |request: reqwest::RequestBuilder, number| {
+            request.header(format!("x-{number}"), "v".repeat(size))
+        };
+        (0..count).fold(iad.request("/rpc/iad", call), add)
+    };
+    for fits in [with(80, 1), with(3, 16 << 10)] {
+        assert_eq!(answer(fits).await.unwrap().result(), "iad");
+    }
+    for too_large in [with(120, 1), with(1, 70 << 10)] {
+        let answer = answer(too_large).await.unwrap();
+        assert_eq!(answer.problem(), (431, "headers_too_large", "no"));
+    }
+    let long = "r".repeat(10 << 10);
+    let answer = iad.post(&format!("/rpc/{long}"), call).await;
+    assert_eq!(answer.problem(), (400, "invalid_region", "no"));
+    let answer = iad.get(&format!("/regions?{long}")).await;
+    assert_eq!(answer.problem(), (404, "not_found", "no"));
+}
+
+#[tokio::test]
 async fn regions_are_taken_from_the_path_as_it_was_sent() {
     let iad = alone().await;
     let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
