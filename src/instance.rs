@@ -6,6 +6,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 
 use crate::{
     call::{Args, Call, Timeouts},
@@ -318,9 +319,12 @@ impl Rpc {
             instance: options.instance,
             key: options.idempotency_key,
         };
+        let request_id = RequestId::fresh();
+        let span = request_id.span();
         let outcome = self
             .dispatcher
-            .dispatch(&target, &call, RequestId::fresh(), Instant::now())
+            .dispatch(&target, &call, request_id, Instant::now())
+            .instrument(span)
             .await;
         let result = outcome.result?;
         serde_json::from_str(result.get()).map_err(|error| unexpected(&error).into())

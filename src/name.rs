@@ -128,6 +128,11 @@ impl RequestId {
     pub(crate) fn fresh() -> Self {
         Self(Ulid::generate().to_string().into())
     }
+
+    /// A span for everything that is logged on behalf of the request, whatever the level of the filter.
+    pub(crate) fn span(&self) -> tracing::Span {
+        tracing::error_span!("call", request_id = %self)
+    }
 }
 
 /// What a call names: a function of a module.

@@ -7,8 +7,9 @@ use axum::{
     http::HeaderValue,
     response::Response,
 };
+use tracing::Instrument;
 
-use super::{App, ENVELOPE, answer, body, context::Context, lines};
+use super::{App, ENVELOPE, answer, body, context::Context, lines, log};
 use crate::{
     call::Exec,
     cluster::{Introduction, PROTOCOL, Willingness},
@@ -64,10 +65,13 @@ pub(super) async fn exec(
     };
     let mut response = match exec {
         Ok(exec) => {
+            let span = context.request_id.span();
             let outcome = app
                 .dispatcher
                 .exec(&exec, context.request_id, context.arrived)
+                .instrument(span)
                 .await;
+            log::exec(&exec.call.name, &outcome);
             answer::outcome(outcome)
         }
         Err(problem) => context.refuse(Some(app.identity.region.clone()), problem),

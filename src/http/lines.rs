@@ -10,8 +10,9 @@ use axum::{
 };
 use futures_util::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
 use tokio::{sync::watch, time};
+use tracing::Instrument;
 
-use super::{App, ENVELOPE, context::Context};
+use super::{App, ENVELOPE, context::Context, log};
 use crate::{
     call::Exec,
     dispatch::Outcome,
@@ -119,9 +120,13 @@ impl Exchange {
                 let app = Arc::clone(&self.app);
                 let request_id = exec.request_id.clone();
                 let request_id = request_id.unwrap_or_else(|| self.context.request_id.clone());
-                self.running.push(Box::pin(async move {
-                    (id, app.dispatcher.exec(&exec, request_id, arrived).await)
-                }));
+                let span = request_id.span();
+                let run = async move {
+                    let outcome = app.dispatcher.exec(&exec, request_id, arrived).await;
+                    log::exec(&exec.call.name, &outcome);
+                    (id, outcome)
+                };
+                self.running.push(Box::pin(run.instrument(span)));
             }
             (id, Err(problem)) => self.refuse(id, problem),
         }

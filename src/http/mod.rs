@@ -7,6 +7,7 @@ mod context;
 mod head;
 mod internal;
 mod lines;
+mod log;
 mod openapi;
 mod reading;
 mod rpc;

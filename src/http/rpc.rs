@@ -10,14 +10,13 @@ use axum::{
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tracing::Instrument;
 use utoipa::ToSchema;
 
-use super::{App, answer, body, context::Context};
+use super::{App, answer, body, context::Context, log};
 use crate::{
     call::Call,
-    dispatch::Outcome,
     link::FORWARDED,
-    name::FunctionName,
     problem::{Code, Problem},
     region::Target,
     reply::{ProblemDocument, Reply},
@@ -92,11 +91,13 @@ pub(super) async fn call_function(
             return context.refuse(Some(target.region(&app.identity.primary).clone()), problem);
         }
     };
+    let span = context.request_id.span();
     let outcome = app
         .dispatcher
         .dispatch(&target, &call, context.request_id, context.arrived)
+        .instrument(span)
         .await;
-    log(&call.name, &outcome);
+    log::call(&call.name, &outcome);
     answer::outcome(outcome)
 }
 
@@ -124,27 +125,5 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Call, Proble
             Code::InvalidRequest,
             "header idempotency-key is given twice",
         )),
-    }
-}
-
-/// One line for each call.
-fn log(function: &FunctionName, outcome: &Outcome) {
-    let Outcome { result, meta } = outcome;
-    let region = meta.region.as_ref().map_or("", |region| region.as_str());
-    let instance = meta
-        .instance
-        .as_ref()
-        .map_or("", |instance| instance.as_str());
-    let (attempts, elapsed_ms, request_id) = (meta.attempts, meta.elapsed_ms, &meta.request_id);
-    match result {
-        Ok(_) => {
-            tracing::info!(%function, region, instance, attempts, elapsed_ms, %request_id, "call")
-        }
-        Err(problem) => {
-            let (code, executed, detail) = (problem.code, problem.executed, &problem.detail);
-            tracing::warn!(
-                %function, region, instance, %code, %executed, detail, attempts, elapsed_ms, %request_id, "call failed"
-            );
-        }
     }
 }

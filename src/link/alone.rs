@@ -34,7 +34,7 @@ pub(super) async fn call(
         Some(Ok(answer)) => Ending::Answer(answer),
         Some(Err(error)) => {
             let cause = client::chain(&error);
-            tracing::debug!(address = %peer.address, %cause, "request failed");
+            tracing::warn!(instance = %peer.instance, address = %peer.address, %cause, "request failed");
             if sent.nothing() {
                 Ending::NoConnection
             } else {

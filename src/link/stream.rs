@@ -319,7 +319,11 @@ impl Run {
     fn failed(&self, error: &reqwest::Error) {
         let cause = client::chain(error);
         let is_connected = self.shared.is_connected.load(Ordering::Acquire);
-        tracing::debug!(address = %self.address, %cause, is_connected, "stream ended");
+        let what = match is_connected {
+            true => "connection lost",
+            false => "no connection",
+        };
+        tracing::warn!(address = %self.address, %cause, what);
         if is_connected {
             self.cluster.met(self.address, Encounter::Unanswered);
         }

@@ -8,6 +8,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{self, JoinHandle},
 };
+use tracing::{Instrument, Span};
 
 use super::{
     Block, Catalogue, Prepared, Registry, Run,
@@ -152,13 +153,11 @@ impl Running {
             return Err(never_started(call));
         }
         let task = match executor.registry.prepare(call)? {
-            Prepared::Async(run) => task::spawn(run_async(run, held, deadline)),
-            Prepared::Blocking(block) => task::spawn(run_blocking(
-                block,
-                held,
-                Arc::clone(&executor.threads),
-                deadline,
-            )),
+            Prepared::Async(run) => task::spawn(run_async(run, held, deadline).in_current_span()),
+            Prepared::Blocking(block) => task::spawn(
+                run_blocking(block, held, Arc::clone(&executor.threads), deadline)
+                    .in_current_span(),
+            ),
         };
         Ok(Self {
             task,
@@ -204,9 +203,10 @@ async fn run_blocking(
     let Some(Ok(thread)) = deadline.bound(threads.acquire_owned()).await else {
         return Ended::NeverStarted;
     };
+    let span = Span::current();
     let ran = task::spawn_blocking(move || {
         let _held = (held, thread);
-        block()
+        span.in_scope(block)
     });
     match deadline.bound(ran).await {
         Some(Ok(result)) => Ended::Done(result),

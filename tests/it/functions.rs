@@ -44,6 +44,11 @@ fn instance_process() {
 async fn serve(directory: &Path) {
     let config = Config::from_env().unwrap();
     let registry = registry(directory, config.identity.instance.to_string());
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(std::io::stderr)
+        .init();
     let instance = Instance::start(config, registry).await.unwrap();
     println!("listening on http://{}", instance.address());
     instance.run_until_signal().await.unwrap();
@@ -66,6 +71,10 @@ fn registry(directory: &Path, instance: String) -> Registry {
         .function("Test", "panic", |(): ()| async move {
             assert!(std::hint::black_box(false), "a test's panic");
             Ok(())
+        })
+        .function("Test", "log", |(text,): (String,)| async move {
+            tracing::info!("{text}");
+            Ok(text)
         })
         .function("Test", "block", move |(name,): (String,)| {
             let (directory, instance) = (blocks.clone(), instance.clone());

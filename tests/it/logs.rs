@@ -5,12 +5,13 @@ use std::{
     process::{ExitStatus, Stdio},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{
-    patience::in_time,
-    process::{Environment, Process},
+    cluster::Cluster,
+    patience::{eventually, in_time},
+    process::{Environment, Process, answer},
 };
 
 /// Serves two calls and stops, with its log going to `stderr`.
@@ -47,4 +48,73 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
     assert_eq!(serves_with(writer).await.code(), Some(0));
     drop(reader);
     filled.join().unwrap();
+}
+
+/// The lines with `message` that `instance` writes about the request `id`, once there is one.
+async fn lines(instance: &Process, message: &str, id: &str) -> Vec<Value> {
+    let found = async || {
+        let log = instance.log();
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines
+            .filter(|line| line["message"] == message)
+            .filter(|line| line["request_id"] == id || line["span"]["request_id"] == id)
+            .collect::<Vec<_>>()
+    };
+    eventually(message, found, |found| !found.is_empty()).await
+}
+
+#[tokio::test]
+async fn one_request_id_is_in_the_logs_of_both_instances_and_of_the_function() {
+    let cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 1)
+        .functions()
+        .start()
+        .await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let call = r#"{"module":"Test","function":"log","args":["from the function"]}"#;
+    let request = iad
+        .request("/rpc/syd", call)
+        .header("x-request-id", "the-one");
+    assert_eq!(answer(request).await.unwrap().result(), "from the function");
+    let edge = lines(iad, "call", "the-one").await;
+    let told = |line: &Value| (line["function"].clone(), line["instance"].clone());
+    assert_eq!(
+        edge.iter().map(told).collect::<Vec<_>>(),
+        [(json!("Test.log"), json!("syd-1"))]
+    );
+    let exec = lines(syd, "exec", "the-one").await;
+    assert_eq!((exec.len(), &exec[0]["function"]), (1, &json!("Test.log")));
+    assert_eq!(lines(syd, "from the function", "the-one").await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_cause_of_a_failed_attempt_is_logged_under_the_request_id() {
+    let mut cluster = Cluster::builder().region("syd", 1).start().await;
+    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    cluster.instance("syd-1").kill();
+    cluster.instance_mut("syd-1").ended().await;
+    let iad = cluster.instance("iad-1");
+    let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
+    let request = iad
+        .request("/rpc/syd", call)
+        .header("x-request-id", "the-one");
+    let refused = answer(request).await.unwrap();
+    assert_eq!(refused.problem(), (502, "peer_unreachable", "no"));
+    let cause = lines(iad, "no connection", "the-one").await;
+    assert_eq!(
+        (&cause[0]["level"], &cause[0]["instance"]),
+        (&json!("WARN"), &json!("syd-1"))
+    );
+    assert!(
+        cause[0]["cause"]
+            .as_str()
+            .unwrap()
+            .contains("Connection refused"),
+        "{cause:?}"
+    );
+    assert_eq!(lines(iad, "call failed", "the-one").await.len(), 1);
 }

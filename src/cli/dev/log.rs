@@ -44,6 +44,10 @@ fn readable(text: &str) -> String {
     let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(text) else {
         return text.to_owned();
     };
+    if let Some(Value::Object(mut span)) = fields.remove("span") {
+        span.remove("name");
+        fields.extend(span);
+    }
     let mut take = |name: &str| {
         fields
             .remove(name)
@@ -76,6 +80,11 @@ mod tests {
         assert_eq!(
             readable(json),
             "10:11:12.345 INFO  call attempts=1 region=syd"
+        );
+        let spanned = r#"{"timestamp":"2026-08-21T10:11:12.345678Z","level":"WARN","message":"no connection","instance":"syd-1","span":{"request_id":"01M","name":"call"}}"#;
+        assert_eq!(
+            readable(spanned),
+            "10:11:12.345 WARN  no connection instance=syd-1 request_id=01M"
         );
         assert_eq!(
             readable("fly-rpc: no such setting"),

@@ -1,0 +1,38 @@
+//! One line for each call, on the instance that received it and on the one that ran it, under the same request id.
+
+use crate::{dispatch::Outcome, name::FunctionName};
+
+/// A call from a client, and what came of it.
+pub(super) fn call(function: &FunctionName, outcome: &Outcome) {
+    let Outcome { result, meta } = outcome;
+    let region = meta.region.as_ref().map_or("", |region| region.as_str());
+    let instance = meta
+        .instance
+        .as_ref()
+        .map_or("", |instance| instance.as_str());
+    let (attempts, elapsed_ms, request_id) = (meta.attempts, meta.elapsed_ms, &meta.request_id);
+    match result {
+        Ok(_) => {
+            tracing::info!(%function, region, instance, attempts, elapsed_ms, %request_id, "call")
+        }
+        Err(problem) => {
+            let (code, executed, detail) = (problem.code, problem.executed, &problem.detail);
+            tracing::warn!(
+                %function, region, instance, %code, %executed, detail, attempts, elapsed_ms, %request_id, "call failed"
+            );
+        }
+    }
+}
+
+/// A call that a peer forwarded; the peer tells what it means for the client.
+pub(super) fn exec(function: &FunctionName, outcome: &Outcome) {
+    let Outcome { result, meta } = outcome;
+    let (elapsed_ms, request_id) = (meta.elapsed_ms, &meta.request_id);
+    match result {
+        Ok(_) => tracing::info!(%function, elapsed_ms, %request_id, "exec"),
+        Err(problem) => {
+            let (code, executed) = (problem.code, problem.executed);
+            tracing::info!(%function, %code, %executed, elapsed_ms, %request_id, "exec");
+        }
+    }
+}
