@@ -38,6 +38,7 @@ macro_rules! codes {
         /// What went wrong, as a word for programs.
         #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, ToSchema)]
         #[serde(rename_all = "snake_case")]
+        #[schema(as = ProblemCode)]
         pub enum Code {
             $($(#[$doc])* $code,)*
         }
@@ -75,6 +76,10 @@ codes! {
     InvalidRequest "invalid_request" 400 No "Request does not have the right shape";
     /// The path's region breaks the rule for regions.
     InvalidRegion "invalid_region" 400 No "Region is not well-formed";
+    /// No token, or a wrong one.
+    Unauthenticated "unauthenticated" 401 No "Token is missing or wrong";
+    /// The client may not do this, or the request came a way that it must not.
+    Forbidden "forbidden" 403 No "Request is not allowed";
     /// A region that no instance was ever seen in.
     RegionUnknown "region_unknown" 404 No "No instance was ever seen in this region";
     /// The instance asked for is not in that region.
@@ -141,6 +146,9 @@ impl fmt::Display for Code {
 ///
 /// Any [`std::error::Error`] turns into one through `?`; its `kind` is then the name of its type.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[schema(
+    description = "An error that a function returned, as the function gave it; null in every other problem."
+)]
 pub struct FunctionError {
     /// What kind of error, a word for programs.
     #[schema(example = "RuntimeError")]
@@ -149,7 +157,7 @@ pub struct FunctionError {
     #[schema(example = "no such account")]
     pub message: String,
     /// Anything else the function says about it, as JSON.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Value, required)]
     pub data: Option<Box<RawValue>>,
 }
 

@@ -16,10 +16,10 @@ use crate::{
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct Meta {
     /// The region asked for, `primary` resolved; null when the request named none.
-    #[schema(value_type = Option<String>, example = "syd")]
+    #[schema(value_type = Option<String>, required, example = "syd")]
     pub region: Option<Region>,
     /// The instance that ran the call or was tried last; null when none was.
-    #[schema(value_type = Option<String>, example = "148e21dad76789")]
+    #[schema(value_type = Option<String>, required, example = "148e21dad76789")]
     pub instance: Option<InstanceId>,
     /// How many instances were tried, a local run included.
     #[schema(example = 1)]
@@ -66,6 +66,7 @@ pub(crate) struct Reply {
 
 /// The answer to a request that has no result: a problem document (RFC 9457).
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Problem)]
 pub(crate) struct ProblemDocument {
     /// `urn:fly-rpc:problem:` and the code.
     #[serde(rename = "type")]
@@ -87,6 +88,7 @@ pub(crate) struct ProblemDocument {
     /// Where it was tried and what it took.
     pub meta: Meta,
     /// The function's own error, with `function_failed` only.
+    #[schema(value_type = FunctionError, required)]
     pub error: Option<FunctionError>,
 }
 

@@ -4,6 +4,7 @@
 mod answer;
 mod body;
 mod context;
+mod documents;
 mod head;
 mod internal;
 mod lines;
@@ -18,7 +19,7 @@ use axum::{Router, middleware, routing};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::context::Context;
-pub(crate) use self::reading::{InstanceDocument, RegionsDocument};
+pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
 use crate::{
     call::Timeouts,
     cluster::Cluster,
@@ -69,7 +70,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 
 /// The OpenAPI document of the public routes, as JSON.
 pub fn openapi_json() -> String {
-    openapi::to_json(&public().into_openapi())
+    openapi::to_json(&openapi::finished(public().into_openapi()))
 }
 
 fn public() -> OpenApiRouter<Arc<App>> {

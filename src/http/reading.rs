@@ -1,107 +1,28 @@
 //! Routes that only tell: the regions and their instances, the functions, and whether this instance lives and is ready.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     extract::{Request, State},
     response::Response,
 };
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-use super::{App, answer, context::Context};
+use super::{
+    App, answer,
+    context::Context,
+    documents::{
+        DiscoveryDocument, InstanceDocument, RegionDocument, RegionsDocument, StatusDocument,
+    },
+    openapi::{ClusterProblems, OpenProblems, ReadinessProblems, RegionProblems},
+};
 use crate::{
     cluster::{Health, Overview, PeerState, Progress},
     lifecycle::Phase,
-    name::InstanceId,
     problem::{Code, Problem},
     region::Region,
     registry::Catalogue,
-    reply::{ProblemDocument, milliseconds},
+    reply::milliseconds,
 };
-
-/// The cluster as this instance knows it.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Regions)]
-pub(crate) struct RegionsDocument {
-    /// The region of the instance that answers.
-    #[schema(value_type = String, example = "iad")]
-    pub local: Region,
-    /// The primary region.
-    #[schema(value_type = String, example = "iad")]
-    pub primary: Region,
-    /// Whether the instance that answers is in the primary region.
-    pub is_primary: bool,
-    /// Every region in which an instance was ever seen.
-    pub regions: Vec<RegionDocument>,
-    /// How discovery fares.
-    pub discovery: DiscoveryDocument,
-}
-
-/// One region and its instances.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Region)]
-pub(crate) struct RegionDocument {
-    /// The region.
-    #[schema(value_type = String, example = "syd")]
-    pub region: Region,
-    /// Its instances, sorted by id.
-    pub instances: Vec<InstanceDocument>,
-}
-
-/// One instance.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Instance)]
-pub(crate) struct InstanceDocument {
-    /// Its id.
-    #[schema(value_type = String, example = "148e21dad76789")]
-    pub instance: InstanceId,
-    /// Where it answers its peers.
-    #[schema(value_type = String, example = "[fdaa:0:18:a7b:7d:f066:b83b:2]:8080")]
-    pub address: SocketAddr,
-    /// Whether it takes calls.
-    pub state: Health,
-    /// Whether it is the instance that answers.
-    pub local: bool,
-    /// Its release.
-    pub release: Option<String>,
-    /// Milliseconds that its last probe took; null for the instance that answers.
-    pub rtt_ms: Option<f64>,
-    /// Milliseconds since it last answered; null for the instance that answers.
-    pub last_seen_ms: Option<f64>,
-}
-
-/// How discovery fares.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Discovery)]
-pub(crate) struct DiscoveryDocument {
-    /// What it resolves; null for a cluster of one.
-    #[schema(example = "shop.internal")]
-    pub source: Option<String>,
-    /// Milliseconds since DNS last gave a whole answer; null when it never did.
-    pub last_success_ms: Option<f64>,
-    /// Whether the last queries failed, so that the peers are those found before.
-    pub stale: bool,
-    /// Why they failed.
-    pub last_error: Option<String>,
-    /// Rounds that were finished.
-    pub rounds: u64,
-}
-
-/// Whether an instance lives, or is ready.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Status)]
-pub(super) struct StatusDocument {
-    /// `live` or `ready`.
-    #[schema(example = "ready")]
-    pub status: String,
-    /// The instance's id.
-    #[schema(value_type = String, example = "148e21dad76789")]
-    pub instance: InstanceId,
-    /// Its region.
-    #[schema(value_type = String, example = "iad")]
-    pub region: Region,
-}
 
 /// List the regions and their instances
 #[utoipa::path(
@@ -109,7 +30,11 @@ pub(super) struct StatusDocument {
     path = "/regions",
     operation_id = "listRegions",
     tag = "cluster",
-    responses((status = 200, description = "The cluster as this instance knows it", body = RegionsDocument))
+    responses(
+        (status = 200, description = "The cluster as this instance knows it", body = RegionsDocument),
+        ClusterProblems,
+    ),
+    security((), ("client_token" = []))
 )]
 pub(super) async fn list_regions(State(app): State<Arc<App>>) -> Response {
     let overview = app.cluster.overview().await;
@@ -133,16 +58,15 @@ pub(super) async fn list_regions(State(app): State<Arc<App>>) -> Response {
     path = "/regions/{region}",
     operation_id = "getRegion",
     tag = "cluster",
-    params(("region" = String, Path, description = "A region such as `syd`")),
-    responses(
-        (status = 200, description = "The region", body = RegionDocument),
-        (
-            status = "default",
-            description = "No such region",
-            body = ProblemDocument,
-            content_type = "application/problem+json"
-        ),
-    )
+    params((
+        "region" = String,
+        Path,
+        description = "A region such as `syd`",
+        pattern = "^[a-z0-9][a-z0-9-]{0,31}$",
+        example = "syd"
+    )),
+    responses((status = 200, description = "The region", body = RegionDocument), RegionProblems),
+    security((), ("client_token" = []))
 )]
 pub(super) async fn get_region(
     State(app): State<Arc<App>>,
@@ -181,7 +105,11 @@ pub(super) async fn get_region(
     path = "/functions",
     operation_id = "listFunctions",
     tag = "cluster",
-    responses((status = 200, description = "The functions by module, and their hash", body = Catalogue))
+    responses(
+        (status = 200, description = "The functions by module, and their hash", body = Catalogue),
+        ClusterProblems,
+    ),
+    security((), ("client_token" = []))
 )]
 pub(super) async fn list_functions(State(app): State<Arc<App>>) -> Response {
     answer::ok(app.executor.catalogue())
@@ -193,7 +121,8 @@ pub(super) async fn list_functions(State(app): State<Arc<App>>) -> Response {
     path = "/healthz",
     operation_id = "getLiveness",
     tag = "health",
-    responses((status = 200, description = "It does", body = StatusDocument))
+    responses((status = 200, description = "It does", body = StatusDocument), OpenProblems),
+    security(())
 )]
 pub(super) async fn get_liveness(State(app): State<Arc<App>>) -> Response {
     status(&app, "live")
@@ -207,15 +136,8 @@ pub(super) async fn get_liveness(State(app): State<Arc<App>>) -> Response {
     path = "/readyz",
     operation_id = "getReadiness",
     tag = "health",
-    responses(
-        (status = 200, description = "It does", body = StatusDocument),
-        (
-            status = 503,
-            description = "Not yet, or not any more",
-            body = ProblemDocument,
-            content_type = "application/problem+json"
-        ),
-    )
+    responses((status = 200, description = "It does", body = StatusDocument), ReadinessProblems),
+    security(())
 )]
 pub(super) async fn get_readiness(State(app): State<Arc<App>>, context: Context) -> Response {
     let region = || Some(app.identity.region.clone());

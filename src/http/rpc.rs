@@ -13,17 +13,18 @@ use serde_json::value::RawValue;
 use tracing::Instrument;
 use utoipa::ToSchema;
 
-use super::{App, answer, body, context::Context, log};
+use super::{App, answer, body, context::Context, log, openapi::CallProblems};
 use crate::{
     call::Call,
     link::FORWARDED,
     problem::{Code, Problem},
     region::Target,
-    reply::{ProblemDocument, Reply},
+    reply::Reply,
 };
 
 /// A call: which function, with which arguments, for how long.
 #[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[schema(as = Call)]
 pub(super) struct CallDocument {
     /// The function's module.
@@ -33,16 +34,17 @@ pub(super) struct CallDocument {
     #[schema(pattern = r"^[!-~]{1,128}$", example = "upcase")]
     function: String,
     /// Its arguments, any JSON values, passed on exactly as received.
-    #[schema(value_type = Option<Vec<Value>>, max_items = 256, example = json!(["fly"]))]
+    #[schema(value_type = Vec<Value>, required = false, max_items = 256, example = json!(["fly"]))]
     args: Option<Vec<Box<RawValue>>>,
-    /// How long to wait, in milliseconds; at most what `RPC_MAX_TIMEOUT` allows.
-    #[schema(minimum = 1, example = 5000)]
+    /// How long to wait, in milliseconds; at most what `RPC_MAX_TIMEOUT` allows, 60000 where it is not set. 5000 where
+    /// neither this nor `RPC_DEFAULT_TIMEOUT` says otherwise.
+    #[schema(value_type = u64, required = false, minimum = 1, maximum = 86_400_000, example = 5000)]
     timeout_ms: Option<u64>,
     /// Whether the function may run twice: allows another attempt after one that may have run.
-    #[schema(default = false)]
+    #[schema(value_type = bool, required = false, default = false)]
     idempotent: Option<bool>,
     /// Only on this instance of the region.
-    #[schema(pattern = r"^[A-Za-z0-9._-]{1,128}$")]
+    #[schema(value_type = String, required = false, pattern = r"^[A-Za-z0-9._-]{1,128}$", example = "148e21dad76789")]
     instance: Option<String>,
 }
 
@@ -56,24 +58,32 @@ pub(super) struct CallDocument {
     operation_id = "callFunction",
     tag = "rpc",
     params(
-        ("region" = String, Path, description = "A region such as `syd`, or `primary`"),
         (
-            "idempotency-key" = Option<String>,
+            "region" = String,
+            Path,
+            description = "A region such as `syd`, or `primary`",
+            pattern = "^[a-z0-9][a-z0-9-]{0,31}$",
+            example = "syd"
+        ),
+        (
+            "Idempotency-Key" = Option<String>,
             Header,
-            description = "Makes a repeat of this call the same call: within ten minutes it is not run again, and gets \
-                the outcome of the first; 1 to 128 visible ASCII characters"
+            description = "Makes a repeat of this call the same call: within ten minutes it is not run again, and \
+                gets the outcome of the first. Visible ASCII characters; may stand in quotes, which do not count",
+            pattern = "^[!#-~][!-~]{0,127}$",
+            example = "order-1234"
+        ),
+        (
+            "x-request-id" = Option<String>,
+            Header,
+            description = "Kept when it fits, else replaced; in the answer, and in the logs of every instance it met",
+            pattern = "^[A-Za-z0-9._-]{1,128}$",
+            example = "01M8452GRJX2VJVKXD6FQ0T3AB"
         ),
     ),
     request_body(content = CallDocument, content_type = "application/json"),
-    responses(
-        (status = 200, description = "The function's result", body = Reply),
-        (
-            status = "default",
-            description = "Why there is no result, and whether the function ran",
-            body = ProblemDocument,
-            content_type = "application/problem+json"
-        ),
-    )
+    responses((status = 200, description = "The function's result", body = Reply), CallProblems),
+    security((), ("client_token" = []))
 )]
 pub(super) async fn call_function(
     State(app): State<Arc<App>>,

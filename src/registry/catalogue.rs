@@ -18,8 +18,10 @@ pub(crate) struct CatalogueHash(String);
 #[serde(from = "Names", into = "Names")]
 #[schema(as = Catalogue)]
 pub(crate) struct Catalogue {
+    /// A hash of the names: equal for equal sets of functions.
     #[schema(value_type = String, example = "5d41402abc4b2a76b9719d911017c592")]
     catalogue: CatalogueHash,
+    /// The functions of each module.
     #[schema(value_type = BTreeMap<String, Vec<String>>, example = json!({"String": ["upcase"]}))]
     functions: BTreeMap<Name, BTreeSet<Name>>,
 }

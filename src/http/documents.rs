@@ -1,0 +1,96 @@
+//! What the routes that only tell answer with: the regions, their instances, how discovery fares, and health.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{cluster::Health, name::InstanceId, region::Region};
+
+/// The cluster as this instance knows it.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Regions)]
+pub(crate) struct RegionsDocument {
+    /// The region of the instance that answers.
+    #[schema(value_type = String, example = "iad")]
+    pub local: Region,
+    /// The primary region.
+    #[schema(value_type = String, example = "iad")]
+    pub primary: Region,
+    /// Whether the instance that answers is in the primary region.
+    pub is_primary: bool,
+    /// Every region in which an instance was ever seen.
+    pub regions: Vec<RegionDocument>,
+    /// How discovery fares.
+    pub discovery: DiscoveryDocument,
+}
+
+/// One region and its instances.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Region)]
+pub(crate) struct RegionDocument {
+    /// The region.
+    #[schema(value_type = String, example = "syd")]
+    pub region: Region,
+    /// Its instances, sorted by id.
+    pub instances: Vec<InstanceDocument>,
+}
+
+/// One instance.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Instance)]
+pub(crate) struct InstanceDocument {
+    /// Its id.
+    #[schema(value_type = String, example = "148e21dad76789")]
+    pub instance: InstanceId,
+    /// Where it answers its peers.
+    #[schema(value_type = String, example = "[fdaa:0:18:a7b:7d:f066:b83b:2]:8080")]
+    pub address: SocketAddr,
+    /// Whether it takes calls.
+    pub state: Health,
+    /// Whether it is the instance that answers.
+    pub local: bool,
+    /// Its release; null when it was told none.
+    #[schema(required, example = "registry.fly.io/shop:deployment-01J9")]
+    pub release: Option<String>,
+    /// Milliseconds that its last probe took; null for the instance that answers.
+    #[schema(required, example = 81.4)]
+    pub rtt_ms: Option<f64>,
+    /// Milliseconds since it last answered; null for the instance that answers.
+    #[schema(required, example = 1204.0)]
+    pub last_seen_ms: Option<f64>,
+}
+
+/// How discovery fares.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Discovery)]
+pub(crate) struct DiscoveryDocument {
+    /// What it resolves; null for a cluster of one.
+    #[schema(required, example = "shop.internal")]
+    pub source: Option<String>,
+    /// Milliseconds since DNS last gave a whole answer; null when it never did.
+    #[schema(required, example = 1204.0)]
+    pub last_success_ms: Option<f64>,
+    /// Whether the last queries failed, so that the peers are those found before.
+    pub stale: bool,
+    /// Why they failed; null when they did not.
+    #[schema(required)]
+    pub last_error: Option<String>,
+    /// Rounds that were finished.
+    pub rounds: u64,
+}
+
+/// Whether an instance lives, or is ready.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Status)]
+pub(crate) struct StatusDocument {
+    /// `live` or `ready`.
+    #[schema(example = "ready")]
+    pub status: String,
+    /// The instance's id.
+    #[schema(value_type = String, example = "148e21dad76789")]
+    pub instance: InstanceId,
+    /// Its region.
+    #[schema(value_type = String, example = "iad")]
+    pub region: Region,
+}

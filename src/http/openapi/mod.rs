@@ -1,0 +1,148 @@
+//! What the OpenAPI document says besides the routes, and the route that serves it.
+
+mod problems;
+
+use axum::{
+    http::{HeaderValue, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+use utoipa::{
+    OpenApi,
+    openapi::{
+        Header, OpenApi as Document, PathItem, RefOr, Schema, Server,
+        header::HeaderBuilder,
+        path::Operation,
+        schema::{ObjectBuilder, SchemaType, Type},
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+        server::{ServerBuilder, ServerVariableBuilder},
+    },
+};
+
+pub(super) use self::problems::{
+    CallProblems, ClusterProblems, OpenProblems, ReadinessProblems, RegionProblems,
+};
+use crate::reply::ProblemDocument;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "fly-rpc",
+        description = "Run a named function in a chosen region. Every problem says whether the function ran.",
+    ),
+    components(schemas(ProblemDocument)),
+    tags(
+        (name = "rpc", description = "Calls"),
+        (name = "cluster", description = "Regions, instances and functions"),
+        (name = "health", description = "For health checks"),
+        (name = "description", description = "This document"),
+    )
+)]
+struct Description;
+
+/// The document without its routes.
+pub(super) fn description() -> Document {
+    let mut document = Description::openapi();
+    // utoipa takes the license from Cargo.toml and writes an empty one where there is none.
+    document.info.license = None;
+    document.servers = Some(vec![server()]);
+    let token = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some(
+            "A client's token, where the instance was given any in `RPC_CLIENT_TOKENS`",
+        ))
+        .build();
+    if let Some(components) = &mut document.components {
+        components.add_security_scheme("client_token", SecurityScheme::Http(token));
+    }
+    document
+}
+
+/// `document` with what utoipa cannot say where it belongs.
+pub(super) fn finished(mut document: Document) -> Document {
+    let id = header(
+        Type::String,
+        "The request's id",
+        "01M8452GRJX2VJVKXD6FQ0T3AB".into(),
+    );
+    for operation in document.paths.paths.values_mut().flat_map(operations) {
+        for parameter in operation.parameters.iter_mut().flatten() {
+            if let RefOr::T(parameter) = parameter {
+                parameter.schema.iter_mut().for_each(deny_null);
+            }
+        }
+        for response in operation.responses.responses.values_mut() {
+            if let RefOr::T(response) = response {
+                response
+                    .headers
+                    .insert("x-request-id".to_owned(), id.clone().into());
+            }
+        }
+    }
+    let schemas = document.components.iter_mut();
+    for (name, schema) in schemas.flat_map(|components| &mut components.schemas) {
+        if name == "FunctionError" {
+            allow_null(schema);
+        }
+    }
+    document
+}
+
+/// A header is there or not; utoipa makes it nullable as it does a member.
+fn deny_null(schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(object)) = schema {
+        object.schema_type = Type::String.into();
+    }
+}
+
+/// A reference that may be null needs `oneOf`, which generators turn into a class of its own: the schema itself may be
+/// null instead.
+fn allow_null(schema: &mut RefOr<Schema>) {
+    if let RefOr::T(Schema::Object(object)) = schema {
+        object.schema_type = SchemaType::from_iter([Type::Object, Type::Null]);
+    }
+}
+
+/// `document` as JSON.
+pub(super) fn to_json(document: &Document) -> String {
+    let json = document.to_pretty_json();
+    json.unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"))
+}
+
+fn server() -> Server {
+    let address = ServerVariableBuilder::new()
+        .default_value("127.0.0.1:8080")
+        .description(Some("Host and port of an instance"));
+    ServerBuilder::new()
+        .url("http://{address}")
+        .description(Some("An instance"))
+        .parameter("address", address)
+        .build()
+}
+
+fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut path.get, &mut path.post].into_iter().flatten()
+}
+
+/// A header of a response.
+fn header(kind: Type, description: &str, example: Value) -> Header {
+    HeaderBuilder::new()
+        .schema(Some(ObjectBuilder::new().schema_type(kind)))
+        .description(Some(description))
+        .example(Some(example))
+        .build()
+}
+
+/// Get this document
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    operation_id = "getDescription",
+    tag = "description",
+    responses((status = 200, description = "The OpenAPI document", body = Value), OpenProblems),
+    security(())
+)]
+pub(super) async fn get_description() -> Response {
+    let json = HeaderValue::from_static("application/json");
+    ([(CONTENT_TYPE, json)], super::openapi_json()).into_response()
+}

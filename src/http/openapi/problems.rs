@@ -1,0 +1,230 @@
+//! The problems that each route may answer with, as the document tells them: a response for each status, an example for
+//! each code. The examples are answers of a real cluster; a test asks one again and compares.
+
+use std::collections::BTreeMap;
+
+use utoipa::{
+    IntoResponses,
+    openapi::{
+        Ref, RefOr, Response,
+        content::ContentBuilder,
+        example::{Example, ExampleBuilder},
+        response::ResponseBuilder,
+        schema::Type,
+    },
+};
+
+use super::header;
+use crate::{
+    name::{InstanceId, RequestId},
+    problem::{Code, FunctionError, Problem},
+    region::Region,
+    reply::{Meta, ProblemDocument},
+};
+
+/// Defines what the documentation of a route names: its problems, as responses.
+macro_rules! problems {
+    ($($(#[$doc:meta])* $name:ident: $($code:ident)*;)*) => {
+        $($(#[$doc])*
+        pub(in crate::http) struct $name;
+
+        impl IntoResponses for $name {
+            fn responses() -> BTreeMap<String, RefOr<Response>> {
+                responses(&[$(Code::$code),*])
+            }
+        })*
+    };
+}
+
+problems! {
+    /// Of a call: every code that a client can meet.
+    CallProblems:
+        InvalidJson InvalidRequest InvalidRegion Unauthenticated Forbidden RegionUnknown InstanceUnknown FunctionUnknown MethodNotAllowed
+        BodyTooLarge UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed
+        FunctionPanicked Internal PeerUnreachable PeerLost RegionUnavailable DiscoveryPending Draining Overloaded
+        DeadlineExceeded LoopDetected;
+    /// Of one region.
+    RegionProblems:
+        InvalidRegion Unauthenticated RegionUnknown NotFound MethodNotAllowed HeadersTooLarge DiscoveryPending;
+    /// Of what else clients may read.
+    ClusterProblems: Unauthenticated NotFound MethodNotAllowed HeadersTooLarge;
+    /// Of readiness.
+    ReadinessProblems: NotFound MethodNotAllowed HeadersTooLarge DiscoveryPending Draining;
+    /// Of what anybody may read.
+    OpenProblems: NotFound MethodNotAllowed HeadersTooLarge;
+}
+
+/// A response for each status of `codes`.
+fn responses(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+    let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
+    for code in codes {
+        by_status.entry(code.status()).or_default().push(*code);
+    }
+    by_status
+        .into_iter()
+        .map(|(status, codes)| (status.to_string(), response(&codes).into()))
+        .collect()
+}
+
+/// The response of `codes`, which have one status.
+fn response(codes: &[Code]) -> Response {
+    let lines = codes
+        .iter()
+        .map(|code| format!("`{code}`: {}.", code.title()));
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .examples_from_iter(codes.iter().map(|code| (code.as_str(), example(*code))))
+        .build();
+    let mut response = ResponseBuilder::new()
+        .description(lines.collect::<Vec<_>>().join(" "))
+        .content("application/problem+json", content);
+    if codes.iter().any(|code| code.retry_after().is_some()) {
+        response = response.header(
+            "Retry-After",
+            header(
+                Type::Integer,
+                "Seconds to wait before another call; not with every code",
+                1.into(),
+            ),
+        );
+    }
+    if codes.contains(&Code::MethodNotAllowed) {
+        response = response.header(
+            "Allow",
+            header(Type::String, "The methods of this route", "POST".into()),
+        );
+    }
+    if codes.contains(&Code::Unauthenticated) {
+        response = response.header(
+            "WWW-Authenticate",
+            header(
+                Type::String,
+                "How to authenticate (RFC 6750)",
+                "Bearer".into(),
+            ),
+        );
+    }
+    response.build()
+}
+
+fn example(code: Code) -> Example {
+    let document = serde_json::to_value(document(code));
+    ExampleBuilder::new()
+        .summary(code.title())
+        .value(Some(document.unwrap_or_else(|error| {
+            unreachable!("a problem document has a JSON form: {error}")
+        })))
+        .build()
+}
+
+fn document(code: Code) -> ProblemDocument {
+    let (attempts, detail) = told(code);
+    let problem = match code {
+        Code::FunctionFailed => {
+            Problem::function_failed(FunctionError::new("RuntimeError", "boom"))
+        }
+        Code::DeadlineExceeded => {
+            Problem::new(code, detail).executed(crate::problem::Executed::Maybe)
+        }
+        _ => Problem::new(code, detail),
+    };
+    let meta = Meta {
+        region: region(code),
+        instance: (attempts > 0).then(|| word::<InstanceId>("syd-1")),
+        attempts,
+        elapsed_ms: 0.412,
+        request_id: word::<RequestId>("01M8452GRJX2VJVKXD6FQ0T3AB"),
+    };
+    ProblemDocument::new(problem, meta)
+}
+
+/// The region that the request named, if it named one.
+fn region(code: Code) -> Option<Region> {
+    match code {
+        Code::InvalidRegion
+        | Code::Unauthenticated
+        | Code::Forbidden
+        | Code::NotFound
+        | Code::MethodNotAllowed
+        | Code::HeadersTooLarge => None,
+        Code::RegionUnknown => Some(word("mars")),
+        _ => Some(word("syd")),
+    }
+}
+
+fn word<T: std::str::FromStr>(text: &str) -> T {
+    text.parse()
+        .unwrap_or_else(|_| unreachable!("{text} is a word"))
+}
+
+/// How many instances were tried, and the detail.
+fn told(code: Code) -> (u32, &'static str) {
+    match code {
+        Code::InvalidJson => (
+            0,
+            "the body is not one JSON value: EOF while parsing an object at line 1 column 18",
+        ),
+        Code::InvalidRequest => (0, "member \"function\" is missing"),
+        Code::InvalidRegion => (
+            0,
+            "a region has 1 to 32 characters of [a-z0-9-] and does not start with '-'",
+        ),
+        Code::Unauthenticated => (0, "this route wants a client's token"),
+        Code::Forbidden => (
+            0,
+            "this route is for instances, and not to be reached through Fly Proxy",
+        ),
+        Code::RegionUnknown => (
+            0,
+            "no instance was ever seen in region \"mars\"; known regions: iad, syd",
+        ),
+        Code::InstanceUnknown => (0, "instance \"syd-9\" is not in this region"),
+        Code::FunctionUnknown => (1, "no function String.shout here"),
+        Code::NotFound => (0, "the path and query have 10009 bytes, more than 8192"),
+        Code::MethodNotAllowed => (0, "this route has other methods; see the header allow"),
+        Code::BodyTooLarge => (
+            0,
+            "the body is larger than the 1048576 bytes of RPC_MAX_BODY",
+        ),
+        Code::UnsupportedMediaType => (
+            0,
+            "the body must not be encoded; send it without content-encoding",
+        ),
+        Code::HeadersTooLarge => (0, "the request has 101 headers, more than 100"),
+        Code::WrongRegion => (0, "this is instance syd-1 of region \"syd\""),
+        Code::InvalidArguments => (1, "String.upcase: argument 1: expected a string"),
+        Code::IdempotencyMismatch => (
+            1,
+            "the idempotency key belongs to a call of another function or with other arguments",
+        ),
+        Code::FunctionFailed => (1, "the function returned an error of kind \"RuntimeError\""),
+        Code::FunctionPanicked => (1, "Test.panic panicked; the instance's log has the cause"),
+        Code::Internal => (1, "the runtime stopped while the function ran"),
+        Code::PeerUnreachable => (
+            1,
+            "region \"syd\": 1 attempt, none could connect; no connection to instance syd-1",
+        ),
+        Code::PeerLost => (
+            1,
+            "the connection to instance syd-1 was lost after the call",
+        ),
+        Code::RegionUnavailable => (
+            1,
+            "region \"syd\": 1 known instance, none reachable; last seen 12 s ago",
+        ),
+        Code::DiscoveryPending => (
+            0,
+            "region \"syd\": the first discovery round has not finished yet",
+        ),
+        Code::Draining => (0, "this instance is stopping and takes no new calls"),
+        Code::Overloaded => (
+            1,
+            "this instance runs 1024 calls, as many as RPC_MAX_IN_FLIGHT allows",
+        ),
+        Code::DeadlineExceeded => (1, "Process.sleep was still running at the deadline"),
+        Code::LoopDetected => (
+            0,
+            "an instance forwarded this call to /rpc; peers take calls at /internal/exec",
+        ),
+    }
+}
