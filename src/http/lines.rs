@@ -9,7 +9,7 @@ use axum::{
     response::Response,
 };
 use futures_util::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
-use tokio::{sync::watch, time};
+use tokio::{sync::watch, task, time};
 use tracing::Instrument;
 
 use super::{App, ENVELOPE, context::Context, log};
@@ -85,7 +85,11 @@ impl Exchange {
                 () = time::sleep(patience), if self.running.is_empty() => self.body = None,
             }
         }
-        self.put_ready();
+        if !self.running.is_empty() {
+            // Once around the scheduler: functions that are about to end send their answers along.
+            task::yield_now().await;
+            self.put_ready();
+        }
         Some(std::mem::take(&mut self.out).into())
     }
 

@@ -29,7 +29,7 @@ pub(super) fn exec(function: &FunctionName, outcome: &Outcome) {
     let Outcome { result, meta } = outcome;
     let (elapsed_ms, request_id) = (meta.elapsed_ms, &meta.request_id);
     match result {
-        Ok(_) => tracing::info!(%function, elapsed_ms, %request_id, "exec"),
+        Ok(_) => tracing::debug!(%function, elapsed_ms, %request_id, "exec"),
         Err(problem) => {
             let (code, executed) = (problem.code, problem.executed);
             tracing::info!(%function, %code, %executed, elapsed_ms, %request_id, "exec");

@@ -110,7 +110,8 @@ impl Link {
         let ending = if tail.len() > LARGE || self.large_results.are_usual_for(&call.name) {
             self.alone(peer, &tail, deadline, request_id).await
         } else {
-            self.together(peer, tail, deadline).await?
+            self.together(peer, call, tail, deadline, request_id)
+                .await?
         };
         if let Ending::Answer(Answer::Told(Ok(result))) = ending {
             self.large_results.note(&call.name, result.get().len());
@@ -145,12 +146,16 @@ impl Link {
     async fn together(
         &self,
         peer: &Peer,
-        tail: Vec<u8>,
+        call: &Call,
+        mut tail: Vec<u8>,
         deadline: Deadline,
+        request_id: &RequestId,
     ) -> Result<Ending, Problem> {
         for _ in 0..TRIES {
-            match self.stream(peer.address).call(tail.clone(), deadline).await {
-                Ok(Ending::NeverLeft) | Err(NotTaken::Over) => {}
+            match self.stream(peer.address).call(tail, deadline).await {
+                Ok(Ending::NeverLeft) | Err(NotTaken::Over) => {
+                    tail = Exec::tail(&peer.region, call, request_id);
+                }
                 Ok(ending) => return Ok(ending),
                 Err(NotTaken::Full) => {
                     let detail = format!(

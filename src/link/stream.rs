@@ -18,6 +18,7 @@ use http_body_util::StreamBody;
 use reqwest::{RequestBuilder, Response, StatusCode};
 use tokio::{
     sync::{mpsc, oneshot},
+    task,
     time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -216,6 +217,9 @@ async fn next_piece(calls: &mut mpsc::Receiver<Queued>, shared: &Shared) -> Opti
                 continue;
             }
         };
+        // Once around the scheduler: whoever is about to call as well, such as the callers whose answers came together,
+        // travels along. A call that is alone is not held up by this.
+        task::yield_now().await;
         let more = || calls.try_recv().ok();
         shared.pending.depart(first, more, &mut piece, PIECE);
     }

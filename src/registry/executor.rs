@@ -1,7 +1,10 @@
 //! Runs functions on this instance: under the limit of calls in flight, within the deadline, each in a task of its own
 //! so that a client that goes away, or a panic, harms nothing else; and once for each idempotency key.
 
-use std::sync::Arc;
+use std::{
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+};
 
 use serde_json::value::RawValue;
 use tokio::{
@@ -19,7 +22,7 @@ use crate::{
     config::Limits,
     deadline::Deadline,
     lifecycle::{InFlight, Lifecycle},
-    name::IdempotencyKey,
+    name::{FunctionName, IdempotencyKey},
     problem::{Code, Executed, FunctionError, Problem},
 };
 
@@ -101,7 +104,7 @@ impl Executor {
             }
             Recall::Running(outcome) => {
                 let awaited = deadline.bound(memory::awaited(outcome)).await;
-                return awaited.unwrap_or_else(|| Err(timed_out(call)));
+                return awaited.unwrap_or_else(|| Err(timed_out(&call.name)));
             }
         };
         let running = match Running::start(self, call, deadline) {
@@ -142,7 +145,7 @@ impl Executor {
 /// A call whose function runs in a task.
 struct Running {
     task: JoinHandle<Ended>,
-    call: Call,
+    name: FunctionName,
     max_result: usize,
 }
 
@@ -150,9 +153,9 @@ impl Running {
     fn start(executor: &Executor, call: &Call, deadline: Deadline) -> Result<Self, Problem> {
         let held = executor.hold()?;
         if deadline.has_passed() {
-            return Err(never_started(call));
+            return Err(never_started(&call.name));
         }
-        let task = match executor.registry.prepare(call)? {
+        let task = match prepare(&executor.registry, call)? {
             Prepared::Async(run) => task::spawn(run_async(run, held, deadline).in_current_span()),
             Prepared::Blocking(block) => task::spawn(
                 run_blocking(block, held, Arc::clone(&executor.threads), deadline)
@@ -161,7 +164,7 @@ impl Running {
         };
         Ok(Self {
             task,
-            call: call.clone(),
+            name: call.name.clone(),
             max_result: executor.limits.max_result,
         })
     }
@@ -169,18 +172,24 @@ impl Running {
     async fn outcome(self) -> Outcome {
         let Self {
             task,
-            call,
+            name,
             max_result,
         } = self;
         match task.await {
             Ok(Ended::Done(Ok(result))) => bounded(result, max_result),
-            Ok(Ended::Done(Err(error))) => Err(Problem::function_failed(error)),
-            Ok(Ended::NeverStarted) => Err(never_started(&call)),
-            Ok(Ended::TimedOut) => Err(timed_out(&call)),
-            Err(error) if error.is_panic() => Err(panicked(&call)),
+            Ok(Ended::Done(Err(error))) => Err(Problem::function_failed(cut(error, max_result))),
+            Ok(Ended::NeverStarted) => Err(never_started(&name)),
+            Ok(Ended::TimedOut) => Err(timed_out(&name)),
+            Err(error) if error.is_panic() => Err(panicked(&name)),
             Err(_) => Err(stopped()),
         }
     }
+}
+
+/// Reads the arguments. That is code of the function's author as well, when a type brings its own `Deserialize`.
+fn prepare(registry: &Registry, call: &Call) -> Result<Prepared, Problem> {
+    let prepared = panic::catch_unwind(AssertUnwindSafe(|| registry.prepare(call)));
+    prepared.unwrap_or_else(|_| Err(panicked(&call.name)))
 }
 
 async fn run_async(run: Run, held: Held, deadline: Deadline) -> Ended {
@@ -228,22 +237,33 @@ fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
     )))
 }
 
-fn never_started(call: &Call) -> Problem {
+/// A function's own error within the limit that its result has.
+fn cut(error: FunctionError, limit: usize) -> FunctionError {
+    let data = error.data.as_ref().map_or(0, |data| data.get().len());
+    if error.kind.len() + error.message.len() + data <= limit {
+        return error;
+    }
+    let message =
+        format!("the function's error is larger than the {limit} bytes of RPC_MAX_RESULT");
+    FunctionError::new("ErrorTooLarge", message)
+}
+
+fn never_started(name: &FunctionName) -> Problem {
     Problem::new(
         Code::DeadlineExceeded,
-        format!("the deadline passed before {} started", call.name),
+        format!("the deadline passed before {name} started"),
     )
 }
 
-fn timed_out(call: &Call) -> Problem {
-    let detail = format!("{} was still running at the deadline", call.name);
+fn timed_out(name: &FunctionName) -> Problem {
+    let detail = format!("{name} was still running at the deadline");
     Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe)
 }
 
-fn panicked(call: &Call) -> Problem {
+fn panicked(name: &FunctionName) -> Problem {
     Problem::new(
         Code::FunctionPanicked,
-        format!("{} panicked; the instance's log has the cause", call.name),
+        format!("{name} panicked; the instance's log has the cause"),
     )
 }
 
