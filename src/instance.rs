@@ -33,20 +33,16 @@ pub enum StartError {
     /// A registration that cannot stand.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The address cannot be bound.
-    #[error("RPC_LISTEN (--listen): cannot listen on {address}: {source}")]
+    /// An address cannot be bound.
+    #[error("{setting}: cannot listen on {address}: {source}")]
     Listen {
+        /// The setting that names it.
+        setting: &'static str,
         /// What was to be bound.
         address: String,
         /// Why it was not.
         source: io::Error,
     },
-    /// The address is reachable from other machines.
-    #[error(
-        "RPC_LISTEN (--listen): {0} is reachable from other machines, and this release has no tokens yet to keep \
-         strangers out; listen on a loopback address such as 127.0.0.1:8080"
-    )]
-    Exposed(SocketAddr),
     /// Discovery cannot start.
     #[error(transparent)]
     Discovery(#[from] DiscoveryError),
@@ -77,9 +73,16 @@ impl Instance {
     /// See [`StartError`].
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
         config.validate()?;
+        let bound = server::bind(&config.listen).await;
+        let (listener, address) = bound.map_err(|source| StartError::Listen {
+            setting: "RPC_LISTEN (--listen)",
+            address: config.listen.clone(),
+            source,
+        })?;
+        config.check_exposure(address)?;
         let Config {
             identity,
-            listen,
+            access,
             discovery,
             timeouts,
             connect_timeout,
@@ -88,15 +91,6 @@ impl Instance {
             ..
         } = config;
         let registry = registry.finish(&identity)?;
-        let bound = server::bind(&listen).await;
-        let (listener, address) = bound.map_err(|source| StartError::Listen {
-            address: listen,
-            source,
-        })?;
-        if !address.ip().to_canonical().is_loopback() {
-            return Err(StartError::Exposed(address));
-        }
-
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let lifecycle = Arc::new(Lifecycle::new());
         let executor = Arc::new(Executor::new(registry, limits, Arc::clone(&lifecycle)));
@@ -104,6 +98,7 @@ impl Instance {
             &discovery,
             &identity,
             address.port(),
+            access.own_token(),
             &tasks,
             stop.clone(),
         )?);
@@ -111,6 +106,7 @@ impl Instance {
             Arc::clone(&cluster),
             connect_timeout,
             limits.max_result,
+            access.own_token(),
             tasks.clone(),
             stop.clone(),
         )?;
@@ -127,6 +123,7 @@ impl Instance {
         };
         let app = App {
             identity: identity.clone(),
+            access,
             address,
             timeouts,
             limits,

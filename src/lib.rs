@@ -7,8 +7,8 @@
 //! ran.
 //!
 //! # Layers
-//! A file uses only what stands before it: name, region, deadline, json, problem → call, reply, config, lifecycle,
-//! client → registry → cluster → link → dispatch → http → server → instance → cli.
+//! A file uses only what stands before it: name, region, token, access, challenge, deadline, json, problem → call, reply, config,
+//! lifecycle, client → registry → cluster → link → dispatch → http → server → instance → cli.
 //!
 //! # Invariants
 //! 1. The layers above, `axum` only in `http/` and `server.rs`, `reqwest` only in `client.rs`, `link/`, the prober and
@@ -32,7 +32,9 @@
 //! # }
 //! ```
 
+mod access;
 mod call;
+mod challenge;
 #[doc(hidden)]
 pub mod cli;
 mod client;
@@ -53,8 +55,10 @@ mod reply;
 mod server;
 mod signal;
 mod telemetry;
+mod token;
 
 pub use self::{
+    access::{Access, Client, ClientName, FunctionPattern},
     call::Timeouts,
     config::{
         Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, SETTINGS,
@@ -67,4 +71,5 @@ pub use self::{
     region::Region,
     registry::{Registry, RegistryError},
     server::Drained,
+    token::Token,
 };

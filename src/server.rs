@@ -3,20 +3,19 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use axum::{Router, extract::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::Service;
 
 use crate::{
     config::DrainConfig,
+    http::Reached,
     lifecycle::{Lifecycle, Phase},
 };
 
@@ -131,7 +130,7 @@ impl AcceptLoop {
     async fn run(self) {
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => self.spawn(stream),
+                Ok((stream, _)) => self.serve(stream),
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections; trying again");
@@ -141,11 +140,19 @@ impl AcceptLoop {
         }
     }
 
-    fn spawn(&self, stream: TcpStream) {
+    fn serve(&self, stream: TcpStream) {
+        // Without an address, the other side has gone already.
+        let Ok(reached) = stream.local_addr() else {
+            return;
+        };
         let (closing, cut) = (self.closing.clone(), self.cut.clone());
         // A connection that comes later gets one answer: hyper would close it unanswered when told to shut it down.
         let is_late = closing.is_cancelled();
-        let service = TowerToHyperService::new(self.router.clone());
+        let router = self.router.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Reached(reached));
+            router.clone().call(request)
+        });
         self.connections.spawn(async move {
             // Small answers must not wait for the client's acknowledgement of the previous one.
             let _ = stream.set_nodelay(true);

@@ -53,8 +53,10 @@ impl Endpoint {
         build: impl FnOnce(&reqwest::Client, String) -> RequestBuilder,
     ) -> Result<Answer, Failure> {
         let base = self.base()?;
+        let token = config::client_token().map_err(|error| Failure::Usage(error.to_string()))?;
         let failed = |error: reqwest::Error| unanswered(&base, error, timeout);
         let client = client::builder(CONNECT)
+            .default_headers(client::authorization(token.as_ref()))
             .timeout(timeout)
             .build()
             .map_err(failed)?;

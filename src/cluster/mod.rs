@@ -34,6 +34,7 @@ use crate::{
     config::{DiscoveryConfig, Identity},
     problem::{Code, Problem},
     region::Region,
+    token::Token,
 };
 
 /// How many encounters may wait for discovery; when it is behind, further ones are dropped, for they are hints.
@@ -60,7 +61,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts discovery of `config`'s names in the background, in `tasks` until `stop`; returns at once.
+    /// Starts discovery of `config`'s names in the background, in `tasks` until `stop`; returns at once. Peers are who
+    /// knows `token`.
     ///
     /// # Errors
     /// See [`DiscoveryError`].
@@ -68,6 +70,7 @@ impl Cluster {
         config: &DiscoveryConfig,
         identity: &Identity,
         own_port: u16,
+        token: Option<&Token>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, DiscoveryError> {
@@ -88,7 +91,7 @@ impl Cluster {
         let (progress, watched) = watch::channel(Progress::default());
         let discovery = Discovery {
             dns: Arc::new(Dns::new(config, config.peer_port.unwrap_or(own_port))?),
-            prober: Arc::new(Prober::new(identity.app.clone())?),
+            prober: Arc::new(Prober::new(identity.app.clone(), token.cloned())?),
             poll_interval: config.poll_interval,
             table: Table::new(identity.instance.clone()),
             published: table.clone(),

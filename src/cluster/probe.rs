@@ -1,9 +1,10 @@
 //! Asks an address who it is, and its functions when their hash is new. Owns what an instance says of itself.
+//! Where the cluster has a secret, only who proves to know it is a peer, and nobody else is ever sent it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use moka::sync::Cache;
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time;
 
@@ -12,14 +13,19 @@ use super::{
     peers::Peer,
 };
 use crate::{
+    challenge::{Challenge, NONCE, PROOF},
     client,
     name::InstanceId,
     region::Region,
     registry::{Catalogue, CatalogueHash},
+    token::{Proof, Token},
 };
 
 /// The version of what instances say to each other.
 pub(crate) const PROTOCOL: u32 = 1;
+
+/// Where an instance says who it is.
+const REGION: &str = "/internal/region";
 
 /// How long an address has to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,15 +73,16 @@ pub(crate) struct Introduction {
 pub(super) struct Prober {
     client: Client,
     app: Option<String>,
+    token: Option<Token>,
     catalogues: Cache<CatalogueHash, Arc<Catalogue>>,
 }
 
 impl Prober {
-    /// A prober for the instances of `app`.
+    /// A prober for the instances of `app` that know `token`.
     ///
     /// # Errors
     /// The HTTP client cannot be built.
-    pub(super) fn new(app: Option<String>) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(app: Option<String>, token: Option<Token>) -> Result<Self, reqwest::Error> {
         // A fresh connection for each probe finds out whether new calls could connect.
         let client = client::builder(PROBE_TIMEOUT)
             .pool_max_idle_per_host(0)
@@ -83,6 +90,7 @@ impl Prober {
         Ok(Self {
             client,
             app,
+            token,
             catalogues: Cache::new(CATALOGUES),
         })
     }
@@ -125,9 +133,10 @@ impl Prober {
     }
 
     async fn introduction(&self, address: SocketAddr) -> Result<Introduction, Unseen> {
-        let introduction: Introduction = self
-            .get(address, "/internal/region", MAX_INTRODUCTION)
-            .await?;
+        let introduction = match &self.token {
+            Some(token) => self.proven_introduction(address, token).await?,
+            None => read(send(self.request(address, REGION)).await?, MAX_INTRODUCTION).await?,
+        };
         let app = |app: &Option<String>| app.clone().unwrap_or_else(|| "none".to_owned());
         if introduction.app != self.app {
             return Err(Unseen::Stranger(format!(
@@ -145,47 +154,74 @@ impl Prober {
         Ok(introduction)
     }
 
+    /// The introduction of an instance that proves to know `token`.
+    async fn proven_introduction(
+        &self,
+        address: SocketAddr,
+        token: &Token,
+    ) -> Result<Introduction, Unseen> {
+        let challenge = Challenge::fresh(address);
+        let request = self
+            .request(address, REGION)
+            .header(NONCE, challenge.nonce())
+            .header(PROOF, challenge.ask(token).to_string());
+        let response = send(request).await?;
+        let proof = response.headers().get(PROOF);
+        let proof: Option<Proof> = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
+        let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
+        let Introduction {
+            instance, region, ..
+        } = &introduction;
+        if proof.is_some_and(|proof| challenge.is_answered(token, instance, region, &proof)) {
+            return Ok(introduction);
+        }
+        Err(Unseen::Stranger(
+            "it did not prove that it knows RPC_TOKEN and answers at this very address".to_owned(),
+        ))
+    }
+
     /// The catalogue of `address`; `None` when it cannot be had now: the next probe asks again.
     async fn catalogue(&self, address: SocketAddr, hash: &CatalogueHash) -> Option<Arc<Catalogue>> {
-        let catalogue: Catalogue = self
-            .get(address, "/internal/functions", MAX_CATALOGUE)
-            .await
-            .ok()?;
+        let request = self
+            .request(address, "/internal/functions")
+            .headers(client::authorization(self.token.as_ref()));
+        let catalogue: Catalogue = read(send(request).await.ok()?, MAX_CATALOGUE).await.ok()?;
         let catalogue = Arc::new(catalogue);
         self.catalogues.insert(hash.clone(), Arc::clone(&catalogue));
         Some(catalogue)
     }
 
-    async fn get<T: DeserializeOwned>(
-        &self,
-        address: SocketAddr,
-        path: &str,
-        limit: usize,
-    ) -> Result<T, Unseen> {
-        let request = self.client.get(format!("http://{address}{path}"));
-        let response = request.send().await.map_err(|error| {
-            let is_silent = error.is_connect() || error.is_timeout() || was_cut(&error);
-            let reason = client::chain(&error.without_url());
-            match is_silent {
-                true => Unseen::Silent(reason),
-                false => Unseen::Stranger(format!("it does not speak HTTP: {reason}")),
-            }
-        })?;
-        let status = response.status();
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Unseen::Silent(format!("it answered {path} with {status}")));
-        }
-        if status != StatusCode::OK {
-            return Err(Unseen::Stranger(format!(
-                "it answered {path} with {status}"
-            )));
-        }
-        let body = client::body(response, limit)
-            .await
-            .map_err(|error| Unseen::Silent(error.to_string()))?;
-        serde_json::from_slice(&body)
-            .map_err(|_| Unseen::Stranger(format!("its answer to {path} is not ours")))
+    fn request(&self, address: SocketAddr, path: &str) -> RequestBuilder {
+        self.client.get(format!("http://{address}{path}"))
     }
+}
+
+async fn send(request: RequestBuilder) -> Result<Response, Unseen> {
+    let response = request.send().await.map_err(|error| {
+        let is_silent = error.is_connect() || error.is_timeout() || was_cut(&error);
+        let reason = client::chain(&error.without_url());
+        match is_silent {
+            true => Unseen::Silent(reason),
+            false => Unseen::Stranger(format!("it does not speak HTTP: {reason}")),
+        }
+    })?;
+    match response.status() {
+        StatusCode::OK => Ok(response),
+        StatusCode::UNAUTHORIZED => Err(Unseen::Stranger(
+            "it wants another RPC_TOKEN; every instance needs the same".to_owned(),
+        )),
+        status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+            Err(Unseen::Silent(format!("it answered with {status}")))
+        }
+        status => Err(Unseen::Stranger(format!("it answered with {status}"))),
+    }
+}
+
+async fn read<T: DeserializeOwned>(response: Response, limit: usize) -> Result<T, Unseen> {
+    let body = client::body(response, limit)
+        .await
+        .map_err(|error| Unseen::Silent(error.to_string()))?;
+    serde_json::from_slice(&body).map_err(|_| Unseen::Stranger("its answer is not ours".to_owned()))
 }
 
 /// Whether the connection ended before an answer, which a process that stops may do.

@@ -1,6 +1,7 @@
 //! Flags and environment into one checked `Config`, built once at start. The only file that reads the environment.
 //! A setting that is unknown, unreadable or contradicts another stops the start: nothing is guessed.
 
+mod exposure;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -10,13 +11,15 @@ use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, time::Duration};
 
 pub use self::settings::{SETTINGS, Setting};
 use self::values::{
-    Values, app_dns_name, count, dns_names, dns_server, duration, error, host_and_port, is_ours,
-    log_filter, port, region, size, word,
+    Values, app_dns_name, clients, cluster_tokens, count, dns_names, dns_server, duration, error,
+    host_and_port, is_ours, log_filter, port, region, size, truth, word,
 };
 use crate::{
+    access::Access,
     call::{MAX_TIMEOUT, Timeouts},
-    name::InstanceId,
+    name::{InstanceId, InvalidName},
     region::Region,
+    token::Token,
 };
 
 /// A setting that stops the start.
@@ -60,7 +63,7 @@ pub struct DiscoveryConfig {
     pub names: Vec<DnsName>,
     /// The DNS server to ask; the system's when `None`.
     pub server: Option<SocketAddr>,
-    /// The port of peers found by A and AAAA; the port served on when `None`.
+    /// The port of peers found by A and AAAA; the port that serves `/internal/*` when `None`.
     pub peer_port: Option<u16>,
     /// The time between two rounds, ± 20 %; 50 ms or more.
     pub poll_interval: Duration,
@@ -93,6 +96,8 @@ pub struct Config {
     pub identity: Identity,
     /// `host:port` to serve on; port 0 takes a free one.
     pub listen: String,
+    /// Who may ask it what.
+    pub access: Access,
     /// How peers are found.
     pub discovery: DiscoveryConfig,
     /// How long calls may take.
@@ -120,6 +125,7 @@ impl Default for Config {
                 release: None,
             },
             listen: "127.0.0.1:8080".to_owned(),
+            access: Access::default(),
             discovery: DiscoveryConfig {
                 names: Vec::new(),
                 server: None,
@@ -202,6 +208,15 @@ impl Config {
             listen: values
                 .get("RPC_LISTEN", host_and_port)?
                 .unwrap_or(default.listen),
+            access: Access {
+                cluster: values
+                    .secret("RPC_TOKEN", cluster_tokens)?
+                    .unwrap_or_default(),
+                clients: values
+                    .secret("RPC_CLIENT_TOKENS", clients)?
+                    .unwrap_or_default(),
+                allow_anonymous: values.get("RPC_ALLOW_ANONYMOUS", truth)?.unwrap_or(false),
+            },
             discovery: DiscoveryConfig {
                 names: match names {
                     Some(names) => names,
@@ -255,8 +270,8 @@ impl Config {
     /// Checks what no value shows by itself.
     ///
     /// # Errors
-    /// A default timeout above the maximum, a duration above 24 h, a zero where there must be time, or a discovery
-    /// setting without effect.
+    /// A default timeout above the maximum, a duration above 24 h, a zero where there must be time, a discovery setting
+    /// without effect, or tokens that contradict each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let discovery = &self.discovery;
         let takes_peer_port = |name: &DnsName| matches!(name, DnsName::Host(_, None));
@@ -302,7 +317,7 @@ impl Config {
             let detail = "has no effect: no name in RPC_DNS_NAME is resolved by A and AAAA without a port of its own";
             return Err(error("RPC_PEER_PORT", detail));
         }
-        Ok(())
+        self.check_access()
     }
 }
 
@@ -313,4 +328,19 @@ pub(crate) fn default_url() -> String {
         reason = "this is the file that reads the environment"
     )]
     std::env::var("FLY_RPC_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned())
+}
+
+/// The token that the commands which call an instance bear, if any.
+pub(crate) fn client_token() -> Result<Option<Token>, ConfigError> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the file that reads the environment"
+    )]
+    let Ok(text) = std::env::var("FLY_RPC_TOKEN") else {
+        return Ok(None);
+    };
+    let token = text.parse();
+    token
+        .map(Some)
+        .map_err(|invalid: InvalidName| error("FLY_RPC_TOKEN", &invalid.to_string()))
 }

@@ -116,6 +116,27 @@ pub const SETTINGS: &[Setting] = &[
         "the longest wait for a connection to a peer",
     ),
     setting(
+        "RPC_TOKEN",
+        "",
+        "TOKEN,…",
+        "none",
+        "the cluster's secret: the first is sent, all are accepted",
+    ),
+    setting(
+        "RPC_CLIENT_TOKENS",
+        "",
+        "NAME:TOKEN,…",
+        "none",
+        "the clients that may use the public routes",
+    ),
+    setting(
+        "RPC_ALLOW_ANONYMOUS",
+        "allow-anonymous",
+        "true|false",
+        "false",
+        "let everybody who reaches RPC_LISTEN call functions",
+    ),
+    setting(
         "RPC_MAX_BODY",
         "max-body",
         "SIZE",

@@ -4,13 +4,14 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
 use hickory_resolver::proto::rr::Name;
 
 use super::{ConfigError, DnsName, SETTINGS};
-use crate::{name::InvalidName, region::Region};
+use crate::{access::Client, name::InvalidName, region::Region, token::Token};
 
 /// The port of the DNS protocol, for a `RPC_DNS_SERVER` without one.
 const DNS_PORT: u16 = 53;
@@ -33,6 +34,20 @@ impl Values {
         parse(value)
             .map(Some)
             .map_err(|detail| error(variable, &format!("{value:?} {detail}")))
+    }
+
+    /// A value that must not be shown, not even to say what is wrong with it.
+    pub(super) fn secret<T>(
+        &self,
+        variable: &str,
+        parse: fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.0.get(variable) else {
+            return Ok(None);
+        };
+        parse(value)
+            .map(Some)
+            .map_err(|detail| error(variable, &detail))
     }
 
     pub(super) fn text(&self, variable: &str) -> Result<Option<String>, ConfigError> {
@@ -124,6 +139,27 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|count| range.contains(count))
         .ok_or_else(|| "is not a whole number of 1 or more".to_owned())
+}
+
+pub(super) fn truth(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "is not true or false".to_owned())
+}
+
+pub(super) fn cluster_tokens(text: &str) -> Result<Vec<Token>, String> {
+    secrets(text)
+}
+
+pub(super) fn clients(text: &str) -> Result<Vec<Arc<Client>>, String> {
+    Ok(secrets(text)?.into_iter().map(Arc::new).collect())
+}
+
+/// Each secret of a comma list; one that does not fit is told by its place.
+fn secrets<T: FromStr<Err = InvalidName>>(text: &str) -> Result<Vec<T>, String> {
+    let parse = |(number, secret): (usize, &str)| {
+        let parsed = secret.trim().parse();
+        parsed.map_err(|invalid| format!("entry {}: {invalid}", number + 1))
+    };
+    text.split(',').enumerate().map(parse).collect()
 }
 
 pub(super) fn port(text: &str) -> Result<u16, String> {

@@ -4,7 +4,7 @@ use axum::{
     body::Body,
     http::{
         HeaderValue, StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER},
+        header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::Response,
 };
@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::{
     dispatch::Outcome,
     json,
+    problem::Code,
     reply::{ProblemDocument, Reply},
 };
 
@@ -33,7 +34,8 @@ pub(super) fn outcome(outcome: Outcome) -> Response {
     }
 }
 
-/// A problem document with its status, and `Retry-After` where waiting helps.
+/// A problem document with its status, `Retry-After` where waiting helps, and `WWW-Authenticate` where a token does
+/// (RFC 6750, section 3).
 pub(super) fn problem(document: &ProblemDocument) -> Response {
     let status = StatusCode::from_u16(document.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = with(status, PROBLEM_JSON, json::to_vec(document));
@@ -41,6 +43,11 @@ pub(super) fn problem(document: &ProblemDocument) -> Response {
         response
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if document.code == Code::Unauthenticated {
+        response
+            .headers_mut()
+            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
 }

@@ -1,24 +1,25 @@
 //! One line for each call, on the instance that received it and on the one that ran it, under the same request id.
 
-use crate::{dispatch::Outcome, name::FunctionName};
+use crate::{access::Caller, dispatch::Outcome, name::FunctionName};
 
-/// A call from a client, and what came of it.
-pub(super) fn call(function: &FunctionName, outcome: &Outcome) {
+/// A call from a client, who it is, and what came of the call.
+pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) {
     let Outcome { result, meta } = outcome;
     let region = meta.region.as_ref().map_or("", |region| region.as_str());
     let instance = meta
         .instance
         .as_ref()
         .map_or("", |instance| instance.as_str());
+    let client = caller.name();
     let (attempts, elapsed_ms, request_id) = (meta.attempts, meta.elapsed_ms, &meta.request_id);
     match result {
         Ok(_) => {
-            tracing::info!(%function, region, instance, attempts, elapsed_ms, %request_id, "call")
+            tracing::info!(client, %function, region, instance, attempts, elapsed_ms, %request_id, "call")
         }
         Err(problem) => {
             let (code, executed, detail) = (problem.code, problem.executed, &problem.detail);
             tracing::warn!(
-                %function, region, instance, %code, %executed, detail, attempts, elapsed_ms, %request_id, "call failed"
+                client, %function, region, instance, %code, %executed, detail, attempts, elapsed_ms, %request_id, "call failed"
             );
         }
     }

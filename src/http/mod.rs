@@ -5,6 +5,7 @@ mod answer;
 mod body;
 mod context;
 mod documents;
+mod guard;
 mod head;
 mod internal;
 mod lines;
@@ -21,6 +22,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use self::context::Context;
 pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
 use crate::{
+    access::Access,
     call::Timeouts,
     cluster::Cluster,
     config::{Identity, Limits},
@@ -38,6 +40,8 @@ const ENVELOPE: usize = 4 << 10;
 pub(crate) struct App {
     /// Who this instance is.
     pub identity: Identity,
+    /// Who may ask what.
+    pub access: Access,
     /// Where it answers, as `/regions` tells.
     pub address: std::net::SocketAddr,
     /// How long calls may take.
@@ -54,6 +58,10 @@ pub(crate) struct App {
     pub dispatcher: Arc<Dispatcher>,
 }
 
+/// The address by which a request reached this instance; the server puts it on every request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reached(pub std::net::SocketAddr);
+
 /// Every route of an instance.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let (public, _) = public().split_for_parts();
@@ -61,6 +69,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .merge(internal())
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&app),
+            guard::admit,
+        ))
         .layer(middleware::from_fn_with_state(
             Arc::clone(&app),
             context::establish,

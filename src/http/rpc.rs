@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Request, State},
     http::HeaderMap,
@@ -15,10 +16,11 @@ use utoipa::ToSchema;
 
 use super::{App, answer, body, context::Context, log, openapi::CallProblems};
 use crate::{
+    access::Caller,
     call::Call,
     link::FORWARDED,
     problem::{Code, Problem},
-    region::Target,
+    region::{Region, Target},
     reply::Reply,
 };
 
@@ -88,6 +90,7 @@ pub(super) struct CallDocument {
 pub(super) async fn call_function(
     State(app): State<Arc<App>>,
     context: Context,
+    Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
@@ -95,20 +98,33 @@ pub(super) async fn call_function(
         Ok(target) => target,
         Err(problem) => return context.refuse(None, problem),
     };
+    let region = target.region(&app.identity.primary).clone();
+    if !caller.may_call_in(&region) {
+        return forbid(context, &caller, region, "in this region");
+    }
     let call = match read(&app, &parts.headers, body).await {
         Ok(call) => call,
-        Err(problem) => {
-            return context.refuse(Some(target.region(&app.identity.primary).clone()), problem);
-        }
+        Err(problem) => return context.refuse(Some(region), problem),
     };
+    if !caller.may_call(&call.name) {
+        return forbid(context, &caller, region, "this function");
+    }
     let span = context.request_id.span();
     let outcome = app
         .dispatcher
         .dispatch(&target, &call, context.request_id, context.arrived)
         .instrument(span)
         .await;
-    log::call(&call.name, &outcome);
+    log::call(&caller, &call.name, &outcome);
     answer::outcome(outcome)
+}
+
+/// Refuses a call outside the limits of its client.
+fn forbid(context: Context, caller: &Caller, region: Region, what: &str) -> Response {
+    let (client, request_id) = (caller.name(), &context.request_id);
+    tracing::warn!(client, %region, %request_id, "call forbidden: the client may not call {what}");
+    let detail = format!("client \"{client}\" may not call {what}");
+    context.refuse(Some(region), Problem::new(Code::Forbidden, detail))
 }
 
 /// The target that the path names, as it was sent: an encoded character is no character of a region.

@@ -35,6 +35,7 @@ use crate::{
     name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     reply::ProblemDocument,
+    token::Token,
 };
 
 /// Tells a peer that the call was already forwarded, so that it is never forwarded again.
@@ -68,8 +69,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes; its
-    /// streams run in `tasks` until `stop`.
+    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes, on requests
+    /// that bear `token`; its streams run in `tasks` until `stop`.
     ///
     /// # Errors
     /// The HTTP client cannot be built.
@@ -77,10 +78,12 @@ impl Link {
         cluster: Arc<Cluster>,
         connect_timeout: Duration,
         max_result: usize,
+        token: Option<&Token>,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, reqwest::Error> {
         let client = client::builder(connect_timeout)
+            .default_headers(client::authorization(token))
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .build()?;
         Ok(Self {

@@ -9,6 +9,9 @@ use std::{
 const LAYERS: &[&[&str]] = &[
     &["name"],
     &["region"],
+    &["token"],
+    &["access"],
+    &["challenge"],
     &["deadline"],
     &["json"],
     &["problem"],

@@ -15,6 +15,7 @@ mod fault;
 mod functions;
 mod patience;
 mod process;
+mod stranger;
 
 mod blocking;
 mod calls;
@@ -29,5 +30,7 @@ mod idempotency;
 mod layering;
 mod logs;
 mod openapi;
+mod proof;
 mod reading;
+mod security;
 mod stopping;

@@ -1,0 +1,232 @@
+//! Who may ask what: the cluster's tokens, and clients with their names, tokens and limits.
+//! Decides on what a request bears; how it is refused is `http`'s affair.
+
+use std::{str::FromStr, sync::Arc};
+
+use crate::{
+    name::{FunctionName, InvalidName, Name, word},
+    region::Region,
+    token::{Borne, Token},
+};
+
+word! {
+    /// A client of the public routes, as logs name it: 1 to 64 characters of `[A-Za-z0-9._-]`.
+    pub ClientName, "a client's name", "1 to 64 characters of [A-Za-z0-9._-]",
+    |text| (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// Who may ask an instance what.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The cluster's secret: the first is sent to peers, all are accepted from them; empty for none.
+    pub cluster: Vec<Token>,
+    /// Who may call the public routes; empty for everybody.
+    pub clients: Vec<Arc<Client>>,
+    /// Whether everybody may call the public routes although other machines reach them.
+    pub allow_anonymous: bool,
+}
+
+impl Access {
+    /// The cluster's token that is sent to peers.
+    pub(crate) fn own_token(&self) -> Option<&Token> {
+        self.cluster.first()
+    }
+
+    /// Whether a request that bears this may use what is for instances only.
+    pub(crate) fn is_instance(&self, borne: Option<&Borne>) -> bool {
+        self.cluster.is_empty()
+            || borne.is_some_and(|borne| borne.position(&self.cluster).is_some())
+    }
+
+    /// Who asks, by what the request bears.
+    pub(crate) fn caller(&self, borne: Option<&Borne>) -> Option<Caller> {
+        if self.clients.is_empty() {
+            return Some(Caller(None));
+        }
+        let place = borne?.position(self.clients.iter().map(|client| &client.token))?;
+        Some(Caller(self.clients.get(place).cloned()))
+    }
+}
+
+/// A client of the public routes: `name:token`, with `:regions=syd|iad` and `:functions=String.*|Notes.create` where it
+/// is limited to them.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// What logs call it.
+    pub name: ClientName,
+    /// What it bears.
+    pub token: Token,
+    /// The regions that it may call; all when `None`.
+    pub regions: Option<Vec<Region>>,
+    /// The functions that it may call; all when `None`.
+    pub functions: Option<Vec<FunctionPattern>>,
+}
+
+impl FromStr for Client {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        const RULE: InvalidName = InvalidName::new(
+            "a client",
+            "name:token, then :regions=a|b and :functions=Module.function|Module.* where it is limited",
+        );
+        let mut parts = text.split(':');
+        let (Some(name), Some(token)) = (parts.next(), parts.next()) else {
+            return Err(RULE);
+        };
+        let mut client = Self {
+            name: name.parse()?,
+            token: token.parse()?,
+            regions: None,
+            functions: None,
+        };
+        for part in parts {
+            match part.split_once('=') {
+                Some(("regions", list)) if client.regions.is_none() => {
+                    client.regions = Some(parse_all(list)?);
+                }
+                Some(("functions", list)) if client.functions.is_none() => {
+                    client.functions = Some(parse_all(list)?);
+                }
+                _ => return Err(RULE),
+            }
+        }
+        Ok(client)
+    }
+}
+
+fn parse_all<T: FromStr>(list: &str) -> Result<Vec<T>, T::Err> {
+    list.split('|').map(str::parse).collect()
+}
+
+/// One function, `Module.function`, or all of a module, `Module.*`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FunctionPattern {
+    module: Name,
+    function: Option<Name>,
+}
+
+impl FunctionPattern {
+    fn matches(&self, name: &FunctionName) -> bool {
+        self.module == name.module
+            && self
+                .function
+                .as_ref()
+                .is_none_or(|function| *function == name.function)
+    }
+}
+
+impl FromStr for FunctionPattern {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let rule = InvalidName::new(
+            "a function",
+            "Module.function, or Module.* for all of a module",
+        );
+        let (module, function) = text.rsplit_once('.').ok_or(rule)?;
+        Ok(Self {
+            module: module.parse().map_err(|_| rule)?,
+            function: match function {
+                "*" => None,
+                function => Some(function.parse().map_err(|_| rule)?),
+            },
+        })
+    }
+}
+
+/// Who makes a request of the public routes: a client, or anybody where there are no client tokens.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(Option<Arc<Client>>);
+
+impl Caller {
+    /// The client's name; empty for anybody.
+    pub(crate) fn name(&self) -> &str {
+        self.0.as_ref().map_or("", |client| client.name.as_str())
+    }
+
+    /// Whether it may call anything in `region`.
+    pub(crate) fn may_call_in(&self, region: &Region) -> bool {
+        let regions = self.0.as_ref().and_then(|client| client.regions.as_ref());
+        regions.is_none_or(|regions| regions.contains(region))
+    }
+
+    /// Whether it may call `function` anywhere.
+    pub(crate) fn may_call(&self, function: &FunctionName) -> bool {
+        let functions = self.0.as_ref().and_then(|client| client.functions.as_ref());
+        functions.is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(function)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    fn client(limits: &str) -> Result<Caller, InvalidName> {
+        format!("shop:{TOKEN}{limits}")
+            .parse()
+            .map(|client: Client| Caller(Some(Arc::new(client))))
+    }
+
+    fn function(module: &str, function: &str) -> FunctionName {
+        FunctionName {
+            module: module.parse().unwrap(),
+            function: function.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_client_without_limits_may_call_everything() {
+        let caller = client("").unwrap();
+        assert_eq!(caller.name(), "shop");
+        assert!(caller.may_call_in(&"syd".parse().unwrap()));
+        assert!(caller.may_call(&function("String", "upcase")));
+    }
+
+    #[test]
+    fn limits_allow_what_they_name_and_nothing_else() {
+        let caller = client(":regions=syd|iad:functions=Fly.RPC.*|Notes.create").unwrap();
+        let regions =
+            ["syd", "iad", "fra"].map(|region| caller.may_call_in(&region.parse().unwrap()));
+        assert_eq!(regions, [true, true, false]);
+        let functions = [
+            ("Fly.RPC", "my_region"),
+            ("Notes", "create"),
+            ("Notes", "creates"),
+            ("Notes", "delete"),
+            ("Fly", "RPC"),
+            ("fly.rpc", "my_region"),
+        ];
+        let allowed = functions.map(|(module, name)| caller.may_call(&function(module, name)));
+        assert_eq!(allowed, [true, true, false, false, false, false]);
+    }
+
+    #[test]
+    fn what_is_no_limit_is_refused_without_the_token() {
+        for limits in [
+            ":",
+            ":regions",
+            ":regions=",
+            ":regions=SYD",
+            ":regions=syd:regions=iad",
+            ":functions=String",
+            ":functions=.x",
+            ":function=String.*",
+        ] {
+            let refused = client(limits).unwrap_err().to_string();
+            assert!(!refused.contains(TOKEN), "{refused}");
+        }
+        for text in [
+            "shop",
+            "",
+            &format!(":{TOKEN}"),
+            "shop:short",
+            &format!("a b:{TOKEN}"),
+        ] {
+            assert!(text.parse::<Client>().is_err(), "{text}");
+        }
+    }
+}

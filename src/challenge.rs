@@ -1,0 +1,127 @@
+//! How two instances prove to each other that they know the cluster's secret before either is sent it.
+//!
+//! A probe carries a nonce and the asker's proof; the answer carries the proof of the instance asked. Both name the
+//! address that was dialled, which the instance asked knows by its own socket: a stranger who passes a probe on to an
+//! instance gets a proof for that instance's address, and nobody takes it for the stranger's.
+
+use std::net::SocketAddr;
+
+use crate::{
+    name::InstanceId,
+    region::Region,
+    token::{Proof, Token},
+};
+
+/// The header of a probe's nonce.
+pub(crate) const NONCE: &str = "rpc-nonce";
+/// The header of a proof, in probe and answer.
+pub(crate) const PROOF: &str = "rpc-proof";
+
+/// One probe's nonce and the address it is for.
+#[derive(Clone, Debug)]
+pub(crate) struct Challenge {
+    nonce: String,
+    address: SocketAddr,
+}
+
+impl Challenge {
+    /// A challenge with a new nonce for whoever answers at `address`.
+    pub(crate) fn fresh(address: SocketAddr) -> Self {
+        Self {
+            nonce: format!("{:032x}", rand::random::<u128>()),
+            address,
+        }
+    }
+
+    /// The challenge of a probe with this nonce that arrived at `address`; `None` for what is no nonce.
+    pub(crate) fn received(nonce: &str, address: SocketAddr) -> Option<Self> {
+        let is_nonce = nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_nonce.then(|| Self {
+            nonce: nonce.to_owned(),
+            // A socket that takes IPv4 and IPv6 tells the one as the other.
+            address: SocketAddr::new(address.ip().to_canonical(), address.port()),
+        })
+    }
+
+    /// The nonce.
+    pub(crate) fn nonce(&self) -> &str {
+        &self.nonce
+    }
+
+    /// The asker's proof.
+    pub(crate) fn ask(&self, token: &Token) -> Proof {
+        token.prove(&self.question())
+    }
+
+    /// Whether an asker's `proof` shows that it knows `token`.
+    pub(crate) fn is_asked(&self, token: &Token, proof: &Proof) -> bool {
+        token.is_proven(&self.question(), proof)
+    }
+
+    /// The proof of `instance` in `region`, which was asked.
+    pub(crate) fn answer(&self, token: &Token, instance: &InstanceId, region: &Region) -> Proof {
+        token.prove(&self.reply(instance, region))
+    }
+
+    /// Whether `proof` shows that `instance` in `region` knows `token` and answers at the address itself.
+    pub(crate) fn is_answered(
+        &self,
+        token: &Token,
+        instance: &InstanceId,
+        region: &Region,
+        proof: &Proof,
+    ) -> bool {
+        token.is_proven(&self.reply(instance, region), proof)
+    }
+
+    // No part of a statement can hold a line break, so no two statements are the same text.
+    fn question(&self) -> String {
+        format!("fly-rpc 1 asks\n{}\n{}", self.nonce, self.address)
+    }
+
+    fn reply(&self, instance: &InstanceId, region: &Region) -> String {
+        let Self { nonce, address } = self;
+        format!("fly-rpc 1 answers\n{nonce}\n{address}\n{instance}\n{region}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_cannot_be_moved() {
+        let token: Token = "t".repeat(32).parse().unwrap();
+        let (address, other) = (
+            "127.0.0.1:1".parse().unwrap(),
+            "127.0.0.2:1".parse().unwrap(),
+        );
+        let (instance, region) = ("a".parse().unwrap(), "syd".parse().unwrap());
+        let asked = Challenge::fresh(address);
+        let proof = asked.answer(&token, &instance, &region);
+        let at = |address| Challenge::received(asked.nonce(), address).unwrap();
+        assert!(at(address).is_asked(&token, &asked.ask(&token)));
+        assert!(asked.is_answered(&token, &instance, &region, &proof));
+
+        let another: Token = "u".repeat(32).parse().unwrap();
+        assert!(!asked.is_answered(&another, &instance, &region, &proof));
+        assert!(!asked.is_answered(&token, &"b".parse().unwrap(), &region, &proof));
+        assert!(!asked.is_answered(&token, &instance, &"fra".parse().unwrap(), &proof));
+        assert!(!at(other).is_answered(&token, &instance, &region, &proof));
+        assert!(!Challenge::fresh(address).is_answered(&token, &instance, &region, &proof));
+        assert!(!asked.is_answered(&token, &instance, &region, &asked.ask(&token)));
+        assert!(!at(other).is_asked(&token, &asked.ask(&token)));
+    }
+
+    #[test]
+    fn an_address_is_the_same_in_both_families() {
+        let nonce = "0".repeat(32);
+        let received = |address: &str| Challenge::received(&nonce, address.parse().unwrap());
+        assert_eq!(
+            received("[::ffff:127.0.0.1]:80").unwrap().question(),
+            received("127.0.0.1:80").unwrap().question()
+        );
+        assert!(Challenge::received("0", "127.0.0.1:80".parse().unwrap()).is_none());
+        assert!(Challenge::received(&"\n".repeat(32), "127.0.0.1:80".parse().unwrap()).is_none());
+    }
+}

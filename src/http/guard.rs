@@ -1,0 +1,116 @@
+//! Who may use a route: anybody, clients, or instances of the cluster. The layer before every handler, 404 and 405
+//! included; closed for clients where it does not know better, so that a new route is not open by omission.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, header::AUTHORIZATION},
+    middleware::Next,
+    response::Response,
+};
+
+use super::{App, Reached, context::Context};
+use crate::{
+    challenge::{Challenge, NONCE, PROOF},
+    problem::{Code, Problem},
+    token::{Borne, Proof},
+};
+
+/// What Fly Proxy puts on every request: <https://fly.io/docs/networking/request-headers/>.
+const FLY_PROXY: [&str; 2] = ["fly-client-ip", "fly-forwarded-port"];
+
+/// Whom a route is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Audience {
+    Anybody,
+    Clients,
+    Instances,
+}
+
+impl Audience {
+    fn of(path: &str) -> Self {
+        match path {
+            "/healthz" | "/readyz" | "/openapi.json" | "/docs" => Self::Anybody,
+            "/internal" | "/metrics" => Self::Instances,
+            path if path.starts_with("/internal/") => Self::Instances,
+            _ => Self::Clients,
+        }
+    }
+}
+
+/// Lets a request pass that bears what its route asks for, and refuses every other.
+pub(super) async fn admit(
+    State(app): State<Arc<App>>,
+    context: Context,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let borne = borne(request.headers());
+    match Audience::of(request.uri().path()) {
+        Audience::Anybody => next.run(request).await,
+        Audience::Clients => match app.access.caller(borne.as_ref()) {
+            Some(caller) => {
+                request.extensions_mut().insert(caller);
+                next.run(request).await
+            }
+            None => refuse(
+                context,
+                Code::Unauthenticated,
+                "this route wants a client's token",
+            ),
+        },
+        Audience::Instances if came_through_fly_proxy(request.headers()) => {
+            let detail = "this route is for instances, and not to be reached through Fly Proxy";
+            refuse(context, Code::Forbidden, detail)
+        }
+        Audience::Instances if app.access.is_instance(borne.as_ref()) => next.run(request).await,
+        Audience::Instances => match proof(&app, &request) {
+            Some(proof) => {
+                let mut response = next.run(request).await;
+                response.headers_mut().insert(PROOF, proof);
+                response
+            }
+            None => refuse(
+                context,
+                Code::Unauthenticated,
+                "this route wants the cluster's token",
+            ),
+        },
+    }
+}
+
+/// What a request bears; `None` without exactly one token.
+fn borne(headers: &HeaderMap) -> Option<Borne> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => Borne::from_authorization(value.as_bytes()),
+        _ => None,
+    }
+}
+
+fn came_through_fly_proxy(headers: &HeaderMap) -> bool {
+    FLY_PROXY.iter().any(|header| headers.contains_key(*header))
+}
+
+/// The answer's proof for a probe whose asker knows a token of ours, made of that very token.
+fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
+    if request.uri().path() != "/internal/region" {
+        return None;
+    }
+    let text = |header| request.headers().get(header)?.to_str().ok();
+    let Reached(address) = request.extensions().get()?;
+    let challenge = Challenge::received(text(NONCE)?, *address)?;
+    let asked: Proof = text(PROOF)?.parse().ok()?;
+    let tokens = &app.access.cluster;
+    let token = tokens
+        .iter()
+        .find(|token| challenge.is_asked(token, &asked))?;
+    let proof = challenge.answer(token, &app.identity.instance, &app.identity.region);
+    HeaderValue::try_from(proof.to_string()).ok()
+}
+
+fn refuse(context: Context, code: Code, detail: &str) -> Response {
+    tracing::debug!(request_id = %context.request_id, %code, detail, "refused");
+    context.refuse(None, Problem::new(code, detail))
+}

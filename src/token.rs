@@ -1,0 +1,193 @@
+//! Secrets that callers bear, and proofs that somebody knows one without showing it.
+//! A token is compared by its digest in constant time and never shown; who may do what with it is `access.rs`'s affair.
+
+use std::{fmt, str::FromStr};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::name::InvalidName;
+
+/// A secret: 32 to 256 characters of `[A-Za-z0-9._~+/=-]`, the alphabet of bearer tokens (RFC 6750, section 2.1).
+#[derive(Clone)]
+pub struct Token {
+    secret: Box<str>,
+    digest: [u8; 32],
+}
+
+impl Token {
+    /// The value of `Authorization` that bears it.
+    pub(crate) fn bearer(&self) -> String {
+        format!("Bearer {}", self.secret)
+    }
+
+    /// What proves to whoever knows this token that `statement` comes from somebody who knows it too.
+    pub(crate) fn prove(&self, statement: &str) -> Proof {
+        Proof(self.mac(statement).finalize().into_bytes().into())
+    }
+
+    /// Whether `proof` was made of this very token and statement; in constant time.
+    pub(crate) fn is_proven(&self, statement: &str, proof: &Proof) -> bool {
+        self.mac(statement).verify_slice(&proof.0).is_ok()
+    }
+
+    fn mac(&self, statement: &str) -> Hmac<Sha256> {
+        let mac = Hmac::<Sha256>::new_from_slice(self.secret.as_bytes());
+        let mut mac = mac.unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+        mac.update(statement.as_bytes());
+        mac
+    }
+}
+
+impl FromStr for Token {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let is_token_character =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"._~+/=-".contains(&byte);
+        if !(32..=256).contains(&text.len()) || !text.bytes().all(is_token_character) {
+            return Err(InvalidName::new(
+                "a token",
+                "32 to 256 characters of [A-Za-z0-9._~+/=-]; make one with `openssl rand -hex 32`",
+            ));
+        }
+        Ok(Self {
+            secret: text.into(),
+            digest: Sha256::digest(text).into(),
+        })
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest.ct_eq(&other.digest).into()
+    }
+}
+
+impl Eq for Token {}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(hidden)")
+    }
+}
+
+/// What a request bears, as the digest that is compared.
+#[derive(Clone)]
+pub(crate) struct Borne([u8; 32]);
+
+impl Borne {
+    /// What the value of an `Authorization` header bears; `None` for another scheme than `Bearer`.
+    pub(crate) fn from_authorization(value: &[u8]) -> Option<Self> {
+        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+        scheme
+            .eq_ignore_ascii_case(b"Bearer ")
+            .then(|| Self(Sha256::digest(token).into()))
+    }
+
+    /// The place of the token it is among `tokens`; each is compared, so that the time tells nothing.
+    pub(crate) fn position<'a>(
+        &self,
+        tokens: impl IntoIterator<Item = &'a Token>,
+    ) -> Option<usize> {
+        let is_it = |token: &Token| -> Choice { token.digest.ct_eq(&self.0) };
+        let places = tokens.into_iter().map(is_it).enumerate();
+        places.fold(None, |found, (place, is_it)| {
+            if bool::from(is_it) {
+                Some(place)
+            } else {
+                found
+            }
+        })
+    }
+}
+
+/// The HMAC-SHA-256 (RFC 2104) of a statement under a token: 64 hexadecimal digits in text.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proof([u8; 32]);
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Proof {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let wrong = InvalidName::new("a proof", "64 hexadecimal digits");
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(wrong);
+        }
+        let mut proof = [0; 32];
+        for (place, byte) in proof.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).map_err(|_| wrong)?;
+        }
+        Ok(Self(proof))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(character: char) -> Token {
+        character.to_string().repeat(32).parse().unwrap()
+    }
+
+    #[test]
+    fn a_token_is_long_and_has_the_alphabet_of_bearer_tokens() {
+        for good in ["x".repeat(32), "aZ09._~+/=-".repeat(3), "x".repeat(256)] {
+            good.parse::<Token>().unwrap();
+        }
+        for bad in [
+            "x".repeat(31),
+            "x".repeat(257),
+            " ".repeat(40),
+            "a:b,".repeat(10),
+        ] {
+            let refused = bad.parse::<Token>().unwrap_err().to_string();
+            assert!(!refused.contains(&bad), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_never_shown() {
+        let shown = format!("{:?} {:#?}", token('s'), Some(token('s')));
+        assert!(!shown.contains("sss"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_borne_is_found_by_its_whole_text() {
+        let tokens = [token('a'), token('b')];
+        let position = |value: &str| Borne::from_authorization(value.as_bytes())?.position(&tokens);
+        assert_eq!(position(&token('a').bearer()), Some(0));
+        assert_eq!(
+            position(&token('b').bearer().replace("Bearer", "bearer")),
+            Some(1)
+        );
+        for wrong in ["", "Bearer ", "Bearer a", "Basic YTpi", &"a".repeat(32)] {
+            assert_eq!(position(wrong), None, "{wrong}");
+        }
+        assert_eq!(position(&format!("{} ", token('a').bearer())), None);
+    }
+
+    #[test]
+    fn a_proof_holds_for_its_token_and_its_statement_only() {
+        let proof: Proof = token('a').prove("one").to_string().parse().unwrap();
+        assert!(token('a').is_proven("one", &proof));
+        assert!(!token('a').is_proven("two", &proof));
+        assert!(!token('b').is_proven("one", &proof));
+    }
+
+    #[test]
+    fn proofs_are_64_hexadecimal_digits() {
+        for bad in ["", "0", &"0".repeat(63), &"g".repeat(64), &"é".repeat(32)] {
+            bad.parse::<Proof>().unwrap_err();
+        }
+        let text = "0f".repeat(32);
+        assert_eq!(text.parse::<Proof>().unwrap().to_string(), text);
+    }
+}
