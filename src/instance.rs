@@ -4,7 +4,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::Instant;
+use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
@@ -57,6 +57,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Instance {
     address: SocketAddr,
+    internal_address: SocketAddr,
     identity: Identity,
     rpc: Rpc,
     server: Server,
@@ -73,13 +74,15 @@ impl Instance {
     /// See [`StartError`].
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
         config.validate()?;
-        let bound = server::bind(&config.listen).await;
-        let (listener, address) = bound.map_err(|source| StartError::Listen {
-            setting: "RPC_LISTEN (--listen)",
-            address: config.listen.clone(),
-            source,
-        })?;
-        config.check_exposure(address)?;
+        let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
+        let own = match &config.internal_listen {
+            Some(listen_on) => {
+                Some(listen("RPC_INTERNAL_LISTEN (--internal-listen)", listen_on).await?)
+            }
+            None => None,
+        };
+        let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
+        config.check_exposure(address, internal_address)?;
         let Config {
             identity,
             access,
@@ -97,7 +100,7 @@ impl Instance {
         let cluster = Arc::new(Cluster::start(
             &discovery,
             &identity,
-            address.port(),
+            internal_address.port(),
             access.own_token(),
             &tasks,
             stop.clone(),
@@ -121,20 +124,26 @@ impl Instance {
             dispatcher: Arc::clone(&dispatcher),
             timeouts,
         };
-        let app = App {
+        let app = Arc::new(App {
             identity: identity.clone(),
             access,
-            address,
+            address: internal_address,
             timeouts,
             limits,
             lifecycle: Arc::clone(&lifecycle),
             executor,
             cluster,
             dispatcher,
-        };
-        let server = Server::start(listener, http::router(Arc::new(app)), lifecycle, drain);
+        });
+        let mut listeners = vec![(
+            listener,
+            http::public_router(Arc::clone(&app), own.is_none()),
+        )];
+        listeners.extend(own.map(|(listener, _)| (listener, http::internal_router(app))));
+        let server = Server::start(listeners, lifecycle, drain);
         Ok(Self {
             address,
+            internal_address,
             identity,
             rpc,
             server,
@@ -143,9 +152,14 @@ impl Instance {
         })
     }
 
-    /// Where it serves.
+    /// Where it serves the public routes.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it serves its peers; the same where that has no listener of its own.
+    pub fn internal_address(&self) -> SocketAddr {
+        self.internal_address
     }
 
     /// Who it is.
@@ -200,6 +214,18 @@ impl Instance {
         self.tasks.wait().await;
         drained
     }
+}
+
+async fn listen(
+    setting: &'static str,
+    address: &str,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let bound = server::bind(address).await;
+    bound.map_err(|source| StartError::Listen {
+        setting,
+        address: address.to_owned(),
+        source,
+    })
 }
 
 /// How a call from this process may run, besides what and where.

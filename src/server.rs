@@ -38,7 +38,7 @@ pub enum Drained {
     Cut,
 }
 
-/// A listener that serves until it is drained.
+/// Listeners that serve until they are drained.
 #[derive(Debug)]
 pub(crate) struct Server {
     lifecycle: Arc<Lifecycle>,
@@ -50,10 +50,9 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves `router` on `listener` in the background.
+    /// Serves each router on its listener in the background.
     pub(crate) fn start(
-        listener: TcpListener,
-        router: Router,
+        listeners: Vec<(TcpListener, Router)>,
         lifecycle: Arc<Lifecycle>,
         drain: DrainConfig,
     ) -> Self {
@@ -65,17 +64,19 @@ impl Server {
             closing: CancellationToken::new(),
             cut: CancellationToken::new(),
         };
-        let accept_loop = AcceptLoop {
-            listener,
-            router,
-            connections: server.connections.clone(),
-            closing: server.closing.clone(),
-            cut: server.cut.clone(),
-        };
-        let accepting = server.accepting.clone();
-        server.connections.spawn(async move {
-            accepting.run_until_cancelled(accept_loop.run()).await;
-        });
+        for (listener, router) in listeners {
+            let accept_loop = AcceptLoop {
+                listener,
+                router,
+                connections: server.connections.clone(),
+                closing: server.closing.clone(),
+                cut: server.cut.clone(),
+            };
+            let accepting = server.accepting.clone();
+            server.connections.spawn(async move {
+                accepting.run_until_cancelled(accept_loop.run()).await;
+            });
+        }
         server
     }
 

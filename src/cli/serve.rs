@@ -86,6 +86,12 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         identity.primary,
         identity.instance
     ))?;
+    if instance.internal_address() != instance.address() {
+        print(&format!(
+            "listening for instances on http://{}",
+            instance.internal_address()
+        ))?;
+    }
     let drained = match args.until_stdin_closes {
         true => instance.run_until_or(stdin_closed(), signals).await,
         false => instance.run_until_or(future::pending(), signals).await,

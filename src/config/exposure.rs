@@ -37,24 +37,26 @@ impl Config {
         Ok(())
     }
 
-    /// Checks that no other machine reaches the routes at `address` without a token.
+    /// Checks that no other machine reaches `public`, which serves the public routes, or `internal`, which serves
+    /// `/internal/*`, without a token.
     ///
     /// # Errors
     /// An address that is not loopback without the tokens that keep strangers out.
-    pub(crate) fn check_exposure(&self, address: SocketAddr) -> Result<(), ConfigError> {
-        if !is_exposed(address) {
-            return Ok(());
-        }
-        if self.access.cluster.is_empty() {
+    pub(crate) fn check_exposure(
+        &self,
+        public: SocketAddr,
+        internal: SocketAddr,
+    ) -> Result<(), ConfigError> {
+        if is_exposed(internal) && self.access.cluster.is_empty() {
             let detail = format!(
-                "is needed, because other machines reach /internal/* at {address}; make one with \
+                "is needed, because other machines reach /internal/* at {internal}; make one with \
                  `openssl rand -hex 32` and give it to every instance, or listen on 127.0.0.1"
             );
             return Err(error("RPC_TOKEN", &detail));
         }
-        if self.access.clients.is_empty() && !self.access.allow_anonymous {
+        if is_exposed(public) && self.access.clients.is_empty() && !self.access.allow_anonymous {
             let detail = format!(
-                "is needed, because other machines reach /rpc/* at {address}; write name:token with a token of \
+                "is needed, because other machines reach /rpc/* at {public}; write name:token with a token of \
                  `openssl rand -hex 32`, or set RPC_ALLOW_ANONYMOUS=true to let everybody call, or listen on 127.0.0.1"
             );
             return Err(error("RPC_CLIENT_TOKENS", &detail));

@@ -96,6 +96,8 @@ pub struct Config {
     pub identity: Identity,
     /// `host:port` to serve on; port 0 takes a free one.
     pub listen: String,
+    /// `host:port` for what instances ask of each other; shares `listen` when `None`.
+    pub internal_listen: Option<String>,
     /// Who may ask it what.
     pub access: Access,
     /// How peers are found.
@@ -125,6 +127,7 @@ impl Default for Config {
                 release: None,
             },
             listen: "127.0.0.1:8080".to_owned(),
+            internal_listen: None,
             access: Access::default(),
             discovery: DiscoveryConfig {
                 names: Vec::new(),
@@ -208,6 +211,7 @@ impl Config {
             listen: values
                 .get("RPC_LISTEN", host_and_port)?
                 .unwrap_or(default.listen),
+            internal_listen: values.get("RPC_INTERNAL_LISTEN", host_and_port)?,
             access: Access {
                 cluster: values
                     .secret("RPC_TOKEN", cluster_tokens)?

@@ -67,6 +67,13 @@ pub const SETTINGS: &[Setting] = &[
         "the address to serve on",
     ),
     setting(
+        "RPC_INTERNAL_LISTEN",
+        "internal-listen",
+        "HOST:PORT",
+        "none: /internal/* shares RPC_LISTEN",
+        "an address of its own for what instances ask of each other",
+    ),
+    setting(
         "RPC_DNS_NAME",
         "dns-name",
         "NAME,…",
@@ -84,7 +91,7 @@ pub const SETTINGS: &[Setting] = &[
         "RPC_PEER_PORT",
         "peer-port",
         "PORT",
-        "the port of RPC_LISTEN",
+        "the port of RPC_INTERNAL_LISTEN, else of RPC_LISTEN",
         "the port of peers found by A and AAAA",
     ),
     setting(

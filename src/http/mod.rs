@@ -42,7 +42,7 @@ pub(crate) struct App {
     pub identity: Identity,
     /// Who may ask what.
     pub access: Access,
-    /// Where it answers, as `/regions` tells.
+    /// Where it answers its peers, as `/regions` tells.
     pub address: std::net::SocketAddr,
     /// How long calls may take.
     pub timeouts: Timeouts,
@@ -62,11 +62,24 @@ pub(crate) struct App {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reached(pub std::net::SocketAddr);
 
-/// Every route of an instance.
-pub(crate) fn router(app: Arc<App>) -> Router {
-    let (public, _) = public().split_for_parts();
-    public
-        .merge(internal())
+/// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.
+pub(crate) fn public_router(app: Arc<App>, with_internal: bool) -> Router {
+    let (routes, _) = public().split_for_parts();
+    if with_internal {
+        layered(app, routes.merge(internal()))
+    } else {
+        layered(app, routes)
+    }
+}
+
+/// The routes of the listener for instances.
+pub(crate) fn internal_router(app: Arc<App>) -> Router {
+    layered(app, internal())
+}
+
+/// Every layer, the outermost last.
+fn layered(app: Arc<App>, routes: Router<Arc<App>>) -> Router {
+    routes
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(

@@ -6,7 +6,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, NAME},
     process::{Answer, Environment, Process, answer},
 };
 
@@ -380,4 +380,112 @@ async fn a_cluster_with_a_token_calls_across_regions() {
         (answer.result(), answer.instance()),
         (&json!("FLY"), "syd-1")
     );
+}
+
+/// The address in the second line that an instance prints when it has an own listener for its peers.
+async fn internal_address(instance: &Process) -> String {
+    let regions = instance.get("/regions").await.body;
+    regions["regions"][0]["instances"][0]["address"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[tokio::test]
+async fn an_own_listener_takes_everything_internal_away_from_the_public_one() {
+    for internal in ["127.0.0.1:0", "[::1]:0", "localhost:0"] {
+        let settings = [("RPC_INTERNAL_LISTEN", internal.to_owned())];
+        let instance = Process::start(&environment(&settings)).await;
+        let inside = internal_address(&instance).await;
+        assert_ne!(inside, instance.address.to_string());
+        for path in [
+            "/internal/region",
+            "/internal/functions",
+            "/internal/exec",
+            "/internal/none",
+        ] {
+            for method in ["GET", "POST"] {
+                let refused = answer(request(&instance, method, path)).await.unwrap();
+                assert_eq!(
+                    refused.problem(),
+                    (404, "not_found", "no"),
+                    "{method} {path}"
+                );
+            }
+        }
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let get = async |path: &str| {
+            answer(client.get(format!("http://{inside}{path}")))
+                .await
+                .unwrap()
+        };
+        assert_eq!(get("/internal/region").await.body["region"], "iad");
+        for path in [
+            "/rpc/iad",
+            "/regions",
+            "/functions",
+            "/healthz",
+            "/openapi.json",
+        ] {
+            assert_eq!(
+                get(path).await.problem(),
+                (404, "not_found", "no"),
+                "{path}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn instances_find_each_other_at_their_own_listeners() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 0)
+        .set("RPC_TOKEN", TOKEN)
+        .start()
+        .await;
+    let mut inside = Vec::new();
+    for (region, name) in [("iad", "iad-1"), ("syd", "syd-1")] {
+        let own = cluster.free_address();
+        let mut environment = cluster.environment(region, name, own);
+        environment.insert("RPC_LISTEN", "127.0.0.1:0".to_owned());
+        environment.insert("RPC_INTERNAL_LISTEN", own.to_string());
+        cluster.instances.push(Process::start(&environment).await);
+        inside.push(own.ip());
+    }
+    cluster.dns.set_addresses(NAME, inside);
+    let iad = cluster.instance("iad-1");
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    let answer = iad.call("syd", "String.upcase", json!(["fly"])).await;
+    assert_eq!(
+        (answer.result(), answer.instance()),
+        (&json!("FLY"), "syd-1")
+    );
+}
+
+#[test]
+fn an_exposed_listener_for_instances_needs_the_token() {
+    let serve = |settings: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+        command
+            .arg("serve")
+            .env_clear()
+            .envs(settings.iter().copied());
+        let output = command.output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let public = ("RPC_LISTEN", "127.0.0.1:0");
+    let (code, message) = serve(&[public, ("RPC_INTERNAL_LISTEN", "[::]:0")]);
+    assert_eq!(code, Some(64));
+    assert!(message.starts_with(
+        "fly-rpc: RPC_TOKEN: is needed, because other machines reach /internal/* at [::]:"
+    ));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let (code, message) = serve(&[public, ("RPC_INTERNAL_LISTEN", &taken)]);
+    let line =
+        format!("fly-rpc: RPC_INTERNAL_LISTEN (--internal-listen): cannot listen on {taken}: ");
+    assert!(code == Some(1) && message.starts_with(&line), "{message}");
 }
