@@ -32,5 +32,6 @@ mod logs;
 mod openapi;
 mod proof;
 mod reading;
+mod rotation;
 mod security;
 mod stopping;
