@@ -1,18 +1,26 @@
 //! Listens, accepts and serves connections, and stops in order: tell the peers, refuse, finish, close.
 //! Its own accept loop, because `axum::serve` never times out a half-sent header or a silent connection.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+mod stream;
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, extract::Request};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
+use self::stream::{Refused, Stream};
 use crate::{
     config::DrainConfig,
     http::Reached,
@@ -26,6 +34,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADERS: usize = 256;
 /// The largest head of a request that hyper reads, in bytes.
 const MAX_HEAD: usize = 128 << 10;
+/// The most connections of one listener; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 4096;
 /// How long the accept loop rests when the process has no file descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -129,9 +139,10 @@ struct AcceptLoop {
 
 impl AcceptLoop {
     async fn run(self) {
-        loop {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
             match self.listener.accept().await {
-                Ok((stream, _)) => self.serve(stream),
+                Ok((stream, _)) => self.serve(stream, place),
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept connections; trying again");
@@ -141,7 +152,7 @@ impl AcceptLoop {
         }
     }
 
-    fn serve(&self, stream: TcpStream) {
+    fn serve(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
         // Without an address, the other side has gone already.
         let Ok(reached) = stream.local_addr() else {
             return;
@@ -150,20 +161,29 @@ impl AcceptLoop {
         // A connection that comes later gets one answer: hyper would close it unanswered when told to shut it down.
         let is_late = closing.is_cancelled();
         let router = self.router.clone();
+        // Small answers must not wait for the client's acknowledgement of the previous one.
+        let _ = stream.set_nodelay(true);
+        let refused = Refused::default();
+        let io = TokioIo::new(Stream::new(stream, refused.clone()));
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Reached(reached));
-            router.clone().call(request)
+            let has_body = !request.body().is_end_stream();
+            let (refused, answered) = (refused.clone(), router.clone().call(request));
+            async move {
+                let answer = answered.await?;
+                refused.set(has_body && answer.status().is_client_error());
+                Ok::<_, Infallible>(answer)
+            }
         });
         self.connections.spawn(async move {
-            // Small answers must not wait for the client's acknowledgement of the previous one.
-            let _ = stream.set_nodelay(true);
+            let _place = place;
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD)
                 .keep_alive(!is_late)
-                .serve_connection(TokioIo::new(stream), service);
+                .serve_connection(io, service);
             let mut connection = std::pin::pin!(connection);
             let ended = cut.run_until_cancelled(async {
                 tokio::select! {

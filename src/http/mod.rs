@@ -7,6 +7,7 @@ mod context;
 mod documents;
 mod guard;
 mod head;
+mod hygiene;
 mod internal;
 mod lines;
 mod log;
@@ -86,6 +87,7 @@ fn layered(app: Arc<App>, routes: Router<Arc<App>>) -> Router {
             Arc::clone(&app),
             guard::admit,
         ))
+        .layer(middleware::from_fn(hygiene::inspect))
         .layer(middleware::from_fn_with_state(
             Arc::clone(&app),
             context::establish,

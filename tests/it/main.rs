@@ -15,8 +15,11 @@ mod fault;
 mod functions;
 mod patience;
 mod process;
+mod raw;
 mod stranger;
 
+mod bad_bodies;
+mod bad_heads;
 mod blocking;
 mod calls;
 mod command_line;
@@ -34,4 +37,5 @@ mod proof;
 mod reading;
 mod rotation;
 mod security;
+mod slow;
 mod stopping;

@@ -1,0 +1,135 @@
+//! A client's connection as the server reads and writes it, with the two bounds that hyper has not: on a client that does
+//! not take its answer, and on the wait, when the connection is closed, for a client that still sends what was refused.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{self, Sleep},
+};
+
+/// How long a client may take nothing of an answer that waits for it.
+const STALL: Duration = Duration::from_secs(10);
+/// How long a connection is kept, after a refusal, for the rest of a request that nobody reads.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Whether the other side may still be sending a body that was refused.
+///
+/// Closing a socket with unread bytes resets the connection, and the reset may overtake the answer (RFC 9112, section
+/// 9.6): so what still comes is read and thrown away for a while.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Refused(Arc<AtomicBool>);
+
+impl Refused {
+    /// Notes whether the latest request was refused with its body unread.
+    pub(super) fn set(&self, refused: bool) {
+        self.0.store(refused, Ordering::Relaxed);
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub(super) struct Stream {
+    tcp: TcpStream,
+    refused: Refused,
+    stalled: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stream {
+    pub(super) fn new(tcp: TcpStream, refused: Refused) -> Self {
+        Self {
+            tcp,
+            refused,
+            stalled: None,
+            lingering: None,
+        }
+    }
+
+    /// What became of a write, unless the client has taken nothing for too long.
+    fn unless_stalled(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(time::sleep(STALL)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write(context, bytes);
+        self.unless_stalled(written, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write_vectored(context, bytes);
+        self.unless_stalled(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.tcp).poll_shutdown(context))?;
+        }
+        if !this.refused.0.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let lingering = this
+            .lingering
+            .get_or_insert_with(|| Box::pin(time::sleep(LINGER)));
+        let mut discarded = [0; 8 << 10];
+        while lingering.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut discarded);
+            ready!(Pin::new(&mut this.tcp).poll_read(context, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
