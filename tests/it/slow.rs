@@ -1,0 +1,214 @@
+//! Many slow connections: they do not disturb good calls, end within their timeouts, and leave nothing behind.
+
+use std::{fs, time::Duration};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+    time::{self, Instant},
+};
+
+use crate::{
+    patience::eventually,
+    process::{Environment, Process},
+    raw,
+};
+
+const SLOW: usize = 2000;
+const MAX_CONNECTIONS: usize = 4096;
+/// How long a head or a body may take, and what a busy machine may add.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const NOISE: Duration = Duration::from_secs(5);
+/// The most memory that one slow connection may cost, in KiB.
+const MEMORY_EACH: u64 = 64;
+const HEAD: &[u8] = b"POST /rpc/iad HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n";
+
+#[derive(Clone, Copy)]
+enum Manner {
+    DripsHead,
+    DripsBody,
+    Silent,
+}
+
+/// Raises the limit of open files of this process, and so of the instances that it starts; returns what it is.
+fn raise_open_files() -> usize {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    usize::try_from(most).unwrap()
+}
+
+async fn start() -> Process {
+    Process::start(&Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("FLY_REGION", "iad".to_owned()),
+        ("RPC_LOG", "warn".to_owned()),
+    ]))
+    .await
+}
+
+fn open_files(instance: &Process) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", instance.pid()))
+        .unwrap()
+        .count()
+}
+
+/// Opens one more connection, and waits now and then until all are accepted: the kernel drops those that nobody accepts
+/// in time, and a silent client never learns of it.
+async fn connect(instance: &Process, number: usize, files: usize) -> TcpStream {
+    let stream = TcpStream::connect(instance.address).await.unwrap();
+    if number % 100 == 99 {
+        let open = async || open_files(instance);
+        eventually("accepted connections", open, |open| {
+            *open + 10 > files + number
+        })
+        .await;
+    }
+    stream
+}
+
+/// Resident memory in KiB.
+fn memory(instance: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", instance.pid())).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Behaves in its manner until the instance closes the connection; returns how long that took.
+async fn be_slow(mut stream: TcpStream, manner: Manner) -> Duration {
+    let opened = Instant::now();
+    let (mut reader, mut writer) = stream.split();
+    let drip = async {
+        match manner {
+            Manner::Silent => {}
+            Manner::DripsHead => writer.write_all(HEAD).await.unwrap(),
+            Manner::DripsBody => {
+                writer.write_all(&[HEAD, b"\r\n{"].concat()).await.unwrap();
+            }
+        }
+        let mut beat = time::interval(Duration::from_secs(1));
+        loop {
+            beat.tick().await;
+            let drop = match manner {
+                Manner::Silent => continue,
+                Manner::DripsHead => b"x",
+                Manner::DripsBody => b" ",
+            };
+            if writer.write_all(drop).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let mut answer = Vec::new();
+    tokio::select! {
+        _ = reader.read_to_end(&mut answer) => {}
+        () = drip => {}
+    }
+    opened.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_connections_disturb_nobody_and_leave_nothing_behind() {
+    let count = SLOW.min(raise_open_files().saturating_sub(500));
+    let instance = start().await;
+    assert_eq!(
+        instance
+            .call("iad", "String.upcase", json!(["fly"]))
+            .await
+            .result(),
+        "FLY"
+    );
+    let (files, memory_before) = (open_files(&instance), memory(&instance));
+    let mut slow = JoinSet::new();
+    for number in 0..count {
+        let manner = [Manner::DripsHead, Manner::DripsBody, Manner::Silent][number % 3];
+        slow.spawn(be_slow(connect(&instance, number, files).await, manner));
+    }
+    let (mut calls, mut failures, mut longest, mut most_files) = (0, 0, Duration::ZERO, 0);
+    let mut beat = time::interval(Duration::from_millis(5));
+    let started = Instant::now();
+    while !slow.is_empty() {
+        beat.tick().await;
+        assert!(
+            started.elapsed() < TIMEOUT + NOISE,
+            "{} connections are still open",
+            slow.len()
+        );
+        let answer = instance.call("iad", "String.upcase", json!(["fly"])).await;
+        calls += 1;
+        failures += usize::from(answer.status != 200);
+        if calls % 100 == 1 {
+            most_files = most_files.max(open_files(&instance));
+        }
+        while let Some(ended) = slow.try_join_next() {
+            longest = longest.max(ended.unwrap());
+        }
+    }
+    assert!(
+        most_files > files + count * 9 / 10,
+        "{most_files} files open at most"
+    );
+    assert!(
+        calls > 100 && failures * 1000 <= calls,
+        "{failures} of {calls} calls failed"
+    );
+    let open = async || open_files(&instance);
+    eventually("the files of before", open, |open| *open <= files + 1).await;
+    // What the allocator keeps for the next connections is bounded, and not given back.
+    let kept = memory(&instance).saturating_sub(memory_before);
+    eprintln!(
+        "{count} slow, {calls} good calls, {failures} failed; last end after {longest:?}; {kept} KiB kept"
+    );
+    assert!(
+        kept < MEMORY_EACH * u64::try_from(count).unwrap(),
+        "{kept} KiB"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_beyond_the_most_wait_for_their_turn() {
+    if raise_open_files() < MAX_CONNECTIONS + 500 {
+        eprintln!(
+            "not run: this machine allows fewer open files than an instance takes connections"
+        );
+        return;
+    }
+    let instance = start().await;
+    let files = open_files(&instance);
+    let mut silent = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        silent.push(TcpStream::connect(instance.address).await.unwrap());
+    }
+    let open = async || open_files(&instance);
+    eventually("every connection accepted", open, |open| {
+        *open >= files + MAX_CONNECTIONS
+    })
+    .await;
+    let mut late = TcpStream::connect(instance.address).await.unwrap();
+    late.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let early = time::timeout(Duration::from_millis(500), raw::next(&mut late)).await;
+    assert!(early.is_err(), "{early:?}");
+    silent.truncate(MAX_CONNECTIONS - 1);
+    assert_eq!(raw::next(&mut late).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_answer_is_let_go() {
+    let instance = start().await;
+    let files = open_files(&instance);
+    let mut stream = TcpStream::connect(instance.address).await.unwrap();
+    // Answers pile up on both sides until neither takes more: the instance then waits for room that never comes.
+    let requests = b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n".repeat(1000);
+    while let Ok(sent) = time::timeout(Duration::from_secs(1), stream.write(&requests)).await {
+        sent.unwrap();
+    }
+    let open = async || open_files(&instance);
+    eventually("the end of the connection", open, |open| *open <= files).await;
+}
