@@ -210,3 +210,20 @@ fn code(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().take_while(|line| *line != "mod tests {");
     lines.filter(|line| !line.trim_start().starts_with("//"))
 }
+
+#[test]
+fn what_must_not_be_compiled_in_is_not_in_the_lock_file() {
+    let lock = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.lock")).unwrap();
+    for (banned, reason) in [
+        ("h2", "HTTP/1.1 only"),
+        ("openssl", "no TLS"),
+        ("rustls", "no TLS"),
+        ("async-compression", "no decompression, so no bomb of it"),
+        ("flate2", "no decompression, so no bomb of it"),
+    ] {
+        assert!(
+            !lock.contains(&format!("name = \"{banned}\"\n")),
+            "{banned}: {reason}"
+        );
+    }
+}
