@@ -327,4 +327,6 @@ fn change(peer: &Arc<Peer>, health: Option<Health>, reason: &str) -> Change {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
