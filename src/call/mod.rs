@@ -112,10 +112,13 @@ fn name(member: &'static str, raw: Option<&RawValue>) -> Result<Name, Problem> {
     parsed(member, raw, Name::RULE)
 }
 
+/// A timeout in whole milliseconds; 5e3 and 5000.0 are whole numbers, as JSON Schema has it (draft 2020-12, 6.1.1).
 fn timeout(raw: &RawValue, max: Duration) -> Result<Duration, Problem> {
-    let max_ms = u64::try_from(max.as_millis()).unwrap_or(u64::MAX);
-    match serde_json::from_str::<u64>(raw.get()) {
-        Ok(ms) if (1..=max_ms).contains(&ms) => Ok(Duration::from_millis(ms)),
+    let max_ms = max.as_millis();
+    match serde_json::from_str::<f64>(raw.get()) {
+        Ok(ms) if ms.fract() == 0.0 && (1.0..=max_ms as f64).contains(&ms) => {
+            Ok(Duration::from_secs_f64(ms / 1e3))
+        }
         _ => Err(wrong(
             "timeout_ms",
             &format!("an integer from 1 to {max_ms}"),

@@ -67,7 +67,12 @@ fn each_member_is_refused_by_name() {
         with(r#""args":null"#),
         r#"member "args" must be an array of at most 256 items"#
     );
-    for timeout in ["0", "-1", "60001", "1.5", "1e3", "\"5s\"", "null", "1e12"] {
+    for whole in ["5000", "5000.0", "5e3"] {
+        let body = format!(r#"{{"module":"m","function":"f","timeout_ms":{whole}}}"#);
+        let call = Call::from_json(body.as_bytes(), TIMEOUTS).unwrap();
+        assert_eq!(call.timeout, Duration::from_secs(5));
+    }
+    for timeout in ["0", "-1", "60001", "1.5", "\"5s\"", "null", "1e12", "1e400"] {
         let detail = with(&format!(r#""timeout_ms":{timeout}"#));
         assert_eq!(
             detail,
