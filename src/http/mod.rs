@@ -4,6 +4,7 @@
 mod answer;
 mod body;
 mod context;
+mod docs;
 mod documents;
 mod guard;
 mod head;
@@ -66,6 +67,7 @@ pub(crate) struct Reached(pub std::net::SocketAddr);
 /// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.
 pub(crate) fn public_router(app: Arc<App>, with_internal: bool) -> Router {
     let (routes, _) = public().split_for_parts();
+    let routes = routes.route("/docs", routing::get(docs::show));
     if with_internal {
         layered(app, routes.merge(internal()))
     } else {
