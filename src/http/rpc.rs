@@ -42,8 +42,10 @@ pub(super) struct CallDocument {
     /// neither this nor `RPC_DEFAULT_TIMEOUT` says otherwise.
     #[schema(value_type = u64, required = false, minimum = 1, maximum = 86_400_000, example = 5000)]
     timeout_ms: Option<u64>,
-    /// Whether the function may run twice: allows another attempt after one that may have run.
-    #[schema(value_type = bool, required = false, default = false)]
+    /// Whether the function may run twice: allows another attempt after one that may have run. False when it is not
+    /// given.
+    // No `default`: openapi-typescript takes a member that has one for required.
+    #[schema(value_type = bool, required = false, example = false)]
     idempotent: Option<bool>,
     /// Only on this instance of the region.
     #[schema(value_type = String, required = false, pattern = r"^[A-Za-z0-9._-]{1,128}$", example = "148e21dad76789")]
@@ -84,7 +86,26 @@ pub(super) struct CallDocument {
         ),
     ),
     request_body(content = CallDocument, content_type = "application/json"),
-    responses((status = 200, description = "The function's result", body = Reply), CallProblems),
+    responses(
+        (
+            status = 200,
+            description = "The function's result",
+            body = Reply,
+            examples((
+                "upcase" = (
+                    summary = "String.upcase(\"fly\") in syd, asked of iad",
+                    value = json!({
+                        "result": "FLY",
+                        "meta": {
+                            "region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 0.731,
+                            "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
+                        },
+                    })
+                )
+            ))
+        ),
+        CallProblems,
+    ),
     security((), ("client_token" = []))
 )]
 pub(super) async fn call_function(

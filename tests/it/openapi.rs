@@ -97,7 +97,7 @@ async fn the_examples_are_answers_of_a_real_cluster() {
         request("/rpc/syd", &call(function, json!(["fly"])).to_string())
             .header("idempotency-key", "order-1234")
     };
-    answer(keyed("upcase")).await.unwrap();
+    let replied = answer(keyed("upcase")).await.unwrap();
     let cases: Vec<(&str, RequestBuilder)> = vec![
         ("invalid_json", request("/rpc/syd", r#"{"module":"String""#)),
         (
@@ -154,6 +154,10 @@ async fn the_examples_are_answers_of_a_real_cluster() {
     compare("peer_lost", held.await.unwrap().unwrap());
     cluster.instance_mut("syd-1").ended().await;
 
+    let document = document();
+    let call = &document["paths"]["/rpc/{region}"]["post"];
+    let example = &call["responses"]["200"]["content"]["application/json"]["examples"]["upcase"];
+    assert_eq!(timeless(replied.body), timeless(example["value"].clone()));
     assert!(differences.is_empty(), "{differences:#?}");
     let others = [
         "unauthenticated",
@@ -220,4 +224,24 @@ fn schemas_are_flat_and_nothing_is_written_for_rust() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn the_page_asks_nobody_but_the_instance() {
+    let listen = ("RPC_LISTEN", "127.0.0.1:0".to_owned());
+    let page = Process::start(&Environment::from([listen]))
+        .await
+        .get("/docs")
+        .await;
+    assert_eq!(
+        (page.status, page.content_type.as_str()),
+        (200, "text/html; charset=utf-8")
+    );
+    let policy = "default-src 'none'; connect-src 'self'; ";
+    assert!(page.headers["content-security-policy"].starts_with(policy));
+    let text = page.body.as_str().unwrap();
+    assert!(
+        text.contains("fetch(\"/openapi.json\")") && !text.contains("://"),
+        "{text}"
+    );
 }
