@@ -6,7 +6,7 @@ use clap::Args;
 use reqwest::{RequestBuilder, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
-use super::{Failure, print, say};
+use super::{Failure, advice, print, say};
 use crate::{
     client::{self, BodyError},
     config,
@@ -157,5 +157,9 @@ fn tell(problem: &ProblemDocument) {
     say(&format!(
         "  executed: {} · request {}",
         problem.executed, problem.meta.request_id
+    ));
+    say(&format!(
+        "  next: {}",
+        advice::next(problem.code, problem.executed)
     ));
 }

@@ -1,5 +1,6 @@
 //! The command line: what can be asked, and with which exit code it ends. Data goes to stdout, messages to stderr.
 
+mod advice;
 mod ask;
 mod call;
 mod dev;

@@ -95,7 +95,12 @@ async fn a_problem_is_told_on_stderr_and_ends_with_1() {
         "fly-rpc: function_failed: the function returned an error of kind \"RuntimeError\"\n  \
          error: RuntimeError: boom\n  executed: yes · "
     );
-    assert_eq!(request.trim_end().len(), 26);
+    let (id, next) = request.split_once('\n').unwrap();
+    assert_eq!(id.len(), 26);
+    assert_eq!(
+        next,
+        "  next: it ran: what to do about its error is the function's affair\n"
+    );
     let (code, stdout, stderr) =
         fly_rpc(iad, &["call", "mars", "Kernel.+", "1", "2", "--json"]).await;
     assert!(
