@@ -24,7 +24,7 @@ use crate::{
     lifecycle::Lifecycle,
     link::Link,
     name::RequestId,
-    problem::{Code, Problem},
+    problem::{Code, Executed, Problem},
     region::{Region, Target},
     registry::Executor,
     reply::{Meta, milliseconds},
@@ -195,7 +195,15 @@ impl Dispatcher {
             }
             Place::There(peer) => {
                 attempts.begin(&peer.instance);
-                self.link.exec(peer, call, deadline, request_id).await
+                let result = self.link.exec(peer, call, deadline, request_id).await;
+                if let Err(problem) = &result
+                    && problem.executed != Executed::Yes
+                {
+                    let (code, executed, detail) =
+                        (problem.code, problem.executed, &problem.detail);
+                    tracing::warn!(instance = %peer.instance, %code, %executed, detail, "attempt failed");
+                }
+                result
             }
         }
     }

@@ -327,7 +327,7 @@ impl Run {
             true => "connection lost",
             false => "no connection",
         };
-        tracing::warn!(address = %self.address, %cause, what);
+        tracing::warn!(address = %self.address, %cause, "{what}");
         if is_connected {
             self.cluster.met(self.address, Encounter::Unanswered);
         }
