@@ -50,8 +50,13 @@ async fn serve(directory: &Path) {
         .with_writer(std::io::stderr)
         .init();
     let instance = Instance::start(config, registry).await.unwrap();
-    println!("listening on http://{}", instance.address());
-    instance.run_until_signal().await.unwrap();
+    let address = instance.address();
+    // Told only once signals are heard: the test may send one at once.
+    let told = async move {
+        println!("listening on http://{address}");
+        std::future::pending().await
+    };
+    instance.run_until(told).await.unwrap();
 }
 
 fn registry(directory: &Path, instance: String) -> Registry {
