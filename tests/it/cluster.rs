@@ -3,8 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    sync::atomic::{AtomicU8, Ordering},
+    net::{IpAddr, SocketAddr},
 };
 
 use tempfile::TempDir;
@@ -13,6 +12,7 @@ use crate::{
     dns::DnsServer,
     fault::FaultProxy,
     functions::{self, touch},
+    network::Network,
     patience::eventually,
     process::{Environment, Process},
 };
@@ -142,16 +142,27 @@ impl Cluster {
     }
 
     async fn start(&mut self, environment: Environment) {
-        let instance = match self.functions {
-            true => Process::start_with_functions(&environment, self.directory.path()).await,
-            false => Process::start(&environment).await,
-        };
+        let instance = self.process(&environment).await;
         if self.proxied {
             let address = self.network.next_address();
             let proxy = FaultProxy::start(address, instance.address).await;
             self.proxies.insert(instance.name.clone(), proxy);
         }
         self.instances.push(instance);
+    }
+
+    async fn process(&self, environment: &Environment) -> Process {
+        match self.functions {
+            true => Process::start_with_functions(environment, self.directory.path()).await,
+            false => Process::start(environment).await,
+        }
+    }
+
+    /// Starts the instance `name` again at the same address, once it has ended.
+    pub(crate) async fn restart(&mut self, name: &str) {
+        self.instance_mut(name).ended().await;
+        let again = self.process(&self.instance(name).environment).await;
+        *self.instance_mut(name) = again;
     }
 
     /// What an instance `name` at `address` is told.
@@ -278,34 +289,4 @@ pub(crate) async fn instances_in_state(instance: &Process, state: &str) -> BTree
         .filter(|instance| instance["state"] == state)
         .map(|instance| instance["instance"].as_str());
     named.map(|name| name.unwrap().to_owned()).collect()
-}
-
-/// Addresses of 127.0.0.0/8 that no other test uses, with one port that is free on them.
-struct Network {
-    second: u8,
-    third: u8,
-    next: u8,
-    port: u16,
-}
-
-static NETWORKS: AtomicU8 = AtomicU8::new(0);
-
-impl Network {
-    fn free() -> Self {
-        let second = u8::try_from(std::process::id() % 250).unwrap() + 1;
-        let third = NETWORKS.fetch_add(1, Ordering::SeqCst);
-        let probe = TcpListener::bind((Ipv4Addr::new(127, second, third, 1), 0)).unwrap();
-        Self {
-            second,
-            third,
-            next: 1,
-            port: probe.local_addr().unwrap().port(),
-        }
-    }
-
-    fn next_address(&mut self) -> SocketAddr {
-        let ip = Ipv4Addr::new(127, self.second, self.third, self.next);
-        self.next += 1;
-        (ip, self.port).into()
-    }
 }

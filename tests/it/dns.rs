@@ -32,6 +32,8 @@ pub(crate) enum Mood {
     Code(ResponseCode),
     /// It never answers.
     Silent,
+    /// Each answer holds so many of the records, the next ones each time.
+    Rotating(usize),
     /// Over UDP it answers that the answer is too long for UDP.
     OnlyTcp,
 }
@@ -197,6 +199,12 @@ impl RequestHandler for Handler {
                 answers.clear();
             }
             Mood::OnlyTcp => {}
+            Mood::Rotating(count) => {
+                let rounds = self.queries.load(Ordering::SeqCst) / 2;
+                let start = (rounds * count) % answers.len().max(1);
+                answers.rotate_left(start);
+                answers.truncate(count);
+            }
         }
         let builder = MessageResponseBuilder::from_message_request(request);
         let response = builder.build(metadata, answers.iter(), [], [], []);

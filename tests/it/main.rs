@@ -7,12 +7,18 @@
     clippy::print_stderr,
     reason = "a failed test shows its instances' logs"
 )]
+#![expect(
+    clippy::print_stdout,
+    reason = "a test under load shows what it measured"
+)]
 
 mod asking;
 mod cluster;
 mod dns;
 mod fault;
 mod functions;
+mod load;
+mod network;
 mod patience;
 mod process;
 mod raw;
@@ -22,17 +28,20 @@ mod bad_bodies;
 mod bad_heads;
 mod blocking;
 mod calls;
+mod chaos;
 mod command_line;
 mod configuration;
 mod crate_api;
 mod dev;
 mod discovery;
+mod dns_answers;
 mod executed;
 mod failover;
 mod idempotency;
 mod layering;
 mod logs;
 mod openapi;
+mod outages;
 mod proof;
 mod reading;
 mod rotation;

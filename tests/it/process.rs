@@ -27,6 +27,7 @@ pub(crate) struct Process {
     pub region: String,
     pub name: String,
     pub address: SocketAddr,
+    pub environment: Environment,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
     client: Client,
@@ -115,6 +116,7 @@ impl Process {
             region: named("FLY_REGION"),
             name: named("FLY_MACHINE_ID"),
             address,
+            environment: environment.clone(),
             child,
             log,
             client,
@@ -171,6 +173,16 @@ impl Process {
         self.signal(Signal::SIGKILL);
     }
 
+    /// Sends SIGSTOP: it keeps its sockets and does nothing, until [`Process::resume`].
+    pub(crate) fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Sends SIGCONT.
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).unwrap();
         kill(Pid::from_raw(pid), signal).unwrap();
@@ -179,6 +191,15 @@ impl Process {
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().unwrap()
+    }
+
+    /// The most memory that it had so far, in KiB (`VmHWM` of proc(5)).
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.pid());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let words: Vec<_> = line.unwrap().split_whitespace().collect();
+        words[1].parse().unwrap()
     }
 
     /// How it ended.

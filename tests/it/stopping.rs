@@ -1,5 +1,7 @@
 //! Signals: what is in flight is finished, what is new is refused, and the exit code tells.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -126,4 +128,94 @@ async fn a_second_signal_ends_at_once() {
     .await;
     iad.interrupt();
     assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn every_answer_tells_the_caller_of_a_drain() {
+    let mut cluster = Cluster::builder()
+        .region("syd", 4)
+        .functions()
+        .set("RPC_DRAIN_DELAY", "60s")
+        .start()
+        .await;
+    // It asks nobody by itself before the test is over, so that it learns of the drain from answers only.
+    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+    let syd = ["syd-1", "syd-2", "syd-3", "syd-4"];
+    let all: BTreeSet<String> = syd.map(str::to_owned).into();
+    cluster
+        .until_ready("iad-1", &["iad-1", "syd-1", "syd-2", "syd-3", "syd-4"])
+        .await;
+    for name in syd {
+        let instance = cluster.instance(name);
+        instance.terminate();
+        let told = async || instance.get("/readyz").await.status;
+        eventually("draining", told, |status| *status == 503).await;
+    }
+    let iad = cluster.instance("iad-1");
+    assert_eq!(instances_in_state(iad, "draining").await, BTreeSet::new());
+    for (name, function, args, status) in [
+        ("syd-1", "upcase", json!(["fly"]), 200),
+        ("syd-2", "upcase", json!([1]), 422),
+        ("syd-3", "shout", json!(["fly"]), 404),
+        ("syd-4", "upcase", json!([]), 422),
+    ] {
+        let call =
+            json!({"module": "String", "function": function, "args": args, "instance": name});
+        assert_eq!(iad.rpc("syd", &call).await.status, status);
+    }
+    let draining = async || instances_in_state(iad, "draining").await;
+    eventually("all are known to drain", draining, |seen| *seen == all).await;
+    // No instance is left that does not drain, and these still serve.
+    assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
+}
+
+#[tokio::test]
+async fn half_a_head_is_cut_and_an_idle_connection_is_just_closed() {
+    for (sent, code) in [
+        (&b""[..], 0),
+        (b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n", 0),
+        (b"POST /rpc/iad HTTP/1.1\r\nho", 1),
+    ] {
+        let mut cluster = Cluster::builder()
+            .region("iad", 1)
+            .set("RPC_DRAIN_TIMEOUT", "500ms")
+            .start()
+            .await;
+        let iad = cluster.instance("iad-1");
+        let mut stream = TcpStream::connect(iad.address).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        if sent.ends_with(b"\r\n\r\n") {
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+        // Connections are accepted in order: this one is known when the next is answered.
+        assert_eq!(iad.get("/healthz").await.status, 200);
+        iad.terminate();
+        let ended = cluster.instance_mut("iad-1").ended().await;
+        assert_eq!(
+            ended.code(),
+            Some(code),
+            "{:?}",
+            String::from_utf8_lossy(sent)
+        );
+        let mut rest = Vec::new();
+        // A reset or a plain end: the connection is gone either way.
+        let _ = in_time("the end", stream.read_to_end(&mut rest)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_also_with_calls_in_flight() {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let iad = cluster.instance("iad-1");
+    let call =
+        json!({"module": "Process", "function": "sleep", "args": [60_000], "timeout_ms": 60_000});
+    let call = tokio::spawn(answer(iad.request("/rpc/iad", &call.to_string())));
+    iad.terminate();
+    let told = async || iad.get("/readyz").await.status;
+    eventually("draining", told, |status| *status == 503).await;
+    iad.terminate();
+    assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(1));
+    assert!(call.await.unwrap().is_err());
 }

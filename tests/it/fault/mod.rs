@@ -130,19 +130,7 @@ async fn keep(
         tokio::select! {
             order = orders.recv() => {
                 let Some((order, done)) = order else { return };
-                door = match (order.0, door) {
-                    (Fault::Refuse, _) => Door::Closed,
-                    (Fault::BlackHole, full @ Door::Full { .. }) => full,
-                    (Fault::BlackHole, other) => {
-                        drop(other);
-                        Door::full(address).await.unwrap()
-                    }
-                    (_, open @ Door::Open(_)) => open,
-                    (_, other) => {
-                        drop(other);
-                        Door::open(address).unwrap()
-                    }
-                };
+                door = door.turned(address, order.0).await.unwrap();
                 broken.send_replace(order);
                 // Whoever ordered it may have given up waiting.
                 let _ = done.send(());
