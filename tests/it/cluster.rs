@@ -256,9 +256,17 @@ impl Cluster {
 
     /// Waits until a `Test.block(name)` has started, and tells on which instance.
     pub(crate) async fn until_started(&self, name: &str) -> String {
-        let mark = self.directory.path().join(format!("{name}.started"));
-        let instance = async || fs::read_to_string(&mark).unwrap_or_default();
-        eventually(name, instance, |instance| !instance.is_empty()).await
+        let starts = async || self.starts(name);
+        let mut starts = eventually(name, starts, |starts| !starts.is_empty()).await;
+        starts.remove(0)
+    }
+
+    /// The instances on which `Test.block(name)` started, once for each time.
+    pub(crate) fn starts(&self, name: &str) -> Vec<String> {
+        let log = self.directory.path().join(format!("{name}.started"));
+        // None did as long as there is no log.
+        let log = fs::read_to_string(log).unwrap_or_default();
+        log.lines().map(str::to_owned).collect()
     }
 
     /// How often `Test.run` ran, by id.

@@ -3,11 +3,12 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use hickory_server::proto::op::ResponseCode;
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    cluster::{Cluster, NAME, ready_instances},
+    cluster::{Cluster, NAME, instances_in_state, ready_instances},
     dns::Mood,
     patience::eventually,
     process::Process,
@@ -58,6 +59,24 @@ async fn answers_that_rotate_take_nobody_away() {
     while rounds(iad).await < seen + 10 {
         assert_eq!(ready_instances(iad).await.len(), 5);
     }
+}
+
+#[tokio::test]
+async fn a_peer_that_stops_while_dns_fails_is_used_again() {
+    let cluster = Cluster::builder().region("iad", 1).region("syd", 1);
+    let cluster = cluster.start().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    cluster.dns.set_mood(Mood::Code(ResponseCode::ServFail));
+    let seen = rounds(iad).await;
+    let later = async || rounds(iad).await;
+    eventually("two rounds", later, |rounds| *rounds >= seen + 2).await;
+    syd.pause();
+    let suspects = async || instances_in_state(iad, "suspect").await;
+    eventually("a suspect", suspects, |seen| seen.contains("syd-1")).await;
+    syd.resume();
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    let answer = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
+    assert_eq!(answer.result(), "syd");
 }
 
 #[tokio::test]

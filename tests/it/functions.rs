@@ -84,7 +84,7 @@ fn registry(directory: &Path, instance: String) -> Registry {
         .function("Test", "block", move |(name,): (String,)| {
             let (directory, instance) = (blocks.clone(), instance.clone());
             async move {
-                fs::write(directory.join(format!("{name}.started")), instance)?;
+                append(&directory.join(format!("{name}.started")), &instance)?;
                 while !directory.join(format!("{name}.released")).exists() {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }

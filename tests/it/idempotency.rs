@@ -104,6 +104,7 @@ async fn repeats_wait_for_the_one_that_runs() {
             assert_eq!(answer.result(), "released");
             assert_eq!(answer.instance(), ran_on);
         }
+        assert_eq!(cluster.starts(region), [ran_on]);
     }
 }
 

@@ -119,9 +119,7 @@ async fn three_times_as_many_calls_as_there_is_room_lose_no_throughput() {
     let iad = cluster.instance("iad-1");
     let mut load = Load::new(iad.address, "iad");
     load.work_ms = 50;
-    let started = Instant::now();
-    let peak = load.clone().closed(8, 120).await;
-    let peak = rate(&peak, started.elapsed());
+    let peak = peak(load.clone()).await;
     let before = iad.peak_memory();
     #[expect(
         clippy::cast_possible_truncation,
@@ -131,11 +129,13 @@ async fn three_times_as_many_calls_as_there_is_room_lose_no_throughput() {
     {
         load.rate = (peak * 3.0).ceil() as u32;
     }
-    let time = Duration::from_secs(2);
+    let (time, again) = (Duration::from_secs(2), load.clone());
     let load = load.start();
     load.until(time).await;
     assert_eq!(iad.get("/healthz").await.status, 200);
     let report = load.finish().await;
+    // The machine may have had more time for it before than meanwhile.
+    let peak = peak.min(self::peak(again).await);
     let refused = report.failures();
     let (goodput, after) = (rate(&report, time), iad.peak_memory());
     let elapsed = refused.percentile(0.99, |call| call.elapsed);
@@ -150,6 +150,13 @@ async fn three_times_as_many_calls_as_there_is_room_lose_no_throughput() {
     assert_eq!(others.count(), 0, "{others}");
     assert_eq!(report.lies(&cluster.runs()).count(), 0);
     assert!(after - before <= 16 << 10, "{before} to {after} KiB");
+}
+
+/// What eight callers get done in a second, who each wait for an answer before the next call.
+async fn peak(load: Load) -> f64 {
+    let started = Instant::now();
+    let report = load.closed(8, 120).await;
+    rate(&report, started.elapsed())
 }
 
 /// Results for each second.
