@@ -47,6 +47,7 @@ async fn serve(directory: &Path) {
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
+        .with_env_filter("info,fly_rpc=debug")
         .with_writer(std::io::stderr)
         .init();
     let instance = Instance::start(config, registry).await.unwrap();
