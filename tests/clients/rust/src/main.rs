@@ -27,7 +27,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let request = client.call_function().region("syd").body(upcase.clone());
     let reply = request.send().await?.into_inner();
     let region = reply.meta.region.unwrap_or_default();
-    println!("result {} from {region}", reply.result.as_str().unwrap_or_default());
+    println!(
+        "result {} from {region}",
+        reply.result.as_str().unwrap_or_default()
+    );
 
     let problem = problem_of(&client, "mars", upcase).await?;
     println!("problem {} executed {}", problem.code, problem.executed);
@@ -39,10 +42,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .try_into()?;
     let failed = problem_of(&client, "syd", raise).await?;
     let error = failed.error.0.ok_or("no error of the function")?;
-    println!("error {}: {} executed {}", error.kind, error.message, failed.executed);
+    println!(
+        "error {}: {} executed {}",
+        error.kind, error.message, failed.executed
+    );
 
     let regions = client.list_regions().send().await?.into_inner();
-    let names: Vec<String> = regions.regions.into_iter().map(|region| region.region).collect();
+    let names: Vec<String> = regions
+        .regions
+        .into_iter()
+        .map(|region| region.region)
+        .collect();
     println!("regions {}", names.join(" "));
     Ok(())
 }
@@ -52,12 +62,20 @@ fn client() -> Result<Client, Box<dyn Error>> {
     if let Ok(token) = env::var("FLY_RPC_TOKEN") {
         headers.insert(AUTHORIZATION, format!("Bearer {token}").parse()?);
     }
-    let http = reqwest::Client::builder().default_headers(headers).build()?;
+    let http = reqwest::Client::builder()
+        .default_headers(headers)
+        .build()?;
     Ok(Client::new_with_client(&env::var("FLY_RPC_URL")?, http))
 }
 
 async fn problem_of(client: &Client, region: &str, call: Call) -> Result<Problem, Box<dyn Error>> {
-    match client.call_function().region(region).body(call).send().await {
+    match client
+        .call_function()
+        .region(region)
+        .body(call)
+        .send()
+        .await
+    {
         Err(fly_rpc::Error::ErrorResponse(problem)) => Ok(problem.into_inner()),
         Err(error) => Err(error.into()),
         Ok(reply) => Err(format!("a result: {:?}", reply.into_inner()).into()),
