@@ -42,6 +42,9 @@ mod cluster;
 mod config;
 mod deadline;
 mod dispatch;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod instance;
 mod json;

@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["registry"],
     &["cluster"],
     &["link"],
+    &["fuzzing"],
     &["dispatch"],
     &["http"],
     &["signal"],

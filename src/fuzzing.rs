@@ -1,0 +1,135 @@
+//! What `fuzz/` calls: the readers of everything that strangers send, each with what must hold of any input. Compiled for
+//! fuzzing and, with inputs of proptest, for unit tests alone.
+
+use std::time::Duration;
+
+use crate::{
+    access::Client,
+    call::{Call, Exec, Timeouts},
+    challenge::Challenge,
+    link::Lines,
+    region::Target,
+    token::{Borne, Proof, Token},
+};
+
+const TIMEOUTS: Timeouts = Timeouts {
+    default: Duration::from_secs(5),
+    max: Duration::from_secs(60),
+};
+
+/// The body of `POST /rpc/{region}`: args that are taken are one JSON array, at most 256 long, on one line once sent.
+pub fn body(body: &[u8]) {
+    let Ok(call) = Call::from_json(body, TIMEOUTS) else {
+        return;
+    };
+    let args: Vec<&serde_json::value::RawValue> = serde_json::from_str(call.args.raw().get())
+        .unwrap_or_else(|error| panic!("args that were taken are no array: {error}"));
+    assert!(args.len() <= 256);
+    assert!((Duration::from_millis(1)..=TIMEOUTS.max).contains(&call.timeout));
+    let (region, id) = ("syd".parse(), "fuzz".parse());
+    let (Ok(region), Ok(id)) = (region, id) else {
+        unreachable!("both are good names");
+    };
+    let mut sent = b"{\"timeout_ms\":1,".to_vec();
+    sent.extend(Exec::tail(&region, &call, &id));
+    assert!(!sent.contains(&b'\n'));
+    let heard = Exec::from_json(&sent, TIMEOUTS);
+    let heard = heard.unwrap_or_else(|problem| panic!("a peer refuses what we took: {problem}"));
+    assert_eq!(heard.call.name, call.name);
+}
+
+/// The lines of `POST /internal/exec`: the same ones however the bytes come in.
+pub fn lines(bytes: &[u8]) {
+    let read = |size: usize| {
+        let (mut lines, mut found) = (Lines::new(1 << 10), Vec::new());
+        for piece in bytes.chunks(size) {
+            lines.push(piece);
+            loop {
+                match lines.next() {
+                    Ok(Some(line)) => {
+                        let (id, exec) = Exec::from_line(&line, TIMEOUTS);
+                        found.push((line, id, exec.is_ok()));
+                    }
+                    Ok(None) => break,
+                    Err(_) => return found,
+                }
+            }
+        }
+        found
+    };
+    assert_eq!(read(1), read(bytes.len().max(1)));
+}
+
+/// A region in a path.
+pub fn region(text: &[u8]) {
+    let Ok(text) = std::str::from_utf8(text) else {
+        return;
+    };
+    if let Ok(Target::Region(region)) = text.parse() {
+        assert_eq!(region.as_str(), text);
+        assert!(text.len() <= 32 && !text.contains(['/', '%', '.', '\r', '\n']));
+    }
+}
+
+/// Everything that has to do with tokens, in headers and in settings.
+pub fn tokens(bytes: &[u8]) {
+    let borne = Borne::from_authorization(bytes);
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    if let Ok(token) = text.parse::<Token>() {
+        assert!(!format!("{token:?}").contains(text));
+        let own = Borne::from_authorization(token.bearer().as_bytes());
+        assert_eq!(own.and_then(|own| own.position([&token])), Some(0));
+        assert_eq!(borne.and_then(|borne| borne.position([&token])), None);
+    }
+    if let Ok(client) = text.parse::<Client>() {
+        assert!(text.starts_with(client.name.as_str()));
+    }
+    if let Ok(proof) = text.parse::<Proof>() {
+        assert!(proof.to_string().eq_ignore_ascii_case(text));
+    }
+    if let Some(challenge) = Challenge::received(text, ([127, 0, 0, 1], 1).into()) {
+        assert_eq!(challenge.nonce(), text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    fn config() -> ProptestConfig {
+        ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(config())]
+
+        #[test]
+        fn all_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            super::body(&bytes);
+            super::lines(&bytes);
+            super::region(&bytes);
+            super::tokens(&bytes);
+        }
+
+        #[test]
+        fn near_calls(members in proptest::collection::vec(
+            r#""(module|function|region|instance)":"[ -~]{1,5}"|"args":\[[0-9\n ]{0,4}\]|"(timeout_ms|id)":[0-9]{1,4}|\n"#,
+            0..7,
+        )) {
+            let text = format!("{{\"module\":\"a\",\"function\":\"b\",{}}}", members.join(","));
+            super::body(text.as_bytes());
+            super::lines(text.as_bytes());
+        }
+
+        #[test]
+        fn near_tokens(text in "(Bearer |shop:)?[a-f0-9]{32,64}(:regions=[a-z|]{1,4}|:functions=[A-Z.*|]{1,4})?") {
+            super::tokens(text.as_bytes());
+            super::region(text.as_bytes());
+        }
+    }
+}
