@@ -166,7 +166,6 @@ async fn bodies_of_another_shape() {
     for timeout in [
         "0",
         "-1",
-        "1e3",
         "1.5",
         "10001",
         "1000000000000",

@@ -224,7 +224,8 @@ async fn after_a_maybe_only_the_same_instance_is_asked_again() {
             .map(|(after, before)| after - before)
             .collect();
         assert_eq!(asked.iter().filter(|count| **count > 0).count(), 1);
-        assert_eq!(asked.iter().sum::<usize>(), 3);
+        // The first attempt may travel on a stream that is open already.
+        assert!((2..=3).contains(&asked.iter().sum::<usize>()), "{asked:?}");
 
         for name in syd {
             cluster.proxy(name).heal().await;
