@@ -9,7 +9,7 @@ use axum::{
     response::Response,
 };
 use futures_util::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
-use tokio::{sync::watch, task, time};
+use tokio::{sync::watch, time};
 use tracing::Instrument;
 
 use super::{App, ENVELOPE, context::Context, log};
@@ -17,7 +17,7 @@ use crate::{
     call::Exec,
     dispatch::Outcome,
     lifecycle::Phase,
-    link::{DRAINING_LINE, Lines, NDJSON, write_answer},
+    link::{DRAINING_LINE, Lines, NDJSON, once_around, write_answer},
     problem::{Code, Problem},
     reply::Meta,
 };
@@ -86,8 +86,8 @@ impl Exchange {
             }
         }
         if !self.running.is_empty() {
-            // Once around the scheduler: functions that are about to end send their answers along.
-            task::yield_now().await;
+            // Functions that are about to end send their answers along.
+            once_around().await;
             self.put_ready();
         }
         Some(std::mem::take(&mut self.out).into())

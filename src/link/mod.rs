@@ -20,6 +20,7 @@ use std::{
 use moka::sync::Cache;
 use reqwest::{Client, header::CONTENT_TYPE};
 use serde_json::value::RawValue;
+use tokio::task;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::frames::{DRAINING_LINE, Lines, NDJSON, write_answer};
@@ -275,6 +276,13 @@ impl Link {
             ),
         }
     }
+}
+
+/// Waits until the tasks that are ready now have run. A task of its own does the waiting, because whoever polls a body
+/// may poll it again at any time.
+pub(crate) async fn once_around() {
+    // The task cannot fail, and if the runtime ends it, there is nothing to wait for.
+    let _ = task::spawn(task::yield_now()).await;
 }
 
 /// The functions whose last result was large: their calls travel alone, so that their results hold up no others.

@@ -18,13 +18,13 @@ use http_body_util::StreamBody;
 use reqwest::{RequestBuilder, Response, StatusCode};
 use tokio::{
     sync::{mpsc, oneshot},
-    task,
     time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     frames::{self, Frame, Lines},
+    once_around,
     pending::{Answer, GivenUp, Pending, Queued},
 };
 use crate::{
@@ -217,9 +217,11 @@ async fn next_piece(calls: &mut mpsc::Receiver<Queued>, shared: &Shared) -> Opti
                 continue;
             }
         };
-        // Once around the scheduler: whoever is about to call as well, such as the callers whose answers came together,
-        // travels along. A call that is alone is not held up by this.
-        task::yield_now().await;
+        // A call that is alone leaves at once. Where others are under way, the callers whose answers came together are
+        // about to call again together.
+        if !shared.pending.is_empty() {
+            once_around().await;
+        }
         let more = || calls.try_recv().ok();
         shared.pending.depart(first, more, &mut piece, PIECE);
     }

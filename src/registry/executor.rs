@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use futures_util::{FutureExt, future};
 use serde_json::value::RawValue;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -89,7 +90,10 @@ impl Executor {
     /// Dropping this future does not stop a function that has started; it runs on to its deadline.
     pub(crate) async fn run(&self, call: &Call, deadline: Deadline) -> Outcome {
         match &call.key {
-            None => Running::start(self, call, deadline)?.outcome().await,
+            None => {
+                let running = Running::start(self, call, deadline).await?;
+                running.outcome().await
+            }
             Some(key) => self.run_once(key, call, deadline).await,
         }
     }
@@ -107,7 +111,7 @@ impl Executor {
                 return awaited.unwrap_or_else(|| Err(timed_out(&call.name)));
             }
         };
-        let running = match Running::start(self, call, deadline) {
+        let running = match Running::start(self, call, deadline).await {
             Ok(running) => running,
             Err(problem) => {
                 let refused = Err(problem);
@@ -142,28 +146,34 @@ impl Executor {
     }
 }
 
-/// A call whose function runs in a task.
+/// A call whose function has started.
 struct Running {
-    task: JoinHandle<Ended>,
+    run: Stage,
     name: FunctionName,
     max_result: usize,
 }
 
+/// A function that ended at once, or goes on in a task of its own; `None` when it panicked.
+enum Stage {
+    Ended(Option<Ended>),
+    Task(JoinHandle<Option<Ended>>),
+}
+
 impl Running {
-    fn start(executor: &Executor, call: &Call, deadline: Deadline) -> Result<Self, Problem> {
+    async fn start(executor: &Executor, call: &Call, deadline: Deadline) -> Result<Self, Problem> {
         let held = executor.hold()?;
         if deadline.has_passed() {
             return Err(never_started(&call.name));
         }
-        let task = match prepare(&executor.registry, call)? {
-            Prepared::Async(run) => task::spawn(run_async(run, held, deadline).in_current_span()),
-            Prepared::Blocking(block) => task::spawn(
-                run_blocking(block, held, Arc::clone(&executor.threads), deadline)
-                    .in_current_span(),
-            ),
+        let run = match prepare(&executor.registry, call)? {
+            Prepared::Async(run) => begin(run_async(run, held, deadline)).await,
+            Prepared::Blocking(block) => {
+                let threads = Arc::clone(&executor.threads);
+                begin(run_blocking(block, held, threads, deadline)).await
+            }
         };
         Ok(Self {
-            task,
+            run,
             name: call.name.clone(),
             max_result: executor.limits.max_result,
         })
@@ -171,18 +181,34 @@ impl Running {
 
     async fn outcome(self) -> Outcome {
         let Self {
-            task,
+            run,
             name,
             max_result,
         } = self;
-        match task.await {
-            Ok(Ended::Done(Ok(result))) => bounded(result, max_result),
-            Ok(Ended::Done(Err(error))) => Err(Problem::function_failed(cut(error, max_result))),
-            Ok(Ended::NeverStarted) => Err(never_started(&name)),
-            Ok(Ended::TimedOut) => Err(timed_out(&name)),
-            Err(error) if error.is_panic() => Err(panicked(&name)),
-            Err(_) => Err(stopped()),
+        let ended = match run {
+            Stage::Ended(ended) => ended,
+            Stage::Task(task) => match task.await {
+                Ok(ended) => ended,
+                Err(_) => return Err(stopped()),
+            },
+        };
+        match ended {
+            Some(Ended::Done(Ok(result))) => bounded(result, max_result),
+            Some(Ended::Done(Err(error))) => Err(Problem::function_failed(cut(error, max_result))),
+            Some(Ended::NeverStarted) => Err(never_started(&name)),
+            Some(Ended::TimedOut) => Err(timed_out(&name)),
+            None => Err(panicked(&name)),
         }
+    }
+}
+
+/// Starts a function where it is called, and moves it into a task of its own if it has to wait: most need not, and a
+/// task costs more than they do.
+async fn begin(run: impl Future<Output = Ended> + Send + 'static) -> Stage {
+    let mut run = Box::pin(AssertUnwindSafe(run).catch_unwind().map(Result::ok));
+    match future::poll_immediate(&mut run).await {
+        Some(ended) => Stage::Ended(ended),
+        None => Stage::Task(task::spawn(run.in_current_span())),
     }
 }
 
