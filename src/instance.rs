@@ -1,25 +1,19 @@
 //! One instance, put together: the registry, discovery, dispatch and the server, started and stopped as one.
-//! And the handle by which the program that embeds it calls other regions.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc};
 
-use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::TcpListener, time::Instant};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument;
 
 use crate::{
-    call::{Args, Call, Timeouts},
     cluster::{Cluster, DiscoveryError},
     config::{Config, ConfigError, Identity},
     dispatch::Dispatcher,
     http::{self, App},
     lifecycle::Lifecycle,
     link::Link,
-    name::{FunctionName, IdempotencyKey, InstanceId, InvalidName, RequestId},
-    problem::{Code, Executed, FunctionError, Problem},
-    region::Target,
     registry::{Executor, Registry, RegistryError},
+    rpc::Rpc,
     server::{self, Drained, Server},
     signal::Signals,
 };
@@ -120,10 +114,7 @@ impl Instance {
             Arc::clone(&cluster),
             link,
         ));
-        let rpc = Rpc {
-            dispatcher: Arc::clone(&dispatcher),
-            timeouts,
-        };
+        let rpc = Rpc::new(Arc::clone(&dispatcher), timeouts);
         let app = Arc::new(App {
             identity: identity.clone(),
             access,
@@ -226,137 +217,4 @@ async fn listen(
         address: address.to_owned(),
         source,
     })
-}
-
-/// How a call from this process may run, besides what and where.
-#[derive(Clone, Debug, Default)]
-pub struct CallOptions {
-    /// How long to wait; the configured default when `None`, and at most the configured maximum.
-    pub timeout: Option<Duration>,
-    /// Whether the function may run twice: allows another attempt after one that may have run.
-    pub idempotent: bool,
-    /// Only on this instance of the region.
-    pub instance: Option<InstanceId>,
-    /// Makes a repeat of this call the same call: within ten minutes it is not run again, and gets the outcome of the
-    /// first.
-    pub idempotency_key: Option<IdempotencyKey>,
-}
-
-/// Calls functions in other regions, or in this one, from this process; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Rpc {
-    dispatcher: Arc<Dispatcher>,
-    timeouts: Timeouts,
-}
-
-/// Why a call from this process has no result.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct CallError(Box<Problem>);
-
-impl CallError {
-    /// What went wrong.
-    pub fn code(&self) -> Code {
-        self.0.code
-    }
-
-    /// Whether the function ran.
-    pub fn executed(&self) -> Executed {
-        self.0.executed
-    }
-
-    /// One sentence about it.
-    pub fn detail(&self) -> &str {
-        &self.0.detail
-    }
-
-    /// The function's own error, with [`Code::FunctionFailed`] only.
-    pub fn error(&self) -> Option<&FunctionError> {
-        self.0.error.as_deref()
-    }
-}
-
-impl From<Problem> for CallError {
-    fn from(problem: Problem) -> Self {
-        Self(Box::new(problem))
-    }
-}
-
-impl From<InvalidName> for CallError {
-    fn from(invalid: InvalidName) -> Self {
-        Problem::new(Code::InvalidRequest, invalid.to_string()).into()
-    }
-}
-
-impl Rpc {
-    /// Runs `module.function(args)` in `region`, or in the primary region when it is `"primary"`, and waits for its
-    /// result up to the default timeout.
-    ///
-    /// `args` is a tuple or list with an item for each argument, `()` for none, or the only argument.
-    ///
-    /// # Errors
-    /// As `POST /rpc/{region}`: the error has a code and says whether the function ran. A result that is no `R` is
-    /// [`Code::FunctionFailed`] of the kind `UnexpectedResult`.
-    pub async fn call<R: DeserializeOwned>(
-        &self,
-        region: &str,
-        module: &str,
-        function: &str,
-        args: impl Serialize + Send,
-    ) -> Result<R, CallError> {
-        self.call_with(CallOptions::default(), region, module, function, args)
-            .await
-    }
-
-    /// The same with `options`.
-    ///
-    /// # Errors
-    /// As [`Rpc::call`].
-    pub async fn call_with<R: DeserializeOwned>(
-        &self,
-        options: CallOptions,
-        region: &str,
-        module: &str,
-        function: &str,
-        args: impl Serialize + Send,
-    ) -> Result<R, CallError> {
-        let target: Target = region.parse().map_err(|invalid: InvalidName| {
-            Problem::new(Code::InvalidRegion, invalid.to_string())
-        })?;
-        let timeout = options.timeout.unwrap_or(self.timeouts.default);
-        if timeout.is_zero() || timeout > self.timeouts.max {
-            let detail = format!(
-                "the timeout must be above zero and at most {:?}",
-                self.timeouts.max
-            );
-            return Err(Problem::new(Code::InvalidRequest, detail).into());
-        }
-        let call = Call {
-            name: FunctionName {
-                module: module.parse()?,
-                function: function.parse()?,
-            },
-            args: Args::from_values(&args)?,
-            timeout,
-            idempotent: options.idempotent,
-            instance: options.instance,
-            key: options.idempotency_key,
-        };
-        let request_id = RequestId::fresh();
-        let span = request_id.span();
-        let outcome = self
-            .dispatcher
-            .dispatch(&target, &call, request_id, Instant::now())
-            .instrument(span)
-            .await;
-        let result = outcome.result?;
-        serde_json::from_str(result.get()).map_err(|error| unexpected(&error).into())
-    }
-}
-
-fn unexpected(error: &serde_json::Error) -> Problem {
-    Problem::function_failed(FunctionError::new(
-        "UnexpectedResult",
-        format!("the result has another type: {error}"),
-    ))
 }

@@ -2,13 +2,13 @@
 //!
 //! # The life of a call
 //! `http` reads `POST /rpc/{region}` into a `call`; `dispatch` runs it here, in `registry`, or chooses a peer from
-//! `cluster` and sends it over a `link` to that peer's `/internal/exec`, where `registry` runs it within its
-//! `deadline`. What comes back is a result or a `problem`, told as a `reply`. Every problem says whether the function
-//! ran.
+//! `cluster` and sends it over a `link`, together with the calls that wait for the same peer, to the peer's
+//! `/internal/exec`, where `registry` runs it within its `deadline`. What comes back is a result or a `problem`, told as
+//! a `reply`. Every problem says whether the function ran.
 //!
 //! # Layers
-//! A file uses only what stands before it: name, region, token, access, challenge, deadline, json, problem → call, reply, config,
-//! lifecycle, client → registry → cluster → link → dispatch → http → server → instance → cli.
+//! A file uses only what stands before it: name, region, token, access, challenge, deadline, json, problem → call,
+//! reply, config, lifecycle, client → registry → cluster → link → dispatch → http → server → rpc → instance → cli.
 //!
 //! # Invariants
 //! 1. The layers above, `axum` only in `http/` and `server.rs`, `reqwest` only in `client.rs`, `link/`, the prober and
@@ -55,6 +55,7 @@ mod problem;
 mod region;
 mod registry;
 mod reply;
+mod rpc;
 mod server;
 mod signal;
 mod telemetry;
@@ -63,16 +64,18 @@ mod token;
 pub use self::{
     access::{Access, Client, ClientName, FunctionPattern},
     call::Timeouts,
+    cluster::DiscoveryError,
     config::{
         Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, SETTINGS,
         Setting,
     },
     http::openapi_json,
-    instance::{CallError, CallOptions, Instance, Rpc, StartError},
+    instance::{Instance, StartError},
     name::{IdempotencyKey, InstanceId, InvalidName},
     problem::{Code, Executed, FunctionError},
     region::Region,
     registry::{Registry, RegistryError},
+    rpc::{CallError, CallOptions, Rpc},
     server::Drained,
     token::Token,
 };

@@ -74,20 +74,14 @@ impl<'a> Candidates<'a> {
 }
 
 /// Rendezvous hashing (highest random weight): every instance ranks the same instances in the same order for a key, and
-/// one that comes or goes moves only the keys that are its own. Those that are ready come first.
+/// one that comes or goes moves only the keys that are its own. Their state does not count: a suspect instance may have
+/// run the call before, and where it cannot be reached, it did not run this one and the next is asked.
 fn ranked(peers: &RegionPeers, me: Option<&InstanceId>, key: &IdempotencyKey) -> Vec<Place> {
     let there = |peer: &Arc<Peer>| (weight(key, &peer.instance), Place::There(Arc::clone(peer)));
-    let mut ready: Vec<_> = peers.ready.iter().map(there).collect();
-    ready.extend(me.map(|me| (weight(key, me), Place::Here)));
-    let mut others: Vec<_> = peers.others.iter().map(there).collect();
-    for group in [&mut ready, &mut others] {
-        group.sort_by_key(|(weight, _)| Reverse(*weight));
-    }
-    ready
-        .into_iter()
-        .chain(others)
-        .map(|(_, place)| place)
-        .collect()
+    let mut places: Vec<_> = peers.ready.iter().chain(&peers.others).map(there).collect();
+    places.extend(me.map(|me| (weight(key, me), Place::Here)));
+    places.sort_by_key(|(weight, _)| Reverse(*weight));
+    places.into_iter().map(|(_, place)| place).collect()
 }
 
 /// The same number for the same key and instance in every release and on every machine.

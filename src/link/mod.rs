@@ -3,6 +3,8 @@
 
 mod alone;
 mod frames;
+mod hearing;
+mod large;
 mod pending;
 mod sent;
 mod stream;
@@ -10,14 +12,10 @@ mod stream;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use moka::sync::Cache;
 use reqwest::{Client, header::CONTENT_TYPE};
 use serde_json::value::RawValue;
 use tokio::task;
@@ -25,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::frames::{DRAINING_LINE, Lines, NDJSON, write_answer};
 use self::{
+    large::{LARGE, LargeResults},
     pending::Answer,
     stream::{Ending, NotTaken, Stream},
 };
@@ -33,7 +32,7 @@ use crate::{
     client,
     cluster::{Cluster, Encounter, Peer},
     deadline::Deadline,
-    name::{FunctionName, RequestId},
+    name::RequestId,
     problem::{Code, Executed, Problem},
     reply::ProblemDocument,
     token::Token,
@@ -50,10 +49,6 @@ pub(crate) const DRAINING: &str = "draining";
 const ENVELOPE: usize = 64 << 10;
 /// Idle connections kept to one peer for calls that travel alone.
 const IDLE_CONNECTIONS: usize = 16;
-/// The size from which a call, or a function's result, travels alone.
-const LARGE: usize = 64 << 10;
-/// How many functions with large results are remembered.
-const LARGE_RESULTS: u64 = 1024;
 /// How often a call that never left because its stream ended is given to a new one.
 const TRIES: usize = 3;
 
@@ -283,32 +278,4 @@ impl Link {
 pub(crate) async fn once_around() {
     // The task cannot fail, and if the runtime ends it, there is nothing to wait for.
     let _ = task::spawn(task::yield_now()).await;
-}
-
-/// The functions whose last result was large: their calls travel alone, so that their results hold up no others.
-#[derive(Debug)]
-struct LargeResults {
-    names: Cache<FunctionName, ()>,
-    /// Spares the look into the cache as long as there was none.
-    is_any: AtomicBool,
-}
-
-impl LargeResults {
-    fn new() -> Self {
-        Self {
-            names: Cache::new(LARGE_RESULTS),
-            is_any: AtomicBool::new(false),
-        }
-    }
-
-    fn are_usual_for(&self, name: &FunctionName) -> bool {
-        self.is_any.load(Ordering::Relaxed) && self.names.contains_key(name)
-    }
-
-    fn note(&self, name: &FunctionName, size: usize) {
-        if size > LARGE {
-            self.is_any.store(true, Ordering::Relaxed);
-            self.names.insert(name.clone(), ());
-        }
-    }
 }

@@ -105,7 +105,8 @@ impl Registry {
     ///
     /// As [`Registry::function`], but it runs on a thread of its own, 64 at once, and further calls wait for their
     /// turn. A thread cannot be stopped: at the deadline the caller gets its answer, while the function runs on and
-    /// counts as in flight until it returns.
+    /// counts as in flight until it returns. So that it does not hold up the exit of a program that embeds the crate,
+    /// end the runtime with [`tokio::runtime::Runtime::shutdown_background`], as `fly-rpc serve` does.
     #[must_use]
     pub fn blocking_function<A, R, F>(mut self, module: &str, function: &str, run: F) -> Self
     where

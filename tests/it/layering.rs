@@ -27,6 +27,7 @@ const LAYERS: &[&[&str]] = &[
     &["http"],
     &["signal"],
     &["server"],
+    &["rpc"],
     &["instance"],
     &["telemetry"],
     &["cli"],

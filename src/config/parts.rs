@@ -1,0 +1,129 @@
+//! What a configuration is made of, and its defaults.
+
+use std::{net::SocketAddr, str::FromStr, time::Duration};
+
+use crate::{access::Access, call::Timeouts, name::InstanceId, region::Region};
+
+/// Who this instance is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its region.
+    pub region: Region,
+    /// The primary region.
+    pub primary: Region,
+    /// Its id, unique in the cluster.
+    pub instance: InstanceId,
+    /// Its application; peers of another application are not peers.
+    pub app: Option<String>,
+    /// Its release, shown to people.
+    pub release: Option<String>,
+}
+
+/// One entry of what discovery resolves.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum DnsName {
+    /// A host whose A and AAAA records are peers, at this port or else the peer port.
+    Host(String, Option<u16>),
+    /// A service (its name starts with `_`) whose SRV records are peers and carry the port.
+    Service(String),
+    /// A peer's address, not resolved.
+    Address(SocketAddr),
+}
+
+/// How peers are found.
+#[derive(Clone, Debug)]
+pub struct DiscoveryConfig {
+    /// What is resolved; empty for a cluster of one.
+    pub names: Vec<DnsName>,
+    /// The DNS server to ask; the system's when `None`.
+    pub server: Option<SocketAddr>,
+    /// The port of peers found by A and AAAA; the port that serves `/internal/*` when `None`.
+    pub peer_port: Option<u16>,
+    /// The time between two rounds, ± 20 %; 50 ms or more.
+    pub poll_interval: Duration,
+}
+
+/// What one instance takes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest request body, in bytes.
+    pub max_body: usize,
+    /// The largest result of a function, in bytes.
+    pub max_result: usize,
+    /// Calls that may run here at once; more are refused.
+    pub max_in_flight: usize,
+}
+
+/// How an instance stops.
+#[derive(Clone, Copy, Debug)]
+pub struct DrainConfig {
+    /// How long it still takes calls after it told its peers.
+    pub delay: Duration,
+    /// How long calls in flight may finish after that.
+    pub timeout: Duration,
+}
+
+/// Everything that an instance is told at start; the default is a cluster of one on `127.0.0.1:8080`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who this instance is.
+    pub identity: Identity,
+    /// `host:port` to serve on; port 0 takes a free one.
+    pub listen: String,
+    /// `host:port` for what instances ask of each other; shares `listen` when `None`.
+    pub internal_listen: Option<String>,
+    /// Who may ask it what.
+    pub access: Access,
+    /// How peers are found.
+    pub discovery: DiscoveryConfig,
+    /// How long calls may take.
+    pub timeouts: Timeouts,
+    /// The longest wait for a connection to a peer.
+    pub connect_timeout: Duration,
+    /// What this instance takes on.
+    pub limits: Limits,
+    /// How it stops.
+    pub drain: DrainConfig,
+    /// The `tracing` filter of `fly-rpc serve`; a program that embeds the crate sets up its own logs.
+    pub log: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let local =
+            || Region::from_str("local").unwrap_or_else(|_| unreachable!("local is a region"));
+        Self {
+            identity: Identity {
+                region: local(),
+                primary: local(),
+                instance: InstanceId::random(),
+                app: None,
+                release: None,
+            },
+            listen: "127.0.0.1:8080".to_owned(),
+            internal_listen: None,
+            access: Access::default(),
+            discovery: DiscoveryConfig {
+                names: Vec::new(),
+                server: None,
+                peer_port: None,
+                poll_interval: Duration::from_secs(5),
+            },
+            timeouts: Timeouts {
+                default: Duration::from_secs(5),
+                max: Duration::from_secs(60),
+            },
+            connect_timeout: Duration::from_secs(1),
+            limits: Limits {
+                max_body: 1 << 20,
+                max_result: 8 << 20,
+                max_in_flight: 1024,
+            },
+            drain: DrainConfig {
+                delay: Duration::from_secs(3),
+                timeout: Duration::from_secs(20),
+            },
+            log: "info".to_owned(),
+        }
+    }
+}
