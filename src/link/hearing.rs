@@ -158,6 +158,7 @@ fn is_ours(response: &Response) -> bool {
 impl Drop for Hearing {
     /// However it ended: what left and was not answered is lost, and nothing leaves any more.
     fn drop(&mut self) {
+        self.shared.retired.cancel();
         self.shared.pending.end(|| Answer::Lost);
     }
 }

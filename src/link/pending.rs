@@ -133,6 +133,16 @@ impl Pending {
         }
     }
 
+    /// Takes back the call `id` unless it left.
+    pub(super) fn take_back(&self, id: u64, answer: &mut oneshot::Receiver<Answer>) -> bool {
+        let calls = self.lock();
+        let has_left = calls.by_id.contains_key(&id) || !answer.is_empty();
+        if !has_left {
+            answer.close();
+        }
+        !has_left
+    }
+
     /// Forgets the call `id`, whose caller has gone away.
     pub(super) fn forget(&self, id: u64) {
         self.lock().by_id.remove(&id);

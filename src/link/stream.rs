@@ -146,6 +146,10 @@ impl Stream {
             mpsc::error::TrySendError::Full(_) => NotTaken::Full,
             mpsc::error::TrySendError::Closed(_) => NotTaken::Over,
         })?;
+        // A queue that closes while a call enters may keep it without ever giving it back.
+        if self.queue.is_closed() && pending.take_back(ticket.id, &mut ticket.receiver) {
+            return Ok(Ending::NeverLeft);
+        }
         let answered = deadline.bound(&mut ticket.receiver).await;
         ticket.is_settled = true;
         Ok(match answered {

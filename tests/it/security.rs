@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, NAME},
+    patience::eventually,
     process::{Answer, Environment, Process, answer},
 };
 
@@ -324,10 +325,13 @@ async fn a_client_calls_what_its_limits_name() {
         assert_eq!(refused.detail(), detail);
         assert_eq!(refused.body["meta"]["region"], region);
     }
+    let lines = |what: &str| {
+        let log = instance.log();
+        log.lines().filter(|line| line.contains(what)).count()
+    };
+    let told = async || (lines(r#""client":"desk""#), lines("call forbidden"));
+    eventually("a line for each call", told, |told| *told == (6, 4)).await;
     let log = instance.log();
-    let lines = |what: &str| log.lines().filter(|line| line.contains(what)).count();
-    assert_eq!(lines(r#""client":"desk""#), 6, "{log}");
-    assert_eq!(lines("call forbidden"), 4, "{log}");
     assert!(!log.contains(DESK) && !log.contains(SHOP), "{log}");
 }
 
