@@ -36,6 +36,8 @@ const MAX_HEADERS: usize = 256;
 const MAX_HEAD: usize = 128 << 10;
 /// The most connections of one listener; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
+/// How long a connection without a request so far stays open when the instance stops.
+const FIRST_REQUEST: Duration = Duration::from_millis(100);
 /// How long the accept loop rests when the process has no file descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -165,7 +167,10 @@ impl AcceptLoop {
         let _ = stream.set_nodelay(true);
         let refused = Refused::default();
         let io = TokioIo::new(Stream::new(stream, refused.clone()));
+        let asked = CancellationToken::new();
+        let first = asked.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
+            first.cancel();
             request.extensions_mut().insert(Reached(reached));
             let has_body = !request.body().is_end_stream();
             let (refused, answered) = (refused.clone(), router.clone().call(request));
@@ -188,7 +193,7 @@ impl AcceptLoop {
             let ended = cut.run_until_cancelled(async {
                 tokio::select! {
                     ended = connection.as_mut() => return ended,
-                    () = closing.cancelled(), if !is_late => connection.as_mut().graceful_shutdown(),
+                    () = may_close(&closing, &asked), if !is_late => connection.as_mut().graceful_shutdown(),
                 }
                 connection.await
             });
@@ -197,6 +202,14 @@ impl AcceptLoop {
             }
         });
     }
+}
+
+/// Waits until a connection may be told to close: hyper closes one at once that is between two requests, and so also one
+/// whose first request is on its way.
+async fn may_close(closing: &CancellationToken, asked: &CancellationToken) {
+    closing.cancelled().await;
+    // A connection that nobody uses closes unanswered when this passes.
+    let _ = time::timeout(FIRST_REQUEST, asked.cancelled()).await;
 }
 
 /// Whether an error of `accept` tells of the one connection only, so that the next can be accepted at once.
