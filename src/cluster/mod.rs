@@ -3,6 +3,7 @@
 
 mod agenda;
 mod discovery;
+mod entry;
 mod event;
 mod overview;
 mod peers;

@@ -42,6 +42,17 @@ pub(super) struct Change {
     pub reason: String,
 }
 
+impl Change {
+    /// The change of `peer` to `health`.
+    pub(super) fn new(peer: &Arc<Peer>, health: Option<Health>, reason: &str) -> Self {
+        Self {
+            peer: Arc::clone(peer),
+            health,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
 /// What an event came to.
 #[derive(Debug, Default)]
 pub(super) struct Effects {

@@ -16,8 +16,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    entry::{Entry, Occupant, is_same},
     event::{Encounter, Event, Resolved, Sighting, Unseen},
-    peers::{Peer, RegionPeers},
+    peers::RegionPeers,
     state::{Change, Effects, Health, PeerState},
 };
 use crate::{name::InstanceId, region::Region};
@@ -28,24 +29,6 @@ const UNANSWERED: u32 = 3;
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// For how many poll intervals answered calls may stand for probes, which alone tell of a new catalogue.
 const VOUCHED: u32 = 12;
-
-#[derive(Debug)]
-enum Occupant {
-    /// Not asked yet, or no answer so far.
-    Unknown,
-    /// Not an instance of this cluster.
-    Stranger,
-    /// This instance.
-    Myself,
-    Peer(PeerState),
-}
-
-#[derive(Debug)]
-struct Entry {
-    /// Whether it is in the last good DNS answer.
-    listed: bool,
-    occupant: Occupant,
-}
 
 /// Every address that discovery knows, and who answers there.
 #[derive(Debug)]
@@ -176,11 +159,7 @@ impl Table {
             return Vec::new();
         };
         if sighting.peer.instance == self.me {
-            return replace(
-                entry,
-                Occupant::Myself,
-                "this instance itself answers there",
-            );
+            return entry.replace(Occupant::Myself, "this instance itself answers there");
         }
         let health = if sighting.draining {
             Health::Draining
@@ -193,8 +172,8 @@ impl Table {
         };
         let (peer, changes) = match was {
             Some((peer, was)) if is_same(&peer, &sighting.peer) => {
-                let changed =
-                    (was != health).then(|| change(&peer, Some(health), "it answered the probe"));
+                let changed = (was != health)
+                    .then(|| Change::new(&peer, Some(health), "it answered the probe"));
                 (peer, changed.into_iter().collect())
             }
             was => {
@@ -203,9 +182,9 @@ impl Table {
                     .filter(|(old, _)| old.instance != peer.instance || old.region != peer.region);
                 let mut changes: Vec<Change> = Vec::new();
                 changes.extend(
-                    gone.map(|(old, _)| change(&old, None, "another instance answers there")),
+                    gone.map(|(old, _)| Change::new(&old, None, "another instance answers there")),
                 );
-                changes.push(change(&peer, Some(health), "it answered the probe"));
+                changes.push(Change::new(&peer, Some(health), "it answered the probe"));
                 (peer, changes)
             }
         };
@@ -230,10 +209,10 @@ impl Table {
             state.unseen += 1;
         }
         match unseen {
-            Unseen::Silent(reason) if entry.listed => suspect(entry, &reason),
-            Unseen::Silent(reason) => replace(&mut slot.remove(), Occupant::Unknown, &reason),
-            Unseen::Stranger(reason) if entry.listed => replace(entry, Occupant::Stranger, &reason),
-            Unseen::Stranger(reason) => replace(&mut slot.remove(), Occupant::Stranger, &reason),
+            Unseen::Silent(reason) if entry.listed => entry.suspect(&reason),
+            Unseen::Silent(reason) => slot.remove().replace(Occupant::Unknown, &reason),
+            Unseen::Stranger(reason) if entry.listed => entry.replace(Occupant::Stranger, &reason),
+            Unseen::Stranger(reason) => slot.remove().replace(Occupant::Stranger, &reason),
         }
     }
 
@@ -256,7 +235,7 @@ impl Table {
         match encounter {
             Encounter::Answered if state.health == Health::Suspect => {
                 state.health = Health::Ready;
-                vec![change(
+                vec![Change::new(
                     &state.peer,
                     Some(Health::Ready),
                     "it answered a call",
@@ -264,33 +243,20 @@ impl Table {
             }
             Encounter::Draining if state.health != Health::Draining => {
                 state.health = Health::Draining;
-                vec![change(
+                vec![Change::new(
                     &state.peer,
                     Some(Health::Draining),
                     "it said so when it answered a call",
                 )]
             }
-            Encounter::Unreachable => suspect(entry, "a call could not connect"),
-            Encounter::Elsewhere => suspect(entry, "another instance answered a call"),
+            Encounter::Unreachable => entry.suspect("a call could not connect"),
+            Encounter::Elsewhere => entry.suspect("another instance answered a call"),
             Encounter::Unanswered if state.unanswered >= UNANSWERED => {
-                suspect(entry, "three calls in a row had no answer")
+                entry.suspect("three calls in a row had no answer")
             }
             Encounter::Answered | Encounter::Draining | Encounter::Unanswered => Vec::new(),
         }
     }
-}
-
-/// Whether nothing about a peer changed that calls need to know.
-fn is_same(old: &Peer, new: &Peer) -> bool {
-    let hash = |peer: &Peer| {
-        peer.catalogue
-            .as_ref()
-            .map(|catalogue| catalogue.hash().clone())
-    };
-    old.instance == new.instance
-        && old.region == new.region
-        && old.release == new.release
-        && (new.catalogue.is_none() || hash(old) == hash(new))
 }
 
 /// 1 s after the first failure, twice as long after each further one, at most 60 s.
@@ -298,32 +264,6 @@ fn backoff(failures: u32) -> Duration {
     let (first, longest) = BACKOFF;
     let doublings = failures.saturating_sub(1).min(16);
     longest.min(first * (1 << doublings))
-}
-
-fn suspect(entry: &mut Entry, reason: &str) -> Vec<Change> {
-    match &mut entry.occupant {
-        Occupant::Peer(state) if state.health != Health::Suspect => {
-            state.health = Health::Suspect;
-            vec![change(&state.peer, Some(Health::Suspect), reason)]
-        }
-        Occupant::Unknown | Occupant::Stranger | Occupant::Myself | Occupant::Peer(_) => Vec::new(),
-    }
-}
-
-/// Puts somebody who is no peer in the entry's place.
-fn replace(entry: &mut Entry, occupant: Occupant, reason: &str) -> Vec<Change> {
-    match std::mem::replace(&mut entry.occupant, occupant) {
-        Occupant::Peer(state) => vec![change(&state.peer, None, reason)],
-        Occupant::Unknown | Occupant::Stranger | Occupant::Myself => Vec::new(),
-    }
-}
-
-fn change(peer: &Arc<Peer>, health: Option<Health>, reason: &str) -> Change {
-    Change {
-        peer: Arc::clone(peer),
-        health,
-        reason: reason.to_owned(),
-    }
 }
 
 #[cfg(test)]
