@@ -154,7 +154,7 @@ impl Stream {
         ticket.is_settled = true;
         Ok(match answered {
             Some(Ok(answer)) => Ending::Answer(answer),
-            Some(Err(_)) if deadline.has_passed() => Ending::LateHere,
+            Some(Err(_)) if deadline.remaining_ms().is_none() => Ending::LateHere,
             Some(Err(_)) if self.shared.is_connected.load(Ordering::Acquire) => Ending::NeverLeft,
             Some(Err(_)) => Ending::NoConnection,
             None => match pending.give_up(ticket.id, heard_before, &mut ticket.receiver) {

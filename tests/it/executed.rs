@@ -241,3 +241,19 @@ async fn the_largest_body_that_is_taken_is_forwarded() {
         assert_eq!(beyond.problem(), (413, "body_too_large", "no"));
     }
 }
+
+#[tokio::test]
+async fn the_shortest_deadline_is_no_failed_connection() {
+    let cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 1)
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    for _ in 0..300 {
+        let body = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": 1});
+        let answer = iad.rpc("syd", &body).await;
+        assert!(answer.status == 200 || answer.status == 504, "{answer:?}");
+    }
+    assert_eq!(instances_in_state(iad, "suspect").await.len(), 0);
+}

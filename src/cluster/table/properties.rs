@@ -3,6 +3,7 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::cluster::peers::Peer;
 
 const PORTS: std::ops::Range<u16> = 1..6;
 const INTERVAL: Duration = Duration::from_secs(5);

@@ -1,7 +1,7 @@
 //! The rules of discovery, each told as a story of events.
 
 use super::*;
-use crate::cluster::event::*;
+use crate::cluster::{event::*, peers::Peer};
 
 /// A table driven by short words, and what `region("syd")` shows of it.
 struct Story(Table);
