@@ -131,7 +131,7 @@ impl RequestId {
 
     /// A span for everything that is logged on behalf of the request, whatever the level of the filter.
     pub(crate) fn span(&self) -> tracing::Span {
-        tracing::error_span!("call", request_id = %self)
+        tracing::error_span!("call", request_id = self.as_str())
     }
 }
 

@@ -1,6 +1,8 @@
 //! Logs of `fly-rpc serve`: lines for people on a terminal, JSON lines elsewhere, always on stderr, written by a thread
 //! of their own. A call never waits for whoever reads the log: when nobody does, lines are lost and counted.
 
+mod fields;
+
 use std::{
     io::{self, IsTerminal, Write},
     sync::{
@@ -14,6 +16,8 @@ use std::{
 
 use tokio::time::Instant;
 use tracing_subscriber::EnvFilter;
+
+use self::fields::JsonSpanFields;
 
 /// Lines that wait to be written; further ones are lost.
 const WAITING: usize = 4096;
@@ -61,6 +65,7 @@ pub(crate) fn init(filter: &str) -> io::Result<Guard> {
             .json()
             .flatten_event(true)
             .with_span_list(false)
+            .fmt_fields(JsonSpanFields)
             .init();
     }
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
