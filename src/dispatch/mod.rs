@@ -65,7 +65,7 @@ impl Dispatcher {
             executor,
             cluster,
             link,
-            budgets: Budgets::new(),
+            budgets: Budgets::default(),
         }
     }
 
