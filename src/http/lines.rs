@@ -85,6 +85,7 @@ impl Exchange {
                 () = time::sleep(patience), if self.running.is_empty() => self.body = None,
             }
         }
+        self.put_ready();
         if !self.running.is_empty() {
             // Functions that are about to end send their answers along.
             once_around().await;
