@@ -3,6 +3,7 @@
 
 use std::{borrow::Cow, fmt};
 
+use memchr::memchr2;
 use serde::{
     Deserializer as _, Serialize,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -54,11 +55,16 @@ pub(crate) fn members<'a, const N: usize>(
     unknown: Unknown,
 ) -> Result<[Option<&'a RawValue>; N], BadJson> {
     scan(text)?;
-    let mut json = serde_json::Deserializer::from_slice(text);
+    // Once for the whole text, not for each member. What is no UTF-8 is told by the reader that meets it.
+    let Ok(text) = str::from_utf8(text) else {
+        serde_json::from_slice::<&RawValue>(text)?;
+        return Err(BadJson::NotAnObject);
+    };
+    let mut json = serde_json::Deserializer::from_str(text);
     let found = match json.deserialize_map(MemberVisitor { names }) {
         Ok(found) => found,
         Err(error) if error.is_data() => {
-            serde_json::from_slice::<IgnoredAny>(text)?;
+            serde_json::from_str::<IgnoredAny>(text)?;
             return Err(BadJson::NotAnObject);
         }
         Err(error) => return Err(error.into()),
@@ -83,10 +89,10 @@ pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
 
 /// Makes one line of JSON text: outside of tokens a newline is white space, and inside of them there is none.
 pub(crate) fn join_lines(text: &mut [u8]) {
-    for byte in text {
-        if matches!(*byte, b'\n' | b'\r') {
-            *byte = b' ';
-        }
+    let mut from = 0;
+    while let Some(at) = memchr2(b'\n', b'\r', &text[from..]) {
+        from += at;
+        text[from] = b' ';
     }
 }
 
@@ -156,20 +162,18 @@ fn scan(text: &[u8]) -> Result<(), BadJson> {
 
 /// The position behind the string whose content starts at `at`.
 fn end_of_string(text: &[u8], mut at: usize) -> Result<usize, BadJson> {
-    loop {
-        match text.get(at) {
-            None => return Ok(at),
-            Some(b'"') => return Ok(at + 1),
-            Some(b'\\') => match surrogate(text, at) {
-                Some(0xD800..0xDC00) if matches!(surrogate(text, at + 6), Some(0xDC00..0xE000)) => {
-                    at += 12
-                }
-                Some(0xD800..0xE000) => return Err(BadJson::LoneSurrogate),
-                _ => at += 2,
-            },
-            Some(_) => at += 1,
+    while let Some(plain) = text.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += plain;
+        if text[at] == b'"' {
+            return Ok(at + 1);
         }
+        at += match surrogate(text, at) {
+            Some(0xD800..0xDC00) if matches!(surrogate(text, at + 6), Some(0xDC00..0xE000)) => 12,
+            Some(0xD800..0xE000) => return Err(BadJson::LoneSurrogate),
+            _ => 2,
+        };
     }
+    Ok(text.len())
 }
 
 /// The code unit of the `\uXXXX` escape at `at`, if there is one.

@@ -4,6 +4,7 @@
 use std::io::Write;
 
 use bytes::{Buf, Bytes, BytesMut};
+use memchr::memchr;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -147,7 +148,7 @@ impl Lines {
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, TooLong> {
         loop {
             let unseen = &self.buffer[self.searched..];
-            let Some(end) = unseen.iter().position(|byte| *byte == b'\n') else {
+            let Some(end) = memchr(b'\n', unseen) else {
                 self.searched = self.buffer.len();
                 return if self.searched > self.limit {
                     Err(TooLong)
