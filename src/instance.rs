@@ -7,11 +7,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cluster::{Cluster, DiscoveryError},
-    config::{Config, ConfigError, Identity},
+    config::{Config, ConfigError, Identity, Limits},
     dispatch::Dispatcher,
     http::{self, App},
-    lifecycle::Lifecycle,
+    lifecycle::{Lifecycle, Phase},
     link::Link,
+    metrics::Metrics,
     registry::{Executor, Registry, RegistryError},
     rpc::Rpc,
     server::{self, Drained, Server},
@@ -52,6 +53,7 @@ pub enum StartError {
 pub struct Instance {
     address: SocketAddr,
     internal_address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     identity: Identity,
     rpc: Rpc,
     server: Server,
@@ -69,12 +71,16 @@ impl Instance {
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
         config.validate()?;
         let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
-        let own = match &config.internal_listen {
-            Some(listen_on) => {
-                Some(listen("RPC_INTERNAL_LISTEN (--internal-listen)", listen_on).await?)
-            }
-            None => None,
-        };
+        let own = listen_if(
+            "RPC_INTERNAL_LISTEN (--internal-listen)",
+            config.internal_listen.as_deref(),
+        );
+        let own = own.await?;
+        let scraped = listen_if(
+            "RPC_METRICS_LISTEN (--metrics-listen)",
+            config.metrics_listen.as_deref(),
+        );
+        let scraped = scraped.await?;
         let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
         config.check_exposure(address, internal_address)?;
         let Config {
@@ -90,12 +96,19 @@ impl Instance {
         let registry = registry.finish(&identity)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let lifecycle = Arc::new(Lifecycle::new());
-        let executor = Arc::new(Executor::new(registry, limits, Arc::clone(&lifecycle)));
+        let mut metrics = Metrics::new(&identity, registry.catalogue().names());
+        let executor = Arc::new(Executor::new(
+            registry,
+            limits,
+            Arc::clone(&lifecycle),
+            Arc::clone(&metrics.functions),
+        ));
         let cluster = Arc::new(Cluster::start(
             &discovery,
             &identity,
             internal_address.port(),
             access.own_token(),
+            Arc::clone(&metrics.discovery),
             &tasks,
             stop.clone(),
         )?);
@@ -104,6 +117,7 @@ impl Instance {
             connect_timeout,
             limits.max_result,
             access.own_token(),
+            Arc::clone(&metrics.hops),
             tasks.clone(),
             stop.clone(),
         )?;
@@ -113,7 +127,9 @@ impl Instance {
             Arc::clone(&executor),
             Arc::clone(&cluster),
             link,
+            &metrics,
         ));
+        show_now(&mut metrics, &lifecycle, &executor, &dispatcher, limits);
         let rpc = Rpc::new(Arc::clone(&dispatcher), timeouts);
         let app = Arc::new(App {
             identity: identity.clone(),
@@ -125,16 +141,21 @@ impl Instance {
             executor,
             cluster,
             dispatcher,
+            metrics,
         });
         let mut listeners = vec![(
             listener,
             http::public_router(Arc::clone(&app), own.is_none()),
         )];
-        listeners.extend(own.map(|(listener, _)| (listener, http::internal_router(app))));
+        let metrics_address = scraped.as_ref().map(|(_, address)| *address);
+        let internal = |(listener, _)| (listener, http::internal_router(Arc::clone(&app)));
+        listeners.extend(own.map(internal));
+        listeners.extend(scraped.map(|(listener, _)| (listener, http::metrics_router(app))));
         let server = Server::start(listeners, lifecycle, drain);
         Ok(Self {
             address,
             internal_address,
+            metrics_address,
             identity,
             rpc,
             server,
@@ -151,6 +172,11 @@ impl Instance {
     /// Where it serves its peers; the same where that has no listener of its own.
     pub fn internal_address(&self) -> SocketAddr {
         self.internal_address
+    }
+
+    /// Where it serves scrapers that bear no token, if it does.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Who it is.
@@ -204,6 +230,49 @@ impl Instance {
         self.tasks.close();
         self.tasks.wait().await;
         drained
+    }
+}
+
+/// Adds what is read when somebody asks for the metrics.
+fn show_now(
+    metrics: &mut Metrics,
+    lifecycle: &Arc<Lifecycle>,
+    executor: &Arc<Executor>,
+    dispatcher: &Arc<Dispatcher>,
+    limits: Limits,
+) {
+    let (here, drains) = (Arc::clone(lifecycle), Arc::clone(lifecycle));
+    let (executor, dispatcher) = (Arc::clone(executor), Arc::clone(dispatcher));
+    metrics.gauge(
+        "in_flight",
+        "Calls that were accepted and are not answered yet, run here or forwarded.",
+        move || here.in_flight(),
+    );
+    metrics.gauge("running", "Functions that run here now.", move || {
+        executor.running()
+    });
+    metrics.gauge(
+        "running_limit",
+        "How many functions may run here at once.",
+        move || limits.max_in_flight,
+    );
+    metrics.gauge(
+        "queued",
+        "Calls that wait to leave for a peer.",
+        move || dispatcher.queued(),
+    );
+    metrics.gauge("draining", "1 once the instance is stopping.", move || {
+        usize::from(drains.phase() > Phase::Serving)
+    });
+}
+
+async fn listen_if(
+    setting: &'static str,
+    address: Option<&str>,
+) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+    match address {
+        Some(address) => listen(setting, address).await.map(Some),
+        None => Ok(None),
     }
 }
 

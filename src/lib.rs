@@ -8,7 +8,7 @@
 //!
 //! # Layers
 //! A file uses only what stands before it: name, region, token, access, challenge, deadline, json, problem → call,
-//! reply, config, lifecycle, client → registry → cluster → link → dispatch → http → server → rpc → instance → cli.
+//! reply, config, lifecycle, client → metrics → registry → cluster → link → dispatch → http → server → rpc → instance → cli.
 //!
 //! # Invariants
 //! 1. The layers above, `axum` only in `http/` and `server.rs`, `reqwest` only in `client.rs`, `link/`, the prober and
@@ -50,6 +50,7 @@ mod instance;
 mod json;
 mod lifecycle;
 mod link;
+mod metrics;
 mod name;
 mod problem;
 mod region;

@@ -65,6 +65,11 @@ impl Lifecycle {
         })
     }
 
+    /// How many calls are in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
     /// Goes on to `phase`; there is no way back to an earlier one.
     pub(crate) fn advance(&self, phase: Phase) {
         self.phase.send_if_modified(|now| {

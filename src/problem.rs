@@ -22,13 +22,20 @@ pub enum Executed {
     Yes,
 }
 
-impl fmt::Display for Executed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Executed {
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::No => "no",
             Self::Maybe => "maybe",
             Self::Yes => "yes",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Executed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

@@ -92,6 +92,9 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
             instance.internal_address()
         ))?;
     }
+    if let Some(address) = instance.metrics_address() {
+        print(&format!("listening for scrapers on http://{address}"))?;
+    }
     let drained = match args.until_stdin_closes {
         true => instance.run_until_or(stdin_closed(), signals).await,
         false => instance.run_until_or(future::pending(), signals).await,

@@ -27,6 +27,7 @@ use super::{
     state::{Change, Effects},
     table::Table,
 };
+use crate::metrics::DiscoveryMetrics;
 
 /// How many probes are under way at once, DNS queries counted as one.
 const CONCURRENT_TASKS: usize = 32;
@@ -57,6 +58,7 @@ pub(super) struct Discovery {
     pub(super) published: PeerTable,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) inbox: mpsc::Receiver<Message>,
+    pub(super) metrics: Arc<DiscoveryMetrics>,
     pub(super) work: Work,
 }
 
@@ -177,6 +179,8 @@ impl Discovery {
             Done::Resolved(answer) => self.resolved(answer),
             Done::Probed(address, outcome) => {
                 self.work.asked.remove(&address);
+                let sighting = outcome.as_ref().ok();
+                self.metrics.probed(sighting.map(|sighting| sighting.rtt));
                 let reason = outcome.as_ref().err().map(ToString::to_string);
                 self.apply(Event::Probed(address, outcome));
                 self.mention(address, reason);

@@ -33,6 +33,7 @@ pub(crate) use self::{
 };
 use crate::{
     config::{DiscoveryConfig, Identity},
+    metrics::DiscoveryMetrics,
     problem::{Code, Problem},
     region::Region,
     token::Token,
@@ -72,6 +73,7 @@ impl Cluster {
         identity: &Identity,
         own_port: u16,
         token: Option<&Token>,
+        metrics: Arc<DiscoveryMetrics>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, DiscoveryError> {
@@ -98,6 +100,7 @@ impl Cluster {
             published: table.clone(),
             progress,
             inbox,
+            metrics,
             work: Work::new(),
         };
         tasks.spawn(discovery.run(stop));

@@ -21,13 +21,23 @@ pub(crate) enum Health {
     Draining,
 }
 
-impl std::fmt::Display for Health {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Health {
+    /// Every one.
+    pub(crate) const ALL: [Self; 3] = [Self::Ready, Self::Suspect, Self::Draining];
+
+    /// The word on the wire.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
             Self::Ready => "ready",
             Self::Suspect => "suspect",
             Self::Draining => "draining",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

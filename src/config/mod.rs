@@ -91,6 +91,7 @@ impl Config {
                 .get("RPC_LISTEN", host_and_port)?
                 .unwrap_or(default.listen),
             internal_listen: values.get("RPC_INTERNAL_LISTEN", host_and_port)?,
+            metrics_listen: values.get("RPC_METRICS_LISTEN", host_and_port)?,
             access: Access {
                 cluster: values
                     .secret("RPC_TOKEN", cluster_tokens)?

@@ -72,6 +72,8 @@ pub struct Config {
     pub listen: String,
     /// `host:port` for what instances ask of each other; shares `listen` when `None`.
     pub internal_listen: Option<String>,
+    /// `host:port` for scrapers that bear no token: metrics and health only; no such listener when `None`.
+    pub metrics_listen: Option<String>,
     /// Who may ask it what.
     pub access: Access,
     /// How peers are found.
@@ -102,6 +104,7 @@ impl Default for Config {
             },
             listen: "127.0.0.1:8080".to_owned(),
             internal_listen: None,
+            metrics_listen: None,
             access: Access::default(),
             discovery: DiscoveryConfig {
                 names: Vec::new(),

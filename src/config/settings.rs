@@ -74,6 +74,13 @@ pub const SETTINGS: &[Setting] = &[
         "an address of its own for what instances ask of each other",
     ),
     setting(
+        "RPC_METRICS_LISTEN",
+        "metrics-listen",
+        "HOST:PORT",
+        "none",
+        "an address with /metrics, /healthz and /readyz only, open to scrapers without a token",
+    ),
+    setting(
         "RPC_DNS_NAME",
         "dns-name",
         "NAME,…",

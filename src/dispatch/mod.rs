@@ -5,7 +5,7 @@ mod attempts;
 mod budget;
 mod candidates;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ use crate::{
     deadline::Deadline,
     lifecycle::Lifecycle,
     link::Link,
+    metrics::{CallMetrics, HopMetrics, Metrics},
     name::RequestId,
     problem::{Code, Executed, Problem},
     region::{Region, Target},
@@ -39,6 +40,8 @@ pub(crate) struct Dispatcher {
     cluster: Arc<Cluster>,
     link: Link,
     budgets: Budgets,
+    calls: Arc<CallMetrics>,
+    hops: Arc<HopMetrics>,
 }
 
 /// What came of a call, and what it took.
@@ -58,6 +61,7 @@ impl Dispatcher {
         executor: Arc<Executor>,
         cluster: Arc<Cluster>,
         link: Link,
+        metrics: &Metrics,
     ) -> Self {
         Self {
             identity,
@@ -66,6 +70,8 @@ impl Dispatcher {
             cluster,
             link,
             budgets: Budgets::default(),
+            calls: Arc::clone(&metrics.calls),
+            hops: Arc::clone(&metrics.hops),
         }
     }
 
@@ -87,14 +93,28 @@ impl Dispatcher {
             self.forward(region, call, deadline, &request_id, &mut attempts)
                 .await
         };
+        let elapsed = arrived.elapsed();
+        self.count(region, result.as_ref().err(), attempts.count(), elapsed);
         let meta = Meta {
             region: Some(region.clone()),
             instance: attempts.last_instance().cloned(),
             attempts: attempts.count(),
-            elapsed_ms: milliseconds(arrived.elapsed()),
+            elapsed_ms: milliseconds(elapsed),
             request_id,
         };
         Outcome { result, meta }
+    }
+
+    /// Counts a call; one that failed may have been for a region of the client's invention, which is no label.
+    fn count(&self, region: &Region, problem: Option<&Problem>, attempts: u32, elapsed: Duration) {
+        let is_known = || *region == self.identity.region || self.cluster.region(region).is_ok();
+        let known = (problem.is_none() || is_known()).then_some(region);
+        self.calls.ended(known, problem, attempts, elapsed);
+    }
+
+    /// How many calls wait to leave for peers.
+    pub(crate) fn queued(&self) -> usize {
+        self.link.queued()
     }
 
     /// Runs a call that a peer forwarded: here, or not at all.
@@ -195,7 +215,10 @@ impl Dispatcher {
             }
             Place::There(peer) => {
                 attempts.begin(&peer.instance);
+                let started = Instant::now();
                 let result = self.link.exec(peer, call, deadline, request_id).await;
+                let problem = result.as_ref().err();
+                self.hops.ended(&peer.region, problem, started.elapsed());
                 if let Err(problem) = &result
                     && problem.executed != Executed::Yes
                 {

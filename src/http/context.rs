@@ -15,8 +15,9 @@ use axum::{
 };
 use tokio::time::Instant;
 
-use super::{App, answer, head};
+use super::{App, answer, head, log};
 use crate::{
+    access::Caller,
     lifecycle::Phase,
     name::RequestId,
     problem::{Code, Problem},
@@ -47,8 +48,23 @@ impl Context {
     /// The problem document that answers this request before any instance was tried.
     pub(super) fn refuse(self, region: Option<Region>, problem: Problem) -> Response {
         let meta = Meta::untried(region, self.arrived.elapsed(), self.request_id);
-        answer::problem(&ProblemDocument::new(problem, meta))
+        let document = ProblemDocument::new(problem, meta);
+        let mut response = answer::problem(&document);
+        let refusal = Refusal {
+            document,
+            client: None,
+        };
+        response.extensions_mut().insert(refusal);
+        response
     }
+}
+
+/// On an answer: that the request was refused before any instance was tried, for the log and the metrics.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) document: ProblemDocument,
+    /// Who asked, where that was told before.
+    pub(super) client: Option<Caller>,
 }
 
 impl<S: Sync> FromRequestParts<S> for Context {
@@ -72,6 +88,7 @@ pub(super) async fn establish(
 ) -> Response {
     let context = Context::of(request.headers());
     let id = HeaderValue::from_str(context.request_id.as_str());
+    let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut response = match head::check(request.uri(), request.headers()) {
         Ok(()) => {
             request.extensions_mut().insert(context);
@@ -79,6 +96,10 @@ pub(super) async fn establish(
         }
         Err(problem) => context.refuse(None, problem),
     };
+    if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
+        app.metrics.calls.refused(refusal.document.code);
+        log::refusal(&method, uri.path(), &refusal);
+    }
     if let Ok(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }

@@ -10,7 +10,10 @@ use axum::{
     response::Response,
 };
 
-use super::{App, Reached, context::Context};
+use super::{
+    App, Reached,
+    context::{Context, Refusal},
+};
 use crate::{
     challenge::{Challenge, NONCE, PROOF},
     problem::{Code, Problem},
@@ -51,8 +54,12 @@ pub(super) async fn admit(
         Audience::Anybody => next.run(request).await,
         Audience::Clients => match app.access.caller(borne.as_ref()) {
             Some(caller) => {
-                request.extensions_mut().insert(caller);
-                next.run(request).await
+                request.extensions_mut().insert(caller.clone());
+                let mut response = next.run(request).await;
+                if let Some(refusal) = response.extensions_mut().get_mut::<Refusal>() {
+                    refusal.client = Some(caller);
+                }
+                response
             }
             None => refuse(
                 context,
@@ -111,6 +118,5 @@ fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
 }
 
 fn refuse(context: Context, code: Code, detail: &str) -> Response {
-    tracing::debug!(request_id = %context.request_id, %code, detail, "refused");
     context.refuse(None, Problem::new(code, detail))
 }

@@ -1,6 +1,13 @@
-//! One line for each call, on the instance that received it and on the one that ran it, under the same request id.
+//! One line for each call, on the instance that received it and on the one that ran it, under the same request id; and
+//! one for each request that was refused before it was a call. Never arguments, results or tokens.
 
-use crate::{access::Caller, dispatch::Outcome, name::FunctionName};
+use axum::http::Method;
+
+use super::context::Refusal;
+use crate::{access::Caller, dispatch::Outcome, name::FunctionName, reply::Meta};
+
+/// The most bytes of a path in a line.
+const PATH: usize = 128;
 
 /// A call from a client, who it is, and what came of the call.
 pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) {
@@ -23,6 +30,23 @@ pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) 
             );
         }
     }
+}
+
+/// A request that was refused before it was a call. Its query and body are in no line.
+pub(super) fn refusal(method: &Method, path: &str, refusal: &Refusal) {
+    let Refusal { document, client } = refusal;
+    let Meta {
+        elapsed_ms,
+        request_id,
+        ..
+    } = &document.meta;
+    let client = client.as_ref().map_or("", |client| client.name());
+    let path = &path[..path.floor_char_boundary(PATH)];
+    let (status, code, executed) = (document.status, document.code, document.executed);
+    let detail = &document.detail;
+    tracing::info!(
+        client, %method, path, status, %code, %executed, detail, elapsed_ms, %request_id, "refused"
+    );
 }
 
 /// A call that a peer forwarded; the peer tells what it means for the client.

@@ -12,6 +12,7 @@ mod hygiene;
 mod internal;
 mod lines;
 mod log;
+mod metrics;
 mod openapi;
 mod reading;
 mod rpc;
@@ -30,6 +31,7 @@ use crate::{
     config::{Identity, Limits},
     dispatch::Dispatcher,
     lifecycle::Lifecycle,
+    metrics::Metrics,
     problem::{Code, Problem},
     registry::Executor,
 };
@@ -58,6 +60,8 @@ pub(crate) struct App {
     pub cluster: Arc<Cluster>,
     /// Where calls go.
     pub dispatcher: Arc<Dispatcher>,
+    /// What it counts.
+    pub metrics: Metrics,
 }
 
 /// The address by which a request reached this instance; the server puts it on every request.
@@ -80,15 +84,29 @@ pub(crate) fn internal_router(app: Arc<App>) -> Router {
     layered(app, internal())
 }
 
-/// Every layer, the outermost last.
+/// The routes of the listener for scrapers, which bear no token.
+pub(crate) fn metrics_router(app: Arc<App>) -> Router {
+    let routes = Router::new()
+        .route("/metrics", routing::get(metrics::show))
+        .route("/healthz", routing::get(reading::get_liveness))
+        .route("/readyz", routing::get(reading::get_readiness));
+    framed(app, with_fallbacks(routes))
+}
+
 fn layered(app: Arc<App>, routes: Router<Arc<App>>) -> Router {
+    let guard = middleware::from_fn_with_state(Arc::clone(&app), guard::admit);
+    framed(app, with_fallbacks(routes).layer(guard))
+}
+
+fn with_fallbacks(routes: Router<Arc<App>>) -> Router<Arc<App>> {
     routes
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
-        .layer(middleware::from_fn_with_state(
-            Arc::clone(&app),
-            guard::admit,
-        ))
+}
+
+/// The layers of every listener, the outermost last.
+fn framed(app: Arc<App>, routes: Router<Arc<App>>) -> Router {
+    routes
         .layer(middleware::from_fn(hygiene::inspect))
         .layer(middleware::from_fn_with_state(
             Arc::clone(&app),
@@ -118,6 +136,7 @@ fn internal() -> Router<Arc<App>> {
         .route("/internal/region", routing::get(internal::introduce))
         .route("/internal/functions", routing::get(internal::functions))
         .route("/internal/exec", routing::post(internal::exec))
+        .route("/metrics", routing::get(metrics::show))
 }
 
 async fn not_found(context: Context) -> axum::response::Response {

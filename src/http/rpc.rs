@@ -136,15 +136,15 @@ pub(super) async fn call_function(
         .dispatch(&target, &call, context.request_id, context.arrived)
         .instrument(span)
         .await;
+    let problem = outcome.result.as_ref().err();
+    app.metrics.calls.of_client(caller.name(), problem);
     log::call(&caller, &call.name, &outcome);
     answer::outcome(outcome)
 }
 
 /// Refuses a call outside the limits of its client.
 fn forbid(context: Context, caller: &Caller, region: Region, what: &str) -> Response {
-    let (client, request_id) = (caller.name(), &context.request_id);
-    tracing::warn!(client, %region, %request_id, "call forbidden: the client may not call {what}");
-    let detail = format!("client \"{client}\" may not call {what}");
+    let detail = format!("client \"{}\" may not call {what}", caller.name());
     context.refuse(Some(region), Problem::new(Code::Forbidden, detail))
 }
 

@@ -32,6 +32,7 @@ use crate::{
     client,
     cluster::{Cluster, Encounter, Peer},
     deadline::Deadline,
+    metrics::HopMetrics,
     name::RequestId,
     problem::{Code, Executed, Problem},
     reply::ProblemDocument,
@@ -60,6 +61,7 @@ pub(crate) struct Link {
     max_answer: usize,
     streams: Mutex<HashMap<SocketAddr, Arc<Stream>>>,
     large_results: LargeResults,
+    metrics: Arc<HopMetrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -75,6 +77,7 @@ impl Link {
         connect_timeout: Duration,
         max_result: usize,
         token: Option<&Token>,
+        metrics: Arc<HopMetrics>,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, reqwest::Error> {
@@ -88,6 +91,7 @@ impl Link {
             max_answer: max_result.saturating_add(ENVELOPE),
             streams: Mutex::default(),
             large_results: LargeResults::new(),
+            metrics,
             tasks,
             stop,
         })
@@ -181,13 +185,20 @@ impl Link {
             .header(CONTENT_TYPE, NDJSON)
             .header(FORWARDED, "1");
         let cluster = Arc::clone(&self.cluster);
-        let (stream, run) = Stream::open(request, address, self.max_answer, cluster);
+        let metrics = Arc::clone(&self.metrics);
+        let (stream, run) = Stream::open(request, address, self.max_answer, cluster, metrics);
         let stop = self.stop.clone();
         self.tasks
             .spawn(async move { stop.run_until_cancelled(run).await });
         let stream = Arc::new(stream);
         streams.insert(address, Arc::clone(&stream));
         stream
+    }
+
+    /// How many calls wait to leave.
+    pub(crate) fn queued(&self) -> usize {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.values().map(|stream| stream.queued()).sum()
     }
 
     /// What the end of a call without a result says: to its caller, and to discovery about the peer.

@@ -84,20 +84,22 @@ impl Pending {
     }
 
     /// Writes the calls that leave now, `first` and as many as `more` gives, until `out` has `enough` bytes. Those whose
-    /// caller gave up, or whose deadline passed, never leave.
+    /// caller gave up, or whose deadline passed, never leave. Tells how many left.
     pub(super) fn depart(
         &self,
         first: Queued,
         mut more: impl FnMut() -> Option<Queued>,
         out: &mut Vec<u8>,
         enough: usize,
-    ) {
+    ) -> u32 {
+        let mut left = 0;
         let mut calls = self.lock();
         let mut next = Some(first);
         while let Some(queued) = next {
-            calls.depart(queued, out);
+            left += u32::from(calls.depart(queued, out));
             next = if out.len() < enough { more() } else { None };
         }
+        left
     }
 
     /// Gives the answers that came to those who wait for them.
@@ -168,7 +170,8 @@ impl Pending {
 }
 
 impl Calls {
-    fn depart(&mut self, queued: Queued, out: &mut Vec<u8>) {
+    /// Writes a call; whether it leaves.
+    fn depart(&mut self, queued: Queued, out: &mut Vec<u8>) -> bool {
         let Queued {
             id,
             tail,
@@ -176,12 +179,13 @@ impl Calls {
             answer,
         } = queued;
         let Some(timeout_ms) = deadline.remaining_ms() else {
-            return;
+            return false;
         };
         if self.is_over || answer.is_closed() {
-            return;
+            return false;
         }
         frames::write_call(out, id, timeout_ms, &tail);
         self.by_id.insert(id, answer);
+        true
     }
 }

@@ -27,7 +27,7 @@ use super::{
     once_around,
     pending::{Answer, GivenUp, Pending, Queued},
 };
-use crate::{cluster::Cluster, deadline::Deadline};
+use crate::{cluster::Cluster, deadline::Deadline, metrics::HopMetrics};
 
 /// How many calls may wait to leave.
 const QUEUE: usize = 1024;
@@ -54,6 +54,7 @@ pub(super) struct Shared {
     pub(super) is_connected: AtomicBool,
     /// Takes no further calls.
     pub(super) retired: CancellationToken,
+    metrics: Arc<HopMetrics>,
 }
 
 impl Shared {
@@ -94,12 +95,14 @@ impl Stream {
         address: SocketAddr,
         max_answer: usize,
         cluster: Arc<Cluster>,
+        metrics: Arc<HopMetrics>,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (queue, calls) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
             pending: Pending::default(),
             is_connected: AtomicBool::new(false),
             retired: CancellationToken::new(),
+            metrics,
         });
         let hearing = Hearing::new(Arc::clone(&shared), address, cluster, max_answer);
         let request = request.body(body(calls, Arc::clone(&shared)));
@@ -109,6 +112,11 @@ impl Stream {
     /// Whether it takes calls.
     pub(super) fn is_open(&self) -> bool {
         !self.queue.is_closed() && !self.shared.retired.is_cancelled()
+    }
+
+    /// How many calls wait to leave.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
     }
 
     /// Notes that a call was not answered and nothing else was heard. The connection may be dead without our knowing:
@@ -214,7 +222,8 @@ async fn next_piece(calls: &mut mpsc::Receiver<Queued>, shared: &Shared) -> Opti
             once_around().await;
         }
         let more = || calls.try_recv().ok();
-        shared.pending.depart(first, more, &mut piece, PIECE);
+        let left = shared.pending.depart(first, more, &mut piece, PIECE);
+        shared.metrics.left_together(left);
     }
     Some(piece.into())
 }

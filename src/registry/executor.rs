@@ -11,11 +11,13 @@ use serde_json::value::RawValue;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::{self, JoinHandle},
+    time::Instant,
 };
 use tracing::{Instrument, Span};
 
 use super::{
     Block, Catalogue, Prepared, Registry, Run,
+    endings::{bounded, cut, never_started, panicked, stopped, timed_out},
     memory::{self, Memory, Outcome, Recall},
 };
 use crate::{
@@ -23,8 +25,9 @@ use crate::{
     config::Limits,
     deadline::Deadline,
     lifecycle::{InFlight, Lifecycle},
+    metrics::FunctionMetrics,
     name::{FunctionName, IdempotencyKey},
-    problem::{Code, Executed, FunctionError, Problem},
+    problem::{Code, FunctionError, Problem},
 };
 
 /// How many blocking functions run at once, each on a thread of its own; more wait for their turn.
@@ -37,6 +40,7 @@ pub(crate) struct Executor {
     catalogue: Catalogue,
     limits: Limits,
     lifecycle: Arc<Lifecycle>,
+    metrics: Arc<FunctionMetrics>,
     slots: Arc<Semaphore>,
     threads: Arc<Semaphore>,
     memory: Arc<Memory>,
@@ -61,12 +65,18 @@ enum Ended {
 
 impl Executor {
     /// An executor of `registry`'s functions under `limits`.
-    pub(crate) fn new(registry: Registry, limits: Limits, lifecycle: Arc<Lifecycle>) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        limits: Limits,
+        lifecycle: Arc<Lifecycle>,
+        metrics: Arc<FunctionMetrics>,
+    ) -> Self {
         Self {
             catalogue: registry.catalogue(),
             registry,
             limits,
             lifecycle,
+            metrics,
             slots: Arc::new(Semaphore::new(limits.max_in_flight)),
             threads: Arc::new(Semaphore::new(BLOCKING)),
             memory: Arc::new(Memory::new()),
@@ -76,6 +86,11 @@ impl Executor {
     /// The names of the functions.
     pub(crate) fn catalogue(&self) -> &Catalogue {
         &self.catalogue
+    }
+
+    /// How many functions run now.
+    pub(crate) fn running(&self) -> usize {
+        self.limits.max_in_flight - self.slots.available_permits()
     }
 
     /// Runs `call` and waits for its result until `deadline`, when the function is dropped. A repeat of a call with
@@ -146,70 +161,91 @@ impl Executor {
     }
 }
 
-/// A call whose function has started.
-struct Running {
-    run: Stage,
-    name: FunctionName,
-    max_result: usize,
-}
-
-/// A function that ended at once, or goes on in a task of its own; `None` when it panicked.
-enum Stage {
-    Ended(Option<Ended>),
-    Task(JoinHandle<Option<Ended>>),
+/// A call whose function has started: it ended at once, or goes on in a task of its own.
+enum Running {
+    Ended(Outcome),
+    Task(JoinHandle<Outcome>),
 }
 
 impl Running {
     async fn start(executor: &Executor, call: &Call, deadline: Deadline) -> Result<Self, Problem> {
-        let held = executor.hold()?;
-        if deadline.has_passed() {
-            return Err(never_started(&call.name));
-        }
-        let run = match prepare(&executor.registry, call)? {
-            Prepared::Async(run) => begin(run_async(run, held, deadline)).await,
-            Prepared::Blocking(block) => {
-                let threads = Arc::clone(&executor.threads);
-                begin(run_blocking(block, held, threads, deadline)).await
+        let ready = match ready(executor, call, deadline) {
+            Ok(ready) => ready,
+            Err(problem) => {
+                executor.metrics.refused(&call.name, &problem);
+                return Err(problem);
             }
         };
-        Ok(Self {
-            run,
+        let account = Account {
             name: call.name.clone(),
             max_result: executor.limits.max_result,
+            metrics: Arc::clone(&executor.metrics),
+            started: Instant::now(),
+        };
+        Ok(match ready {
+            (Prepared::Async(run), held) => begin(run_async(run, held, deadline), account).await,
+            (Prepared::Blocking(block), held) => {
+                let threads = Arc::clone(&executor.threads);
+                begin(run_blocking(block, held, threads, deadline), account).await
+            }
         })
     }
 
     async fn outcome(self) -> Outcome {
-        let Self {
-            run,
-            name,
-            max_result,
-        } = self;
-        let ended = match run {
-            Stage::Ended(ended) => ended,
-            Stage::Task(task) => match task.await {
-                Ok(ended) => ended,
-                Err(_) => return Err(stopped()),
-            },
-        };
-        match ended {
+        match self {
+            Self::Ended(outcome) => outcome,
+            Self::Task(task) => task.await.unwrap_or_else(|_| Err(stopped())),
+        }
+    }
+}
+
+/// What is needed to tell how a function ended, also when nobody waits for it any more.
+struct Account {
+    name: FunctionName,
+    max_result: usize,
+    metrics: Arc<FunctionMetrics>,
+    started: Instant,
+}
+
+impl Account {
+    /// The outcome of a function that `ended`, or panicked.
+    fn close(self, ended: Option<Ended>) -> Outcome {
+        let (name, max_result) = (&self.name, self.max_result);
+        let outcome = match ended {
             Some(Ended::Done(Ok(result))) => bounded(result, max_result),
             Some(Ended::Done(Err(error))) => Err(Problem::function_failed(cut(error, max_result))),
-            Some(Ended::NeverStarted) => Err(never_started(&name)),
-            Some(Ended::TimedOut) => Err(timed_out(&name)),
-            None => Err(panicked(&name)),
-        }
+            Some(Ended::NeverStarted) => Err(never_started(name)),
+            Some(Ended::TimedOut) => Err(timed_out(name)),
+            None => Err(panicked(name)),
+        };
+        let problem = outcome.as_ref().err();
+        self.metrics.ended(name, problem, self.started.elapsed());
+        outcome
     }
 }
 
 /// Starts a function where it is called, and moves it into a task of its own if it has to wait: most need not, and a
 /// task costs more than they do.
-async fn begin(run: impl Future<Output = Ended> + Send + 'static) -> Stage {
-    let mut run = Box::pin(AssertUnwindSafe(run).catch_unwind().map(Result::ok));
+async fn begin(run: impl Future<Output = Ended> + Send + 'static, account: Account) -> Running {
+    let run = AssertUnwindSafe(run).catch_unwind();
+    let mut run = Box::pin(run.map(|ended| account.close(ended.ok())));
     match future::poll_immediate(&mut run).await {
-        Some(ended) => Stage::Ended(ended),
-        None => Stage::Task(task::spawn(run.in_current_span())),
+        Some(outcome) => Running::Ended(outcome),
+        None => Running::Task(task::spawn(run.in_current_span())),
     }
+}
+
+/// A place for the call, and what is to be run.
+fn ready(
+    executor: &Executor,
+    call: &Call,
+    deadline: Deadline,
+) -> Result<(Prepared, Held), Problem> {
+    let held = executor.hold()?;
+    if deadline.has_passed() {
+        return Err(never_started(&call.name));
+    }
+    Ok((prepare(&executor.registry, call)?, held))
 }
 
 /// Reads the arguments. That is code of the function's author as well, when a type brings its own `Deserialize`.
@@ -249,50 +285,4 @@ async fn run_blocking(
         Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Some(Err(_)) | None => Ended::TimedOut,
     }
-}
-
-fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
-    let size = result.get().len();
-    if size <= limit {
-        return Ok(result);
-    }
-    let message = format!("the result has {size} bytes, more than the {limit} of RPC_MAX_RESULT");
-    Err(Problem::function_failed(FunctionError::new(
-        "ResultTooLarge",
-        message,
-    )))
-}
-
-/// A function's own error within the limit that its result has.
-fn cut(error: FunctionError, limit: usize) -> FunctionError {
-    let data = error.data.as_ref().map_or(0, |data| data.get().len());
-    if error.kind.len() + error.message.len() + data <= limit {
-        return error;
-    }
-    let message =
-        format!("the function's error is larger than the {limit} bytes of RPC_MAX_RESULT");
-    FunctionError::new("ErrorTooLarge", message)
-}
-
-fn never_started(name: &FunctionName) -> Problem {
-    Problem::new(
-        Code::DeadlineExceeded,
-        format!("the deadline passed before {name} started"),
-    )
-}
-
-fn timed_out(name: &FunctionName) -> Problem {
-    let detail = format!("{name} was still running at the deadline");
-    Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe)
-}
-
-fn panicked(name: &FunctionName) -> Problem {
-    Problem::new(
-        Code::FunctionPanicked,
-        format!("{name} panicked; the instance's log has the cause"),
-    )
-}
-
-fn stopped() -> Problem {
-    Problem::new(Code::Internal, "the runtime stopped while the function ran")
 }

@@ -4,6 +4,7 @@
 mod args;
 mod builtin;
 mod catalogue;
+mod endings;
 mod executor;
 mod memory;
 

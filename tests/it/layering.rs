@@ -19,6 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["config"],
     &["lifecycle"],
     &["client"],
+    &["metrics"],
     &["registry"],
     &["cluster"],
     &["link"],

@@ -40,6 +40,7 @@ mod failover;
 mod idempotency;
 mod layering;
 mod logs;
+mod metrics;
 mod openapi;
 mod outages;
 mod proof;

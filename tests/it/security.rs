@@ -329,7 +329,7 @@ async fn a_client_calls_what_its_limits_name() {
         let log = instance.log();
         log.lines().filter(|line| line.contains(what)).count()
     };
-    let told = async || (lines(r#""client":"desk""#), lines("call forbidden"));
+    let told = async || (lines(r#""client":"desk""#), lines(r#""code":"forbidden""#));
     eventually("a line for each call", told, |told| *told == (6, 4)).await;
     let log = instance.log();
     assert!(!log.contains(DESK) && !log.contains(SHOP), "{log}");

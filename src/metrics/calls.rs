@@ -1,0 +1,92 @@
+//! Calls as their callers see them: what came of each, how long it took, how often it was tried again; and requests that
+//! were refused before they were calls.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+
+use super::{
+    labels::{Client, Outcome, Refusal, Target},
+    timed::Timed,
+};
+use crate::{
+    problem::{Code, Problem},
+    region::Region,
+};
+
+/// Who calls without a token, where none is asked for.
+const ANONYMOUS: &str = "anonymous";
+
+/// Calls that this instance took from clients, and from its own program.
+#[derive(Debug)]
+pub(crate) struct CallMetrics {
+    calls: Timed<Target>,
+    failovers: Family<Target, Counter>,
+    clients: Family<(Client, Outcome), Counter>,
+    refused: Family<Refusal, Counter>,
+}
+
+impl CallMetrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let calls = Timed::register(
+            registry,
+            (
+                "calls",
+                "Calls that this instance took, by the region they are for and what came of them",
+            ),
+            (
+                "call_duration",
+                "Time from a call's arrival here to its answer",
+            ),
+        );
+        let failovers = Family::default();
+        let help = "Attempts after the first one of a call";
+        registry.register("failovers", help, failovers.clone());
+        let clients = Family::default();
+        let help = "Calls by HTTP, by the client that made them and what came of them";
+        registry.register("client_calls", help, clients.clone());
+        let refused = Family::default();
+        let help = "Requests that were answered with a problem before they were calls";
+        registry.register("refused_requests", help, refused.clone());
+        Self {
+            calls,
+            failovers,
+            clients,
+            refused,
+        }
+    }
+
+    /// Counts a call for `region`, which is `None` where no instance was ever seen in it.
+    pub(crate) fn ended(
+        &self,
+        region: Option<&Region>,
+        problem: Option<&Problem>,
+        attempts: u32,
+        elapsed: Duration,
+    ) {
+        let target = Target::new(region);
+        self.calls.ended(&target, problem, elapsed);
+        if attempts > 1 {
+            let failovers = self.failovers.get_or_create(&target);
+            failovers.inc_by(u64::from(attempts - 1));
+        }
+    }
+
+    /// Counts a call of the client `name`, which is empty where no token is asked for.
+    pub(crate) fn of_client(&self, name: &str, problem: Option<&Problem>) {
+        let client = if name.is_empty() { ANONYMOUS } else { name };
+        let client = Client {
+            client: client.to_owned(),
+        };
+        let labels = (client, Outcome::of(problem));
+        self.clients.get_or_create(&labels).inc();
+    }
+
+    /// Counts a request that was refused before it was a call.
+    pub(crate) fn refused(&self, code: Code) {
+        self.refused.get_or_create(&Refusal::new(code)).inc();
+    }
+}
