@@ -1,5 +1,6 @@
 //! Logs of `fly-rpc serve`: lines for people on a terminal, JSON lines elsewhere, always on stderr, written by a thread
-//! of their own. A call never waits for whoever reads the log: when nobody does, lines are lost and counted.
+//! of their own. A call never waits for whoever reads the log: when nobody does, lines are lost and counted. SIGUSR1 lets
+//! everything through, and the next one no more than before.
 
 mod fields;
 
@@ -15,7 +16,9 @@ use std::{
 };
 
 use tokio::time::Instant;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+};
 
 use self::fields::JsonSpanFields;
 
@@ -45,31 +48,61 @@ struct Log {
 #[must_use = "the last lines of the log are written when this is dropped"]
 pub(crate) struct Guard(Log);
 
-/// Sends logs that pass `filter` to stderr, panics among them; once in a process.
+/// Changes which lines are written.
+pub(crate) struct Volume {
+    filter: reload::Handle<EnvFilter, Registry>,
+    usual: String,
+    is_loud: bool,
+}
+
+/// What is let through when somebody wants to see more than usual.
+const LOUD: &str = "debug";
+
+/// Sends logs that pass `usual` to stderr, panics among them; once in a process.
 ///
 /// # Errors
 /// No thread can be started.
-pub(crate) fn init(filter: &str) -> io::Result<Guard> {
+pub(crate) fn init(usual: &str) -> io::Result<(Guard, Volume)> {
     let log = Log::start(io::stderr())?;
     let lines = log.clone();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
+    let (filter, handle) = reload::Layer::new(EnvFilter::new(usual));
+    let format = fmt::layer()
         // Its own complaints would go to the stderr that just failed, and panic there.
         .log_internal_errors(false)
         .with_writer(move || lines.clone())
         .with_target(false);
-    if io::stderr().is_terminal() {
-        builder.init();
+    let format = if io::stderr().is_terminal() {
+        format.boxed()
     } else {
-        builder
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .fmt_fields(JsonSpanFields)
-            .init();
-    }
+        let json = format.json().flatten_event(true).with_span_list(false);
+        json.fmt_fields(JsonSpanFields).boxed()
+    };
+    tracing_subscriber::registry()
+        .with(format.with_filter(filter))
+        .init();
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
-    Ok(Guard(log))
+    let volume = Volume {
+        filter: handle,
+        usual: usual.to_owned(),
+        is_loud: false,
+    };
+    Ok((Guard(log), volume))
+}
+
+impl Volume {
+    /// Lets everything through, or no more than usual again.
+    pub(crate) fn toggle(&mut self) {
+        self.is_loud = !self.is_loud;
+        let filter = if self.is_loud { LOUD } else { &self.usual };
+        if !self.is_loud {
+            tracing::info!(filter, "log filter changed");
+        }
+        // The filter is gone only when the subscriber is, and then there is no log.
+        let _ = self.filter.reload(EnvFilter::new(filter));
+        if self.is_loud {
+            tracing::info!(filter, "log filter changed");
+        }
+    }
 }
 
 impl Log {

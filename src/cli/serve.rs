@@ -4,10 +4,13 @@ use std::{future, io::Read};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Failure, print};
 use crate::{
-    Config, Drained, Instance, Registry, SETTINGS, StartError, signal::Signals, telemetry,
+    Config, Drained, Instance, Registry, SETTINGS, StartError,
+    signal::{self, Signals},
+    telemetry,
 };
 
 const UNTIL_STDIN_CLOSES: &str = "until-stdin-closes";
@@ -72,7 +75,14 @@ impl FromArgMatches for ServeArgs {
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::from_env_and_flags(args.flags.into_iter());
     let config = config.map_err(|error| Failure::Usage(error.to_string()))?;
-    let _log = telemetry::init(&config.log)?;
+    let (_log, mut volume) = telemetry::init(&config.log)?;
+    let mut more_log = signal::more_log()?;
+    let listening = tokio::spawn(async move {
+        while more_log.recv().await.is_some() {
+            volume.toggle();
+        }
+    });
+    let _listening = AbortOnDropHandle::new(listening);
     // Before anybody is told that it listens: a signal from then on drains it.
     let signals = Signals::listen()?;
     let instance = Instance::start(config, Registry::builtin())

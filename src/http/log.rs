@@ -4,7 +4,13 @@
 use axum::http::Method;
 
 use super::context::Refusal;
-use crate::{access::Caller, dispatch::Outcome, name::FunctionName, reply::Meta};
+use crate::{
+    access::Caller,
+    dispatch::Outcome,
+    name::{FunctionName, RequestId},
+    region::Region,
+    reply::Meta,
+};
 
 /// The most bytes of a path in a line.
 const PATH: usize = 128;
@@ -21,7 +27,9 @@ pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) 
     let (attempts, elapsed_ms, request_id) = (meta.attempts, meta.elapsed_ms, &meta.request_id);
     match result {
         Ok(_) => {
-            tracing::info!(client, %function, region, instance, attempts, elapsed_ms, %request_id, "call")
+            tracing::info!(
+                client, %function, region, instance, executed = "yes", attempts, elapsed_ms, %request_id, "call"
+            );
         }
         Err(problem) => {
             let (code, executed, detail) = (problem.code, problem.executed, &problem.detail);
@@ -30,6 +38,17 @@ pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) 
             );
         }
     }
+}
+
+/// A call whose client went away before there was an answer; what runs, runs on.
+pub(super) fn abandoned(
+    caller: &Caller,
+    function: &FunctionName,
+    region: &Region,
+    request_id: &RequestId,
+) {
+    let client = caller.name();
+    tracing::warn!(client, %function, %region, executed = "maybe", %request_id, "call abandoned");
 }
 
 /// A request that was refused before it was a call. Its query and body are in no line.

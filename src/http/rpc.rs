@@ -9,6 +9,7 @@ use axum::{
     http::HeaderMap,
     response::Response,
 };
+use scopeguard::ScopeGuard;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tracing::Instrument;
@@ -131,11 +132,17 @@ pub(super) async fn call_function(
         return forbid(context, &caller, region, "this function");
     }
     let span = context.request_id.span();
+    let request_id = context.request_id.clone();
+    let awaited = scopeguard::guard((), |()| {
+        app.metrics.calls.abandoned();
+        log::abandoned(&caller, &call.name, &region, &request_id);
+    });
     let outcome = app
         .dispatcher
         .dispatch(&target, &call, context.request_id, context.arrived)
         .instrument(span)
         .await;
+    ScopeGuard::into_inner(awaited);
     let problem = outcome.result.as_ref().err();
     app.metrics.calls.of_client(caller.name(), problem);
     log::call(&caller, &call.name, &outcome);

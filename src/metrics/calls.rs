@@ -27,6 +27,7 @@ pub(crate) struct CallMetrics {
     failovers: Family<Target, Counter>,
     clients: Family<(Client, Outcome), Counter>,
     refused: Family<Refusal, Counter>,
+    abandoned: Counter,
 }
 
 impl CallMetrics {
@@ -51,11 +52,15 @@ impl CallMetrics {
         let refused = Family::default();
         let help = "Requests that were answered with a problem before they were calls";
         registry.register("refused_requests", help, refused.clone());
+        let abandoned = Counter::default();
+        let help = "Calls by HTTP whose client went away before there was an answer";
+        registry.register("abandoned_calls", help, abandoned.clone());
         Self {
             calls,
             failovers,
             clients,
             refused,
+            abandoned,
         }
     }
 
@@ -83,6 +88,11 @@ impl CallMetrics {
         };
         let labels = (client, Outcome::of(problem));
         self.clients.get_or_create(&labels).inc();
+    }
+
+    /// Counts a call whose client went away.
+    pub(crate) fn abandoned(&self) {
+        self.abandoned.inc();
     }
 
     /// Counts a request that was refused before it was a call.

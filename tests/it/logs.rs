@@ -115,3 +115,177 @@ async fn a_failed_attempt_is_logged_under_the_request_id_and_its_cause_beside_it
     );
     assert_eq!(lines(iad, "call failed", "the-one").await.len(), 1);
 }
+
+/// The lines with `message` that `instance` wrote, once there is one.
+async fn told(instance: &Process, message: &str) -> Vec<Value> {
+    let found = async || {
+        let log = instance.log();
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines
+            .filter(|line| line["message"] == message)
+            .collect::<Vec<_>>()
+    };
+    eventually(message, found, |found| !found.is_empty()).await
+}
+
+/// The members of `line` that do not differ from one run to the next.
+fn timeless(mut line: Value) -> Value {
+    let members = line.as_object_mut().unwrap();
+    for member in ["timestamp", "elapsed_ms", "request_id"] {
+        members.remove(member).unwrap();
+    }
+    line
+}
+
+#[tokio::test]
+async fn a_call_and_a_refusal_are_a_line_each() {
+    let cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 1)
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    iad.call("syd", "String.upcase", json!(["fly"])).await;
+    iad.call("syd", "Kernel.raise", json!(["boom"])).await;
+    iad.post("/rpc/syd?key=value", "{").await;
+    iad.get("/nowhere").await;
+    let call = told(iad, "call").await.into_iter().map(timeless);
+    let expected = json!({
+        "level": "INFO", "message": "call", "client": "", "function": "String.upcase", "region": "syd",
+        "instance": "syd-1", "executed": "yes", "attempts": 1,
+    });
+    assert_eq!(call.collect::<Vec<_>>(), [expected]);
+    let failed = told(iad, "call failed").await.into_iter().map(timeless);
+    let expected = json!({
+        "level": "WARN", "message": "call failed", "client": "", "function": "Kernel.raise", "region": "syd",
+        "instance": "syd-1", "code": "function_failed", "executed": "yes", "attempts": 1,
+        "detail": "the function returned an error of kind \"RuntimeError\"",
+    });
+    assert_eq!(failed.collect::<Vec<_>>(), [expected]);
+    let paths = async || {
+        let refused = told(iad, "refused").await;
+        let told = |line: &Value| {
+            (
+                line["path"].clone(),
+                line["code"].clone(),
+                line["status"].clone(),
+            )
+        };
+        refused.iter().map(told).collect::<Vec<_>>()
+    };
+    let expected = [
+        (json!("/rpc/syd"), json!("invalid_json"), json!(400)),
+        (json!("/nowhere"), json!("not_found"), json!(404)),
+    ];
+    eventually("both refusals", paths, |refused| *refused == expected).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_changes_its_state_is_a_line_with_the_reason() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 1)
+        .start()
+        .await;
+    cluster.instance("syd-1").kill();
+    cluster.instance_mut("syd-1").ended().await;
+    let iad = cluster.instance("iad-1");
+    let changes = async || {
+        let changed = told(iad, "peer changed").await;
+        let told = |line: &Value| {
+            let text = |member: &str| line[member].as_str().unwrap().to_owned();
+            (text("instance"), text("state"), text("reason"))
+        };
+        changed.iter().map(told).collect::<Vec<_>>()
+    };
+    let changes = eventually("two changes", changes, |changes| changes.len() == 2).await;
+    let found = ("syd-1", "ready", "it answered the probe");
+    let told = |(instance, state, reason): &(String, String, String)| {
+        (instance.clone(), state.clone(), reason.clone())
+    };
+    assert_eq!(
+        told(&changes[0]),
+        (found.0.to_owned(), found.1.to_owned(), found.2.to_owned())
+    );
+    let (instance, state, reason) = told(&changes[1]);
+    assert_eq!((instance.as_str(), state.as_str()), ("syd-1", "suspect"));
+    assert!(reason.contains("Connection refused"), "{reason}");
+}
+
+#[tokio::test]
+async fn arguments_results_and_tokens_are_in_no_line() {
+    const SECRET: &str = "5ecre7-0123456789abcdef0123456789abcdef";
+    let mut cluster = Cluster::builder()
+        .region("iad", 0)
+        .set("RPC_TOKEN", SECRET)
+        .set("RPC_CLIENT_TOKENS", &format!("shop:{SECRET}-shop"))
+        .set("RPC_LOG", "trace")
+        .start()
+        .await;
+    cluster.add("iad").await;
+    cluster.add("syd").await;
+    cluster.announce_all();
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let ask = async |region: &str, body: Value| {
+        let request = iad
+            .request(&format!("/rpc/{region}"), &body.to_string())
+            .bearer_auth(format!("{SECRET}-shop"))
+            .header("idempotency-key", format!("{SECRET}-key"));
+        answer(request).await.unwrap()
+    };
+    let call = |function: &str, args: Value| json!({"module": "String", "function": function, "args": args});
+    let found = async || ask("syd", call("upcase", json!([SECRET]))).await;
+    let upcased = eventually("syd", found, |answer| answer.status == 200).await;
+    assert_eq!(upcased.result(), &SECRET.to_uppercase());
+    ask("syd", call("upcase", json!([SECRET, SECRET]))).await;
+    ask("iad", call("upcase", json!({ SECRET: 1 }))).await;
+    let raised = json!({"module": "Kernel", "function": "raise", "args": [SECRET]});
+    ask("iad", raised).await;
+    let refused = iad.request("/rpc/syd", SECRET).bearer_auth(SECRET);
+    assert_eq!(
+        answer(refused).await.unwrap().problem().1,
+        "unauthenticated"
+    );
+    told(iad, "refused").await;
+    for instance in [iad, syd] {
+        let log = instance.log().to_lowercase();
+        let line = log.lines().find(|line| line.contains(SECRET));
+        assert_eq!(line, None);
+        assert!(log.contains(r#""level":"trace""#), "trace lines are there");
+    }
+}
+
+#[tokio::test]
+async fn a_signal_lets_more_lines_through_and_the_next_one_no_more_than_before() {
+    let local = Process::start(&Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_LOG", "warn".to_owned()),
+    ]))
+    .await;
+    let call = async |id: &str| {
+        let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
+        let request = local.request("/rpc/local", call).header("x-request-id", id);
+        answer(request).await.unwrap().result().clone()
+    };
+    let changes = async || {
+        let log = local.log();
+        log.lines()
+            .filter(|line| line.contains("log filter changed"))
+            .count()
+    };
+    call("before").await;
+    local.toggle_log();
+    eventually("the filter's change", &changes, |count| *count == 1).await;
+    call("between").await;
+    local.toggle_log();
+    eventually("the filter's change back", &changes, |count| *count == 2).await;
+    call("after").await;
+    local.terminate();
+    let mut local = local;
+    local.ended().await;
+    let log = local.log();
+    let is_there = ["before", "between", "after"].map(|id| log.contains(id));
+    assert_eq!(is_there, [false, true, false], "{log}");
+}

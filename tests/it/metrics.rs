@@ -167,6 +167,9 @@ async fn a_function_whose_client_went_away_is_counted_when_it_ends() {
     assert_eq!(during["fly_rpc_running_limit"], 1024.0);
     held.abort();
     held.await.unwrap_err();
+    let abandoned = async || scrape(iad).await["fly_rpc_abandoned_calls_total"];
+    eventually("the client's leaving", abandoned, |count| *count == 1.0).await;
+    assert!(iad.log().contains("call abandoned"), "{}", iad.log());
     cluster.release("held");
     let ended = [(r#"function="Test.block",code="ok",executed="yes""#, 1.0)];
     let after = eventually(

@@ -168,6 +168,11 @@ impl Process {
         self.signal(Signal::SIGINT);
     }
 
+    /// Sends SIGUSR1: its log lets everything through, or no more than usual again.
+    pub(crate) fn toggle_log(&self) {
+        self.signal(Signal::SIGUSR1);
+    }
+
     /// Sends SIGKILL: gone at once.
     pub(crate) fn kill(&self) {
         self.signal(Signal::SIGKILL);
