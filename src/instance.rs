@@ -89,6 +89,7 @@ impl Instance {
             discovery,
             timeouts,
             connect_timeout,
+            route,
             limits,
             drain,
             ..
@@ -136,6 +137,7 @@ impl Instance {
             access,
             address: internal_address,
             timeouts,
+            route,
             limits,
             lifecycle: Arc::clone(&lifecycle),
             executor,

@@ -8,7 +8,8 @@
 //!
 //! # Layers
 //! A file uses only what stands before it: name, region, token, access, challenge, deadline, json, problem → call,
-//! reply, config, lifecycle, client → metrics → registry → cluster → link → dispatch → http → server → rpc → instance → cli.
+//! reply, config, replay, lifecycle, client → metrics → registry → cluster → link → dispatch → http → server → rpc →
+//! instance → cli.
 //!
 //! # Invariants
 //! 1. The layers above, `axum` only in `http/` and `server.rs`, `reqwest` only in `client.rs`, `link/`, the prober and
@@ -55,6 +56,7 @@ mod name;
 mod problem;
 mod region;
 mod registry;
+mod replay;
 mod reply;
 mod rpc;
 mod server;
@@ -67,8 +69,8 @@ pub use self::{
     call::Timeouts,
     cluster::DiscoveryError,
     config::{
-        Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, SETTINGS,
-        Setting,
+        Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Route,
+        SETTINGS, Setting,
     },
     http::openapi_json,
     instance::{Instance, StartError},

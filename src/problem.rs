@@ -97,6 +97,8 @@ codes! {
     NotFound "not_found" 404 No "No such route";
     /// The route exists, for other methods.
     MethodNotAllowed "method_not_allowed" 405 No "Method is not allowed on this route";
+    /// Fly Proxy is asked to replay the request in another region; only who is not behind it sees this.
+    Replay "replay" 409 No "Fly Proxy is asked to replay the request";
     /// The body is larger than `RPC_MAX_BODY`.
     BodyTooLarge "body_too_large" 413 No "Body is too large";
     /// The content type is not JSON, or the body is encoded.

@@ -21,6 +21,9 @@ pub(super) fn next(code: Code, executed: Executed) -> &'static str {
         | Code::UnsupportedMediaType
         | Code::WrongRegion
         | Code::LoopDetected => "is the URL that of a fly-rpc instance of this release?",
+        Code::Replay => {
+            "nothing ran: the instance is not behind Fly Proxy; set its RPC_ROUTE to proxy or auto"
+        }
         Code::IdempotencyMismatch => "use another key for another call",
         Code::FunctionFailed => "it ran: what to do about its error is the function's affair",
         Code::FunctionPanicked => "it ran: the log of the instance has the cause",

@@ -15,7 +15,7 @@ use self::values::{
     host_and_port, is_ours, log_filter, port, region, size, truth, word,
 };
 pub use self::{
-    parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits},
+    parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Route},
     settings::{SETTINGS, Setting},
 };
 use crate::{
@@ -126,6 +126,7 @@ impl Config {
             connect_timeout: values
                 .get("RPC_CONNECT_TIMEOUT", duration)?
                 .unwrap_or(default.connect_timeout),
+            route: values.get("RPC_ROUTE", word)?.unwrap_or(default.route),
             limits: Limits {
                 max_body: values
                     .get("RPC_MAX_BODY", size)?

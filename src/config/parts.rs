@@ -2,7 +2,12 @@
 
 use std::{net::SocketAddr, str::FromStr, time::Duration};
 
-use crate::{access::Access, call::Timeouts, name::InstanceId, region::Region};
+use crate::{
+    access::Access,
+    call::Timeouts,
+    name::{InstanceId, InvalidName},
+    region::Region,
+};
 
 /// Who this instance is.
 #[derive(Clone, Debug)]
@@ -28,6 +33,31 @@ pub enum DnsName {
     Service(String),
     /// A peer's address, not resolved.
     Address(SocketAddr),
+}
+
+/// How a call that a client asks of one region gets to another.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Route {
+    /// Over a link: the instance asked forwards it.
+    #[default]
+    Proxy,
+    /// By an answer with `fly-replay`, on which Fly Proxy sends the request once more to the other region.
+    Replay,
+    /// As `Replay` where the request came through Fly Proxy, else as `Proxy`.
+    Auto,
+}
+
+impl FromStr for Route {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        match text {
+            "proxy" => Ok(Self::Proxy),
+            "replay" => Ok(Self::Replay),
+            "auto" => Ok(Self::Auto),
+            _ => Err(InvalidName::new("a route", "proxy, replay or auto")),
+        }
+    }
 }
 
 /// How peers are found.
@@ -82,6 +112,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// The longest wait for a connection to a peer.
     pub connect_timeout: Duration,
+    /// How calls for other regions get there, unless a request says otherwise.
+    pub route: Route,
     /// What this instance takes on.
     pub limits: Limits,
     /// How it stops.
@@ -117,6 +149,7 @@ impl Default for Config {
                 max: Duration::from_secs(60),
             },
             connect_timeout: Duration::from_secs(1),
+            route: Route::default(),
             limits: Limits {
                 max_body: 1 << 20,
                 max_result: 8 << 20,

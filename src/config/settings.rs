@@ -130,6 +130,13 @@ pub const SETTINGS: &[Setting] = &[
         "the longest wait for a connection to a peer",
     ),
     setting(
+        "RPC_ROUTE",
+        "route",
+        "proxy|replay|auto",
+        "proxy",
+        "how calls for other regions get there: forwarded, or replayed by Fly Proxy",
+    ),
+    setting(
         "RPC_TOKEN",
         "",
         "TOKEN,…",

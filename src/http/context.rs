@@ -22,6 +22,7 @@ use crate::{
     name::RequestId,
     problem::{Code, Problem},
     region::Region,
+    replay,
     reply::{Meta, ProblemDocument},
 };
 
@@ -36,9 +37,10 @@ pub(super) struct Context {
 
 impl Context {
     fn of(headers: &HeaderMap) -> Self {
-        let kept = headers
-            .get(REQUEST_ID)
-            .and_then(|id| id.to_str().ok()?.parse().ok());
+        let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+        // A replay goes on under the id that the first instance gave the request.
+        let id = given.or_else(|| replay::state(headers));
+        let kept = id.and_then(|id| id.parse().ok());
         Self {
             request_id: kept.unwrap_or_else(RequestId::fresh),
             arrived: Instant::now(),

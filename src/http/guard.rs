@@ -17,11 +17,9 @@ use super::{
 use crate::{
     challenge::{Challenge, NONCE, PROOF},
     problem::{Code, Problem},
+    replay::came_through_fly_proxy,
     token::{Borne, Proof},
 };
-
-/// What Fly Proxy puts on every request: <https://fly.io/docs/networking/request-headers/>.
-const FLY_PROXY: [&str; 2] = ["fly-client-ip", "fly-forwarded-port"];
 
 /// Whom a route is for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -94,10 +92,6 @@ fn borne(headers: &HeaderMap) -> Option<Borne> {
         (Some(value), None) => Borne::from_authorization(value.as_bytes()),
         _ => None,
     }
-}
-
-fn came_through_fly_proxy(headers: &HeaderMap) -> bool {
-    FLY_PROXY.iter().any(|header| headers.contains_key(*header))
 }
 
 /// The answer's proof for a probe whose asker knows a token of ours, made of that very token.

@@ -51,6 +51,16 @@ pub(super) fn abandoned(
     tracing::warn!(client, %function, %region, executed = "maybe", %request_id, "call abandoned");
 }
 
+/// A call that Fly Proxy is asked to replay in `region`; the instance that gets it there tells what came of it.
+pub(super) fn replay(
+    caller: &Caller,
+    function: &FunctionName,
+    region: &Region,
+    request_id: &RequestId,
+) {
+    tracing::info!(client = caller.name(), %function, %region, %request_id, "replay");
+}
+
 /// A request that was refused before it was a call. Its query and body are in no line.
 pub(super) fn refusal(method: &Method, path: &str, refusal: &Refusal) {
     let Refusal { document, client } = refusal;

@@ -15,6 +15,7 @@ mod log;
 mod metrics;
 mod openapi;
 mod reading;
+mod replay;
 mod rpc;
 
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::{
     access::Access,
     call::Timeouts,
     cluster::Cluster,
-    config::{Identity, Limits},
+    config::{Identity, Limits, Route},
     dispatch::Dispatcher,
     lifecycle::Lifecycle,
     metrics::Metrics,
@@ -50,6 +51,8 @@ pub(crate) struct App {
     pub address: std::net::SocketAddr,
     /// How long calls may take.
     pub timeouts: Timeouts,
+    /// How calls for other regions get there.
+    pub route: Route,
     /// What it takes on.
     pub limits: Limits,
     /// How far it is on its way to stop.

@@ -15,10 +15,11 @@ use serde_json::value::RawValue;
 use tracing::Instrument;
 use utoipa::ToSchema;
 
-use super::{App, answer, body, context::Context, log, openapi::CallProblems};
+use super::{App, answer, body, context::Context, log, openapi::CallProblems, replay};
 use crate::{
     access::Caller,
     call::Call,
+    config::Route,
     link::FORWARDED,
     problem::{Code, Problem},
     region::{Region, Target},
@@ -79,6 +80,15 @@ pub(super) struct CallDocument {
             example = "order-1234"
         ),
         (
+            "rpc-route" = Option<String>,
+            Header,
+            description = "How the call gets to another region: `proxy` forwards it; `replay` answers 409 with the \
+                header `fly-replay`, on which Fly Proxy replays it there; `auto` is `replay` behind Fly Proxy, else \
+                `proxy`. What `RPC_ROUTE` says when it is not given",
+            pattern = "^(proxy|replay|auto)$",
+            example = "proxy"
+        ),
+        (
             "x-request-id" = Option<String>,
             Header,
             description = "Kept when it fits, else replaced; in the answer, and in the logs of every instance it met",
@@ -124,13 +134,19 @@ pub(super) async fn call_function(
     if !caller.may_call_in(&region) {
         return forbid(context, &caller, region, "in this region");
     }
-    let call = match read(&app, &parts.headers, body).await {
-        Ok(call) => call,
+    let received = match read(&app, &parts.headers, body).await {
+        Ok(received) => received,
         Err(problem) => return context.refuse(Some(region), problem),
     };
-    if !caller.may_call(&call.name) {
+    if !caller.may_call(&received.call.name) {
         return forbid(context, &caller, region, "this function");
     }
+    if let Some(answer) = replay::ask(&app, &context, &parts, &received, &region) {
+        log::replay(&caller, &received.call.name, &region, &context.request_id);
+        return answer;
+    }
+    let Received { call, .. } = received;
+    let arrived = replay::first_arrival(&context, &parts.headers, &call);
     let span = context.request_id.span();
     let request_id = context.request_id.clone();
     let awaited = scopeguard::guard((), |()| {
@@ -139,7 +155,7 @@ pub(super) async fn call_function(
     });
     let outcome = app
         .dispatcher
-        .dispatch(&target, &call, context.request_id, context.arrived)
+        .dispatch(&target, &call, context.request_id, arrived)
         .instrument(span)
         .await;
     ScopeGuard::into_inner(awaited);
@@ -164,13 +180,32 @@ fn target(path: &str) -> Result<Target, Problem> {
         .map_err(|_| Problem::new(Code::InvalidRegion, rule))
 }
 
-async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Call, Problem> {
+/// What a request asks for.
+pub(super) struct Received {
+    pub(super) call: Call,
+    /// How it is to get to another region.
+    pub(super) route: Route,
+    /// The bytes of its body.
+    pub(super) body: usize,
+}
+
+async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Received, Problem> {
     if headers.contains_key(FORWARDED) {
         let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
         return Err(Problem::new(Code::LoopDetected, detail));
     }
+    let route = replay::route(headers, app.route)?;
     let body = body::json(headers, body, app.limits.max_body).await?;
-    let call = Call::from_json(&body, app.timeouts)?;
+    let call = with_key(Call::from_json(&body, app.timeouts)?, headers)?;
+    Ok(Received {
+        call,
+        route,
+        body: body.len(),
+    })
+}
+
+/// `call` under the key of the request, if it has one.
+fn with_key(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
     let mut keys = headers.get_all("idempotency-key").iter();
     match (keys.next(), keys.next()) {
         (None, _) => Ok(call),

@@ -66,10 +66,7 @@ async fn stopped(id: &str, region: &str) -> Machine {
 }
 
 async fn post(proxy: &FlyProxy, length: usize) -> Answer {
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    answer(client.post(proxy.url("/")).body(vec![b'x'; length]))
-        .await
-        .unwrap()
+    answer(proxy.post("/", vec![b'x'; length])).await.unwrap()
 }
 
 /// An edge in `iad`, where `a` answers with `replay`; `b` is in `syd`, `c` in `fra` has stopped.

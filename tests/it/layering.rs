@@ -17,6 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["problem"],
     &["call", "reply"],
     &["config"],
+    &["replay"],
     &["lifecycle"],
     &["client"],
     &["metrics"],

@@ -47,6 +47,7 @@ mod openapi;
 mod outages;
 mod proof;
 mod reading;
+mod replay;
 mod rotation;
 mod security;
 mod slow;

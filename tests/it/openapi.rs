@@ -137,6 +137,7 @@ async fn the_examples_are_answers_of_a_real_cluster() {
             syd.request("/rpc/syd", &sleep.to_string()),
         ),
         ("loop_detected", with("rpc-forwarded", "1")),
+        ("replay", with("rpc-route", "replay")),
     ];
     for (code, request) in cases {
         compare(code, answer(request).await.unwrap());

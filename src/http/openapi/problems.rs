@@ -40,7 +40,7 @@ problems! {
     /// Of a call: every code that a client can meet.
     CallProblems:
         InvalidJson InvalidRequest InvalidRegion Unauthenticated Forbidden RegionUnknown InstanceUnknown FunctionUnknown MethodNotAllowed
-        BodyTooLarge UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed
+        Replay BodyTooLarge UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed
         FunctionPanicked Internal PeerUnreachable PeerLost RegionUnavailable DiscoveryPending Draining Overloaded
         DeadlineExceeded LoopDetected;
     /// Of one region.
@@ -85,6 +85,17 @@ fn response(codes: &[Code]) -> Response {
                 Type::Integer,
                 "Seconds to wait before another call; not with every code",
                 1.into(),
+            ),
+        );
+    }
+    if codes.contains(&Code::Replay) {
+        response = response.header(
+            "fly-replay",
+            header(
+                Type::String,
+                "Where Fly Proxy is to replay the request",
+                "region=syd;timeout=2500ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB"
+                    .into(),
             ),
         );
     }
@@ -182,6 +193,10 @@ fn told(code: Code) -> (u32, &'static str) {
         Code::FunctionUnknown => (1, "no function String.shout here"),
         Code::NotFound => (0, "the path and query have 10009 bytes, more than 8192"),
         Code::MethodNotAllowed => (0, "this route has other methods; see the header allow"),
+        Code::Replay => (
+            0,
+            "Fly Proxy is to replay this call in region \"syd\"; without it, send the header rpc-route: proxy",
+        ),
         Code::BodyTooLarge => (
             0,
             "the body is larger than the 1048576 bytes of RPC_MAX_BODY",

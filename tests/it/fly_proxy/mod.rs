@@ -17,7 +17,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, Uri, header},
     response::Response,
 };
-use reqwest::Client;
+use reqwest::{Client, RequestBuilder};
 use tokio::{
     net::TcpListener,
     time::{Instant, sleep, timeout_at},
@@ -57,7 +57,7 @@ pub(crate) struct Delivery {
 
 /// A running proxy at one edge; it stops when it is dropped.
 pub(crate) struct FlyProxy {
-    pub address: SocketAddr,
+    address: SocketAddr,
     edge: Arc<Edge>,
     _task: tokio_util::task::AbortOnDropHandle<()>,
 }
@@ -114,9 +114,11 @@ impl FlyProxy {
         }
     }
 
-    /// The URL of `path` at this edge.
-    pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+    /// `POST path` at this edge with a JSON text, to be completed and sent by the test.
+    pub(crate) fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
+        let url = format!("http://{}{path}", self.address);
+        let request = self.edge.client.post(url).body(body);
+        request.header("content-type", "application/json")
     }
 
     /// The deliveries since this was last asked, in their order.

@@ -1,0 +1,212 @@
+//! Calls that Fly Proxy is asked to replay in their region, instead of being forwarded from here. Decides for one request
+//! by its headers, which a client may invent: a request that claims to be a replay is forwarded, so that none can loop.
+
+use axum::{
+    http::{HeaderMap, request::Parts},
+    response::Response,
+};
+use tokio::time::Instant;
+
+use super::{App, context::Context, rpc::Received};
+use crate::{
+    call::Call,
+    config::Route,
+    deadline::Deadline,
+    problem::{Code, Problem},
+    region::Region,
+    replay::{self, Replay},
+};
+
+const ROUTE: &str = "rpc-route";
+
+/// What decides whether a call is replayed.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    route: Route,
+    is_elsewhere: bool,
+    through_proxy: bool,
+    was_replayed: bool,
+    size: usize,
+}
+
+impl Asked {
+    fn is_replayed(self) -> bool {
+        let is_wanted = match self.route {
+            Route::Proxy => false,
+            Route::Replay => true,
+            Route::Auto => self.through_proxy,
+        };
+        is_wanted && self.is_elsewhere && !self.was_replayed && self.size <= replay::MAX_REQUEST
+    }
+}
+
+/// The route that a request asks for, else the instance's.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] for a header `rpc-route` that is none, or given twice.
+pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Problem> {
+    let mut values = headers.get_all(ROUTE).iter();
+    let (Some(value), another) = (values.next(), values.next()) else {
+        return Ok(default);
+    };
+    let asked = value.to_str().ok().and_then(|text| text.parse().ok());
+    asked.filter(|_| another.is_none()).ok_or_else(|| {
+        let detail = "header rpc-route must be proxy, replay or auto, and given once";
+        Problem::new(Code::InvalidRequest, detail)
+    })
+}
+
+/// The answer that has Fly Proxy replay a call in `region`; `None` where it runs here or is forwarded from here.
+pub(super) fn ask(
+    app: &App,
+    context: &Context,
+    head: &Parts,
+    received: &Received,
+    region: &Region,
+) -> Option<Response> {
+    let Received { call, route, body } = received;
+    if *route == Route::Proxy {
+        return None;
+    }
+    let asked = Asked {
+        route: *route,
+        is_elsewhere: *region != app.identity.region && replay::is_fly_region(region),
+        through_proxy: replay::came_through_fly_proxy(&head.headers),
+        was_replayed: replay::was_replayed(&head.headers),
+        size: replay::request_size(&head.uri, &head.headers, *body),
+    };
+    let deadline = Deadline::since(context.arrived, call.timeout);
+    if !asked.is_replayed() || deadline.has_passed() {
+        return None;
+    }
+    let asks = Replay {
+        region,
+        instance: call.instance.as_ref(),
+        // Half of what is left, so that time remains to forward a call whose replay reaches nobody.
+        timeout: deadline.remaining() / 2,
+        state: context.request_id.as_str(),
+    };
+    let detail = format!(
+        "Fly Proxy is to replay this call in region \"{region}\"; without it, send the header rpc-route: proxy"
+    );
+    let problem = Problem::new(Code::Replay, detail);
+    let mut response = context.clone().refuse(Some(region.clone()), problem);
+    response.headers_mut().insert(replay::REPLAY, asks.header());
+    Some(response)
+}
+
+/// When a call arrived for the first time: what Fly Proxy spent on a replay that reached nobody is time of the call.
+pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call) -> Instant {
+    let lost = replay::time_lost(headers).min(call.timeout);
+    context.arrived.checked_sub(lost).unwrap_or(context.arrived)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_call_is_replayed_when_all_conditions_hold() {
+        let fits = Asked {
+            route: Route::Auto,
+            is_elsewhere: true,
+            through_proxy: true,
+            was_replayed: false,
+            size: 1_000_000,
+        };
+        let cases = [
+            (fits, true),
+            (
+                Asked {
+                    route: Route::Proxy,
+                    ..fits
+                },
+                false,
+            ),
+            (
+                Asked {
+                    through_proxy: false,
+                    ..fits
+                },
+                false,
+            ),
+            (
+                Asked {
+                    route: Route::Replay,
+                    through_proxy: false,
+                    ..fits
+                },
+                true,
+            ),
+            (
+                Asked {
+                    is_elsewhere: false,
+                    ..fits
+                },
+                false,
+            ),
+            (
+                Asked {
+                    was_replayed: true,
+                    ..fits
+                },
+                false,
+            ),
+            (
+                Asked {
+                    route: Route::Replay,
+                    was_replayed: true,
+                    ..fits
+                },
+                false,
+            ),
+            (
+                Asked {
+                    size: 1_000_001,
+                    ..fits
+                },
+                false,
+            ),
+            (
+                Asked {
+                    route: Route::Replay,
+                    size: 1_000_001,
+                    ..fits
+                },
+                false,
+            ),
+        ];
+        for (asked, replayed) in cases {
+            assert_eq!(asked.is_replayed(), replayed, "{asked:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever a client invents: what Fly Proxy adds to a replay stays on it, and ends it.
+        #[test]
+        fn a_replay_is_never_replayed(
+            names in prop::collection::vec("fly-[a-z-]{1,20}|rpc-route|x-[a-z]{1,8}", 0..8),
+            value in "[ -~]{0,40}",
+            added in prop::sample::select(vec!["fly-replay-src", "fly-replay-failed", "fly-replay-cache-status"]),
+        ) {
+            let mut headers = HeaderMap::new();
+            for name in names.iter().map(String::as_str).chain([added]) {
+                let name = HeaderName::try_from(name).unwrap();
+                headers.append(name, HeaderValue::try_from(value.as_str()).unwrap());
+            }
+            for route in [Route::Replay, Route::Auto, Route::Proxy] {
+                let asked = Asked {
+                    route,
+                    is_elsewhere: true,
+                    through_proxy: replay::came_through_fly_proxy(&headers),
+                    was_replayed: replay::was_replayed(&headers),
+                    size: 0,
+                };
+                prop_assert!(!asked.is_replayed());
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The words of `fly-replay`, by which Fly Proxy is asked to send a request once more to another Machine, and of the
+//! headers that tell of it: <https://fly.io/docs/networking/dynamic-request-routing/>.
+//!
+//! Whether Fly Proxy takes these headers away when a client sends them is not documented. They are believed for routing
+//! only, and only in the direction that ends it: a request that claims to be a replay is never replayed.
+
+use std::{fmt, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+
+use crate::{name::InstanceId, region::Region};
+
+/// Asks Fly Proxy, as a header of an answer, to replay the request.
+pub(crate) const REPLAY: HeaderName = HeaderName::from_static("fly-replay");
+/// On a replayed request: who asked for the replay, from where, when, and the `state` that it gave.
+const SOURCE: HeaderName = HeaderName::from_static("fly-replay-src");
+/// On a request that came back because its replay reached nobody: why, and how long that took.
+const FAILED: HeaderName = HeaderName::from_static("fly-replay-failed");
+/// On a request that was replayed without `fly-replay-src`, from the replay cache.
+const CACHED: HeaderName = HeaderName::from_static("fly-replay-cache-status");
+/// What Fly Proxy puts on every request: <https://fly.io/docs/networking/request-headers/>.
+const FLY_PROXY: [HeaderName; 2] = [
+    HeaderName::from_static("fly-client-ip"),
+    HeaderName::from_static("fly-forwarded-port"),
+];
+
+/// The largest request that Fly Proxy replays, in bytes. Its documents say 1 MB of "requests" here and 10 MB elsewhere:
+/// this is the smallest that can be meant, head included.
+pub(crate) const MAX_REQUEST: usize = 1_000_000;
+
+/// Names of three letters that stand for several regions.
+const ALIASES: [&str; 2] = ["any", "usa"];
+
+/// What Fly Proxy is asked to do: reach a Machine of the region, or come back with the request.
+#[derive(Debug)]
+pub(crate) struct Replay<'a> {
+    /// The region; one that [`is_fly_region`] likes.
+    pub region: &'a Region,
+    /// Only this Machine.
+    pub instance: Option<&'a InstanceId>,
+    /// How long to try to reach one; a request that has reached one is never cut.
+    pub timeout: Duration,
+    /// Comes back in `fly-replay-src`: characters of `[A-Za-z0-9._-]`, because how others are quoted is not documented.
+    pub state: &'a str,
+}
+
+impl fmt::Display for Replay<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "region={}", self.region)?;
+        if let Some(instance) = self.instance {
+            write!(f, ";instance={instance}")?;
+        }
+        let milliseconds = self.timeout.as_millis().max(1);
+        write!(
+            f,
+            ";timeout={milliseconds}ms;fallback=prefer_self;state={}",
+            self.state
+        )
+    }
+}
+
+impl Replay<'_> {
+    /// The value of the header `fly-replay`.
+    pub(crate) fn header(&self) -> HeaderValue {
+        HeaderValue::try_from(self.to_string())
+            .unwrap_or_else(|_| unreachable!("{self} is made of words"))
+    }
+}
+
+/// Whether Fly can have a region of this name: its codes have three letters.
+pub(crate) fn is_fly_region(region: &Region) -> bool {
+    let code = region.as_str();
+    code.len() == 3
+        && code.bytes().all(|byte| byte.is_ascii_lowercase())
+        && !ALIASES.contains(&code)
+}
+
+/// Whether a request came through Fly Proxy, or says so.
+pub(crate) fn came_through_fly_proxy(headers: &HeaderMap) -> bool {
+    FLY_PROXY.iter().any(|name| headers.contains_key(name))
+}
+
+/// Whether a request was replayed before, or came back from a replay, or says so.
+pub(crate) fn was_replayed(headers: &HeaderMap) -> bool {
+    [SOURCE, FAILED, CACHED]
+        .iter()
+        .any(|name| headers.contains_key(name))
+}
+
+/// The `state` that the replay of a request was given.
+pub(crate) fn state(headers: &HeaderMap) -> Option<&str> {
+    field(headers.get(SOURCE)?, "state")
+}
+
+/// How long Fly Proxy tried to replay a request that came back; zero where it does not say.
+pub(crate) fn time_lost(headers: &HeaderMap) -> Duration {
+    let elapsed = headers
+        .get(FAILED)
+        .and_then(|failed| field(failed, "elapsed_ms"));
+    let milliseconds = elapsed.and_then(|elapsed| elapsed.parse().ok());
+    Duration::from_millis(milliseconds.unwrap_or(0))
+}
+
+/// The value of `key` among fields `key=value`. Fly's documents separate them by `;` and by `,`.
+fn field<'a>(fields: &'a HeaderValue, key: &str) -> Option<&'a str> {
+    let mut fields = fields.to_str().ok()?.split([';', ',']).map(str::trim);
+    fields.find_map(|field| field.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// The bytes of a request with a body of `body` bytes, as it was received.
+pub(crate) fn request_size(target: &Uri, headers: &HeaderMap, body: usize) -> usize {
+    // What stands around each part on the wire: `POST  HTTP/1.1`, `: ` and line ends.
+    const LINE: usize = 24;
+    const HEADER: usize = 4;
+    let sizes = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + HEADER);
+    let target = target
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    LINE + target + sizes.sum::<usize>() + body
+}
