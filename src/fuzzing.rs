@@ -1,5 +1,5 @@
 //! What `fuzz/` calls: the readers of everything that strangers send, each with what must hold of any input. Compiled for
-//! fuzzing and, with inputs of proptest, for unit tests alone.
+//! fuzzing and, with the seeds and with inputs of proptest, for unit tests alone.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::{
     access::Client,
     call::{Call, Exec, Timeouts},
     challenge::Challenge,
-    link::Lines,
+    cluster, http, link,
     region::Target,
     token::{Borne, Proof, Token},
 };
@@ -38,37 +38,32 @@ pub fn body(body: &[u8]) {
     assert_eq!(heard.call.name, call.name);
 }
 
-/// The lines of `POST /internal/exec`: the same ones however the bytes come in.
+/// The lines of `POST /internal/exec`, both ways: the calls of a caller, and the answers of a peer.
 pub fn lines(bytes: &[u8]) {
-    let read = |size: usize| {
-        let (mut lines, mut found) = (Lines::new(1 << 10), Vec::new());
-        for piece in bytes.chunks(size) {
-            lines.push(piece);
-            loop {
-                match lines.next() {
-                    Ok(Some(line)) => {
-                        let (id, exec) = Exec::from_line(&line, TIMEOUTS);
-                        found.push((line, id, exec.is_ok()));
-                    }
-                    Ok(None) => break,
-                    Err(_) => return found,
-                }
-            }
+    for line in link::fuzzing::lines(bytes) {
+        let (id, exec) = Exec::from_line(&line, TIMEOUTS);
+        if let Ok(exec) = exec {
+            assert!(exec.call.timeout >= Duration::from_millis(1), "{id:?}");
         }
-        found
-    };
-    assert_eq!(read(1), read(bytes.len().max(1)));
+    }
+    link::fuzzing::answers(bytes);
 }
 
-/// A region in a path.
-pub fn region(text: &[u8]) {
-    let Ok(text) = std::str::from_utf8(text) else {
+/// A region, by itself and in a path.
+pub fn region(bytes: &[u8]) {
+    http::fuzzing::target(bytes);
+    let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
     if let Ok(Target::Region(region)) = text.parse() {
         assert_eq!(region.as_str(), text);
         assert!(text.len() <= 32 && !text.contains(['/', '%', '.', '\r', '\n']));
     }
+}
+
+/// An answer of DNS, to the table of peers.
+pub fn dns(bytes: &[u8]) {
+    cluster::fuzzing::dns_answer(bytes);
 }
 
 /// Everything that has to do with tokens, in headers and in settings.
@@ -96,7 +91,27 @@ pub fn tokens(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
+
+    #[test]
+    fn seeds() {
+        type Target = fn(&[u8]);
+        let targets = [
+            ("body", super::body as Target),
+            ("dns", super::dns),
+            ("lines", super::lines),
+            ("region", super::region),
+            ("tokens", super::tokens),
+        ];
+        for (name, target) in targets {
+            let seeds = format!("{}/fuzz/seeds/{name}", env!("CARGO_MANIFEST_DIR"));
+            for seed in fs::read_dir(seeds).unwrap() {
+                target(&fs::read(seed.unwrap().path()).unwrap());
+            }
+        }
+    }
 
     fn config() -> ProptestConfig {
         ProptestConfig {
@@ -114,6 +129,7 @@ mod tests {
             super::lines(&bytes);
             super::region(&bytes);
             super::tokens(&bytes);
+            super::dns(&bytes);
         }
 
         #[test]

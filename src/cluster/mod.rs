@@ -5,9 +5,12 @@ mod agenda;
 mod discovery;
 mod entry;
 mod event;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod overview;
 mod peers;
 mod probe;
+mod records;
 mod resolve;
 mod state;
 mod table;

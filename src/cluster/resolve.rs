@@ -1,26 +1,21 @@
 //! Asks DNS for the addresses of peers: A and AAAA, or SRV which also carries the port.
 //! Owns bounds and meanings of an answer; what becomes of it is the table's affair. Never asked while a call waits.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use futures_util::{StreamExt, future, stream};
 use hickory_resolver::{
     Resolver, TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig},
-    lookup::Lookup,
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
-    proto::{
-        op::ResponseCode,
-        rr::{Name, RData, rdata::SRV},
-    },
+    proto::{op::ResponseCode, rr::Name},
 };
 use tokio::time;
 
-use super::event::Resolved;
+use super::{
+    event::Resolved,
+    records::{self, Services},
+};
 use crate::config::{DiscoveryConfig, DnsName};
 
 /// How long one query may take; hickory's own defaults wait 15 s for a silent server.
@@ -78,7 +73,10 @@ impl Dns {
     pub(super) async fn resolve(&self) -> Answer {
         let names = self.names.iter().map(|name| self.resolve_in_time(name));
         let Found { addresses, error } = future::join_all(names).await.into_iter().collect();
-        let addresses: BTreeSet<_> = addresses.into_iter().filter(can_be_a_peer).collect();
+        let addresses: BTreeSet<_> = addresses
+            .into_iter()
+            .filter(records::can_be_a_peer)
+            .collect();
         let error = error.or_else(|| {
             addresses
                 .is_empty()
@@ -129,7 +127,7 @@ impl Dns {
             (a, aaaa) => [a, aaaa]
                 .into_iter()
                 .map(|lookup| match lookup {
-                    Ok(lookup) => Found::from(addresses(&lookup, port)),
+                    Ok(lookup) => Found::from(records::addresses(lookup.message(), port)),
                     Err(none) if is_an_answer(&none) => Found::default(),
                     Err(error) => Found::failed(&error),
                 })
@@ -142,20 +140,11 @@ impl Dns {
             Ok(lookup) => lookup,
             Err(error) => return Found::failed(&error),
         };
-        let brought_along = addresses_in(&lookup);
-        let (mut found, mut missing) = (Vec::new(), BTreeSet::new());
-        for SRV { target, port, .. } in services_in(&lookup) {
-            match brought_along.get(target) {
-                Some(ips) => found.extend(ips.iter().map(|ip| SocketAddr::new(*ip, *port))),
-                None => {
-                    missing.insert((target.clone(), *port));
-                }
-            }
-        }
+        let Services { known, missing } = records::services(lookup.message());
         let queries = stream::iter(missing).map(|(target, port)| self.resolve_host(target, port));
         let answers: Vec<Found> = queries
             .buffer_unordered(CONCURRENT_TARGETS)
-            .chain(stream::iter([Found::from(found)]))
+            .chain(stream::iter([Found::from(known)]))
             .collect()
             .await;
         answers.into_iter().collect()
@@ -204,49 +193,12 @@ fn is_an_answer(error: &NetError) -> bool {
         if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain))
 }
 
-fn addresses(lookup: &Lookup, port: u16) -> Vec<SocketAddr> {
-    lookup
-        .answers()
-        .iter()
-        .filter_map(|record| record.data.ip_addr())
-        .map(|ip| SocketAddr::new(ip.to_canonical(), port))
-        .collect()
-}
-
 fn name_server(server: SocketAddr) -> NameServerConfig {
     let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
     for connection in &mut connections {
         connection.port = server.port();
     }
     NameServerConfig::new(server.ip(), true, connections)
-}
-
-fn services_in(lookup: &Lookup) -> impl Iterator<Item = &SRV> {
-    lookup
-        .answers()
-        .iter()
-        .filter_map(|record| match &record.data {
-            RData::SRV(service) => Some(service),
-            _ => None,
-        })
-}
-
-/// The addresses of targets that the server sent along with the SRV records (RFC 2782, additional data).
-fn addresses_in(lookup: &Lookup) -> BTreeMap<&Name, Vec<IpAddr>> {
-    let mut addresses: BTreeMap<&Name, Vec<IpAddr>> = BTreeMap::new();
-    for record in lookup.additionals() {
-        if let Some(ip) = record.data.ip_addr() {
-            addresses
-                .entry(&record.name)
-                .or_default()
-                .push(ip.to_canonical());
-        }
-    }
-    addresses
-}
-
-fn can_be_a_peer(address: &SocketAddr) -> bool {
-    !address.ip().is_unspecified() && !address.ip().is_multicast() && address.port() != 0
 }
 
 /// How people wrote `name` in the configuration.

@@ -6,6 +6,8 @@ mod body;
 mod context;
 mod docs;
 mod documents;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod guard;
 mod head;
 mod hygiene;

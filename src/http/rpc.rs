@@ -172,7 +172,7 @@ fn forbid(context: Context, caller: &Caller, region: Region, what: &str) -> Resp
 }
 
 /// The target that the path names, as it was sent: an encoded character is no character of a region.
-fn target(path: &str) -> Result<Target, Problem> {
+pub(super) fn target(path: &str) -> Result<Target, Problem> {
     let region = path.strip_prefix("/rpc/").unwrap_or_default();
     let rule = "a region has 1 to 32 characters of [a-z0-9-] and does not start with '-'";
     region

@@ -3,6 +3,8 @@
 
 mod alone;
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hearing;
 mod large;
 mod pending;
