@@ -36,6 +36,7 @@ mod crate_api;
 mod dev;
 mod discovery;
 mod dns_answers;
+mod examples;
 mod executed;
 mod failover;
 mod fly_proxy_rules;

@@ -154,7 +154,6 @@ fn region(code: Code) -> Option<Region> {
     match code {
         Code::InvalidRegion
         | Code::Unauthenticated
-        | Code::Forbidden
         | Code::NotFound
         | Code::MethodNotAllowed
         | Code::HeadersTooLarge => None,
@@ -181,10 +180,7 @@ fn told(code: Code) -> (u32, &'static str) {
             "a region has 1 to 32 characters of [a-z0-9-] and does not start with '-'",
         ),
         Code::Unauthenticated => (0, "this route wants a client's token"),
-        Code::Forbidden => (
-            0,
-            "this route is for instances, and not to be reached through Fly Proxy",
-        ),
+        Code::Forbidden => (0, "client \"desk\" may not call in this region"),
         Code::RegionUnknown => (
             0,
             "no instance was ever seen in region \"mars\"; known regions: iad, syd",
@@ -234,7 +230,7 @@ fn told(code: Code) -> (u32, &'static str) {
         Code::Draining => (0, "this instance is stopping and takes no new calls"),
         Code::Overloaded => (
             1,
-            "this instance runs 1024 calls, as many as RPC_MAX_IN_FLIGHT allows",
+            "this instance runs 2 calls, as many as RPC_MAX_IN_FLIGHT allows",
         ),
         Code::DeadlineExceeded => (1, "Process.sleep was still running at the deadline"),
         Code::LoopDetected => (
