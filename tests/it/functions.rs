@@ -74,6 +74,9 @@ fn registry(directory: &Path, instance: String) -> Registry {
             "echo",
             |value: Box<RawValue>| async move { Ok(value) },
         )
+        .function("Test", "not_json", |(): ()| async move {
+            Ok(BTreeMap::from([((1, 2), 3)]))
+        })
         .function("Test", "panic", |(): ()| async move {
             assert!(std::hint::black_box(false), "a test's panic");
             Ok(())

@@ -49,6 +49,7 @@ mod outages;
 mod proof;
 mod reading;
 mod replay;
+mod results;
 mod rotation;
 mod security;
 mod slow;
