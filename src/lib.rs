@@ -48,6 +48,9 @@ mod dispatch;
 pub mod fuzzing;
 mod http;
 mod instance;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod json;
 mod lifecycle;
 mod link;

@@ -7,6 +7,8 @@ mod entry;
 mod event;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+#[cfg(feature = "internals")]
+pub(crate) mod internals;
 mod overview;
 mod peers;
 mod probe;
@@ -14,6 +16,7 @@ mod records;
 mod resolve;
 mod state;
 mod table;
+mod work;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -21,11 +24,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    discovery::{Discovery, Message, Work},
+    discovery::{Discovery, Message},
     peers::PeerTable,
     probe::Prober,
     resolve::Dns,
     table::Table,
+    work::Work,
 };
 pub(crate) use self::{
     event::Encounter,

@@ -6,6 +6,8 @@ mod frames;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod hearing;
+#[cfg(feature = "internals")]
+pub(crate) mod internals;
 mod large;
 mod pending;
 mod sent;

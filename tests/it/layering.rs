@@ -26,7 +26,7 @@ const LAYERS: &[&[&str]] = &[
     &["link"],
     &["dispatch"],
     &["http"],
-    &["fuzzing"],
+    &["fuzzing", "internals"],
     &["signal"],
     &["server"],
     &["rpc"],

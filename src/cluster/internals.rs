@@ -1,0 +1,51 @@
+//! What a benchmark measures of this layer: finding a region's peers and choosing one of them.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use super::peers::{Peer, PeerTable, RegionPeers};
+use crate::{name::FunctionName, region::Region};
+
+/// A region with peers.
+#[derive(Debug)]
+pub struct Peers {
+    table: PeerTable,
+    region: Region,
+    function: FunctionName,
+}
+
+impl Peers {
+    /// So many of them, all ready; `None` where a name is none.
+    pub fn new(count: u16) -> Option<Self> {
+        let region: Region = "syd".parse().ok()?;
+        let peer = |port: u16| {
+            Some(Arc::new(Peer {
+                address: SocketAddr::from(([127, 0, 0, 1], port)),
+                region: region.clone(),
+                instance: format!("syd-{port}").parse().ok()?,
+                release: None,
+                catalogue: None,
+            }))
+        };
+        let table = PeerTable::new();
+        let peers = RegionPeers {
+            ready: (0..count).map(peer).collect::<Option<_>>()?,
+            ..RegionPeers::default()
+        };
+        table.publish(&region, peers);
+        Some(Self {
+            table,
+            region,
+            function: FunctionName {
+                module: "String".parse().ok()?,
+                function: "upcase".parse().ok()?,
+            },
+        })
+    }
+
+    /// The port of a peer, chosen as a call does.
+    pub fn choose(&self) -> Option<u16> {
+        let peers = self.table.region(&self.region)?;
+        let peer = peers.choose(&self.function, &[])?;
+        Some(peer.address.port())
+    }
+}
