@@ -1,38 +1,30 @@
 //! The background poller: rounds of DNS and probes, and what calls meet meanwhile, all through the table's rules.
 //! The only writer of the peer table. It starts with the process and never holds up start, shutdown or a call.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use moka::sync::Cache;
 use rand::RngExt;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::JoinSet,
+    task::JoinError,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    agenda::Agenda,
-    event::{Encounter, Event, Sighting, Unseen},
+    event::{Encounter, Event},
     overview::{Overview, Progress},
     peers::PeerTable,
     probe::Prober,
     resolve::{Answer, Dns},
     state::{Change, Effects},
     table::Table,
+    work::{Done, Round, Work},
 };
 use crate::metrics::DiscoveryMetrics;
 
 /// How many probes are under way at once, DNS queries counted as one.
 const CONCURRENT_TASKS: usize = 32;
-/// How long an address that is no peer is not mentioned again in the log.
-const STRANGER_SILENCE: Duration = Duration::from_secs(600);
 
 /// What discovery is told or asked by the rest of the instance.
 #[derive(Debug)]
@@ -41,12 +33,6 @@ pub(super) enum Message {
     Met(SocketAddr, Encounter),
     /// Somebody wants to see the cluster.
     Overview(oneshot::Sender<Overview>),
-}
-
-/// Something that was under way and is done.
-enum Done {
-    Resolved(Answer),
-    Probed(SocketAddr, Result<Sighting, Unseen>),
 }
 
 /// The poller and its state.
@@ -62,50 +48,6 @@ pub(super) struct Discovery {
     pub(super) work: Work,
 }
 
-/// What is under way, and what comes next.
-pub(super) struct Work {
-    tasks: JoinSet<Done>,
-    agenda: Agenda,
-    /// The addresses that are being asked, and whether the round waits for them.
-    asked: HashMap<SocketAddr, bool>,
-    round: Round,
-    next_round: Instant,
-    /// Whether DNS ever gave an address.
-    found: bool,
-    /// Addresses that are no peers, mentioned in the log a short while ago.
-    mentioned: Cache<SocketAddr, ()>,
-}
-
-/// How far the round is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Round {
-    /// It is over.
-    Over,
-    /// DNS is being asked.
-    Resolving,
-    /// New addresses are being asked who they are.
-    Meeting,
-}
-
-impl Work {
-    /// Nothing under way, and a round to begin at once.
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            tasks: JoinSet::new(),
-            agenda: Agenda::new(now),
-            asked: HashMap::new(),
-            round: Round::Over,
-            next_round: now,
-            found: false,
-            mentioned: Cache::builder()
-                .time_to_live(STRANGER_SILENCE)
-                .max_capacity(10_000)
-                .build(),
-        }
-    }
-}
-
 impl Discovery {
     /// Polls until `stop`.
     pub(super) async fn run(mut self, stop: CancellationToken) {
@@ -119,12 +61,20 @@ impl Discovery {
                     self.open_round();
                 }
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.ask(),
-                Some(done) = self.work.tasks.join_next() => match done {
-                    Ok(done) => self.done(done),
-                    Err(error) => tracing::error!(%error, "a discovery task failed; the next round asks again"),
-                },
-                Some(message) = self.inbox.recv() => self.hear(message),
+                Some(done) = self.work.tasks.join_next() => {
+                    self.done(done);
+                    while let Some(done) = self.work.tasks.try_join_next() {
+                        self.done(done);
+                    }
+                }
+                Some(message) = self.inbox.recv() => {
+                    self.hear(message);
+                    for _ in 0..self.inbox.len() {
+                        self.inbox.try_recv().into_iter().for_each(|message| self.hear(message));
+                    }
+                }
             }
+            self.publish();
             self.close_round();
         }
     }
@@ -143,9 +93,7 @@ impl Discovery {
 
     /// A round is over when all that DNS brought has been asked once, or when the next one begins.
     fn close_round(&mut self) {
-        let Work { agenda, asked, .. } = &self.work;
-        let still_meets = agenda.has_urgent() || asked.values().any(|is_awaited| *is_awaited);
-        if self.work.round == Round::Meeting && !still_meets {
+        if self.work.round == Round::Meeting && !self.work.still_meets() {
             self.finish_round();
         }
     }
@@ -174,10 +122,13 @@ impl Discovery {
         }
     }
 
-    fn done(&mut self, done: Done) {
+    fn done(&mut self, done: Result<Done, JoinError>) {
         match done {
-            Done::Resolved(answer) => self.resolved(answer),
-            Done::Probed(address, outcome) => {
+            Err(error) => {
+                tracing::error!(%error, "a discovery task failed; the next round asks again");
+            }
+            Ok(Done::Resolved(answer)) => self.resolved(answer),
+            Ok(Done::Probed(address, outcome)) => {
                 self.work.asked.remove(&address);
                 let sighting = outcome.as_ref().ok();
                 self.metrics.probed(sighting.map(|sighting| sighting.rtt));
@@ -230,6 +181,8 @@ impl Discovery {
                 self.vouch(address, encounter);
             }
             Message::Overview(asker) => {
+                // Who reads of a peer may call it next.
+                self.publish();
                 let peers = self.table.peers().cloned().collect();
                 // An asker that went away needs no answer.
                 let _ = asker.send(Overview {
@@ -265,13 +218,19 @@ impl Discovery {
         }
     }
 
+    /// Shows calls what changed. All that came meanwhile is shown at once: in a region of thousands, a copy for each peer
+    /// that joins would take the time of their square.
+    fn publish(&mut self) {
+        for region in std::mem::take(&mut self.work.changed) {
+            self.published.publish(&region, self.table.region(&region));
+        }
+    }
+
     /// Applies the rules; whether the state of a peer changed.
     fn apply(&mut self, event: Event) -> bool {
         let Effects { changes, ask } = self.table.apply(event, Instant::now());
-        let regions: BTreeSet<_> = changes.iter().map(|change| &change.peer.region).collect();
-        for region in regions {
-            self.published.publish(region, self.table.region(region));
-        }
+        let regions = changes.iter().map(|change| change.peer.region.clone());
+        self.work.changed.extend(regions);
         changes.iter().for_each(log);
         for address in ask {
             if !self.work.asked.contains_key(&address) {
