@@ -183,10 +183,10 @@ impl Discovery {
             Message::Overview(asker) => {
                 // Who reads of a peer may call it next.
                 self.publish();
-                let peers = self.table.peers().cloned().collect();
+                let seen = self.table.seen().collect();
                 // An asker that went away needs no answer.
                 let _ = asker.send(Overview {
-                    peers,
+                    seen,
                     progress: self.progress.borrow().clone(),
                 });
             }

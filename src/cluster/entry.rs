@@ -1,6 +1,7 @@
 //! One address that discovery knows and who answers there: the smallest steps of the table's rules.
 
 use super::{
+    overview::Asked,
     peers::Peer,
     state::{Change, Health, PeerState},
 };
@@ -25,9 +26,20 @@ pub(super) struct Entry {
     pub(super) listed: bool,
     /// Who answers there.
     pub(super) occupant: Occupant,
+    /// When it was last asked.
+    pub(super) asked: Option<Asked>,
 }
 
 impl Entry {
+    /// An address that DNS brought and that was not asked yet.
+    pub(super) fn new() -> Self {
+        Self {
+            listed: true,
+            occupant: Occupant::Unknown,
+            asked: None,
+        }
+    }
+
     /// Makes the peer there suspect.
     pub(super) fn suspect(&mut self, reason: &str) -> Vec<Change> {
         match &mut self.occupant {

@@ -33,7 +33,7 @@ use self::{
 };
 pub(crate) use self::{
     event::Encounter,
-    overview::{Overview, Progress},
+    overview::{Overview, Progress, Seen},
     peers::{Peer, RegionPeers},
     probe::{Introduction, PROTOCOL, Willingness},
     state::{Health, PeerState},
@@ -180,7 +180,7 @@ impl Cluster {
         let (answer, overview) = oneshot::channel();
         let asked = self.discovery.send(Message::Overview(answer)).await;
         let alone = || Overview {
-            peers: Vec::new(),
+            seen: Vec::new(),
             progress: self.progress.borrow().clone(),
         };
         match asked {

@@ -1,4 +1,6 @@
-//! The cluster as people are shown it: every peer, and how discovery fares.
+//! The cluster as people are shown it: every address that discovery knows, who answers there, and how discovery fares.
+
+use std::net::SocketAddr;
 
 use tokio::time::Instant;
 
@@ -17,11 +19,40 @@ pub(crate) struct Progress {
     pub error: Option<String>,
 }
 
-/// Every peer, and how discovery fares.
+/// The last time that an address was asked who it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    /// When its answer, or its silence, was known.
+    pub at: Instant,
+    /// Why it is not seen as a peer; `None` when it is.
+    pub error: Option<String>,
+}
+
+/// An address that discovery knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// The address.
+    pub address: SocketAddr,
+    /// Whether it is in the last whole DNS answer.
+    pub listed: bool,
+    /// When it was last asked; `None` before the first time.
+    pub asked: Option<Asked>,
+    /// The peer there, if there is one.
+    pub peer: Option<PeerState>,
+}
+
+/// Every address but this instance's own, and how discovery fares.
 #[derive(Clone, Debug)]
 pub(crate) struct Overview {
-    /// Every peer.
-    pub peers: Vec<PeerState>,
+    /// Every address.
+    pub seen: Vec<Seen>,
     /// How discovery fares.
     pub progress: Progress,
+}
+
+impl Overview {
+    /// Every peer.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &PeerState> {
+        self.seen.iter().filter_map(|seen| seen.peer.as_ref())
+    }
 }

@@ -30,7 +30,7 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// Whether it may have the function; a peer whose catalogue is not known may have any.
-    fn may_have(&self, name: &FunctionName) -> bool {
+    pub(crate) fn may_have(&self, name: &FunctionName) -> bool {
         self.catalogue
             .as_ref()
             .is_none_or(|catalogue| catalogue.has(name))

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::{
     entry::{Entry, Occupant, is_same},
     event::{Encounter, Event, Resolved, Sighting, Unseen},
+    overview::{Asked, Seen},
     peers::RegionPeers,
     state::{Change, Effects, Health, PeerState},
 };
@@ -87,6 +88,23 @@ impl Table {
             })
     }
 
+    /// Every address but this instance's own.
+    pub(super) fn seen(&self) -> impl Iterator<Item = Seen> {
+        self.entries.iter().filter_map(|(address, entry)| {
+            let peer = match &entry.occupant {
+                Occupant::Myself => return None,
+                Occupant::Peer(state) => Some(state.clone()),
+                Occupant::Unknown | Occupant::Stranger => None,
+            };
+            Some(Seen {
+                address: *address,
+                listed: entry.listed,
+                asked: entry.asked.clone(),
+                peer,
+            })
+        })
+    }
+
     /// The peers of `region` as calls read them, each instance once although it may have two addresses.
     pub(super) fn region(&self, region: &Region) -> RegionPeers {
         let mut found = RegionPeers::default();
@@ -112,6 +130,7 @@ impl Table {
 
     /// What `event`, seen at `now`, makes of the table.
     pub(super) fn apply(&mut self, event: Event, now: Instant) -> Effects {
+        self.note(&event, now);
         let (changes, ask) = match event {
             Event::Resolved(resolved) => (Vec::new(), self.resolved(&resolved)),
             Event::Probed(address, Ok(sighting)) => {
@@ -125,6 +144,17 @@ impl Table {
             }
         };
         Effects { changes, ask }
+    }
+
+    /// Notes what a probe found, for whoever wants to know why.
+    fn note(&mut self, event: &Event, now: Instant) {
+        let Event::Probed(address, outcome) = event else {
+            return;
+        };
+        if let Some(entry) = self.entries.get_mut(address) {
+            let error = outcome.as_ref().err().map(ToString::to_string);
+            entry.asked = Some(Asked { at: now, error });
+        }
     }
 
     /// The addresses that are new, and those that left the answer: whether they still answer decides if they stay.
@@ -141,10 +171,7 @@ impl Table {
         for address in &resolved.addresses {
             let entry = self.entries.entry(*address).or_insert_with(|| {
                 ask.push(*address);
-                Entry {
-                    listed: true,
-                    occupant: Occupant::Unknown,
-                }
+                Entry::new()
             });
             entry.listed = true;
         }

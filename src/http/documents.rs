@@ -61,6 +61,69 @@ pub(crate) struct InstanceDocument {
     pub last_seen_ms: Option<f64>,
 }
 
+/// Where calls for one region would run, and why.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Explanation)]
+pub(crate) struct ExplanationDocument {
+    /// The region.
+    #[schema(value_type = String, example = "syd")]
+    pub region: Region,
+    /// The function that was asked about; null for any.
+    #[schema(required, example = "String.upcase")]
+    pub function: Option<String>,
+    /// The instances of the region, sorted by id and address.
+    pub candidates: Vec<CandidateDocument>,
+    /// Addresses that discovery knows and at which no peer was found, of whichever region they may be.
+    pub unplaced: Vec<UnplacedDocument>,
+    /// How discovery fares.
+    pub discovery: DiscoveryDocument,
+}
+
+/// One instance of a region, and whether a call would go to it.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Candidate)]
+pub(crate) struct CandidateDocument {
+    /// Its id.
+    #[schema(value_type = String, example = "148e21dad76789")]
+    pub instance: InstanceId,
+    /// Where it answers its peers.
+    #[schema(value_type = String, example = "[fdaa:0:18:a7b:7d:f066:b83b:2]:8080")]
+    pub address: SocketAddr,
+    /// Whether it takes calls.
+    pub state: Health,
+    /// Whether it is the instance that answers.
+    pub local: bool,
+    /// Whether the first attempt of a call without a key may go to it, at random among those of which this is true.
+    pub chosen: bool,
+    /// Why, or why not.
+    #[schema(example = "ready")]
+    pub reason: String,
+    /// Whether it is in the last whole DNS answer; null for the instance that answers.
+    #[schema(required, example = true)]
+    pub listed: Option<bool>,
+    /// Milliseconds since its last probe ended; null for the instance that answers.
+    #[schema(required, example = 1204.0)]
+    pub last_probe_ms: Option<f64>,
+    /// Why its last probe failed; null when it did not.
+    #[schema(required)]
+    pub last_probe_error: Option<String>,
+}
+
+/// An address at which no peer was found.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Unplaced)]
+pub(crate) struct UnplacedDocument {
+    /// The address.
+    #[schema(value_type = String, example = "[fdaa:0:18:a7b:7d:f066:b83b:9]:8080")]
+    pub address: SocketAddr,
+    /// Milliseconds since its last probe ended; null before the first one.
+    #[schema(required, example = 1204.0)]
+    pub last_probe_ms: Option<f64>,
+    /// Why its last probe found no peer; null before the first one.
+    #[schema(required, example = "it answered with 404 Not Found")]
+    pub last_probe_error: Option<String>,
+}
+
 /// How discovery fares.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[schema(as = Discovery)]

@@ -56,7 +56,7 @@ fn discovered<'a>(overview: &'a Overview, regions: &'a [Region]) -> Discovered<'
             peers.insert((region.as_str(), health.as_str()), 0);
         }
     }
-    for state in &overview.peers {
+    for state in overview.peers() {
         let labels = (state.peer.region.as_str(), state.health.as_str());
         *peers.entry(labels).or_default() += 1;
     }

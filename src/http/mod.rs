@@ -6,6 +6,7 @@ mod body;
 mod context;
 mod docs;
 mod documents;
+mod explain;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod guard;
@@ -130,6 +131,7 @@ fn public() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(rpc::call_function))
         .routes(routes!(reading::list_regions))
         .routes(routes!(reading::get_region))
+        .routes(routes!(explain::explain_region))
         .routes(routes!(reading::list_functions))
         .routes(routes!(reading::get_liveness))
         .routes(routes!(reading::get_readiness))

@@ -176,7 +176,7 @@ fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocum
         .entry(app.identity.region.clone())
         .or_default()
         .push(this_instance(app));
-    for state in &overview.peers {
+    for state in overview.peers() {
         regions
             .entry(state.peer.region.clone())
             .or_default()
@@ -190,19 +190,22 @@ fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocum
 }
 
 fn this_instance(app: &App) -> InstanceDocument {
-    let serves = app.lifecycle.phase() == Phase::Serving;
     InstanceDocument {
         instance: app.identity.instance.clone(),
         address: app.address,
-        state: if serves {
-            Health::Ready
-        } else {
-            Health::Draining
-        },
+        state: own_state(app),
         local: true,
         release: app.identity.release.clone(),
         rtt_ms: None,
         last_seen_ms: None,
+    }
+}
+
+/// The state of the instance that answers.
+pub(super) fn own_state(app: &App) -> Health {
+    match app.lifecycle.phase() {
+        Phase::Serving => Health::Ready,
+        Phase::Draining | Phase::Refusing => Health::Draining,
     }
 }
 
@@ -218,7 +221,7 @@ fn peer(state: &PeerState) -> InstanceDocument {
     }
 }
 
-fn discovery(app: &App, progress: &Progress) -> DiscoveryDocument {
+pub(super) fn discovery(app: &App, progress: &Progress) -> DiscoveryDocument {
     DiscoveryDocument {
         source: app.cluster.source().map(str::to_owned),
         last_success_ms: progress
@@ -230,6 +233,6 @@ fn discovery(app: &App, progress: &Progress) -> DiscoveryDocument {
     }
 }
 
-fn whole_milliseconds(span: Duration) -> f64 {
+pub(super) fn whole_milliseconds(span: Duration) -> f64 {
     milliseconds(span).round()
 }

@@ -38,6 +38,7 @@ mod discovery;
 mod dns_answers;
 mod examples;
 mod executed;
+mod explain;
 mod failover;
 mod fly_proxy_rules;
 mod idempotency;

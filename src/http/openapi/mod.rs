@@ -20,7 +20,7 @@ use utoipa::{
 };
 
 pub(super) use self::problems::{
-    CallProblems, ClusterProblems, OpenProblems, ReadinessProblems, RegionProblems,
+    CallProblems, ClusterProblems, ExplainProblems, OpenProblems, ReadinessProblems, RegionProblems,
 };
 use crate::reply::ProblemDocument;
 

@@ -46,6 +46,9 @@ problems! {
     /// Of one region.
     RegionProblems:
         InvalidRegion Unauthenticated RegionUnknown NotFound MethodNotAllowed HeadersTooLarge DiscoveryPending;
+    /// Of the explanation of one region.
+    ExplainProblems:
+        InvalidRequest InvalidRegion Unauthenticated NotFound MethodNotAllowed HeadersTooLarge;
     /// Of what else clients may read.
     ClusterProblems: Unauthenticated NotFound MethodNotAllowed HeadersTooLarge;
     /// Of readiness.

@@ -1,0 +1,263 @@
+//! `GET /regions/{region}/explain`: where calls for a region would run, and why; what discovery knows of each address. The
+//! choice itself is made elsewhere: this tells of it in words.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    response::Response,
+};
+
+use super::{
+    App, answer,
+    context::Context,
+    documents::{CandidateDocument, ExplanationDocument, UnplacedDocument},
+    openapi::ExplainProblems,
+    reading::{discovery, own_state, whole_milliseconds},
+};
+use crate::{
+    cluster::{Health, Overview, PeerState, Seen},
+    name::FunctionName,
+    problem::{Code, Problem},
+    region::Region,
+};
+
+/// Explain where calls for a region would run
+///
+/// For each instance of the region, whether a call would go to it and why, its last probe and what was wrong with it; the
+/// addresses at which no peer was found; and how discovery fares. A region that was never seen has no candidates.
+#[utoipa::path(
+    get,
+    path = "/regions/{region}/explain",
+    operation_id = "explainRegion",
+    tag = "cluster",
+    params(
+        (
+            "region" = String,
+            Path,
+            description = "A region such as `syd`",
+            pattern = "^[a-z0-9][a-z0-9-]{0,31}$",
+            example = "syd"
+        ),
+        (
+            "function" = Option<String>,
+            Query,
+            description = "A function, `Module.function`, that not every instance may have",
+            pattern = r"^[!-~]{1,128}\.[!--/-~]{1,128}$",
+            example = "String.upcase"
+        ),
+    ),
+    responses(
+        (
+            status = 200,
+            description = "The explanation",
+            body = ExplanationDocument,
+            examples((
+                "silent" = (
+                    summary = "syd as iad sees it, while syd-2 does not answer and an address belongs to nobody",
+                    value = json!({
+                        "region": "syd",
+                        "function": "String.upcase",
+                        "candidates": [
+                            {
+                                "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
+                                "chosen": true, "reason": "ready", "listed": true, "last_probe_ms": 1204.0,
+                                "last_probe_error": null,
+                            },
+                            {
+                                "instance": "syd-2", "address": "127.8.0.3:8080", "state": "suspect", "local": false,
+                                "chosen": false, "reason": "suspect: used only when no ready one is left",
+                                "listed": true, "last_probe_ms": 655.0,
+                                "last_probe_error": "error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)",
+                            },
+                        ],
+                        "unplaced": [{
+                            "address": "127.8.0.4:8080", "last_probe_ms": 655.0,
+                            "last_probe_error": "error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)",
+                        }],
+                        "discovery": {
+                            "source": "cluster.test", "last_success_ms": 1204.0, "stale": false, "last_error": null,
+                            "rounds": 12,
+                        },
+                    })
+                )
+            ))
+        ),
+        ExplainProblems,
+    ),
+    security((), ("client_token" = []))
+)]
+pub(super) async fn explain_region(
+    State(app): State<Arc<App>>,
+    context: Context,
+    request: Request,
+) -> Response {
+    let region = match asked_region(request.uri().path()) {
+        Ok(region) => region,
+        Err(problem) => return context.refuse(None, problem),
+    };
+    let function = match asked_function(request.uri().query()) {
+        Ok(function) => function,
+        Err(problem) => return context.refuse(Some(region), problem),
+    };
+    let overview = app.cluster.overview().await;
+    let candidates = candidates(&app, &overview, &region, function.as_ref());
+    answer::ok(&ExplanationDocument {
+        function: function.map(|function| function.to_string()),
+        candidates,
+        unplaced: overview.seen.iter().filter_map(unplaced).collect(),
+        discovery: discovery(&app, &overview.progress),
+        region,
+    })
+}
+
+fn asked_region(path: &str) -> Result<Region, Problem> {
+    let rest = path.strip_prefix("/regions/").unwrap_or_default();
+    let region = rest.strip_suffix("/explain").unwrap_or_default();
+    let invalid =
+        |invalid: crate::name::InvalidName| Problem::new(Code::InvalidRegion, invalid.to_string());
+    region.parse().map_err(invalid)
+}
+
+/// The function that the query names, if it names one.
+fn asked_function(query: Option<&str>) -> Result<Option<FunctionName>, Problem> {
+    let wrong = || {
+        let detail = "query parameter \"function\" must be Module.function, given once";
+        Problem::new(Code::InvalidRequest, detail)
+    };
+    let parameters = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let mut asked = parameters.filter(|(name, _)| name == "function");
+    let text = match (asked.next(), asked.next()) {
+        (None, _) => return Ok(None),
+        (Some((_, text)), None) => text,
+        (Some(_), Some(_)) => return Err(wrong()),
+    };
+    let (module, function) = text.rsplit_once('.').ok_or_else(wrong)?;
+    Ok(Some(FunctionName {
+        module: module.parse().map_err(|_| wrong())?,
+        function: function.parse().map_err(|_| wrong())?,
+    }))
+}
+
+/// What the choice among the peers of a region hangs on.
+struct Choice<'a> {
+    function: Option<&'a FunctionName>,
+    is_here: bool,
+    one_is_ready: bool,
+    one_has_it: bool,
+    a_ready_one_has_it: bool,
+}
+
+impl<'a> Choice<'a> {
+    fn among(peers: &[&PeerState], function: Option<&'a FunctionName>, is_here: bool) -> Self {
+        let has_it = |state: &&PeerState| function.is_none_or(|name| state.peer.may_have(name));
+        let is_ready = |state: &&PeerState| state.health == Health::Ready;
+        let mut ready = peers.iter().copied().filter(is_ready);
+        Self {
+            function,
+            is_here,
+            one_is_ready: peers.iter().any(is_ready),
+            one_has_it: peers.iter().any(&has_it),
+            a_ready_one_has_it: ready.any(|state| has_it(&state)),
+        }
+    }
+
+    /// Whether a call may go to the peer, and why.
+    fn verdict(&self, state: &PeerState) -> (bool, String) {
+        let (health, is_ready) = (state.health, state.health == Health::Ready);
+        let has = self.function.is_none_or(|name| state.peer.may_have(name));
+        let no = |reason: String| (false, reason);
+        if self.is_here {
+            return no("a call for the own region runs on the instance that it reaches".to_owned());
+        }
+        match self.function {
+            Some(name) if !self.one_has_it && (is_ready || !self.one_is_ready) => (
+                true,
+                format!("{health}; none has {name}, and any may say so"),
+            ),
+            Some(name) if !has => no(format!("it has no function {name}")),
+            _ if is_ready => (true, "ready".to_owned()),
+            _ if !self.a_ready_one_has_it => (true, format!("{health}, and no ready one is left")),
+            _ => no(format!("{health}: used only when no ready one is left")),
+        }
+    }
+}
+
+fn candidates(
+    app: &App,
+    overview: &Overview,
+    region: &Region,
+    function: Option<&FunctionName>,
+) -> Vec<CandidateDocument> {
+    let is_here = *region == app.identity.region;
+    let in_region = |seen: &&Seen| {
+        let peer = seen.peer.as_ref();
+        peer.is_some_and(|state| state.peer.region == *region)
+    };
+    let seen: Vec<_> = overview.seen.iter().filter(in_region).collect();
+    let peers: Vec<_> = seen.iter().filter_map(|seen| seen.peer.as_ref()).collect();
+    let choice = Choice::among(&peers, function, is_here);
+    let mut candidates: Vec<_> = seen
+        .iter()
+        .filter_map(|seen| candidate(seen, &choice))
+        .collect();
+    candidates.extend(is_here.then(|| this_instance(app, function)));
+    candidates.sort_by(|a, b| (&a.instance, a.address).cmp(&(&b.instance, b.address)));
+    candidates
+}
+
+fn candidate(seen: &Seen, choice: &Choice<'_>) -> Option<CandidateDocument> {
+    let state = seen.peer.as_ref()?;
+    let (chosen, reason) = choice.verdict(state);
+    let (last_probe_ms, last_probe_error) = last_probe(seen);
+    Some(CandidateDocument {
+        instance: state.peer.instance.clone(),
+        address: seen.address,
+        state: state.health,
+        local: false,
+        chosen,
+        reason,
+        listed: Some(seen.listed),
+        last_probe_ms,
+        last_probe_error,
+    })
+}
+
+fn this_instance(app: &App, function: Option<&FunctionName>) -> CandidateDocument {
+    let here = "a call for the own region runs on the instance that it reaches";
+    let missing = function.filter(|name| !app.executor.catalogue().has(name));
+    CandidateDocument {
+        instance: app.identity.instance.clone(),
+        address: app.address,
+        state: own_state(app),
+        local: true,
+        chosen: true,
+        reason: match missing {
+            Some(name) => format!("{here}, which has no function {name}"),
+            None => here.to_owned(),
+        },
+        listed: None,
+        last_probe_ms: None,
+        last_probe_error: None,
+    }
+}
+
+fn unplaced(seen: &Seen) -> Option<UnplacedDocument> {
+    if seen.peer.is_some() {
+        return None;
+    }
+    let (last_probe_ms, last_probe_error) = last_probe(seen);
+    Some(UnplacedDocument {
+        address: seen.address,
+        last_probe_ms,
+        last_probe_error,
+    })
+}
+
+fn last_probe(seen: &Seen) -> (Option<f64>, Option<String>) {
+    let asked = seen.asked.as_ref();
+    (
+        asked.map(|asked| whole_milliseconds(asked.at.elapsed())),
+        asked.and_then(|asked| asked.error.clone()),
+    )
+}
