@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    asking::{run, told},
+    asking::{run, told, two_regions},
     cluster::Cluster,
     patience::eventually,
     process::{Answer, Process, answer},
@@ -21,7 +21,7 @@ fn hold(via: &Process, id: &str, timeout_ms: u64) -> JoinHandle<Answer> {
 }
 
 async fn cluster() -> Cluster {
-    let cluster = Cluster::builder().region("iad", 1).region("syd", 1);
+    let cluster = two_regions();
     cluster.functions().start().await
 }
 
@@ -59,9 +59,7 @@ async fn more_blocking_calls_than_threads_stop_nothing_else() {
 
 #[tokio::test]
 async fn the_answer_comes_at_the_deadline_and_the_function_stays_in_flight() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    let cluster = two_regions()
         .functions()
         .set("RPC_MAX_IN_FLIGHT", "1")
         .start()
@@ -86,9 +84,7 @@ async fn the_answer_comes_at_the_deadline_and_the_function_stays_in_flight() {
 
 #[tokio::test]
 async fn a_blocking_function_that_outlived_its_deadline_does_not_hold_up_the_exit() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    let mut cluster = two_regions()
         .functions()
         .set("RPC_DRAIN_TIMEOUT", "200ms")
         .start()

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Value, json};
 
 use crate::{
+    asking::{block, two_regions},
     cluster::Cluster,
     patience::eventually,
     process::{Environment, Process, answer},
@@ -22,11 +23,7 @@ async fn alone() -> Process {
 
 #[tokio::test]
 async fn a_call_runs_where_it_is_asked_to_run() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     for (asked, region, ran_on) in [
         (iad, "syd", "syd-1"),
@@ -52,11 +49,7 @@ async fn a_call_runs_where_it_is_asked_to_run() {
 
 #[tokio::test]
 async fn the_answer_to_curl_is_as_in_the_readme() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let request = cluster.instance("iad-1").request(
         "/rpc/syd",
         r#"{"module":"String","function":"upcase","args":["fly"]}"#,
@@ -155,12 +148,7 @@ async fn a_pinned_call_runs_on_that_instance_only() {
 
 #[tokio::test]
 async fn what_a_function_does_reaches_the_caller_from_here_and_from_there() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .start()
-        .await;
+    let cluster = two_regions().functions().start().await;
     let iad = cluster.instance("iad-1");
     for region in ["iad", "syd"] {
         let failed = iad.call(region, "Kernel.raise", json!(["boom"])).await;
@@ -211,12 +199,7 @@ async fn what_a_function_does_reaches_the_caller_from_here_and_from_there() {
 
 #[tokio::test]
 async fn args_and_results_pass_through_as_they_are() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .start()
-        .await;
+    let cluster = two_regions().functions().start().await;
     let value =
         "[18446744073709551617, 1.10, 1e400, {\"a\":1,\"a\":2}, \"\\u00e9\\ud83d\\ude00\",\n -0.0]";
     let body = format!("{{\"module\":\"Test\",\"function\":\"echo\",\"args\":[{value}]}}");
@@ -236,11 +219,7 @@ async fn args_and_results_pass_through_as_they_are() {
 
 #[tokio::test]
 async fn a_region_nobody_was_seen_in_is_unknown() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let answer = cluster
         .instance("iad-1")
         .call("mars", "Fly.RPC.my_region", json!([]))
@@ -288,11 +267,7 @@ async fn a_region_that_dies_is_unreachable_then_unavailable() {
 
 #[tokio::test]
 async fn a_region_whose_instances_left_is_known_and_unavailable() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let mut cluster = two_regions().start().await;
     let syd = cluster.instances.pop().unwrap();
     cluster.announce_all();
     drop(syd);
@@ -477,12 +452,7 @@ async fn a_call_that_was_forwarded_is_not_forwarded_again() {
 
 #[tokio::test]
 async fn a_function_is_dropped_at_the_deadline_on_the_instance_that_runs_it() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .start()
-        .await;
+    let cluster = two_regions().functions().start().await;
     for region in ["iad", "syd"] {
         let body =
             json!({"module": "Test", "function": "witness", "args": [region], "timeout_ms": 100});
@@ -494,19 +464,9 @@ async fn a_function_is_dropped_at_the_deadline_on_the_instance_that_runs_it() {
 
 #[tokio::test]
 async fn a_client_that_goes_away_does_not_stop_its_function() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .start()
-        .await;
+    let cluster = two_regions().functions().start().await;
     for region in ["iad", "syd"] {
-        let call =
-            json!({"module": "Test", "function": "block", "args": [region], "timeout_ms": 60_000});
-        let request = cluster
-            .instance("iad-1")
-            .request(&format!("/rpc/{region}"), &call.to_string());
-        let client = tokio::spawn(request.send());
+        let client = block(cluster.instance("iad-1"), region, region, &json!({}));
         cluster.until_marked(&format!("{region}.started")).await;
         client.abort();
         assert!(client.await.unwrap_err().is_cancelled());
@@ -526,27 +486,21 @@ async fn a_client_that_goes_away_does_not_stop_its_function() {
 
 #[tokio::test]
 async fn more_calls_than_may_run_are_refused_at_once() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    let cluster = two_regions()
         .functions()
         .set("RPC_MAX_IN_FLIGHT", "1")
         .start()
         .await;
     let iad = cluster.instance("iad-1");
     for region in ["iad", "syd"] {
-        let call =
-            json!({"module": "Test", "function": "block", "args": [region], "timeout_ms": 60_000});
-        let held = tokio::spawn(answer(
-            iad.request(&format!("/rpc/{region}"), &call.to_string()),
-        ));
+        let held = block(iad, region, region, &json!({}));
         cluster.until_marked(&format!("{region}.started")).await;
         let refused = iad.call(region, "Kernel.+", json!([1, 2])).await;
         assert_eq!(refused.problem(), (503, "overloaded", "no"));
         assert_eq!(refused.headers["retry-after"], "1");
         assert_eq!(iad.get("/healthz").await.status, 200);
         cluster.release(region);
-        assert_eq!(held.await.unwrap().unwrap().result(), "released");
+        assert_eq!(held.await.unwrap().result(), "released");
         assert_eq!(
             iad.call(region, "Kernel.+", json!([1, 2])).await.result(),
             3

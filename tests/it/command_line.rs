@@ -5,7 +5,7 @@ use std::process::Output;
 use tokio::process::Command;
 
 use crate::{
-    cluster::Cluster,
+    asking::two_regions,
     process::{Environment, Process},
 };
 
@@ -37,11 +37,7 @@ async fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, Strin
 
 #[tokio::test]
 async fn call_prints_the_result_and_nothing_else() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     for (arguments, result) in [
         (
@@ -81,11 +77,7 @@ async fn call_prints_the_result_and_nothing_else() {
 
 #[tokio::test]
 async fn a_problem_is_told_on_stderr_and_ends_with_1() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     let (code, stdout, stderr) = fly_rpc(iad, &["call", "syd", "Kernel.raise", "boom"]).await;
     assert_eq!((code, stdout.as_str()), (1, ""));
@@ -195,11 +187,7 @@ async fn an_instance_that_never_answers_is_given_up() {
 
 #[tokio::test]
 async fn regions_and_functions_are_printed_for_people_and_for_scripts() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     let (code, table, stderr) = fly_rpc(iad, &["regions"]).await;
     assert_eq!((code, stderr.as_str()), (0, ""));

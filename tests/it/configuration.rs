@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 fn serve(variables: &[(&str, &str)], flags: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
     command
-        .arg("serve")
+        .args(["serve", "--until-stdin-closes"])
         .args(flags)
         .env_clear()
         .envs(variables.iter().copied());

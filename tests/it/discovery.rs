@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::{
+    asking::two_regions,
     cluster::{Cluster, NAME, instances_in_state, ready_instances},
     dns::Mood,
     patience::eventually,
@@ -16,11 +17,7 @@ use crate::{
 
 #[tokio::test]
 async fn a_peer_is_callable_once_dns_has_it_and_gone_once_neither_does() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let mut cluster = two_regions().start().await;
     cluster.add("fra").await;
     let iad = cluster.instance("iad-1");
     assert_eq!(
@@ -68,11 +65,7 @@ async fn a_peer_is_callable_once_dns_has_it_and_gone_once_neither_does() {
 
 #[tokio::test]
 async fn a_peer_that_dns_still_lists_is_suspect_until_it_answers_again() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let mut cluster = two_regions().start().await;
     let address = cluster.instance("syd-1").address;
     let mut syd = cluster.instances.pop().unwrap();
     syd.kill();
@@ -89,11 +82,7 @@ async fn a_peer_that_dns_still_lists_is_suspect_until_it_answers_again() {
 
 #[tokio::test]
 async fn addresses_of_others_are_no_harm() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let mut cluster = two_regions().start().await;
     let other_app = Environment::from([("FLY_APP_NAME", "other".to_owned())]);
     let mut environment = cluster.environment("mars", "mars-1", cluster.instance("iad-1").address);
     environment.extend(other_app);
@@ -248,11 +237,7 @@ async fn aaaa_records_are_peers_over_ipv6() {
 
 #[tokio::test]
 async fn peers_serve_on_while_dns_fails_and_regions_tells_why() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     let why = async || {
         let discovery = iad.get("/regions").await.body["discovery"].clone();

@@ -8,6 +8,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
+    asking::two_regions,
     cluster::{Cluster, NAME, instances_in_state, ready_instances},
     dns::Mood,
     patience::eventually,
@@ -63,8 +64,7 @@ async fn answers_that_rotate_take_nobody_away() {
 
 #[tokio::test]
 async fn a_peer_that_stops_while_dns_fails_is_used_again() {
-    let cluster = Cluster::builder().region("iad", 1).region("syd", 1);
-    let cluster = cluster.start().await;
+    let cluster = two_regions().start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     cluster.dns.set_mood(Mood::Code(ResponseCode::ServFail));
     let seen = rounds(iad).await;

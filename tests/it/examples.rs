@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::{
-    asking::block,
+    asking::{block, two_regions},
     cluster::Cluster,
     dns::Mood,
     fault::Fault,
@@ -96,8 +96,7 @@ async fn every_example_of_a_problem_is_what_a_cluster_answers() {
 
 #[tokio::test]
 async fn the_example_of_a_result_is_what_a_cluster_answers() {
-    let cluster = Cluster::builder().region("iad", 1).region("syd", 1);
-    let cluster = cluster.start().await;
+    let cluster = two_regions().start().await;
     let answer = cluster.instance("iad-1").post("/rpc/syd", UPCASE).await;
     let call = &document()["paths"]["/rpc/{region}"]["post"]["responses"]["200"];
     let example = &call["content"]["application/json"]["examples"]["upcase"]["value"];
@@ -106,11 +105,7 @@ async fn the_example_of_a_result_is_what_a_cluster_answers() {
 
 /// What is wrong with the request, or with the function that it calls.
 async fn refusals_of_requests() -> Vec<Answer> {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions();
-    let cluster = cluster.start().await;
+    let cluster = two_regions().functions().start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     let call = |function: &str, args: Value| {
         json!({"module": "String", "function": function, "args": args}).to_string()
@@ -171,12 +166,7 @@ async fn refusals_of_clients() -> Vec<Answer> {
 
 /// What a call meets when its way breaks: before it leaves, once that is known, and after it left.
 async fn broken_ways() -> Vec<Answer> {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .proxied();
-    let cluster = cluster.start().await;
+    let cluster = two_regions().functions().proxied().start().await;
     let (iad, way) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
     let held = block(iad, "syd", "held", &json!({}));
     cluster.until_started("held").await;
@@ -204,12 +194,11 @@ async fn broken_ways() -> Vec<Answer> {
 
 /// What a call meets when the instance has enough to do, and when the instance asked stops.
 async fn full_and_stopping() -> Vec<Answer> {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    let cluster = two_regions()
         .functions()
-        .set("RPC_MAX_IN_FLIGHT", "2");
-    let cluster = cluster.start().await;
+        .set("RPC_MAX_IN_FLIGHT", "2")
+        .start()
+        .await;
     let iad = cluster.instance("iad-1");
     let held: Vec<_> = ["one", "two"]
         .map(|name| block(iad, "syd", name, &json!({})))

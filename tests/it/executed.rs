@@ -9,8 +9,8 @@ use tokio::{
 };
 
 use crate::{
-    asking::{block, broken_cluster, run, told},
-    cluster::{Cluster, instances_in_state},
+    asking::{block, broken_cluster, run, told, two_regions},
+    cluster::instances_in_state,
     fault::{Fault, Scope},
     patience::{eventually, in_time},
 };
@@ -221,9 +221,7 @@ async fn a_deadline_that_passes_while_it_runs_may_have_run_here_and_there() {
 
 #[tokio::test]
 async fn the_largest_body_that_is_taken_is_forwarded() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    let cluster = two_regions()
         .functions()
         .set("RPC_MAX_BODY", "1KiB")
         .start()
@@ -244,11 +242,7 @@ async fn the_largest_body_that_is_taken_is_forwarded() {
 
 #[tokio::test]
 async fn the_shortest_deadline_is_no_failed_connection() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     for _ in 0..300 {
         let body = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": 1});

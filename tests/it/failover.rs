@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    asking::{block, broken_cluster, run, told},
+    asking::{block, broken_cluster, run, told, two_regions},
     cluster::{Cluster, instances_in_state},
     fault::{Fault, Scope},
     patience::eventually,
@@ -11,9 +11,7 @@ use crate::{
 
 #[tokio::test]
 async fn a_call_that_did_not_run_on_one_instance_runs_on_another() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    let mut cluster = two_regions()
         .functions()
         .set("RPC_MAX_IN_FLIGHT", "1")
         .start()
@@ -148,12 +146,7 @@ async fn a_peer_that_drains_says_so_and_nothing_ran() {
 
 #[tokio::test]
 async fn a_function_that_only_some_instances_have_runs_on_those() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .start()
-        .await;
+    let mut cluster = two_regions().functions().start().await;
     cluster.add_without_functions("syd").await;
     cluster.announce_all();
     cluster.until_all_see_all().await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::{
-    asking::{run, told},
+    asking::{blocking, run, told, two_regions},
     cluster::{Cluster, instances_in_state},
     fault::{Fault, Scope},
     patience::eventually,
@@ -82,8 +82,7 @@ async fn a_key_in_quotes_is_the_same_key() {
 async fn repeats_wait_for_the_one_that_runs() {
     let cluster = two_by_three().await;
     for region in ["iad", "syd"] {
-        let call =
-            json!({"module": "Test", "function": "block", "args": [region], "timeout_ms": 60_000});
+        let call = blocking(region, &json!({}));
         let first = under_way(cluster.instance("iad-1"), region, region, &call);
         let ran_on = cluster.until_started(region).await;
         let repeats: Vec<_> = cluster
@@ -92,8 +91,7 @@ async fn repeats_wait_for_the_one_that_runs() {
             .map(|instance| under_way(instance, region, region, &call))
             .collect();
         // A repeat that does not wait so long is told that it may have run, and does not disturb the others.
-        let mut hasty = call.clone();
-        hasty["timeout_ms"] = json!(100);
+        let hasty = blocking(region, &json!({"timeout_ms": 100}));
         let hasty = keyed(cluster.instance("iad-2"), region, region, &hasty).await;
         assert_eq!(told(&hasty).0, "deadline_exceeded");
         assert_eq!(told(&hasty).1, "maybe");
@@ -167,18 +165,14 @@ async fn a_function_that_outlived_its_deadline_is_not_run_again() {
 
 #[tokio::test]
 async fn what_did_not_run_is_not_remembered() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    let cluster = two_regions()
         .functions()
         .set("RPC_MAX_IN_FLIGHT", "1")
         .start()
         .await;
     let iad = cluster.instance("iad-1");
     for region in ["iad", "syd"] {
-        let holding =
-            json!({"module": "Test", "function": "block", "args": [region], "timeout_ms": 60_000});
-        let held = under_way(iad, region, "other", &holding);
+        let held = under_way(iad, region, "other", &blocking(region, &json!({})));
         cluster.until_started(region).await;
         let call = run(region, &json!({}));
         let refused = keyed(iad, region, "key", &call).await;

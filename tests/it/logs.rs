@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::{
+    asking::two_regions,
     cluster::Cluster,
     patience::{eventually, in_time},
     process::{Environment, Process, answer},
@@ -67,12 +68,7 @@ async fn lines(instance: &Process, message: &str, id: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn one_request_id_is_in_the_logs_of_both_instances_and_of_the_function() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .start()
-        .await;
+    let cluster = two_regions().functions().start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     let call = r#"{"module":"Test","function":"log","args":["from the function"]}"#;
     let request = iad

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::{
+    asking::two_regions,
     cluster::{Cluster, NAME, ready_instances},
     patience::eventually,
     process::Process,
@@ -142,10 +143,7 @@ async fn a_proxy_of_the_environment_hears_nothing() {
     .await;
     let url = format!("http://{}", proxy.address);
     let variables = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
-    let builder = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .set("RPC_TOKEN", TOKEN);
+    let builder = two_regions().set("RPC_TOKEN", TOKEN);
     let cluster = variables
         .into_iter()
         .fold(builder, |builder, variable| builder.set(variable, &url))

@@ -3,18 +3,14 @@
 use serde_json::{Value, json};
 
 use crate::{
+    asking::two_regions,
     cluster::Cluster,
     process::{Environment, Process},
 };
 
 #[tokio::test]
 async fn regions_show_every_instance_and_how_discovery_fares() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .set("FLY_IMAGE_REF", "v7")
-        .start()
-        .await;
+    let cluster = two_regions().set("FLY_IMAGE_REF", "v7").start().await;
     let answer = cluster.instance("syd-1").get("/regions").await;
     let peer = &answer.body["regions"][0]["instances"][0];
     let discovery = &answer.body["discovery"];
@@ -53,11 +49,7 @@ async fn regions_show_every_instance_and_how_discovery_fares() {
 
 #[tokio::test]
 async fn one_region_is_one_of_them() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     let syd = iad.get("/regions/syd").await;
     assert_eq!(
@@ -160,11 +152,7 @@ async fn health_and_introduction_tell_who_answers() {
 
 #[tokio::test]
 async fn exec_runs_a_call_here_or_not_at_all() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let syd = cluster.instance("syd-1");
     let call = |more: &str| format!(r#"{{"module":"Fly.RPC","function":"my_region"{more}}}"#);
     let ran = syd

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
+use crate::asking::two_regions;
 
 const LIMIT: usize = 1024;
 
@@ -13,12 +13,11 @@ fn text(bytes: usize) -> String {
 
 #[tokio::test]
 async fn what_cannot_be_sent_is_the_functions_failure() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    let cluster = two_regions()
         .functions()
-        .set("RPC_MAX_RESULT", "1KiB");
-    let cluster = cluster.start().await;
+        .set("RPC_MAX_RESULT", "1KiB")
+        .start()
+        .await;
     let iad = cluster.instance("iad-1");
     let cases = [
         (

@@ -6,6 +6,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
 use crate::{
+    asking::two_regions,
     cluster::{Cluster, NAME},
     patience::eventually,
     process::{Answer, Environment, Process, answer},
@@ -15,6 +16,9 @@ const TOKEN: &str = "the-cluster-secret-of-the-tests-0001";
 const NEXT: &str = "the-cluster-secret-of-the-tests-0002";
 const SHOP: &str = "the-token-of-the-client-shop-00000003";
 const DESK: &str = "the-token-of-the-client-desk-00000004";
+
+/// An instance that is to refuse the start: where it does not, it ends by itself.
+const SERVE: [&str; 2] = ["serve", "--until-stdin-closes"];
 
 fn environment(settings: &[(&'static str, String)]) -> Environment {
     let mut environment = Environment::from([
@@ -59,7 +63,7 @@ fn what_other_machines_reach_needs_tokens() {
     let refused = |settings: &[(&str, &str)]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
         command
-            .arg("serve")
+            .args(SERVE)
             .env_clear()
             .envs(settings.iter().copied());
         let output = command.output().unwrap();
@@ -113,7 +117,7 @@ fn what_other_machines_reach_needs_tokens() {
 fn tokens_that_contradict_each_other_stop_the_start() {
     let refused = |settings: &[(&str, String)]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        command.arg("serve").env_clear();
+        command.args(SERVE).env_clear();
         command.envs(settings.iter().map(|(name, value)| (*name, value)));
         let output = command.output().unwrap();
         assert_eq!(output.status.code(), Some(64));
@@ -370,12 +374,7 @@ async fn commands_bear_the_token_of_their_environment() {
 
 #[tokio::test]
 async fn a_cluster_with_a_token_calls_across_regions() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .set("RPC_TOKEN", TOKEN)
-        .start()
-        .await;
+    let cluster = two_regions().set("RPC_TOKEN", TOKEN).start().await;
     let answer = cluster
         .instance("iad-1")
         .call("syd", "String.upcase", json!(["fly"]))
@@ -471,7 +470,7 @@ fn an_exposed_listener_for_instances_needs_the_token() {
     let serve = |settings: &[(&str, &str)]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
         command
-            .arg("serve")
+            .args(SERVE)
             .env_clear()
             .envs(settings.iter().copied());
         let output = command.output().unwrap();

@@ -6,21 +6,21 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinHandle,
 };
 
 use crate::{
+    asking::{blocking, two_regions},
     cluster::{Cluster, instances_in_state},
     patience::{eventually, in_time},
-    process::{Process, answer},
+    process::{Answer, Process, answer},
 };
 
-fn block(
-    instance: &Process,
-    name: &str,
-) -> tokio::task::JoinHandle<reqwest::Result<crate::process::Answer>> {
-    let call = json!({"module": "Test", "function": "block", "args": [name], "timeout_ms": 60_000});
+/// A call of `Test.block` in the instance's own region under way; an error when it is cut.
+fn block(instance: &Process, name: &str) -> JoinHandle<reqwest::Result<Answer>> {
+    let call = blocking(name, &json!({})).to_string();
     tokio::spawn(answer(
-        instance.request(&format!("/rpc/{}", instance.region), &call.to_string()),
+        instance.request(&format!("/rpc/{}", instance.region), &call),
     ))
 }
 
@@ -35,12 +35,7 @@ async fn a_signal_with_nothing_in_flight_ends_with_0() {
 
 #[tokio::test]
 async fn calls_in_flight_are_finished_and_new_ones_refused() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .start()
-        .await;
+    let mut cluster = two_regions().functions().start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     let held = block(syd, "held");
     cluster.until_marked("held.started").await;
@@ -64,12 +59,7 @@ async fn calls_in_flight_are_finished_and_new_ones_refused() {
 
 #[tokio::test]
 async fn calls_are_still_served_during_the_drain_delay() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .set("RPC_DRAIN_DELAY", "60s")
-        .start()
-        .await;
+    let cluster = two_regions().set("RPC_DRAIN_DELAY", "60s").start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     syd.terminate();
     let told = async || syd.get("/internal/region").await.body["state"].clone();
