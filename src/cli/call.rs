@@ -2,16 +2,24 @@
 
 use std::time::Duration;
 
+use anstyle::Style;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
+use tokio::time::Instant;
 
 use super::{
     Failure,
     ask::{Answer, Endpoint},
-    print,
+    print, say,
 };
-use crate::{call::MAX_TIMEOUT, json, reply::Reply};
+use crate::{
+    call::MAX_TIMEOUT,
+    json,
+    name::{IdempotencyKey, InstanceId, InvalidName},
+    region::Target,
+    reply::{Meta, Reply, milliseconds},
+};
 
 /// How long a call may take that names no timeout: the default of `RPC_MAX_TIMEOUT`.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -20,8 +28,17 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// What to call, and where.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  fly-rpc call syd String.upcase fly
+  fly-rpc call primary Kernel.+ 1 2 --timeout 500ms
+  fly-rpc call syd String.split '\"a,b\"' , --json
+  fly-rpc call syd Orders.create '{\"id\": 1234}' --idempotency-key order-1234
+
+An argument that is JSON is sent as it stands, any other as a string: 12 is a number, '\"12\"' a string. \
+Arguments that begin with two dashes come after a lone --. The token in FLY_RPC_TOKEN is sent, if there is one.")]
 pub(super) struct CallArgs {
     /// A region such as `syd`, or `primary`
+    #[arg(value_parser = region)]
     region: String,
     /// The function, such as `String.upcase`
     #[arg(value_name = "MODULE.FUNCTION")]
@@ -35,12 +52,18 @@ pub(super) struct CallArgs {
     /// Allow another attempt after one that may have run
     #[arg(long)]
     idempotent: bool,
+    /// Make every repeat of this call, for ten minutes, get the outcome of the first instead of a second run
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<IdempotencyKey>,
     /// Only on this instance of the region
     #[arg(long)]
-    instance: Option<String>,
+    instance: Option<InstanceId>,
     /// Print the whole answer as JSON
     #[arg(long)]
     json: bool,
+    /// Do not say on stderr where the call ran and how long it took
+    #[arg(long, short)]
+    quiet: bool,
     #[command(flatten)]
     endpoint: Endpoint,
 }
@@ -55,7 +78,7 @@ struct Body<'a> {
     timeout_ms: Option<u64>,
     idempotent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    instance: Option<&'a str>,
+    instance: Option<&'a InstanceId>,
 }
 
 /// Calls, and prints the result.
@@ -74,23 +97,52 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
             .timeout
             .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
         idempotent: args.idempotent,
-        instance: args.instance.as_deref(),
+        instance: args.instance.as_ref(),
     });
     let patience = args.timeout.unwrap_or(LONGEST).saturating_add(GRACE);
+    let path = format!("/rpc/{}", args.region);
+    let asked = Instant::now();
     let answer: Answer = args
         .endpoint
-        .ask(&format!("/rpc/{}", args.region), patience, |client, url| {
-            client
+        .ask(&path, patience, |client, url| {
+            let request = client
                 .post(url)
                 .header("content-type", "application/json")
-                .body(body)
+                .body(body);
+            match &args.idempotency_key {
+                Some(key) => request.header("idempotency-key", key.as_str()),
+                None => request,
+            }
         })
         .await?;
+    let took = asked.elapsed();
     if args.json {
         return answer.print_json();
     }
-    let reply: Reply = answer.document()?;
-    print(reply.result.get())
+    let Reply { result, meta } = answer.document()?;
+    print(result.get())?;
+    if !args.quiet {
+        say(&account(&meta, took));
+    }
+    Ok(())
+}
+
+/// Where a call ran and how long it took: in the cluster, and from here, the connection included.
+fn account(meta: &Meta, took: Duration) -> String {
+    let (dim, took) = (Style::new().dimmed(), milliseconds(took));
+    let place = |word: Option<&str>| word.unwrap_or("?").to_owned();
+    let instance = place(meta.instance.as_ref().map(|id| id.as_str()));
+    let region = place(meta.region.as_ref().map(|region| region.as_str()));
+    let plural = if meta.attempts == 1 { "" } else { "s" };
+    format!(
+        "{dim}{instance} in {region} · {:.1} ms, {took:.1} ms from here · {} attempt{plural} · request {}{dim:#}",
+        meta.elapsed_ms, meta.attempts, meta.request_id
+    )
+}
+
+/// A region, or `primary`, as it was typed.
+fn region(text: &str) -> Result<String, InvalidName> {
+    text.parse::<Target>().map(|_| text.to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -3,10 +3,12 @@
 mod advice;
 mod ask;
 mod call;
+mod completions;
 mod dev;
 mod functions;
 mod regions;
 mod serve;
+mod table;
 
 use std::{
     io::{self, Write},
@@ -21,6 +23,10 @@ const USAGE: u8 = 64;
 /// Run a named function in a chosen region.
 #[derive(Parser)]
 #[command(name = "fly-rpc", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 the call or the command failed, \
+    64 wrong usage or configuration."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,11 +41,13 @@ enum Command {
     /// Call a function in a region
     Call(call::CallArgs),
     /// List the regions and their instances
-    Regions(ask::AskArgs),
+    Regions(regions::RegionsArgs),
     /// List the functions of an instance
     Functions(ask::AskArgs),
     /// Print the OpenAPI document
     Openapi,
+    /// Print a script by which a shell completes commands and flags
+    Completions(completions::CompletionsArgs),
 }
 
 /// Why a command did not do what it was asked.
@@ -112,44 +120,27 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Regions(args) => regions::run(args).await,
         Command::Functions(args) => functions::run(args).await,
         Command::Openapi => print(&crate::openapi_json()),
+        Command::Completions(args) => completions::run(&args),
     }
 }
 
 /// One piece of data on stdout.
 fn print(text: &str) -> Result<(), Failure> {
-    match writeln!(anstream::stdout(), "{text}") {
+    match write_out(text) {
         // Whoever reads us has enough, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),
     }
 }
 
+fn write_out(text: &str) -> io::Result<()> {
+    writeln!(anstream::stdout(), "{text}")
+}
+
 /// One message on stderr.
 fn say(text: &str) {
     // Without a stderr there is nobody to tell.
     let _ = writeln!(anstream::stderr(), "{text}");
-}
-
-/// `rows` as aligned columns, each as wide as its widest cell.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns)
-        .map(|column| {
-            rows.iter()
-                .filter_map(|row| row.get(column))
-                .map(|cell| cell.chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    let line = |row: &Vec<String>| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -161,11 +152,5 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn tables_are_aligned_without_trailing_space() {
-        let rows = [["REGION", "STATE"], ["é", "ready"]].map(|row| row.map(str::to_owned).to_vec());
-        assert_eq!(table(&rows), "REGION  STATE\né       ready");
     }
 }

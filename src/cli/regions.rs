@@ -1,21 +1,73 @@
-//! `fly-rpc regions`: the cluster as one instance knows it, as a table.
+//! `fly-rpc regions`: the cluster as one instance knows it, as a table, once or again and again.
 
-use super::{Failure, ask::AskArgs, print, say, table};
-use crate::http::{InstanceDocument, RegionsDocument};
+use std::{io::ErrorKind, time::Duration};
+
+use anstyle::{AnsiColor, Style};
+use clap::Args;
+use tokio::time;
+
+use super::{
+    Failure,
+    ask::{AskArgs, Endpoint},
+    print, say,
+    table::{Cell, header, table},
+    write_out,
+};
+use crate::{
+    cluster::Health,
+    http::{InstanceDocument, RegionsDocument},
+};
+
+/// To the top left, and all below it cleared (ECMA-48, CUP and ED); left out where stdout is no terminal.
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// What to show of the cluster, and how often.
+#[derive(Args)]
+pub(super) struct RegionsArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    /// Show it again and again, every second unless told, until Ctrl-C
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "1s", value_parser = humantime::parse_duration, conflicts_with = "json")]
+    watch: Option<Duration>,
+}
 
 /// Prints the regions and their instances.
-pub(super) async fn run(args: AskArgs) -> Result<(), Failure> {
-    let answer = args.endpoint.get("/regions").await?;
-    if args.json {
-        return answer.print_json();
+pub(super) async fn run(args: RegionsArgs) -> Result<(), Failure> {
+    let endpoint = &args.ask.endpoint;
+    match args.watch {
+        Some(pause) => watch(endpoint, pause).await,
+        None if args.ask.json => endpoint.get("/regions").await?.print_json(),
+        None => print(&look(endpoint).await?),
     }
-    let regions: RegionsDocument = answer.document()?;
-    let header = [
+}
+
+/// Shows the cluster until nobody reads it. An instance that is gone may come back: whoever watches wants to see that.
+async fn watch(endpoint: &Endpoint, pause: Duration) -> Result<(), Failure> {
+    loop {
+        let seen = match look(endpoint).await {
+            Ok(seen) => seen,
+            Err(Failure::Told) => String::new(),
+            Err(Failure::Failed(reason)) => reason,
+            Err(failure @ Failure::Usage(_)) => return Err(failure),
+        };
+        match write_out(&format!("{CLEAR}{seen}")) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
+        time::sleep(pause).await;
+    }
+}
+
+/// The cluster as a table; how discovery fares, where it does not fare well, is said on stderr.
+async fn look(endpoint: &Endpoint) -> Result<String, Failure> {
+    let regions: RegionsDocument = endpoint.get("/regions").await?.document()?;
+    if let Some(error) = &regions.discovery.last_error {
+        say(&format!("stale: {error}"));
+    }
+    let mut rows = vec![header([
         "REGION", "INSTANCE", "STATE", "ADDRESS", "RTT", "SEEN", "RELEASE",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    let mut rows = vec![header];
+    ])];
     for region in &regions.regions {
         let mark = if region.region == regions.primary {
             " (primary)"
@@ -25,32 +77,36 @@ pub(super) async fn run(args: AskArgs) -> Result<(), Failure> {
         let name = format!("{}{mark}", region.region);
         rows.extend(region.instances.iter().map(|instance| row(&name, instance)));
         if region.instances.is_empty() {
-            rows.push(vec![name, "none now".to_owned()]);
+            let nobody = Cell::styled("none now", AnsiColor::Red.on_default());
+            rows.push(vec![name.into(), nobody]);
         }
     }
-    print(&table(&rows))?;
-    if let Some(error) = &regions.discovery.last_error {
-        say(&format!("stale: {error}"));
-    }
-    Ok(())
+    Ok(table(&rows))
 }
 
-fn row(region: &str, instance: &InstanceDocument) -> Vec<String> {
+fn row(region: &str, instance: &InstanceDocument) -> Vec<Cell> {
     let seen = match (instance.local, instance.last_seen_ms) {
         (true, _) => "this one".to_owned(),
         (false, Some(ms)) => format!("{:.1} s ago", ms / 1e3),
         (false, None) => String::new(),
     };
+    let rtt = instance.rtt_ms.map(|ms| format!("{ms:.1} ms"));
     vec![
-        region.to_owned(),
-        instance.instance.to_string(),
-        instance.state.to_string(),
-        instance.address.to_string(),
-        instance
-            .rtt_ms
-            .map(|ms| format!("{ms:.1} ms"))
-            .unwrap_or_default(),
-        seen,
-        instance.release.clone().unwrap_or_default(),
+        region.into(),
+        instance.instance.to_string().into(),
+        Cell::styled(instance.state.to_string(), colour(instance.state)),
+        instance.address.to_string().into(),
+        rtt.unwrap_or_default().into(),
+        seen.into(),
+        instance.release.clone().unwrap_or_default().into(),
     ]
+}
+
+fn colour(state: Health) -> Style {
+    match state {
+        Health::Ready => AnsiColor::Green,
+        Health::Suspect => AnsiColor::Red,
+        Health::Draining => AnsiColor::Yellow,
+    }
+    .on_default()
 }

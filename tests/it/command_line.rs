@@ -1,11 +1,16 @@
 //! The commands that ask an instance, as a user runs them: stdout, stderr and exit code.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
-use tokio::process::Command;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
 
 use crate::{
     asking::two_regions,
+    patience::in_time,
     process::{Environment, Process},
 };
 
@@ -36,7 +41,7 @@ async fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, Strin
 }
 
 #[tokio::test]
-async fn call_prints_the_result_and_nothing_else() {
+async fn call_prints_the_result_and_says_where_it_ran() {
     let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     for (arguments, result) in [
@@ -62,17 +67,31 @@ async fn call_prints_the_result_and_nothing_else() {
             "[\"a\",\"b\"]\n",
         ),
     ] {
+        let (code, stdout, stderr) = fly_rpc(iad, arguments).await;
+        assert_eq!((code, stdout.as_str()), (0, result), "{arguments:?}");
+        let parts: Vec<_> = stderr.trim_end().split(" · ").collect();
+        let ran_on = if arguments[1] == "syd" {
+            "syd-1 in syd"
+        } else {
+            "iad-1 in iad"
+        };
+        assert_eq!((parts[0], parts[2]), (ran_on, "1 attempt"));
+        assert!(parts[1].ends_with(" ms from here"), "{stderr}");
+        assert!(parts[3].starts_with("request 01"), "{stderr}");
+        let quiet = [arguments, &["--quiet"]].concat();
         assert_eq!(
-            fly_rpc(iad, arguments).await,
-            (0, result.to_owned(), String::new()),
-            "{arguments:?}"
+            fly_rpc(iad, &quiet).await,
+            (0, result.to_owned(), String::new())
         );
     }
-    let (code, whole, _) = fly_rpc(iad, &["call", "syd", "Kernel.+", "1", "2", "--json"]).await;
-    assert!(
-        code == 0 && whole.starts_with("{\"result\":3,\"meta\":{\"region\":\"syd\""),
-        "{whole}"
+    let (code, whole, stderr) =
+        fly_rpc(iad, &["call", "syd", "Kernel.+", "1", "2", "--json"]).await;
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    assert_eq!(
+        (code, &whole["result"], stderr.as_str()),
+        (0, &json!(3), "")
     );
+    assert_eq!(whole["meta"]["instance"], "syd-1");
 }
 
 #[tokio::test]
@@ -214,6 +233,176 @@ async fn regions_and_functions_are_printed_for_people_and_for_scripts() {
                     .is_object()
         );
     }
+}
+
+#[tokio::test]
+async fn a_call_under_a_key_runs_once_however_often_it_is_typed() {
+    let cluster = two_regions().functions().start().await;
+    let iad = cluster.instance("iad-1");
+    let call = |id: &'static str, key: &'static str| {
+        [
+            "call",
+            "syd",
+            "Test.run",
+            id,
+            "0",
+            "--idempotency-key",
+            key,
+            "--quiet",
+        ]
+    };
+    for _ in 0..3 {
+        let once = fly_rpc(iad, &call("one", "order-1234")).await;
+        assert_eq!(once, (0, "\"one\"\n".to_owned(), String::new()));
+    }
+    assert_eq!(cluster.runs(), [("one".to_owned(), 1)].into());
+    let (code, stdout, stderr) = fly_rpc(iad, &call("two", "order-1234")).await;
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(
+        stderr.starts_with("fly-rpc: idempotency_mismatch: "),
+        "{stderr}"
+    );
+    assert!(
+        stderr.ends_with("next: use another key for another call\n"),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn what_can_be_no_call_is_wrong_usage() {
+    for (arguments, what) in [
+        (
+            &["call", "SYD", "Kernel.+"][..],
+            "invalid value 'SYD' for '<REGION>'",
+        ),
+        (
+            &["call", "syd?x", "Kernel.+"],
+            "invalid value 'syd?x' for '<REGION>'",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--idempotency-key", "a b"],
+            "'--idempotency-key <KEY>'",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--instance", "a/b"],
+            "'--instance <INSTANCE>'",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--timeout", "5"],
+            "'--timeout <TIMEOUT>'",
+        ),
+        (&["regions", "--watch=x"], "'--watch[=<DURATION>]'"),
+        (
+            &["regions", "--watch", "--json"],
+            "cannot be used with '--json'",
+        ),
+        (
+            &["completions", "tcsh"],
+            "[possible values: bash, elvish, fish, powershell, zsh]",
+        ),
+    ] {
+        let (code, stdout, stderr) = run(arguments).await;
+        assert_eq!((code, stdout.as_str()), (64, ""), "{arguments:?}");
+        assert!(stderr.contains(what), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn every_command_explains_itself() {
+    let (_, all, _) = run(&["--help"]).await;
+    assert!(
+        all.contains("Exit codes: 0 done, 1 the call or the command failed, 64 wrong usage"),
+        "{all}"
+    );
+    for command in [
+        "serve",
+        "dev",
+        "call",
+        "regions",
+        "functions",
+        "openapi",
+        "completions",
+    ] {
+        assert!(all.contains(&format!("\n  {command} ")), "{all}");
+        let (code, help, stderr) = run(&[command, "--help"]).await;
+        assert_eq!((code, stderr.as_str()), (0, ""), "{command}");
+        assert!(
+            help.contains(&format!("Usage: fly-rpc {command}")),
+            "{help}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn completions_are_scripts_that_name_every_command() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let (code, script, stderr) = run(&["completions", shell]).await;
+        assert_eq!((code, stderr.as_str()), (0, ""), "{shell}");
+        assert!(
+            script.contains("idempotency-key") && script.contains("regions"),
+            "{script}"
+        );
+    }
+    // As a user of bash has it: what Tab offers after `fly-rpc re`.
+    let offers = r#"source <("$0" completions bash); COMP_WORDS=(fly-rpc re); COMP_CWORD=1;
+        "$(complete -p fly-rpc | grep -o '_fly[^ ]*')" fly-rpc re fly-rpc; echo "${COMPREPLY[@]}""#;
+    let mut bash = Command::new("bash");
+    let output = bash
+        .args(["-c", offers, env!("CARGO_BIN_EXE_fly-rpc")])
+        .output();
+    assert_eq!(output.await.unwrap().stdout, b"regions\n");
+}
+
+#[tokio::test]
+async fn states_have_colour_where_it_is_wanted() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    let url = format!("http://{}", iad.address);
+    let (_, plain, _) = fly_rpc(iad, &["regions"]).await;
+    assert!(!plain.contains('\u{1b}'), "{plain}");
+    let wanted = [("CLICOLOR_FORCE", "1")];
+    let (_, coloured, _) = run_with(&["regions", "--url", &url], &wanted).await;
+    assert_eq!(
+        coloured.matches("\u{1b}[32mready\u{1b}[0m").count(),
+        2,
+        "{coloured}"
+    );
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_until_nobody_reads_it() {
+    let mut cluster = two_regions().start().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    let url = format!("http://{}", cluster.instance("iad-1").address);
+    command.args(["regions", "--watch=10ms", "--url", &url]);
+    command
+        .env_clear()
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let mut watch = command.spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut until = async |what: &str| {
+        in_time(what, async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if line.contains(what) {
+                    return;
+                }
+            }
+            panic!("ended before {what}");
+        })
+        .await;
+    };
+    until("syd-1     ready").await;
+    cluster.instance("syd-1").kill();
+    until("syd-1     suspect").await;
+    cluster.instance("iad-1").kill();
+    until("cannot reach http://").await;
+    cluster.restart("syd-1").await;
+    cluster.restart("iad-1").await;
+    until("syd-1     ready").await;
+    drop(lines);
+    let ended = in_time("the end", watch.wait()).await.unwrap();
+    assert_eq!(ended.code(), Some(0));
 }
 
 #[tokio::test]

@@ -1,6 +1,10 @@
-//! `fly-rpc dev` as a newcomer runs it: the addresses it prints, the curl line it prints, and Ctrl-C.
+//! `fly-rpc dev` as a newcomer runs it: the addresses it prints, the curl line it prints, what can be typed, and Ctrl-C.
 
-use std::process::Stdio;
+use std::{
+    collections::BTreeMap,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -8,114 +12,219 @@ use nix::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    process::Command,
+    io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, Command},
 };
 
-use crate::patience::in_time;
+use crate::patience::{eventually, in_time};
+
+/// A cluster that `dev` runs.
+struct Dev {
+    child: Child,
+    stdin: ChildStdin,
+    /// What it printed up to the last line of its welcome.
+    welcome: Vec<String>,
+    /// Where each instance is, by name.
+    ports: BTreeMap<String, u16>,
+    said: Arc<Mutex<Vec<String>>>,
+}
+
+impl Dev {
+    async fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+        command.args(["dev", "--port", "0", "--poll-interval", "100ms"]);
+        command.args(arguments).env_clear();
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let said = Arc::<Mutex<Vec<String>>>::default();
+        tokio::spawn(collect(child.stderr.take().unwrap(), Arc::clone(&said)));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut welcome = Vec::new();
+        in_time("the welcome", async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let is_last = line.starts_with("Ctrl-C");
+                welcome.push(line);
+                if is_last {
+                    return;
+                }
+            }
+            panic!("ended before its welcome: {said:?}");
+        })
+        .await;
+        let rows = welcome.iter().map(|line| line.split_whitespace());
+        let rows = rows.map(Iterator::collect::<Vec<_>>);
+        let port = |row: Vec<&str>| {
+            let port = row.get(2)?.strip_prefix("http://localhost:")?;
+            Some((row[1].to_owned(), port.parse().unwrap()))
+        };
+        Self {
+            ports: rows.filter_map(port).collect(),
+            stdin: child.stdin.take().unwrap(),
+            child,
+            welcome,
+            said,
+        }
+    }
+
+    /// Types a line, and waits until `dev` has said this.
+    async fn type_line(&mut self, line: &str, answer: &str) {
+        self.stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .unwrap();
+        self.until_said(answer).await;
+    }
+
+    async fn until_said(&self, what: &str) {
+        let said = async || self.said.lock().unwrap().join("\n");
+        eventually(what, said, |said| said.contains(what)).await;
+    }
+
+    /// What the instance `name` answers.
+    async fn get(&self, name: &str, path: &str) -> Value {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!("http://127.0.0.1:{}{path}", self.ports[name]);
+        let answer = client.get(url).send().await.unwrap();
+        serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
+    }
+
+    /// Waits until `iad-1` sees the instance `name` in `state`.
+    async fn until_state(&self, name: &str, state: &str) {
+        let region = &name[..3];
+        let seen = async || {
+            let region = self.get("iad-1", &format!("/regions/{region}")).await;
+            let instances = region["instances"].as_array().unwrap().clone();
+            let found = instances.into_iter().find(|it| it["instance"] == name);
+            found.map_or(Value::Null, |it| it["state"].clone())
+        };
+        eventually(state, seen, |seen| *seen == state).await;
+    }
+
+    /// Presses Ctrl-C, and waits for the end.
+    async fn interrupt(&mut self) -> ExitStatus {
+        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
+        in_time("the end", self.child.wait()).await.unwrap()
+    }
+}
+
+async fn collect(stream: impl AsyncRead + Unpin, said: Arc<Mutex<Vec<String>>>) {
+    let mut lines = BufReader::new(stream).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        said.lock().unwrap().push(line);
+    }
+}
 
 #[tokio::test]
 async fn dev_runs_a_cluster_until_ctrl_c() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-    command
-        .args([
-            "dev",
-            "--regions",
-            "syd:2,iad",
-            "--port",
-            "0",
-            "--poll-interval",
-            "100ms",
-        ])
-        .env_clear();
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let mut dev = command.spawn().unwrap();
-    let mut stderr = dev.stderr.take().unwrap();
-    let log = tokio::spawn(async move {
-        let mut log = String::new();
-        stderr.read_to_string(&mut log).await.map(|_| log)
-    });
-    let mut lines = BufReader::new(dev.stdout.take().unwrap()).lines();
-    let mut printed = Vec::new();
-    in_time("the welcome", async {
-        while let Some(line) = lines.next_line().await.unwrap() {
-            printed.push(line);
-            if printed
-                .last()
-                .is_some_and(|line| line.starts_with("Ctrl-C"))
-            {
-                break;
-            }
-        }
-    })
-    .await;
-
-    let rows: Vec<Vec<&str>> = printed
-        .iter()
-        .map(|line| line.split_whitespace().collect())
-        .collect();
-    let instances: Vec<&Vec<&str>> = rows
-        .iter()
-        .filter(|row| row.get(2).is_some_and(|url| url.starts_with("http")))
-        .collect();
-    let names: Vec<&str> = instances.iter().map(|row| row[1]).collect();
-    assert_eq!(names, ["syd-1", "syd-2", "iad-1"], "{printed:#?}");
-    let port = |url: &str| url.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
-    assert!(
-        instances.iter().all(|row| port(row[2]) > 1024),
-        "{instances:?}"
-    );
-    let curls: Vec<&String> = printed
-        .iter()
-        .filter(|line| line.trim_start().starts_with("curl "))
-        .collect();
-    assert_eq!(curls.len(), 3, "{printed:#?}");
-    let sent = curls[0].trim_start();
-    let answer = Command::new("sh")
-        .args(["-c", sent])
-        .output()
-        .await
-        .unwrap();
-    let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    let mut dev = Dev::start(&["--regions", "syd:2,iad"]).await;
+    let names: Vec<_> = dev.ports.keys().cloned().collect();
+    assert_eq!(names, ["iad-1", "syd-1", "syd-2"]);
+    let curls = dev.welcome.iter().map(|line| line.trim_start());
+    let curls: Vec<_> = curls.filter(|line| line.starts_with("curl ")).collect();
+    assert_eq!(curls.len(), 3, "{:#?}", dev.welcome);
+    let answer = Command::new("sh").args(["-c", curls[0]]).output().await;
+    let answer: Value = serde_json::from_slice(&answer.unwrap().stdout).unwrap();
     assert_eq!(
         (&answer["result"], &answer["meta"]["region"]),
         (&json!("FLY"), &json!("iad"))
     );
 
-    let pid = i32::try_from(dev.id().unwrap()).unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
-    let status = in_time("the end", dev.wait()).await.unwrap();
-    let log = log.await.unwrap().unwrap();
+    let status = dev.interrupt().await;
+    let log = dev.said.lock().unwrap().join("\n");
     assert_eq!(status.code(), Some(0), "{log}");
-    for name in names {
+    for (name, port) in &dev.ports {
         assert!(
             log.contains(&format!("{name} ")),
             "{name} has no line in {log}"
         );
-    }
-    for row in &instances {
-        let address = row[2].trim_start_matches("http://localhost:");
-        let port: u16 = address.parse().unwrap();
-        std::net::TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+        std::net::TcpStream::connect(("127.0.0.1", *port)).unwrap_err();
     }
 }
 
 #[tokio::test]
-async fn a_cluster_that_cannot_be_is_wrong_usage() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-    let output = command
-        .args(["dev", "--regions", "iad:0"])
-        .env_clear()
-        .output()
-        .await
-        .unwrap();
-    assert_eq!(output.status.code(), Some(64));
-    let message = String::from_utf8(output.stderr).unwrap();
+async fn what_is_typed_breaks_the_cluster_and_mends_it() {
+    let mut dev = Dev::start(&["--regions", "iad,syd:2", "--chaos", "--latency", "10ms"]).await;
     assert!(
-        message.contains("\"iad:0\" needs a count from 1 to 64, as in syd:2"),
-        "{message}"
+        dev.welcome
+            .iter()
+            .any(|line| line.starts_with("  kill NAME "))
     );
+    dev.type_line("kill syd-1", "syd-1 is killed").await;
+    dev.until_said("syd-1 has ended: signal: 9 (SIGKILL)").await;
+    dev.until_state("syd-1", "suspect").await;
+    dev.type_line("start syd-1", "syd-1 is back").await;
+    dev.until_state("syd-1", "ready").await;
+
+    dev.type_line("stop syd-2", "syd-2 hangs").await;
+    dev.until_state("syd-2", "suspect").await;
+    dev.type_line("start syd-2", "syd-2 has not ended").await;
+    dev.type_line("resume syd-2", "syd-2 goes on").await;
+    dev.until_state("syd-2", "ready").await;
+
+    dev.type_line("drain syd-2", "syd-2 drains").await;
+    dev.until_said("syd-2 has ended: exit status: 0").await;
+    dev.until_state("syd-2", "suspect").await;
+
+    dev.type_line("dns down", "DNS is down").await;
+    let stale = async || dev.get("iad-1", "/regions").await["discovery"]["stale"].clone();
+    eventually("no DNS", stale, |stale| *stale == true).await;
+    dev.type_line("dns up", "DNS is up").await;
+    let stale = async || dev.get("iad-1", "/regions").await["discovery"]["stale"].clone();
+    eventually("DNS again", stale, |stale| *stale == false).await;
+
+    dev.type_line("kill mars-1", "mars-1 is none of iad-1, syd-1, syd-2")
+        .await;
+    dev.type_line("help", "Type, while it runs:").await;
+    dev.type_line("start syd-2", "syd-2 is back").await;
+    dev.until_state("syd-2", "ready").await;
+    assert_eq!(dev.interrupt().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn between_two_regions_everything_takes_its_way() {
+    let dev = Dev::start(&["--regions", "iad,syd", "--latency", "50ms"]).await;
+    let call = |region: &'static str| {
+        let url = format!("http://127.0.0.1:{}/rpc/{region}", dev.ports["iad-1"]);
+        let call = json!({"module": "Fly.RPC", "function": "my_region"}).to_string();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = client.post(url).header("content-type", "application/json");
+        async move {
+            let answer = request.body(call).send().await.unwrap();
+            let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+            assert_eq!(answer["result"], region);
+            answer["meta"]["elapsed_ms"].as_f64().unwrap()
+        }
+    };
+    assert!(call("iad").await < 50.0);
+    // The connection takes its way there and back as well; the second call needs none.
+    let (first, second) = (call("syd").await, call("syd").await);
+    assert!(first >= 200.0, "{first}");
+    assert!((100.0..200.0).contains(&second), "{second}");
+}
+
+#[tokio::test]
+async fn a_cluster_that_cannot_be_is_wrong_usage() {
+    for (arguments, what) in [
+        (
+            &["--regions", "iad:0"][..],
+            "\"iad:0\" needs a count from 1 to 64, as in syd:2",
+        ),
+        (&["--latency", "1s"], "must be 200ms or less"),
+        (
+            &["--regions", "iad,mars", "--latency", "realistic"],
+            "fly-rpc: nobody knows where mars is; known are ams, ",
+        ),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+        let output = command.arg("dev").args(arguments).env_clear().output();
+        let output = output.await.unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains(what), "{message}");
+    }
 }

@@ -2,13 +2,17 @@
 
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 
-use futures_util::future;
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{self, ChildStdin, Command},
     sync::mpsc,
     time,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::log::Line;
 use crate::{cli::Failure, config::SETTINGS, region::Region};
@@ -16,103 +20,156 @@ use crate::{cli::Failure, config::SETTINGS, region::Region};
 /// How long an instance may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(10);
 
-/// A running instance; it is killed when this is dropped.
+/// What an instance is told when it starts, and where it tells of itself.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) region: Region,
+    pub(super) name: String,
+    /// Where it listens; port 0 is any free one, until it has one.
+    pub(super) listen: SocketAddr,
+    /// Flags of `serve`, and their values.
+    pub(super) settings: Vec<(&'static str, String)>,
+    /// Takes its log.
+    pub(super) log: mpsc::Sender<Line>,
+    /// Takes its name and how it ended, when it has.
+    pub(super) ends: mpsc::Sender<(String, String)>,
+}
+
+/// An instance, which runs or has ended.
 pub(super) struct Child {
-    region: Region,
-    name: String,
-    address: SocketAddr,
-    process: process::Child,
-    // Apart from the process, because waiting for a process closes the stdin that it holds.
+    plan: Plan,
+    running: Running,
+}
+
+/// A process; it is killed when this is dropped.
+struct Running {
+    /// An instance started with `--until-stdin-closes` drains when its stdin is closed.
     stdin: Option<ChildStdin>,
+    signals: mpsc::Sender<Signal>,
+    kept: AbortOnDropHandle<()>,
 }
 
 impl Child {
-    /// Starts the instance `name` with `settings` and waits until it listens; its log goes to `lines`.
-    pub(super) async fn spawn(
-        region: &Region,
-        name: &str,
-        settings: &[(&str, String)],
-        lines: mpsc::Sender<Line>,
-    ) -> Result<Self, Failure> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("serve").arg("--until-stdin-closes");
-        command.args(
-            settings
-                .iter()
-                .map(|(flag, value)| format!("--{flag}={value}")),
-        );
-        for setting in SETTINGS {
-            command.env_remove(setting.variable);
-        }
-        // A process group of its own: Ctrl-C reaches us alone, and we stop the instances in order.
-        command.process_group(0).kill_on_drop(true);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut process = command.spawn()?;
-        if let Some(stderr) = process.stderr.take() {
-            tokio::spawn(pass_on(stderr, region.clone(), name.to_owned(), lines));
-        }
-        let stdin = process.stdin.take();
-        let address = match process.stdout.take() {
-            Some(stdout) => listening_address(stdout).await,
-            None => None,
-        };
-        let failed = || {
-            Failure::Failed(format!(
-                "instance {name} did not start; its own message is above"
-            ))
-        };
-        Ok(Self {
-            region: region.clone(),
-            name: name.to_owned(),
-            address: address.ok_or_else(failed)?,
-            process,
-            stdin,
-        })
+    /// Starts the instance of `plan`, and waits until it listens.
+    pub(super) async fn start(mut plan: Plan) -> Result<Self, Failure> {
+        let (running, listen) = launch(&plan).await?;
+        plan.listen = listen;
+        Ok(Self { plan, running })
+    }
+
+    /// Starts it again where it was, in place of the process that it had.
+    pub(super) async fn start_again(&mut self) -> Result<(), Failure> {
+        (self.running, _) = launch(&self.plan).await?;
+        Ok(())
     }
 
     /// Its region.
     pub(super) fn region(&self) -> &Region {
-        &self.region
+        &self.plan.region
     }
 
     /// Its name.
     pub(super) fn name(&self) -> &str {
-        &self.name
+        &self.plan.name
     }
 
     /// Where it listens.
     pub(super) fn address(&self) -> SocketAddr {
-        self.address
+        self.plan.listen
     }
 
-    async fn stop(&mut self) {
-        // An instance started with --until-stdin-closes drains when its stdin is closed.
-        drop(self.stdin.take());
-        if time::timeout(STOP, self.process.wait()).await.is_err() {
-            let _ = self.process.kill().await;
+    /// Sends it a signal, if it runs.
+    pub(super) async fn signal(&self, signal: Signal) {
+        // Whoever would take it is gone with the process.
+        let _ = self.running.signals.send(signal).await;
+    }
+
+    /// Lets it drain and stop.
+    pub(super) fn drain(&mut self) {
+        drop(self.running.stdin.take());
+    }
+
+    /// Lets it drain, and waits until it is gone.
+    pub(super) async fn stop(&mut self) {
+        self.signal(Signal::SIGCONT).await;
+        self.drain();
+        if time::timeout(STOP, &mut self.running.kept).await.is_err() {
+            self.signal(Signal::SIGKILL).await;
         }
     }
 }
 
-/// Stops every instance.
-pub(super) async fn stop_all(children: &mut [Child]) {
-    future::join_all(children.iter_mut().map(Child::stop)).await;
+async fn launch(plan: &Plan) -> Result<(Running, SocketAddr), Failure> {
+    let mut process = command(plan)?.spawn()?;
+    if let Some(stderr) = process.stderr.take() {
+        let (region, name) = (plan.region.clone(), plan.name.clone());
+        tokio::spawn(pass_on(stderr, region, name, plan.log.clone()));
+    }
+    // Apart from the process, because waiting for a process closes the stdin that it holds.
+    let stdin = process.stdin.take();
+    let address = match process.stdout.take() {
+        Some(stdout) => listening_address(stdout).await,
+        None => None,
+    };
+    let address = address.ok_or_else(|| {
+        let name = &plan.name;
+        Failure::Failed(format!(
+            "instance {name} did not start; its own message is above"
+        ))
+    })?;
+    let (signals, orders) = mpsc::channel(1);
+    let kept = tokio::spawn(keep(process, orders, plan.name.clone(), plan.ends.clone()));
+    let running = Running {
+        stdin,
+        signals,
+        kept: AbortOnDropHandle::new(kept),
+    };
+    Ok((running, address))
 }
 
-/// Waits until every instance has ended by itself, and says so of each.
-pub(super) async fn until_all_ended(children: &mut [Child]) {
-    let ends = children.iter_mut().map(|child| async move {
-        if let Ok(status) = child.process.wait().await {
-            crate::cli::say(&format!(
-                "{} has ended: {status}; it is not restarted",
-                child.name
-            ));
+fn command(plan: &Plan) -> Result<Command, Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("serve").arg("--until-stdin-closes");
+    command.arg(format!("--region={}", plan.region));
+    command.arg(format!("--instance={}", plan.name));
+    command.arg(format!("--listen={}", plan.listen));
+    let settings = plan.settings.iter();
+    command.args(settings.map(|(flag, value)| format!("--{flag}={value}")));
+    for setting in SETTINGS {
+        command.env_remove(setting.variable);
+    }
+    // A process group of its own: Ctrl-C reaches us alone, and we stop the instances in order.
+    command.process_group(0).kill_on_drop(true);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Ok(command)
+}
+
+/// Keeps a process until it has ended, and tells how. It has its id as long as it is waited for, so that no signal
+/// reaches another.
+async fn keep(
+    mut process: process::Child,
+    mut orders: mpsc::Receiver<Signal>,
+    name: String,
+    ends: mpsc::Sender<(String, String)>,
+) {
+    loop {
+        tokio::select! {
+            Some(signal) = orders.recv() => {
+                let id = process.id().and_then(|id| i32::try_from(id).ok());
+                // A process that ends at this very moment needs no signal.
+                let _ = id.map(|id| signal::kill(Pid::from_raw(id), signal));
+            }
+            status = process.wait() => {
+                let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                // When nobody listens any more, everything stops.
+                let _ = ends.send((name, how)).await;
+                return;
+            }
         }
-    });
-    future::join_all(ends).await;
+    }
 }
 
 /// The address in the line by which an instance says that it listens; `None` when it ended without one.

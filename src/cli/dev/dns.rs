@@ -1,4 +1,5 @@
-//! The DNS server of a cluster on one machine: SRV records, so that every instance may be at 127.0.0.1.
+//! The DNS server of a cluster on one machine: SRV records, so that every instance may be at 127.0.0.1. Each region has
+//! a service of its own, because the way to an instance begins elsewhere for each.
 
 use std::{
     io,
@@ -19,8 +20,8 @@ use hickory_server::{
 };
 use tokio::net::{TcpListener, UdpSocket};
 
-/// The service whose SRV records are the instances.
-pub(super) const SERVICE: &str = "_fly-rpc._tcp.dev.internal.";
+use crate::region::Region;
+
 const ZONE: &str = "dev.internal.";
 /// Seconds that a record may be cached.
 const TTL: u32 = 1;
@@ -31,11 +32,16 @@ const TCP_ANSWERS: usize = 32;
 /// How often another port is tried when one is free for UDP but not for TCP.
 const BIND_ATTEMPTS: usize = 16;
 
-/// A running DNS server; it stops when it is dropped.
+/// The name that instances in `region` resolve: its SRV records are the instances as they are reached from there.
+pub(super) fn service(region: &Region) -> String {
+    format!("_{region}._tcp.{ZONE}")
+}
+
+/// A DNS server, which may be down; it stops when it is dropped.
 pub(super) struct Dns {
     address: SocketAddr,
     zone: Arc<InMemoryZoneHandler<TokioRuntimeProvider>>,
-    _server: Server<Catalog>,
+    server: Option<Server<Catalog>>,
 }
 
 impl Dns {
@@ -44,24 +50,17 @@ impl Dns {
     /// # Errors
     /// No port is free for both UDP and TCP.
     pub(super) async fn start() -> io::Result<Self> {
-        let (udp, tcp) = bind().await?;
-        let address = udp.local_addr()?;
+        let sockets = bind_anywhere().await?;
+        let address = sockets.0.local_addr()?;
         let origin = name(ZONE)?;
-        let zone = Arc::new(InMemoryZoneHandler::empty(
-            origin.clone(),
-            ZoneType::Primary,
-            AxfrPolicy::Deny,
-        ));
-        let mut catalog = Catalog::new();
-        catalog.upsert(LowerName::new(&origin), vec![Arc::clone(&zone) as _]);
-        let mut server = Server::new(catalog);
-        server.register_socket(udp);
-        server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS);
-        Ok(Self {
+        let zone = InMemoryZoneHandler::empty(origin, ZoneType::Primary, AxfrPolicy::Deny);
+        let mut dns = Self {
             address,
-            zone,
-            _server: server,
-        })
+            zone: Arc::new(zone),
+            server: None,
+        };
+        dns.serve(sockets)?;
+        Ok(dns)
     }
 
     /// Where it answers.
@@ -69,36 +68,64 @@ impl Dns {
         self.address
     }
 
-    /// Adds the instance `host` at `port` of 127.0.0.1; port 0 is none yet.
-    pub(super) async fn announce(&self, host: &str, port: u16) {
-        if port == 0 {
-            return;
+    /// Closes its sockets.
+    pub(super) fn take_down(&mut self) {
+        self.server = None;
+    }
+
+    /// Answers again, at the same address.
+    ///
+    /// # Errors
+    /// The address is taken.
+    pub(super) async fn bring_up(&mut self) -> io::Result<()> {
+        if self.server.is_none() {
+            self.serve(bind(self.address).await?)?;
         }
-        let (Ok(service), Ok(target)) = (name(SERVICE), name(&format!("{host}.{ZONE}"))) else {
-            return;
-        };
-        let service = Record::from_rdata(
-            service,
-            TTL,
-            RData::SRV(SRV::new(0, 0, port, target.clone())),
-        );
+        Ok(())
+    }
+
+    /// Tells the instances in `viewer` that the instance `host` is at `port` of 127.0.0.1.
+    ///
+    /// # Errors
+    /// A name that is none in DNS.
+    pub(super) async fn announce(&self, viewer: &Region, host: &str, port: u16) -> io::Result<()> {
+        let (service, target) = (name(&service(viewer))?, name(&format!("{host}.{ZONE}"))?);
+        let location = SRV::new(0, 0, port, target.clone());
+        let service = Record::from_rdata(service, TTL, RData::SRV(location));
         let address = Record::from_rdata(target, TTL, RData::A(A(Ipv4Addr::LOCALHOST)));
         self.zone.upsert(address, 0).await;
         self.zone.upsert(service, 0).await;
+        Ok(())
+    }
+
+    fn serve(&mut self, (udp, tcp): (UdpSocket, TcpListener)) -> io::Result<()> {
+        let mut catalog = Catalog::new();
+        let origin = LowerName::new(&name(ZONE)?);
+        catalog.upsert(origin, vec![Arc::clone(&self.zone) as _]);
+        let mut server = Server::new(catalog);
+        server.register_socket(udp);
+        server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS);
+        self.server = Some(server);
+        Ok(())
     }
 }
 
 /// A port that is free for UDP and for TCP.
-async fn bind() -> io::Result<(UdpSocket, TcpListener)> {
+async fn bind_anywhere() -> io::Result<(UdpSocket, TcpListener)> {
     let mut attempts = 0;
     loop {
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        match TcpListener::bind(udp.local_addr()?).await {
-            Ok(tcp) => return Ok((udp, tcp)),
+        match bind((Ipv4Addr::LOCALHOST, 0).into()).await {
             Err(error) if attempts == BIND_ATTEMPTS => return Err(error),
             Err(_) => attempts += 1,
+            bound => return bound,
         }
     }
+}
+
+async fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+    let udp = UdpSocket::bind(address).await?;
+    let tcp = TcpListener::bind(udp.local_addr()?).await?;
+    Ok((udp, tcp))
 }
 
 fn name(text: &str) -> io::Result<Name> {

@@ -1,9 +1,13 @@
 //! `fly-rpc dev`: a whole cluster on this machine, of real processes that find each other through a real DNS server.
 
+mod chaos;
 mod child;
+mod cluster;
 mod dns;
+mod latency;
 mod log;
 mod regions;
+mod way;
 
 use std::{
     collections::BTreeSet,
@@ -14,8 +18,17 @@ use std::{
 use clap::Args;
 use tokio::{sync::mpsc, time};
 
-use self::{child::Child, dns::Dns, regions::Shape};
-use super::{Failure, print, say};
+use self::{
+    child::{Child, Plan},
+    cluster::Cluster,
+    dns::Dns,
+    latency::Latency,
+    regions::Shape,
+};
+use super::{
+    Failure, print, say,
+    table::{Cell, header, table},
+};
 use crate::{client, http::RegionsDocument, region::Region, signal::Signals};
 
 /// How long the instances may take to see each other.
@@ -24,9 +37,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Log lines that wait to be printed.
 const LOG_LINES: usize = 1024;
+/// Instances whose end waits to be told.
+const ENDS: usize = 64;
 
 /// The cluster to run.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  fly-rpc dev
+  fly-rpc dev --regions syd:2,iad --latency realistic
+  fly-rpc dev --regions iad,syd:3 --chaos      then type: kill syd-1")]
 pub(super) struct DevArgs {
     /// The regions, each with its number of instances, such as `syd:2,iad`; the first is the primary
     #[arg(long, value_name = "REGION[:COUNT],…", default_value = "iad,syd,fra")]
@@ -40,25 +59,32 @@ pub(super) struct DevArgs {
     /// The tracing filter of the instances
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
+    /// How long packets take between two regions, one way: `realistic`, by the distance of their cities, or such as 50ms
+    #[arg(long, value_name = "realistic|DURATION")]
+    latency: Option<Latency>,
+    /// Take commands on stdin that kill, stop, drain and start instances, and take DNS down
+    #[arg(long)]
+    chaos: bool,
 }
 
 /// Runs the cluster until Ctrl-C.
 pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
+    check_latency(&args)?;
     let mut signals = Signals::listen()?;
-    let dns = Dns::start().await?;
     let (lines, printed) = mpsc::channel(LOG_LINES);
     let printer = tokio::spawn(log::print_all(printed));
-    let mut children = Vec::new();
+    let regions = args.regions.regions().cloned().collect();
+    let mut cluster = Cluster::new(Dns::start().await?, regions, args.latency);
     let ran = tokio::select! {
-        ran = run_cluster(&args, &dns, lines, &mut children) => ran,
+        ran = run_cluster(&args, lines, &mut cluster) => ran,
         () = signals.next() => Ok(()),
     };
     say("stopping every instance; Ctrl-C again ends them at once");
     tokio::select! {
-        () = child::stop_all(&mut children) => {}
+        () = cluster.stop() => {}
         () = signals.next() => {}
     }
-    drop(children);
+    drop(cluster);
     // The printer ends by itself once no instance is left to write a line.
     let _ = printer.await;
     ran
@@ -66,43 +92,84 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
 
 async fn run_cluster(
     args: &DevArgs,
-    dns: &Dns,
     lines: mpsc::Sender<log::Line>,
-    children: &mut Vec<Child>,
+    cluster: &mut Cluster,
 ) -> Result<(), Failure> {
-    let Some(primary) = args.regions.primary() else {
-        return Ok(());
-    };
-    for (number, (region, name)) in args.regions.instances().enumerate() {
-        let listen = preferred_address(args.port, number);
-        let settings = [
-            ("region", region.to_string()),
-            ("primary", primary.to_string()),
-            ("instance", name.clone()),
-            ("app", "dev".to_owned()),
-            ("listen", listen.to_string()),
-            ("dns-name", dns::SERVICE.to_owned()),
-            ("dns-server", dns.address().to_string()),
-            ("poll-interval", args.poll_interval.clone()),
-            ("drain-delay", "0s".to_owned()),
-            ("log", args.log.clone()),
-        ];
-        // Announced before it starts where its port is known, so that its first question already has an answer.
-        dns.announce(&name, listen.port()).await;
-        let child = Child::spawn(region, &name, &settings, lines.clone()).await?;
-        dns.announce(&name, child.address().port()).await;
-        children.push(child);
+    let (ends, mut ended) = mpsc::channel(ENDS);
+    for plan in plans(args, cluster.dns_server(), &lines, &ends) {
+        cluster.add(plan).await?;
     }
     drop(lines);
-    let seen = time::timeout(PATIENCE, until_all_see_all(children)).await;
+    let seen = time::timeout(PATIENCE, until_all_see_all(cluster)).await;
     seen.map_err(|_| {
         Failure::Failed(format!(
             "the instances did not see each other within {PATIENCE:?}"
         ))
     })??;
-    print(&welcome(&args.regions, children))?;
-    child::until_all_ended(children).await;
-    Err(Failure::Failed("every instance has ended".to_owned()))
+    print(&welcome(args, cluster))?;
+    let mut typed = args.chaos.then(chaos::lines);
+    loop {
+        // An end is noted before the command that may be its consequence.
+        tokio::select! {
+            biased;
+            Some((name, how)) = ended.recv() => {
+                say(&format!("{name} has ended: {how}"));
+                if !cluster.ended(&name) && !args.chaos {
+                    return Err(Failure::Failed("every instance has ended".to_owned()));
+                }
+            }
+            Some(line) = next(&mut typed) => match line.parse() {
+                Ok(command) => match cluster.obey(command).await {
+                    Ok(done) => say(&done),
+                    Err(failure) => say(&failure.to_string()),
+                },
+                Err(help) => say(&help),
+            },
+        }
+    }
+}
+
+/// The next line that was typed; `None` where none can be any more.
+async fn next(typed: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
+    typed.as_mut()?.recv().await
+}
+
+/// What each instance is told.
+fn plans(
+    args: &DevArgs,
+    dns_server: SocketAddr,
+    log: &mpsc::Sender<log::Line>,
+    ends: &mpsc::Sender<(String, String)>,
+) -> Vec<Plan> {
+    let Some(primary) = args.regions.primary() else {
+        return Vec::new();
+    };
+    let plan = |(number, (region, name)): (usize, (&Region, String))| Plan {
+        region: region.clone(),
+        name,
+        listen: preferred_address(args.port, number),
+        settings: vec![
+            ("primary", primary.to_string()),
+            ("app", "dev".to_owned()),
+            ("dns-name", dns::service(region)),
+            ("dns-server", dns_server.to_string()),
+            ("poll-interval", args.poll_interval.clone()),
+            ("drain-delay", "0s".to_owned()),
+            ("log", args.log.clone()),
+        ],
+        log: log.clone(),
+        ends: ends.clone(),
+    };
+    args.regions.instances().enumerate().map(plan).collect()
+}
+
+/// Whether every region has a place on the map where one is needed.
+fn check_latency(args: &DevArgs) -> Result<(), Failure> {
+    for region in args.regions.regions() {
+        let delay = args.latency.map(|latency| latency.between(region, region));
+        delay.transpose().map_err(Failure::Usage)?;
+    }
+    Ok(())
 }
 
 /// The address at `first` + `number`, or at any free port where that one is taken.
@@ -119,16 +186,14 @@ fn preferred_address(first: u16, number: usize) -> SocketAddr {
     }
 }
 
-async fn until_all_see_all(children: &[Child]) -> Result<(), Failure> {
-    let all: BTreeSet<String> = children
-        .iter()
-        .map(|child| child.name().to_owned())
-        .collect();
+async fn until_all_see_all(cluster: &Cluster) -> Result<(), Failure> {
+    let names = cluster.children().map(|child| child.name().to_owned());
+    let all: BTreeSet<String> = names.collect();
     let built = client::builder(Duration::from_secs(1))
         .timeout(Duration::from_secs(1))
         .build();
     let client = built.map_err(|error| Failure::Failed(error.to_string()))?;
-    for child in children {
+    for child in cluster.children() {
         while instances_seen(&client, child.address()).await.as_ref() != Some(&all) {
             time::sleep(PAUSE).await;
         }
@@ -153,33 +218,29 @@ async fn instances_seen(client: &reqwest::Client, address: SocketAddr) -> Option
     )
 }
 
-fn welcome(shape: &Shape, children: &[Child]) -> String {
-    let mut rows = vec![
-        ["REGION", "INSTANCE", "ADDRESS"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    rows.extend(children.iter().map(|child| {
-        vec![
-            child.region().to_string(),
-            child.name().to_owned(),
-            format!("http://localhost:{}", child.address().port()),
-        ]
-    }));
-    let port = children.first().map_or(0, |child| child.address().port());
-    let far = shape
-        .instances()
+fn welcome(args: &DevArgs, cluster: &Cluster) -> String {
+    let mut rows = vec![header(["REGION", "INSTANCE", "ADDRESS"])];
+    rows.extend(cluster.children().map(row));
+    let first = cluster.children().next().map(Child::address);
+    let port = first.map_or(0, |address| address.port());
+    let far = args
+        .regions
+        .regions()
         .last()
-        .map_or("primary", |(region, _)| Region::as_str(region));
-    let other = shape.regions().nth(1).map_or("primary", Region::as_str);
+        .map_or("primary", Region::as_str);
+    let other = args
+        .regions
+        .regions()
+        .nth(1)
+        .map_or("primary", Region::as_str);
     let curl = |region: &str, call: &str| {
         format!(
             "  curl -s localhost:{port}/rpc/{region} -H 'content-type: application/json' -d '{call}'"
         )
     };
-    [
-        format!("\n{} instances see each other:\n", children.len()),
-        super::table(&rows),
+    let mut parts = vec![
+        format!("\n{} instances see each other:\n", rows.len() - 1),
+        table(&rows),
         "\nTry:".to_owned(),
         curl(
             other,
@@ -187,7 +248,19 @@ fn welcome(shape: &Shape, children: &[Child]) -> String {
         ),
         curl(far, r#"{"module":"Fly.RPC","function":"my_region"}"#),
         format!("  curl -s localhost:{port}/regions"),
-        "\nCtrl-C stops all of them.".to_owned(),
+    ];
+    if args.chaos {
+        parts.push(format!("\n{}", chaos::help()));
+    }
+    parts.push("\nCtrl-C stops all of them.".to_owned());
+    parts.join("\n")
+}
+
+fn row(child: &Child) -> Vec<Cell> {
+    let url = format!("http://localhost:{}", child.address().port());
+    vec![
+        child.region().as_str().into(),
+        child.name().into(),
+        url.into(),
     ]
-    .join("\n")
 }
