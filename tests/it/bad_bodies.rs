@@ -1,9 +1,15 @@
 //! Bodies that should not be sent, as bytes: each is refused with its status and code and `executed: no`, and the instance
 //! serves the next call as if nothing had been.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{self, Instant},
+};
 
 use crate::{
     patience::in_time,
@@ -34,6 +40,15 @@ pub(crate) fn request(line: &str, headers: &str, body: &[u8]) -> Vec<u8> {
         "{line} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     [head.as_bytes(), body].concat()
+}
+
+/// The head of a request with a body of this length.
+fn announced(length: &str) -> Vec<u8> {
+    format!(
+        "POST /rpc/iad HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n"
+    )
+    .into_bytes()
 }
 
 pub(crate) fn post(path: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
@@ -263,13 +278,6 @@ async fn functions_and_arguments_that_are_not_there() {
 #[tokio::test]
 async fn bodies_that_are_not_read() {
     let typed = |headers: &str| request("POST /rpc/iad", headers, GOOD);
-    let announced = |length: &str| {
-        format!(
-            "POST /rpc/iad HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: {length}\r\n\r\n"
-        )
-        .into_bytes()
-    };
     let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, " ".repeat(1 << 20));
     let chunked = format!(
         "POST /rpc/iad HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
@@ -360,4 +368,26 @@ async fn a_body_that_stops_half_way_is_refused() {
     let answer = raw::next(&mut stream).await;
     assert_eq!(answer.problem(), (400, "invalid_json", "no"));
     assert_serves(&instance, "a body cut short").await;
+}
+
+/// Closing at once would reset the connection, and the reset may overtake the answer.
+#[tokio::test]
+async fn the_rest_of_a_refused_body_is_taken_for_a_second() {
+    let directory = TempDir::new().unwrap();
+    let instance = instance(&directory).await;
+    let mut stream = TcpStream::connect(instance.address).await.unwrap();
+    stream.write_all(&announced("10000000000")).await.unwrap();
+    let refused = raw::next(&mut stream).await;
+    assert_eq!(refused.problem(), (413, "body_too_large", "no"));
+    let answered = Instant::now();
+    let mut beat = time::interval(Duration::from_millis(5));
+    let sending = async {
+        while stream.write_all(&[b' '; 4 << 10]).await.is_ok() {
+            beat.tick().await;
+        }
+        answered.elapsed()
+    };
+    let lasted = in_time("the end of the connection", sending).await;
+    let (second, noise) = (Duration::from_secs(1), Duration::from_secs(5));
+    assert!((second / 2..second + noise).contains(&lasted), "{lasted:?}");
 }
