@@ -71,9 +71,11 @@ impl Instance {
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
         config.validate()?;
         let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
+        // Without /internal/*, it is nobody's peer.
+        let is_peer = !config.machine.runs_release_command;
         let own = listen_if(
             "RPC_INTERNAL_LISTEN (--internal-listen)",
-            config.internal_listen.as_deref(),
+            config.internal_listen.as_deref().filter(|_| is_peer),
         );
         let own = own.await?;
         let scraped = listen_if(
@@ -83,10 +85,12 @@ impl Instance {
         let scraped = scraped.await?;
         let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
         config.check_exposure(address, internal_address)?;
+        config.tell_of_stop();
         let Config {
             identity,
+            machine,
             access,
-            discovery,
+            mut discovery,
             timeouts,
             connect_timeout,
             route,
@@ -94,6 +98,10 @@ impl Instance {
             drain,
             ..
         } = config;
+        if !is_peer {
+            tracing::info!("this Machine runs a release command: it joins no cluster");
+            discovery.names.clear();
+        }
         let registry = registry.finish(&identity)?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let lifecycle = Arc::new(Lifecycle::new());
@@ -135,7 +143,7 @@ impl Instance {
         let app = Arc::new(App {
             identity: identity.clone(),
             access,
-            address: internal_address,
+            address: machine.reached_at(internal_address),
             timeouts,
             route,
             limits,
@@ -145,10 +153,8 @@ impl Instance {
             dispatcher,
             metrics,
         });
-        let mut listeners = vec![(
-            listener,
-            http::public_router(Arc::clone(&app), own.is_none()),
-        )];
+        let shares = is_peer && own.is_none();
+        let mut listeners = vec![(listener, http::public_router(Arc::clone(&app), shares))];
         let metrics_address = scraped.as_ref().map(|(_, address)| *address);
         let internal = |(listener, _)| (listener, http::internal_router(Arc::clone(&app)));
         listeners.extend(own.map(internal));

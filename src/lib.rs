@@ -72,8 +72,8 @@ pub use self::{
     call::Timeouts,
     cluster::DiscoveryError,
     config::{
-        Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Route,
-        SETTINGS, Setting,
+        Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine,
+        Route, SETTINGS, Setting,
     },
     http::openapi_json,
     instance::{Instance, StartError},

@@ -4,6 +4,7 @@
 mod exposure;
 mod parts;
 mod settings;
+mod stopping;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -11,11 +12,11 @@ mod values;
 use std::{collections::BTreeMap, time::Duration};
 
 use self::values::{
-    Values, app_dns_name, clients, cluster_tokens, count, dns_names, dns_server, duration, error,
-    host_and_port, is_ours, log_filter, port, region, size, truth, word,
+    Values, address, app_dns_name, clients, cluster_tokens, count, dns_names, dns_server, duration,
+    error, flag, host_and_port, is_ours, log_filter, port, region, size, truth, word,
 };
 pub use self::{
-    parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Route},
+    parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine, Route},
     settings::{SETTINGS, Setting},
 };
 use crate::{
@@ -86,6 +87,10 @@ impl Config {
                     .unwrap_or(default.identity.instance),
                 release: values.text("FLY_IMAGE_REF")?,
                 app: values.text("FLY_APP_NAME")?,
+            },
+            machine: Machine {
+                private_ip: values.get("FLY_PRIVATE_IP", address)?,
+                runs_release_command: values.get("RELEASE_COMMAND", flag)?.unwrap_or(false),
             },
             listen: values
                 .get("RPC_LISTEN", host_and_port)?

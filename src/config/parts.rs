@@ -1,6 +1,10 @@
 //! What a configuration is made of, and its defaults.
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
 
 use crate::{
     access::Access,
@@ -22,6 +26,25 @@ pub struct Identity {
     pub app: Option<String>,
     /// Its release, shown to people.
     pub release: Option<String>,
+}
+
+/// What Fly tells a process of the Machine that it runs on: <https://fly.io/docs/machines/runtime-environment/>.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Machine {
+    /// Its address in the private network, which peers reach.
+    pub private_ip: Option<IpAddr>,
+    /// Whether it was started for a release command only: it has no address in DNS, and joins no cluster.
+    pub runs_release_command: bool,
+}
+
+impl Machine {
+    /// The address at which peers reach what listens at `address`, which may stand for all addresses of the Machine.
+    pub(crate) fn reached_at(self, address: SocketAddr) -> SocketAddr {
+        match self.private_ip {
+            Some(ip) if address.ip().is_unspecified() => SocketAddr::new(ip, address.port()),
+            _ => address,
+        }
+    }
 }
 
 /// One entry of what discovery resolves.
@@ -98,6 +121,8 @@ pub struct DrainConfig {
 pub struct Config {
     /// Who this instance is.
     pub identity: Identity,
+    /// The Machine it runs on.
+    pub machine: Machine,
     /// `host:port` to serve on; port 0 takes a free one.
     pub listen: String,
     /// `host:port` for what instances ask of each other; shares `listen` when `None`.
@@ -134,6 +159,7 @@ impl Default for Config {
                 app: None,
                 release: None,
             },
+            machine: Machine::default(),
             listen: "127.0.0.1:8080".to_owned(),
             internal_listen: None,
             metrics_listen: None,

@@ -60,6 +60,20 @@ pub const SETTINGS: &[Setting] = &[
         "the release, shown to people",
     ),
     setting(
+        "FLY_PRIVATE_IP",
+        "",
+        "ADDRESS",
+        "none",
+        "the address that /regions tells of an instance which listens on all of its addresses",
+    ),
+    setting(
+        "RELEASE_COMMAND",
+        "",
+        "1|0",
+        "0",
+        "1 where Fly runs a release command: such an instance joins no cluster",
+    ),
+    setting(
         "RPC_LISTEN",
         "listen",
         "HOST:PORT",

@@ -192,3 +192,51 @@ fn a_peer_port_needs_a_name_that_takes_it() {
         "{refused}"
     );
 }
+
+#[test]
+fn fly_tells_of_its_machine() {
+    let on_fly = config(&[("FLY_PRIVATE_IP", "fdaa:0:18::2"), ("RELEASE_COMMAND", "1")]).unwrap();
+    assert_eq!(
+        on_fly.machine.private_ip,
+        Some("fdaa:0:18::2".parse().unwrap())
+    );
+    assert!(on_fly.machine.runs_release_command);
+    assert!(
+        !config(&[("RELEASE_COMMAND", "0")])
+            .unwrap()
+            .machine
+            .runs_release_command
+    );
+    assert_eq!(
+        refusal("RELEASE_COMMAND", "yes"),
+        "RELEASE_COMMAND: \"yes\" is not 1 or 0"
+    );
+    assert_eq!(
+        refusal("FLY_PRIVATE_IP", "fly-local-6pn"),
+        "FLY_PRIVATE_IP: \"fly-local-6pn\" is not an address; write for example fdaa:0:18:a7b::2"
+    );
+}
+
+#[test]
+fn what_a_stop_may_cut_is_told() {
+    let warnings = |values: &[(&str, &str)]| config(values).unwrap().stop_warnings();
+    let ip = ("FLY_PRIVATE_IP", "fdaa::2");
+    let long = ("RPC_DRAIN_TIMEOUT", "299s");
+    assert!(warnings(&[ip]).is_empty() && warnings(&[long]).is_empty());
+    assert_eq!(
+        warnings(&[("RPC_DEFAULT_TIMEOUT", "30s")]),
+        ["a stop may cut calls: RPC_DEFAULT_TIMEOUT is 30s, but RPC_DRAIN_TIMEOUT gives them 20s"]
+    );
+    assert_eq!(
+        warnings(&[ip, long]),
+        [
+            "a stop may cut calls: RPC_DRAIN_DELAY and RPC_DRAIN_TIMEOUT are 302s, but Fly kills a Machine after 300s at \
+          the latest"
+        ]
+    );
+    assert_eq!(
+        config(&[ip]).unwrap().kill_timeout(),
+        Some(Duration::from_secs(23))
+    );
+    assert_eq!(config(&[]).unwrap().kill_timeout(), None);
+}

@@ -145,6 +145,15 @@ pub(super) fn truth(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "is not true or false".to_owned())
 }
 
+/// A truth as Fly's own variables tell it.
+pub(super) fn flag(text: &str) -> Result<bool, String> {
+    match text {
+        "1" => Ok(true),
+        "0" => Ok(false),
+        _ => Err("is not 1 or 0".to_owned()),
+    }
+}
+
 pub(super) fn cluster_tokens(text: &str) -> Result<Vec<Token>, String> {
     secrets(text)
 }
@@ -167,6 +176,11 @@ pub(super) fn port(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|port| *port != 0)
         .ok_or_else(|| "is not a port from 1 to 65535".to_owned())
+}
+
+pub(super) fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse()
+        .map_err(|_| "is not an address; write for example fdaa:0:18:a7b::2".to_owned())
 }
 
 pub(super) fn host_and_port(text: &str) -> Result<String, String> {

@@ -63,12 +63,21 @@ pub(crate) struct DnsServer {
 impl DnsServer {
     /// Starts without records, on a free port.
     pub(crate) async fn start() -> Self {
-        let (udp, tcp) = loop {
+        loop {
             let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
             if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
-                break (udp, tcp);
+                return Self::serve(udp, tcp);
             }
-        };
+        }
+    }
+
+    /// Starts without records at `address`.
+    pub(crate) async fn start_at(address: SocketAddr) -> Self {
+        let udp = UdpSocket::bind(address).await.unwrap();
+        Self::serve(udp, TcpListener::bind(address).await.unwrap())
+    }
+
+    fn serve(udp: UdpSocket, tcp: TcpListener) -> Self {
         let address = udp.local_addr().unwrap();
         let (zone, queries) = (Arc::<Mutex<Zone>>::default(), Arc::<AtomicUsize>::default());
         let handler = Handler {

@@ -53,5 +53,6 @@ mod replay;
 mod results;
 mod rotation;
 mod security;
+mod six_pn;
 mod slow;
 mod stopping;
