@@ -41,6 +41,7 @@ mod executed;
 mod explain;
 mod failover;
 mod fly_proxy_rules;
+mod fly_toml;
 mod idempotency;
 mod layering;
 mod logs;
