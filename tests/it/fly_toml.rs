@@ -130,7 +130,11 @@ fn the_service_is_the_public_listener_and_no_service_names_the_other() {
         Some(port("RPC_LISTEN"))
     );
     assert!(!fly_toml.contains_key("services"));
-    assert_ne!(port("RPC_LISTEN"), port("RPC_INTERNAL_LISTEN"));
+    let ports = ["RPC_LISTEN", "RPC_INTERNAL_LISTEN", "RPC_METRICS_LISTEN"].map(port);
+    assert_eq!(BTreeSet::from(ports).len(), ports.len());
+    let metrics = fly_toml["metrics"][0].as_table().unwrap();
+    assert_eq!(metrics["port"].as_integer(), Some(ports[2]));
+    assert_eq!(text(metrics, "path"), "/metrics");
     assert_eq!(text(service, "auto_stop_machines"), "off");
     let strategies = ["canary", "rolling", "immediate", "bluegreen"];
     assert!(strategies.contains(&text(fly_toml["deploy"].as_table().unwrap(), "strategy")));
