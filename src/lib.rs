@@ -81,6 +81,7 @@ pub use self::{
     problem::{Code, Executed, FunctionError},
     region::Region,
     registry::{Registry, RegistryError},
+    replay::{ReplayToPrimary, ReplayToPrimaryService},
     rpc::{CallError, CallOptions, Rpc},
     server::Drained,
     token::Token,

@@ -4,10 +4,13 @@
 //! Whether Fly Proxy takes these headers away when a client sends them is not documented. They are believed for routing
 //! only, and only in the direction that ends it: a request that claims to be a replay is never replayed.
 
+mod layer;
+
 use std::{fmt, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
+pub use self::layer::{ReplayToPrimary, ReplayToPrimaryService};
 use crate::{name::InstanceId, region::Region};
 
 /// Asks Fly Proxy, as a header of an answer, to replay the request.

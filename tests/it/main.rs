@@ -51,6 +51,7 @@ mod outages;
 mod proof;
 mod reading;
 mod replay;
+mod replay_to_primary;
 mod results;
 mod rotation;
 mod security;

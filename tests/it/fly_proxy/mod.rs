@@ -116,9 +116,19 @@ impl FlyProxy {
 
     /// `POST path` at this edge with a JSON text, to be completed and sent by the test.
     pub(crate) fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
-        let url = format!("http://{}{path}", self.address);
-        let request = self.edge.client.post(url).body(body);
+        let request = self.request(Method::POST, path, body);
         request.header("content-type", "application/json")
+    }
+
+    /// A request of `path` at this edge, to be completed and sent by the test.
+    pub(crate) fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> RequestBuilder {
+        let url = format!("http://{}{path}", self.address);
+        self.edge.client.request(method, url).body(body)
     }
 
     /// The deliveries since this was last asked, in their order.
