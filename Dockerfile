@@ -1,0 +1,34 @@
+# The program alone, linked statically: nothing else is in the image, so nothing else can be out of date in it.
+# amd64 and arm64: `docker buildx build --platform linux/amd64,linux/arm64 .`
+
+# Any image with this Rust, a C compiler and glibc for static linking.
+ARG RUST=docker.io/library/rust:1.95-slim-bookworm
+
+FROM ${RUST} AS chef
+ARG CHEF=0.1.78
+RUN cargo install --locked --version "$CHEF" cargo-chef
+WORKDIR /src
+
+FROM chef AS plan
+COPY . .
+RUN cargo chef prepare --recipe-path recipe.json
+
+FROM chef AS build
+# With a target of their own, these flags are for the program and not for what runs while it is built.
+ENV RUSTFLAGS="-C target-feature=+crt-static"
+# The dependencies, a layer that stays until they change.
+COPY --from=plan /src/recipe.json recipe.json
+RUN cargo chef cook --locked --release --bin fly-rpc --target "$(rustc --print host-tuple)"
+COPY . .
+RUN cargo build --locked --release --bin fly-rpc --target "$(rustc --print host-tuple)" \
+    && cp "target/$(rustc --print host-tuple)/release/fly-rpc" /fly-rpc
+
+FROM scratch
+LABEL org.opencontainers.image.title="fly-rpc" \
+      org.opencontainers.image.description="Run a named function in a chosen region"
+COPY --from=build /fly-rpc /fly-rpc
+# Nobody: a number, because there is no file of users.
+USER 65532:65532
+EXPOSE 8080 8081 9091
+ENTRYPOINT ["/fly-rpc"]
+CMD ["serve"]
