@@ -7,7 +7,7 @@
 //! a `reply`. Every problem says whether the function ran.
 //!
 //! # Layers
-//! A file uses only what stands before it: name, region, token, access, challenge, deadline, json, problem → call,
+//! A file uses only what stands before it: name, region, token, access, challenge, deadline, json, problem → trace → call,
 //! reply, config, replay, lifecycle, client → metrics → registry → cluster → link → dispatch → http → server → rpc →
 //! instance → cli.
 //!
@@ -66,6 +66,7 @@ mod server;
 mod signal;
 mod telemetry;
 mod token;
+mod trace;
 
 pub use self::{
     access::{Access, Client, ClientName, FunctionPattern},
@@ -85,4 +86,5 @@ pub use self::{
     rpc::{CallError, CallOptions, Rpc},
     server::Drained,
     token::Token,
+    trace::continue_traces,
 };

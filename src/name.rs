@@ -1,6 +1,7 @@
 //! The words that name things: each a short text that was checked once, shared cheaply and never checked again.
 //! Owns their rules; regions have a file of their own.
 
+use tracing::field::Empty;
 use ulid::Ulid;
 
 /// A text that breaks the rule of the word it was meant to be.
@@ -131,7 +132,12 @@ impl RequestId {
 
     /// A span for everything that is logged on behalf of the request, whatever the level of the filter.
     pub(crate) fn span(&self) -> tracing::Span {
-        tracing::error_span!("call", request_id = self.as_str())
+        tracing::error_span!("call", request_id = self.as_str(), otel.kind = Empty)
+    }
+
+    /// The same on the instance that runs a call which a peer forwarded.
+    pub(crate) fn exec_span(&self) -> tracing::Span {
+        tracing::error_span!("exec", request_id = self.as_str(), otel.kind = Empty)
     }
 }
 

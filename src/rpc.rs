@@ -135,6 +135,7 @@ impl Rpc {
             idempotent: options.idempotent,
             instance: options.instance,
             key: options.idempotency_key,
+            trace: None,
         };
         let request_id = RequestId::fresh();
         let span = request_id.span();

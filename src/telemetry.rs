@@ -1,8 +1,10 @@
-//! Logs of `fly-rpc serve`: lines for people on a terminal, JSON lines elsewhere, always on stderr, written by a thread
+//! Logs, and where they are asked for traces, of `fly-rpc serve`: lines for people on a terminal, JSON lines elsewhere, always on stderr, written by a thread
 //! of their own. A call never waits for whoever reads the log: when nobody does, lines are lost and counted. SIGUSR1 lets
 //! everything through, and the next one no more than before.
 
 mod fields;
+#[cfg(feature = "otlp")]
+mod otlp;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -21,6 +23,7 @@ use tracing_subscriber::{
 };
 
 use self::fields::JsonSpanFields;
+use crate::config::{Config, TraceExport};
 
 /// Lines that wait to be written; further ones are lost.
 const WAITING: usize = 4096;
@@ -28,6 +31,18 @@ const WAITING: usize = 4096;
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// The pause between two looks whether there is room for one more message.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TelemetryError {
+    /// No thread can be started that writes it.
+    #[error("the log cannot be written: {0}")]
+    Log(#[from] io::Error),
+    /// Traces cannot be exported.
+    #[cfg(feature = "otlp")]
+    #[error(transparent)]
+    Traces(#[from] otlp::OtlpError),
+}
 
 /// What the writing thread is told.
 enum Message {
@@ -46,7 +61,11 @@ struct Log {
 
 /// Keeps the log; dropping it waits for the last lines, for at most 1 s.
 #[must_use = "the last lines of the log are written when this is dropped"]
-pub(crate) struct Guard(Log);
+pub(crate) struct Guard {
+    log: Log,
+    #[cfg(feature = "otlp")]
+    _traces: Option<otlp::Traces>,
+}
 
 /// Changes which lines are written.
 pub(crate) struct Volume {
@@ -58,11 +77,16 @@ pub(crate) struct Volume {
 /// What is let through when somebody wants to see more than usual.
 const LOUD: &str = "debug";
 
-/// Sends logs that pass `usual` to stderr, panics among them; once in a process.
+/// Sends logs that pass the filter of `config` to stderr, panics among them, and traces where `export` says; once in a
+/// process.
 ///
 /// # Errors
-/// No thread can be started.
-pub(crate) fn init(usual: &str) -> io::Result<(Guard, Volume)> {
+/// No thread can be started, or traces cannot be exported.
+pub(crate) fn init(
+    config: &Config,
+    export: Option<&TraceExport>,
+) -> Result<(Guard, Volume), TelemetryError> {
+    let usual = &config.log;
     let log = Log::start(io::stderr())?;
     let lines = log.clone();
     let (filter, handle) = reload::Layer::new(EnvFilter::new(usual));
@@ -77,16 +101,30 @@ pub(crate) fn init(usual: &str) -> io::Result<(Guard, Volume)> {
         let json = format.json().flatten_event(true).with_span_list(false);
         json.fmt_fields(JsonSpanFields).boxed()
     };
-    tracing_subscriber::registry()
-        .with(format.with_filter(filter))
-        .init();
+    let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
+    #[cfg(feature = "otlp")]
+    let traces = export.map(|export| otlp::Traces::start(export, &config.identity));
+    #[cfg(feature = "otlp")]
+    let traces = traces.transpose()?;
+    #[cfg(feature = "otlp")]
+    let subscriber = subscriber.with(traces.as_ref().map(otlp::Traces::layer));
+    subscriber.init();
+    #[cfg(not(feature = "otlp"))]
+    if export.is_some() {
+        tracing::warn!("traces are not exported: this program is built without the feature otlp");
+    }
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
     let volume = Volume {
         filter: handle,
-        usual: usual.to_owned(),
+        usual: usual.clone(),
         is_loud: false,
     };
-    Ok((Guard(log), volume))
+    let guard = Guard {
+        log,
+        #[cfg(feature = "otlp")]
+        _traces: traces,
+    };
+    Ok((guard, volume))
 }
 
 impl Volume {
@@ -134,7 +172,7 @@ impl Drop for Guard {
         let deadline = Instant::now() + LAST_LINES;
         let (sender, flushed) = mpsc::sync_channel(0);
         let mut message = Message::Flushed(sender);
-        while let Err(TrySendError::Full(unsent)) = self.0.lines.try_send(message) {
+        while let Err(TrySendError::Full(unsent)) = self.log.lines.try_send(message) {
             if Instant::now() > deadline {
                 return;
             }

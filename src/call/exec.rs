@@ -10,6 +10,7 @@ use crate::{
     name::{IdempotencyKey, InstanceId, Name, RequestId},
     problem::Problem,
     region::Region,
+    trace::{self, TRACEPARENT, TraceParent},
 };
 
 /// A call that one instance asks of another, which must be in `region`.
@@ -23,7 +24,7 @@ pub(crate) struct Exec {
     pub request_id: Option<RequestId>,
 }
 
-const EXEC_MEMBERS: &[&str; MEMBERS.len() + 4] = &[
+const EXEC_MEMBERS: &[&str; MEMBERS.len() + 5] = &[
     MEMBERS[0],
     MEMBERS[1],
     MEMBERS[2],
@@ -33,6 +34,7 @@ const EXEC_MEMBERS: &[&str; MEMBERS.len() + 4] = &[
     "region",
     "idempotency_key",
     "request_id",
+    TRACEPARENT,
     "id",
 ];
 
@@ -62,7 +64,7 @@ impl Exec {
         members: [Option<&RawValue>; EXEC_MEMBERS.len()],
         timeouts: Timeouts,
     ) -> Result<Self, Problem> {
-        let [call @ .., region, key, request_id, _] = members;
+        let [call @ .., region, key, request_id, trace, _] = members;
         // The caller's own limit was applied where the call came in, and may be another than ours.
         let timeouts = Timeouts {
             max: MAX_TIMEOUT,
@@ -75,6 +77,8 @@ impl Exec {
                 key: key
                     .map(|raw| parsed("idempotency_key", raw, IdempotencyKey::RULE))
                     .transpose()?,
+                // One that cannot be read is left out, as the specification asks.
+                trace: trace.and_then(|raw| serde_json::from_str(raw.get()).ok()),
                 ..Call::from_members(call, timeouts)?
             },
             request_id: request_id
@@ -98,6 +102,8 @@ impl Exec {
             #[serde(skip_serializing_if = "Option::is_none")]
             idempotency_key: Option<&'a IdempotencyKey>,
             request_id: &'a RequestId,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            traceparent: Option<TraceParent>,
         }
         let mut tail = json::to_vec(&Tail {
             region,
@@ -108,6 +114,7 @@ impl Exec {
             instance: call.instance.as_ref(),
             idempotency_key: call.key.as_ref(),
             request_id,
+            traceparent: trace::current().or(call.trace),
         });
         json::join_lines(&mut tail);
         tail.remove(0);

@@ -15,6 +15,7 @@ use crate::{
     json::{self, BadJson, Unknown},
     name::{FunctionName, IdempotencyKey, InstanceId, Name},
     problem::{Code, Problem},
+    trace::TraceParent,
 };
 
 /// The longest that any call may be allowed to take.
@@ -44,6 +45,8 @@ pub(crate) struct Call {
     pub instance: Option<InstanceId>,
     /// Makes a repeat of this call the same call.
     pub key: Option<IdempotencyKey>,
+    /// What called it, in a trace.
+    pub trace: Option<TraceParent>,
 }
 
 const MEMBERS: &[&str; 6] = &[
@@ -103,6 +106,7 @@ impl Call {
                 .map(|raw| parsed("instance", raw, InstanceId::RULE))
                 .transpose()?,
             key: None,
+            trace: None,
         })
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Failure, print};
 use crate::{
     Config, Drained, Instance, Registry, SETTINGS, StartError,
+    config::TraceExport,
     signal::{self, Signals},
     telemetry,
 };
@@ -75,7 +76,9 @@ impl FromArgMatches for ServeArgs {
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::from_env_and_flags(args.flags.into_iter());
     let config = config.map_err(|error| Failure::Usage(error.to_string()))?;
-    let (_log, mut volume) = telemetry::init(&config.log)?;
+    let export = TraceExport::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
+    let (_log, mut volume) = telemetry::init(&config, export.as_ref())
+        .map_err(|error| Failure::Failed(error.to_string()))?;
     let mut more_log = signal::more_log()?;
     let listening = tokio::spawn(async move {
         while more_log.recv().await.is_some() {

@@ -7,10 +7,12 @@ mod settings;
 mod stopping;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod values;
 
 use std::{collections::BTreeMap, time::Duration};
 
+pub(crate) use self::traces::TraceExport;
 use self::values::{
     Values, address, app_dns_name, clients, cluster_tokens, count, dns_names, dns_server, duration,
     error, flag, host_and_port, is_ours, log_filter, port, region, size, truth, word,

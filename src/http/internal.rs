@@ -16,6 +16,7 @@ use crate::{
     config::Identity,
     lifecycle::Phase,
     link::{DRAINING, STATE},
+    trace,
 };
 
 /// `GET /internal/region`: who this instance is.
@@ -65,12 +66,14 @@ pub(super) async fn exec(
     };
     let mut response = match exec {
         Ok(exec) => {
-            let span = context.request_id.span();
+            let span = context.request_id.exec_span();
+            trace::join(&span, exec.call.trace);
             let outcome = app
                 .dispatcher
                 .exec(&exec, context.request_id, context.arrived)
-                .instrument(span)
+                .instrument(span.clone())
                 .await;
+            trace::ended(&span, &exec.call.name, None, outcome.result.as_ref().err());
             log::exec(&exec.call.name, &outcome);
             answer::outcome(outcome)
         }

@@ -10,7 +10,7 @@ use axum::{
 };
 use futures_util::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
 use tokio::{sync::watch, time};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::{App, ENVELOPE, context::Context, log};
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     link::{DRAINING_LINE, Lines, NDJSON, once_around, write_answer},
     problem::{Code, Problem},
     reply::Meta,
+    trace,
 };
 
 /// How long a request without a call under way may stay open.
@@ -125,9 +126,12 @@ impl Exchange {
                 let app = Arc::clone(&self.app);
                 let request_id = exec.request_id.clone();
                 let request_id = request_id.unwrap_or_else(|| self.context.request_id.clone());
-                let span = request_id.span();
+                let span = request_id.exec_span();
+                trace::join(&span, exec.call.trace);
                 let run = async move {
                     let outcome = app.dispatcher.exec(&exec, request_id, arrived).await;
+                    let problem = outcome.result.as_ref().err();
+                    trace::ended(&Span::current(), &exec.call.name, None, problem);
                     log::exec(&exec.call.name, &outcome);
                     (id, outcome)
                 };

@@ -24,6 +24,7 @@ use crate::{
     problem::{Code, Problem},
     region::{Region, Target},
     reply::Reply,
+    trace::{self, TRACEPARENT},
 };
 
 /// A call: which function, with which arguments, for how long.
@@ -148,6 +149,7 @@ pub(super) async fn call_function(
     let Received { call, .. } = received;
     let arrived = replay::first_arrival(&context, &parts.headers, &call);
     let span = context.request_id.span();
+    trace::join(&span, call.trace);
     let request_id = context.request_id.clone();
     let awaited = scopeguard::guard((), |()| {
         app.metrics.calls.abandoned();
@@ -156,10 +158,11 @@ pub(super) async fn call_function(
     let outcome = app
         .dispatcher
         .dispatch(&target, &call, context.request_id, arrived)
-        .instrument(span)
+        .instrument(span.clone())
         .await;
     ScopeGuard::into_inner(awaited);
     let problem = outcome.result.as_ref().err();
+    trace::ended(&span, &call.name, Some(&region), problem);
     app.metrics.calls.of_client(caller.name(), problem);
     log::call(&caller, &call.name, &outcome);
     answer::outcome(outcome)
@@ -196,7 +199,9 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Received, Pr
     }
     let route = replay::route(headers, app.route)?;
     let body = body::json(headers, body, app.limits.max_body).await?;
-    let call = with_key(Call::from_json(&body, app.timeouts)?, headers)?;
+    let mut call = with_key(Call::from_json(&body, app.timeouts)?, headers)?;
+    let trace = headers.get(TRACEPARENT);
+    call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
     Ok(Received {
         call,
         route,

@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["deadline"],
     &["json"],
     &["problem"],
+    &["trace"],
     &["call", "reply"],
     &["config"],
     &["replay"],
@@ -147,7 +148,7 @@ fn each_library_stays_in_its_place() {
         ("axum::", &["http", "server"]),
         (
             "reqwest::",
-            &["client", "link", "cluster", "instance", "cli"],
+            &["client", "link", "cluster", "instance", "telemetry", "cli"],
         ),
         ("env::var", &["config"]),
     ];

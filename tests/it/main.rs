@@ -14,6 +14,8 @@
 
 mod asking;
 mod cluster;
+#[cfg(feature = "otlp")]
+mod collector;
 mod dns;
 mod fault;
 mod fly_proxy;
@@ -58,3 +60,5 @@ mod security;
 mod six_pn;
 mod slow;
 mod stopping;
+#[cfg(feature = "otlp")]
+mod traces;
