@@ -241,6 +241,8 @@ fn in_a_runtime_that_stops() -> CallError {
     let registry = Registry::builtin().function("Test", "wait", move |(): ()| {
         let start = start.clone();
         async move {
+            // Its next poll is on a worker, which the runtime waits for before it stops its timers.
+            tokio::task::yield_now().await;
             start.send(())?;
             pending::<Result<(), FunctionError>>().await
         }

@@ -357,10 +357,8 @@ async fn commands_bear_the_token_of_their_environment() {
             text(output.stderr),
         )
     };
-    assert_eq!(
-        run(Some(SHOP)),
-        (Some(0), "\"FLY\"\n".to_owned(), String::new())
-    );
+    let (code, result, _) = run(Some(SHOP));
+    assert_eq!((code, result.as_str()), (Some(0), "\"FLY\"\n"));
     let (code, _, message) = run(None);
     assert_eq!(code, Some(1));
     assert!(message.contains("unauthenticated"), "{message}");
