@@ -110,8 +110,9 @@ pub(crate) fn init(
     let subscriber = subscriber.with(traces.as_ref().map(otlp::Traces::layer));
     subscriber.init();
     #[cfg(not(feature = "otlp"))]
-    if export.is_some() {
-        tracing::warn!("traces are not exported: this program is built without the feature otlp");
+    if let Some(TraceExport { service }) = export {
+        let why = "this program is built without the feature otlp";
+        tracing::warn!(service, why, "traces are not exported");
     }
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
     let volume = Volume {
