@@ -1,6 +1,7 @@
 //! Listens, accepts and serves connections, and stops in order: tell the peers, refuse, finish, close.
 //! Its own accept loop, because `axum::serve` never times out a half-sent header or a silent connection.
 
+mod framing;
 mod stream;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -20,10 +21,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use self::stream::{Refused, Stream};
+use self::stream::{Doubled, Refused, Stream};
 use crate::{
     config::DrainConfig,
-    http::Reached,
+    http::{EndsTwice, Reached},
     lifecycle::{Lifecycle, Phase},
 };
 
@@ -166,12 +167,16 @@ impl AcceptLoop {
         // Small answers must not wait for the client's acknowledgement of the previous one.
         let _ = stream.set_nodelay(true);
         let refused = Refused::default();
-        let io = TokioIo::new(Stream::new(stream, refused.clone()));
+        let doubled = Doubled::default();
+        let io = TokioIo::new(Stream::new(stream, refused.clone(), doubled.clone()));
         let asked = CancellationToken::new();
         let first = asked.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             first.cancel();
             request.extensions_mut().insert(Reached(reached));
+            if doubled.is_set() {
+                request.extensions_mut().insert(EndsTwice);
+            }
             let has_body = !request.body().is_end_stream();
             let (refused, answered) = (refused.clone(), router.clone().call(request));
             async move {

@@ -27,7 +27,10 @@ use axum::{Router, middleware, routing};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::context::Context;
-pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
+pub(crate) use self::{
+    documents::{InstanceDocument, RegionsDocument},
+    hygiene::EndsTwice,
+};
 use crate::{
     access::Access,
     call::Timeouts,

@@ -326,8 +326,8 @@ async fn request_ids_that_do_not_fit_are_replaced() {
     }
 }
 
-/// Of a length and chunks together, only the chunks count, and nothing that follows on the connection is read (RFC 9112,
-/// section 6.3): what a proxy in front took for the rest of the body is never a request.
+/// A length and chunks together are refused, and nothing that follows on the connection is read (RFC 9112, section 6.3):
+/// what a proxy in front took for the rest of the body is never a request.
 #[tokio::test]
 async fn nothing_is_smuggled_behind_a_length_and_chunks() {
     let directory = TempDir::new().unwrap();
@@ -347,6 +347,10 @@ async fn nothing_is_smuggled_behind_a_length_and_chunks() {
         );
         let answers: Vec<Answer> = raw::answers(instance.address, text.as_bytes()).await;
         assert_eq!(answers.len(), 1, "{answers:?}");
-        assert_eq!(answers[0].result(), "FLY");
+        assert_eq!(answers[0].problem(), (400, "invalid_request", "no"));
+        assert_eq!(
+            answers[0].detail(),
+            "headers content-length and transfer-encoding exclude each other"
+        );
     }
 }
