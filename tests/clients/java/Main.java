@@ -18,7 +18,7 @@ public class Main {
 
     public static void main(String[] arguments) throws Exception {
         var upcase = new Call().module("String").function("upcase").args(List.of("fly"));
-        var reply = RPC.callFunction("syd", upcase, null, null);
+        var reply = RPC.callFunction("syd", upcase, null, null, null);
         System.out.printf("result %s from %s%n", reply.getResult(), reply.getMeta().getRegion());
 
         var problem = problemOf("mars", upcase);
@@ -44,7 +44,7 @@ public class Main {
 
     private static Problem problemOf(String region, Call call) throws Exception {
         try {
-            throw new AssertionError(RPC.callFunction(region, call, null, null));
+            throw new AssertionError(RPC.callFunction(region, call, null, null, null));
         } catch (ApiException refused) {
             return CLIENT.getObjectMapper().readValue(refused.getResponseBody(), Problem.class);
         }
