@@ -18,6 +18,7 @@ pub fn written_call(text: &str) -> Option<Vec<u8>> {
         idempotent: false,
         instance: None,
         key: None,
+        trace: None,
     };
     let tail = Exec::tail(&"syd".parse().ok()?, &call, &"request".parse().ok()?);
     let mut line = Vec::new();
