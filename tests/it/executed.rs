@@ -103,6 +103,24 @@ async fn what_is_held_up_beyond_its_deadline_may_run_once() {
 }
 
 #[tokio::test]
+async fn a_connection_that_dies_in_silence_is_given_up_for_a_new_one() {
+    let cluster = broken_cluster(1).await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
+    let call = async |id: &str| {
+        let call = run(id, &json!({"timeout_ms": 200}));
+        iad.rpc("syd", &call).await
+    };
+    assert_eq!(call("well").await.result(), "well");
+    syd.set(Fault::Forget, Scope::Calls).await;
+    for lost in ["first", "second", "third"] {
+        let answer = call(lost).await;
+        assert_eq!(told(&answer), ("deadline_exceeded", "maybe", 1), "{lost}");
+    }
+    let answer = iad.rpc("syd", &run("fourth", &json!({}))).await;
+    assert_eq!(answer.result(), "fourth");
+}
+
+#[tokio::test]
 async fn without_a_connection_nothing_ran() {
     let cluster = broken_cluster(1).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));

@@ -40,6 +40,8 @@ pub(crate) enum Fault {
     Hang,
     /// What is sent arrives, and no answer comes back until this is over.
     Mute,
+    /// Open connections stand still for ever, as behind a router that forgot them; new ones are well.
+    Forget,
     /// A reset once so many bytes have arrived; at 0, as soon as the connection stands.
     ResetAfter(usize),
     /// A reset once so many bytes of answers came back; the request arrives whole.
@@ -85,6 +87,7 @@ impl FaultProxy {
             instance,
             broken,
             posts: Arc::clone(&posts),
+            is_remembered: false,
         };
         tokio::spawn(keep(door, address, way, received, state));
         Self {
@@ -147,6 +150,8 @@ struct Way {
     instance: SocketAddr,
     broken: watch::Receiver<Broken>,
     posts: Arc<AtomicUsize>,
+    /// Whether the connection came about while others were forgotten.
+    is_remembered: bool,
 }
 
 /// How a connection ends.
@@ -157,8 +162,9 @@ enum End {
 }
 
 impl Way {
-    async fn relay(self, mut caller: TcpStream) {
+    async fn relay(mut self, mut caller: TcpStream) {
         let mut broken = self.broken.clone();
+        self.is_remembered = broken.borrow().0 == Fault::Forget;
         let end = tokio::select! {
             end = self.pass(&mut caller) => end.unwrap_or(End::Reset),
             _ = broken.wait_for(|(fault, _)| *fault == Fault::Refuse) => End::Reset,
@@ -216,7 +222,7 @@ impl Way {
                 .filter(|window| *window == b"POST ")
                 .count();
             self.posts.fetch_add(posts, Ordering::SeqCst);
-            let standing = |fault| matches!(fault, Fault::Hang | Fault::BlackHole);
+            let standing = |fault| matches!(fault, Fault::Hang | Fault::BlackHole | Fault::Forget);
             match self.once_not(standing, kind).await {
                 Fault::ResetAfter(limit) => {
                     to.write_all(&bytes[..length.min(limit - taken)]).await?;
@@ -244,7 +250,12 @@ impl Way {
             if bytes.is_empty() {
                 return Ok(End::Closed);
             }
-            let standing = |fault| matches!(fault, Fault::Mute | Fault::Hang | Fault::BlackHole);
+            let standing = |fault| {
+                matches!(
+                    fault,
+                    Fault::Mute | Fault::Hang | Fault::BlackHole | Fault::Forget
+                )
+            };
             match self.once_not(standing, kind).await {
                 Fault::CutAnswerAfter(limit) => {
                     to.write_all(&bytes[..length.min(limit - passed)]).await?;
@@ -271,6 +282,7 @@ impl Way {
     /// The fault for connections of this kind, once it is none in which they stand still.
     async fn once_not(&self, standing: impl Fn(Fault) -> bool, kind: Scope) -> Fault {
         let applied = |(fault, scope): &Broken| match *scope == Scope::All || *scope == kind {
+            true if *fault == Fault::Forget && self.is_remembered => Fault::None,
             true => *fault,
             false => Fault::None,
         };
