@@ -107,7 +107,12 @@ pub(crate) fn init(
     #[cfg(feature = "otlp")]
     let traces = traces.transpose()?;
     #[cfg(feature = "otlp")]
-    let subscriber = subscriber.with(traces.as_ref().map(otlp::Traces::layer));
+    match &traces {
+        Some(traces) => subscriber.with(traces.layer()).init(),
+        // A layer that is none would still be asked about each span and each line.
+        None => subscriber.init(),
+    }
+    #[cfg(not(feature = "otlp"))]
     subscriber.init();
     #[cfg(not(feature = "otlp"))]
     if let Some(TraceExport { service }) = export {
