@@ -81,8 +81,9 @@ impl<S: Sync> FromRequestParts<S> for Context {
     }
 }
 
-/// The outermost layer: makes the [`Context`], refuses a head that is too large, puts the request's id on the answer, and ends the connection with it
-/// once the instance drains, so that no client sends its next request into a connection that is just being closed.
+/// The outermost layer: makes the [`Context`], refuses a head that is too large, tells of every refusal, puts the request's
+/// id on the answer, and ends the connection with it once the instance drains, so that no client sends its next request
+/// into a connection that is just being closed.
 pub(super) async fn establish(
     State(app): State<Arc<App>>,
     mut request: Request,

@@ -13,7 +13,7 @@ use super::{
     context::Context,
     documents::{CandidateDocument, ExplanationDocument, UnplacedDocument},
     openapi::ExplainProblems,
-    reading::{discovery, own_state, whole_milliseconds},
+    reading::{asked_region, discovery, own_state, whole_milliseconds},
 };
 use crate::{
     cluster::{Health, Overview, PeerState, Seen},
@@ -21,6 +21,9 @@ use crate::{
     problem::{Code, Problem},
     region::Region,
 };
+
+/// Why no peer is chosen in the region of the instance that answers.
+const RUNS_HERE: &str = "a call for the own region runs on the instance that it reaches";
 
 /// Explain where calls for a region would run
 ///
@@ -92,7 +95,7 @@ pub(super) async fn explain_region(
     context: Context,
     request: Request,
 ) -> Response {
-    let region = match asked_region(request.uri().path()) {
+    let region = match asked_region(request.uri().path(), "/explain") {
         Ok(region) => region,
         Err(problem) => return context.refuse(None, problem),
     };
@@ -109,14 +112,6 @@ pub(super) async fn explain_region(
         discovery: discovery(&app, &overview.progress),
         region,
     })
-}
-
-fn asked_region(path: &str) -> Result<Region, Problem> {
-    let rest = path.strip_prefix("/regions/").unwrap_or_default();
-    let region = rest.strip_suffix("/explain").unwrap_or_default();
-    let invalid =
-        |invalid: crate::name::InvalidName| Problem::new(Code::InvalidRegion, invalid.to_string());
-    region.parse().map_err(invalid)
 }
 
 /// The function that the query names, if it names one.
@@ -168,7 +163,7 @@ impl<'a> Choice<'a> {
         let has = self.function.is_none_or(|name| state.peer.may_have(name));
         let no = |reason: String| (false, reason);
         if self.is_here {
-            return no("a call for the own region runs on the instance that it reaches".to_owned());
+            return no(RUNS_HERE.to_owned());
         }
         match self.function {
             Some(name) if !self.one_has_it && (is_ready || !self.one_is_ready) => (
@@ -224,7 +219,6 @@ fn candidate(seen: &Seen, choice: &Choice<'_>) -> Option<CandidateDocument> {
 }
 
 fn this_instance(app: &App, function: Option<&FunctionName>) -> CandidateDocument {
-    let here = "a call for the own region runs on the instance that it reaches";
     let missing = function.filter(|name| !app.executor.catalogue().has(name));
     CandidateDocument {
         instance: app.identity.instance.clone(),
@@ -233,8 +227,8 @@ fn this_instance(app: &App, function: Option<&FunctionName>) -> CandidateDocumen
         local: true,
         chosen: true,
         reason: match missing {
-            Some(name) => format!("{here}, which has no function {name}"),
-            None => here.to_owned(),
+            Some(name) => format!("{RUNS_HERE}, which has no function {name}"),
+            None => RUNS_HERE.to_owned(),
         },
         listed: None,
         last_probe_ms: None,

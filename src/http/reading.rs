@@ -18,6 +18,7 @@ use super::{
 use crate::{
     cluster::{Health, Overview, PeerState, Progress},
     lifecycle::Phase,
+    name::InvalidName,
     problem::{Code, Problem},
     region::Region,
     registry::Catalogue,
@@ -73,17 +74,9 @@ pub(super) async fn get_region(
     context: Context,
     request: Request,
 ) -> Response {
-    let asked = request
-        .uri()
-        .path()
-        .strip_prefix("/regions/")
-        .unwrap_or_default()
-        .parse::<Region>();
-    let region = match asked {
+    let region = match asked_region(request.uri().path(), "") {
         Ok(region) => region,
-        Err(invalid) => {
-            return context.refuse(None, Problem::new(Code::InvalidRegion, invalid.to_string()));
-        }
+        Err(problem) => return context.refuse(None, problem),
     };
     let overview = app.cluster.overview().await;
     if let Some(instances) = regions(&app, &overview).remove(&region) {
@@ -97,6 +90,14 @@ pub(super) async fn get_region(
         }),
         Err(problem) => context.refuse(Some(region), problem),
     }
+}
+
+/// The region in a path `/regions/{region}` that goes on with `rest`.
+pub(super) fn asked_region(path: &str, rest: &str) -> Result<Region, Problem> {
+    let region = path.strip_prefix("/regions/");
+    let region = region.and_then(|region| region.strip_suffix(rest));
+    let invalid = |invalid: InvalidName| Problem::new(Code::InvalidRegion, invalid.to_string());
+    region.unwrap_or_default().parse().map_err(invalid)
 }
 
 /// List the functions of this instance
