@@ -53,17 +53,8 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
 
 /// The lines with `message` that `instance` writes about the request `id`, once there is one.
 async fn lines(instance: &Process, message: &str, id: &str) -> Vec<Value> {
-    let found = async || {
-        let log = instance.log();
-        let lines = log
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines
-            .filter(|line| line["message"] == message)
-            .filter(|line| line["request_id"] == id || line["span"]["request_id"] == id)
-            .collect::<Vec<_>>()
-    };
-    eventually(message, found, |found| !found.is_empty()).await
+    let is_about_it = |line: &Value| line["request_id"] == id || line["span"]["request_id"] == id;
+    told_where(instance, message, is_about_it).await
 }
 
 #[tokio::test]
@@ -114,13 +105,21 @@ async fn a_failed_attempt_is_logged_under_the_request_id_and_its_cause_beside_it
 
 /// The lines with `message` that `instance` wrote, once there is one.
 async fn told(instance: &Process, message: &str) -> Vec<Value> {
+    told_where(instance, message, |_| true).await
+}
+
+async fn told_where(
+    instance: &Process,
+    message: &str,
+    is_meant: impl Fn(&Value) -> bool,
+) -> Vec<Value> {
     let found = async || {
         let log = instance.log();
         let lines = log
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok());
         lines
-            .filter(|line| line["message"] == message)
+            .filter(|line| line["message"] == message && is_meant(line))
             .collect::<Vec<_>>()
     };
     eventually(message, found, |found| !found.is_empty()).await
@@ -137,11 +136,7 @@ fn timeless(mut line: Value) -> Value {
 
 #[tokio::test]
 async fn a_call_and_a_refusal_are_a_line_each() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     iad.call("syd", "String.upcase", json!(["fly"])).await;
     iad.call("syd", "Kernel.raise", json!(["boom"])).await;
@@ -180,11 +175,7 @@ async fn a_call_and_a_refusal_are_a_line_each() {
 
 #[tokio::test]
 async fn a_peer_that_changes_its_state_is_a_line_with_the_reason() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let mut cluster = two_regions().start().await;
     cluster.instance("syd-1").kill();
     cluster.instance_mut("syd-1").ended().await;
     let iad = cluster.instance("iad-1");

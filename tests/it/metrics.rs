@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde_json::json;
 
 use crate::{
-    asking::block,
+    asking::{block, two_regions},
     cluster::Cluster,
     patience::eventually,
     process::{Answer, Environment, Process, answer},
@@ -45,12 +45,7 @@ fn of<'a>(samples: &'a BTreeMap<String, f64>, name: &str) -> Vec<(&'a str, f64)>
 
 #[tokio::test]
 async fn calls_are_counted_where_they_come_in_and_where_they_run() {
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .functions()
-        .start()
-        .await;
+    let cluster = two_regions().functions().start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     for word in ["one", "two"] {
         iad.call("syd", "String.upcase", json!([word]))

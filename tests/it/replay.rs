@@ -6,6 +6,7 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
 use crate::{
+    asking::two_regions,
     cluster::{Builder, Cluster},
     fly_proxy::{Delivery, FlyProxy, Machine, Separator},
     process::{Answer, Process, answer},
@@ -148,11 +149,7 @@ async fn without_fly_proxy_the_answer_says_where_the_call_is_to_go() {
 #[tokio::test]
 async fn the_header_chooses_and_the_setting_is_its_default() {
     let auto = regions().start().await;
-    let proxy = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
-        .start()
-        .await;
+    let proxy = two_regions().start().await;
     let through_fly = [("fly-client-ip", "203.0.113.7")];
     type Headers<'a> = &'a [(&'a str, &'a str)];
     let cases: [(&Cluster, &str, Headers<'_>, u16); 9] = [

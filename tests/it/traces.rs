@@ -4,6 +4,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use serde_json::json;
 
 use crate::{
+    asking::two_regions,
     cluster::Cluster,
     collector::{Collector, Received},
     patience::eventually,
@@ -18,9 +19,7 @@ const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-
 
 /// `iad` and `syd`, which export to `collector`.
 async fn traced(collector: &Collector) -> Cluster {
-    Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 1)
+    two_regions()
         .set(
             "OTEL_EXPORTER_OTLP_ENDPOINT",
             &format!("http://{}", collector.address),
