@@ -1,7 +1,6 @@
 //! Listens, accepts and serves connections, and stops in order: tell the peers, refuse, finish, close.
 //! Its own accept loop, because `axum::serve` never times out a half-sent header or a silent connection.
 
-mod framing;
 mod stream;
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -21,10 +20,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use self::stream::{Doubled, Refused, Stream};
+use self::stream::{Refused, Stream};
 use crate::{
     config::DrainConfig,
-    http::{EndsTwice, Reached},
+    http::Reached,
     lifecycle::{Lifecycle, Phase},
 };
 
@@ -167,16 +166,12 @@ impl AcceptLoop {
         // Small answers must not wait for the client's acknowledgement of the previous one.
         let _ = stream.set_nodelay(true);
         let refused = Refused::default();
-        let doubled = Doubled::default();
-        let io = TokioIo::new(Stream::new(stream, refused.clone(), doubled.clone()));
+        let io = TokioIo::new(Stream::new(stream, refused.clone()));
         let asked = CancellationToken::new();
         let first = asked.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             first.cancel();
             request.extensions_mut().insert(Reached(reached));
-            if doubled.is_set() {
-                request.extensions_mut().insert(EndsTwice);
-            }
             let has_body = !request.body().is_end_stream();
             let (refused, answered) = (refused.clone(), router.clone().call(request));
             async move {

@@ -13,11 +13,7 @@ use axum::{
 use super::context::Context;
 use crate::problem::{Code, Problem};
 
-/// Told of a request whose head has both a length and an encoding, of which hyper shows one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EndsTwice;
-
-/// Lets a request pass that has one end and names one host, and this one.
+/// Lets a request pass that names one host, and this one.
 pub(super) async fn inspect(context: Context, request: Request, next: Next) -> Response {
     if request.method() == Method::CONNECT {
         let problem = Problem::new(Code::MethodNotAllowed, "an instance is no proxy");
@@ -26,17 +22,9 @@ pub(super) async fn inspect(context: Context, request: Request, next: Next) -> R
         response.headers_mut().insert(ALLOW, methods);
         return response;
     }
-    match check_end(&request).and_then(|()| check_host(&request)) {
+    match check_host(&request) {
         Ok(()) => next.run(request).await,
         Err(detail) => context.refuse(None, Problem::new(Code::InvalidRequest, detail)),
-    }
-}
-
-/// A server may refuse what two readers could end at different bytes (RFC 9112, section 6.3).
-fn check_end(request: &Request) -> Result<(), &'static str> {
-    match request.extensions().get::<EndsTwice>() {
-        Some(EndsTwice) => Err("headers content-length and transfer-encoding exclude each other"),
-        None => Ok(()),
     }
 }
 

@@ -27,10 +27,7 @@ use axum::{Router, middleware, routing};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::context::Context;
-pub(crate) use self::{
-    documents::{InstanceDocument, RegionsDocument},
-    hygiene::EndsTwice,
-};
+pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
 use crate::{
     access::Access,
     call::Timeouts,

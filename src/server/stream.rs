@@ -1,6 +1,5 @@
 //! A client's connection as the server reads and writes it, with what hyper has not: a bound on a client that does not
-//! take its answer, another on the wait, when the connection is closed, for a client that still sends what was refused,
-//! and an eye on heads that tell their end twice.
+//! take its answer, and another on the wait, when the connection is closed, for a client that still sends what was refused.
 
 use std::{
     io,
@@ -18,8 +17,6 @@ use tokio::{
     net::TcpStream,
     time::{self, Sleep},
 };
-
-use super::framing::Framing;
 
 /// How long a client may take nothing of an answer that waits for it.
 const STALL: Duration = Duration::from_secs(10);
@@ -40,34 +37,19 @@ impl Refused {
     }
 }
 
-/// Whether a head was read that tells its end twice; nothing behind it is read any more.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Doubled(Arc<AtomicBool>);
-
-impl Doubled {
-    /// Whether one was.
-    pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// A client's connection.
 #[derive(Debug)]
 pub(super) struct Stream {
     tcp: TcpStream,
-    framing: Framing,
-    doubled: Doubled,
     refused: Refused,
     stalled: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream, refused: Refused, doubled: Doubled) -> Self {
+    pub(super) fn new(tcp: TcpStream, refused: Refused) -> Self {
         Self {
             tcp,
-            framing: Framing::default(),
-            doubled,
             refused,
             stalled: None,
             lingering: None,
@@ -98,12 +80,7 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.tcp).poll_read(context, buffer))?;
-        if self.framing.follow(&buffer.filled()[before..]) {
-            self.doubled.0.store(true, Ordering::Relaxed);
-        }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.tcp).poll_read(context, buffer)
     }
 }
 
