@@ -85,6 +85,7 @@ impl Instance {
         let scraped = scraped.await?;
         let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
         config.check_exposure(address, internal_address)?;
+        config.tell_of_service_links();
         config.tell_of_stop();
         let Config {
             identity,

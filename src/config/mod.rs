@@ -3,6 +3,7 @@
 
 mod exposure;
 mod parts;
+mod service_links;
 mod settings;
 mod stopping;
 #[cfg(test)]
@@ -40,7 +41,7 @@ impl Config {
     /// The configuration that the environment describes.
     ///
     /// # Errors
-    /// A variable that starts with `RPC_` and is none of [`SETTINGS`], a value that does not parse, or settings that
+    /// A variable that starts with `RPC_` and is neither one of [`SETTINGS`] nor a service link of Kubernetes, a value that does not parse, or settings that
     /// contradict each other; the message is one line that names the setting and what would be right.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_env_and_flags(std::iter::empty())
@@ -66,8 +67,12 @@ impl Config {
                 .map_err(|_| error(&name, "the value is not UTF-8"))?;
             values.insert(name, value);
         }
+        let service_links = service_links::take(&mut values);
         values.extend(flags.map(|(name, value)| (name.to_owned(), value)));
-        Self::from_values(&Values(values))
+        Ok(Self {
+            service_links,
+            ..Self::from_values(&Values(values))?
+        })
     }
 
     fn from_values(values: &Values) -> Result<Self, ConfigError> {
@@ -154,6 +159,7 @@ impl Config {
                     .unwrap_or(default.drain.timeout),
             },
             log: values.get("RPC_LOG", log_filter)?.unwrap_or(default.log),
+            service_links: Vec::new(),
         };
         config.validate()?;
         Ok(config)

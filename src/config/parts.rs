@@ -145,6 +145,9 @@ pub struct Config {
     pub drain: DrainConfig,
     /// The `tracing` filter of `fly-rpc serve`; a program that embeds the crate sets up its own logs.
     pub log: String,
+    /// Prefixes of the variables that Kubernetes sets for a Service, such as `RPC_PUBLIC` for `rpc-public`: they are no
+    /// settings, which is logged at start.
+    pub service_links: Vec<String>,
 }
 
 impl Default for Config {
@@ -186,6 +189,7 @@ impl Default for Config {
                 timeout: Duration::from_secs(20),
             },
             log: "info".to_owned(),
+            service_links: Vec::new(),
         }
     }
 }

@@ -77,6 +77,46 @@ fn wrong_settings_stop_the_start_with_one_line() {
 }
 
 #[test]
+fn a_service_of_kubernetes_is_no_setting_and_a_mistyped_one_still_stops_the_start() {
+    let links = [
+        ("RPC_PUBLIC_PORT", "tcp://10.0.0.1:80"),
+        ("RPC_PUBLIC_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("RPC_PUBLIC_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("RPC_PUBLIC_PORT_80_TCP_PORT", "80"),
+        ("RPC_PUBLIC_PORT_80_TCP_PROTO", "tcp"),
+        ("RPC_PUBLIC_SERVICE_HOST", "10.0.0.1"),
+        ("RPC_PUBLIC_SERVICE_PORT", "80"),
+        ("RPC_PUBLIC_SERVICE_PORT_HTTP", "80"),
+    ];
+    let flags = ["--listen=127.0.0.1:0", "--drain-delay=0s", "--log=debug"];
+    let output = serve(&links, &flags);
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{log}");
+    let told: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("RPC_PUBLIC"))
+        .collect();
+    assert_eq!(told.len(), 1, "{log}");
+    let line: serde_json::Value = serde_json::from_str(told[0]).unwrap();
+    assert_eq!(
+        (&line["level"], &line["message"]),
+        (
+            &"DEBUG".into(),
+            &"variables of a Service of Kubernetes are no settings".into()
+        )
+    );
+    let mistyped = [&links[..], &[("RPC_LISTEM", "127.0.0.1:0")]].concat();
+    assert_eq!(
+        refusal(&mistyped, &[]),
+        "fly-rpc: RPC_LISTEM: no such setting; did you mean RPC_LISTEN?\n"
+    );
+    assert_eq!(
+        refusal(&[("RPC_PUBLIC_PORT", "tcp://10.0.0.1:80")], &[]),
+        "fly-rpc: RPC_PUBLIC_PORT: no such setting; `fly-rpc serve --help` lists them all\n"
+    );
+}
+
+#[test]
 fn a_flag_wins_over_its_variable() {
     let message = refusal(&[("RPC_POLL_INTERVAL", "5s")], &["--poll-interval=6"]);
     assert!(message.contains("\"6\" has no unit"), "{message}");

@@ -1,0 +1,156 @@
+//! What Kubernetes adds to the environment for each Service of the namespace: for a Service `rpc-public` for example
+//! `RPC_PUBLIC_PORT=tcp://10.0.0.1:80`, which by its prefix would be a setting.
+//! <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use super::Config;
+
+/// The protocols of a Service's ports.
+const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
+
+/// Takes the variables of every Service out of `values`, and gives the prefix of each. What has such a name and not such
+/// a value, or belongs to no whole set, stays: a setting that was mistyped still stops the start.
+pub(super) fn take(values: &mut BTreeMap<String, String>) -> Vec<String> {
+    let services = values.keys().filter_map(|name| Service::at(name, values));
+    let services: Vec<Service> = services.collect();
+    values.retain(|name, value| !services.iter().any(|service| service.says(name, value)));
+    services.into_iter().map(|service| service.prefix).collect()
+}
+
+/// A Service as the environment tells of it.
+struct Service {
+    prefix: String,
+    host: IpAddr,
+}
+
+impl Service {
+    /// The Service whose host the variable `name` gives, where its port and its URL are there too, and agree.
+    fn at(name: &str, values: &BTreeMap<String, String>) -> Option<Self> {
+        let prefix = name.strip_suffix("_SERVICE_HOST")?.to_owned();
+        let host = values.get(name)?.parse().ok()?;
+        let port = values.get(&format!("{prefix}_SERVICE_PORT"))?;
+        let (port, url) = (port.parse().ok()?, values.get(&format!("{prefix}_PORT"))?);
+        let service = Self { prefix, host };
+        let mut urls = PROTOCOLS.iter().map(|protocol| service.url(protocol, port));
+        let agrees = urls.any(|whole| whole == *url);
+        agrees.then_some(service)
+    }
+
+    fn url(&self, protocol: &str, port: u16) -> String {
+        format!("{protocol}://{}", SocketAddr::new(self.host, port))
+    }
+
+    /// Whether the variable is one of this Service.
+    fn says(&self, name: &str, value: &str) -> bool {
+        let rest = name.strip_prefix(&self.prefix);
+        let Some(rest) = rest.and_then(|rest| rest.strip_prefix('_')) else {
+            return false;
+        };
+        match rest {
+            // Compared when the Service was found.
+            "SERVICE_HOST" | "SERVICE_PORT" | "PORT" => true,
+            _ => match rest.strip_prefix("SERVICE_PORT_") {
+                Some(_) => value.parse::<u16>().is_ok(),
+                None => self.says_of_port(rest, value).unwrap_or(false),
+            },
+        }
+    }
+
+    /// Whether the variable that ends with `rest` is one of a single port, such as `PORT_80_TCP_ADDR`.
+    fn says_of_port(&self, rest: &str, value: &str) -> Option<bool> {
+        let mut parts = rest.strip_prefix("PORT_")?.splitn(3, '_');
+        let port = parts.next()?.parse().ok()?;
+        let protocol = parts.next()?.to_ascii_lowercase();
+        let expected = match parts.next() {
+            None => self.url(&protocol, port),
+            Some("PROTO") => protocol.clone(),
+            Some("PORT") => port.to_string(),
+            Some("ADDR") => self.host.to_string(),
+            Some(_) => return None,
+        };
+        Some(PROTOCOLS.contains(&protocol.as_str()) && value == expected)
+    }
+}
+
+impl Config {
+    /// Logs the Services of Kubernetes whose variables were passed over.
+    pub(crate) fn tell_of_service_links(&self) {
+        for prefix in &self.service_links {
+            tracing::debug!(%prefix, "variables of a Service of Kubernetes are no settings");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINKS: [(&str, &str); 9] = [
+        ("RPC_PUBLIC_PORT", "tcp://10.0.0.1:80"),
+        ("RPC_PUBLIC_PORT_53_UDP", "udp://10.0.0.1:53"),
+        ("RPC_PUBLIC_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("RPC_PUBLIC_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("RPC_PUBLIC_PORT_80_TCP_PORT", "80"),
+        ("RPC_PUBLIC_PORT_80_TCP_PROTO", "tcp"),
+        ("RPC_PUBLIC_SERVICE_HOST", "10.0.0.1"),
+        ("RPC_PUBLIC_SERVICE_PORT", "80"),
+        ("RPC_PUBLIC_SERVICE_PORT_HTTP", "80"),
+    ];
+
+    /// What is left of `values`, and the Services in them.
+    fn taken(values: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let mut values = values.iter().map(owned).collect();
+        let services = take(&mut values);
+        (values.into_keys().collect(), services)
+    }
+
+    #[test]
+    fn the_whole_set_of_a_service_is_taken_whatever_its_address() {
+        assert_eq!(taken(&LINKS), (vec![], vec!["RPC_PUBLIC".to_owned()]));
+        let six = LINKS.map(|(name, value)| {
+            let value = value.replace("10.0.0.1:", "[fd00::1]:");
+            (name, value.replace("10.0.0.1", "fd00::1"))
+        });
+        let six = six.each_ref().map(|(name, value)| (*name, value.as_str()));
+        assert_eq!(taken(&six), (vec![], vec!["RPC_PUBLIC".to_owned()]));
+        // A Service `rpc`, and one whose name makes that of a setting.
+        let plain = LINKS.map(|(name, value)| (name.replace("_PUBLIC", ""), value));
+        let plain = plain
+            .each_ref()
+            .map(|(name, value)| (name.as_str(), *value));
+        assert_eq!(taken(&plain), (vec![], vec!["RPC".to_owned()]));
+        let peer = LINKS.map(|(name, value)| (name.replace("_PUBLIC", "_PEER"), value));
+        let peer = peer.each_ref().map(|(name, value)| (name.as_str(), *value));
+        assert_eq!(taken(&peer), (vec![], vec!["RPC_PEER".to_owned()]));
+    }
+
+    #[test]
+    fn what_belongs_to_no_whole_set_or_does_not_agree_stays() {
+        for missing in ["_PORT", "_SERVICE_HOST", "_SERVICE_PORT"] {
+            let name = format!("RPC_PUBLIC{missing}");
+            let part: Vec<_> = LINKS.into_iter().filter(|(it, _)| *it != name).collect();
+            let left: Vec<String> = part.iter().map(|(name, _)| (*name).to_owned()).collect();
+            assert_eq!(taken(&part), (left, vec![]), "without {name}");
+        }
+        for (name, value) in [
+            ("RPC_PUBLIC_PORT_81_TCP", "tcp://10.0.0.1:80"),
+            ("RPC_PUBLIC_PORT_80_TCP", "tcp://10.0.0.2:80"),
+            ("RPC_PUBLIC_PORT_80_ICMP", "icmp://10.0.0.1:80"),
+            ("RPC_PUBLIC_PORT_80_TCP_NAME", "80"),
+            ("RPC_PUBLIC_PORTS", "tcp://10.0.0.1:80"),
+            ("RPC_PUBLIC_SERVICE_PORT_HTTP", "http"),
+            ("RPC_LISTEM", "127.0.0.1:80"),
+        ] {
+            let mut values: BTreeMap<_, _> = LINKS.into();
+            values.insert(name, value);
+            let values: Vec<_> = values.into_iter().collect();
+            let (left, services) = taken(&values);
+            assert_eq!((left, services.len()), (vec![name.to_owned()], 1));
+        }
+    }
+}
