@@ -7,7 +7,7 @@
 
 use std::{error::Error, time::Duration};
 
-use fly_rpc::{Code, Config, DnsName, FunctionError, Instance, Registry, Rpc};
+use fly_rpc::{Config, DnsName, FunctionError, Instance, Registry};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -17,7 +17,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         registry(),
     )
     .await?;
-    until_found(&iad.rpc()).await?;
 
     let cents: u64 = iad.rpc().call("syd", "Shop", "price", ("tea", 3)).await?;
     println!("three teas in syd cost {cents} cents");
@@ -60,17 +59,4 @@ fn config(region: &str, others: Vec<DnsName>) -> Result<Config, Box<dyn Error>> 
     config.discovery.names = others;
     config.drain.delay = Duration::ZERO;
     Ok(config)
-}
-
-/// Waits until `syd` was found: until then the region is unknown or discovery is pending, and nothing ran.
-async fn until_found(rpc: &Rpc) -> Result<(), Box<dyn Error>> {
-    loop {
-        match rpc.call::<String>("syd", "Fly.RPC", "my_region", ()).await {
-            Ok(_) => return Ok(()),
-            Err(error) if [Code::DiscoveryPending, Code::RegionUnknown].contains(&error.code()) => {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
 }

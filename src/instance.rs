@@ -56,6 +56,7 @@ pub struct Instance {
     metrics_address: Option<SocketAddr>,
     identity: Identity,
     rpc: Rpc,
+    cluster: Arc<Cluster>,
     server: Server,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -64,7 +65,8 @@ pub struct Instance {
 impl Instance {
     /// Binds, serves and starts discovery, with `registry`'s functions and those of `Fly.RPC`.
     ///
-    /// It takes calls when this returns; the first discovery round goes on in the background.
+    /// It takes calls when this returns. The first discovery round goes on in the background: a call for a region that is
+    /// not known yet waits for its end, within the call's timeout.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -150,7 +152,7 @@ impl Instance {
             limits,
             lifecycle: Arc::clone(&lifecycle),
             executor,
-            cluster,
+            cluster: Arc::clone(&cluster),
             dispatcher,
             metrics,
         });
@@ -167,6 +169,7 @@ impl Instance {
             metrics_address,
             identity,
             rpc,
+            cluster,
             server,
             stop,
             tasks,
@@ -196,6 +199,13 @@ impl Instance {
     /// The handle for calls from this process.
     pub fn rpc(&self) -> Rpc {
         self.rpc.clone()
+    }
+
+    /// Waits until the first discovery round is over, found or not, when `/readyz` tells that it takes calls.
+    ///
+    /// No call needs this: one for a region that is not known yet waits by itself.
+    pub async fn ready(&self) {
+        self.cluster.tried().await;
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.

@@ -123,7 +123,7 @@ codes! {
     PeerLost "peer_lost" 502 Maybe "Connection to the instance was lost";
     /// The region is known, and no instance of it can be reached now.
     RegionUnavailable "region_unavailable" 503 No "Region has no reachable instance";
-    /// The first discovery round has not finished yet.
+    /// The first discovery round did not finish within the deadline, or DNS has not answered so far.
     DiscoveryPending "discovery_pending" 503 No "Discovery has not found any region yet";
     /// The instance is stopping and takes no new calls.
     Draining "draining" 503 No "Instance is draining";

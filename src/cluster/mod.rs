@@ -164,6 +164,14 @@ impl Cluster {
         self.source.is_none() || self.progress.borrow().rounds > 0
     }
 
+    /// Waits until the first round is over, found or not.
+    pub(crate) async fn tried(&self) {
+        let mut progress = self.progress.clone();
+        let is_over = |progress: &Progress| self.source.is_none() || progress.rounds > 0;
+        // Discovery that was stopped before ends no round any more.
+        let _ = progress.wait_for(is_over).await;
+    }
+
     /// What discovery resolves, as configured; `None` for a cluster of one.
     pub(crate) fn source(&self) -> Option<&str> {
         self.source.as_deref()

@@ -174,7 +174,7 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> Result<Box<RawValue>, Problem> {
         let _in_flight = self.lifecycle.admit()?;
-        let peers = self.peers(region)?;
+        let peers = self.found(region, call, deadline).await?;
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
         let mut candidates = Candidates::new(&peers, me, call)?;
         let budget = self.budgets.of_call(region);
@@ -229,6 +229,28 @@ impl Dispatcher {
                 result
             }
         }
+    }
+
+    /// The peers in `region`, for `call`. What is not known yet may be known when the first round is over; which instance a
+    /// key picks, only then.
+    async fn found(
+        &self,
+        region: &Region,
+        call: &Call,
+        deadline: Deadline,
+    ) -> Result<Arc<RegionPeers>, Problem> {
+        let any_will_do = call.key.is_none() && call.instance.is_none();
+        let found = self.peers(region);
+        if (any_will_do && found.is_ok()) || self.cluster.was_tried() {
+            return found;
+        }
+        let tried = deadline.bound(self.cluster.tried()).await;
+        tried.ok_or_else(|| {
+            let detail =
+                format!("region \"{region}\": the first discovery round has not finished yet");
+            Problem::new(Code::DiscoveryPending, detail)
+        })?;
+        self.peers(region)
     }
 
     /// The peers in `region`.

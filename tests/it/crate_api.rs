@@ -4,8 +4,6 @@ use fly_rpc::{
     CallOptions, Code, Config, DnsName, Drained, Executed, FunctionError, Instance, Registry,
 };
 
-use crate::patience::eventually;
-
 /// An instance in `region` that finds `others` by their addresses.
 async fn start(region: &str, others: &[&Instance]) -> Instance {
     let mut config = Config {
@@ -33,9 +31,10 @@ async fn a_program_calls_its_own_functions_in_another_region() {
     let syd = start("syd", &[]).await;
     let iad = start("iad", &[&syd]).await;
     let rpc = iad.rpc();
-    let add = async || rpc.call::<i64>("syd", "Math", "add", (1, 2)).await;
-    let sum = eventually("syd is found", add, Result::is_ok).await;
-    assert_eq!(sum.unwrap(), 3);
+    assert_eq!(
+        rpc.call::<i64>("syd", "Math", "add", (1, 2)).await.unwrap(),
+        3
+    );
     assert_eq!(
         rpc.call::<i64>("iad", "Math", "add", [1, 2]).await.unwrap(),
         3
@@ -103,4 +102,21 @@ async fn a_program_calls_its_own_functions_in_another_region() {
         (iad.shutdown().await, syd.shutdown().await),
         (Drained::Whole, Drained::Whole)
     );
+}
+
+#[tokio::test]
+async fn who_waits_until_it_is_ready_finds_everybody_who_was_there() {
+    let syd = start("syd", &[]).await;
+    syd.ready().await;
+    let iad = start("iad", &[&syd]).await;
+    iad.ready().await;
+    let options = CallOptions {
+        instance: Some(syd.identity().instance.clone()),
+        ..CallOptions::default()
+    };
+    let rpc = iad.rpc();
+    let region = rpc.call_with::<String>(options, "syd", "Fly.RPC", "my_region", ());
+    assert_eq!(region.await.unwrap(), "syd");
+    iad.shutdown().await;
+    syd.shutdown().await;
 }

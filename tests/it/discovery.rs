@@ -12,7 +12,7 @@ use crate::{
     cluster::{Cluster, NAME, instances_in_state, ready_instances},
     dns::Mood,
     patience::eventually,
-    process::{Environment, Process},
+    process::{Environment, Process, answer},
 };
 
 #[tokio::test]
@@ -330,7 +330,8 @@ async fn the_first_round_holds_up_neither_the_start_nor_local_calls() {
             .result(),
         "iad"
     );
-    let pending = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
+    let hasty = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": 1});
+    let pending = iad.rpc("syd", &hasty).await;
     assert_eq!(pending.problem(), (503, "discovery_pending", "no"));
     let not_ready = iad.get("/readyz").await;
     assert_eq!(not_ready.problem(), (503, "discovery_pending", "no"));
@@ -348,6 +349,39 @@ async fn the_first_round_holds_up_neither_the_start_nor_local_calls() {
         "region \"syd\": DNS has not answered yet: {NAME}: the DNS server did not answer in time"
     );
     assert_eq!(pending.detail(), why);
+}
+
+/// A call as soon as the instance listens, in each of the ways that need to know who is there.
+#[tokio::test]
+async fn calls_wait_for_the_first_round_and_for_no_other() {
+    let mut cluster = Cluster::builder().region("syd", 1).start().await;
+    let silent = cluster.free_address();
+    let _never_answers = TcpListener::bind(silent).await.unwrap();
+    cluster
+        .dns
+        .set_addresses(NAME, [cluster.addresses()[0], silent.ip()]);
+    let listen = cluster.free_address();
+    let mut environment = cluster.environment("iad", "iad-1", listen);
+    environment.insert("RPC_POLL_INTERVAL", "60s".to_owned());
+    let call = json!({"module": "Fly.RPC", "function": "my_region"});
+    let pinned = json!({"module": "Fly.RPC", "function": "my_region", "instance": "syd-1"});
+    for (region, body, key, expected) in [
+        ("syd", &call, None, (200, json!("syd"))),
+        ("syd", &pinned, None, (200, json!("syd"))),
+        ("syd", &call, Some("order-1234"), (200, json!("syd"))),
+        ("iad", &call, Some("order-1234"), (200, json!("iad"))),
+        ("mars", &call, None, (404, json!("region_unknown"))),
+    ] {
+        let iad = Process::start(&environment).await;
+        let mut request = iad.request(&format!("/rpc/{region}"), &body.to_string());
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let answer = answer(request).await.unwrap();
+        let word = ["result", "code"].map(|member| answer.body[member].clone());
+        let word = word.into_iter().find(|word| !word.is_null()).unwrap();
+        assert_eq!((answer.status, word), expected, "{region} {body} {key:?}");
+    }
 }
 
 #[tokio::test]
