@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    name::InstanceId,
+    name::{BootId, InstanceId},
     region::Region,
     token::{Proof, Token},
 };
@@ -16,6 +16,17 @@ use crate::{
 pub(crate) const NONCE: &str = "rpc-nonce";
 /// The header of a proof, in probe and answer.
 pub(crate) const PROOF: &str = "rpc-proof";
+
+/// Who says that it answers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Who<'a> {
+    /// The instance.
+    pub instance: &'a InstanceId,
+    /// Its region.
+    pub region: &'a Region,
+    /// Which run of it; `None` when it names none.
+    pub boot: Option<&'a BootId>,
+}
 
 /// One probe's nonce and the address it is for.
 #[derive(Clone, Debug)]
@@ -58,20 +69,14 @@ impl Challenge {
         token.is_proven(&self.question(), proof)
     }
 
-    /// The proof of `instance` in `region`, which was asked.
-    pub(crate) fn answer(&self, token: &Token, instance: &InstanceId, region: &Region) -> Proof {
-        token.prove(&self.reply(instance, region))
+    /// The proof of `who`, which was asked.
+    pub(crate) fn answer(&self, token: &Token, who: Who<'_>) -> Proof {
+        token.prove(&self.reply(who))
     }
 
-    /// Whether `proof` shows that `instance` in `region` knows `token` and answers at the address itself.
-    pub(crate) fn is_answered(
-        &self,
-        token: &Token,
-        instance: &InstanceId,
-        region: &Region,
-        proof: &Proof,
-    ) -> bool {
-        token.is_proven(&self.reply(instance, region), proof)
+    /// Whether `proof` shows that `who` knows `token` and answers at the address itself.
+    pub(crate) fn is_answered(&self, token: &Token, who: Who<'_>, proof: &Proof) -> bool {
+        token.is_proven(&self.reply(who), proof)
     }
 
     // No part of a statement can hold a line break, so no two statements are the same text.
@@ -79,9 +84,15 @@ impl Challenge {
         format!("fly-rpc 1 asks\n{}\n{}", self.nonce, self.address)
     }
 
-    fn reply(&self, instance: &InstanceId, region: &Region) -> String {
+    fn reply(&self, who: Who<'_>) -> String {
         let Self { nonce, address } = self;
-        format!("fly-rpc 1 answers\n{nonce}\n{address}\n{instance}\n{region}")
+        let Who {
+            instance,
+            region,
+            boot,
+        } = who;
+        let boot = boot.map(|boot| format!("\n{boot}")).unwrap_or_default();
+        format!("fly-rpc 1 answers\n{nonce}\n{address}\n{instance}\n{region}{boot}")
     }
 }
 
@@ -97,19 +108,45 @@ mod tests {
             "127.0.0.2:1".parse().unwrap(),
         );
         let (instance, region) = ("a".parse().unwrap(), "syd".parse().unwrap());
+        let boot = BootId::random();
+        let who = Who {
+            instance: &instance,
+            region: &region,
+            boot: Some(&boot),
+        };
         let asked = Challenge::fresh(address);
-        let proof = asked.answer(&token, &instance, &region);
+        let proof = asked.answer(&token, who);
         let at = |address| Challenge::received(asked.nonce(), address).unwrap();
         assert!(at(address).is_asked(&token, &asked.ask(&token)));
-        assert!(asked.is_answered(&token, &instance, &region, &proof));
+        assert!(asked.is_answered(&token, who, &proof));
 
         let another: Token = "u".repeat(32).parse().unwrap();
-        assert!(!asked.is_answered(&another, &instance, &region, &proof));
-        assert!(!asked.is_answered(&token, &"b".parse().unwrap(), &region, &proof));
-        assert!(!asked.is_answered(&token, &instance, &"fra".parse().unwrap(), &proof));
-        assert!(!at(other).is_answered(&token, &instance, &region, &proof));
-        assert!(!Challenge::fresh(address).is_answered(&token, &instance, &region, &proof));
-        assert!(!asked.is_answered(&token, &instance, &region, &asked.ask(&token)));
+        let (instance, region, boot) = (
+            "b".parse().unwrap(),
+            "fra".parse().unwrap(),
+            BootId::random(),
+        );
+        assert!(!asked.is_answered(&another, who, &proof));
+        for another in [
+            Who {
+                instance: &instance,
+                ..who
+            },
+            Who {
+                region: &region,
+                ..who
+            },
+            Who {
+                boot: Some(&boot),
+                ..who
+            },
+            Who { boot: None, ..who },
+        ] {
+            assert!(!asked.is_answered(&token, another, &proof));
+        }
+        assert!(!at(other).is_answered(&token, who, &proof));
+        assert!(!Challenge::fresh(address).is_answered(&token, who, &proof));
+        assert!(!asked.is_answered(&token, who, &asked.ask(&token)));
         assert!(!at(other).is_asked(&token, &asked.ask(&token)));
     }
 

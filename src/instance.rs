@@ -13,6 +13,7 @@ use crate::{
     lifecycle::{Lifecycle, Phase},
     link::Link,
     metrics::Metrics,
+    name::BootId,
     registry::{Executor, Registry, RegistryError},
     rpc::Rpc,
     server::{self, Drained, Server},
@@ -145,6 +146,7 @@ impl Instance {
         let rpc = Rpc::new(Arc::clone(&dispatcher), timeouts);
         let app = Arc::new(App {
             identity: identity.clone(),
+            boot: BootId::random(),
             access,
             address: machine.reached_at(internal_address),
             timeouts,

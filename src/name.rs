@@ -107,6 +107,12 @@ word! {
 }
 
 word! {
+    /// One run of an instance, from the start of its process to its end: 32 hexadecimal digits.
+    pub(crate) BootId, "a boot", "32 hexadecimal digits",
+    |text| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+word! {
     /// One call in logs and answers: 1 to 128 characters of `[A-Za-z0-9._-]`.
     pub(crate) RequestId, "a request id", "1 to 128 characters of [A-Za-z0-9._-]", is_identifier
 }
@@ -121,6 +127,13 @@ impl InstanceId {
     /// A new id of 14 hexadecimal digits, the shape of a Fly Machine's id.
     pub fn random() -> Self {
         Self(format!("{:014x}", rand::random::<u64>() >> 8).into())
+    }
+}
+
+impl BootId {
+    /// A new id, for a process that starts.
+    pub(crate) fn random() -> Self {
+        Self(format!("{:032x}", rand::random::<u128>()).into())
     }
 }
 

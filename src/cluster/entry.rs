@@ -70,6 +70,7 @@ pub(super) fn is_same(old: &Peer, new: &Peer) -> bool {
             .map(|catalogue| catalogue.hash().clone())
     };
     old.instance == new.instance
+        && old.boot == new.boot
         && old.region == new.region
         && old.release == new.release
         && (new.catalogue.is_none() || hash(old) == hash(new))

@@ -64,6 +64,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
             region,
             instance,
             release: None,
+            boot: None,
             catalogue: None,
         },
         draining: false,

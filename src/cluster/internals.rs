@@ -23,6 +23,7 @@ impl Peers {
                 region: region.clone(),
                 instance: format!("syd-{port}").parse().ok()?,
                 release: None,
+                boot: None,
                 catalogue: None,
             }))
         };

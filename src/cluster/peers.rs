@@ -8,7 +8,7 @@ use rand::RngExt;
 use tokio::time::Instant;
 
 use crate::{
-    name::{FunctionName, InstanceId},
+    name::{BootId, FunctionName, InstanceId},
     region::Region,
     registry::Catalogue,
 };
@@ -24,6 +24,8 @@ pub(crate) struct Peer {
     pub instance: InstanceId,
     /// Its release, shown to people.
     pub release: Option<String>,
+    /// Which run of it said so; `None` when it names none.
+    pub boot: Option<BootId>,
     /// The functions it said it has; `None` when it could not be asked.
     pub catalogue: Option<Arc<Catalogue>>,
 }
@@ -113,6 +115,12 @@ impl PeerTable {
         regions
     }
 
+    /// Whether a ready peer is at `address`; reads every region.
+    pub(super) fn is_ready(&self, address: SocketAddr) -> bool {
+        let is_there = |peers: &RegionPeers| peers.ready.iter().any(|peer| peer.address == address);
+        self.0.iter().any(|(_, peers)| is_there(&peers))
+    }
+
     /// Replaces the peers of `region`.
     pub(super) fn publish(&self, region: &Region, peers: RegionPeers) {
         self.0.insert(region.clone(), Arc::new(peers));
@@ -138,6 +146,7 @@ mod tests {
             region: "syd".parse().unwrap(),
             instance: format!("i{port}").parse().unwrap(),
             release: None,
+            boot: None,
             catalogue: Some(Arc::new(Catalogue::new(
                 functions.iter().map(|function| name(function)),
             ))),

@@ -13,9 +13,9 @@ use super::{
     peers::Peer,
 };
 use crate::{
-    challenge::{Challenge, NONCE, PROOF},
+    challenge::{Challenge, NONCE, PROOF, Who},
     client,
-    name::InstanceId,
+    name::{BootId, InstanceId},
     region::Region,
     registry::{Catalogue, CatalogueHash},
     token::{Proof, Token},
@@ -54,6 +54,8 @@ pub(crate) struct Introduction {
     pub region: Region,
     /// Its id.
     pub instance: InstanceId,
+    /// Which run of it; `None` when it does not say.
+    pub boot: Option<BootId>,
     /// Its application.
     pub app: Option<String>,
     /// Its release.
@@ -114,6 +116,7 @@ impl Prober {
         let Introduction {
             region,
             instance,
+            boot,
             release,
             state,
             ..
@@ -123,6 +126,7 @@ impl Prober {
             region,
             instance,
             release,
+            boot,
             catalogue,
         };
         Ok(Sighting {
@@ -169,10 +173,12 @@ impl Prober {
         let proof = response.headers().get(PROOF);
         let proof: Option<Proof> = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
-        let Introduction {
-            instance, region, ..
-        } = &introduction;
-        if proof.is_some_and(|proof| challenge.is_answered(token, instance, region, &proof)) {
+        let who = Who {
+            instance: &introduction.instance,
+            region: &introduction.region,
+            boot: introduction.boot.as_ref(),
+        };
+        if proof.is_some_and(|proof| challenge.is_answered(token, who, &proof)) {
             return Ok(introduction);
         }
         Err(Unseen::Stranger(

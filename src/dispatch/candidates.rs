@@ -101,6 +101,7 @@ mod tests {
                 region: "syd".parse().unwrap(),
                 instance: name.parse().unwrap(),
                 release: None,
+                boot: None,
                 catalogue: None,
             })
         };

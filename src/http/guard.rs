@@ -15,7 +15,7 @@ use super::{
     context::{Context, Refusal},
 };
 use crate::{
-    challenge::{Challenge, NONCE, PROOF},
+    challenge::{Challenge, NONCE, PROOF, Who},
     problem::{Code, Problem},
     replay::came_through_fly_proxy,
     token::{Borne, Proof},
@@ -107,7 +107,12 @@ fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
     let token = tokens
         .iter()
         .find(|token| challenge.is_asked(token, &asked))?;
-    let proof = challenge.answer(token, &app.identity.instance, &app.identity.region);
+    let who = Who {
+        instance: &app.identity.instance,
+        region: &app.identity.region,
+        boot: Some(&app.boot),
+    };
+    let proof = challenge.answer(token, who);
     HeaderValue::try_from(proof.to_string()).ok()
 }
 

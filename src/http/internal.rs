@@ -32,6 +32,7 @@ pub(super) async fn introduce(State(app): State<Arc<App>>) -> Response {
     answer::ok(&Introduction {
         region,
         instance,
+        boot: Some(app.boot.clone()),
         app: name,
         release,
         primary,

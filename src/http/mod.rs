@@ -36,6 +36,7 @@ use crate::{
     dispatch::Dispatcher,
     lifecycle::Lifecycle,
     metrics::Metrics,
+    name::BootId,
     problem::{Code, Problem},
     registry::Executor,
 };
@@ -48,6 +49,8 @@ const ENVELOPE: usize = 4 << 10;
 pub(crate) struct App {
     /// Who this instance is.
     pub identity: Identity,
+    /// Which run of it.
+    pub boot: BootId,
     /// Who may ask what.
     pub access: Access,
     /// Where it answers its peers, as `/regions` tells.

@@ -72,6 +72,7 @@ fn peer(port: u16, number: u8, region_number: u8) -> Peer {
         region: region(region_number),
         instance: instance(number),
         release: None,
+        boot: None,
         catalogue: None,
     }
 }

@@ -46,6 +46,7 @@ impl Story {
             region: region.parse().unwrap(),
             instance: instance.parse().unwrap(),
             release: None,
+            boot: None,
             catalogue: None,
         };
         self.apply(Event::Probed(
