@@ -12,25 +12,25 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    agenda::Class,
     event::{Encounter, Event},
     overview::{Overview, Progress},
     peers::PeerTable,
     probe::Prober,
     resolve::{Answer, Dns},
-    state::{Change, Effects},
+    state::{Change, Effects, Health},
     table::Table,
-    work::{Done, Round, Work},
+    work::{Done, Probe, Round, Work},
 };
 use crate::metrics::DiscoveryMetrics;
-
-/// How many probes are under way at once, DNS queries counted as one.
-const CONCURRENT_TASKS: usize = 32;
 
 /// What discovery is told or asked by the rest of the instance.
 #[derive(Debug)]
 pub(super) enum Message {
     /// A call met a peer.
     Met(SocketAddr, Encounter),
+    /// Calls wait for the peer at an address, which is silent: how is it?
+    Ask(SocketAddr, oneshot::Sender<Health>),
     /// Somebody wants to see the cluster.
     Overview(oneshot::Sender<Overview>),
 }
@@ -53,8 +53,7 @@ impl Discovery {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         loop {
             let now = Instant::now();
-            let can_ask = self.work.tasks.len() < CONCURRENT_TASKS;
-            let wake = self.work.agenda.wake(now).filter(|_| can_ask);
+            let wake = self.work.wake(now);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep_until(self.work.next_round), if self.work.round != Round::Resolving => {
@@ -107,18 +106,20 @@ impl Discovery {
         });
     }
 
+    /// Asks as many addresses as may be asked now.
     fn ask(&mut self) {
         let now = Instant::now();
-        while self.work.tasks.len() < CONCURRENT_TASKS {
-            let is_awaited = self.work.agenda.has_urgent();
-            let Some(address) = self.work.agenda.next(now) else {
-                return;
-            };
-            self.work.asked.insert(address, is_awaited);
-            let prober = Arc::clone(&self.prober);
-            self.work
-                .tasks
-                .spawn(async move { Done::Probed(address, prober.probe(address).await) });
+        for class in Class::ALL {
+            while self.work.has_room(class) {
+                let Some((address, is_met)) = self.work.agenda.next(class, now) else {
+                    break;
+                };
+                self.work.probes.insert(address, Probe { class, is_met });
+                let prober = Arc::clone(&self.prober);
+                self.work
+                    .tasks
+                    .spawn(async move { Done::Probed(address, prober.probe(address).await) });
+            }
         }
     }
 
@@ -129,14 +130,30 @@ impl Discovery {
             }
             Ok(Done::Resolved(answer)) => self.resolved(answer),
             Ok(Done::Probed(address, outcome)) => {
-                self.work.asked.remove(&address);
+                self.work.probes.remove(&address);
                 let sighting = outcome.as_ref().ok();
                 self.metrics.probed(sighting.map(|sighting| sighting.rtt));
                 let reason = outcome.as_ref().err().map(ToString::to_string);
                 self.apply(Event::Probed(address, outcome));
                 self.mention(address, reason);
                 self.plan(address);
+                self.answer(address);
             }
+        }
+    }
+
+    /// Says how the peer at `address` is to those who wait for it.
+    fn answer(&mut self, address: SocketAddr) {
+        let waiters = self.work.waiters(address);
+        if waiters.is_empty() {
+            return;
+        }
+        // Who is told that a peer is suspect chooses another at once.
+        self.publish();
+        let health = self.table.health(address).unwrap_or(Health::Suspect);
+        for waiter in waiters {
+            // A call that was answered meanwhile needs no verdict.
+            let _ = waiter.send(health);
         }
     }
 
@@ -180,6 +197,7 @@ impl Discovery {
                 }
                 self.vouch(address, encounter);
             }
+            Message::Ask(address, waiter) => self.wait(address, waiter),
             Message::Overview(asker) => {
                 // Who reads of a peer may call it next.
                 self.publish();
@@ -193,17 +211,39 @@ impl Discovery {
         }
     }
 
+    /// Probes the peer at `address` for `waiter`, unless that was done a moment ago.
+    fn wait(&mut self, address: SocketAddr, waiter: oneshot::Sender<Health>) {
+        let known = self.table.health(address);
+        let is_news = known.is_some() && !self.table.was_just_asked(address, Instant::now());
+        let waiter = match is_news {
+            true => self.work.wait(address, waiter).err(),
+            false => Some(waiter),
+        };
+        if let Some(waiter) = waiter {
+            // As in `answer`.
+            let _ = waiter.send(known.unwrap_or(Health::Suspect));
+        }
+    }
+
     /// Decides when `address` is asked again.
     fn plan(&mut self, address: SocketAddr) {
-        if self.work.asked.contains_key(&address) {
+        if self.work.probes.contains_key(&address) {
             return;
         }
+        let class = self.class(address);
         match self.table.pause(address, self.poll_interval) {
-            Some(pause) => self
-                .work
-                .agenda
-                .set(address, Instant::now() + jittered(pause)),
+            Some(pause) => {
+                let date = Instant::now() + jittered(pause);
+                self.work.agenda.set(address, class, date);
+            }
             None => self.work.agenda.forget(address),
+        }
+    }
+
+    fn class(&self, address: SocketAddr) -> Class {
+        match self.table.is_peer(address) {
+            true => Class::Peer,
+            false => Class::Other,
         }
     }
 
@@ -233,8 +273,9 @@ impl Discovery {
         self.work.changed.extend(regions);
         changes.iter().for_each(log);
         for address in ask {
-            if !self.work.asked.contains_key(&address) {
-                self.work.agenda.at_once(address);
+            if !self.work.probes.contains_key(&address) {
+                let class = self.class(address);
+                self.work.agenda.at_once(address, class);
             }
         }
         !changes.is_empty()

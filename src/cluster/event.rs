@@ -58,6 +58,6 @@ pub(crate) enum Encounter {
     Unreachable,
     /// Another instance than the expected one answered.
     Elsewhere,
-    /// It connected, and no whole answer of ours came, or none in time.
+    /// It connected, and no whole answer of ours came, or none in time: a reason to ask, and no verdict.
     Unanswered,
 }

@@ -183,6 +183,32 @@ impl Cluster {
         let _ = self.discovery.try_send(Message::Met(address, encounter));
     }
 
+    /// Probes the peer at `address` at once, on a new connection, and says how it is afterwards: for calls that wait there
+    /// while nothing is heard. Takes up to a second, longer when dozens of peers hang. All who ask meanwhile get the same
+    /// verdict, and a probe that ended less than a quarter of a second ago stands for a new one. Nobody of ours is suspect.
+    pub(crate) async fn ask(&self, address: SocketAddr) -> Health {
+        let (waiter, verdict) = oneshot::channel();
+        if self
+            .discovery
+            .try_send(Message::Ask(address, waiter))
+            .is_err()
+        {
+            return self.known(address);
+        }
+        match verdict.await {
+            Ok(health) => health,
+            Err(_) => self.known(address),
+        }
+    }
+
+    /// How the peer at `address` was last seen.
+    fn known(&self, address: SocketAddr) -> Health {
+        match self.table.is_ready(address) {
+            true => Health::Ready,
+            false => Health::Suspect,
+        }
+    }
+
     /// Every peer, and how discovery fares.
     pub(crate) async fn overview(&self) -> Overview {
         let (answer, overview) = oneshot::channel();

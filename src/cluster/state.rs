@@ -85,8 +85,6 @@ pub(crate) struct PeerState {
     pub rtt: Duration,
     /// When a probe last found it.
     pub(super) probed: Instant,
-    /// Calls without an answer, in a row.
-    pub(super) unanswered: u32,
     /// Probes without an answer, in a row.
     pub(super) unseen: u32,
 }

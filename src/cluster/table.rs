@@ -24,10 +24,10 @@ use super::{
 };
 use crate::{name::InstanceId, region::Region};
 
-/// Calls without an answer, in a row, that make a peer suspect.
-const UNANSWERED: u32 = 3;
 /// The pause before a suspect peer is asked again, at first and at most; it doubles with each probe that fails.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How long the outcome of a probe stands for a new one when calls ask for it.
+const JUST: Duration = Duration::from_millis(250);
 /// For how many poll intervals answered calls may stand for probes, which alone tell of a new catalogue.
 const VOUCHED: u32 = 12;
 
@@ -72,10 +72,26 @@ impl Table {
         }
     }
 
+    /// How the peer at `address` is; `None` when none is there.
+    pub(super) fn health(&self, address: SocketAddr) -> Option<Health> {
+        match &self.entries.get(&address)?.occupant {
+            Occupant::Peer(state) => Some(state.health),
+            Occupant::Unknown | Occupant::Stranger | Occupant::Myself => None,
+        }
+    }
+
+    /// Whether a probe of `address` ended less than a quarter of a second before `now`.
+    pub(super) fn was_just_asked(&self, address: SocketAddr, now: Instant) -> bool {
+        let asked = self
+            .entries
+            .get(&address)
+            .and_then(|entry| entry.asked.as_ref());
+        asked.is_some_and(|asked| now.saturating_duration_since(asked.at) < JUST)
+    }
+
     /// Whether a peer is at `address`.
     pub(super) fn is_peer(&self, address: SocketAddr) -> bool {
-        let occupant = self.entries.get(&address).map(|entry| &entry.occupant);
-        matches!(occupant, Some(Occupant::Peer(_)))
+        self.health(address).is_some()
     }
 
     /// Every peer.
@@ -139,7 +155,13 @@ impl Table {
             Event::Probed(address, Err(unseen)) => (self.unseen(address, unseen), Vec::new()),
             Event::Met(address, encounter) => {
                 let changes = self.met(address, encounter, now);
-                let is_news = encounter == Encounter::Elsewhere && !changes.is_empty();
+                let is_news = match encounter {
+                    Encounter::Elsewhere => !changes.is_empty(),
+                    Encounter::Unanswered => {
+                        self.is_peer(address) && !self.was_just_asked(address, now)
+                    }
+                    Encounter::Answered | Encounter::Draining | Encounter::Unreachable => false,
+                };
                 (changes, is_news.then_some(address).into_iter().collect())
             }
         };
@@ -221,7 +243,6 @@ impl Table {
             last_seen: now,
             rtt: sighting.rtt,
             probed: now,
-            unanswered: 0,
             unseen: 0,
         });
         changes
@@ -253,11 +274,9 @@ impl Table {
         match encounter {
             Encounter::Answered | Encounter::Draining => {
                 state.last_seen = now;
-                state.unanswered = 0;
                 state.unseen = 0;
             }
-            Encounter::Unanswered => state.unanswered += 1,
-            Encounter::Unreachable | Encounter::Elsewhere => {}
+            Encounter::Unreachable | Encounter::Elsewhere | Encounter::Unanswered => {}
         }
         match encounter {
             Encounter::Answered if state.health == Health::Suspect => {
@@ -278,9 +297,6 @@ impl Table {
             }
             Encounter::Unreachable => entry.suspect("a call could not connect"),
             Encounter::Elsewhere => entry.suspect("another instance answered a call"),
-            Encounter::Unanswered if state.unanswered >= UNANSWERED => {
-                entry.suspect("three calls in a row had no answer")
-            }
             Encounter::Answered | Encounter::Draining | Encounter::Unanswered => Vec::new(),
         }
     }

@@ -249,7 +249,8 @@ impl Link {
     /// A call was not answered and nothing else came from the peer meanwhile. Its stream may be dead without our
     /// knowing: the next calls try a new connection, which tells.
     fn doubt(&self, address: SocketAddr) {
-        self.cluster.met(address, Encounter::Unanswered);
+        let cluster = Arc::clone(&self.cluster);
+        self.tasks.spawn(async move { cluster.ask(address).await });
         let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = streams.get(&address) {
             stream.doubt();

@@ -57,6 +57,7 @@ mod replay_to_primary;
 mod results;
 mod rotation;
 mod security;
+mod silence;
 mod six_pn;
 mod slow;
 mod stopping;

@@ -276,16 +276,19 @@ fn a_call_that_cannot_connect_makes_suspect_at_once() {
 }
 
 #[test]
-fn three_unanswered_calls_in_a_row_make_suspect() {
-    let twice = |story: Story| {
-        story
-            .met(1, Encounter::Unanswered)
-            .met(1, Encounter::Unanswered)
-    };
-    let story = twice(Story::new().dns(&[1]).seen(1, "a")).met(1, Encounter::Answered);
-    let story = twice(story);
+fn calls_without_an_answer_are_a_reason_to_ask_and_no_verdict() {
+    let mut story = Story::new().dns(&[1]).seen(1, "a");
+    let later = Instant::now() + Duration::from_secs(1);
+    for _ in 0..5 {
+        let unanswered = Event::Met(address(1), Encounter::Unanswered);
+        assert_eq!(story.0.apply(unanswered, later).ask, [address(1)]);
+    }
     is(&story, &["a"], &[]);
-    is(&story.met(1, Encounter::Unanswered), &[], &["a"]);
+    assert_eq!(story.0.health(address(1)), Some(Health::Ready));
+    let story = story.silent(1);
+    is(&story, &[], &["a"]);
+    assert!(story.0.was_just_asked(address(1), Instant::now()));
+    assert!(!story.0.was_just_asked(address(1), later));
 }
 
 #[test]
