@@ -15,10 +15,15 @@ use http::{
     header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, RETRY_AFTER, SET_COOKIE},
     request::Parts,
 };
+use http_body::Body;
 use serde::Serialize;
 use tower::{Layer, Service};
 
-use super::{MAX_REQUEST, REPLAY, Replay, request_size, was_replayed};
+use super::{
+    MAX_REQUEST, REPLAY, Replay,
+    body::{Discarded, discard},
+    request_size, was_replayed,
+};
 use crate::{config::Identity, json, region::Region};
 
 /// The cookie of a client that wrote: until when, in seconds since 1970, it reads in the primary region.
@@ -41,8 +46,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// | writes, above 1 MB, which Fly Proxy does not replay | 413; its client sends it with `fly-prefer-region` |
 /// | writes, and was replayed already or says so | 503 with `retry-after`: the primary region was not reached |
 ///
-/// The last row ends every loop. Reads after a write are answered here in the last two cases. A write of unknown length is
-/// replayed; Fly Proxy refuses it itself when it is too large.
+/// The last row ends every loop. Reads after a write are answered here in the last two cases.
+///
+/// The body of a request that is answered so is read first and thrown away, up to 10 MB and for up to 60 s (10 s without
+/// a byte): else a proxy in between may see a reset connection in place of the answer. One that does not arrive whole is
+/// answered with 400.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -134,6 +142,7 @@ where
     S: Service<Request<B>, Response = Response<R>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
+    B: Body + Send + 'static,
     R: From<Bytes> + Send + 'static,
 {
     type Response = S::Response;
@@ -156,7 +165,24 @@ where
                     Ok(response)
                 })
             }
-            Step::Answer(answer) => Box::pin(async move { Ok(answer.map(R::from)) }),
+            Step::Replay(state) => {
+                let rules = self.rules.clone();
+                let head_size = request_size(&head.uri, &head.headers, 0);
+                Box::pin(async move {
+                    let answer = match discard(body).await {
+                        Discarded::Whole(size) if head_size + size <= MAX_REQUEST => {
+                            rules.replay(state)
+                        }
+                        Discarded::Whole(_) | Discarded::TooLarge => rules.too_large(),
+                        Discarded::Cut => rules.cut_short(),
+                    };
+                    Ok(answer.map(R::from))
+                })
+            }
+            Step::Refuse(answer) => Box::pin(async move {
+                discard(body).await;
+                Ok(answer.map(R::from))
+            }),
         }
     }
 }
@@ -168,8 +194,10 @@ enum Step {
     Run,
     /// The application answers it, and the client gets a cookie.
     RunWrite(HeaderValue),
-    /// The application is not asked.
-    Answer(Response<Bytes>),
+    /// Fly Proxy is asked to replay it with this `state`, once its body turns out to be whole and small enough.
+    Replay(&'static str),
+    /// Neither, for a reason that its head shows.
+    Refuse(Response<Bytes>),
 }
 
 impl Rules {
@@ -184,12 +212,11 @@ impl Rules {
         if !writes && !reads_in_primary(&head.headers, now) {
             return Step::Run;
         }
-        let answer = match self.refusal(head) {
-            None => self.replay(if writes { "write" } else { "threshold" }),
-            Some(refusal) if writes => refusal,
-            Some(_) => return Step::Run,
-        };
-        Step::Answer(answer)
+        match self.refusal(head) {
+            None => Step::Replay(if writes { "write" } else { "threshold" }),
+            Some(refusal) if writes => Step::Refuse(refusal),
+            Some(_) => Step::Run,
+        }
     }
 
     /// Why a request cannot be replayed, if so.
@@ -206,13 +233,26 @@ impl Rules {
             return Some(response);
         }
         if request_size(&head.uri, &head.headers, length(&head.headers)) > MAX_REQUEST {
-            let detail = format!(
-                "this writes in region \"{primary}\", and is too large to be replayed there; send it with the header \
-                 fly-prefer-region: {primary}"
-            );
-            return Some(refuse(StatusCode::PAYLOAD_TOO_LARGE, &detail));
+            return Some(self.too_large());
         }
         None
+    }
+
+    fn too_large(&self) -> Response<Bytes> {
+        let primary = &self.primary;
+        let detail = format!(
+            "this writes in region \"{primary}\", and is too large to be replayed there; send it with the header \
+             fly-prefer-region: {primary}"
+        );
+        refuse(StatusCode::PAYLOAD_TOO_LARGE, &detail)
+    }
+
+    fn cut_short(&self) -> Response<Bytes> {
+        let detail = format!(
+            "this writes in region \"{}\", and its body did not arrive whole within 60 s; nothing was written",
+            self.primary
+        );
+        refuse(StatusCode::BAD_REQUEST, &detail)
     }
 
     fn replay(&self, state: &str) -> Response<Bytes> {

@@ -4,6 +4,7 @@
 //! Whether Fly Proxy takes these headers away when a client sends them is not documented. They are believed for routing
 //! only, and only in the direction that ends it: a request that claims to be a replay is never replayed.
 
+mod body;
 mod layer;
 
 use std::{fmt, time::Duration};

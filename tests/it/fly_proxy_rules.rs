@@ -39,11 +39,7 @@ async fn machine(id: &str, region: &str, replay: Option<&'static str>) -> Machin
         }
     });
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-    Machine {
-        id: id.to_owned(),
-        region: region.to_owned(),
-        address,
-    }
+    Machine::new(id, region, address)
 }
 
 fn replayed(replay: &'static str) -> Response {
@@ -58,11 +54,7 @@ fn replayed(replay: &'static str) -> Response {
 async fn stopped(id: &str, region: &str) -> Machine {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address: SocketAddr = listener.local_addr().unwrap();
-    Machine {
-        id: id.to_owned(),
-        region: region.to_owned(),
-        address,
-    }
+    Machine::new(id, region, address)
 }
 
 async fn post(proxy: &FlyProxy, length: usize) -> Answer {

@@ -51,6 +51,7 @@ mod metrics;
 mod openapi;
 mod outages;
 mod proof;
+mod proxies;
 mod reading;
 mod replay;
 mod replay_to_primary;

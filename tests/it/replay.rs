@@ -23,11 +23,8 @@ fn regions() -> Builder {
 
 /// Every instance as a Machine that Fly Proxy reaches.
 fn machines(cluster: &Cluster) -> Vec<Machine> {
-    let machine = |instance: &Process| Machine {
-        id: instance.name.clone(),
-        region: instance.region.clone(),
-        address: instance.address,
-    };
+    let machine =
+        |instance: &Process| Machine::new(&instance.name, &instance.region, instance.address);
     cluster.instances.iter().map(machine).collect()
 }
 

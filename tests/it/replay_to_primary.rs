@@ -1,20 +1,25 @@
 //! An application of three regions under `ReplayToPrimary`, through Fly Proxy: where it reads and writes, and how often.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use axum::{Router, extract::DefaultBodyLimit, routing::get};
-use fly_rpc::{Config, ReplayToPrimary};
-use reqwest::{Method, RequestBuilder};
+use axum::{Router, body::Bytes, extract::DefaultBodyLimit, routing::get};
+use fly_rpc::{Config, Identity, ReplayToPrimary};
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use reqwest::{Body, Method, RequestBuilder};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::{
     fly_proxy::{FlyProxy, Machine},
     process::{Answer, answer},
+    raw,
 };
 
 /// The regions that wrote, once for each time.
@@ -39,20 +44,14 @@ impl Application {
         let writes = Writes::default();
         let mut machines = Vec::new();
         for region in ["iad", "syd", "fra"] {
-            let mut identity = Config::default().identity;
-            identity.region = region.parse().unwrap();
-            identity.primary = "iad".parse().unwrap();
-            let address = serve(region, &writes, layer(ReplayToPrimary::new(&identity))).await;
+            let layer = layer(ReplayToPrimary::new(&identity(region)));
+            let address = serve(region, &writes, layer).await;
             let address = if unreachable.contains(&region) {
                 nobody().await
             } else {
                 address
             };
-            machines.push(Machine {
-                id: format!("{region}-1"),
-                region: region.to_owned(),
-                address,
-            });
+            machines.push(Machine::new(&format!("{region}-1"), region, address));
         }
         Self {
             proxy: FlyProxy::start("syd", machines).await,
@@ -87,11 +86,19 @@ impl Application {
     }
 }
 
+/// Who an instance in `region` is, where `iad` is the primary region.
+fn identity(region: &str) -> Identity {
+    let mut identity = Config::default().identity;
+    identity.region = region.parse().unwrap();
+    identity.primary = "iad".parse().unwrap();
+    identity
+}
+
 async fn serve(region: &'static str, writes: &Writes, layer: ReplayToPrimary) -> SocketAddr {
     let writes = Arc::clone(writes);
-    let write = move || {
+    let write = async move |_body: Bytes| {
         writes.lock().unwrap().push(region);
-        async move { region }
+        region
     };
     let app = Router::new()
         .route("/notes", get(async move || region).post(write))
@@ -251,4 +258,48 @@ async fn an_application_says_what_writes() {
     let admin = sent(application.proxy.request(Method::GET, "/admin", ""), &[]).await;
     assert_eq!(admin.body, "iad");
     assert!(cookie(&admin).is_some());
+}
+
+#[tokio::test]
+async fn a_write_is_replayed_however_slowly_it_comes() {
+    let application = Application::start(|layer| layer).await;
+    for length in [60_000, 200_000, 900_000] {
+        let written = application.write(length, &[]).await;
+        assert_eq!((written.status, written.body.as_str()), (200, Some("iad")));
+        assert_eq!(application.way(), ["syd-1", "iad-1"], "{length}");
+    }
+    assert_eq!(application.writes(), ["iad"; 3]);
+}
+
+#[tokio::test]
+async fn a_write_that_does_not_say_how_large_it_is_is_refused_when_it_turns_out_too_large() {
+    let application = Application::start(|layer| layer).await;
+    let piece = |_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 100_000])));
+    for (pieces, status) in [(9, 200), (11, 413)] {
+        let body = Body::wrap(StreamBody::new(stream::iter((0..pieces).map(piece))));
+        let request = application.proxy.request(Method::POST, "/notes", body);
+        assert_eq!(sent(request, &[]).await.status, status, "{pieces}");
+    }
+    assert_eq!(application.way(), ["syd-1", "iad-1", "syd-1"]);
+    assert_eq!(application.writes(), ["iad"]);
+}
+
+#[tokio::test]
+async fn a_write_that_is_cut_short_is_refused() {
+    let writes = Writes::default();
+    let layer = ReplayToPrimary::new(&identity("syd"));
+    let syd = serve("syd", &writes, layer).await;
+    let refused = raw::answer(
+        syd,
+        b"POST /notes HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nnone\r\n",
+    )
+    .await;
+    assert_eq!(
+        (refused.status, refused.headers.get("fly-replay")),
+        (400, None)
+    );
+    assert_eq!(
+        refused.body["detail"],
+        "this writes in region \"iad\", and its body did not arrive whole within 60 s; nothing was written"
+    );
 }

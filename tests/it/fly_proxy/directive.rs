@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::Machine;
+
 /// Names that stand for several regions.
 const ALIASES: [&str; 7] = ["apac", "eu", "na", "sa", "us", "usa", "any"];
 
@@ -11,6 +13,7 @@ const ALIASES: [&str; 7] = ["apac", "eu", "na", "sa", "us", "usa", "any"];
 pub(super) struct Directive {
     pub regions: Vec<String>,
     pub instance: Option<String>,
+    pub prefers: Option<String>,
     pub state: Option<String>,
     pub timeout: Option<Duration>,
     pub falls_back: bool,
@@ -26,6 +29,7 @@ impl Directive {
             match key {
                 "region" => directive.regions = regions(value)?,
                 "instance" => directive.instance = Some(token(value)?),
+                "prefer_instance" => directive.prefers = Some(token(value)?),
                 "state" => directive.state = Some(token(value)?),
                 "timeout" => directive.timeout = Some(duration(value)?),
                 "fallback" => {
@@ -39,10 +43,12 @@ impl Directive {
         Some(directive)
     }
 
-    /// Whether a Machine in `region` is one that it asks for.
-    pub(super) fn allows_region(&self, region: &str) -> bool {
-        let is_meant = |asked: &String| asked == region || asked == "any";
-        self.regions.is_empty() || self.regions.iter().any(is_meant)
+    /// Whether `machine` is one that `sender` asks for with it.
+    pub(super) fn allows(&self, machine: &Machine, sender: &Machine) -> bool {
+        let is_meant = |asked: &String| *asked == machine.region || asked == "any";
+        (self.regions.is_empty() || self.regions.iter().any(is_meant))
+            && self.instance.as_ref().is_none_or(|id| *id == machine.id)
+            && !(self.elsewhere && machine.id == sender.id)
     }
 }
 
@@ -89,6 +95,7 @@ fn a_directive_is_read_strictly() {
     let expected = Directive {
         regions: vec!["syd".to_owned()],
         instance: Some("6e82".to_owned()),
+        prefers: None,
         state: Some("a.b".to_owned()),
         timeout: Some(Duration::from_millis(800)),
         falls_back: true,
@@ -96,6 +103,7 @@ fn a_directive_is_read_strictly() {
     };
     assert_eq!(read, Some(expected));
     assert!(Directive::parse("region=\"sjc,any\"").is_some());
+    assert!(Directive::parse("region=syd;prefer_instance=6e82;elsewhere=true").is_some());
     for refused in [
         "",
         "region",

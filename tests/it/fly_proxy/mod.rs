@@ -3,8 +3,10 @@
 //! no instance uses and the code of <https://fly.io/docs/monitoring/error-codes/>.
 
 mod directive;
+mod wire;
 
 use std::{
+    io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -12,23 +14,24 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, Uri, header},
+    http::{HeaderMap, HeaderValue, Method, header},
     response::Response,
 };
 use reqwest::{Client, RequestBuilder};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     time::{Instant, sleep, timeout_at},
 };
 
-use self::directive::Directive;
+use self::{
+    directive::Directive,
+    wire::{Lost, Taken},
+};
 
 /// The largest request that is replayed, head included, in bytes.
 const MAX_REPLAYED: usize = 1_000_000;
-/// The largest request that is taken, in bytes.
-const MAX_REQUEST: usize = 10_000_000;
 /// The most replays of one request.
 const MAX_REPLAYS: usize = 10;
 /// How often a Machine that nobody reaches is tried, and the rest between two tries.
@@ -45,6 +48,25 @@ pub(crate) struct Machine {
     pub id: String,
     pub region: String,
     pub address: SocketAddr,
+    /// How long it takes to start when somebody connects; zero for one that runs.
+    pub start: Duration,
+}
+
+impl Machine {
+    /// One that runs.
+    pub(crate) fn new(id: &str, region: &str, address: SocketAddr) -> Self {
+        Self {
+            id: id.to_owned(),
+            region: region.to_owned(),
+            address,
+            start: Duration::ZERO,
+        }
+    }
+
+    async fn connect(&self) -> io::Result<TcpStream> {
+        sleep(self.start).await;
+        wire::connect(self.address).await
+    }
 }
 
 /// One delivery of a request: to which Machine, and what the proxy told it of a replay.
@@ -137,28 +159,20 @@ impl FlyProxy {
     }
 }
 
-/// A request as it was taken, and kept for replays.
-struct Taken {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
 async fn take(State(edge): State<Arc<Edge>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, MAX_REQUEST).await else {
-        return refuse("PA01: the request is too large to be buffered");
-    };
+    let (parts, rest) = request.into_parts();
     let mut headers = parts.headers;
     edge.mark(&mut headers);
-    let taken = Taken {
+    let mut taken = Taken {
         method: parts.method,
         uri: parts.uri,
         headers,
-        body,
+        kept: Vec::new(),
+        rest,
     };
-    edge.serve(taken).await
+    let answer = edge.serve(&mut taken).await;
+    taken.take_rest().await;
+    answer
 }
 
 impl Taken {
@@ -167,7 +181,7 @@ impl Taken {
         let headers: usize = headers
             .map(|(name, value)| name.as_str().len() + value.len() + 4)
             .sum();
-        self.uri.to_string().len() + headers + self.body.len()
+        self.uri.to_string().len() + headers + self.kept.len()
     }
 }
 
@@ -175,11 +189,7 @@ impl Edge {
     /// What every request bears: <https://fly.io/docs/networking/request-headers/>. Whether Fly Proxy takes away what a
     /// client invents of `fly-replay-src` and its like is not documented; this one does not.
     fn mark(&self, headers: &mut HeaderMap) {
-        for hop in [
-            header::CONNECTION,
-            header::TRANSFER_ENCODING,
-            header::CONTENT_LENGTH,
-        ] {
+        for hop in [header::CONNECTION, header::TRANSFER_ENCODING] {
             headers.remove(hop);
         }
         for (name, value) in [
@@ -197,9 +207,10 @@ impl Edge {
         }
     }
 
-    async fn serve(&self, mut request: Taken) -> Response {
-        let Some((mut sender, mut answer)) = self.first(&request).await else {
-            return refuse("PR01: no Machine takes the request");
+    async fn serve(&self, request: &mut Taken) -> Response {
+        let (mut sender, mut answer) = match self.first(request).await {
+            Ok(first) => first,
+            Err(refused) => return refuse(refused),
         };
         let (mut replays, mut fell_back) = (0, false);
         while let Some(header) = answer.headers().get("fly-replay") {
@@ -216,76 +227,80 @@ impl Edge {
             if request.size() > MAX_REPLAYED {
                 return refuse("PA01: the request is too large to be replayed");
             }
-            match self.replay(&mut request, &sender, &directive).await {
-                Ok((machine, again)) => (sender, answer) = (machine, again),
+            let answered = match self.target(request, &sender, &directive).await {
+                Ok((machine, stream)) => {
+                    sender = machine;
+                    self.deliver(request, &sender, stream).await
+                }
                 Err(failed) if directive.falls_back => {
                     fell_back = true;
                     request.headers.insert("fly-replay-failed", failed);
-                    match self.deliver(&request, &sender).await {
-                        Ok(again) => answer = again,
+                    match sender.connect().await {
+                        Ok(stream) => self.deliver(request, &sender, stream).await,
                         Err(_) => return refuse("PR01: the Machine that replayed is gone"),
                     }
                 }
                 Err(_) => return refuse("PR03: the target of the replay cannot be reached"),
-            }
+            };
+            answer = match answered {
+                Ok(answer) => answer,
+                Err(refused) => return refuse(refused),
+            };
         }
-        to_client(answer).await
+        to_client(answer)
     }
 
     /// The answer of the Machine that gets a request first: one of the preferred region, else of the edge's, else any.
-    async fn first(&self, request: &Taken) -> Option<(Machine, reqwest::Response)> {
-        let preferred = request.headers.get("fly-prefer-region");
-        let preferred = preferred
-            .and_then(|region| region.to_str().ok())
-            .unwrap_or_default();
-        let mut machines: Vec<_> = self.machines.iter().collect();
-        machines
-            .sort_by_key(|machine| (machine.region != preferred, machine.region != self.region));
-        for machine in machines {
-            if let Ok(answer) = self.deliver(request, machine).await {
-                return Some((machine.clone(), answer));
+    ///
+    /// # Errors
+    /// What the edge refuses the request with.
+    async fn first(&self, request: &mut Taken) -> Result<(Machine, Response<Bytes>), &'static str> {
+        let preferred = request.headers.get("fly-prefer-region").cloned();
+        let preferred = preferred.as_ref().and_then(|region| region.to_str().ok());
+        for machine in self.nearest(preferred) {
+            if let Ok(stream) = machine.connect().await {
+                let answer = self.deliver(request, machine, stream).await?;
+                return Ok((machine.clone(), answer));
             }
         }
-        None
+        Err("PR01: no Machine takes the request")
     }
 
-    /// The answer of a Machine that `directive` asks for.
+    /// The Machines, those of the region `preferred` first, then those of the edge's region.
+    fn nearest(&self, preferred: Option<&str>) -> Vec<&Machine> {
+        let mut machines: Vec<_> = self.machines.iter().collect();
+        machines.sort_by_key(|machine| {
+            let is_preferred = preferred == Some(machine.region.as_str());
+            (!is_preferred, machine.region != self.region)
+        });
+        machines
+    }
+
+    /// A Machine that `directive` asks for, and a connection to it; marks `request` as a replay.
     ///
     /// # Errors
     /// The header `fly-replay-failed`, when no connection to one came about.
-    async fn replay(
+    async fn target(
         &self,
         request: &mut Taken,
         sender: &Machine,
         directive: &Directive,
-    ) -> Result<(Machine, reqwest::Response), HeaderValue> {
+    ) -> Result<(Machine, TcpStream), HeaderValue> {
         let started = Instant::now();
         let deadline = started + directive.timeout.unwrap_or(TIMEOUT);
-        let is_asked_for = |machine: &&Machine| {
-            directive.allows_region(&machine.region)
-                && directive
-                    .instance
-                    .as_ref()
-                    .is_none_or(|id| *id == machine.id)
-                && !(directive.elsewhere && machine.id == sender.id)
-        };
-        let candidates: Vec<_> = self.machines.iter().filter(is_asked_for).cloned().collect();
-        request.headers.remove("fly-replay-failed");
-        request
-            .headers
-            .insert("fly-replay-src", self.source(sender, directive));
-        request
-            .headers
-            .insert("fly-replay-cache-status", HeaderValue::from_static("miss"));
+        let mut candidates = self.nearest(None);
+        candidates.retain(|machine| directive.allows(machine, sender));
+        candidates.sort_by_key(|machine| directive.prefers != Some(machine.id.clone()));
+        let headers = &mut request.headers;
+        headers.remove("fly-replay-failed");
+        headers.insert("fly-replay-src", self.source(sender, directive));
+        headers.insert("fly-replay-cache-status", HeaderValue::from_static("miss"));
         let mut reason = "no_candidate";
         'tries: for _ in 0..TRIES {
             for machine in &candidates {
-                match timeout_at(deadline, self.connects(machine)).await {
-                    Ok(true) => match self.deliver(request, machine).await {
-                        Ok(answer) => return Ok((machine.clone(), answer)),
-                        Err(_) => reason = "retries_exhausted",
-                    },
-                    Ok(false) => reason = "retries_exhausted",
+                match timeout_at(deadline, machine.connect()).await {
+                    Ok(Ok(stream)) => return Ok(((*machine).clone(), stream)),
+                    Ok(Err(_)) => reason = "retries_exhausted",
                     Err(_) => {
                         reason = "timeout";
                         break 'tries;
@@ -303,12 +318,6 @@ impl Edge {
             started.elapsed().as_millis()
         );
         Err(HeaderValue::from_str(&failed).unwrap())
-    }
-
-    async fn connects(&self, machine: &Machine) -> bool {
-        tokio::net::TcpStream::connect(machine.address)
-            .await
-            .is_ok()
     }
 
     /// The header `fly-replay-src`.
@@ -330,12 +339,16 @@ impl Edge {
         HeaderValue::from_str(&fields.join(separator)).unwrap()
     }
 
-    /// Sends `request` to `machine`; an error means that no whole answer came.
+    /// The answer of `machine` to `request`.
+    ///
+    /// # Errors
+    /// What the edge refuses the request with.
     async fn deliver(
         &self,
-        request: &Taken,
+        request: &mut Taken,
         machine: &Machine,
-    ) -> reqwest::Result<reqwest::Response> {
+        stream: TcpStream,
+    ) -> Result<Response<Bytes>, &'static str> {
         let text = |name| {
             let value = request.headers.get(name)?;
             Some(value.to_str().unwrap().to_owned())
@@ -345,42 +358,25 @@ impl Edge {
             replay_src: text("fly-replay-src"),
             replay_failed: text("fly-replay-failed"),
         };
-        let answer = self
-            .client
-            .request(
-                request.method.clone(),
-                format!("http://{}{}", machine.address, request.uri),
-            )
-            .headers(request.headers.clone())
-            .body(request.body.clone())
-            .send()
-            .await?;
         self.deliveries.lock().unwrap().push(delivery);
-        Ok(answer)
+        let answer = wire::exchange(stream, request).await;
+        answer.map_err(|lost| match lost {
+            Lost::TooLarge => "PA01: the request is too large to be buffered",
+            Lost::Cut => "PU02: the Machine closed the connection before the message was complete",
+        })
     }
 }
 
 /// An answer as the client gets it, marked by the proxy.
-async fn to_client(answer: reqwest::Response) -> Response {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = answer.status();
-    *response.headers_mut() = answer.headers().clone();
+fn to_client(answer: Response<Bytes>) -> Response {
+    let mut response = answer.map(Body::from);
+    let headers = response.headers_mut();
     for hop in [header::CONNECTION, header::TRANSFER_ENCODING] {
-        response.headers_mut().remove(hop);
+        headers.remove(hop);
     }
-    let marks = [("server", "Fly"), ("via", "1.1 fly.io")];
-    for (name, value) in marks {
-        response
-            .headers_mut()
-            .insert(name, HeaderValue::from_static(value));
-    }
-    match answer.bytes().await {
-        Ok(body) => {
-            *response.body_mut() = Body::from(body);
-            response
-        }
-        Err(_) => refuse("PU02: the answer was cut short"),
-    }
+    headers.insert("server", HeaderValue::from_static("Fly"));
+    headers.insert("via", HeaderValue::from_static("1.1 fly.io"));
+    response
 }
 
 fn refuse(why: &'static str) -> Response {
