@@ -1,9 +1,42 @@
-//! What to do about a problem, for people: one line for each code.
+//! What to do about a problem, for people: one line for each code and what was asked.
 
 use crate::problem::{Code, Executed};
 
+/// What a request was asked with, as far as the advice depends on it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Asked {
+    /// Whether it bore a token.
+    pub(super) with_token: bool,
+    /// Whether it may run twice, or runs once however often it is sent.
+    pub(super) again: Again,
+    /// The function that was probably meant by the one that nobody has.
+    pub(super) meant: Option<String>,
+}
+
+/// Whether a call may be sent again after it may have run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Again {
+    /// The user did not say.
+    #[default]
+    Unsaid,
+    /// It is idempotent.
+    Idempotent,
+    /// It has a key.
+    Keyed,
+}
+
 /// What to do next about a problem of `code`.
-pub(super) fn next(code: Code, executed: Executed) -> &'static str {
+pub(super) fn next(code: Code, executed: Executed, asked: &Asked) -> String {
+    match code {
+        Code::FunctionUnknown => match &asked.meant {
+            Some(meant) => format!("did you mean {meant}? `fly-rpc functions` lists them all"),
+            None => fixed(code, executed, asked).to_owned(),
+        },
+        _ => fixed(code, executed, asked).to_owned(),
+    }
+}
+
+fn fixed(code: Code, executed: Executed, asked: &Asked) -> &'static str {
     match code {
         Code::InvalidJson | Code::InvalidRequest | Code::BodyTooLarge | Code::HeadersTooLarge => {
             "correct the request; nothing ran"
@@ -14,7 +47,12 @@ pub(super) fn next(code: Code, executed: Executed) -> &'static str {
         Code::InstanceUnknown => "`fly-rpc regions` lists the instances of each region",
         Code::FunctionUnknown => "`fly-rpc functions` lists the functions of the instance asked",
         Code::InvalidArguments => "correct the arguments; nothing ran",
-        Code::Unauthenticated => "the instance wants a client's token",
+        Code::Unauthenticated if asked.with_token => {
+            "the instance does not know the token in FLY_RPC_TOKEN; its RPC_CLIENT_TOKENS lists those that it knows"
+        }
+        Code::Unauthenticated => {
+            "set FLY_RPC_TOKEN to a client's token, one of RPC_CLIENT_TOKENS of the instance"
+        }
         Code::Forbidden => "ask whoever gave out the token to allow it",
         Code::NotFound
         | Code::MethodNotAllowed
@@ -25,7 +63,7 @@ pub(super) fn next(code: Code, executed: Executed) -> &'static str {
             "nothing ran: the instance is not behind Fly Proxy; set its RPC_ROUTE to proxy or auto"
         }
         Code::IdempotencyMismatch => "use another key for another call",
-        Code::FunctionFailed => "it ran: what to do about its error is the function's affair",
+        Code::FunctionFailed => "it ran: what to do about its error, its documents say",
         Code::FunctionPanicked => "it ran: the log of the instance has the cause",
         Code::Internal => "a bug of ours: tell us the request id, and what the log says about it",
         Code::PeerUnreachable
@@ -36,8 +74,12 @@ pub(super) fn next(code: Code, executed: Executed) -> &'static str {
         Code::DeadlineExceeded if executed == Executed::No => {
             "nothing ran: call again, with a longer --timeout"
         }
-        Code::PeerLost | Code::DeadlineExceeded => {
-            "it may have run: call again only if it may run twice, then with --idempotent"
-        }
+        Code::PeerLost | Code::DeadlineExceeded => match asked.again {
+            Again::Unsaid => {
+                "it may have run: call again only if it may run twice, then with --idempotent"
+            }
+            Again::Idempotent => "it may have run: it may run twice, so call again",
+            Again::Keyed => "it may have run: call again with the same --idempotency-key",
+        },
     }
 }

@@ -6,10 +6,15 @@ use clap::Args;
 use reqwest::{RequestBuilder, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
-use super::{Failure, advice, print, say};
+use super::{
+    Failure,
+    advice::{self, Asked},
+    print, say,
+};
 use crate::{
     client::{self, BodyError},
     config,
+    problem::Code,
     reply::ProblemDocument,
 };
 
@@ -42,6 +47,8 @@ pub(super) struct AskArgs {
 pub(super) struct Answer {
     status: StatusCode,
     body: Vec<u8>,
+    /// What it was asked with, for the advice.
+    pub(super) asked: Asked,
 }
 
 impl Endpoint {
@@ -72,6 +79,10 @@ impl Endpoint {
                 BodyError::Cut(error) => failed(error),
                 BodyError::TooLong(_) => Failure::Failed(error.to_string()),
             })?,
+            asked: Asked {
+                with_token: token.is_some(),
+                ..Asked::default()
+            },
         })
     }
 
@@ -128,6 +139,17 @@ impl Answer {
         }
     }
 
+    /// What went wrong, as far as the answer says so.
+    pub(super) fn code(&self) -> Option<Code> {
+        let problem: ProblemDocument = self.found()?;
+        Some(problem.code)
+    }
+
+    /// The document in the answer; `None` where that is another.
+    pub(super) fn found<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
     /// The document in the answer; a problem is told in words.
     pub(super) fn document<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         let unexpected = || {
@@ -141,12 +163,12 @@ impl Answer {
         }
         let problem: ProblemDocument =
             serde_json::from_slice(&self.body).map_err(|_| unexpected())?;
-        tell(&problem);
+        tell(&problem, &self.asked);
         Err(Failure::Told)
     }
 }
 
-fn tell(problem: &ProblemDocument) {
+fn tell(problem: &ProblemDocument, asked: &Asked) {
     say(&format!("fly-rpc: {}: {}", problem.code, problem.detail));
     if let Some(error) = &problem.error {
         say(&format!("  error: {}: {}", error.kind, error.message));
@@ -160,6 +182,6 @@ fn tell(problem: &ProblemDocument) {
     ));
     say(&format!(
         "  next: {}",
-        advice::next(problem.code, problem.executed)
+        advice::next(problem.code, problem.executed, asked)
     ));
 }

@@ -10,13 +10,15 @@ use tokio::time::Instant;
 
 use super::{
     Failure,
+    advice::Again,
     ask::{Answer, Endpoint},
-    print, say,
+    functions, print, say,
 };
 use crate::{
     call::MAX_TIMEOUT,
     json,
     name::{IdempotencyKey, InstanceId, InvalidName},
+    problem::Code,
     region::Target,
     reply::{Meta, Reply, milliseconds},
 };
@@ -34,7 +36,8 @@ const GRACE: Duration = Duration::from_secs(5);
   fly-rpc call syd String.split '\"a,b\"' , --json
   fly-rpc call syd Orders.create '{\"id\": 1234}' --idempotency-key order-1234
 
-An argument that is JSON is sent as it stands, any other as a string: 12 is a number, '\"12\"' a string. \
+An argument that is JSON is sent as it stands, any other as a string: 12 is a number, '\"12\"' a string. One that \
+begins like an array, an object or a string of JSON and is none is refused. \
 Arguments that begin with two dashes come after a lone --. The token in FLY_RPC_TOKEN is sent, if there is one.")]
 pub(super) struct CallArgs {
     /// A region such as `syd`, or `primary`
@@ -92,7 +95,7 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     let body = json::to_vec(&Body {
         module,
         function,
-        args: args.args.iter().map(|arg| argument(arg)).collect(),
+        args: arguments(&args.args)?,
         timeout_ms: args
             .timeout
             .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
@@ -102,7 +105,7 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     let patience = args.timeout.unwrap_or(LONGEST).saturating_add(GRACE);
     let path = format!("/rpc/{}", args.region);
     let asked = Instant::now();
-    let answer: Answer = args
+    let mut answer: Answer = args
         .endpoint
         .ask(&path, patience, |client, url| {
             let request = client
@@ -118,6 +121,14 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     let took = asked.elapsed();
     if args.json {
         return answer.print_json();
+    }
+    answer.asked.again = match &args.idempotency_key {
+        Some(_) => Again::Keyed,
+        None if args.idempotent => Again::Idempotent,
+        None => Again::Unsaid,
+    };
+    if answer.code() == Some(Code::FunctionUnknown) {
+        answer.asked.meant = functions::nearest(&args.endpoint, &args.function).await;
     }
     let Reply { result, meta } = answer.document()?;
     print(result.get())?;
@@ -153,13 +164,37 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// An argument as it was typed: JSON if it is JSON, else a string.
-fn argument(text: &str) -> Box<RawValue> {
-    RawValue::from_string(text.trim().to_owned()).unwrap_or_else(|_| {
-        let string = Value::String(text.to_owned()).to_string();
-        RawValue::from_string(string)
-            .unwrap_or_else(|error| unreachable!("a JSON string is JSON: {error}"))
-    })
+/// The arguments as they were typed.
+fn arguments(typed: &[String]) -> Result<Vec<Box<RawValue>>, Failure> {
+    let argument = |(number, text): (usize, &String)| {
+        argument(text).map_err(|why| {
+            let detail = format!(
+                "argument {}: {text:?} begins like JSON and is none",
+                number + 1
+            );
+            Failure::Usage(format!(
+                "{detail} ({why}); a string that begins so is written as JSON: '{}'",
+                string(text)
+            ))
+        })
+    };
+    typed.iter().enumerate().map(argument).collect()
+}
+
+/// An argument as it was typed: JSON if it is JSON, else a string; what begins like an array, an object or a string of
+/// JSON, and is none, was meant to be one.
+fn argument(text: &str) -> Result<Box<RawValue>, serde_json::Error> {
+    let trimmed = text.trim();
+    match RawValue::from_string(trimmed.to_owned()) {
+        Ok(json) => Ok(json),
+        Err(error) if trimmed.starts_with(['[', '{', '"']) => Err(error),
+        Err(_) => RawValue::from_string(string(text)),
+    }
+}
+
+/// `text` as a string of JSON.
+fn string(text: &str) -> String {
+    Value::String(text.to_owned()).to_string()
 }
 
 #[cfg(test)]
@@ -178,6 +213,16 @@ mod tests {
             "\"a \\\"b\\\"\"",
             "true",
         ];
-        assert_eq!(typed.map(|arg| argument(arg).get().to_owned()), sent);
+        assert_eq!(
+            typed.map(|arg| argument(arg).unwrap().get().to_owned()),
+            sent
+        );
+    }
+
+    #[test]
+    fn what_begins_like_json_must_be_json() {
+        for broken in ["[1,", " {a: 1}", "\"fly", "[1] 2", "\"a\" b"] {
+            argument(broken).unwrap_err();
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! `fly-rpc completions`: a script by which a shell completes this program's commands and flags.
 
-use clap::{Args, CommandFactory};
+use clap::{Arg, Args, Command, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, Failure, print};
@@ -19,6 +19,24 @@ pub(super) struct CompletionsArgs {
 /// Prints the script.
 pub(super) fn run(args: &CompletionsArgs) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "fly-rpc", &mut script);
+    clap_complete::generate(
+        args.shell,
+        &mut offered(Cli::command()),
+        "fly-rpc",
+        &mut script,
+    );
     print(String::from_utf8_lossy(&script).trim_end())
+}
+
+/// `command` with what is not hidden: `clap_complete` offers everything, and `clap` takes nothing out again.
+fn offered(mut command: Command) -> Command {
+    let shown = |arg: &&Arg| !arg.is_hide_set();
+    for subcommand in command.get_subcommands_mut() {
+        let args: Vec<Arg> = subcommand.get_arguments().filter(shown).cloned().collect();
+        let about = subcommand.get_about().cloned().unwrap_or_default();
+        *subcommand = Command::new(subcommand.get_name().to_owned())
+            .about(about)
+            .args(args);
+    }
+    command
 }

@@ -5,6 +5,7 @@ mod ask;
 mod call;
 mod completions;
 mod dev;
+mod explain;
 mod functions;
 mod regions;
 mod serve;
@@ -42,6 +43,8 @@ enum Command {
     Call(call::CallArgs),
     /// List the regions and their instances
     Regions(regions::RegionsArgs),
+    /// Explain where calls for a region would run, and why not elsewhere
+    Explain(explain::ExplainArgs),
     /// List the functions of an instance
     Functions(ask::AskArgs),
     /// Print the OpenAPI document
@@ -118,6 +121,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Dev(args) => dev::run(args).await,
         Command::Call(args) => call::run(args).await,
         Command::Regions(args) => regions::run(args).await,
+        Command::Explain(args) => explain::run(args).await,
         Command::Functions(args) => functions::run(args).await,
         Command::Openapi => print(&crate::openapi_json()),
         Command::Completions(args) => completions::run(&args),

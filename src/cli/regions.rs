@@ -21,6 +21,9 @@ use crate::{
 /// To the top left, and all below it cleared (ECMA-48, CUP and ED); left out where stdout is no terminal.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
+/// The shortest pause between two looks of a watch.
+const SHORTEST: Duration = Duration::from_millis(10);
+
 /// What to show of the cluster, and how often.
 #[derive(Args)]
 pub(super) struct RegionsArgs {
@@ -28,8 +31,17 @@ pub(super) struct RegionsArgs {
     ask: AskArgs,
     /// Show it again and again, every second unless told, until Ctrl-C
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true)]
-    #[arg(default_missing_value = "1s", value_parser = humantime::parse_duration, conflicts_with = "json")]
+    #[arg(default_missing_value = "1s", value_parser = pause, conflicts_with = "json")]
     watch: Option<Duration>,
+}
+
+/// A pause between two looks.
+fn pause(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(pause) if pause >= SHORTEST => Ok(pause),
+        Ok(_) => Err(format!("must be {SHORTEST:?} or more")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Prints the regions and their instances.
@@ -45,16 +57,18 @@ pub(super) async fn run(args: RegionsArgs) -> Result<(), Failure> {
 /// Shows the cluster until nobody reads it. An instance that is gone may come back: whoever watches wants to see that.
 async fn watch(endpoint: &Endpoint, pause: Duration) -> Result<(), Failure> {
     loop {
-        let seen = match look(endpoint).await {
-            Ok(seen) => seen,
-            Err(Failure::Told) => String::new(),
-            Err(Failure::Failed(reason)) => reason,
+        let (seen, failed) = match look(endpoint).await {
+            Ok(seen) => (seen, None),
             Err(failure @ Failure::Usage(_)) => return Err(failure),
+            Err(failure) => (String::new(), Some(failure.to_string())),
         };
         match write_out(&format!("{CLEAR}{seen}")) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             written => written?,
         }
+        failed
+            .filter(|reason| !reason.is_empty())
+            .inspect(|reason| say(&format!("fly-rpc: {reason}")));
         time::sleep(pause).await;
     }
 }

@@ -27,7 +27,9 @@ use axum::{Router, middleware, routing};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::context::Context;
-pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
+pub(crate) use self::documents::{
+    CandidateDocument, ExplanationDocument, InstanceDocument, RegionsDocument, UnplacedDocument,
+};
 use crate::{
     access::Access,
     call::Timeouts,

@@ -4,13 +4,14 @@ use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufRead, AsyncBufReadExt, BufReader, Lines},
     process::Command,
 };
 
 use crate::{
     asking::two_regions,
-    patience::in_time,
+    cluster::NAME,
+    patience::{eventually, in_time},
     process::{Environment, Process},
 };
 
@@ -110,7 +111,7 @@ async fn a_problem_is_told_on_stderr_and_ends_with_1() {
     assert_eq!(id.len(), 26);
     assert_eq!(
         next,
-        "  next: it ran: what to do about its error is the function's affair\n"
+        "  next: it ran: what to do about its error, its documents say\n"
     );
     let (code, stdout, stderr) =
         fly_rpc(iad, &["call", "mars", "Kernel.+", "1", "2", "--json"]).await;
@@ -292,6 +293,16 @@ async fn what_can_be_no_call_is_wrong_usage() {
             "'--timeout <TIMEOUT>'",
         ),
         (&["regions", "--watch=x"], "'--watch[=<DURATION>]'"),
+        (&["regions", "--watch=0s"], "must be 10ms or more"),
+        (
+            &["explain", "primary"],
+            "invalid value 'primary' for '<REGION>'",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "[1,", "2"],
+            "fly-rpc: argument 1: \"[1,\" begins like JSON and is none (EOF while parsing a value at line 1 column 3); \
+             a string that begins so is written as JSON: '\"[1,\"'\n",
+        ),
         (
             &["regions", "--watch", "--json"],
             "cannot be used with '--json'",
@@ -319,6 +330,7 @@ async fn every_command_explains_itself() {
         "dev",
         "call",
         "regions",
+        "explain",
         "functions",
         "openapi",
         "completions",
@@ -341,6 +353,10 @@ async fn completions_are_scripts_that_name_every_command() {
         assert!(
             script.contains("idempotency-key") && script.contains("regions"),
             "{script}"
+        );
+        assert!(
+            script.contains("drain-timeout") && !script.contains("until-stdin-closes"),
+            "a hidden flag in {script}"
         );
     }
     // As a user of bash has it: what Tab offers after `fly-rpc re`.
@@ -378,31 +394,134 @@ async fn a_watch_goes_on_until_nobody_reads_it() {
     command
         .env_clear()
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
     let mut watch = command.spawn().unwrap();
-    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
-    let mut until = async |what: &str| {
-        in_time(what, async {
-            while let Some(line) = lines.next_line().await.unwrap() {
-                if line.contains(what) {
-                    return;
-                }
-            }
-            panic!("ended before {what}");
-        })
-        .await;
-    };
-    until("syd-1     ready").await;
+    let mut shown = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut said = BufReader::new(watch.stderr.take().unwrap()).lines();
+    until(&mut shown, "syd-1     ready").await;
     cluster.instance("syd-1").kill();
-    until("syd-1     suspect").await;
+    until(&mut shown, "syd-1     suspect").await;
     cluster.instance("iad-1").kill();
-    until("cannot reach http://").await;
+    until(&mut said, "fly-rpc: cannot reach http://").await;
+    tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
     cluster.restart("syd-1").await;
     cluster.restart("iad-1").await;
-    until("syd-1     ready").await;
-    drop(lines);
+    until(&mut shown, "syd-1     ready").await;
+    drop(shown);
     let ended = in_time("the end", watch.wait()).await.unwrap();
     assert_eq!(ended.code(), Some(0));
+}
+
+/// Reads until a line has `what` in it.
+async fn until(lines: &mut Lines<impl AsyncBufRead + Unpin>, what: &str) {
+    in_time(what, async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains(what) {
+                return;
+            }
+        }
+        panic!("ended before {what}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_comes_next_depends_on_what_was_asked() {
+    let token = "the-token-of-the-client-shop-00000003";
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+        ("RPC_CLIENT_TOKENS", format!("shop:{token}")),
+    ]);
+    let local = Process::start(&environment).await;
+    let url = format!("http://{}", local.address);
+    let next = async |arguments: &[&str], token: Option<&str>| {
+        let variables: Vec<_> = [("FLY_RPC_URL", url.as_str())]
+            .into_iter()
+            .chain(token.map(|token| ("FLY_RPC_TOKEN", token)))
+            .collect();
+        let (code, _, stderr) = run_with(arguments, &variables).await;
+        assert_eq!(code, 1, "{stderr}");
+        stderr
+            .rsplit_once("  next: ")
+            .unwrap()
+            .1
+            .trim_end()
+            .to_owned()
+    };
+    let upcase = ["call", "local", "String.upcase", "fly"];
+    assert_eq!(
+        next(&upcase, None).await,
+        "set FLY_RPC_TOKEN to a client's token, one of RPC_CLIENT_TOKENS of the instance"
+    );
+    assert_eq!(
+        next(&upcase, Some("a-token-that-nobody-knows-000000000000")).await,
+        "the instance does not know the token in FLY_RPC_TOKEN; its RPC_CLIENT_TOKENS lists those that it knows"
+    );
+    let sleep = ["call", "local", "Process.sleep", "60000", "--timeout=20ms"];
+    for (flags, advice) in [
+        (
+            &[][..],
+            "it may have run: call again only if it may run twice, then with --idempotent",
+        ),
+        (
+            &["--idempotent"],
+            "it may have run: it may run twice, so call again",
+        ),
+        (
+            &["--idempotency-key=order-1234"],
+            "it may have run: call again with the same --idempotency-key",
+        ),
+    ] {
+        let arguments = [&sleep[..], flags].concat();
+        assert_eq!(next(&arguments, Some(token)).await, advice);
+    }
+    for (function, advice) in [
+        (
+            "String.upcas",
+            "did you mean String.upcase? `fly-rpc functions` lists them all",
+        ),
+        (
+            "Notes.create",
+            "`fly-rpc functions` lists the functions of the instance asked",
+        ),
+    ] {
+        let arguments = ["call", "local", function, "fly"];
+        assert_eq!(next(&arguments, Some(token)).await, advice);
+    }
+}
+
+#[tokio::test]
+async fn explain_shows_who_would_be_chosen_and_who_is_nobody() {
+    let mut cluster = two_regions().start().await;
+    let nobody = cluster.free_address();
+    let addresses = [cluster.addresses(), vec![nobody.ip()]].concat();
+    cluster.dns.set_addresses(NAME, addresses);
+    let iad = cluster.instance("iad-1");
+    let explain = async || fly_rpc(iad, &["explain", "syd", "String.upcase"]).await;
+    let is_found = |(_, table, _): &(i32, String, String)| table.contains("NOBODY AT");
+    let (code, table, stderr) = eventually("nobody is found", explain, is_found).await;
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let address = cluster.instance("syd-1").address.to_string();
+    assert_eq!(
+        rows[0],
+        ["INSTANCE", "CHOSEN", "STATE", "ADDRESS", "PROBED", "WHY"]
+    );
+    assert_eq!(rows[1][..4], ["syd-1", "yes", "ready", &address]);
+    assert_eq!(rows[1][rows[1].len() - 3..], ["s", "ago", "ready"]);
+    assert_eq!(rows[4][0], nobody.to_string(), "{table}");
+
+    let (code, json, _) = fly_rpc(iad, &["explain", "syd", "--json"]).await;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &json["region"]), (0, &json!("syd")));
+    let (code, stdout, stderr) = fly_rpc(iad, &["explain", "syd", "a function"]).await;
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("invalid_request"), "{stderr}");
 }
 
 #[tokio::test]

@@ -31,8 +31,13 @@ struct Dev {
 
 impl Dev {
     async fn start(arguments: &[&str]) -> Self {
+        Self::start_at(0, arguments).await
+    }
+
+    async fn start_at(port: u16, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        command.args(["dev", "--port", "0", "--poll-interval", "100ms"]);
+        command.args(["dev", "--poll-interval", "100ms"]);
+        command.arg(format!("--port={port}"));
         command.args(arguments).env_clear();
         command
             .stdin(Stdio::piped())
@@ -144,6 +149,28 @@ async fn dev_runs_a_cluster_until_ctrl_c() {
         );
         std::net::TcpStream::connect(("127.0.0.1", *port)).unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn a_port_of_another_program_is_told_first_and_the_lines_fit() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    let mut dev = Dev::start_at(port, &["--regions", "iad,syd"]).await;
+    let line = format!("another program has port {port}");
+    let said = dev.said.lock().unwrap()[0].clone();
+    assert!(said.starts_with(&line), "{said}");
+    assert!(dev.welcome[1].starts_with(&line), "{:#?}", dev.welcome);
+    let iad = dev.ports["iad-1"];
+    assert_ne!(iad, port);
+    let lines = dev.welcome.iter().map(|line| line.trim_start());
+    let lines: Vec<_> = lines
+        .filter(|line| line.starts_with("curl ") || line.starts_with("fly-rpc "))
+        .collect();
+    assert_eq!(lines.len(), 4, "{:#?}", dev.welcome);
+    for line in lines {
+        assert!(line.contains(&format!("localhost:{iad}")), "{line}");
+    }
+    assert_eq!(dev.interrupt().await.code(), Some(0));
 }
 
 #[tokio::test]

@@ -96,6 +96,8 @@ async fn run_cluster(
     cluster: &mut Cluster,
 ) -> Result<(), Failure> {
     let (ends, mut ended) = mpsc::channel(ENDS);
+    let taken = taken_ports(args);
+    taken.iter().for_each(|line| say(line));
     for plan in plans(args, cluster.dns_server(), &lines, &ends) {
         cluster.add(plan).await?;
     }
@@ -106,7 +108,7 @@ async fn run_cluster(
             "the instances did not see each other within {PATIENCE:?}"
         ))
     })??;
-    print(&welcome(args, cluster))?;
+    print(&welcome(args, cluster, taken))?;
     let mut typed = args.chaos.then(chaos::lines);
     loop {
         // An end is noted before the command that may be its consequence.
@@ -174,16 +176,37 @@ fn check_latency(args: &DevArgs) -> Result<(), Failure> {
 
 /// The address at `first` + `number`, or at any free port where that one is taken.
 fn preferred_address(first: u16, number: usize) -> SocketAddr {
-    let port = u16::try_from(number)
-        .ok()
-        .filter(|_| first != 0)
-        .and_then(|number| first.checked_add(number));
-    let preferred = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(0)));
-    if TcpListener::bind(preferred).is_ok() {
+    let preferred = wanted_address(first, number);
+    if is_free(preferred) {
         preferred
     } else {
         (Ipv4Addr::LOCALHOST, 0).into()
     }
+}
+
+/// The address at `first` + `number`; at any free port where `first` is 0.
+fn wanted_address(first: u16, number: usize) -> SocketAddr {
+    let port = u16::try_from(number)
+        .ok()
+        .filter(|_| first != 0)
+        .and_then(|number| first.checked_add(number));
+    (Ipv4Addr::LOCALHOST, port.unwrap_or(0)).into()
+}
+
+fn is_free(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_ok()
+}
+
+/// Which ports other programs have, and what that means for whoever follows the documents.
+fn taken_ports(args: &DevArgs) -> Option<String> {
+    let wanted = (0..args.regions.instances().count()).map(|it| wanted_address(args.port, it));
+    let taken = wanted.filter(|address| !is_free(*address));
+    let taken: Vec<String> = taken.map(|address| address.port().to_string()).collect();
+    let taken = (!taken.is_empty()).then(|| taken.join(", "))?;
+    Some(format!(
+        "another program has port {taken}: these instances take other ports, and what is sent to localhost:{taken} does not \
+         reach them"
+    ))
 }
 
 async fn until_all_see_all(cluster: &Cluster) -> Result<(), Failure> {
@@ -218,7 +241,7 @@ async fn instances_seen(client: &reqwest::Client, address: SocketAddr) -> Option
     )
 }
 
-fn welcome(args: &DevArgs, cluster: &Cluster) -> String {
+fn welcome(args: &DevArgs, cluster: &Cluster, taken: Option<String>) -> String {
     let mut rows = vec![header(["REGION", "INSTANCE", "ADDRESS"])];
     rows.extend(cluster.children().map(row));
     let first = cluster.children().next().map(Child::address);
@@ -238,7 +261,8 @@ fn welcome(args: &DevArgs, cluster: &Cluster) -> String {
             "  curl -s localhost:{port}/rpc/{region} -H 'content-type: application/json' -d '{call}'"
         )
     };
-    let mut parts = vec![
+    let mut parts = Vec::from_iter(taken.map(|line| format!("\n{line}")));
+    parts.extend([
         format!("\n{} instances see each other:\n", rows.len() - 1),
         table(&rows),
         "\nTry:".to_owned(),
@@ -248,7 +272,8 @@ fn welcome(args: &DevArgs, cluster: &Cluster) -> String {
         ),
         curl(far, r#"{"module":"Fly.RPC","function":"my_region"}"#),
         format!("  curl -s localhost:{port}/regions"),
-    ];
+        format!("  fly-rpc call {other} String.upcase fly --url http://localhost:{port}"),
+    ]);
     if args.chaos {
         parts.push(format!("\n{}", chaos::help()));
     }

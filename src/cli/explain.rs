@@ -1,0 +1,102 @@
+//! `fly-rpc explain`: where calls for a region would run as one instance sees it, and why not elsewhere.
+
+use anstyle::{AnsiColor, Style};
+use clap::Args;
+
+use super::{
+    Failure,
+    ask::AskArgs,
+    print, say,
+    table::{Cell, header, table},
+};
+use crate::{
+    http::{CandidateDocument, ExplanationDocument, UnplacedDocument},
+    region::Region,
+};
+
+/// What to explain.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  fly-rpc explain syd
+  fly-rpc explain syd String.upcase")]
+pub(super) struct ExplainArgs {
+    /// A region such as `syd`
+    region: Region,
+    /// A function that not every instance may have, such as `String.upcase`
+    #[arg(value_name = "MODULE.FUNCTION")]
+    function: Option<String>,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+/// Prints the instances of the region, and the addresses at which nobody was found.
+pub(super) async fn run(args: ExplainArgs) -> Result<(), Failure> {
+    let mut path = format!("/regions/{}/explain", args.region);
+    if let Some(function) = &args.function {
+        let function: String = form_urlencoded::byte_serialize(function.as_bytes()).collect();
+        path += &format!("?function={function}");
+    }
+    let answer = args.ask.endpoint.get(&path).await?;
+    if args.ask.json {
+        return answer.print_json();
+    }
+    let explanation: ExplanationDocument = answer.document()?;
+    if let Some(error) = &explanation.discovery.last_error {
+        say(&format!("stale: {error}"));
+    }
+    let mut parts = vec![candidates(&explanation)];
+    if !explanation.unplaced.is_empty() {
+        parts.push(format!("\n{}", unplaced(&explanation.unplaced)));
+    }
+    print(&parts.join("\n"))
+}
+
+fn candidates(explanation: &ExplanationDocument) -> String {
+    if explanation.candidates.is_empty() {
+        return format!("no instance was found in {}", explanation.region);
+    }
+    let names = ["INSTANCE", "CHOSEN", "STATE", "ADDRESS", "PROBED", "WHY"];
+    let mut rows = vec![header(names)];
+    rows.extend(explanation.candidates.iter().map(row));
+    table(&rows)
+}
+
+fn row(candidate: &CandidateDocument) -> Vec<Cell> {
+    let chosen = match candidate.chosen {
+        true => Cell::styled("yes", AnsiColor::Green.on_default()),
+        false => Cell::styled("no", Style::new()),
+    };
+    let probed = match candidate.local {
+        true => "this one".to_owned(),
+        false => ago(candidate.last_probe_ms),
+    };
+    let why = match &candidate.last_probe_error {
+        Some(error) => format!("{}; last probe: {error}", candidate.reason),
+        None => candidate.reason.clone(),
+    };
+    vec![
+        candidate.instance.to_string().into(),
+        chosen,
+        candidate.state.to_string().into(),
+        candidate.address.to_string().into(),
+        probed.into(),
+        why.into(),
+    ]
+}
+
+fn unplaced(addresses: &[UnplacedDocument]) -> String {
+    let mut rows = vec![header(["NOBODY AT", "PROBED", "WHY"])];
+    rows.extend(addresses.iter().map(|unplaced| {
+        let why = unplaced.last_probe_error.clone().unwrap_or_default();
+        vec![
+            unplaced.address.to_string().into(),
+            ago(unplaced.last_probe_ms).into(),
+            why.into(),
+        ]
+    }));
+    table(&rows)
+}
+
+fn ago(milliseconds: Option<f64>) -> String {
+    milliseconds.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s ago", ms / 1e3))
+}
