@@ -39,13 +39,13 @@ impl fmt::Display for Executed {
     }
 }
 
-/// The table: variant, wire name, HTTP status, what `executed` is unless said otherwise, title.
+/// The table: variant, wire name, HTTP status, what `executed` may be (the first unless said otherwise), title.
 macro_rules! codes {
-    ($($(#[$doc:meta])* $code:ident $wire:literal $status:literal $executed:ident $title:literal;)*) => {
+    ($($(#[$doc:meta])* $code:ident $wire:literal $status:literal $($executed:ident)|+ $title:literal;)*) => {
         /// What went wrong, as a word for programs.
-        #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize, ToSchema)]
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
         #[serde(rename_all = "snake_case")]
-        #[schema(as = ProblemCode)]
+        #[non_exhaustive]
         pub enum Code {
             $($(#[$doc])* $code,)*
         }
@@ -69,8 +69,9 @@ macro_rules! codes {
                 match self { $(Self::$code => $title,)* }
             }
 
-            const fn executed(self) -> Executed {
-                match self { $(Self::$code => Executed::$executed,)* }
+            /// What `executed` may be with it, what it is unless said otherwise first.
+            pub(crate) const fn executed(self) -> &'static [Executed] {
+                match self { $(Self::$code => &[$(Executed::$executed),+],)* }
             }
         }
     };
@@ -130,12 +131,27 @@ codes! {
     /// The instance runs as many calls as it may.
     Overloaded "overloaded" 503 No "Instance is overloaded";
     /// The deadline passed.
-    DeadlineExceeded "deadline_exceeded" 504 No "Deadline passed";
+    DeadlineExceeded "deadline_exceeded" 504 No|Maybe "Deadline passed";
     /// A call arrived that was already forwarded.
     LoopDetected "loop_detected" 508 No "Call was forwarded before";
 }
 
 impl Code {
+    /// The code of this word, if this release knows it.
+    pub(crate) fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|code| code.as_str() == word)
+    }
+
+    /// What this release takes a code for that it does not know: the code that leads to the same next step.
+    fn nearest(status: u16, executed: Executed) -> Self {
+        match executed {
+            Executed::No if status < 500 => Self::InvalidArguments,
+            Executed::No => Self::Overloaded,
+            Executed::Maybe => Self::PeerLost,
+            Executed::Yes => Self::FunctionFailed,
+        }
+    }
+
     /// Seconds to wait before asking again, for refusals that pass by themselves.
     pub const fn retry_after(self) -> Option<u32> {
         match self {
@@ -198,12 +214,25 @@ impl<E: std::error::Error> From<E> for FunctionError {
     }
 }
 
+/// A code of a later release, which this one passes on as it came.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LaterCode {
+    /// The word on the wire.
+    pub word: String,
+    /// The HTTP status that it travels with.
+    pub status: u16,
+    /// One phrase for people.
+    pub title: String,
+}
+
 /// Why a call has no result, and whether its function ran.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{code} (executed: {executed}): {detail}")]
+#[error("{} (executed: {executed}): {detail}", self.word())]
 pub struct Problem {
-    /// What went wrong.
+    /// What went wrong; with `later`, the known code that leads to the same next step.
     pub code: Code,
+    /// The code that a peer of a later release gave.
+    pub later: Option<Box<LaterCode>>,
     /// Whether the function ran.
     pub executed: Executed,
     /// One sentence for the caller: at most 256 bytes, without a stack, a secret or the body.
@@ -219,10 +248,32 @@ impl Problem {
         detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
         Self {
             code,
-            executed: code.executed(),
+            later: None,
+            executed: code.executed()[0],
             detail,
             error: None,
         }
+    }
+
+    /// A problem of a code that this release does not know.
+    pub(crate) fn of_later(
+        later: LaterCode,
+        executed: Executed,
+        detail: impl Into<String>,
+    ) -> Self {
+        let code = Code::nearest(later.status, executed);
+        Self {
+            executed,
+            later: Some(Box::new(later)),
+            ..Self::new(code, detail)
+        }
+    }
+
+    /// The code's word on the wire.
+    pub fn word(&self) -> &str {
+        self.later
+            .as_ref()
+            .map_or(self.code.as_str(), |later| &later.word)
     }
 
     /// The same problem with another answer to "did it run?".

@@ -41,7 +41,8 @@ pub struct Rpc {
 pub struct CallError(Box<Problem>);
 
 impl CallError {
-    /// What went wrong.
+    /// What went wrong; for a code of a later release, which the error's text names, the one that leads to the same
+    /// next step.
     pub fn code(&self) -> Code {
         self.0.code
     }

@@ -32,9 +32,9 @@ pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) 
             );
         }
         Err(problem) => {
-            let (code, executed, detail) = (problem.code, problem.executed, &problem.detail);
+            let (code, executed, detail) = (problem.word(), problem.executed, &problem.detail);
             tracing::warn!(
-                client, %function, region, instance, %code, %executed, detail, attempts, elapsed_ms, %request_id, "call failed"
+                client, %function, region, instance, code, %executed, detail, attempts, elapsed_ms, %request_id, "call failed"
             );
         }
     }

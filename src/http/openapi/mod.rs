@@ -11,6 +11,7 @@ use utoipa::{
     OpenApi,
     openapi::{
         Header, OpenApi as Document, PathItem, RefOr, Schema, Server,
+        extensions::Extensions,
         header::HeaderBuilder,
         path::Operation,
         schema::{ObjectBuilder, SchemaType, Type},
@@ -22,7 +23,7 @@ use utoipa::{
 pub(super) use self::problems::{
     CallProblems, ClusterProblems, ExplainProblems, OpenProblems, ReadinessProblems, RegionProblems,
 };
-use crate::reply::ProblemDocument;
+use crate::{problem::Code, reply::ProblemDocument};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -81,8 +82,10 @@ pub(super) fn finished(mut document: Document) -> Document {
     }
     let schemas = document.components.iter_mut();
     for (name, schema) in schemas.flat_map(|components| &mut components.schemas) {
-        if name == "FunctionError" {
-            allow_null(schema);
+        match name.as_str() {
+            "FunctionError" => allow_null(schema),
+            "Problem" => list_codes(schema),
+            _ => {}
         }
     }
     document
@@ -100,6 +103,18 @@ fn deny_null(schema: &mut RefOr<Schema>) {
 fn allow_null(schema: &mut RefOr<Schema>) {
     if let RefOr::T(Schema::Object(object)) = schema {
         object.schema_type = SchemaType::from_iter([Type::Object, Type::Null]);
+    }
+}
+
+/// The codes of this release, where generators do not make a closed type of them: `code` is an open set.
+fn list_codes(problem: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::Object(problem)) = problem else {
+        return;
+    };
+    if let Some(RefOr::T(Schema::Object(code))) = problem.properties.get_mut("code") {
+        let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
+        let extensions = Extensions::builder().add("x-extensible-enum", codes);
+        code.extensions = Some(extensions.build());
     }
 }
 
