@@ -38,6 +38,7 @@ mod crate_api;
 mod dev;
 mod discovery;
 mod dns_answers;
+mod documents;
 mod examples;
 mod executed;
 mod explain;
