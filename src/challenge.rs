@@ -39,7 +39,7 @@ impl Challenge {
     /// A challenge with a new nonce for whoever answers at `address`.
     pub(crate) fn fresh(address: SocketAddr) -> Self {
         Self {
-            nonce: format!("{:032x}", rand::random::<u128>()),
+            nonce: fresh_nonce(),
             address,
         }
     }
@@ -79,7 +79,65 @@ impl Challenge {
         token.is_proven(&self.reply(who), proof)
     }
 
+    /// The proof of an instance that asks for a connection for calls.
+    pub(crate) fn open(&self, token: &Token) -> Proof {
+        token.prove(&self.opening())
+    }
+
+    /// Whether `proof` is that of an instance which asks for a connection and knows `token`.
+    pub(crate) fn is_opened(&self, token: &Token, proof: &Proof) -> bool {
+        token.is_proven(&self.opening(), proof)
+    }
+
+    /// The proof of `instance` in `region`, which takes calls on the connection; `nonce` is its own.
+    pub(crate) fn accept(
+        &self,
+        token: &Token,
+        nonce: &str,
+        instance: &InstanceId,
+        region: &Region,
+    ) -> Proof {
+        token.prove(&self.acceptance(nonce, instance, region))
+    }
+
+    /// Whether `proof` shows that `instance` in `region` knows `token` and is at the other end of this connection.
+    pub(crate) fn is_accepted(
+        &self,
+        token: &Token,
+        nonce: &str,
+        instance: &InstanceId,
+        region: &Region,
+        proof: &Proof,
+    ) -> bool {
+        token.is_proven(&self.acceptance(nonce, instance, region), proof)
+    }
+
+    /// The asker's last proof, over the nonce of the instance asked too: without it, whoever saw an opening could send it
+    /// again.
+    pub(crate) fn confirm(&self, token: &Token, nonce: &str) -> Proof {
+        token.prove(&self.confirmation(nonce))
+    }
+
+    /// Whether `proof` confirms this challenge and `nonce`.
+    pub(crate) fn is_confirmed(&self, token: &Token, nonce: &str, proof: &Proof) -> bool {
+        token.is_proven(&self.confirmation(nonce), proof)
+    }
+
     // No part of a statement can hold a line break, so no two statements are the same text.
+    fn opening(&self) -> String {
+        format!("fly-rpc 1 opens\n{}\n{}", self.nonce, self.address)
+    }
+
+    fn acceptance(&self, answer: &str, instance: &InstanceId, region: &Region) -> String {
+        let Self { nonce, address } = self;
+        format!("fly-rpc 1 accepts\n{nonce}\n{answer}\n{address}\n{instance}\n{region}")
+    }
+
+    fn confirmation(&self, answer: &str) -> String {
+        let Self { nonce, address } = self;
+        format!("fly-rpc 1 confirms\n{nonce}\n{answer}\n{address}")
+    }
+
     fn question(&self) -> String {
         format!("fly-rpc 1 asks\n{}\n{}", self.nonce, self.address)
     }
@@ -94,6 +152,11 @@ impl Challenge {
         let boot = boot.map(|boot| format!("\n{boot}")).unwrap_or_default();
         format!("fly-rpc 1 answers\n{nonce}\n{address}\n{instance}\n{region}{boot}")
     }
+}
+
+/// A number that was never used before.
+pub(crate) fn fresh_nonce() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 #[cfg(test)]

@@ -68,16 +68,6 @@ pub(crate) async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>
     Ok(body)
 }
 
-/// The media type of `response`, without parameters; empty when it names none.
-pub(crate) fn media_type(response: &Response) -> &str {
-    let content_type = response
-        .headers()
-        .get("content-type")
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    content_type.split(';').next().unwrap_or_default().trim()
-}
-
 /// An error with its causes, as one line for a log or a problem's detail.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();

@@ -19,9 +19,11 @@ impl Deadline {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// Whole milliseconds left, as told to a peer; `None` when less than one is left, so nothing more is started.
-    pub(crate) fn remaining_ms(self) -> Option<u64> {
-        let ms = u64::try_from(self.remaining().as_millis()).unwrap_or(u64::MAX);
+    /// Whole milliseconds left at `now`, as a peer is given them; `None` when less than one is left, so nothing more is
+    /// started.
+    pub(crate) fn remaining_ms(self, now: Instant) -> Option<u64> {
+        let left = self.0.saturating_duration_since(now);
+        let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         (ms > 0).then_some(ms)
     }
 
@@ -43,11 +45,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_deadline_passes_once_and_stays_passed() {
         let deadline = Deadline::since(Instant::now(), Duration::from_millis(1500));
-        assert_eq!(deadline.remaining_ms(), Some(1500));
+        assert_eq!(deadline.remaining_ms(Instant::now()), Some(1500));
         assert_eq!(deadline.bound(async { 7 }).await, Some(7));
         time::advance(Duration::from_micros(1_499_500)).await;
         assert_eq!(
-            (deadline.remaining_ms(), deadline.has_passed()),
+            (deadline.remaining_ms(Instant::now()), deadline.has_passed()),
             (None, false)
         );
         assert_eq!(deadline.bound(std::future::pending::<()>()).await, None);

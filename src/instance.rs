@@ -42,9 +42,6 @@ pub enum StartError {
     /// Discovery cannot start.
     #[error(transparent)]
     Discovery(#[from] DiscoveryError),
-    /// The HTTP client cannot be built.
-    #[error("the HTTP client for calls cannot be built: {0}")]
-    Client(#[from] reqwest::Error),
 }
 
 /// A running instance: it serves and discovers until it is shut down.
@@ -133,7 +130,7 @@ impl Instance {
             Arc::clone(&metrics.hops),
             tasks.clone(),
             stop.clone(),
-        )?;
+        );
         let dispatcher = Arc::new(Dispatcher::new(
             identity.clone(),
             Arc::clone(&lifecycle),

@@ -188,7 +188,8 @@ impl AcceptLoop {
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD)
                 .keep_alive(!is_late)
-                .serve_connection(io, service);
+                .serve_connection(io, service)
+                .with_upgrades();
             let mut connection = std::pin::pin!(connection);
             let ended = cut.run_until_cancelled(async {
                 tokio::select! {

@@ -22,9 +22,11 @@ pub(crate) struct Exec {
     pub call: Call,
     /// The id of the client's request, where the header of the peer's request does not tell it.
     pub request_id: Option<RequestId>,
+    /// When it was sent, in microseconds on the clock of the connection that it came on.
+    pub at_us: Option<u64>,
 }
 
-const EXEC_MEMBERS: &[&str; MEMBERS.len() + 5] = &[
+const EXEC_MEMBERS: &[&str; MEMBERS.len() + 6] = &[
     MEMBERS[0],
     MEMBERS[1],
     MEMBERS[2],
@@ -35,6 +37,7 @@ const EXEC_MEMBERS: &[&str; MEMBERS.len() + 5] = &[
     "idempotency_key",
     "request_id",
     TRACEPARENT,
+    "at_us",
     "id",
 ];
 
@@ -64,7 +67,7 @@ impl Exec {
         members: [Option<&RawValue>; EXEC_MEMBERS.len()],
         timeouts: Timeouts,
     ) -> Result<Self, Problem> {
-        let [call @ .., region, key, request_id, trace, _] = members;
+        let [call @ .., region, key, request_id, trace, at_us, _] = members;
         // The caller's own limit was applied where the call came in, and may be another than ours.
         let timeouts = Timeouts {
             max: MAX_TIMEOUT,
@@ -84,6 +87,7 @@ impl Exec {
             request_id: request_id
                 .map(|raw| parsed("request_id", raw, RequestId::RULE))
                 .transpose()?,
+            at_us: at_us.and_then(|at| at.get().parse().ok()),
         })
     }
 

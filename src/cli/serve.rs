@@ -124,9 +124,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
 fn refused(error: &StartError) -> Failure {
     match error {
         StartError::Config(_) | StartError::Registry(_) => Failure::Usage(error.to_string()),
-        StartError::Listen { .. } | StartError::Discovery(_) | StartError::Client(_) => {
-            Failure::Failed(error.to_string())
-        }
+        StartError::Listen { .. } | StartError::Discovery(_) => Failure::Failed(error.to_string()),
     }
 }
 

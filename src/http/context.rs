@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::{
     extract::{FromRequestParts, Request, State},
     http::{
-        HeaderValue,
+        HeaderValue, StatusCode,
         header::{CONNECTION, HeaderMap},
         request::Parts,
     },
@@ -106,7 +106,8 @@ pub(super) async fn establish(
     if let Ok(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    if app.lifecycle.phase() > Phase::Serving {
+    let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if app.lifecycle.phase() > Phase::Serving && !is_upgrade {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));

@@ -13,6 +13,7 @@ use axum::{
 use super::{
     App, Reached,
     context::{Context, Refusal},
+    upgrade,
 };
 use crate::{
     challenge::{Challenge, NONCE, PROOF, Who},
@@ -70,6 +71,19 @@ pub(super) async fn admit(
             refuse(context, Code::Forbidden, detail)
         }
         Audience::Instances if app.access.is_instance(borne.as_ref()) => next.run(request).await,
+        Audience::Instances if upgrade::is_asked(request.headers()) => {
+            match opening(&app, &request) {
+                Some(opening) => {
+                    request.extensions_mut().insert(opening);
+                    next.run(request).await
+                }
+                None => refuse(
+                    context,
+                    Code::Unauthenticated,
+                    "this route wants a proof of the cluster's token",
+                ),
+            }
+        }
         Audience::Instances => match proof(&app, &request) {
             Some(proof) => {
                 let mut response = next.run(request).await;
@@ -92,6 +106,20 @@ fn borne(headers: &HeaderMap) -> Option<Borne> {
         (Some(value), None) => Borne::from_authorization(value.as_bytes()),
         _ => None,
     }
+}
+
+/// What shows that who asks for a connection for calls knows a token of ours.
+fn opening(app: &App, request: &Request) -> Option<upgrade::Opening> {
+    let text = |header| request.headers().get(header)?.to_str().ok();
+    let Reached(address) = request.extensions().get()?;
+    let challenge = Challenge::received(text(NONCE)?, *address)?;
+    let proof: Proof = text(PROOF)?.parse().ok()?;
+    let mut tokens = app.access.cluster.iter();
+    let token = tokens.find(|token| challenge.is_opened(token, &proof))?;
+    Some(upgrade::Opening {
+        token: token.clone(),
+        challenge,
+    })
 }
 
 /// The answer's proof for a probe whose asker knows a token of ours, made of that very token.

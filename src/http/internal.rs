@@ -9,7 +9,7 @@ use axum::{
 };
 use tracing::Instrument;
 
-use super::{App, ENVELOPE, answer, body, context::Context, lines, log};
+use super::{App, ENVELOPE, answer, body, context::Context, lines, log, upgrade};
 use crate::{
     call::Exec,
     cluster::{Introduction, PROTOCOL, Willingness},
@@ -51,12 +51,15 @@ pub(super) async fn functions(State(app): State<Arc<App>>) -> Response {
     answer::ok(app.executor.catalogue())
 }
 
-/// `POST /internal/exec`: one call that a peer forwarded, or many, a line each.
+/// `POST /internal/exec`: one call that a peer forwarded, or many, a line each, or a connection for more.
 pub(super) async fn exec(
     State(app): State<Arc<App>>,
     context: Context,
     request: Request,
 ) -> Response {
+    if upgrade::is_asked(request.headers()) {
+        return upgrade::accept(app, context, request);
+    }
     let (parts, body) = request.into_parts();
     if body::is_ndjson(&parts.headers) {
         return lines::answer(app, context, body);

@@ -1,7 +1,10 @@
 //! `POST /internal/exec` with many calls, a line each: every line runs by itself, and its answer is written as soon as it
 //! is there, together with what else is ready. A slow line holds up nothing.
+//!
+//! Lines come in the body of a request, or on a connection that another instance upgraded. On the latter the instance that
+//! asks may take calls back, asks for signs of life, and stamps each line with the time on the connection's clock.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, BodyDataStream, Bytes},
@@ -9,15 +12,20 @@ use axum::{
     response::Response,
 };
 use futures_util::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
-use tokio::{sync::watch, time};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::watch,
+    task,
+    time::{self, Instant, MissedTickBehavior},
+};
 use tracing::{Instrument, Span};
 
-use super::{App, ENVELOPE, context::Context, log};
+use super::{App, ENVELOPE, clock::Clock, context::Context, log, upgrade::Confirmation};
 use crate::{
     call::Exec,
     dispatch::Outcome,
     lifecycle::Phase,
-    link::{DRAINING_LINE, Lines, NDJSON, once_around, write_answer},
+    link::{self, DRAINING_LINE, Lines, NDJSON, PONG_LINE, write_answer},
     problem::{Code, Problem},
     reply::Meta,
     trace,
@@ -25,28 +33,22 @@ use crate::{
 
 /// How long a request without a call under way may stay open.
 const IDLE: Duration = Duration::from_secs(30);
-/// How long it may stay open once the instance refuses calls: peers were told, and end it themselves.
+/// How long it may stay open once the instance refuses calls: peers know, and end it themselves.
 const GRACE: Duration = Duration::from_secs(1);
+/// How many bytes are read, or gathered to be written, before what is there is worked on.
+const PIECE: usize = 256 << 10;
 
 /// One call at work.
 type Running = Pin<Box<dyn Future<Output = (Option<u64>, Outcome)> + Send>>;
 
 /// Answers the lines of `body`.
 pub(super) fn answer(app: Arc<App>, context: Context, body: Body) -> Response {
-    let mut exchange = Exchange {
-        lines: Lines::new(app.limits.max_body + ENVELOPE),
-        phase: app.lifecycle.watch(),
-        context,
-        body: Some(body.into_data_stream()),
-        running: FuturesUnordered::new(),
-        is_told: false,
-        out: Vec::new(),
-        app,
-    };
-    exchange.tell_phase();
-    let pieces = stream::unfold(exchange, async |mut exchange| {
-        let piece = exchange.next_piece().await?;
-        Some((Ok::<_, Infallible>(piece), exchange))
+    let mut exchange = Exchange::new(app, context, None);
+    exchange.announce_phase();
+    let request = (exchange, Some(body.into_data_stream()));
+    let pieces = stream::unfold(request, async |(mut exchange, mut body)| {
+        let piece = exchange.next_piece(&mut body).await?;
+        Some((Ok::<_, Infallible>(piece), (exchange, body)))
     });
     let mut response = Response::new(Body::from_stream(pieces));
     response
@@ -55,51 +57,109 @@ pub(super) fn answer(app: Arc<App>, context: Context, body: Body) -> Response {
     response
 }
 
+/// Answers the lines that come on `connection` until either side ends it. Nothing runs before the line of `confirmation`
+/// has come, where one is wanted.
+pub(super) async fn serve(
+    app: Arc<App>,
+    context: Context,
+    clock: Clock,
+    mut confirmation: Option<Confirmation>,
+    mut connection: impl AsyncRead + AsyncWrite + Unpin,
+) {
+    let mut exchange = Exchange::new(app, context, Some(clock));
+    exchange.announce_phase();
+    let mut tick = time::interval(GRACE);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut idle = Duration::ZERO;
+    loop {
+        if connection.write_all(&exchange.out).await.is_err() {
+            return;
+        }
+        exchange.out.clear();
+        tokio::select! {
+            read = connection.read_buf(exchange.lines.room()) => {
+                if !matches!(read, Ok(1..)) {
+                    return;
+                }
+                exchange.gather(&mut connection);
+                idle = Duration::ZERO;
+                if !exchange.take_together(&mut confirmation) {
+                    return;
+                }
+            }
+            Some((id, outcome)) = exchange.running.next() => exchange.put(id, outcome),
+            Ok(()) = exchange.phase.changed() => exchange.announce_phase(),
+            _ = tick.tick() => idle += GRACE,
+        }
+        exchange.put_ready();
+        if !exchange.running.is_empty() {
+            // Functions that are about to end send their answers along.
+            task::yield_now().await;
+            exchange.put_ready();
+        }
+        if exchange.running.is_empty() && exchange.out.is_empty() && idle > exchange.patience() {
+            return;
+        }
+    }
+}
+
 struct Exchange {
     app: Arc<App>,
     context: Context,
-    /// What still comes; `None` once it has ended.
-    body: Option<BodyDataStream>,
     lines: Lines,
+    /// Set where lines bear the time on the connection's clock.
+    clock: Option<Clock>,
     running: FuturesUnordered<Running>,
     phase: watch::Receiver<Phase>,
-    /// Whether the peer was told that this instance is draining.
-    is_told: bool,
+    /// Whether the peer knows that this instance is draining.
+    is_announced: bool,
     out: Vec<u8>,
 }
 
 impl Exchange {
+    fn new(app: Arc<App>, context: Context, clock: Option<Clock>) -> Self {
+        Self {
+            lines: Lines::new(app.limits.max_body + ENVELOPE),
+            clock,
+            running: FuturesUnordered::new(),
+            phase: app.lifecycle.watch(),
+            is_announced: false,
+            out: Vec::new(),
+            context,
+            app,
+        }
+    }
+
     /// What is ready to be sent, or `None` when all is answered.
-    async fn next_piece(&mut self) -> Option<Bytes> {
+    async fn next_piece(&mut self, body: &mut Option<BodyDataStream>) -> Option<Bytes> {
         while self.out.is_empty() {
-            if self.body.is_none() && self.running.is_empty() {
+            if body.is_none() && self.running.is_empty() {
                 return None;
             }
-            let patience = match *self.phase.borrow() {
-                Phase::Refusing => GRACE,
-                Phase::Serving | Phase::Draining => IDLE,
-            };
+            let patience = self.patience();
             tokio::select! {
-                chunk = next_chunk(&mut self.body) => self.take(chunk.as_ref()),
+                chunk = next_chunk(body) => self.take(chunk.as_ref(), body),
                 Some((id, outcome)) = self.running.next() => self.put(id, outcome),
-                Ok(()) = self.phase.changed() => self.tell_phase(),
-                () = time::sleep(patience), if self.running.is_empty() => self.body = None,
+                Ok(()) = self.phase.changed() => self.announce_phase(),
+                () = time::sleep(patience), if self.running.is_empty() => *body = None,
             }
         }
         self.put_ready();
-        if !self.running.is_empty() {
-            // Functions that are about to end send their answers along.
-            once_around().await;
-            self.put_ready();
-        }
         Some(std::mem::take(&mut self.out).into())
     }
 
-    /// Starts the calls of the lines that came.
-    fn take(&mut self, chunk: Option<&Bytes>) {
+    fn patience(&self) -> Duration {
+        match *self.phase.borrow() {
+            Phase::Refusing => GRACE,
+            Phase::Serving | Phase::Draining => IDLE,
+        }
+    }
+
+    /// Starts the calls of the lines that came in a body.
+    fn take(&mut self, chunk: Option<&Bytes>, body: &mut Option<BodyDataStream>) {
         match chunk {
             Some(chunk) => self.lines.push(chunk),
-            None => self.body = None,
+            None => *body = None,
         }
         loop {
             match self.lines.next() {
@@ -110,19 +170,74 @@ impl Exchange {
                 },
                 Ok(None) => return,
                 Err(_) => {
-                    let detail = "a line is longer than RPC_MAX_BODY allows";
-                    self.refuse(None, Problem::new(Code::BodyTooLarge, detail));
-                    self.body = None;
+                    self.refuse_line();
+                    *body = None;
                     return;
                 }
             }
         }
     }
 
+    /// Reads on as long as there is something: what arrived together is read before the first of it runs.
+    fn gather(&mut self, connection: &mut (impl AsyncRead + Unpin)) {
+        let mut gathered = 0;
+        while gathered < PIECE
+            && let Some(Ok(length @ 1..)) = connection.read_buf(self.lines.room()).now_or_never()
+        {
+            gathered += length;
+        }
+    }
+
+    /// Starts the calls of the lines that arrived together, unless they were taken back meanwhile; whether the connection
+    /// may go on.
+    fn take_together(&mut self, confirmation: &mut Option<Confirmation>) -> bool {
+        let (mut calls, mut cancelled) = (Vec::new(), HashSet::new());
+        let may_go_on = loop {
+            let line = match self.lines.next() {
+                Ok(Some(line)) => line,
+                Ok(None) => break true,
+                Err(_) => {
+                    self.refuse_line();
+                    break false;
+                }
+            };
+            if let Some(wanted) = confirmation.take() {
+                if !wanted.is_given_by(&line) {
+                    tracing::warn!("a connection for calls was not confirmed");
+                    return false;
+                }
+                continue;
+            }
+            match link::control(&line) {
+                None => calls.push(line),
+                Some(control) => {
+                    cancelled.extend(control.cancel);
+                    if control.ping.is_some() {
+                        self.out.extend_from_slice(PONG_LINE);
+                    }
+                }
+            }
+        };
+        for line in calls {
+            self.start_unless(&line, &cancelled);
+        }
+        may_go_on
+    }
+
     fn start(&mut self, line: &[u8]) {
-        let arrived = time::Instant::now();
+        self.start_unless(line, &HashSet::new());
+    }
+
+    fn start_unless(&mut self, line: &[u8], cancelled: &HashSet<u64>) {
+        let mut arrived = Instant::now();
         match Exec::from_line(line, self.app.timeouts) {
+            (Some(id), _) if cancelled.contains(&id) => {}
             (id, Ok(exec)) => {
+                if let (Some(clock), Some(at_us)) = (&mut self.clock, exec.at_us) {
+                    // What the line took longer than others counts against its deadline.
+                    let delay = clock.delay(at_us, arrived);
+                    arrived = arrived.checked_sub(delay).unwrap_or(arrived);
+                }
                 let app = Arc::clone(&self.app);
                 let request_id = exec.request_id.clone();
                 let request_id = request_id.unwrap_or_else(|| self.context.request_id.clone());
@@ -141,6 +256,11 @@ impl Exchange {
         }
     }
 
+    fn refuse_line(&mut self) {
+        let detail = "a line is longer than RPC_MAX_BODY allows";
+        self.refuse(None, Problem::new(Code::BodyTooLarge, detail));
+    }
+
     fn refuse(&mut self, id: Option<u64>, problem: Problem) {
         let region = Some(self.app.identity.region.clone());
         let meta = Meta::untried(region, Duration::ZERO, self.context.request_id.clone());
@@ -153,15 +273,17 @@ impl Exchange {
 
     /// What else is ready travels along.
     fn put_ready(&mut self) {
-        while let Some(Some((id, outcome))) = self.running.next().now_or_never() {
+        while self.out.len() < PIECE
+            && let Some(Some((id, outcome))) = self.running.next().now_or_never()
+        {
             self.put(id, outcome);
         }
     }
 
-    fn tell_phase(&mut self) {
+    fn announce_phase(&mut self) {
         let is_draining = *self.phase.borrow_and_update() > Phase::Serving;
-        if is_draining && !self.is_told {
-            self.is_told = true;
+        if is_draining && !self.is_announced {
+            self.is_announced = true;
             self.out.extend_from_slice(DRAINING_LINE);
         }
     }

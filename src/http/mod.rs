@@ -3,6 +3,7 @@
 
 mod answer;
 mod body;
+mod clock;
 mod context;
 mod docs;
 mod documents;
@@ -20,6 +21,7 @@ mod openapi;
 mod reading;
 mod replay;
 mod rpc;
+mod upgrade;
 
 use std::sync::Arc;
 

@@ -12,26 +12,41 @@ use crate::{
     json,
     problem::Problem,
     reply::{Meta, ProblemDocument},
+    token::Proof,
 };
+
+/// How many bytes are read at once, at least.
+const ROOM: usize = 8 << 10;
 
 /// The media type of lines.
 pub(crate) const NDJSON: &str = "application/x-ndjson";
-/// The line by which an instance tells its peers that it is draining.
+/// The line by which an instance announces to its peers that it is draining.
 pub(crate) const DRAINING_LINE: &[u8] = b"{\"state\":\"draining\"}\n";
+/// The line that asks the peer for a sign of life.
+pub(crate) const PING_LINE: &[u8] = b"{\"ping\":1}\n";
+/// The answer to [`PING_LINE`].
+pub(crate) const PONG_LINE: &[u8] = b"{\"pong\":1}\n";
 
-/// Appends the line that asks for a call: `tail` is what `Exec` wrote of it.
-pub(super) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, tail: &[u8]) {
+/// Appends the line that asks for a call: `tail` is what `Exec` wrote of it, `at_us` the time on the connection's clock,
+/// in microseconds.
+pub(super) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, at_us: u64, tail: &[u8]) {
     // Writing to a Vec cannot fail.
-    let _ = write!(out, "{{\"id\":{id},\"timeout_ms\":{timeout_ms},");
+    let _ = write!(
+        out,
+        "{{\"id\":{id},\"timeout_ms\":{timeout_ms},\"at_us\":{at_us},"
+    );
     out.extend_from_slice(tail);
     out.push(b'\n');
 }
 
-/// The body that asks for one call alone.
-pub(super) fn lone_call(timeout_ms: u64, tail: &[u8]) -> Vec<u8> {
-    let mut body = format!("{{\"timeout_ms\":{timeout_ms},").into_bytes();
-    body.extend_from_slice(tail);
-    body
+/// Appends the line that takes back the call `id`, whose caller gave up.
+pub(super) fn write_cancel(out: &mut Vec<u8>, id: u64) {
+    let _ = writeln!(out, "{{\"cancel\":{id}}}");
+}
+
+/// The line that proves to the peer that the secret is known.
+pub(super) fn proof_line(proof: &Proof) -> Vec<u8> {
+    format!("{{\"proof\":\"{proof}\"}}\n").into_bytes()
 }
 
 /// Appends the line that answers the call `id`; `null` stands for an id that could not be read.
@@ -69,8 +84,29 @@ pub(super) enum Frame {
     Garbled(u64),
     /// The peer is draining.
     Draining,
-    /// Nothing that we know.
+    /// A sign of life, or something that a newer release says: no answer to any call.
+    Other,
+    /// No JSON object.
     Nonsense,
+}
+
+/// What a caller's line asks for besides a call.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Control {
+    /// Take back the call with this id unless it has started.
+    pub(crate) cancel: Option<u64>,
+    /// Answer with [`PONG_LINE`].
+    pub(crate) ping: Option<u64>,
+    /// The caller knows the cluster's secret.
+    pub(crate) proof: Option<String>,
+}
+
+/// What a line asks for that is no call; a call begins with its id.
+pub(crate) fn control(line: &[u8]) -> Option<Control> {
+    if line.starts_with(b"{\"id\"") {
+        return None;
+    }
+    serde_json::from_slice(line).ok()
 }
 
 #[derive(Deserialize)]
@@ -101,8 +137,8 @@ pub(super) fn read(line: &[u8]) -> Frame {
             ..
         }) => Frame::Answer(id, Err(problem)),
         Ok(Line { id: Some(id), .. }) => Frame::Garbled(id),
-        Ok(Line { state: Some(_), .. }) => Frame::Draining,
-        Ok(_) => Frame::Nonsense,
+        Ok(Line { state, .. }) if state.as_deref() == Some("draining") => Frame::Draining,
+        Ok(_) => Frame::Other,
         Err(_) => id_of(line).map_or(Frame::Nonsense, Frame::Garbled),
     }
 }
@@ -168,6 +204,12 @@ impl Lines {
         }
     }
 
+    /// Where the next bytes are read into, with room for some.
+    pub(crate) fn room(&mut self) -> &mut BytesMut {
+        self.buffer.reserve(ROOM);
+        &mut self.buffer
+    }
+
     /// What came behind the last line's end.
     pub(crate) fn rest(&mut self) -> Option<Bytes> {
         let rest = self.buffer.split().freeze();
@@ -222,7 +264,7 @@ mod tests {
             Frame::Answer(7, Err(document)) => assert_eq!(document.detail, "busy"),
             other => panic!("{other:?}"),
         }
-        assert!(matches!(read(&line(None, Err(problem()))), Frame::Nonsense));
+        assert!(matches!(read(&line(None, Err(problem()))), Frame::Other));
         assert!(matches!(read(DRAINING_LINE), Frame::Draining));
     }
 
@@ -235,8 +277,30 @@ mod tests {
         ] {
             assert!(matches!(read(line.as_bytes()), Frame::Garbled(7)), "{line}");
         }
-        for line in ["", "<html>", "{\"id\":-1,\"result\":1}", "[]", "{}"] {
+        for line in ["", "<html>", "{\"id\":-1,\"result\":1}", "[]"] {
             assert!(matches!(read(line.as_bytes()), Frame::Nonsense), "{line}");
         }
+    }
+
+    #[test]
+    fn a_line_of_a_newer_release_is_no_answer_and_no_nonsense() {
+        for line in [
+            &b"{}"[..],
+            b"{\"weather\":\"fine\"}",
+            b"{\"state\":\"resting\"}",
+            PONG_LINE,
+        ] {
+            assert!(matches!(read(line), Frame::Other), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_call_is_a_control() {
+        let mut out = Vec::new();
+        write_cancel(&mut out, 7);
+        assert_eq!(control(&out).unwrap().cancel, Some(7));
+        assert_eq!(control(PING_LINE).unwrap().ping, Some(1));
+        assert!(control(b"{\"id\":7,\"cancel\":7}").is_none());
+        assert!(control(b"<html>").is_none());
     }
 }

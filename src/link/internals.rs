@@ -22,7 +22,7 @@ pub fn written_call(text: &str) -> Option<Vec<u8>> {
     };
     let tail = Exec::tail(&"syd".parse().ok()?, &call, &"request".parse().ok()?);
     let mut line = Vec::new();
-    frames::write_call(&mut line, 7, 5000, &tail);
+    frames::write_call(&mut line, 7, 5000, 7, &tail);
     Some(line)
 }
 

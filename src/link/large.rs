@@ -11,7 +11,8 @@ pub(super) const LARGE: usize = 64 << 10;
 /// How many functions with large results are remembered.
 const FUNCTIONS: u64 = 1024;
 
-/// The functions whose last result was large: their calls travel alone, so that their results hold up no others.
+/// The functions whose last result was large: their calls travel alone, so that their results hold up no others. The
+/// next result that is small ends it.
 #[derive(Debug)]
 pub(super) struct LargeResults {
     names: Cache<FunctionName, ()>,
@@ -33,11 +34,13 @@ impl LargeResults {
         self.is_any.load(Ordering::Relaxed) && self.names.contains_key(name)
     }
 
-    /// Notes the size of a function's result.
+    /// Notes the size of a function's result, in bytes.
     pub(super) fn note(&self, name: &FunctionName, size: usize) {
         if size > LARGE {
             self.is_any.store(true, Ordering::Relaxed);
             self.names.insert(name.clone(), ());
+        } else if self.are_usual_for(name) {
+            self.names.invalidate(name);
         }
     }
 }

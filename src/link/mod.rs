@@ -1,39 +1,37 @@
 //! The path that calls take to their peers, and what each end of a call says about whether the function ran. Knows one
 //! attempt; whether there is another is dispatch's decision.
 
-mod alone;
+mod connection;
 mod frames;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
-mod hearing;
 #[cfg(feature = "internals")]
 pub(crate) mod internals;
 mod large;
-mod pending;
-mod sent;
-mod stream;
+mod open;
+mod outbox;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use reqwest::{Client, header::CONTENT_TYPE};
+use scopeguard::ScopeGuard;
 use serde_json::value::RawValue;
-use tokio::task;
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::frames::{DRAINING_LINE, Lines, NDJSON, write_answer};
+pub(crate) use self::frames::{DRAINING_LINE, Lines, NDJSON, PONG_LINE, control, write_answer};
 use self::{
+    connection::{Connection, Surroundings},
     large::{LARGE, LargeResults},
-    pending::Answer,
-    stream::{Ending, NotTaken, Stream},
+    open::Opening,
+    outbox::{Ending, NotTaken, Request},
 };
 use crate::{
     call::{Call, Exec},
-    client,
     cluster::{Cluster, Encounter, Peer},
     deadline::Deadline,
     metrics::HopMetrics,
@@ -43,39 +41,56 @@ use crate::{
     token::Token,
 };
 
-/// Tells a peer that the call was already forwarded, so that it is never forwarded again.
+/// The protocol that `POST /internal/exec` is upgraded to: lines of JSON in both directions.
+pub(crate) const PROTOCOL: &str = "fly-rpc-lines";
+/// The time on the clock of a connection when its upgrade was asked for, in microseconds.
+pub(crate) const CLOCK: &str = "rpc-clock-us";
+/// Marks a call that was already forwarded, so that it is never forwarded again.
 pub(crate) const FORWARDED: &str = "rpc-forwarded";
-/// Tells, on an answer to a peer, that the instance is draining.
+/// On an answer to a peer: the state of the instance.
 pub(crate) const STATE: &str = "rpc-state";
 /// The value of [`STATE`] on a draining instance.
 pub(crate) const DRAINING: &str = "draining";
 
-/// Room for what an answer holds besides the result.
-const ENVELOPE: usize = 64 << 10;
-/// Idle connections kept to one peer for calls that travel alone.
-const IDLE_CONNECTIONS: usize = 16;
-/// How often a call that never left because its stream ended is given to a new one.
+/// Room for what an answer holds besides the result, in bytes.
+const AROUND_RESULT: usize = 64 << 10;
+/// How many large calls travel to one peer at once, each on a connection of its own; more wait.
+const LARGE_AT_ONCE: usize = 64;
+/// How often a call that never left because its connection ended is given to a new one.
 const TRIES: usize = 3;
+/// A call that a peer refuses as too late with so much time left was delayed by nothing but a wrong clock.
+const CLOCK_ERROR: Duration = Duration::from_millis(100);
 
 /// The way to every peer.
 #[derive(Debug)]
 pub(crate) struct Link {
-    client: Client,
     cluster: Arc<Cluster>,
+    connect_timeout: Duration,
     max_answer: usize,
-    streams: Mutex<HashMap<SocketAddr, Arc<Stream>>>,
+    token: Option<Token>,
+    ways: Mutex<HashMap<SocketAddr, Way>>,
     large_results: LargeResults,
     metrics: Arc<HopMetrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
+/// The connections to one peer.
+#[derive(Debug)]
+struct Way {
+    /// The one that calls share.
+    shared: Option<Arc<Connection>>,
+    /// The one before, as long as calls on it are under way. No more than one: a peer that hangs costs two connections,
+    /// however many calls wait for it.
+    retired: Option<Arc<Connection>>,
+    /// Those for large calls that carry none now.
+    spare: Vec<Arc<Connection>>,
+    large: Arc<Semaphore>,
+}
+
 impl Link {
-    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes, on requests
-    /// that bear `token`; its streams run in `tasks` until `stop`.
-    ///
-    /// # Errors
-    /// The HTTP client cannot be built.
+    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes. Peers are who
+    /// knows `token`; connections live in `tasks` until `stop`.
     pub(crate) fn new(
         cluster: Arc<Cluster>,
         connect_timeout: Duration,
@@ -84,28 +99,26 @@ impl Link {
         metrics: Arc<HopMetrics>,
         tasks: TaskTracker,
         stop: CancellationToken,
-    ) -> Result<Self, reqwest::Error> {
-        let client = client::builder(connect_timeout)
-            .default_headers(client::authorization(token))
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .build()?;
-        Ok(Self {
-            client,
+    ) -> Self {
+        Self {
             cluster,
-            max_answer: max_result.saturating_add(ENVELOPE),
-            streams: Mutex::default(),
+            connect_timeout,
+            max_answer: max_result.saturating_add(AROUND_RESULT),
+            token: token.cloned(),
+            ways: Mutex::default(),
             large_results: LargeResults::new(),
             metrics,
             tasks,
             stop,
-        })
+        }
     }
 
     /// Runs `call` on `peer` within `deadline`.
     ///
     /// # Errors
-    /// The problem that the peer told; [`Code::PeerUnreachable`] or [`Code::Overloaded`] when nothing was sent;
-    /// [`Code::PeerLost`] when something may have been and no answer of ours came; [`Code::DeadlineExceeded`].
+    /// The problem that the peer answered with; [`Code::PeerUnreachable`] or [`Code::Overloaded`] when nothing was sent;
+    /// [`Code::PeerLost`] when something may have been and no answer of ours came, or when the peer was found suspect and
+    /// the call is idempotent or has a key; [`Code::DeadlineExceeded`].
     pub(crate) async fn exec(
         &self,
         peer: &Peer,
@@ -114,152 +127,176 @@ impl Link {
         request_id: &RequestId,
     ) -> Result<Box<RawValue>, Problem> {
         let tail = Exec::tail(&peer.region, call, request_id);
-        let ending = if tail.len() > LARGE || self.large_results.are_usual_for(&call.name) {
-            self.alone(peer, &tail, deadline, request_id).await
-        } else {
-            self.together(peer, call, tail, deadline, request_id)
-                .await?
+        let request = Request {
+            tail: &tail,
+            deadline,
+            may_move: call.idempotent || call.key.is_some(),
         };
-        if let Ending::Answer(Answer::Told(Ok(result))) = ending {
-            self.large_results.note(&call.name, result.get().len());
-            return Ok(result);
+        let travels_alone = tail.len() > LARGE || self.large_results.are_usual_for(&call.name);
+        let ending = if travels_alone {
+            self.alone(peer, request).await
+        } else {
+            self.together(peer, request).await
+        };
+        match ending {
+            Ok(Ending::Answered(Ok(result))) => {
+                self.large_results.note(&call.name, result.get().len());
+                Ok(result)
+            }
+            Ok(ending) => Err(self.problem(peer, call, ending)),
+            Err(NotTaken::Full) => {
+                let detail = format!(
+                    "too many calls wait to be sent to instance {}",
+                    peer.instance
+                );
+                Err(Problem::new(Code::Overloaded, detail))
+            }
+            Err(NotTaken::Over) => Err(self.problem(peer, call, Ending::NoConnection)),
         }
-        Err(self.verdict(peer, call, ending))
     }
 
-    /// Sends a call by itself.
-    async fn alone(
-        &self,
-        peer: &Peer,
-        tail: &[u8],
-        deadline: Deadline,
-        request_id: &RequestId,
-    ) -> Ending {
-        let max = self.max_answer;
-        let ending = alone::call(&self.client, peer, tail, deadline, request_id, max).await;
-        self.cluster.met(
-            peer.address,
-            match ending {
-                Ending::Answer(Answer::Told(_)) => Encounter::Answered,
-                Ending::Answer(Answer::Garbled | Answer::Lost) => Encounter::Unanswered,
-                Ending::NoConnection => Encounter::Unreachable,
-                Ending::Late { .. } | Ending::LateHere | Ending::NeverLeft => return ending,
-            },
-        );
-        ending
-    }
-
-    /// Sends a call with those that wait for the same peer; to a new stream where the old one ended first.
-    async fn together(
-        &self,
-        peer: &Peer,
-        call: &Call,
-        mut tail: Vec<u8>,
-        deadline: Deadline,
-        request_id: &RequestId,
-    ) -> Result<Ending, Problem> {
+    /// Sends a call with those that wait for the same peer; on a new connection where the old one ended first.
+    async fn together(&self, peer: &Peer, request: Request<'_>) -> Result<Ending, NotTaken> {
         for _ in 0..TRIES {
-            match self.stream(peer.address).call(tail, deadline).await {
-                Ok(Ending::NeverLeft) | Err(NotTaken::Over) => {
-                    tail = Exec::tail(&peer.region, call, request_id);
+            let connection = self.shared(peer);
+            match connection.call(request).await {
+                Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
+                Ok(Ending::Answered(Err(document)))
+                    if is_misjudged(&document, request.deadline) =>
+                {
+                    connection.retire();
                 }
-                Ok(ending) => return Ok(ending),
-                Err(NotTaken::Full) => {
-                    let detail = format!(
-                        "too many calls wait to be sent to instance {}",
-                        peer.instance
-                    );
-                    return Err(Problem::new(Code::Overloaded, detail));
-                }
+                ended => return ended,
             }
         }
-        Ok(Ending::NoConnection)
+        Err(NotTaken::Over)
     }
 
-    /// The stream to the peer at `address`, opened if there is none.
-    fn stream(&self, address: SocketAddr) -> Arc<Stream> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = streams.get(&address).filter(|stream| stream.is_open()) {
-            return Arc::clone(stream);
+    /// Sends a large call on a connection of its own, for its bytes would hold up those of others.
+    async fn alone(&self, peer: &Peer, request: Request<'_>) -> Result<Ending, NotTaken> {
+        let large = self.with_way(peer, |way| Arc::clone(&way.large));
+        let Some(Ok(_place)) = request.deadline.bound(large.acquire_owned()).await else {
+            return Ok(Ending::ExpiredUnsent);
+        };
+        for _ in 0..TRIES {
+            let spare = self.with_way(peer, Way::spare);
+            let connection = spare.unwrap_or_else(|| self.open(peer));
+            // Whatever ends the call without an answer, the caller going away too, ends its connection.
+            let connection = scopeguard::guard(connection, |connection| connection.cut());
+            match connection.call(request).await {
+                Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
+                Ok(Ending::Answered(answer)) => {
+                    let connection = ScopeGuard::into_inner(connection);
+                    self.with_way(peer, |way| way.spare.push(connection));
+                    return Ok(Ending::Answered(answer));
+                }
+                ended => return ended,
+            }
         }
-        streams.retain(|_, stream| stream.is_open());
-        let request = self
-            .client
-            .post(format!("http://{address}/internal/exec"))
-            .header(CONTENT_TYPE, NDJSON)
-            .header(FORWARDED, "1");
-        let cluster = Arc::clone(&self.cluster);
-        let metrics = Arc::clone(&self.metrics);
-        let (stream, run) = Stream::open(request, address, self.max_answer, cluster, metrics);
+        Err(NotTaken::Over)
+    }
+
+    /// The connection that calls to `peer` share, opened if there is none.
+    fn shared(&self, peer: &Peer) -> Arc<Connection> {
+        let open = |way: &mut Way| way.shared.clone().filter(|shared| shared.is_open());
+        if let Some(shared) = self.with_way(peer, open) {
+            return shared;
+        }
+        let mut ways = self.lock();
+        ways.retain(|address, way| *address == peer.address || way.is_used());
+        let way = ways.entry(peer.address).or_default();
+        if let Some(shared) = open(way) {
+            return shared;
+        }
+        let shared = self.open(peer);
+        let old = way.shared.replace(Arc::clone(&shared));
+        if let Some(older) = std::mem::replace(&mut way.retired, old) {
+            older.cut();
+        }
+        shared
+    }
+
+    /// A new connection to `peer`.
+    fn open(&self, peer: &Peer) -> Arc<Connection> {
+        let opening = Opening {
+            peer: peer.clone(),
+            token: self.token.clone(),
+            connect_timeout: self.connect_timeout,
+        };
+        let surroundings = Surroundings {
+            cluster: Arc::clone(&self.cluster),
+            max_line: self.max_answer,
+        };
+        let (connection, run) = Connection::open(opening, surroundings, Arc::clone(&self.metrics));
         let stop = self.stop.clone();
         self.tasks
             .spawn(async move { stop.run_until_cancelled(run).await });
-        let stream = Arc::new(stream);
-        streams.insert(address, Arc::clone(&stream));
-        stream
+        connection
+    }
+
+    fn with_way<T>(&self, peer: &Peer, what: impl FnOnce(&mut Way) -> T) -> T {
+        what(self.lock().entry(peer.address).or_default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Way>> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many calls wait to leave.
     pub(crate) fn queued(&self) -> usize {
-        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.values().map(|stream| stream.queued()).sum()
+        let ways = self.lock();
+        let shared = ways.values().filter_map(|way| way.shared.as_ref());
+        shared.map(|connection| connection.queued()).sum()
     }
 
     /// What the end of a call without a result says: to its caller, and to discovery about the peer.
-    fn verdict(&self, peer: &Peer, call: &Call, ending: Ending) -> Problem {
+    fn problem(&self, peer: &Peer, call: &Call, ending: Ending) -> Problem {
         let instance = &peer.instance;
-        let (code, detail) = match ending {
-            Ending::Answer(Answer::Told(Err(document))) => return self.told(peer, *document),
-            Ending::Answer(Answer::Told(Ok(_))) => {
-                (Code::Internal, "a result is no problem".into())
-            }
-            Ending::Answer(Answer::Garbled) => (
+        let maybe_late =
+            |detail: String| Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
+        match ending {
+            Ending::Answered(Err(document)) => self.peer_problem(peer, *document),
+            Ending::Answered(Ok(_)) => Problem::new(Code::Internal, "a result is no problem"),
+            Ending::Garbled => Problem::new(
                 Code::PeerLost,
                 format!("instance {instance} answered with something else than our contract"),
             ),
-            Ending::Answer(Answer::Lost) => (
+            Ending::Lost => Problem::new(
                 Code::PeerLost,
                 format!("the connection to instance {instance} was lost after the call"),
             ),
-            Ending::NoConnection | Ending::NeverLeft => {
+            Ending::Silent => Problem::new(
+                Code::PeerLost,
+                format!("instance {instance} took the call and does not answer any more"),
+            ),
+            Ending::NoConnection | Ending::Unsent => {
                 self.cluster.met(peer.address, Encounter::Unreachable);
-                (
+                Problem::new(
                     Code::PeerUnreachable,
                     format!("no connection to instance {instance}"),
                 )
             }
-            Ending::LateHere => (
+            Ending::WrongInstance => {
+                self.cluster.met(peer.address, Encounter::Elsewhere);
+                Problem::new(
+                    Code::PeerUnreachable,
+                    format!("who answers at the address of instance {instance} is not it"),
+                )
+            }
+            Ending::ExpiredUnsent => Problem::new(
                 Code::DeadlineExceeded,
                 format!("the deadline passed before the call was sent to instance {instance}"),
             ),
-            Ending::Late { peer_is_silent } => {
-                if peer_is_silent {
-                    self.doubt(peer.address);
-                }
-                let detail = format!(
-                    "instance {instance} did not answer {} before the deadline",
-                    call.name
-                );
-                return Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
-            }
-        };
-        Problem::new(code, detail)
-    }
-
-    /// A call was not answered and nothing else came from the peer meanwhile. Its stream may be dead without our
-    /// knowing: the next calls try a new connection, which tells.
-    fn doubt(&self, address: SocketAddr) {
-        let cluster = Arc::clone(&self.cluster);
-        self.tasks.spawn(async move { cluster.ask(address).await });
-        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stream) = streams.get(&address) {
-            stream.doubt();
+            Ending::Expired => maybe_late(format!(
+                "instance {instance} did not answer {} before the deadline",
+                call.name
+            )),
         }
     }
 
-    /// The problem that a peer told, as the caller may hear it: a refusal of our own request is no affair of the
-    /// caller's.
-    fn told(&self, peer: &Peer, document: ProblemDocument) -> Problem {
+    /// A peer's problem as the caller may see it: a refusal of the request that this instance made says nothing to the
+    /// caller.
+    fn peer_problem(&self, peer: &Peer, document: ProblemDocument) -> Problem {
         match document.code {
             Code::WrongRegion => {
                 self.cluster.met(peer.address, Encounter::Elsewhere);
@@ -289,9 +326,38 @@ impl Link {
     }
 }
 
-/// Waits until the tasks that are ready now have run. A task of its own does the waiting, because whoever polls a body
-/// may poll it again at any time.
-pub(crate) async fn once_around() {
-    // The task cannot fail, and if the runtime ends it, there is nothing to wait for.
-    let _ = task::spawn(task::yield_now()).await;
+impl Way {
+    /// A connection for a large call, if one carries none now.
+    fn spare(&mut self) -> Option<Arc<Connection>> {
+        self.spare.retain(|connection| connection.is_open());
+        self.spare.pop()
+    }
+
+    /// Whether a connection is open, or a large call on its way.
+    fn is_used(&self) -> bool {
+        self.shared
+            .iter()
+            .chain(&self.spare)
+            .any(|connection| connection.is_open())
+            || self.large.available_permits() < LARGE_AT_ONCE
+    }
+}
+
+impl Default for Way {
+    fn default() -> Self {
+        Self {
+            shared: None,
+            retired: None,
+            spare: Vec::new(),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+        }
+    }
+}
+
+/// Whether a peer refused a call as too late that has much time left: one of the two machines stood still while its clock
+/// did not, and a new connection starts with new clocks.
+fn is_misjudged(document: &ProblemDocument, deadline: Deadline) -> bool {
+    document.code == Code::DeadlineExceeded
+        && document.executed == Executed::No
+        && deadline.remaining() > CLOCK_ERROR
 }

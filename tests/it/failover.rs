@@ -55,7 +55,7 @@ async fn a_call_that_did_not_run_on_one_instance_runs_on_another() {
 async fn a_maybe_is_tried_elsewhere_only_when_idempotent() {
     let cluster = broken_cluster(2).await;
     let (iad, bad) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
-    bad.set(Fault::CutAnswerAfter(0), Scope::Calls).await;
+    bad.set(Fault::CutAnswerAfter(0), Scope::Lines).await;
     // The third call in a row without an answer makes it suspect, so there are two to lose, and each call meets the bad
     // instance first with probability 1/2: one of each kind, not once in 40, is one in a million million.
     let (mut lost, mut twice, mut once) = (0, 0, Vec::new());
@@ -92,7 +92,7 @@ async fn an_earlier_maybe_survives_a_later_no() {
     // The ready one is tried first, and may have run it; the suspect one surely did not.
     cluster
         .proxy("syd-1")
-        .set(Fault::CutAnswerAfter(0), Scope::Calls)
+        .set(Fault::CutAnswerAfter(0), Scope::Lines)
         .await;
     let answer = iad
         .rpc("syd", &run("one", &json!({"idempotent": true})))

@@ -208,7 +208,7 @@ async fn after_a_maybe_only_the_same_instance_is_asked_again() {
         let (key, id) = (format!("key-{number}"), format!("id-{number}"));
         for name in syd {
             let cut = Fault::CutAnswerAfter(0);
-            cluster.proxy(name).set(cut, Scope::Calls).await;
+            cluster.proxy(name).set(cut, Scope::Lines).await;
         }
         let posts = || syd.map(|name| cluster.proxy(name).posts());
         let before = posts();

@@ -141,7 +141,7 @@ async fn inside() {
     let _fra = start("fra", 2, &[]).await;
     let call = || iad.call("syd", "Fly.RPC.my_region", json!([]));
     let refused = eventually("the peer is asked", call, |_| {
-        iad.log().contains("wrong_region")
+        iad.log().contains("did not prove to be the instance")
     })
     .await;
     assert_eq!(refused.problem().2, "no");

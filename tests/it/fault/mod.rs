@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -64,6 +64,9 @@ pub(crate) enum Scope {
     Probes,
     /// Those that begin with a POST.
     Calls,
+    /// Those that begin with a POST, from the moment when they were upgraded: the lines, and not the upgrade itself. Bytes
+    /// are counted from there.
+    Lines,
 }
 
 type Broken = (Fault, Scope);
@@ -88,6 +91,7 @@ impl FaultProxy {
             broken,
             posts: Arc::clone(&posts),
             is_remembered: false,
+            is_upgraded: Arc::default(),
         };
         tokio::spawn(keep(door, address, way, received, state));
         Self {
@@ -152,6 +156,7 @@ struct Way {
     posts: Arc<AtomicUsize>,
     /// Whether the connection came about while others were forgotten.
     is_remembered: bool,
+    is_upgraded: Arc<AtomicBool>,
 }
 
 /// How a connection ends.
@@ -164,6 +169,7 @@ enum End {
 impl Way {
     async fn relay(mut self, mut caller: TcpStream) {
         let mut broken = self.broken.clone();
+        self.is_upgraded = Arc::default();
         self.is_remembered = broken.borrow().0 == Fault::Forget;
         let end = tokio::select! {
             end = self.pass(&mut caller) => end.unwrap_or(End::Reset),
@@ -276,12 +282,20 @@ impl Way {
                 }
                 _ => to.write_all(bytes).await?,
             }
+            if bytes.starts_with(b"HTTP/1.1 101 ") {
+                self.is_upgraded.store(true, Ordering::SeqCst);
+            }
         }
     }
 
     /// The fault for connections of this kind, once it is none in which they stand still.
     async fn once_not(&self, standing: impl Fn(Fault) -> bool, kind: Scope) -> Fault {
-        let applied = |(fault, scope): &Broken| match *scope == Scope::All || *scope == kind {
+        let concerns = |scope| match scope {
+            Scope::All => true,
+            Scope::Lines => kind == Scope::Calls && self.is_upgraded.load(Ordering::SeqCst),
+            scope => scope == kind,
+        };
+        let applied = |(fault, scope): &Broken| match concerns(*scope) {
             true if *fault == Fault::Forget && self.is_remembered => Fault::None,
             true => *fault,
             false => Fault::None,

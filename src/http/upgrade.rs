@@ -1,0 +1,105 @@
+//! The upgrade of `POST /internal/exec` to a connection for calls: both ends prove that they know the cluster's secret, and
+//! the lines go to `lines.rs`.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{CONNECTION, UPGRADE},
+    },
+    response::Response,
+};
+use hyper_util::rt::TokioIo;
+
+use super::{App, clock::Clock, context::Context, lines};
+use crate::{
+    challenge::{Challenge, NONCE, PROOF, fresh_nonce},
+    lifecycle::Phase,
+    link::{self, CLOCK, PROTOCOL},
+    problem::{Code, Problem},
+    token::{Proof, Token},
+};
+
+/// On a request without a token: its sender knows this one, as its proof shows.
+#[derive(Clone, Debug)]
+pub(super) struct Opening {
+    pub(super) challenge: Challenge,
+    pub(super) token: Token,
+}
+
+/// What the first line of a connection must prove.
+#[derive(Debug)]
+pub(super) struct Confirmation {
+    opening: Opening,
+    nonce: String,
+}
+
+impl Confirmation {
+    /// Whether `line` proves it.
+    pub(super) fn is_given_by(&self, line: &[u8]) -> bool {
+        let Opening { challenge, token } = &self.opening;
+        let proof = link::control(line).and_then(|control| control.proof?.parse().ok());
+        proof.is_some_and(|proof: Proof| challenge.is_confirmed(token, &self.nonce, &proof))
+    }
+}
+
+/// Whether a request asks for a connection for calls.
+pub(super) fn is_asked(headers: &HeaderMap) -> bool {
+    headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(PROTOCOL.as_bytes())
+}
+
+/// Answers a request that asks for a connection, and serves it in the background until either side ends it.
+pub(super) fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
+    if app.lifecycle.phase() == Phase::Refusing {
+        let detail = "this instance is stopping and takes no new calls";
+        let region = Some(app.identity.region.clone());
+        return context.refuse(region, Problem::new(Code::Draining, detail));
+    }
+    let clock_us = request
+        .headers()
+        .get(CLOCK)
+        .and_then(|at| at.to_str().ok()?.parse().ok());
+    let clock = Clock::new(clock_us.unwrap_or(0), context.arrived);
+    let confirmation = request
+        .extensions()
+        .get::<Opening>()
+        .map(|opening| Confirmation {
+            opening: opening.clone(),
+            nonce: fresh_nonce(),
+        });
+    let response = switching(&app, confirmation.as_ref());
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => {
+                let connection = TokioIo::new(upgraded);
+                lines::serve(app, context, clock, confirmation, connection).await;
+            }
+            Err(error) => tracing::debug!(%error, "a connection for calls was not made"),
+        }
+    });
+    response
+}
+
+/// The answer that switches protocols (RFC 9110, section 15.2.2).
+fn switching(app: &App, confirmation: Option<&Confirmation>) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+    let Some(Confirmation { opening, nonce }) = confirmation else {
+        return response;
+    };
+    let Opening { challenge, token } = opening;
+    let proof = challenge.accept(token, nonce, &app.identity.instance, &app.identity.region);
+    for (name, value) in [(NONCE, nonce.clone()), (PROOF, proof.to_string())] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    response
+}

@@ -1,0 +1,396 @@
+//! One connection to one peer: an HTTP/1.1 upgrade of `POST /internal/exec`, then lines in both directions.
+//!
+//! A caller who finds nothing under way writes its line to the socket itself; where calls are under way it adds its line,
+//! and the connection's task, woken once for all of them, writes them together. The same task reads the answers. Calls
+//! that wait together travel together, and no call waits for another.
+//!
+//! Silence is the signal that something is wrong, not a call that takes long: calls under way and nothing heard cause a
+//! ping, and silence after that a probe of the peer on another connection, which alone decides whether it is suspect.
+
+use std::{
+    future::{self, Future},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio::{
+    io::AsyncReadExt,
+    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
+    sync::Notify,
+    task,
+    time::{self, Instant, Interval, MissedTickBehavior},
+};
+
+use super::{
+    frames::{self, Frame, Lines},
+    open::{self, Opened, Opening, Unopened},
+    outbox::{Ending, Flushed, Idle, NotTaken, Outbox, Request},
+};
+use crate::{
+    cluster::{Cluster, Encounter, Health},
+    metrics::HopMetrics,
+};
+
+/// How often a connection looks after itself.
+const TICK: Duration = Duration::from_millis(100);
+/// Silence, in ticks, after which the peer is asked for a sign of life.
+const PING_AFTER: u32 = 2;
+/// Silence after a ping, in ticks besides the usual round trip, after which the peer is probed on another connection.
+const PROBE_AFTER: u32 = 1;
+/// Silence, in ticks, after which a connection to a peer that answers probes is taken for dead.
+const DEAD_AFTER: u32 = 10;
+/// How long a connection stays without calls, in ticks: well below the time after which the peer ends it.
+const IDLE_AFTER: u32 = 40;
+/// Silence, in ticks, after which nothing is waited for any more.
+const LOST_AFTER: u32 = 600;
+/// Ticks between two mentions of a peer that answers calls.
+const MENTION_AFTER: u32 = 10;
+
+/// A connection to a peer, or one that is being made.
+#[derive(Debug)]
+pub(super) struct Connection {
+    started: Instant,
+    outbox: Outbox,
+    socket: OnceLock<OwnedWriteHalf>,
+    woken: Notify,
+    metrics: Arc<HopMetrics>,
+}
+
+/// What a connection's task needs of the link.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub(super) cluster: Arc<Cluster>,
+    /// The longest line that is read, in bytes.
+    pub(super) max_line: usize,
+}
+
+impl Connection {
+    /// Opens a connection as `opening` says, and serves it until it ends.
+    pub(super) fn open(
+        opening: Opening,
+        surroundings: Surroundings,
+        metrics: Arc<HopMetrics>,
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
+        let connection = Arc::new(Self {
+            started: Instant::now(),
+            outbox: Outbox::default(),
+            socket: OnceLock::new(),
+            woken: Notify::new(),
+            metrics,
+        });
+        let task = run(Arc::clone(&connection), opening, surroundings);
+        (connection, task)
+    }
+
+    /// Lets a call leave as soon as it can, and waits for its end.
+    ///
+    /// # Errors
+    /// See [`NotTaken`].
+    ///
+    /// # Cancel safety
+    /// When this is dropped, a call that has not left never leaves, and the answer to one that has is dropped.
+    pub(super) async fn call(&self, request: Request<'_>) -> Result<Ending, NotTaken> {
+        let taken = self
+            .outbox
+            .submit(request, self.started, self.socket.get())?;
+        let Some(mut taken) = taken else {
+            return Ok(Ending::ExpiredUnsent);
+        };
+        match taken.written {
+            Flushed::All(calls) => self.metrics.left_together(calls),
+            Flushed::Blocked => self.woken.notify_one(),
+            Flushed::Later => {}
+        }
+        let place = scopeguard::guard(taken.id, |id| self.outbox.forget(id));
+        let answered = request.deadline.bound(&mut taken.answer).await;
+        let id = scopeguard::ScopeGuard::into_inner(place);
+        Ok(match answered {
+            Some(ending) => ending.unwrap_or(Ending::Lost),
+            None => {
+                let ending = self.outbox.give_up(id, &mut taken.answer);
+                self.woken.notify_one();
+                ending
+            }
+        })
+    }
+
+    /// Whether it takes calls.
+    pub(super) fn is_open(&self) -> bool {
+        self.outbox.is_open()
+    }
+
+    /// Takes no further calls, and ends once those under way have ended.
+    pub(super) fn retire(&self) {
+        self.outbox.retire();
+    }
+
+    /// Ends it now: calls under way may have run.
+    pub(super) fn cut(&self) {
+        self.outbox.end(|| Ending::Lost, || Ending::Unsent);
+        self.woken.notify_one();
+    }
+
+    /// How many calls wait to leave.
+    pub(super) fn queued(&self) -> usize {
+        self.outbox.queued()
+    }
+}
+
+async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surroundings) {
+    // However this ends, also when the link stops: what left and was not answered is lost, and nothing leaves any more.
+    let connection = scopeguard::guard(connection, |connection| connection.cut());
+    let address = opening.peer.address;
+    let opened = match open::open(&opening, connection.started).await {
+        Ok(opened) => opened,
+        Err(unopened) => return unmade(&connection, &unopened),
+    };
+    let Opened {
+        read,
+        write,
+        already,
+        first,
+        round_trip,
+    } = opened;
+    let mut lines = Lines::new(surroundings.max_line);
+    lines.push(&already);
+    connection.outbox.open(&first);
+    let socket = connection.socket.get_or_init(|| write);
+    let mut tick = time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let usual = round_trip.as_millis() / TICK.as_millis();
+    let driver = Driver {
+        connection: &connection,
+        socket,
+        surroundings: &surroundings,
+        address,
+        lines,
+        is_blocked: false,
+        was_heard: false,
+        quiet: 0,
+        idle: 0,
+        since_mention: MENTION_AFTER,
+        probe_after: PING_AFTER + PROBE_AFTER + u32::try_from(usual).unwrap_or(0),
+        verdict: None,
+    };
+    driver.drive(read, tick).await;
+}
+
+/// Ends the calls that waited for a connection that could not be made: none of them left.
+fn unmade(connection: &Connection, unopened: &Unopened) {
+    let ending = || match unopened {
+        Unopened::NoConnection(_) => Ending::NoConnection,
+        Unopened::WrongInstance => Ending::WrongInstance,
+        Unopened::Refused(document) => Ending::Answered(Err(document.clone())),
+    };
+    connection.outbox.end(ending, ending);
+}
+
+type Verdict = Pin<Box<dyn Future<Output = Health> + Send>>;
+
+/// The task of one connection that stands.
+struct Driver<'a> {
+    connection: &'a Connection,
+    socket: &'a OwnedWriteHalf,
+    surroundings: &'a Surroundings,
+    address: SocketAddr,
+    lines: Lines,
+    /// Whether the kernel takes nothing more for now.
+    is_blocked: bool,
+    /// Whether a byte came since the last tick.
+    was_heard: bool,
+    /// Ticks for which calls waited and nothing was heard.
+    quiet: u32,
+    /// Ticks without a call.
+    idle: u32,
+    since_mention: u32,
+    probe_after: u32,
+    /// The probe that decides whether the peer is suspect, while it is under way.
+    verdict: Option<Verdict>,
+}
+
+/// What ends a connection.
+enum Over {
+    /// Nothing is left to do.
+    Done,
+    /// The peer, or the network, ended it.
+    Closed(io::Error),
+    /// What came is nothing of ours, and nothing behind it can be trusted.
+    Nonsense(&'static str),
+}
+
+impl Driver<'_> {
+    async fn drive(mut self, mut read: OwnedReadHalf, mut tick: Interval) {
+        let over = match self.rounds(&mut read, &mut tick).await {
+            Ok(never) => match never {},
+            Err(over) => over,
+        };
+        match over {
+            Over::Done => {}
+            Over::Closed(cause) => {
+                if self.connection.outbox.awaits() {
+                    tracing::warn!(address = %self.address, %cause, "connection lost");
+                    self.met(Encounter::Unanswered);
+                }
+                self.connection.cut();
+            }
+            Over::Nonsense(what) => {
+                tracing::warn!(address = %self.address, what, "a peer's answer breaks the contract");
+                self.met(Encounter::Unanswered);
+                let outbox = &self.connection.outbox;
+                outbox.end(|| Ending::Garbled, || Ending::Unsent);
+            }
+        }
+    }
+
+    async fn rounds(
+        &mut self,
+        read: &mut OwnedReadHalf,
+        tick: &mut Interval,
+    ) -> Result<std::convert::Infallible, Over> {
+        // What came with the answer to the upgrade.
+        self.take_lines()?;
+        self.flush()?;
+        loop {
+            tokio::select! {
+                read = read.read_buf(self.lines.room()) => match read {
+                    Ok(0) => return Err(Over::Closed(io::ErrorKind::UnexpectedEof.into())),
+                    Ok(_) => {
+                        self.was_heard = true;
+                        self.take_lines()?;
+                        // Callers whose answers came together are about to call again together.
+                        task::yield_now().await;
+                        self.flush()?;
+                    }
+                    Err(error) => return Err(Over::Closed(error)),
+                },
+                () = self.connection.woken.notified() => {
+                    task::yield_now().await;
+                    self.flush()?;
+                    // It may have been cut.
+                    self.check_idle(false)?;
+                }
+                ready = self.socket.writable(), if self.is_blocked => {
+                    ready.map_err(Over::Closed)?;
+                    self.flush()?;
+                }
+                _ = tick.tick() => self.look_after()?,
+                health = decided(&mut self.verdict) => self.decide(health),
+            }
+        }
+    }
+
+    /// Gives the lines that came to those who wait for them.
+    fn take_lines(&mut self) -> Result<(), Over> {
+        let mut answers = Vec::new();
+        let (mut is_draining, mut is_answered) = (false, false);
+        let outcome = loop {
+            let line = match self.lines.next() {
+                Ok(Some(line)) => line,
+                Ok(None) => break Ok(()),
+                Err(frames::TooLong) => break Err("a line is longer than RPC_MAX_RESULT allows"),
+            };
+            is_answered = true;
+            match frames::read(&line) {
+                Frame::Answer(id, result) => answers.push((id, Ending::Answered(result))),
+                Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
+                Frame::Draining => is_draining = true,
+                Frame::Other => {}
+                Frame::Nonsense => break Err("a line is no answer"),
+            }
+        };
+        self.connection.outbox.answer(answers.into_iter());
+        if is_draining {
+            self.connection.retire();
+            self.met(Encounter::Draining);
+        } else if is_answered && self.since_mention >= MENTION_AFTER && self.connection.is_open() {
+            self.since_mention = 0;
+            self.met(Encounter::Answered);
+        }
+        outcome.map_err(Over::Nonsense)
+    }
+
+    fn flush(&mut self) -> Result<(), Over> {
+        let flushed = self.connection.outbox.flush(self.socket);
+        self.is_blocked = match flushed.map_err(Over::Closed)? {
+            Flushed::All(calls) => {
+                if calls > 0 {
+                    self.connection.metrics.left_together(calls);
+                }
+                false
+            }
+            Flushed::Blocked => true,
+            Flushed::Later => false,
+        };
+        Ok(())
+    }
+
+    fn look_after(&mut self) -> Result<(), Over> {
+        self.since_mention = self.since_mention.saturating_add(1);
+        let is_heard = std::mem::take(&mut self.was_heard);
+        if is_heard {
+            self.quiet = 0;
+        } else if self.quiet >= PING_AFTER || self.connection.outbox.awaits() {
+            // From the ping on, silence counts also when the calls have been given up meanwhile.
+            self.quiet += 1;
+            self.is_quiet()?;
+        }
+        self.check_idle(true)
+    }
+
+    /// Ends a connection without calls that is retired, or that had none for long.
+    fn check_idle(&mut self, is_tick: bool) -> Result<(), Over> {
+        match self.connection.outbox.ends_idle(self.idle >= IDLE_AFTER) {
+            Idle::Over => return Err(Over::Done),
+            Idle::Busy => self.idle = 0,
+            Idle::Waiting => self.idle += u32::from(is_tick),
+        }
+        Ok(())
+    }
+
+    /// What follows from silence while calls are under way.
+    fn is_quiet(&mut self) -> Result<(), Over> {
+        if self.quiet == PING_AFTER {
+            self.connection.outbox.add(frames::PING_LINE);
+            self.flush()?;
+        }
+        let since = self.quiet.checked_sub(self.probe_after);
+        if since.is_some_and(|since| since % DEAD_AFTER == 0) && self.verdict.is_none() {
+            let (cluster, address) = (Arc::clone(&self.surroundings.cluster), self.address);
+            self.verdict = Some(Box::pin(async move { cluster.ask(address).await }));
+        }
+        if self.quiet >= LOST_AFTER {
+            return Err(Over::Closed(io::ErrorKind::TimedOut.into()));
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self, health: Health) {
+        self.verdict = None;
+        match health {
+            Health::Suspect => {
+                tracing::warn!(address = %self.address, "a peer does not answer; calls that may move do");
+                self.connection.outbox.release();
+            }
+            // The peer lives and this connection does not, as behind a router that forgot it: the next calls make another.
+            Health::Ready | Health::Draining if self.quiet >= DEAD_AFTER => {
+                self.connection.outbox.release();
+            }
+            Health::Ready | Health::Draining => {}
+        }
+    }
+
+    fn met(&self, encounter: Encounter) {
+        self.surroundings.cluster.met(self.address, encounter);
+    }
+}
+
+/// What the probe under way decides; never without one.
+async fn decided(verdict: &mut Option<Verdict>) -> Health {
+    match verdict {
+        Some(verdict) => verdict.await,
+        None => future::pending().await,
+    }
+}

@@ -1,0 +1,396 @@
+//! The calls of one connection: lines that wait for the kernel, and callers that wait for answers, under one lock.
+//!
+//! On that lock hangs `executed`. A call is provably not run as long as no byte of its line was handed to the kernel, and
+//! may have run from then on. Each call knows the place of its line in everything that the connection ever writes, so that
+//! one comparison decides; a line that was not handed over is overwritten with blanks when its caller gives up.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde_json::value::RawValue;
+use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
+
+use super::frames;
+use crate::{deadline::Deadline, reply::ProblemDocument};
+
+/// The most bytes of calls that wait for the kernel; more are refused.
+const MAX_WAITING: usize = 16 << 20;
+/// The capacity that is kept when everything was written, in bytes.
+const KEPT: usize = 256 << 10;
+
+/// How a call ended.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// With the peer's answer.
+    Answered(Result<Box<RawValue>, Box<ProblemDocument>>),
+    /// The peer answered with something else than the contract.
+    Garbled,
+    /// The connection ended after the call left.
+    Lost,
+    /// The peer was found suspect after the call left.
+    Silent,
+    /// The deadline passed after the call left.
+    Expired,
+    /// The deadline passed before it left.
+    ExpiredUnsent,
+    /// The connection ended before it left.
+    Unsent,
+    /// No connection could be made.
+    NoConnection,
+    /// Who answers at the address did not prove to be the peer.
+    WrongInstance,
+}
+
+/// Why a call is not taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum NotTaken {
+    /// Too much waits to be written.
+    Full,
+    /// The connection takes no further calls.
+    Over,
+}
+
+/// What the lines of a call are made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    /// What `Exec` wrote of the call.
+    pub(super) tail: &'a [u8],
+    /// When its answer is due.
+    pub(super) deadline: Deadline,
+    /// Whether its caller has a use for the news that the peer is suspect.
+    pub(super) may_move: bool,
+}
+
+/// A call that was taken.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) id: u64,
+    pub(super) answer: oneshot::Receiver<Ending>,
+    /// What became of its line; the connection's task has to be woken where that is blocked.
+    pub(super) written: Flushed,
+}
+
+/// What became of a flush.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Flushed {
+    /// Everything was handed to the kernel: so many calls since the last time.
+    All(u32),
+    /// Something waits, and nobody is at it.
+    Blocked,
+    /// The connection's task is about to write it.
+    Later,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Outbox(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    status: Status,
+    /// What waits to be written, behind what was.
+    bytes: Vec<u8>,
+    /// How many of `bytes` were handed to the kernel.
+    handed: usize,
+    /// How many bytes were handed over before `bytes[0]`.
+    base: u64,
+    calls: HashMap<u64, Waiting>,
+    next_id: u64,
+    /// Calls whose lines were added since the last flush.
+    added: u32,
+    is_flush_due: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Status {
+    /// The connection is being made; lines wait.
+    #[default]
+    Opening,
+    Open,
+    /// No further call is taken; those under way may still be answered.
+    Retired,
+    Over,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    answer: oneshot::Sender<Ending>,
+    /// Where its line begins and ends in everything that the connection ever writes.
+    line: std::ops::Range<u64>,
+    may_move: bool,
+}
+
+impl Outbox {
+    /// Takes a call on a connection whose clock started at `started`. Where nothing else is under way its line goes to
+    /// `socket` at once, and nobody is woken for it.
+    ///
+    /// # Errors
+    /// See [`NotTaken`].
+    pub(super) fn submit(
+        &self,
+        request: Request<'_>,
+        started: Instant,
+        socket: Option<&OwnedWriteHalf>,
+    ) -> Result<Option<Taken>, NotTaken> {
+        let mut state = self.lock();
+        if matches!(state.status, Status::Retired | Status::Over) {
+            return Err(NotTaken::Over);
+        }
+        let waits = state.bytes.len() - state.handed;
+        if waits > 0 && waits + request.tail.len() > MAX_WAITING {
+            return Err(NotTaken::Full);
+        }
+        let now = Instant::now();
+        let Some(timeout_ms) = request.deadline.remaining_ms(now) else {
+            return Ok(None);
+        };
+        let (answer, receiver) = oneshot::channel();
+        let id = state.next_id;
+        state.next_id += 1;
+        let start = state.end();
+        let at_us = u64::try_from((now - started).as_micros()).unwrap_or(u64::MAX);
+        frames::write_call(&mut state.bytes, id, timeout_ms, at_us, request.tail);
+        let line = start..state.end();
+        let is_alone = state.calls.is_empty() && waits == 0;
+        state.calls.insert(
+            id,
+            Waiting {
+                answer,
+                line,
+                may_move: request.may_move,
+            },
+        );
+        state.added += 1;
+        let written = match socket {
+            Some(socket) if is_alone && state.status == Status::Open => {
+                // An error shows when the socket is read.
+                state.flush(socket).unwrap_or(Flushed::Later)
+            }
+            _ if std::mem::replace(&mut state.is_flush_due, true) => Flushed::Later,
+            _ => Flushed::Blocked,
+        };
+        Ok(Some(Taken {
+            id,
+            answer: receiver,
+            written,
+        }))
+    }
+
+    /// Hands what waits to the kernel.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub(super) fn flush(&self, socket: &OwnedWriteHalf) -> io::Result<Flushed> {
+        self.lock().flush(socket)
+    }
+
+    /// The connection stands: `first` goes before every call.
+    pub(super) fn open(&self, first: &[u8]) {
+        let mut state = self.lock();
+        state.bytes.splice(0..0, first.iter().copied());
+        let shift = first.len() as u64;
+        for waiting in state.calls.values_mut() {
+            waiting.line = waiting.line.start + shift..waiting.line.end + shift;
+        }
+        if state.status == Status::Opening {
+            state.status = Status::Open;
+        }
+    }
+
+    /// Adds a line that is no call.
+    pub(super) fn add(&self, line: &[u8]) {
+        self.lock().bytes.extend_from_slice(line);
+    }
+
+    /// Gives the answers that came to those who wait for them.
+    pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Ending)>) {
+        let mut state = self.lock();
+        for (id, ending) in answers {
+            if let Some(waiting) = state.calls.remove(&id) {
+                // The caller may have gone away.
+                let _ = waiting.answer.send(ending);
+            }
+        }
+    }
+
+    /// Takes back the call `id` at its deadline: its answer if that came at the last moment, else whether it left.
+    pub(super) fn give_up(&self, id: u64, answer: &mut oneshot::Receiver<Ending>) -> Ending {
+        let mut state = self.lock();
+        match state.take_back(id) {
+            Some((_, true)) => Ending::Expired,
+            Some((_, false)) => Ending::ExpiredUnsent,
+            None => answer.try_recv().unwrap_or(Ending::Lost),
+        }
+    }
+
+    /// Forgets the caller of the call `id`. What left runs on; what did not never leaves.
+    pub(super) fn forget(&self, id: u64) {
+        let mut state = self.lock();
+        if let Some(waiting) = state.calls.remove(&id) {
+            state.blank(&waiting.line);
+        }
+    }
+
+    /// Takes no further calls, for the peer was found suspect: what did not leave never does, and who can use the news
+    /// gets it at once.
+    pub(super) fn release(&self) {
+        let mut state = self.lock();
+        state.retire();
+        let released: Vec<u64> = state
+            .calls
+            .iter()
+            .filter(|(_, waiting)| waiting.may_move || !state.has_left(&waiting.line))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in released {
+            if let Some((waiting, has_left)) = state.take_back(id) {
+                let ending = if has_left {
+                    Ending::Silent
+                } else {
+                    Ending::Unsent
+                };
+                let _ = waiting.answer.send(ending);
+            }
+        }
+    }
+
+    /// Takes no further calls.
+    pub(super) fn retire(&self) {
+        self.lock().retire();
+    }
+
+    /// Whether it takes calls.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.lock().status, Status::Opening | Status::Open)
+    }
+
+    /// Whether a call that left has no answer yet.
+    pub(super) fn awaits(&self) -> bool {
+        let state = self.lock();
+        let mut lines = state.calls.values().map(|waiting| &waiting.line);
+        lines.any(|line| state.has_left(line))
+    }
+
+    /// How many calls wait to leave.
+    pub(super) fn queued(&self) -> usize {
+        let state = self.lock();
+        let lines = state.calls.values().map(|waiting| &waiting.line);
+        lines.filter(|line| !state.has_left(line)).count()
+    }
+
+    /// Whether no call is under way. If so, and it `may_end` or takes no further calls, it is over: under the lock, so that no
+    /// call enters meanwhile.
+    pub(super) fn ends_idle(&self, may_end: bool) -> Idle {
+        let mut state = self.lock();
+        if !state.calls.is_empty() {
+            return Idle::Busy;
+        }
+        if may_end || state.status == Status::Retired {
+            state.status = Status::Over;
+            return Idle::Over;
+        }
+        Idle::Waiting
+    }
+
+    /// Ends it: what left ends with `left`, what did not with `unsent`, and no call is taken any more.
+    pub(super) fn end(&self, left: impl Fn() -> Ending, unsent: impl Fn() -> Ending) {
+        let mut state = self.lock();
+        state.status = Status::Over;
+        for (_, waiting) in std::mem::take(&mut state.calls) {
+            let ending = if state.has_left(&waiting.line) {
+                left()
+            } else {
+                unsent()
+            };
+            let _ = waiting.answer.send(ending);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a connection has calls under way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Idle {
+    /// It has.
+    Busy,
+    /// It has none.
+    Waiting,
+    /// It has none, and takes none any more.
+    Over,
+}
+
+impl State {
+    /// The place behind everything that was ever added.
+    fn end(&self) -> u64 {
+        self.base + self.bytes.len() as u64
+    }
+
+    fn has_left(&self, line: &std::ops::Range<u64>) -> bool {
+        line.start < self.base + self.handed as u64
+    }
+
+    fn retire(&mut self) {
+        if matches!(self.status, Status::Opening | Status::Open) {
+            self.status = Status::Retired;
+        }
+    }
+
+    /// Takes the call `id` from those that wait; whether it left. If so the peer is asked not to start it any more.
+    fn take_back(&mut self, id: u64) -> Option<(Waiting, bool)> {
+        let waiting = self.calls.remove(&id)?;
+        let has_left = self.has_left(&waiting.line);
+        if has_left {
+            frames::write_cancel(&mut self.bytes, id);
+        } else {
+            self.blank(&waiting.line);
+        }
+        Some((waiting, has_left))
+    }
+
+    /// Makes a line that was not handed over an empty one.
+    fn blank(&mut self, line: &std::ops::Range<u64>) {
+        if self.has_left(line) {
+            return;
+        }
+        let place = |at: u64| usize::try_from(at - self.base).unwrap_or(usize::MAX);
+        let (start, end) = (place(line.start), place(line.end));
+        if let Some(text) = self.bytes.get_mut(start..end.saturating_sub(1)) {
+            text.fill(b' ');
+        }
+    }
+
+    fn flush(&mut self, socket: &OwnedWriteHalf) -> io::Result<Flushed> {
+        while self.handed < self.bytes.len() {
+            match socket.try_write(&self.bytes[self.handed..]) {
+                Ok(written) => self.handed += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.is_flush_due = true;
+                    self.compact();
+                    return Ok(Flushed::Blocked);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.base += self.bytes.len() as u64;
+        self.handed = 0;
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT);
+        self.is_flush_due = false;
+        Ok(Flushed::All(std::mem::take(&mut self.added)))
+    }
+
+    /// Drops what was handed over once that is more than what waits.
+    fn compact(&mut self) {
+        if self.handed > self.bytes.len() / 2 {
+            self.bytes.drain(..self.handed);
+            self.base += self.handed as u64;
+            self.handed = 0;
+        }
+    }
+}
