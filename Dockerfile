@@ -1,4 +1,5 @@
-# The program alone, linked statically: nothing else is in the image, so nothing else can be out of date in it.
+# The program, linked statically, and the name of the user that it runs as: nothing else is in the image, so nothing else
+# can be out of date in it.
 # amd64 and arm64: `docker buildx build --platform linux/amd64,linux/arm64 .`
 
 # Any image with this Rust, a C compiler and glibc for static linking.
@@ -22,12 +23,18 @@ RUN cargo chef cook --locked --release --bin fly-rpc --target "$(rustc --print h
 COPY . .
 RUN cargo build --locked --release --bin fly-rpc --target "$(rustc --print host-tuple)" \
     && cp "target/$(rustc --print host-tuple)/release/fly-rpc" /fly-rpc
+# The init of a Fly Machine looks the user and the group up, numbers too, and ends where there are no files of them:
+# https://github.com/superfly/init-snapshot, src/bin/init/main.rs.
+RUN mkdir etc \
+    && echo 'fly-rpc:x:65532:65532::/:/fly-rpc' >etc/passwd \
+    && echo 'fly-rpc:x:65532:' >etc/group
 
 FROM scratch
 LABEL org.opencontainers.image.title="fly-rpc" \
       org.opencontainers.image.description="Run a named function in a chosen region"
+COPY --from=build /src/etc /etc
 COPY --from=build /fly-rpc /fly-rpc
-# Nobody: a number, because there is no file of users.
+# A number, by which Kubernetes sees that it is not root.
 USER 65532:65532
 EXPOSE 8080 8081 9091
 ENTRYPOINT ["/fly-rpc"]
