@@ -28,7 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let app = Router::new()
         .route("/notes", get(list).post(write))
-        .layer(ReplayToPrimary::new(&config.identity))
+        .layer(ReplayToPrimary::new(&config.identity)?)
         .with_state(Arc::new(notes));
     let listener = TcpListener::bind(&config.listen).await?;
     axum::serve(listener, app).await?;

@@ -37,6 +37,13 @@ pub struct ConfigError {
     detail: String,
 }
 
+impl ConfigError {
+    /// That the setting `variable` is not right.
+    pub(crate) fn new(variable: &str, detail: &str) -> Self {
+        error(variable, detail)
+    }
+}
+
 impl Config {
     /// The configuration that the environment describes.
     ///

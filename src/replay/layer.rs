@@ -22,9 +22,13 @@ use tower::{Layer, Service};
 use super::{
     MAX_REQUEST, REPLAY, Replay,
     body::{Discarded, discard},
-    request_size, was_replayed,
+    is_fly_region, request_size, was_replayed,
 };
-use crate::{config::Identity, json, region::Region};
+use crate::{
+    config::{ConfigError, Identity},
+    json,
+    region::Region,
+};
 
 /// The cookie of a client that wrote: until when, in seconds since 1970, it reads in the primary region.
 const THRESHOLD: &str = "fly-replay-threshold";
@@ -60,7 +64,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// let identity = Config::from_env()?.identity; // FLY_REGION and PRIMARY_REGION
 /// let app = Router::new()
 ///     .route("/notes", get(|| async { "read here" }).post(|| async { "written in the primary region" }))
-///     .layer(ReplayToPrimary::new(&identity));
+///     .layer(ReplayToPrimary::new(&identity)?);
 /// # Ok(app)
 /// # }
 /// # app().unwrap();
@@ -93,14 +97,28 @@ impl fmt::Debug for Rules {
 
 impl ReplayToPrimary {
     /// The layer of an application in the region of `identity`, with its primary region.
-    pub fn new(identity: &Identity) -> Self {
+    ///
+    /// # Errors
+    /// The primary region is another, and no region that Fly can have: on Fly, `PRIMARY_REGION` is not set, because
+    /// fly.toml names no `primary_region`. No write could be replayed there.
+    pub fn new(identity: &Identity) -> Result<Self, ConfigError> {
+        let Identity {
+            region, primary, ..
+        } = identity;
+        if region != primary && !is_fly_region(primary) {
+            let detail = format!(
+                "\"{primary}\" is no region of Fly, and what writes in region \"{region}\" is to be replayed there; set \
+                 primary_region in fly.toml"
+            );
+            return Err(ConfigError::new("PRIMARY_REGION", &detail));
+        }
         let rules = Rules {
-            region: identity.region.clone(),
-            primary: identity.primary.clone(),
+            region: region.clone(),
+            primary: primary.clone(),
             window: Duration::from_secs(5),
             writes: Arc::new(|head| !head.method.is_safe()),
         };
-        Self { rules }
+        Ok(Self { rules })
     }
 
     /// The same with another time for which a client that wrote reads in the primary region; zero for none. Whole seconds,

@@ -121,7 +121,7 @@ async fn application() -> SocketAddr {
     let app = Router::new()
         .route("/notes", post(async || "written"))
         .layer(DefaultBodyLimit::disable())
-        .layer(ReplayToPrimary::new(&identity));
+        .layer(ReplayToPrimary::new(&identity).unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });

@@ -217,6 +217,28 @@ async fn a_call_whose_replay_and_whose_region_reach_nobody_gets_the_right_proble
 }
 
 #[tokio::test]
+async fn a_primary_region_that_fly_cannot_have_is_not_replayed_to() {
+    let environment = BTreeMap::from([
+        ("FLY_REGION", "syd".to_owned()),
+        ("FLY_MACHINE_ID", "syd-1".to_owned()),
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+    ]);
+    let syd = Process::start(&environment).await;
+    for route in ["replay", "auto"] {
+        let request = syd.request(
+            "/rpc/primary",
+            r#"{"module":"Fly.RPC","function":"my_region"}"#,
+        );
+        let request = request
+            .header("rpc-route", route)
+            .header("fly-client-ip", "203.0.113.7");
+        let answer = answered(request).await;
+        assert_eq!(answer.problem(), (404, "region_unknown", "no"));
+        assert_eq!(answer.headers.get("fly-replay"), None);
+    }
+}
+
+#[tokio::test]
 async fn what_fly_proxy_spent_in_vain_is_time_of_the_call() {
     let cluster = regions().start().await;
     let iad = cluster.instance("iad-1");

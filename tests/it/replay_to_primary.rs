@@ -44,7 +44,7 @@ impl Application {
         let writes = Writes::default();
         let mut machines = Vec::new();
         for region in ["iad", "syd", "fra"] {
-            let layer = layer(ReplayToPrimary::new(&identity(region)));
+            let layer = layer(ReplayToPrimary::new(&identity(region)).unwrap());
             let address = serve(region, &writes, layer).await;
             let address = if unreachable.contains(&region) {
                 nobody().await
@@ -287,7 +287,7 @@ async fn a_write_that_does_not_say_how_large_it_is_is_refused_when_it_turns_out_
 #[tokio::test]
 async fn a_write_that_is_cut_short_is_refused() {
     let writes = Writes::default();
-    let layer = ReplayToPrimary::new(&identity("syd"));
+    let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
     let syd = serve("syd", &writes, layer).await;
     let refused = raw::answer(
         syd,
@@ -302,4 +302,22 @@ async fn a_write_that_is_cut_short_is_refused() {
         refused.body["detail"],
         "this writes in region \"iad\", and its body did not arrive whole within 60 s; nothing was written"
     );
+}
+
+#[test]
+fn a_primary_region_that_fly_cannot_have_is_refused_at_the_start() {
+    let mut identity = identity("syd");
+    for primary in ["local", "any", "us-east-1"] {
+        identity.primary = primary.parse().unwrap();
+        let refused = ReplayToPrimary::new(&identity).unwrap_err().to_string();
+        let expected = format!(
+            "PRIMARY_REGION (--primary): \"{primary}\" is no region of Fly, and what writes in region \"syd\" is to be replayed \
+             there; set primary_region in fly.toml"
+        );
+        assert_eq!(refused, expected);
+    }
+    // Off Fly, an application without either name runs where it is.
+    identity.region = "local".parse().unwrap();
+    identity.primary = "local".parse().unwrap();
+    ReplayToPrimary::new(&identity).unwrap();
 }
