@@ -39,7 +39,7 @@ impl Context {
     fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
         // A replay goes on under the id that the first instance gave the request.
-        let id = given.or_else(|| replay::state(headers));
+        let id = given.or_else(|| replay::request_id(headers));
         let kept = id.and_then(|id| id.parse().ok());
         Self {
             request_id: kept.unwrap_or_else(RequestId::fresh),

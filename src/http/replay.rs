@@ -1,6 +1,8 @@
 //! Calls that Fly Proxy is asked to replay in their region, instead of being forwarded from here. Decides for one request
 //! by its headers, which a client may invent: a request that claims to be a replay is forwarded, so that none can loop.
 
+use std::sync::Arc;
+
 use axum::{
     http::{HeaderMap, request::Parts},
     response::Response,
@@ -10,11 +12,12 @@ use tokio::time::Instant;
 use super::{App, context::Context, rpc::Received};
 use crate::{
     call::Call,
+    cluster::Peer,
     config::Route,
     deadline::Deadline,
     problem::{Code, Problem},
     region::Region,
-    replay::{self, Replay},
+    replay::{self, Machines, Replay},
 };
 
 const ROUTE: &str = "rpc-route";
@@ -57,6 +60,9 @@ pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Proble
 }
 
 /// The answer that has Fly Proxy replay a call in `region`; `None` where it runs here or is forwarded from here.
+///
+/// A call whose peers there are all suspect or draining is forwarded: Fly Proxy waits without end for a Machine that takes
+/// a connection and does not answer.
 pub(super) fn ask(
     app: &App,
     context: &Context,
@@ -79,12 +85,31 @@ pub(super) fn ask(
     if !asked.is_replayed() || deadline.has_passed() {
         return None;
     }
+    let left = deadline.remaining();
+    let peers = app.cluster.region(region).ok();
+    let chosen = peers.as_ref().and_then(|peers| match &call.instance {
+        Some(instance) => peers.find(instance),
+        None => peers.choose(&call.name, &[]),
+    });
+    let is_ready = |peer: &Arc<Peer>| {
+        let mut ready = peers.iter().flat_map(|peers| &peers.ready);
+        ready.any(|ready| Arc::ptr_eq(ready, peer))
+    };
+    // What is not spent on the replay is for what follows one that reaches nobody: forwarding the call from here, or
+    // only saying why it cannot be.
+    let (preferred, timeout) = match chosen {
+        Some(peer) if is_ready(peer) => (Some(&peer.instance), left / 2),
+        Some(_) => return None,
+        None => (None, left * 9 / 10),
+    };
+    let machines = match &call.instance {
+        Some(instance) => Machines::Only(region, instance),
+        None => Machines::Of(region, preferred),
+    };
     let asks = Replay {
-        region,
-        instance: call.instance.as_ref(),
-        // Half of what is left, so that time remains to forward a call whose replay reaches nobody.
-        timeout: deadline.remaining() / 2,
-        state: context.request_id.as_str(),
+        machines,
+        timeout,
+        state: &replay::call_state(&context.request_id, left),
     };
     let detail = format!(
         "Fly Proxy is to replay this call in region \"{region}\"; without it, send the header rpc-route: proxy"
@@ -95,9 +120,12 @@ pub(super) fn ask(
     Some(response)
 }
 
-/// When a call arrived for the first time: what Fly Proxy spent on a replay that reached nobody is time of the call.
+/// When a call arrived for the first time: what it spent where its replay was asked for, and what Fly Proxy spent on one
+/// that reached nobody, is time of the call.
 pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call) -> Instant {
-    let lost = replay::time_lost(headers).min(call.timeout);
+    let left = replay::time_left(headers).unwrap_or(call.timeout);
+    let spent = call.timeout.saturating_sub(left);
+    let lost = (spent + replay::time_lost(headers)).min(call.timeout);
     context.arrived.checked_sub(lost).unwrap_or(context.arrived)
 }
 

@@ -20,7 +20,7 @@ use serde::Serialize;
 use tower::{Layer, Service};
 
 use super::{
-    MAX_REQUEST, REPLAY, Replay,
+    MAX_REQUEST, Machines, REPLAY, Replay,
     body::{Discarded, discard},
     is_fly_region, request_size, was_replayed,
 };
@@ -275,8 +275,7 @@ impl Rules {
 
     fn replay(&self, state: &str) -> Response<Bytes> {
         let asks = Replay {
-            region: &self.primary,
-            instance: None,
+            machines: Machines::Of(&self.primary, None),
             timeout: TIMEOUT,
             state,
         };

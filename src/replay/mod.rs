@@ -12,7 +12,10 @@ use std::{fmt, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 pub use self::layer::{ReplayToPrimary, ReplayToPrimaryService};
-use crate::{name::InstanceId, region::Region};
+use crate::{
+    name::{InstanceId, RequestId},
+    region::Region,
+};
 
 /// Asks Fly Proxy, as a header of an answer, to replay the request.
 pub(crate) const REPLAY: HeaderName = HeaderName::from_static("fly-replay");
@@ -35,30 +38,48 @@ pub(crate) const MAX_REQUEST: usize = 1_000_000;
 /// Names of three letters that stand for several regions.
 const ALIASES: [&str; 2] = ["any", "usa"];
 
-/// What Fly Proxy is asked to do: reach a Machine of the region, or come back with the request.
+/// The Machines that Fly Proxy may choose from. A region is one that [`is_fly_region`] likes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Machines<'a> {
+    /// Those of a region; this one of them, where it can be reached.
+    Of(&'a Region, Option<&'a InstanceId>),
+    /// This one of a region.
+    Only(&'a Region, &'a InstanceId),
+    /// All but the one that asks.
+    Others,
+}
+
+impl fmt::Display for Machines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Of(region, None) => write!(f, "region={region}"),
+            Self::Of(region, Some(instance)) => {
+                write!(f, "region={region};prefer_instance={instance}")
+            }
+            Self::Only(region, instance) => write!(f, "region={region};instance={instance}"),
+            Self::Others => f.write_str("elsewhere=true"),
+        }
+    }
+}
+
+/// What Fly Proxy is asked to do: reach a Machine, or come back with the request.
 #[derive(Debug)]
 pub(crate) struct Replay<'a> {
-    /// The region; one that [`is_fly_region`] likes.
-    pub region: &'a Region,
-    /// Only this Machine.
-    pub instance: Option<&'a InstanceId>,
+    /// Which one.
+    pub machines: Machines<'a>,
     /// How long to try to reach one; a request that has reached one is never cut.
     pub timeout: Duration,
-    /// Comes back in `fly-replay-src`: characters of `[A-Za-z0-9._-]`, because how others are quoted is not documented.
+    /// Comes back in `fly-replay-src`: characters of `[A-Za-z0-9._~-]`, because how others are quoted is not documented.
     pub state: &'a str,
 }
 
 impl fmt::Display for Replay<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "region={}", self.region)?;
-        if let Some(instance) = self.instance {
-            write!(f, ";instance={instance}")?;
-        }
+        let (machines, state) = (&self.machines, self.state);
         let milliseconds = self.timeout.as_millis().max(1);
         write!(
             f,
-            ";timeout={milliseconds}ms;fallback=prefer_self;state={}",
-            self.state
+            "{machines};timeout={milliseconds}ms;fallback=prefer_self;state={state}"
         )
     }
 }
@@ -91,8 +112,27 @@ pub(crate) fn was_replayed(headers: &HeaderMap) -> bool {
         .any(|name| headers.contains_key(name))
 }
 
-/// The `state` that the replay of a request was given.
-pub(crate) fn state(headers: &HeaderMap) -> Option<&str> {
+/// The `state` of a call's replay: the request's id, and the milliseconds that the call has left, after a character that
+/// no id has.
+///
+/// A span and no time of day, because clocks disagree; `t` in `fly-replay-src` is by a clock of Fly's. What Fly Proxy takes
+/// to reach a Machine is not in it: at most [`Replay::timeout`].
+pub(crate) fn call_state(request_id: &RequestId, left: Duration) -> String {
+    format!("{request_id}~{}", left.as_millis())
+}
+
+/// The id that a replayed call was given where it arrived first.
+pub(crate) fn request_id(headers: &HeaderMap) -> Option<&str> {
+    state(headers)?.split('~').next()
+}
+
+/// The time that a replayed call had left when its replay was asked for. A client can invent it: it may only shorten.
+pub(crate) fn time_left(headers: &HeaderMap) -> Option<Duration> {
+    let (_, milliseconds) = state(headers)?.split_once('~')?;
+    milliseconds.parse().ok().map(Duration::from_millis)
+}
+
+fn state(headers: &HeaderMap) -> Option<&str> {
     field(headers.get(SOURCE)?, "state")
 }
 

@@ -6,9 +6,10 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
 use crate::{
-    asking::two_regions,
+    asking::{blocking, two_regions},
     cluster::{Builder, Cluster},
     fly_proxy::{Delivery, FlyProxy, Machine, Separator},
+    patience::in_time,
     process::{Answer, Process, answer},
 };
 
@@ -62,18 +63,36 @@ fn way(deliveries: &[Delivery]) -> Vec<&str> {
         .collect()
 }
 
-/// The fields of `fly-replay`, and its timeout in milliseconds.
-fn fields(header: &str) -> (BTreeMap<&str, &str>, u64) {
-    let mut fields: BTreeMap<_, _> = header
-        .split(';')
-        .map(|field| field.split_once('=').unwrap())
-        .collect();
-    let timeout = fields
-        .remove("timeout")
-        .unwrap()
-        .strip_suffix("ms")
-        .unwrap();
-    (fields, timeout.parse().unwrap())
+/// What `fly-replay` asks for: its fields, without those that are read apart.
+struct Asked<'a> {
+    fields: BTreeMap<&'a str, &'a str>,
+    preferred: Option<&'a str>,
+    timeout: u64,
+    request_id: &'a str,
+    left: u64,
+}
+
+impl<'a> Asked<'a> {
+    fn of(answer: &'a Answer) -> Self {
+        let header = answer.headers["fly-replay"].as_str();
+        let fields = header
+            .split(';')
+            .map(|field| field.split_once('=').unwrap());
+        let mut fields: BTreeMap<_, _> = fields.collect();
+        let timeout = fields
+            .remove("timeout")
+            .unwrap()
+            .strip_suffix("ms")
+            .unwrap();
+        let (request_id, left) = fields.remove("state").unwrap().split_once('~').unwrap();
+        Self {
+            preferred: fields.remove("prefer_instance"),
+            fields,
+            timeout: timeout.parse().unwrap(),
+            request_id,
+            left: left.parse().unwrap(),
+        }
+    }
 }
 
 #[tokio::test]
@@ -91,7 +110,11 @@ async fn a_call_is_replayed_in_its_region_under_one_request_id() {
         assert_eq!(deliveries[1].machine, replied.instance());
         let id = replied.headers["x-request-id"].as_str();
         let source = deliveries[1].replay_src.as_deref().unwrap();
-        assert!(source.ends_with(&format!("state={id}")), "{source}");
+        let (_, left) = source.split_once(&format!("state={id}~")).unwrap();
+        assert!(
+            (1..=5000).contains(&left.parse::<u64>().unwrap()),
+            "{source}"
+        );
         assert_eq!(
             (
                 &replied.body["meta"]["attempts"],
@@ -114,31 +137,127 @@ async fn without_fly_proxy_the_answer_says_where_the_call_is_to_go() {
             .header("rpc-route", "replay")
             .header("x-request-id", "the-one")
     };
-    for (request, region, instance) in [
-        (iad.request("/rpc/syd", &call.to_string()), "syd", None),
+    let all = ["syd-1", "syd-2"];
+    for (request, region, preferred, instance, most) in [
+        (
+            iad.request("/rpc/syd", &call.to_string()),
+            "syd",
+            &all[..],
+            None,
+            1500,
+        ),
         (
             iad.request("/rpc/syd", &pinned.to_string()),
             "syd",
+            &[],
             Some("syd-2"),
+            1500,
         ),
-        (syd.request("/rpc/primary", &call.to_string()), "iad", None),
-        // Fly Proxy may know a Machine there that discovery does not see, and start it.
-        (iad.request("/rpc/fra", &call.to_string()), "fra", None),
+        (
+            syd.request("/rpc/primary", &call.to_string()),
+            "iad",
+            &["iad-1"],
+            None,
+            1500,
+        ),
+        // Fly Proxy may know a Machine there that discovery does not see, and start it: there is nothing else to try.
+        (
+            iad.request("/rpc/fra", &call.to_string()),
+            "fra",
+            &[],
+            None,
+            2700,
+        ),
     ] {
         let told = answered(asked(request)).await;
         assert_eq!(told.problem(), (409, "replay", "no"));
-        let (fields, timeout) = fields(&told.headers["fly-replay"]);
-        let mut expected = BTreeMap::from([
-            ("region", region),
-            ("fallback", "prefer_self"),
-            ("state", "the-one"),
-        ]);
+        let asks = Asked::of(&told);
+        let mut expected = BTreeMap::from([("region", region), ("fallback", "prefer_self")]);
         expected.extend(instance.map(|instance| ("instance", instance)));
-        assert_eq!(fields, expected);
-        assert!((1..=1500).contains(&timeout), "{timeout}");
+        assert_eq!((asks.fields, asks.request_id), (expected, "the-one"));
+        assert_eq!(asks.preferred.is_some(), !preferred.is_empty());
+        assert!(asks.preferred.is_none_or(|peer| preferred.contains(&peer)));
+        assert!((1..=3000).contains(&asks.left), "{told:?}");
+        assert!(asks.timeout <= most && asks.timeout + 1 >= asks.left * most / 3000);
         assert_eq!(
             [&told.body["meta"]["region"], &told.body["meta"]["attempts"]],
             [&json!(region), &json!(0)]
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_replay_prefers_a_peer_that_is_ready() {
+    let cluster = regions().start().await;
+    let iad = cluster.instance("iad-1");
+    cluster.instance("syd-1").pause();
+    cluster.until_ready("iad-1", &["iad-1", "syd-2"]).await;
+    for id in 0..10 {
+        let request = iad.request("/rpc/syd", &run(&id.to_string()));
+        let told = answered(request.header("rpc-route", "replay")).await;
+        assert_eq!(Asked::of(&told).preferred, Some("syd-2"));
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_peers_are_all_suspect_is_forwarded() {
+    let cluster = regions().start().await;
+    let proxy = edge(&cluster).await;
+    for name in ["syd-1", "syd-2"] {
+        cluster.instance(name).pause();
+    }
+    cluster.until_ready("iad-1", &["iad-1"]).await;
+    let call = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": 1000});
+    for pinned in [None, Some("syd-2")] {
+        let mut call = call.clone();
+        call["instance"] = pinned.into();
+        call.as_object_mut()
+            .unwrap()
+            .retain(|_, value| !value.is_null());
+        let answer = in_time(
+            "an answer",
+            answered(proxy.post("/rpc/syd", call.to_string())),
+        )
+        .await;
+        assert_eq!(answer.problem().0, 504, "{answer:?}");
+        assert_eq!(way(&proxy.deliveries()), ["iad-1"]);
+    }
+}
+
+#[tokio::test]
+async fn a_replay_brings_the_time_that_is_left_and_no_more() {
+    let cluster = regions().start().await;
+    let syd = cluster.instance("syd-1");
+    let replayed = async |state: &str, timeout_ms: u64| {
+        let mut call = blocking("held", &json!({}));
+        call["timeout_ms"] = timeout_ms.into();
+        let request = syd.request("/rpc/syd", &call.to_string());
+        let source = format!("instance=iad-1;region=iad;t=1752400000000000;state={state}");
+        in_time(
+            "an answer",
+            answered(request.header("fly-replay-src", source)),
+        )
+        .await
+    };
+    for (state, timeout_ms) in [("one~300", 60_000), ("one~60000", 300), ("one~0", 60_000)] {
+        let over = replayed(state, timeout_ms).await;
+        assert_eq!(over.problem().1, "deadline_exceeded", "{state}: {over:?}");
+        assert_eq!(over.headers["x-request-id"], "one");
+    }
+    // What cannot be read shortens nothing.
+    cluster.release("held");
+    for state in [
+        "one",
+        "one~",
+        "one~-1",
+        "one~1e3",
+        "~",
+        "one~99999999999999999999",
+    ] {
+        assert_eq!(
+            replayed(state, 30_000).await.result(),
+            "released",
+            "{state}"
         );
     }
 }
