@@ -155,7 +155,10 @@ impl Code {
     /// Seconds to wait before asking again, for refusals that pass by themselves.
     pub const fn retry_after(self) -> Option<u32> {
         match self {
-            Self::Draining | Self::Overloaded | Self::DiscoveryPending => Some(1),
+            Self::Draining
+            | Self::Overloaded
+            | Self::DiscoveryPending
+            | Self::RegionUnavailable => Some(1),
             _ => None,
         }
     }

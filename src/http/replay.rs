@@ -15,6 +15,7 @@ use crate::{
     cluster::Peer,
     config::Route,
     deadline::Deadline,
+    dispatch::Outcome,
     problem::{Code, Problem},
     region::Region,
     replay::{self, Machines, Replay},
@@ -127,6 +128,19 @@ pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call)
     let spent = call.timeout.saturating_sub(left);
     let lost = (spent + replay::time_lost(headers)).min(call.timeout);
     context.arrived.checked_sub(lost).unwrap_or(context.arrived)
+}
+
+/// Of a call that came back because no Machine was reached in time, while discovery knows none: that may change by itself.
+pub(super) fn came_back(headers: &HeaderMap, region: &Region, outcome: &mut Outcome) {
+    let is_unknown =
+        |problem: &Problem| matches!(problem.code, Code::RegionUnknown | Code::InstanceUnknown);
+    if replay::was_unreached(headers) && outcome.result.as_ref().is_err_and(is_unknown) {
+        let detail = format!(
+            "region \"{region}\": Fly Proxy could not reach a Machine there within {} ms; it may be starting",
+            replay::time_lost(headers).as_millis()
+        );
+        outcome.result = Err(Problem::new(Code::RegionUnavailable, detail));
+    }
 }
 
 #[cfg(test)]

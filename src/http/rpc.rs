@@ -155,12 +155,13 @@ pub(super) async fn call_function(
         app.metrics.calls.abandoned();
         log::abandoned(&caller, &call.name, &region, &request_id);
     });
-    let outcome = app
+    let mut outcome = app
         .dispatcher
         .dispatch(&target, &call, context.request_id, arrived)
         .instrument(span.clone())
         .await;
     ScopeGuard::into_inner(awaited);
+    replay::came_back(&parts.headers, &region, &mut outcome);
     let problem = outcome.result.as_ref().err();
     trace::ended(&span, &call.name, Some(&region), problem);
     app.metrics.calls.of_client(caller.name(), problem);

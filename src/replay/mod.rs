@@ -136,6 +136,15 @@ fn state(headers: &HeaderMap) -> Option<&str> {
     field(headers.get(SOURCE)?, "state")
 }
 
+/// Whether a request came back from Machines that Fly Proxy knows and could not reach in time: they may be starting. Else
+/// it knows none.
+pub(crate) fn was_unreached(headers: &HeaderMap) -> bool {
+    let reason = headers
+        .get(FAILED)
+        .and_then(|failed| field(failed, "reason"));
+    matches!(reason, Some("timeout" | "retries_exhausted"))
+}
+
 /// How long Fly Proxy tried to replay a request that came back; zero where it does not say.
 pub(crate) fn time_lost(headers: &HeaderMap) -> Duration {
     let elapsed = headers

@@ -1,6 +1,6 @@
 //! Calls that Fly Proxy replays in their region: when, how often, and what becomes of those whose replay reaches nobody.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -333,6 +333,69 @@ async fn a_call_whose_replay_and_whose_region_reach_nobody_gets_the_right_proble
     assert_eq!(unknown.problem(), (404, "region_unknown", "no"));
     assert_eq!(way(&proxy.deliveries()), ["iad-1"]);
     assert_eq!(cluster.runs(), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn a_machine_that_starts_gets_the_call_or_is_awaited() {
+    let mut cluster = regions().start().await;
+    cluster.add("fra").await;
+    cluster
+        .until_ready("iad-1", &["iad-1", "syd-1", "syd-2"])
+        .await;
+    // Discovery does not see it, because DNS does not name it.
+    let starts_in = async |start| {
+        let mut machines = machines(&cluster);
+        machines.last_mut().unwrap().start = start;
+        FlyProxy::start("iad", machines).await
+    };
+    let mut call = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": 30_000});
+    let proxy = starts_in(Duration::from_millis(300)).await;
+    assert_eq!(
+        answered(proxy.post("/rpc/fra", call.to_string()))
+            .await
+            .result(),
+        "fra"
+    );
+    assert_eq!(way(&proxy.deliveries()), ["iad-1", "fra-1"]);
+
+    let proxy = starts_in(Duration::from_secs(60)).await;
+    call["timeout_ms"] = 500.into();
+    for pinned in [None, Some("fra-1")] {
+        if let Some(pinned) = pinned {
+            call["instance"] = pinned.into();
+        }
+        let waking = answered(proxy.post("/rpc/fra", call.to_string())).await;
+        assert_eq!(waking.problem(), (503, "region_unavailable", "no"));
+        assert_eq!(waking.headers["retry-after"], "1");
+        let told = "region \"fra\": Fly Proxy could not reach a Machine there within ";
+        assert!(waking.detail().starts_with(told), "{waking:?}");
+        let deliveries = proxy.deliveries();
+        assert_eq!(way(&deliveries), ["iad-1", "iad-1"]);
+        let failed = deliveries[1].replay_failed.as_deref().unwrap();
+        assert!(failed.contains("reason=timeout;"), "{failed}");
+    }
+}
+
+#[tokio::test]
+async fn why_a_replay_reached_nobody_decides_what_the_client_is_told() {
+    let cluster = regions().start().await;
+    let iad = cluster.instance("iad-1");
+    for (region, reason, problem) in [
+        ("fra", "timeout", (503, "region_unavailable", "no")),
+        (
+            "fra",
+            "retries_exhausted",
+            (503, "region_unavailable", "no"),
+        ),
+        // Neither Fly Proxy nor discovery knows a Machine there.
+        ("fra", "no_candidate", (404, "region_unknown", "no")),
+        ("fra", "another", (404, "region_unknown", "no")),
+    ] {
+        let failed = format!("instance=;app=shop;region=fra;reason={reason};elapsed_ms=2500");
+        let request = iad.request(&format!("/rpc/{region}"), &run(reason));
+        let answer = answered(request.header("fly-replay-failed", failed)).await;
+        assert_eq!(answer.problem(), problem, "{reason}");
+    }
 }
 
 #[tokio::test]
