@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::{
-    http::{HeaderMap, request::Parts},
+    http::{HeaderMap, HeaderValue, request::Parts},
     response::Response,
 };
 use tokio::time::Instant;
@@ -130,6 +130,35 @@ pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call)
     context.arrived.checked_sub(lost).unwrap_or(context.arrived)
 }
 
+/// The header that has Fly Proxy try another Machine with a call that this instance refused for its own sake: it drains, or
+/// is overloaded. Who is not behind Fly Proxy gets the refusal alone.
+pub(super) fn to_others(
+    app: &App,
+    head: &Parts,
+    body: usize,
+    call: &Call,
+    arrived: Instant,
+    outcome: &Outcome,
+) -> Option<HeaderValue> {
+    let Outcome { result, meta } = outcome;
+    let problem = result.as_ref().err()?;
+    let me = &app.identity.instance;
+    let is_for_own_sake = matches!(problem.code, Code::Draining | Code::Overloaded)
+        && meta.instance.as_ref().is_none_or(|instance| instance == me);
+    let left = Deadline::since(arrived, call.timeout).remaining();
+    let may_be_replayed = replay::came_through_fly_proxy(&head.headers)
+        && !replay::was_replayed(&head.headers)
+        && replay::request_size(&head.uri, &head.headers, body) <= replay::MAX_REQUEST
+        && call.instance.as_ref() != Some(me)
+        && !left.is_zero();
+    let asks = Replay {
+        machines: Machines::Others,
+        timeout: left / 2,
+        state: &replay::call_state(&meta.request_id, left),
+    };
+    (is_for_own_sake && may_be_replayed).then(|| asks.header())
+}
+
 /// Of a call that came back because no Machine was reached in time, while discovery knows none: that may change by itself.
 pub(super) fn came_back(headers: &HeaderMap, region: &Region, outcome: &mut Outcome) {
     let is_unknown =
@@ -145,7 +174,7 @@ pub(super) fn came_back(headers: &HeaderMap, region: &Region, outcome: &mut Outc
 
 #[cfg(test)]
 mod tests {
-    use axum::http::{HeaderName, HeaderValue};
+    use axum::http::HeaderName;
     use proptest::prelude::*;
 
     use super::*;

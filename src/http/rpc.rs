@@ -23,6 +23,7 @@ use crate::{
     link::FORWARDED,
     problem::{Code, Problem},
     region::{Region, Target},
+    replay::REPLAY,
     reply::Reply,
     trace::{self, TRACEPARENT},
 };
@@ -139,6 +140,7 @@ pub(super) async fn call_function(
         Ok(received) => received,
         Err(problem) => return context.refuse(Some(region), problem),
     };
+    let size = received.body;
     if !caller.may_call(&received.call.name) {
         return forbid(context, &caller, region, "this function");
     }
@@ -166,7 +168,12 @@ pub(super) async fn call_function(
     trace::ended(&span, &call.name, Some(&region), problem);
     app.metrics.calls.of_client(caller.name(), problem);
     log::call(&caller, &call.name, &outcome);
-    answer::outcome(outcome)
+    let others = replay::to_others(&app, &parts, size, &call, arrived, &outcome);
+    let mut response = answer::outcome(outcome);
+    if let Some(others) = others {
+        response.headers_mut().insert(REPLAY, others);
+    }
+    response
 }
 
 /// Refuses a call outside the limits of its client.

@@ -6,10 +6,10 @@ use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 
 use crate::{
-    asking::{blocking, two_regions},
+    asking::{block, blocking, two_regions},
     cluster::{Builder, Cluster},
     fly_proxy::{Delivery, FlyProxy, Machine, Separator},
-    patience::in_time,
+    patience::{eventually, in_time},
     process::{Answer, Process, answer},
 };
 
@@ -574,4 +574,62 @@ async fn a_replay_is_authenticated_where_it_arrives() {
             .header(name, value);
         assert_eq!(answered(let_in).await.result(), "iad");
     }
+}
+
+/// Two Machines in one region, of which `iad-1` runs no second call beside the one that it is held by.
+async fn one_is_full() -> (Cluster, tokio::task::JoinHandle<Answer>) {
+    let mut cluster = Cluster::builder()
+        .region("iad", 0)
+        .functions()
+        .start()
+        .await;
+    cluster.add_with("iad", "RPC_MAX_IN_FLIGHT", "1").await;
+    cluster.add("iad").await;
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    let held = block(cluster.instance("iad-1"), "iad", "held", &json!({}));
+    cluster.until_marked("held.started").await;
+    (cluster, held)
+}
+
+#[tokio::test]
+async fn another_machine_takes_the_call_of_one_that_is_overloaded_or_draining() {
+    let (cluster, held) = one_is_full().await;
+    let proxy = edge(&cluster).await;
+    let iad = cluster.instance("iad-1");
+    for phase in ["overloaded", "draining"] {
+        let refused = async || iad.post("/rpc/iad", &run("refused")).await;
+        let refused = eventually(phase, refused, |answer| answer.body["code"] == phase).await;
+        // Without Fly Proxy, nobody reads the header.
+        assert_eq!(refused.headers.get("fly-replay"), None);
+        let replied = answered(proxy.post("/rpc/iad", run(phase))).await;
+        assert_eq!(
+            (replied.result(), replied.instance()),
+            (&json!(phase), "iad-2")
+        );
+        assert_eq!(way(&proxy.deliveries()), ["iad-1", "iad-2"]);
+        if phase == "overloaded" {
+            iad.terminate();
+        }
+    }
+    cluster.release("held");
+    assert_eq!(held.await.unwrap().result(), "released");
+    assert_eq!(cluster.runs().values().sum::<u32>(), 2);
+}
+
+#[tokio::test]
+async fn a_call_that_no_machine_takes_is_refused_once() {
+    let (cluster, _held) = one_is_full().await;
+    let alone = machines(&cluster)[..1].to_vec();
+    let proxy = FlyProxy::start("iad", alone).await;
+    let refused = answered(proxy.post("/rpc/iad", run("one"))).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    assert_eq!(refused.headers.get("fly-replay"), None);
+    assert_eq!(way(&proxy.deliveries()), ["iad-1", "iad-1"]);
+    // What asks for this very instance would only come back to it.
+    let pinned =
+        json!({"module": "Test", "function": "run", "args": ["one", 0], "instance": "iad-1"});
+    let refused = answered(proxy.post("/rpc/iad", pinned.to_string())).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    assert_eq!(way(&proxy.deliveries()), ["iad-1"]);
 }

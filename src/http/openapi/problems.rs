@@ -97,7 +97,18 @@ fn response(codes: &[Code]) -> Response {
             header(
                 Type::String,
                 "Where Fly Proxy is to replay the request",
-                "region=syd;timeout=2500ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB"
+                "region=syd;prefer_instance=syd-1;timeout=2499ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB~4999"
+                    .into(),
+            ),
+        );
+    }
+    if codes.contains(&Code::Overloaded) {
+        response = response.header(
+            "fly-replay",
+            header(
+                Type::String,
+                "That Fly Proxy is to try another Machine; only behind it, and not with every code",
+                "elsewhere=true;timeout=2499ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB~4999"
                     .into(),
             ),
         );
