@@ -70,7 +70,7 @@ macro_rules! codes {
             }
 
             /// What `executed` may be with it, what it is unless said otherwise first.
-            pub(crate) const fn executed(self) -> &'static [Executed] {
+            pub const fn executed(self) -> &'static [Executed] {
                 match self { $(Self::$code => &[$(Executed::$executed),+],)* }
             }
         }

@@ -50,7 +50,7 @@ pub const SETTINGS: &[Setting] = &[
         "app",
         "APP",
         "none",
-        "the application; an address that answers for another is no peer",
+        "the application; an address that answers for another is not a peer",
     ),
     setting(
         "FLY_IMAGE_REF",
@@ -64,7 +64,7 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "ADDRESS",
         "none",
-        "the address that /regions tells of an instance which listens on all of its addresses",
+        "the address that /regions shows for an instance that listens on all of its addresses",
     ),
     setting(
         "RELEASE_COMMAND",

@@ -1,22 +1,87 @@
-//! The documentation against the program: no setting is missing from its page.
+//! The documentation against the program: the pages that list settings and codes list what there is.
 
-use std::{fs, path::Path};
+use std::{fs, path::PathBuf};
 
-fn page(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("docs/src")
-        .join(name);
-    fs::read_to_string(path).unwrap()
+use fly_rpc::{Code, SETTINGS, Setting};
+
+/// What stands around the part of a page that is generated.
+const BEGIN: &str = "<!-- generated: cargo test --test it documents -->\n";
+const END: &str = "<!-- end -->\n";
+
+fn path(page: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "docs/src", page]
+        .iter()
+        .collect()
+}
+
+fn read(page: &str) -> String {
+    fs::read_to_string(path(page)).unwrap()
 }
 
 #[test]
-fn every_setting_is_on_the_configuration_page() {
-    let page = page("configuration.md");
-    for setting in fly_rpc::SETTINGS {
+fn the_configuration_page_has_the_settings_of_the_program() {
+    let page = read("configuration.md");
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (_, after) = rest.split_once(END).unwrap();
+    let generated = format!("{before}{BEGIN}{}{END}{after}", settings());
+    if page != generated {
+        fs::write(path("configuration.md"), generated).unwrap();
+        panic!("docs/src/configuration.md was out of date and is now written anew: commit it");
+    }
+}
+
+fn settings() -> String {
+    let rows = SETTINGS.iter().map(row);
+    [
+        "| variable | flag | default | meaning |\n",
+        "|---|---|---|---|\n",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain(rows)
+    .collect()
+}
+
+fn row(setting: &Setting) -> String {
+    let flag = match setting.flag {
+        "" => "none".to_owned(),
+        flag => format!("`--{flag}`"),
+    };
+    let default = match setting.default {
+        "none" => "none".to_owned(),
+        words if words.contains(' ') => cell(words),
+        value => format!("`{value}`"),
+    };
+    let (variable, value) = (setting.variable, cell(setting.value));
+    let help = cell(setting.help);
+    format!("| `{variable}` `{value}` | {flag} | {default} | {help} |\n")
+}
+
+/// The text of a cell of a table, in which nothing is markup.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('*', "\\*")
+}
+
+#[test]
+fn every_code_has_its_section_on_the_errors_page() {
+    let page = read("errors.md");
+    let codes = Code::ALL.iter().map(|code| code.as_str());
+    for code in Code::ALL {
+        let executed = code.executed().iter().map(|executed| executed.as_str());
+        let executed = executed.collect::<Vec<_>>().join(" or ");
+        let (status, title) = (code.status(), code.title());
+        let start = format!("\n### `{code}`\n\nStatus {status}, executed: {executed}. {title}.\n");
         assert!(
-            page.contains(&format!("`{}`", setting.variable)),
-            "{} is not in docs/src/configuration.md",
-            setting.variable
+            page.contains(&start),
+            "docs/src/errors.md has no section that starts with{start}"
         );
     }
+    let sections = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'));
+    let mut sections: Vec<_> = sections.collect();
+    let mut codes: Vec<_> = codes.collect();
+    sections.sort_unstable();
+    codes.sort_unstable();
+    assert_eq!(sections, codes);
 }
