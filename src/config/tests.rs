@@ -166,6 +166,12 @@ fn every_refusal_names_the_setting_and_what_is_right() {
             "a,,b",
             "RPC_DNS_NAME (--dns-name): \"a,,b\" has an entry that is no DNS name: \"\"",
         ),
+        (
+            "RPC_DNS_NAME",
+            "shop.internal,127.0.0.1:0",
+            "RPC_DNS_NAME (--dns-name): \"shop.internal,127.0.0.1:0\" has an entry without a port that peers can be at: \
+             \"127.0.0.1:0\"",
+        ),
     ];
     for (name, value, expected) in cases {
         assert_eq!(refusal(name, value), expected);

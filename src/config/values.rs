@@ -227,7 +227,12 @@ pub(super) fn app_dns_name(app: &str) -> Result<DnsName, String> {
 }
 
 fn dns_name(text: &str) -> Result<DnsName, String> {
-    if let Ok(address) = text.parse() {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() == 0 {
+            return Err(format!(
+                "has an entry without a port that peers can be at: {text:?}"
+            ));
+        }
         return Ok(DnsName::Address(address));
     }
     let (name, port_text) = match text.rsplit_once(':') {
