@@ -17,6 +17,13 @@ pub(crate) const NONCE: &str = "rpc-nonce";
 /// The header of a proof, in probe and answer.
 pub(crate) const PROOF: &str = "rpc-proof";
 
+/// Where an instance says who it is.
+pub(crate) const REGION: &str = "/internal/region";
+/// Where an instance says which functions it has.
+pub(crate) const FUNCTIONS: &str = "/internal/functions";
+/// What may be asked for with a proof instead of the token.
+pub(crate) const PATHS: [&str; 2] = [REGION, FUNCTIONS];
+
 /// Who says that it answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Who<'a> {
@@ -59,24 +66,30 @@ impl Challenge {
         &self.nonce
     }
 
-    /// The asker's proof.
-    pub(crate) fn ask(&self, token: &Token) -> Proof {
-        token.prove(&self.question())
+    /// The proof of who asks for `path`.
+    pub(crate) fn ask(&self, token: &Token, path: &str) -> Proof {
+        token.prove(&self.question(path))
     }
 
-    /// Whether an asker's `proof` shows that it knows `token`.
-    pub(crate) fn is_asked(&self, token: &Token, proof: &Proof) -> bool {
-        token.is_proven(&self.question(), proof)
+    /// Whether the `proof` of who asks for `path` shows that it knows `token`.
+    pub(crate) fn is_asked(&self, token: &Token, path: &str, proof: &Proof) -> bool {
+        token.is_proven(&self.question(path), proof)
     }
 
-    /// The proof of `who`, which was asked.
-    pub(crate) fn answer(&self, token: &Token, who: Who<'_>) -> Proof {
-        token.prove(&self.reply(who))
+    /// The proof of `who`, which was asked for `path`.
+    pub(crate) fn answer(&self, token: &Token, path: &str, who: Who<'_>) -> Proof {
+        token.prove(&self.reply(path, who))
     }
 
-    /// Whether `proof` shows that `who` knows `token` and answers at the address itself.
-    pub(crate) fn is_answered(&self, token: &Token, who: Who<'_>, proof: &Proof) -> bool {
-        token.is_proven(&self.reply(who), proof)
+    /// Whether `proof` shows that `who` knows `token` and answers for `path` at the address itself.
+    pub(crate) fn is_answered(
+        &self,
+        token: &Token,
+        path: &str,
+        who: Who<'_>,
+        proof: &Proof,
+    ) -> bool {
+        token.is_proven(&self.reply(path, who), proof)
     }
 
     /// The proof of an instance that asks for a connection for calls.
@@ -138,11 +151,12 @@ impl Challenge {
         format!("fly-rpc 1 confirms\n{nonce}\n{answer}\n{address}")
     }
 
-    fn question(&self) -> String {
-        format!("fly-rpc 1 asks\n{}\n{}", self.nonce, self.address)
+    fn question(&self, path: &str) -> String {
+        let Self { nonce, address } = self;
+        format!("fly-rpc 1 asks\n{path}\n{nonce}\n{address}")
     }
 
-    fn reply(&self, who: Who<'_>) -> String {
+    fn reply(&self, path: &str, who: Who<'_>) -> String {
         let Self { nonce, address } = self;
         let Who {
             instance,
@@ -150,7 +164,7 @@ impl Challenge {
             boot,
         } = who;
         let boot = boot.map(|boot| format!("\n{boot}")).unwrap_or_default();
-        format!("fly-rpc 1 answers\n{nonce}\n{address}\n{instance}\n{region}{boot}")
+        format!("fly-rpc 1 answers\n{path}\n{nonce}\n{address}\n{instance}\n{region}{boot}")
     }
 }
 
@@ -177,11 +191,13 @@ mod tests {
             region: &region,
             boot: Some(&boot),
         };
+        let (region_path, other_path) = (PATHS[0], PATHS[1]);
         let asked = Challenge::fresh(address);
-        let proof = asked.answer(&token, who);
+        let proof = asked.answer(&token, region_path, who);
         let at = |address| Challenge::received(asked.nonce(), address).unwrap();
-        assert!(at(address).is_asked(&token, &asked.ask(&token)));
-        assert!(asked.is_answered(&token, who, &proof));
+        let asks = asked.ask(&token, region_path);
+        assert!(at(address).is_asked(&token, region_path, &asks));
+        assert!(asked.is_answered(&token, region_path, who, &proof));
 
         let another: Token = "u".repeat(32).parse().unwrap();
         let (instance, region, boot) = (
@@ -189,7 +205,7 @@ mod tests {
             "fra".parse().unwrap(),
             BootId::random(),
         );
-        assert!(!asked.is_answered(&another, who, &proof));
+        assert!(!asked.is_answered(&another, region_path, who, &proof));
         for another in [
             Who {
                 instance: &instance,
@@ -205,12 +221,14 @@ mod tests {
             },
             Who { boot: None, ..who },
         ] {
-            assert!(!asked.is_answered(&token, another, &proof));
+            assert!(!asked.is_answered(&token, region_path, another, &proof));
         }
-        assert!(!at(other).is_answered(&token, who, &proof));
-        assert!(!Challenge::fresh(address).is_answered(&token, who, &proof));
-        assert!(!asked.is_answered(&token, who, &asked.ask(&token)));
-        assert!(!at(other).is_asked(&token, &asked.ask(&token)));
+        assert!(!at(other).is_answered(&token, region_path, who, &proof));
+        assert!(!Challenge::fresh(address).is_answered(&token, region_path, who, &proof));
+        assert!(!asked.is_answered(&token, region_path, who, &asks));
+        assert!(!at(other).is_asked(&token, region_path, &asks));
+        assert!(!at(address).is_asked(&token, other_path, &asks));
+        assert!(!at(address).is_answered(&token, other_path, who, &proof));
     }
 
     #[test]
@@ -218,10 +236,12 @@ mod tests {
         let nonce = "0".repeat(32);
         let received = |address: &str| Challenge::received(&nonce, address.parse().unwrap());
         assert_eq!(
-            received("[::ffff:127.0.0.1]:80").unwrap().question(),
-            received("127.0.0.1:80").unwrap().question()
+            received("[::ffff:127.0.0.1]:80").unwrap().question("/"),
+            received("127.0.0.1:80").unwrap().question("/")
         );
-        assert!(Challenge::received("0", "127.0.0.1:80".parse().unwrap()).is_none());
-        assert!(Challenge::received(&"\n".repeat(32), "127.0.0.1:80".parse().unwrap()).is_none());
+        for nonce in ["0", &"\n".repeat(32)] {
+            let address = "127.0.0.1:80".parse().unwrap();
+            assert!(Challenge::received(nonce, address).is_none());
+        }
     }
 }

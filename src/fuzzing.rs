@@ -84,7 +84,8 @@ pub fn tokens(bytes: &[u8]) {
     if let Ok(proof) = text.parse::<Proof>() {
         assert!(proof.to_string().eq_ignore_ascii_case(text));
     }
-    if let Some(challenge) = Challenge::received(text, ([127, 0, 0, 1], 1).into()) {
+    let reached = ([127, 0, 0, 1], 1).into();
+    if let Some(challenge) = Challenge::received(text, reached) {
         assert_eq!(challenge.nonce(), text);
     }
 }

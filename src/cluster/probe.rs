@@ -1,5 +1,5 @@
 //! Asks an address who it is, and its functions when their hash is new. Owns what an instance says of itself.
-//! Where the cluster has a secret, only who proves to know it is a peer, and nobody else is ever sent it.
+//! Where the cluster has a secret, only who proves to know it is a peer; the secret itself is never sent.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{
     peers::Peer,
 };
 use crate::{
-    challenge::{Challenge, NONCE, PROOF, Who},
+    challenge::{Challenge, FUNCTIONS, NONCE, PROOF, REGION, Who},
     client,
     name::{BootId, InstanceId},
     region::Region,
@@ -23,9 +23,6 @@ use crate::{
 
 /// The version of what instances say to each other.
 pub(crate) const PROTOCOL: u32 = 1;
-
-/// Where an instance says who it is.
-const REGION: &str = "/internal/region";
 
 /// How long an address has to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -109,7 +106,7 @@ impl Prober {
         let catalogue = match self.catalogues.get(&introduction.catalogue) {
             Some(catalogue) => Some(catalogue),
             None => {
-                let asked = self.catalogue(address, &introduction.catalogue);
+                let asked = self.catalogue(address, &introduction);
                 time::timeout_at(deadline, asked).await.ok().flatten()
             }
         };
@@ -137,10 +134,14 @@ impl Prober {
     }
 
     async fn introduction(&self, address: SocketAddr) -> Result<Introduction, Unseen> {
-        let introduction = match &self.token {
-            Some(token) => self.proven_introduction(address, token).await?,
-            None => read(send(self.request(address, REGION)).await?, MAX_INTRODUCTION).await?,
-        };
+        let (response, proof) = self.ask(address, REGION).await?;
+        let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
+        if !proof.is_of(&introduction) {
+            return Err(Unseen::Stranger(
+                "it did not prove that it knows RPC_TOKEN and answers at this very address"
+                    .to_owned(),
+            ));
+        }
         let app = |app: &Option<String>| app.clone().unwrap_or_else(|| "none".to_owned());
         if introduction.app != self.app {
             return Err(Unseen::Stranger(format!(
@@ -158,47 +159,76 @@ impl Prober {
         Ok(introduction)
     }
 
-    /// The introduction of an instance that proves to know `token`.
-    async fn proven_introduction(
+    /// The catalogue of `address`; `None` when it cannot be had now, or is not of who introduced itself: the next probe
+    /// asks again. It is kept by the hash of what was received: a claim changes nothing for others.
+    async fn catalogue(
         &self,
         address: SocketAddr,
-        token: &Token,
-    ) -> Result<Introduction, Unseen> {
-        let challenge = Challenge::fresh(address);
-        let request = self
-            .request(address, REGION)
-            .header(NONCE, challenge.nonce())
-            .header(PROOF, challenge.ask(token).to_string());
+        introduction: &Introduction,
+    ) -> Option<Arc<Catalogue>> {
+        let (response, proof) = self.ask(address, FUNCTIONS).await.ok()?;
+        if !proof.is_of(introduction) {
+            return None;
+        }
+        let catalogue: Catalogue = read(response, MAX_CATALOGUE).await.ok()?;
+        let catalogue = Arc::new(catalogue);
+        if *catalogue.hash() == introduction.catalogue {
+            let hash = catalogue.hash().clone();
+            self.catalogues.insert(hash, Arc::clone(&catalogue));
+        }
+        Some(catalogue)
+    }
+
+    /// The answer for `path` at `address`, and what it proves.
+    async fn ask(
+        &self,
+        address: SocketAddr,
+        path: &'static str,
+    ) -> Result<(Response, Proven<'_>), Unseen> {
+        let mut request = self.client.get(format!("http://{address}{path}"));
+        let challenge = self
+            .token
+            .as_ref()
+            .map(|token| (Challenge::fresh(address), token));
+        if let Some((challenge, token)) = &challenge {
+            request = request
+                .header(NONCE, challenge.nonce())
+                .header(PROOF, challenge.ask(token, path).to_string());
+        }
         let response = send(request).await?;
         let proof = response.headers().get(PROOF);
-        let proof: Option<Proof> = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
-        let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
+        let proof = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
+        Ok((
+            response,
+            Proven {
+                path,
+                challenge,
+                proof,
+            },
+        ))
+    }
+}
+
+/// What an answer came with, and what it was asked with where the cluster has a secret.
+struct Proven<'a> {
+    path: &'static str,
+    challenge: Option<(Challenge, &'a Token)>,
+    proof: Option<Proof>,
+}
+
+impl Proven<'_> {
+    /// Whether the answer is of who introduced itself, and it knows the cluster's secret if there is one.
+    fn is_of(&self, introduction: &Introduction) -> bool {
         let who = Who {
             instance: &introduction.instance,
             region: &introduction.region,
             boot: introduction.boot.as_ref(),
         };
-        if proof.is_some_and(|proof| challenge.is_answered(token, who, &proof)) {
-            return Ok(introduction);
-        }
-        Err(Unseen::Stranger(
-            "it did not prove that it knows RPC_TOKEN and answers at this very address".to_owned(),
-        ))
-    }
-
-    /// The catalogue of `address`; `None` when it cannot be had now: the next probe asks again.
-    async fn catalogue(&self, address: SocketAddr, hash: &CatalogueHash) -> Option<Arc<Catalogue>> {
-        let request = self
-            .request(address, "/internal/functions")
-            .headers(client::authorization(self.token.as_ref()));
-        let catalogue: Catalogue = read(send(request).await.ok()?, MAX_CATALOGUE).await.ok()?;
-        let catalogue = Arc::new(catalogue);
-        self.catalogues.insert(hash.clone(), Arc::clone(&catalogue));
-        Some(catalogue)
-    }
-
-    fn request(&self, address: SocketAddr, path: &str) -> RequestBuilder {
-        self.client.get(format!("http://{address}{path}"))
+        let Some((challenge, token)) = &self.challenge else {
+            return true;
+        };
+        let proof = self.proof.as_ref();
+        proof.is_some_and(|proof| challenge.is_answered(token, self.path, who, proof))
     }
 }
 

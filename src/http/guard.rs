@@ -16,7 +16,7 @@ use super::{
     upgrade,
 };
 use crate::{
-    challenge::{Challenge, NONCE, PROOF, Who},
+    challenge::{Challenge, NONCE, PATHS, PROOF, Who},
     problem::{Code, Problem},
     replay::came_through_fly_proxy,
     token::{Borne, Proof},
@@ -124,9 +124,9 @@ fn opening(app: &App, request: &Request) -> Option<upgrade::Opening> {
 
 /// The answer's proof for a probe whose asker knows a token of ours, made of that very token.
 fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
-    if request.uri().path() != "/internal/region" {
-        return None;
-    }
+    let path = PATHS
+        .into_iter()
+        .find(|path| *path == request.uri().path())?;
     let text = |header| request.headers().get(header)?.to_str().ok();
     let Reached(address) = request.extensions().get()?;
     let challenge = Challenge::received(text(NONCE)?, *address)?;
@@ -134,13 +134,13 @@ fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
     let tokens = &app.access.cluster;
     let token = tokens
         .iter()
-        .find(|token| challenge.is_asked(token, &asked))?;
+        .find(|token| challenge.is_asked(token, path, &asked))?;
     let who = Who {
         instance: &app.identity.instance,
         region: &app.identity.region,
         boot: Some(&app.boot),
     };
-    let proof = challenge.answer(token, who);
+    let proof = challenge.answer(token, path, who);
     HeaderValue::try_from(proof.to_string()).ok()
 }
 
