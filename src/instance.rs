@@ -104,6 +104,7 @@ impl Instance {
             discovery.names.clear();
         }
         let registry = registry.finish(&identity)?;
+        let boot = BootId::random();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let lifecycle = Arc::new(Lifecycle::new());
         let mut metrics = Metrics::new(&identity, registry.catalogue().names());
@@ -115,7 +116,7 @@ impl Instance {
         ));
         let cluster = Arc::new(Cluster::start(
             &discovery,
-            &identity,
+            (&identity, &boot),
             internal_address.port(),
             access.own_token(),
             Arc::clone(&metrics.discovery),
@@ -143,7 +144,7 @@ impl Instance {
         let rpc = Rpc::new(Arc::clone(&dispatcher), timeouts);
         let app = Arc::new(App {
             identity: identity.clone(),
-            boot: BootId::random(),
+            boot,
             access,
             address: machine.reached_at(internal_address),
             timeouts,
@@ -200,7 +201,7 @@ impl Instance {
         self.rpc.clone()
     }
 
-    /// Waits until the first discovery round is over, found or not, when `/readyz` tells that it takes calls.
+    /// Waits until the first discovery round is over, found or not.
     ///
     /// No call needs this: one for a region that is not known yet waits by itself.
     pub async fn ready(&self) {

@@ -15,11 +15,11 @@ use super::{
     agenda::Class,
     event::{Encounter, Event},
     overview::{Overview, Progress},
-    peers::PeerTable,
+    peers::Publisher,
     probe::Prober,
     resolve::{Answer, Dns},
     state::{Change, Effects, Health},
-    table::Table,
+    table::{MAX_WITHOUT_PEER, NAMESAKES, Table},
     work::{Done, Probe, Round, Work},
 };
 use crate::metrics::DiscoveryMetrics;
@@ -41,7 +41,7 @@ pub(super) struct Discovery {
     pub(super) prober: Arc<Prober>,
     pub(super) poll_interval: Duration,
     pub(super) table: Table,
-    pub(super) published: PeerTable,
+    pub(super) published: Publisher,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) inbox: mpsc::Receiver<Message>,
     pub(super) metrics: Arc<DiscoveryMetrics>,
@@ -99,10 +99,11 @@ impl Discovery {
 
     fn finish_round(&mut self) {
         self.work.round = Round::Over;
-        let found = self.work.found;
+        let (answered, whole) = (self.work.answered, self.work.whole);
         self.progress.send_modify(|progress| {
             progress.rounds += 1;
-            progress.found |= found;
+            progress.answered |= answered;
+            progress.whole |= whole;
         });
     }
 
@@ -131,6 +132,7 @@ impl Discovery {
             Ok(Done::Resolved(answer)) => self.resolved(answer),
             Ok(Done::Probed(address, outcome)) => {
                 self.work.probes.remove(&address);
+                let outcome = outcome.and_then(|sighting| self.table.recognise(sighting));
                 let sighting = outcome.as_ref().ok();
                 self.metrics.probed(sighting.map(|sighting| sighting.rtt));
                 let reason = outcome.as_ref().err().map(ToString::to_string);
@@ -159,7 +161,11 @@ impl Discovery {
 
     fn resolved(&mut self, answer: Answer) {
         self.work.round = Round::Meeting;
-        let Answer { resolved, error } = answer;
+        let Answer {
+            resolved,
+            error,
+            is_answered,
+        } = answer;
         let was = self.progress.borrow().error.clone();
         match &error {
             Some(error) if was.as_ref() != Some(error) => {
@@ -168,14 +174,19 @@ impl Discovery {
             None if was.is_some() => tracing::info!("DNS answers again"),
             _ => {}
         }
-        self.work.found |= !resolved.addresses.is_empty();
+        let Effects { left_out, .. } = self.apply(Event::Resolved(resolved));
+        if left_out > 0 && self.work.left_out == 0 {
+            tracing::warn!("{}", room_for_all_but(left_out));
+        }
+        self.work.left_out = left_out;
+        self.work.answered |= is_answered;
+        self.work.whole |= error.is_none() && left_out == 0;
         self.progress.send_modify(|progress| {
             if error.is_none() {
                 progress.last_success = Some(Instant::now());
             }
             progress.error = error;
         });
-        self.apply(Event::Resolved(resolved));
     }
 
     /// An address that is no peer is worth a line, but not in every round.
@@ -192,7 +203,8 @@ impl Discovery {
     fn hear(&mut self, message: Message) {
         match message {
             Message::Met(address, encounter) => {
-                if self.apply(Event::Met(address, encounter)) {
+                let effects = self.apply(Event::Met(address, encounter));
+                if !effects.changes.is_empty() {
                     self.plan(address);
                 }
                 self.vouch(address, encounter);
@@ -202,11 +214,14 @@ impl Discovery {
                 // Who reads of a peer may call it next.
                 self.publish();
                 let seen = self.table.seen().collect();
+                let mut progress = self.progress.borrow().clone();
+                let left_out = self.work.left_out;
+                progress.warnings = self.table.namesakes();
+                progress
+                    .warnings
+                    .extend((left_out > 0).then(|| room_for_all_but(left_out)));
                 // An asker that went away needs no answer.
-                let _ = asker.send(Overview {
-                    seen,
-                    progress: self.progress.borrow().clone(),
-                });
+                let _ = asker.send(Overview { seen, progress });
             }
         }
     }
@@ -262,24 +277,37 @@ impl Discovery {
     /// that joins would take the time of their square.
     fn publish(&mut self) {
         for region in std::mem::take(&mut self.work.changed) {
-            self.published.publish(&region, self.table.region(&region));
+            for instance in self.published.publish(&region, self.table.region(&region)) {
+                tracing::warn!(%instance, %region, "{NAMESAKES}");
+            }
         }
     }
 
-    /// Applies the rules; whether the state of a peer changed.
-    fn apply(&mut self, event: Event) -> bool {
-        let Effects { changes, ask } = self.table.apply(event, Instant::now());
+    /// Applies the rules.
+    fn apply(&mut self, event: Event) -> Effects {
+        let effects = self.table.apply(event, Instant::now());
+        let changes = &effects.changes;
         let regions = changes.iter().map(|change| change.peer.region.clone());
         self.work.changed.extend(regions);
         changes.iter().for_each(log);
-        for address in ask {
+        for address in &effects.gone {
+            self.work.agenda.forget(*address);
+        }
+        for address in effects.ask.iter().copied() {
             if !self.work.probes.contains_key(&address) {
                 let class = self.class(address);
                 self.work.agenda.at_once(address, class);
             }
         }
-        !changes.is_empty()
+        effects
     }
+}
+
+fn room_for_all_but(left_out: usize) -> String {
+    format!(
+        "{left_out} addresses of the DNS answer are left out: at most {MAX_WITHOUT_PEER} addresses at which no peer is \
+         are asked; peers keep serving"
+    )
 }
 
 fn log(change: &Change) {

@@ -9,8 +9,9 @@ use super::{
     event::{Event, Resolved, Sighting},
     peers::Peer,
     records,
-    table::Table,
+    table::{MAX_WITHOUT_PEER, Table},
 };
+use crate::name::BootId;
 
 const PORT: u16 = 8080;
 
@@ -38,7 +39,8 @@ pub(crate) fn dns_answer(bytes: &[u8]) {
         assert!(table.is_peer(peer));
         asked
     };
-    let new: Vec<_> = addresses.iter().copied().filter(|it| *it != peer).collect();
+    let new = addresses.iter().copied().filter(|it| *it != peer);
+    let new: Vec<_> = new.take(MAX_WITHOUT_PEER).collect();
     assert_eq!(asked(false), new);
     let missing = (!addresses.contains(&peer)).then_some(peer);
     assert_eq!(asked(true), Vec::from_iter(missing));
@@ -53,7 +55,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
     let (Ok(me), Ok(instance), Ok(region)) = ("me".parse(), "peer".parse(), "syd".parse()) else {
         unreachable!("these are good names");
     };
-    let mut table = Table::new(me);
+    let mut table = Table::new(me, BootId::random());
     let resolved = Resolved {
         addresses: [address].into(),
         complete: true,

@@ -32,7 +32,7 @@ impl Peers {
             ready: (0..count).map(peer).collect::<Option<_>>()?,
             ..RegionPeers::default()
         };
-        table.publish(&region, peers);
+        table.publisher().publish(&region, peers);
         Some(Self {
             table,
             region,

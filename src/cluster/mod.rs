@@ -18,9 +18,12 @@ mod state;
 mod table;
 mod work;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -41,6 +44,7 @@ pub(crate) use self::{
 use crate::{
     config::{DiscoveryConfig, Identity},
     metrics::DiscoveryMetrics,
+    name::BootId,
     problem::{Code, Problem},
     region::Region,
     token::Token,
@@ -48,6 +52,9 @@ use crate::{
 
 /// How many encounters may wait for discovery; when it is behind, further ones are dropped, for they are hints.
 const INBOX: usize = 1024;
+
+/// How long after its start an instance waits at most for an answer of DNS before it says that it is ready.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// Why discovery cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +70,7 @@ pub enum DiscoveryError {
 /// The cluster as this instance knows it.
 #[derive(Debug)]
 pub(crate) struct Cluster {
+    started: Instant,
     source: Option<String>,
     table: PeerTable,
     progress: watch::Receiver<Progress>,
@@ -77,7 +85,7 @@ impl Cluster {
     /// See [`DiscoveryError`].
     pub(crate) fn start(
         config: &DiscoveryConfig,
-        identity: &Identity,
+        (identity, boot): (&Identity, &BootId),
         own_port: u16,
         token: Option<&Token>,
         metrics: Arc<DiscoveryMetrics>,
@@ -88,10 +96,12 @@ impl Cluster {
         let (sender, inbox) = mpsc::channel(INBOX);
         if config.names.is_empty() {
             let alone = Progress {
-                found: true,
+                answered: true,
+                whole: true,
                 ..Progress::default()
             };
             return Ok(Self {
+                started: Instant::now(),
                 source: None,
                 table,
                 progress: watch::channel(alone).1,
@@ -103,8 +113,8 @@ impl Cluster {
             dns: Arc::new(Dns::new(config, config.peer_port.unwrap_or(own_port))?),
             prober: Arc::new(Prober::new(identity.app.clone(), token.cloned())?),
             poll_interval: config.poll_interval,
-            table: Table::new(identity.instance.clone()),
-            published: table.clone(),
+            table: Table::new(identity.instance.clone(), boot.clone()),
+            published: table.publisher(),
             progress,
             inbox,
             metrics,
@@ -118,6 +128,7 @@ impl Cluster {
             .collect::<Vec<_>>()
             .join(",");
         Ok(Self {
+            started: Instant::now(),
             source: Some(source),
             table,
             progress: watched,
@@ -128,8 +139,8 @@ impl Cluster {
     /// The peers of `region`: one cache read.
     ///
     /// # Errors
-    /// [`Code::RegionUnknown`] when no instance was ever seen in it, or [`Code::DiscoveryPending`] when none could
-    /// have been seen yet because DNS has not answered so far.
+    /// [`Code::RegionUnknown`] when no instance was seen in it, or [`Code::DiscoveryPending`] when one may be there
+    /// because DNS has given no whole answer so far.
     pub(crate) fn region(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
         self.table
             .region(region)
@@ -138,14 +149,14 @@ impl Cluster {
 
     fn unknown(&self, region: &Region) -> Problem {
         let progress = self.progress.borrow();
-        if progress.found {
+        if progress.whole {
             return Problem::new(
                 Code::RegionUnknown,
                 format!("no instance was ever seen in region \"{region}\""),
             );
         }
         let why = match &progress.error {
-            Some(error) => format!("DNS has not answered yet: {error}"),
+            Some(error) => format!("DNS has given no whole answer yet: {error}"),
             None => "the first discovery round has not finished yet".to_owned(),
         };
         Problem::new(
@@ -170,6 +181,14 @@ impl Cluster {
         let is_over = |progress: &Progress| self.source.is_none() || progress.rounds > 0;
         // Discovery that was stopped before ends no round any more.
         let _ = progress.wait_for(is_over).await;
+    }
+
+    /// Whether calls for other regions can be expected to find them: DNS has answered for every name, be it that there
+    /// are no records, and the round is over. After [`LONGEST_WAIT`] that no longer counts: without DNS, the functions
+    /// of this instance are better than none.
+    pub(crate) fn is_ready(&self) -> bool {
+        let has_waited = || self.was_tried() && self.started.elapsed() >= LONGEST_WAIT;
+        self.source.is_none() || self.progress.borrow().answered || has_waited()
     }
 
     /// What discovery resolves, as configured; `None` for a cluster of one.

@@ -11,12 +11,16 @@ use super::state::PeerState;
 pub(crate) struct Progress {
     /// Rounds that were finished.
     pub rounds: u64,
-    /// Whether a round was finished after DNS gave an address.
-    pub found: bool,
+    /// Whether a round was finished after DNS answered for every name, be it that there are no records.
+    pub answered: bool,
+    /// Whether a round was finished after a whole answer of DNS, so that a region in which nobody was seen is none.
+    pub whole: bool,
     /// When DNS last gave a whole answer.
     pub last_success: Option<Instant>,
     /// What went wrong with the last queries; `None` when nothing did.
     pub error: Option<String>,
+    /// What else people should know: addresses that are left out, instances that are two.
+    pub warnings: Vec<String>,
 }
 
 /// The last time that an address was asked who it is.

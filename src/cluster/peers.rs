@@ -1,7 +1,11 @@
 //! The peer table as calls read it: the peers of a region as one shared slice, behind one cache read.
 //! Only discovery writes it. Nothing expires by time: a cache that did would empty the routing while DNS is down.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use moka::sync::Cache;
 use rand::RngExt;
@@ -46,6 +50,8 @@ pub(crate) struct RegionPeers {
     pub ready: Vec<Arc<Peer>>,
     /// Those that are suspect or draining: used only when no ready one is left.
     pub others: Vec<Arc<Peer>>,
+    /// The instances of which there are two, told apart by their boots: which of them a call means is not known.
+    pub contested: BTreeSet<InstanceId>,
     /// When one of them was last seen.
     pub last_seen: Option<Instant>,
 }
@@ -56,12 +62,15 @@ impl RegionPeers {
         self.ready.len() + self.others.len()
     }
 
-    /// The peer with this id.
+    /// The peer with this id; `None` also when there are two.
     pub(crate) fn find(&self, instance: &InstanceId) -> Option<&Arc<Peer>> {
-        self.ready
-            .iter()
-            .chain(&self.others)
-            .find(|peer| peer.instance == *instance)
+        self.identified().find(|peer| peer.instance == *instance)
+    }
+
+    /// The peers whose id is theirs alone.
+    pub(crate) fn identified(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        let all = self.ready.iter().chain(&self.others);
+        all.filter(|peer| !self.contested.contains(&peer.instance))
     }
 
     /// A peer that was not tried yet, uniformly at random: among the ready ones that may have the function, else among
@@ -89,7 +98,11 @@ fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>>
         .copied()
 }
 
-/// The peers of every region in which an instance was ever seen.
+/// How many regions stay known although no peer is in them any more; the one that has been empty for longest is forgotten
+/// first. Those with peers are as many as there are.
+const MAX_EMPTY_REGIONS: usize = 256;
+
+/// The peers of every region in which an instance was ever seen, within the bound of [`MAX_EMPTY_REGIONS`].
 #[derive(Clone, Debug)]
 pub(super) struct PeerTable(Cache<Region, Arc<RegionPeers>>);
 
@@ -121,9 +134,47 @@ impl PeerTable {
         self.0.iter().any(|(_, peers)| is_there(&peers))
     }
 
-    /// Replaces the peers of `region`.
-    pub(super) fn publish(&self, region: &Region, peers: RegionPeers) {
-        self.0.insert(region.clone(), Arc::new(peers));
+    /// The writer of this table: there is one.
+    pub(super) fn publisher(&self) -> Publisher {
+        Publisher {
+            table: self.clone(),
+            empty: VecDeque::new(),
+        }
+    }
+}
+
+/// The only writer of a [`PeerTable`].
+#[derive(Debug)]
+pub(super) struct Publisher {
+    table: PeerTable,
+    /// The regions without peers, the one that has been so for longest first.
+    empty: VecDeque<Region>,
+}
+
+impl Publisher {
+    /// Replaces the peers of `region`; the instances of which there are two since.
+    pub(super) fn publish(&mut self, region: &Region, peers: RegionPeers) -> Vec<InstanceId> {
+        let was = self.table.region(region);
+        let is_known = |instance: &&InstanceId| {
+            was.as_ref()
+                .is_some_and(|was| was.contested.contains(*instance))
+        };
+        let contested = peers
+            .contested
+            .iter()
+            .filter(|instance| !is_known(instance));
+        let contested = contested.cloned().collect();
+        self.empty.retain(|other| other != region);
+        if peers.count() == 0 {
+            self.empty.push_back(region.clone());
+        }
+        self.table.0.insert(region.clone(), Arc::new(peers));
+        if self.empty.len() > MAX_EMPTY_REGIONS
+            && let Some(oldest) = self.empty.pop_front()
+        {
+            self.table.0.invalidate(&oldest);
+        }
+        contested
     }
 }
 
@@ -151,6 +202,25 @@ mod tests {
                 functions.iter().map(|function| name(function)),
             ))),
         })
+    }
+
+    #[test]
+    fn empty_regions_are_forgotten_beyond_a_bound_and_the_oldest_first() {
+        let table = PeerTable::new();
+        let mut publisher = table.publisher();
+        let region = |number: usize| format!("r{number}").parse::<Region>().unwrap();
+        let inhabited = RegionPeers {
+            ready: vec![peer(1, &["f"])],
+            ..Default::default()
+        };
+        publisher.publish(&region(0), inhabited);
+        for number in 1..=MAX_EMPTY_REGIONS + 2 {
+            publisher.publish(&region(number), RegionPeers::default());
+        }
+        let known = [0, 1, 2, 3, MAX_EMPTY_REGIONS + 2];
+        let known = known.map(|number| table.region(&region(number)).is_some());
+        assert_eq!(known, [true, false, false, true, true]);
+        assert_eq!(table.regions().len(), MAX_EMPTY_REGIONS + 1);
     }
 
     fn choices(peers: &RegionPeers, function: &str, tried: &[SocketAddr]) -> BTreeMap<u16, u32> {
@@ -190,7 +260,7 @@ mod tests {
         let peers = RegionPeers {
             ready: vec![peer(1, &["f"])],
             others: vec![peer(2, &["f"])],
-            last_seen: None,
+            ..Default::default()
         };
         assert_eq!(ports(&peers, "f", &[]), [1]);
         assert_eq!(ports(&peers, "f", &[peers.ready[0].address]), [2]);

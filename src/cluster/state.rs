@@ -70,6 +70,10 @@ pub(super) struct Effects {
     pub changes: Vec<Change>,
     /// Addresses to ask who they are, at once.
     pub ask: Vec<SocketAddr>,
+    /// Addresses that are no longer known, and at which no peer was.
+    pub gone: Vec<SocketAddr>,
+    /// How many addresses of an answer of DNS there is no room for.
+    pub left_out: usize,
 }
 
 /// A peer and how it fares.

@@ -22,7 +22,10 @@ use super::{
     peers::RegionPeers,
     state::{Change, Effects, Health, PeerState},
 };
-use crate::{name::InstanceId, region::Region};
+use crate::{
+    name::{BootId, InstanceId},
+    region::Region,
+};
 
 /// The pause before a suspect peer is asked again, at first and at most; it doubles with each probe that fails.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -31,18 +34,31 @@ const JUST: Duration = Duration::from_millis(250);
 /// For how many poll intervals answered calls may stand for probes, which alone tell of a new catalogue.
 const VOUCHED: u32 = 12;
 
+/// What is wrong with two processes under one id, and what comes of it.
+pub(super) const NAMESAKES: &str = "two processes say that they are this instance: neither gets calls with a key, or that \
+     name the instance, until each has an id of its own (FLY_MACHINE_ID)";
+/// How many instances of which there are two are told of one by one.
+const MAX_NAMESAKES: usize = 16;
+
+/// How many addresses without a peer are kept and asked: more than the 10,000 peers that are to be found in one round,
+/// of which none is known before it. Further ones of an answer of DNS are left out, the highest first,
+/// until there is room: an address that is kept stays as long as DNS lists it.
+pub(super) const MAX_WITHOUT_PEER: usize = 16_384;
+
 /// Every address that discovery knows, and who answers there.
 #[derive(Debug)]
 pub(super) struct Table {
     me: InstanceId,
+    boot: BootId,
     entries: BTreeMap<SocketAddr, Entry>,
 }
 
 impl Table {
-    /// The empty table of the instance `me`.
-    pub(super) fn new(me: InstanceId) -> Self {
+    /// The empty table of the instance `me` in its run `boot`.
+    pub(super) fn new(me: InstanceId, boot: BootId) -> Self {
         Self {
             me,
+            boot,
             entries: BTreeMap::new(),
         }
     }
@@ -121,19 +137,53 @@ impl Table {
         })
     }
 
-    /// The peers of `region` as calls read them, each instance once although it may have two addresses.
+    /// Who answered, unless it is another process that claims to be this instance: that one is no peer.
+    pub(super) fn recognise(&self, sighting: Sighting) -> Result<Sighting, Unseen> {
+        let peer = &sighting.peer;
+        let is_namesake =
+            peer.instance == self.me && peer.boot.as_ref().is_some_and(|boot| *boot != self.boot);
+        if is_namesake {
+            return Err(Unseen::Stranger(format!(
+                "another process says that it is this instance, {}: give each an id of its own (FLY_MACHINE_ID)",
+                self.me
+            )));
+        }
+        Ok(sighting)
+    }
+
+    /// A line for each instance of which there are two.
+    pub(super) fn namesakes(&self) -> Vec<String> {
+        let regions: BTreeSet<_> = self.peers().map(|state| &state.peer.region).collect();
+        let namesakes = regions.into_iter().flat_map(|region| {
+            let contested = self.region(region).contested.into_iter();
+            contested
+                .map(move |instance| format!("instance {instance} in region {region}: {NAMESAKES}"))
+        });
+        namesakes.take(MAX_NAMESAKES).collect()
+    }
+
+    /// The peers of `region` as calls read them, each process once although it may have two addresses.
     pub(super) fn region(&self, region: &Region) -> RegionPeers {
         let mut found = RegionPeers::default();
-        let mut seen = BTreeSet::new();
+        let mut seen: BTreeMap<&InstanceId, Vec<Option<&BootId>>> = BTreeMap::new();
         let (ready, others): (Vec<_>, Vec<_>) = self
             .peers()
             .filter(|state| state.peer.region == *region)
             .partition(|state| state.health == Health::Ready);
         for state in ready.into_iter().chain(others) {
             found.last_seen = found.last_seen.max(Some(state.last_seen));
-            if !seen.insert(&state.peer.instance) {
-                continue;
+            let boot = state.peer.boot.as_ref();
+            let boots = seen.entry(&state.peer.instance).or_default();
+            let is_another = !boots.contains(&boot) && !boots.contains(&None) && boot.is_some();
+            match boots.is_empty() {
+                true => {}
+                // Of one that answers and one that does not, calls choose the former.
+                false if is_another && state.health == Health::Ready => {
+                    found.contested.insert(state.peer.instance.clone());
+                }
+                false => continue,
             }
+            boots.push(boot);
             let group = if state.health == Health::Ready {
                 &mut found.ready
             } else {
@@ -148,7 +198,7 @@ impl Table {
     pub(super) fn apply(&mut self, event: Event, now: Instant) -> Effects {
         self.note(&event, now);
         let (changes, ask) = match event {
-            Event::Resolved(resolved) => (Vec::new(), self.resolved(&resolved)),
+            Event::Resolved(resolved) => return self.resolved(&resolved),
             Event::Probed(address, Ok(sighting)) => {
                 (self.sighted(address, sighting, now), Vec::new())
             }
@@ -165,7 +215,11 @@ impl Table {
                 (changes, is_news.then_some(address).into_iter().collect())
             }
         };
-        Effects { changes, ask }
+        Effects {
+            changes,
+            ask,
+            ..Effects::default()
+        }
     }
 
     /// Notes what a probe found, for whoever wants to know why.
@@ -179,28 +233,60 @@ impl Table {
         }
     }
 
-    /// The addresses that are new, and those that left the answer: whether they still answer decides if they stay.
-    fn resolved(&mut self, resolved: &Resolved) -> Vec<SocketAddr> {
-        let mut ask = Vec::new();
+    /// Asks the addresses that are new, and those that left the answer: whether they still answer decides if they stay.
+    fn resolved(&mut self, resolved: &Resolved) -> Effects {
+        let mut effects = Effects::default();
         if resolved.complete {
             for (address, entry) in &mut self.entries {
                 if entry.listed && !resolved.addresses.contains(address) {
                     entry.listed = false;
-                    ask.push(*address);
+                    effects.ask.push(*address);
                 }
             }
         }
-        for address in &resolved.addresses {
-            let entry = self.entries.entry(*address).or_insert_with(|| {
-                ask.push(*address);
-                Entry::new()
+        let is_peer = |entry: &Entry| matches!(entry.occupant, Occupant::Peer(_));
+        self.forget(&mut effects, |_, entry| entry.listed || is_peer(entry));
+        let is_new = |address: &&SocketAddr| !self.entries.contains_key(*address);
+        let new: Vec<_> = resolved.addresses.iter().filter(is_new).copied().collect();
+        if self.room() < new.len() {
+            // What this answer names goes before what an earlier one did, where answers are partial.
+            self.forget(&mut effects, |address, entry| {
+                is_peer(entry) || resolved.addresses.contains(address)
             });
-            entry.listed = true;
         }
-        self.entries
-            .retain(|_, entry| entry.listed || matches!(entry.occupant, Occupant::Peer(_)));
-        ask.retain(|address| self.entries.contains_key(address));
-        ask
+        let room = self.room();
+        effects.left_out = new.len().saturating_sub(room);
+        for address in new.into_iter().take(room) {
+            self.entries.insert(address, Entry::new());
+            effects.ask.push(address);
+        }
+        for address in &resolved.addresses {
+            if let Some(entry) = self.entries.get_mut(address) {
+                entry.listed = true;
+            }
+        }
+        effects
+            .ask
+            .retain(|address| self.entries.contains_key(address));
+        effects
+    }
+
+    /// How many more addresses without a peer may be kept.
+    fn room(&self) -> usize {
+        let is_other =
+            |entry: &&Entry| matches!(entry.occupant, Occupant::Unknown | Occupant::Stranger);
+        MAX_WITHOUT_PEER.saturating_sub(self.entries.values().filter(is_other).count())
+    }
+
+    /// Drops the addresses without a peer that are not to be kept.
+    fn forget(&mut self, effects: &mut Effects, keep: impl Fn(&SocketAddr, &Entry) -> bool) {
+        self.entries.retain(|address, entry| {
+            let stays = keep(address, entry);
+            if !stays {
+                effects.gone.push(*address);
+            }
+            stays
+        });
     }
 
     fn sighted(&mut self, address: SocketAddr, sighting: Sighting, now: Instant) -> Vec<Change> {

@@ -42,8 +42,11 @@ pub(super) struct Work {
     pub(super) changed: BTreeSet<Region>,
     pub(super) round: Round,
     pub(super) next_round: Instant,
-    /// Whether DNS ever gave an address.
-    pub(super) found: bool,
+    /// Whether DNS ever answered for every name, and whether an answer was ever whole.
+    pub(super) answered: bool,
+    pub(super) whole: bool,
+    /// How many addresses of the last answer there was no room for.
+    pub(super) left_out: usize,
     /// Addresses that are no peers, mentioned in the log a short while ago.
     pub(super) mentioned: Cache<SocketAddr, ()>,
 }
@@ -80,7 +83,9 @@ impl Work {
             changed: BTreeSet::new(),
             round: Round::Over,
             next_round: now,
-            found: false,
+            answered: false,
+            whole: false,
+            left_out: 0,
             mentioned: Cache::builder()
                 .time_to_live(STRANGER_SILENCE)
                 .max_capacity(10_000)

@@ -78,7 +78,7 @@ impl<'a> Candidates<'a> {
 /// run the call before, and where it cannot be reached, it did not run this one and the next is asked.
 fn ranked(peers: &RegionPeers, me: Option<&InstanceId>, key: &IdempotencyKey) -> Vec<Place> {
     let there = |peer: &Arc<Peer>| (weight(key, &peer.instance), Place::There(Arc::clone(peer)));
-    let mut places: Vec<_> = peers.ready.iter().chain(&peers.others).map(there).collect();
+    let mut places: Vec<_> = peers.identified().map(there).collect();
     places.extend(me.map(|me| (weight(key, me), Place::Here)));
     places.sort_by_key(|(weight, _)| Reverse(*weight));
     places.into_iter().map(|(_, place)| place).collect()

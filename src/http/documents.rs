@@ -139,6 +139,9 @@ pub(crate) struct DiscoveryDocument {
     /// Why they failed; null when they did not.
     #[schema(required)]
     pub last_error: Option<String>,
+    /// What else is wrong: addresses that are left out, instances of which there are two.
+    #[schema(example = json!([]))]
+    pub warnings: Vec<String>,
     /// Rounds that were finished.
     pub rounds: u64,
 }

@@ -79,7 +79,7 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
                             "last_probe_error": "error sending request: client error (Connect): tcp connect error: Connection refused (os error 111)",
                         }],
                         "discovery": {
-                            "source": "cluster.test", "last_success_ms": 1204.0, "stale": false, "last_error": null,
+                            "source": "cluster.test", "last_success_ms": 1204.0, "stale": false, "last_error": null, "warnings": [],
                             "rounds": 12,
                         },
                     })

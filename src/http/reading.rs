@@ -131,7 +131,8 @@ pub(super) async fn get_liveness(State(app): State<Arc<App>>) -> Response {
 
 /// Tell whether the instance takes calls
 ///
-/// It does from the end of the first discovery round, found or not, until it starts to drain.
+/// It does from the end of the first discovery round for which DNS answered, at the latest 15 s after its start, until it
+/// starts to drain.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -148,8 +149,9 @@ pub(super) async fn get_readiness(State(app): State<Arc<App>>, context: Context)
             Problem::new(Code::Draining, "this instance is stopping"),
         );
     }
-    if !app.cluster.was_tried() {
-        let detail = "the first discovery round has not finished yet";
+    if !app.cluster.is_ready() {
+        let detail =
+            "DNS has not answered yet; without it, this instance is ready 15 s after its start";
         return context.refuse(region(), Problem::new(Code::DiscoveryPending, detail));
     }
     status(&app, "ready")
@@ -184,7 +186,10 @@ fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocum
             .push(peer(state));
     }
     for instances in regions.values_mut() {
-        instances.sort_by(|a, b| (&a.instance, a.address).cmp(&(&b.instance, b.address)));
+        // Of two addresses of one instance, the one by which it can be called.
+        let order =
+            |a: &InstanceDocument| (a.instance.clone(), a.state != Health::Ready, a.address);
+        instances.sort_by_key(order);
         instances.dedup_by(|a, b| a.instance == b.instance);
     }
     regions
@@ -230,6 +235,7 @@ pub(super) fn discovery(app: &App, progress: &Progress) -> DiscoveryDocument {
             .map(|instant| whole_milliseconds(instant.elapsed())),
         stale: progress.error.is_some(),
         last_error: progress.error.clone(),
+        warnings: progress.warnings.clone(),
         rounds: progress.rounds,
     }
 }

@@ -1,8 +1,11 @@
 //! How discovery fares: probes as they end, and the rest as it stands when somebody asks.
 
 use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
+    collections::{BTreeMap, HashSet},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -43,6 +46,8 @@ pub(crate) struct DiscoveryMetrics {
     last_success: Gauge<f64, AtomicU64>,
     is_stale: Gauge,
     peers: Family<Peers, Gauge>,
+    /// The labels of `peers`: those of a region that is no longer known go.
+    shown: Mutex<HashSet<Peers>>,
 }
 
 impl DiscoveryMetrics {
@@ -54,6 +59,7 @@ impl DiscoveryMetrics {
             last_success: Gauge::default(),
             is_stale: Gauge::default(),
             peers: Family::default(),
+            shown: Mutex::default(),
         };
         registry.register(
             "probes",
@@ -108,12 +114,21 @@ impl DiscoveryMetrics {
         let last_success = last_success.unwrap_or_default();
         self.last_success.set(last_success.as_secs_f64());
         self.is_stale.set(i64::from(now.is_stale));
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_gone = |labels: &Peers| {
+            !now.peers
+                .contains_key(&(labels.peer_region.as_str(), labels.state))
+        };
+        for labels in shown.extract_if(|labels| is_gone(labels)) {
+            self.peers.remove(&labels);
+        }
         for ((region, state), count) in &now.peers {
             let labels = Peers {
                 peer_region: (*region).to_owned(),
                 state,
             };
             self.peers.get_or_create(&labels).set(i64::from(*count));
+            shown.insert(labels);
         }
     }
 }

@@ -346,7 +346,7 @@ async fn the_first_round_holds_up_neither_the_start_nor_local_calls() {
     let pending = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
     assert_eq!(pending.problem(), (503, "discovery_pending", "no"));
     let why = format!(
-        "region \"syd\": DNS has not answered yet: {NAME}: the DNS server did not answer in time"
+        "region \"syd\": DNS has given no whole answer yet: {NAME}: the DNS server did not answer in time"
     );
     assert_eq!(pending.detail(), why);
 }

@@ -45,9 +45,20 @@ pub(crate) struct Records {
     services: Vec<(String, u16)>,
 }
 
+/// Targets without an instance that are added to a service, others in each answer.
+#[derive(Clone, Copy, Debug)]
+struct Crowd {
+    count: u32,
+    port: u16,
+    last: u32,
+}
+
 #[derive(Debug, Default)]
 struct Zone {
     mood: Mood,
+    mood_of_a: Option<Mood>,
+    silent: Vec<String>,
+    crowd: Option<Crowd>,
     ttl: u32,
     names: BTreeMap<String, Records>,
 }
@@ -128,6 +139,24 @@ impl DnsServer {
         self.zone.lock().unwrap().mood = mood;
     }
 
+    /// Sets how it behaves from now on when it is asked for A records.
+    pub(crate) fn set_mood_of_a(&self, mood: Mood) {
+        self.zone.lock().unwrap().mood_of_a = Some(mood);
+    }
+
+    /// Never answers a question for any of `names` from now on.
+    pub(crate) fn silence(&self, names: impl IntoIterator<Item = String>) {
+        let names = names.into_iter().map(|name| format!("{name}."));
+        self.zone.lock().unwrap().silent.extend(names);
+    }
+
+    /// Adds `count` SRV records to every answer that has some, each time to other addresses of 127.128.0.0/9, at `port`;
+    /// the addresses are sent along.
+    pub(crate) fn set_crowd(&self, count: u32, port: u16) {
+        let last = 0;
+        self.zone.lock().unwrap().crowd = Some(Crowd { count, port, last });
+    }
+
     /// Sets the TTL of every record, in seconds.
     pub(crate) fn set_ttl(&self, ttl: u32) {
         self.zone.lock().unwrap().ttl = ttl;
@@ -145,11 +174,38 @@ struct Handler {
 }
 
 impl Handler {
+    /// The SRV records of a crowd, and the addresses of its targets.
+    fn crowd(&self, name: &Name, kind: RecordType) -> (Vec<Record>, Vec<Record>) {
+        let mut zone = self.zone.lock().unwrap();
+        let Some(crowd) = zone.crowd.as_mut().filter(|_| kind == RecordType::SRV) else {
+            return Default::default();
+        };
+        let first = crowd.last;
+        crowd.last += crowd.count;
+        let members = (first..crowd.last).map(|number| {
+            let [_, second, third, fourth] = number.to_be_bytes();
+            let target = Name::from_ascii(format!("c{number}.test.")).unwrap();
+            let service = RData::SRV(rdata::SRV::new(0, 0, crowd.port, target.clone()));
+            let ip = Ipv4Addr::new(127, 128 | second, third, fourth);
+            (
+                Record::from_rdata(name.clone(), 0, service),
+                Record::from_rdata(target, 0, RData::A(rdata::A(ip))),
+            )
+        });
+        members.unzip()
+    }
+
     /// The mood, and the records that answer the question; `None` when there is no such name.
     fn look_up(&self, name: &Name, kind: RecordType) -> (Mood, Option<Vec<Record>>) {
         let zone = self.zone.lock().unwrap();
-        let Some(found) = zone.names.get(&name.to_lowercase().to_string()) else {
-            return (zone.mood, None);
+        let text = name.to_lowercase().to_string();
+        let mood = match zone.mood_of_a {
+            _ if zone.silent.contains(&text) => Mood::Silent,
+            Some(mood) if kind == RecordType::A => mood,
+            _ => zone.mood,
+        };
+        let Some(found) = zone.names.get(&text) else {
+            return (mood, None);
         };
         let addresses = found.addresses.iter().map(|ip| match ip {
             IpAddr::V4(ip) => RData::A(rdata::A(*ip)),
@@ -169,7 +225,7 @@ impl Handler {
         let records = data
             .map(|data| Record::from_rdata(name.clone(), zone.ttl, data))
             .collect();
-        (zone.mood, Some(records))
+        (mood, Some(records))
     }
 }
 
@@ -185,6 +241,12 @@ impl RequestHandler for Handler {
         let query = request.request_info().unwrap().query;
         let (mood, found) = self.look_up(query.name(), query.query_type());
         let mut answers = found.clone().unwrap_or_default();
+        let (crowd, additional) = self.crowd(query.name(), query.query_type());
+        answers.extend(crowd);
+        if request.protocol() == Protocol::Udp && answers.len() > 50 {
+            metadata.truncation = true;
+            answers.clear();
+        }
         metadata.response_code = if found.is_some() {
             ResponseCode::NoError
         } else {
@@ -216,7 +278,7 @@ impl RequestHandler for Handler {
             }
         }
         let builder = MessageResponseBuilder::from_message_request(request);
-        let response = builder.build(metadata, answers.iter(), [], [], []);
+        let response = builder.build(metadata, answers.iter(), [], [], additional.iter());
         responder.send_response(response).await.unwrap()
     }
 }

@@ -41,7 +41,7 @@ async fn regions_show_every_instance_and_how_discovery_fares() {
         ],
         "discovery": {
             "source": "cluster.test", "last_success_ms": last_success_ms, "stale": false, "last_error": null,
-            "rounds": rounds,
+            "warnings": [], "rounds": rounds,
         },
     });
     assert_eq!(answer.body, expected);
@@ -143,11 +143,14 @@ async fn health_and_introduction_tell_who_answers() {
     assert_eq!(iad.get("/healthz").await.body, status("live"));
     assert_eq!(iad.get("/readyz").await.body, status("ready"));
     let hash = iad.get("/functions").await.body["catalogue"].clone();
+    let told = iad.get("/internal/region").await.body;
+    let boot = told["boot"].clone();
+    assert_eq!(boot.as_str().map(str::len), Some(32), "{told}");
     let introduction = json!({
-        "region": "iad", "instance": "iad-1", "app": "shop", "release": "v7", "primary": "iad", "state": "ready",
-        "protocol": 1, "catalogue": hash,
+        "region": "iad", "instance": "iad-1", "boot": boot, "app": "shop", "release": "v7", "primary": "iad",
+        "state": "ready", "protocol": 1, "catalogue": hash,
     });
-    assert_eq!(iad.get("/internal/region").await.body, introduction);
+    assert_eq!(told, introduction);
 }
 
 #[tokio::test]

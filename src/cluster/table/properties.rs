@@ -98,7 +98,7 @@ fn told() -> impl Strategy<Value = Told> {
 }
 
 fn table_after(story: &[Told], now: Instant) -> Table {
-    let mut table = Table::new(instance(0));
+    let mut table = Table::new(instance(0), "0".repeat(32).parse().unwrap());
     for told in story {
         table.apply(told.event(), now);
     }
@@ -189,7 +189,7 @@ proptest! {
     #[test]
     fn the_changes_tell_who_is_a_peer(story in vec(told(), 0..60)) {
         let now = Instant::now();
-        let mut table = Table::new(instance(0));
+        let mut table = Table::new(instance(0), "0".repeat(32).parse().unwrap());
         let mut told_of = BTreeMap::new();
         for told in &story {
             for change in table.apply(told.event(), now).changes {

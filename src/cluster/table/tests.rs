@@ -8,7 +8,7 @@ struct Story(Table);
 
 impl Story {
     fn new() -> Self {
-        Self(Table::new("me".parse().unwrap()))
+        Self(Table::new("me".parse().unwrap(), boot(0)))
     }
 
     fn apply(mut self, event: Event) -> Self {
@@ -41,12 +41,28 @@ impl Story {
     }
 
     fn sighted(self, port: u16, instance: &str, region: &str, draining: bool) -> Self {
+        self.told(port, instance, region, draining, None)
+    }
+
+    /// As `seen`, by the run `number` of the instance.
+    fn booted(self, port: u16, instance: &str, number: u8) -> Self {
+        self.told(port, instance, "syd", false, Some(boot(number)))
+    }
+
+    fn told(
+        self,
+        port: u16,
+        instance: &str,
+        region: &str,
+        draining: bool,
+        boot: Option<BootId>,
+    ) -> Self {
         let peer = Peer {
             address: address(port),
             region: region.parse().unwrap(),
             instance: instance.parse().unwrap(),
             release: None,
-            boot: None,
+            boot,
             catalogue: None,
         };
         self.apply(Event::Probed(
@@ -84,6 +100,10 @@ impl Story {
             |peers: &[Arc<Peer>]| peers.iter().map(|peer| peer.instance.to_string()).collect();
         (names(&peers.ready), names(&peers.others))
     }
+}
+
+fn boot(number: u8) -> BootId {
+    format!("{number:032x}").parse().unwrap()
 }
 
 fn address(port: u16) -> SocketAddr {
@@ -247,6 +267,69 @@ fn an_instance_with_two_addresses_counts_once_and_by_its_better_one() {
         .seen(3, "b")
         .silent(1);
     is(&story, &["a", "b"], &[]);
+}
+
+#[test]
+fn two_processes_under_one_id_are_both_used_and_neither_is_found_by_it() {
+    let story = Story::new().dns(&[1, 2, 3, 4]).seen(4, "b");
+    let story = story.booted(1, "a", 1).booted(2, "a", 1);
+    is(&story, &["a", "b"], &[]);
+    let syd = |story: &Story| story.0.region(&"syd".parse().unwrap());
+    let a = "a".parse().unwrap();
+    assert_eq!(syd(&story).find(&a).unwrap().address, address(1));
+    assert!(story.0.namesakes().is_empty());
+    let story = story.booted(3, "a", 2);
+    is(&story, &["a", "a", "b"], &[]);
+    assert!(syd(&story).find(&a).is_none());
+    assert_eq!(syd(&story).identified().count(), 1);
+    assert_eq!(
+        story.0.namesakes(),
+        [format!("instance a in region syd: {NAMESAKES}")]
+    );
+    // One that no longer answers is not chosen, and so no second one.
+    let story = story.silent(1).silent(2);
+    assert_eq!(syd(&story).find(&a).unwrap().address, address(3));
+}
+
+#[test]
+fn another_process_with_the_id_of_this_instance_is_no_peer() {
+    let Story(table) = Story::new().dns(&[1]).seen(1, "a");
+    let a = table.peers().next().unwrap().peer.as_ref();
+    let sighting = |number| Sighting {
+        peer: Peer {
+            instance: "me".parse().unwrap(),
+            boot: Some(boot(number)),
+            ..a.clone()
+        },
+        draining: false,
+        rtt: Duration::ZERO,
+    };
+    assert!(table.recognise(sighting(0)).is_ok());
+    let told = table.recognise(sighting(1)).unwrap_err();
+    assert!(matches!(told, Unseen::Stranger(_)), "{told}");
+}
+
+#[test]
+fn addresses_without_a_peer_are_bounded_and_those_that_stay_are_the_same() {
+    let all: Vec<u16> = (1..=u16::try_from(MAX_WITHOUT_PEER).unwrap() + 3).collect();
+    let last = *all.last().unwrap();
+    let mut story = Story::new().dns(&[60_000]).seen(60_000, "a");
+    let first = story.0.apply(resolved(&all, false), Instant::now());
+    assert_eq!((first.ask.len(), first.left_out), (MAX_WITHOUT_PEER, 3));
+    let again = story.0.apply(resolved(&all, false), Instant::now());
+    assert_eq!((again.ask, again.left_out), (Vec::new(), 3));
+    // A whole answer takes away what it does not name; a peer is never in the way, and never taken away.
+    let fewer = story.0.apply(resolved(&[1, last], true), Instant::now());
+    assert_eq!(
+        (fewer.left_out, fewer.gone.len()),
+        (0, MAX_WITHOUT_PEER - 1)
+    );
+    assert_eq!(fewer.ask, [address(60_000), address(last)]);
+    // An answer that is not whole takes the room of earlier ones that it does not name, and none of its own.
+    let others: Vec<u16> = (30_000..30_000 + u16::try_from(MAX_WITHOUT_PEER).unwrap()).collect();
+    let full = story.0.apply(resolved(&others, false), Instant::now());
+    assert_eq!((full.left_out, full.ask.len()), (0, MAX_WITHOUT_PEER));
+    is(&story, &["a"], &[]);
 }
 
 #[test]
