@@ -45,6 +45,7 @@ mod explain;
 mod failover;
 mod fly_proxy_rules;
 mod fly_toml;
+mod hanging;
 mod hostile_discovery;
 mod idempotency;
 mod layering;
