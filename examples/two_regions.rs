@@ -26,11 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .call::<u64>("syd", "Shop", "price", ("gold", 1))
         .await
     {
-        println!(
-            "gold: {} (executed: {})",
-            problem.code(),
-            problem.executed()
-        );
+        println!("gold: {problem}");
     }
 
     iad.shutdown().await;

@@ -10,6 +10,9 @@ use utoipa::ToSchema;
 /// The longest `detail`, in bytes.
 const MAX_DETAIL: usize = 256;
 
+/// The most of a cause that the log is told, in bytes.
+const MAX_CAUSE: usize = 4 << 10;
+
 /// Did the function run? Every problem answers this.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -170,9 +173,29 @@ impl fmt::Display for Code {
     }
 }
 
-/// An error that a function returned, as the function gave it.
+/// An error that a function returned, as its caller is told.
 ///
-/// Any [`std::error::Error`] turns into one through `?`; its `kind` is then the name of its type.
+/// Any [`std::error::Error`] turns into one through `?`, and its caller is told nothing of it but the kind
+/// [`FunctionError::INTERNAL`]: such a text may name a file, a host or a query. It goes to the log of the instance that
+/// ran the function, once and with its causes, under the id of the request. What a caller may read is said on purpose,
+/// by [`FunctionError::new`] or [`FunctionError::public`].
+///
+/// ```
+/// use fly_rpc::FunctionError;
+///
+/// fn note(number: &str) -> Result<String, FunctionError> {
+///     // The caller reads "ParseIntError: invalid digit found in string".
+///     let number: u32 = number.parse().map_err(FunctionError::public)?;
+///     // The caller reads "InternalError", and the log has why the file cannot be read.
+///     let text = std::fs::read_to_string(format!("/var/notes/{number}"))?;
+///     if text.is_empty() {
+///         return Err(FunctionError::new("EmptyNote", "there is nothing in it").with_data(&number));
+///     }
+///     Ok(text)
+/// }
+/// assert_eq!(note("one").unwrap_err().kind, "ParseIntError");
+/// assert_eq!(note("1").unwrap_err().kind, FunctionError::INTERNAL);
+/// ```
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[schema(
     description = "An error that a function returned, as the function gave it; null in every other problem."
@@ -187,16 +210,41 @@ pub struct FunctionError {
     /// Anything else the function says about it, as JSON.
     #[schema(value_type = Value, required)]
     pub data: Option<Box<RawValue>>,
+    /// What only the log is told.
+    #[serde(skip)]
+    #[schema(ignore)]
+    cause: Option<String>,
 }
 
 impl FunctionError {
+    /// The kind of an error whose cause is for the log only.
+    pub const INTERNAL: &str = "InternalError";
+
     /// An error of `kind` with a message for people.
     pub fn new(kind: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
             kind: kind.into(),
             message: message.into(),
             data: None,
+            cause: None,
         }
+    }
+
+    /// `error` with its text for the caller, of the kind that its type is called; one that is called `Error` has the name
+    /// of its crate before it, as in `rusqlite::Error`.
+    pub fn public<E: std::error::Error>(error: E) -> Self {
+        let path = std::any::type_name::<E>();
+        let path = path.split('<').next().unwrap_or(path);
+        let kind = match path.rsplit("::").next().unwrap_or(path) {
+            "Error" => path.split("::").next().map(|name| format!("{name}::Error")),
+            name => Some(name.to_owned()),
+        };
+        Self::new(kind.unwrap_or_default(), error.to_string())
+    }
+
+    /// What only the log is to be told; nothing the second time.
+    pub(crate) fn take_cause(&mut self) -> Option<String> {
+        self.cause.take()
     }
 
     /// The same error with `data`; data that has no JSON form is left out.
@@ -211,9 +259,11 @@ impl FunctionError {
 
 impl<E: std::error::Error> From<E> for FunctionError {
     fn from(error: E) -> Self {
-        let path = std::any::type_name::<E>();
-        let path = path.split('<').next().unwrap_or(path);
-        Self::new(path.rsplit("::").next().unwrap_or(path), error.to_string())
+        let message = "the function failed; the log of the instance has the cause, under the id of the request";
+        Self {
+            cause: Some(with_causes(&error)),
+            ..Self::new(Self::INTERNAL, message)
+        }
     }
 }
 
@@ -226,6 +276,21 @@ pub struct LaterCode {
     pub status: u16,
     /// One phrase for people.
     pub title: String,
+}
+
+/// The text of `error` and of each of its causes that says something new, at most [`MAX_CAUSE`] bytes.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next.filter(|_| text.len() < MAX_CAUSE) {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text.truncate(text.floor_char_boundary(MAX_CAUSE));
+    text
 }
 
 /// Why a call has no result, and whether its function ran.
@@ -315,12 +380,43 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_any_type_become_function_errors() {
+    fn errors_of_any_type_become_function_errors_whose_cause_is_not_for_the_caller() {
         fn parse() -> Result<u8, FunctionError> {
             Ok("300".parse::<u8>()?)
         }
-        let error = parse().unwrap_err();
-        assert_eq!(error.kind, "ParseIntError");
-        assert_eq!(error.message, "number too large to fit in target type");
+        let mut error = parse().unwrap_err();
+        let told = serde_json::to_string(&error).unwrap();
+        assert_eq!(
+            told,
+            r#"{"kind":"InternalError","message":"the function failed; the log of the instance has the cause, under the id of the request","data":null}"#
+        );
+        let cause = error.take_cause();
+        assert_eq!(cause.unwrap(), "number too large to fit in target type");
+        assert_eq!(error.take_cause(), None);
+    }
+
+    #[test]
+    fn what_is_said_on_purpose_has_the_name_of_its_type() {
+        let number = FunctionError::public("300".parse::<u8>().unwrap_err());
+        assert_eq!(
+            (number.kind.as_str(), number.message.as_str()),
+            ("ParseIntError", "number too large to fit in target type")
+        );
+        let json = serde_json::from_str::<u8>("").unwrap_err();
+        assert_eq!(FunctionError::public(json).kind, "serde_json::Error");
+    }
+
+    #[test]
+    fn causes_are_told_in_order_and_are_cut() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Layer(String, #[source] Option<Box<Self>>);
+        let layer = |text: &str, cause| Layer(text.to_owned(), cause);
+        let error = layer("a", Some(Box::new(layer("b", None))));
+        assert_eq!(with_causes(&error), "a: b");
+        assert_eq!(
+            with_causes(&layer(&"é".repeat(MAX_CAUSE), None)).len(),
+            MAX_CAUSE
+        );
     }
 }

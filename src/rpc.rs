@@ -1,6 +1,6 @@
 //! The handle by which the program that embeds an instance calls other regions, or its own, without HTTP on this side.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
@@ -36,36 +36,66 @@ pub struct Rpc {
 }
 
 /// Why a call from this process has no result.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct CallError(Box<Problem>);
+///
+/// Its text has all that there is to say: `function_failed (executed: yes): NotForSale: we have no gold (request 01J…)`.
+#[derive(Clone, Debug)]
+pub struct CallError {
+    problem: Box<Problem>,
+    request_id: Option<RequestId>,
+}
 
 impl CallError {
     /// What went wrong; for a code of a later release, which the error's text names, the one that leads to the same
     /// next step.
     pub fn code(&self) -> Code {
-        self.0.code
+        self.problem.code
     }
 
     /// Whether the function ran.
     pub fn executed(&self) -> Executed {
-        self.0.executed
+        self.problem.executed
     }
 
     /// One sentence about it.
     pub fn detail(&self) -> &str {
-        &self.0.detail
+        &self.problem.detail
     }
 
     /// The function's own error, with [`Code::FunctionFailed`] only.
     pub fn error(&self) -> Option<&FunctionError> {
-        self.0.error.as_deref()
+        self.problem.error.as_deref()
+    }
+
+    /// The id under which the logs of the instances have the call; `None` for a call that was none.
+    pub fn request_id(&self) -> Option<&str> {
+        self.request_id.as_ref().map(RequestId::as_str)
     }
 }
 
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.error() {
+            Some(FunctionError { kind, message, .. }) => {
+                let (code, executed) = (self.code(), self.executed());
+                write!(f, "{code} (executed: {executed}): {kind}: {message}")
+            }
+            None => self.problem.fmt(f),
+        }?;
+        match &self.request_id {
+            Some(id) => write!(f, " (request {id})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
 impl From<Problem> for CallError {
     fn from(problem: Problem) -> Self {
-        Self(Box::new(problem))
+        Self {
+            problem: Box::new(problem),
+            request_id: None,
+        }
     }
 }
 
@@ -145,8 +175,13 @@ impl Rpc {
             .dispatch(&target, &call, request_id, Instant::now())
             .instrument(span)
             .await;
-        let result = outcome.result?;
-        serde_json::from_str(result.get()).map_err(|error| unexpected(&error).into())
+        let result = outcome.result.and_then(|result| {
+            serde_json::from_str(result.get()).map_err(|error| unexpected(&error))
+        });
+        result.map_err(|problem| CallError {
+            problem: Box::new(problem),
+            request_id: Some(outcome.meta.request_id),
+        })
     }
 }
 

@@ -21,8 +21,15 @@ pub(super) fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
     )))
 }
 
-/// A function's own error within the limit that its result has.
-pub(super) fn cut(error: FunctionError, limit: usize) -> FunctionError {
+/// A function's own error within the limit that its result has; what its caller is not told goes to the log.
+pub(super) fn failed(name: &FunctionName, mut error: FunctionError, limit: usize) -> Outcome {
+    if let Some(cause) = error.take_cause() {
+        tracing::error!(function = %name, cause, "function failed");
+    }
+    Err(Problem::function_failed(cut(error, limit)))
+}
+
+fn cut(error: FunctionError, limit: usize) -> FunctionError {
     let data = error.data.as_ref().map_or(0, |data| data.get().len());
     if error.kind.len() + error.message.len() + data <= limit {
         return error;

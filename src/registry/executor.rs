@@ -17,7 +17,7 @@ use tracing::{Instrument, Span};
 
 use super::{
     Block, Catalogue, Prepared, Registry, Run,
-    endings::{bounded, cut, never_started, panicked, stopped, timed_out},
+    endings::{bounded, failed, never_started, panicked, stopped, timed_out},
     memory::{self, Memory, Outcome, Recall},
 };
 use crate::{
@@ -213,7 +213,7 @@ impl Account {
         let (name, max_result) = (&self.name, self.max_result);
         let outcome = match ended {
             Some(Ended::Done(Ok(result))) => bounded(result, max_result),
-            Some(Ended::Done(Err(error))) => Err(Problem::function_failed(cut(error, max_result))),
+            Some(Ended::Done(Err(error))) => failed(name, error, max_result),
             Some(Ended::NeverStarted) => Err(never_started(name)),
             Some(Ended::TimedOut) => Err(timed_out(name)),
             None => Err(panicked(name)),

@@ -77,7 +77,7 @@ impl Registry {
     ///
     /// The JSON array of a call's arguments becomes `A`: a tuple takes an argument for each of its items, `()` takes
     /// none, and any other type, such as a struct, takes the only one. An error that the function returns reaches the
-    /// caller as `function_failed`. The function's future is dropped at the call's deadline, at its next await.
+    /// caller as `function_failed`; [`FunctionError`] says how much of it. The function's future is dropped at the call's deadline, at its next await.
     ///
     /// A name that is none, or is registered twice, refuses the start of the instance.
     #[must_use]

@@ -3,6 +3,9 @@
 use fly_rpc::{
     CallOptions, Code, Config, DnsName, Drained, Executed, FunctionError, Instance, Registry,
 };
+use serde_json::{Value, json};
+
+use crate::{asking::two_regions, patience::eventually};
 
 /// An instance in `region` that finds `others` by their addresses.
 async fn start(region: &str, others: &[&Instance]) -> Instance {
@@ -68,6 +71,14 @@ async fn a_program_calls_its_own_functions_in_another_region() {
         ("ArithmeticError", "division by zero", "[1,0]")
     );
 
+    let request_id = failed.request_id().unwrap();
+    assert_eq!(
+        failed.to_string(),
+        format!(
+            "function_failed (executed: yes): ArithmeticError: division by zero (request {request_id})"
+        )
+    );
+
     let unexpected = rpc
         .call::<bool>("syd", "Math", "add", (1, 2))
         .await
@@ -97,6 +108,11 @@ async fn a_program_calls_its_own_functions_in_another_region() {
             .await
             .unwrap_err();
         assert_eq!((error.code(), error.executed()), (code, Executed::No));
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!("{code} (executed: no): ")),
+            "{text}"
+        );
     }
     assert_eq!(
         (iad.shutdown().await, syd.shutdown().await),
@@ -119,4 +135,44 @@ async fn who_waits_until_it_is_ready_finds_everybody_who_was_there() {
     assert_eq!(region.await.unwrap(), "syd");
     iad.shutdown().await;
     syd.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_function_fails_with_through_a_question_mark_is_for_the_log_only() {
+    let cluster = two_regions().functions().start().await;
+    let path = "/no/such/secret";
+    let answer = cluster
+        .instance("iad-1")
+        .call("syd", "Test.read", json!([path]))
+        .await;
+    assert_eq!(answer.problem(), (424, "function_failed", "yes"));
+    let message =
+        "the function failed; the log of the instance has the cause, under the id of the request";
+    assert_eq!(
+        answer.body["error"],
+        json!({"kind": "InternalError", "message": message, "data": null})
+    );
+    assert!(!answer.body.to_string().contains("No such file"));
+
+    let syd = cluster.instance("syd-1");
+    let told = async || {
+        let log = syd.log();
+        let lines = log.lines().filter(|line| line.contains("No such file"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let told = eventually("the cause", told, |told| !told.is_empty()).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    let line: Value = serde_json::from_str(&told[0]).unwrap();
+    assert_eq!(
+        (&line["level"], &line["message"], &line["function"]),
+        (
+            &json!("ERROR"),
+            &json!("function failed"),
+            &json!("Test.read")
+        )
+    );
+    assert_eq!(
+        line["span"]["request_id"],
+        answer.body["meta"]["request_id"]
+    );
 }

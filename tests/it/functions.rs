@@ -120,6 +120,9 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 Err::<(), _>(FunctionError::new("Refusal", id).with_data(&[1]))
             }
         })
+        .function("Test", "read", move |(path,): (String,)| async move {
+            Ok(fs::read_to_string(path)?)
+        })
         .function("Test", "panic_after", move |(id,): (String,)| {
             let logged = append(&panics, &id);
             async move {
