@@ -1,10 +1,13 @@
 //! One instance, put together: the registry, discovery, dispatch and the server, started and stopped as one.
 
+mod embedded;
+
 use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::embedded::Embedded;
 use crate::{
     cluster::{Cluster, DiscoveryError},
     config::{Config, ConfigError, Identity, Limits},
@@ -50,14 +53,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Instance {
     address: SocketAddr,
-    internal_address: SocketAddr,
-    metrics_address: Option<SocketAddr>,
-    identity: Identity,
-    rpc: Rpc,
-    cluster: Arc<Cluster>,
-    server: Server,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    core: Core,
 }
 
 impl Instance {
@@ -71,6 +67,105 @@ impl Instance {
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
         config.validate()?;
         let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
+        let (core, _, _) = Core::start(config, registry, address, Some(listener)).await?;
+        Ok(Self { address, core })
+    }
+
+    /// Where it serves the public routes.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it serves its peers; the same where that has no listener of its own.
+    pub fn internal_address(&self) -> SocketAddr {
+        self.core.internal_address
+    }
+
+    /// Where it serves scrapers that bear no token, if it does.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.core.metrics_address
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.core.identity
+    }
+
+    /// The handle for calls from this process.
+    pub fn rpc(&self) -> Rpc {
+        self.core.rpc.clone()
+    }
+
+    /// Waits until the first discovery round is over, found or not.
+    ///
+    /// No call needs this: one for a region that is not known yet waits by itself.
+    pub async fn ready(&self) {
+        self.core.cluster.tried().await;
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
+    ///
+    /// # Errors
+    /// The signals cannot be listened for.
+    pub async fn run_until_signal(self) -> io::Result<Drained> {
+        self.run_until(std::future::pending()).await
+    }
+
+    /// Serves until `stop` or a signal, then drains; a signal during the drain ends it at once.
+    ///
+    /// # Errors
+    /// The signals cannot be listened for.
+    pub async fn run_until(self, stop: impl Future<Output = ()> + Send) -> io::Result<Drained> {
+        Ok(self.run_until_or(stop, Signals::listen()?).await)
+    }
+
+    /// The same with signals that were listened for before.
+    pub(crate) async fn run_until_or(
+        self,
+        stop: impl Future<Output = ()> + Send,
+        mut signals: Signals,
+    ) -> Drained {
+        tokio::select! {
+            () = stop => {}
+            () = signals.next() => {}
+        }
+        tracing::info!("stopping: draining; a second signal ends it at once");
+        tokio::select! {
+            drained = self.shutdown() => drained,
+            () = signals.next() => Drained::Cut,
+        }
+    }
+
+    /// Stops in order: tells the peers and still serves for the drain delay; then refuses new calls and finishes those
+    /// in flight, at most for the drain timeout.
+    pub async fn shutdown(&self) -> Drained {
+        self.core.shutdown().await
+    }
+}
+
+/// What runs, whoever serves the public routes.
+#[derive(Debug)]
+struct Core {
+    internal_address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    identity: Identity,
+    rpc: Rpc,
+    cluster: Arc<Cluster>,
+    server: Server,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Core {
+    /// Starts everything; the public routes, at `address`, are served on `listener` if there is one. Gives what the routes
+    /// share, and whether the public ones share their listener with `/internal/*`.
+    async fn start(
+        config: Config,
+        registry: Registry,
+        address: SocketAddr,
+        listener: Option<TcpListener>,
+    ) -> Result<(Self, Arc<App>, bool), StartError> {
+        config.validate()?;
         // Without /internal/*, it is nobody's peer.
         let is_peer = !config.machine.runs_release_command;
         let own = listen_if(
@@ -78,11 +173,11 @@ impl Instance {
             config.internal_listen.as_deref().filter(|_| is_peer),
         );
         let own = own.await?;
-        let scraped = listen_if(
+        let scrapers = listen_if(
             "RPC_METRICS_LISTEN (--metrics-listen)",
             config.metrics_listen.as_deref(),
         );
-        let scraped = scraped.await?;
+        let scrapers = scrapers.await?;
         let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
         config.check_exposure(address, internal_address)?;
         config.tell_of_service_links();
@@ -157,14 +252,15 @@ impl Instance {
             metrics,
         });
         let shares = is_peer && own.is_none();
-        let mut listeners = vec![(listener, http::public_router(Arc::clone(&app), shares))];
-        let metrics_address = scraped.as_ref().map(|(_, address)| *address);
+        let public = |listener| (listener, http::public_router(Arc::clone(&app), shares));
+        let mut listeners = Vec::from_iter(listener.map(public));
+        let metrics_address = scrapers.as_ref().map(|(_, address)| *address);
         let internal = |(listener, _)| (listener, http::internal_router(Arc::clone(&app)));
         listeners.extend(own.map(internal));
-        listeners.extend(scraped.map(|(listener, _)| (listener, http::metrics_router(app))));
+        let scraped = |(listener, _)| (listener, http::metrics_router(Arc::clone(&app)));
+        listeners.extend(scrapers.map(scraped));
         let server = Server::start(listeners, lifecycle, drain);
-        Ok(Self {
-            address,
+        let core = Self {
             internal_address,
             metrics_address,
             identity,
@@ -173,77 +269,12 @@ impl Instance {
             server,
             stop,
             tasks,
-        })
+        };
+        Ok((core, app, shares))
     }
 
-    /// Where it serves the public routes.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Where it serves its peers; the same where that has no listener of its own.
-    pub fn internal_address(&self) -> SocketAddr {
-        self.internal_address
-    }
-
-    /// Where it serves scrapers that bear no token, if it does.
-    pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics_address
-    }
-
-    /// Who it is.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// The handle for calls from this process.
-    pub fn rpc(&self) -> Rpc {
-        self.rpc.clone()
-    }
-
-    /// Waits until the first discovery round is over, found or not.
-    ///
-    /// No call needs this: one for a region that is not known yet waits by itself.
-    pub async fn ready(&self) {
-        self.cluster.tried().await;
-    }
-
-    /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
-    ///
-    /// # Errors
-    /// The signals cannot be listened for.
-    pub async fn run_until_signal(self) -> io::Result<Drained> {
-        self.run_until(std::future::pending()).await
-    }
-
-    /// Serves until `stop` or a signal, then drains; a signal during the drain ends it at once.
-    ///
-    /// # Errors
-    /// The signals cannot be listened for.
-    pub async fn run_until(self, stop: impl Future<Output = ()> + Send) -> io::Result<Drained> {
-        Ok(self.run_until_or(stop, Signals::listen()?).await)
-    }
-
-    /// The same with signals that were listened for before.
-    pub(crate) async fn run_until_or(
-        self,
-        stop: impl Future<Output = ()> + Send,
-        mut signals: Signals,
-    ) -> Drained {
-        tokio::select! {
-            () = stop => {}
-            () = signals.next() => {}
-        }
-        tracing::info!("stopping: draining; a second signal ends it at once");
-        tokio::select! {
-            drained = self.shutdown() => drained,
-            () = signals.next() => Drained::Cut,
-        }
-    }
-
-    /// Stops in order: tells the peers and still serves for the drain delay; then refuses new calls and finishes those
-    /// in flight, at most for the drain timeout.
-    pub async fn shutdown(&self) -> Drained {
+    /// Drains, and then ends everything that runs in the background.
+    async fn shutdown(&self) -> Drained {
         let drained = self.server.drain().await;
         self.stop.cancel();
         self.tasks.close();

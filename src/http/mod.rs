@@ -25,7 +25,15 @@ mod upgrade;
 
 use std::sync::Arc;
 
-use axum::{Router, middleware, routing};
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State, connect_info::Connected},
+    middleware::{self, Next},
+    response::Response,
+    routing,
+    serve::IncomingStream,
+};
+use tokio::net::TcpListener;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::context::Context;
@@ -44,6 +52,9 @@ use crate::{
     problem::{Code, Problem},
     registry::Executor,
 };
+
+/// The paths of [`internal`], in the words of axum.
+const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
 /// What a call between instances holds besides its client's body, in bytes.
 const ENVELOPE: usize = 4 << 10;
@@ -77,9 +88,20 @@ pub(crate) struct App {
     pub metrics: Metrics,
 }
 
-/// The address by which a request reached this instance; the server puts it on every request.
+/// The address by which a request reached this instance, as an extension of the request.
+///
+/// An instance puts it on every request that it accepts; a program that embeds one has axum do so, by
+/// `into_make_service_with_connect_info`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Reached(pub std::net::SocketAddr);
+pub struct Reached(pub std::net::SocketAddr);
+
+impl Connected<IncomingStream<'_, TcpListener>> for Reached {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        // Without an address, the other side has gone already.
+        let unknown = std::net::SocketAddr::from(([0; 4], 0));
+        Self(stream.io().local_addr().unwrap_or(unknown))
+    }
+}
 
 /// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.
 pub(crate) fn public_router(app: Arc<App>, with_internal: bool) -> Router {
@@ -90,6 +112,34 @@ pub(crate) fn public_router(app: Arc<App>, with_internal: bool) -> Router {
     } else {
         layered(app, routes)
     }
+}
+
+/// Each path of [`public_router`] as a route of its own, for a program that has other paths too.
+pub(crate) fn mounted_router(app: Arc<App>, with_internal: bool) -> Router {
+    let (_, document) = public().split_for_parts();
+    let paths = document.paths.paths.into_keys();
+    let internal: &[&str] = if with_internal { &INTERNAL } else { &[] };
+    let others = ["/docs"]
+        .iter()
+        .chain(internal)
+        .map(|path| (*path).to_owned());
+    let own = middleware::from_fn_with_state(Arc::clone(&app), reached);
+    // A service, because axum takes no router at a path.
+    let whole = public_router(app, with_internal).layer(own).into_service();
+    paths.chain(others).fold(Router::new(), |router, path| {
+        router.route_service(&path, whole.clone())
+    })
+}
+
+/// Puts the address on a request that a program's server accepted: what axum was told of the connection, else where the
+/// program said that it listens.
+async fn reached(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let extensions = request.extensions_mut();
+    let told = extensions.get::<ConnectInfo<Reached>>().map(|told| told.0);
+    if extensions.get::<Reached>().is_none() {
+        extensions.insert(told.unwrap_or(Reached(app.address)));
+    }
+    next.run(request).await
 }
 
 /// The routes of the listener for instances.

@@ -39,6 +39,7 @@ mod dev;
 mod discovery;
 mod dns_answers;
 mod documents;
+mod embedded;
 mod examples;
 mod executed;
 mod explain;
