@@ -36,6 +36,7 @@
 mod access;
 mod call;
 mod challenge;
+#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
 mod client;
@@ -64,6 +65,7 @@ mod reply;
 mod rpc;
 mod server;
 mod signal;
+#[cfg(feature = "cli")]
 mod telemetry;
 mod token;
 mod trace;

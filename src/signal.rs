@@ -15,6 +15,7 @@ pub(crate) struct Signals {
 ///
 /// # Errors
 /// The signal cannot be listened for.
+#[cfg(feature = "cli")]
 pub(crate) fn more_log() -> io::Result<Signal> {
     signal(SignalKind::user_defined1())
 }

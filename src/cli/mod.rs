@@ -4,6 +4,7 @@ mod advice;
 mod ask;
 mod call;
 mod completions;
+#[cfg(feature = "dev")]
 mod dev;
 mod explain;
 mod functions;
@@ -38,6 +39,7 @@ enum Command {
     /// Run one instance
     Serve(serve::ServeArgs),
     /// Run a whole cluster on this machine, to try things out
+    #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
     /// Call a function in a region
     Call(call::CallArgs),
@@ -118,6 +120,7 @@ pub fn main() -> ExitCode {
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args).await,
         Command::Call(args) => call::run(args).await,
         Command::Regions(args) => regions::run(args).await,

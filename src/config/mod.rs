@@ -1,6 +1,8 @@
 //! Flags and environment into one checked `Config`, built once at start. The only file that reads the environment.
 //! A setting that is unknown, unreadable or contradicts another stops the start: nothing is guessed.
 
+#[cfg(feature = "cli")]
+mod commands;
 mod exposure;
 mod parts;
 mod service_links;
@@ -8,15 +10,20 @@ mod settings;
 mod stopping;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "cli")]
 mod traces;
 mod values;
 
 use std::{collections::BTreeMap, time::Duration};
 
-pub(crate) use self::traces::TraceExport;
 use self::values::{
     Values, address, app_dns_name, clients, cluster_tokens, count, dns_names, dns_server, duration,
     error, flag, host_and_port, is_ours, log_filter, port, region, size, truth, word,
+};
+#[cfg(feature = "cli")]
+pub(crate) use self::{
+    commands::{client_token, default_url},
+    traces::TraceExport,
 };
 pub use self::{
     parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine, Route},
@@ -25,8 +32,6 @@ pub use self::{
 use crate::{
     access::Access,
     call::{MAX_TIMEOUT, Timeouts},
-    name::InvalidName,
-    token::Token,
 };
 
 /// A setting that stops the start.
@@ -224,28 +229,4 @@ impl Config {
         }
         self.check_access()
     }
-}
-
-/// The base URL that the commands which call an instance use when they are given none.
-pub(crate) fn default_url() -> String {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the file that reads the environment"
-    )]
-    std::env::var("FLY_RPC_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned())
-}
-
-/// The token that the commands which call an instance bear, if any.
-pub(crate) fn client_token() -> Result<Option<Token>, ConfigError> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the file that reads the environment"
-    )]
-    let Ok(text) = std::env::var("FLY_RPC_TOKEN") else {
-        return Ok(None);
-    };
-    let token = text.parse();
-    token
-        .map(Some)
-        .map_err(|invalid: InvalidName| error("FLY_RPC_TOKEN", &invalid.to_string()))
 }

@@ -254,10 +254,12 @@ fn dns_name(text: &str) -> Result<DnsName, String> {
 }
 
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
-    match tracing_subscriber::EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(format!(
+    // Who embeds the crate sets up a log of their own.
+    #[cfg(feature = "cli")]
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(text) {
+        return Err(format!(
             "is not a filter such as info or fly_rpc=debug: {error}"
-        )),
+        ));
     }
+    Ok(text.to_owned())
 }

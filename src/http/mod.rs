@@ -37,6 +37,7 @@ use tokio::net::TcpListener;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::context::Context;
+#[cfg(feature = "cli")]
 pub(crate) use self::documents::{
     CandidateDocument, ExplanationDocument, InstanceDocument, RegionsDocument, UnplacedDocument,
 };
