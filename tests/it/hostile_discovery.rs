@@ -188,17 +188,15 @@ async fn a_false_claim_of_functions_says_nothing_about_others() {
         .until_ready("iad-1", &["iad-1", "syd-1", "syd-9"])
         .await;
     let asked = "/regions/syd/explain?function=Test.echo";
-    let candidates = cluster.instance("iad-1").get(asked).await.body["candidates"].clone();
-    let chosen = candidates.as_array().unwrap().iter();
-    let chosen: Vec<_> = chosen
-        .map(|one| (&one["instance"], &one["chosen"]))
+    let answer = cluster.instance("iad-1").get(asked).await;
+    let candidates = answer.body["candidates"].as_array().unwrap().iter();
+    let reasons: Vec<_> = candidates
+        .map(|one| (&one["instance"], &one["reason"]))
         .collect();
-    assert_eq!(
-        chosen,
-        [
-            (&json!("syd-1"), &json!(true)),
-            (&json!("syd-9"), &json!(false))
-        ]
+    // What it says of the other may be either: what that one claims is its own affair.
+    assert!(
+        reasons.contains(&(&json!("syd-1"), &json!("ready"))),
+        "{reasons:?}"
     );
 }
 
