@@ -9,48 +9,81 @@ const browser = await chromium.launch({
     "--disable-component-update", "--disable-sync"],
 });
 try {
-  const page = await browser.newPage({ viewport: { width: 1000, height: 1300 } });
+  const page = await browser.newPage({ viewport: { width: 1100, height: 1400 } });
   const asked = [];
   const errors = [];
-  // Every request passes here before it leaves; one for anybody else is told and goes nowhere.
+  // Every request passes here before it leaves; one for anybody else is noted and goes nowhere.
   await page.route("**", (route) => {
-    asked.push(route.request().url());
+    asked.push(route.request());
     return route.request().url().startsWith(`${url}/`) ? route.continue() : route.abort();
   });
   page.on("pageerror", (error) => errors.push(error.message));
   page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
 
   await page.goto(`${url}/docs`);
-  const call = page.locator("details", { hasText: "Call a function in a region" }).first();
-  const send = async (status) => {
-    await call.getByRole("button", { name: "Send" }).click();
-    const answer = call.locator("div", { hasText: " ms" }).first();
-    await answer.getByText(String(status), { exact: false }).first().waitFor();
-    return { command: await answer.locator("pre").first().innerText(), json: await answer.locator("pre").last().innerText() };
+  const document = await (await fetch(`${url}/openapi.json`)).json();
+
+  // Opens an operation, fills in its parameters and sends it: what was asked, and what was answered.
+  const send = async (operationId, parameters = {}) => {
+    const operation = page.locator(`.opblock[id$="-${operationId}"]`);
+    if (!(await operation.getAttribute("class")).includes("is-open")) {
+      await operation.locator(".opblock-summary-control").click();
+    }
+    for (const [name, value] of Object.entries(parameters)) {
+      await operation.locator(`tr[data-param-name="${name}"] input`).fill(value);
+    }
+    const answered = page.waitForResponse((response) => response.request().resourceType() === "fetch");
+    await operation.getByRole("button", { name: "Execute" }).click();
+    const response = await answered;
+    await operation.locator(".live-responses-table .response-col_status", { hasText: `${response.status()}` }).waitFor();
+    const curl = await operation.locator(".curl").innerText();
+    return { request: response.request(), status: response.status(), body: await response.text(), curl };
   };
 
-  const refused = JSON.parse((await send(401)).json);
-  assert.deepEqual([refused.status, refused.code, refused.executed], [401, "unauthenticated", "no"]);
+  // Without a token.
+  const refused = await send("callFunction");
+  assert.deepEqual([refused.status, JSON.parse(refused.body).code], [401, "unauthenticated"]);
   assert.deepEqual(errors.splice(0).filter((error) => !error.includes("401")), []);
 
-  await page.getByLabel("Client's token").fill(token);
-  const answer = await send(200);
-  const { result, meta } = JSON.parse(answer.json);
-  assert.deepEqual([result, meta.region, meta.instance, meta.attempts], ["FLY", "syd", "syd-1", 1]);
-  assert.ok(answer.command.startsWith(`curl -s ${url}/rpc/syd `) && !answer.command.includes(token), answer.command);
+  // With it.
+  await page.getByRole("button", { name: "Authorize" }).first().click();
+  await page.locator(".auth-container input").fill(token);
+  await page.locator(".auth-container").getByRole("button", { name: "Apply credentials" }).click();
+  await page.getByRole("button", { name: "Close" }).click();
+
+  // The first example of the body, as it is; a path parameter and headers.
+  const headers = { "Idempotency-Key": "it's-1234", "rpc-route": "proxy", "x-request-id": "of-the-page" };
+  const called = await send("callFunction", { region: "syd", ...headers });
+  const { result, meta } = JSON.parse(called.body);
+  assert.deepEqual([called.status, result, meta.region, meta.instance, meta.attempts], [200, "FLY", "syd", "syd-1", 1]);
+  assert.deepEqual(JSON.parse(called.request.postData()), { module: "String", function: "upcase", args: ["fly"] });
+  const sent = await called.request.allHeaders();
+  for (const [name, value] of Object.entries(headers)) assert.equal(sent[name.toLowerCase()], value, name);
+  assert.equal(sent.authorization, `Bearer ${token}`);
+  // The line to copy is one that a shell reads as it was sent.
+  assert.ok(called.curl.includes("'Idempotency-Key: it'\\''s-1234'"), called.curl);
   await page.screenshot({ path: picture });
 
+  // A query parameter goes into the query.
+  const explained = await send("explainRegion", { region: "primary", function: "Kernel.+" });
+  assert.equal(explained.request.url(), `${url}/regions/primary/explain?function=Kernel.%2B`);
+  assert.equal(JSON.parse(explained.body).function, "Kernel.+");
+
   // Each of the other operations, as it stands on the page.
-  const operations = await page.locator("details:has(> p > button)").all();
-  for (const operation of operations) {
-    await operation.evaluate((details) => { details.open = true; });
-    await operation.getByRole("button", { name: "Send" }).click();
-    await operation.locator("div b.post").first().waitFor();
+  const operations = Object.values(document.paths).flatMap(Object.values).map((operation) => operation.operationId);
+  assert.equal(await page.locator(".opblock").count(), operations.length);
+  for (const operation of operations.filter((id) => !["callFunction", "explainRegion"].includes(id))) {
+    assert.equal((await send(operation, operation === "getRegion" ? { region: "syd" } : {})).status, 200, operation);
   }
-  const { paths } = await (await fetch(`${url}/openapi.json`)).json();
-  assert.equal(operations.length, Object.values(paths).flatMap(Object.keys).length);
+  // The explanation of a problem's code, where its `type` points.
+  await page.goto(url + JSON.parse(refused.body).type);
+  assert.ok(await page.locator("tr:target", { hasText: "unauthenticated" }).isVisible());
+
+  // As the attribute of an input a pattern is read with the flag v.
+  const patterns = JSON.stringify(document).matchAll(/"pattern":("(?:[^"\\]|\\.)*")/g);
+  for (const [, pattern] of patterns) new RegExp(JSON.parse(pattern), "v");
   assert.deepEqual(errors, []);
-  assert.deepEqual(asked.filter((to) => !to.startsWith(`${url}/`)), []);
+  assert.deepEqual(asked.map((request) => request.url()).filter((to) => !to.startsWith(`${url}/`)), []);
   console.log(`${asked.length} requests, all to the instance; ${operations.length} operations answered; see ${picture}`);
 } finally {
   await browser.close();

@@ -44,13 +44,13 @@ impl fmt::Display for Executed {
 
 /// The table: variant, wire name, HTTP status, what `executed` may be (the first unless said otherwise), title.
 macro_rules! codes {
-    ($($(#[$doc:meta])* $code:ident $wire:literal $status:literal $($executed:ident)|+ $title:literal;)*) => {
+    ($($(#[doc = $doc:literal])+ $code:ident $wire:literal $status:literal $($executed:ident)|+ $title:literal;)*) => {
         /// What went wrong, as a word for programs.
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
         #[serde(rename_all = "snake_case")]
         #[non_exhaustive]
         pub enum Code {
-            $($(#[$doc])* $code,)*
+            $($(#[doc = $doc])+ $code,)*
         }
 
         impl Code {
@@ -70,6 +70,11 @@ macro_rules! codes {
             /// One phrase for people, the same for every problem of this code.
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$code => $title,)* }
+            }
+
+            /// When a problem has it.
+            pub(crate) const fn meaning(self) -> &'static str {
+                match self { $(Self::$code => concat!($($doc),+).trim_ascii(),)* }
             }
 
             /// What `executed` may be with it, what it is unless said otherwise first.
@@ -105,6 +110,8 @@ codes! {
     Replay "replay" 409 No "Fly Proxy is asked to replay the request";
     /// The body is larger than `RPC_MAX_BODY`.
     BodyTooLarge "body_too_large" 413 No "Body is too large";
+    /// The path with its query is longer than 8192 bytes.
+    TargetTooLong "target_too_long" 414 No "Path and query are too long";
     /// The content type is not JSON, or the body is encoded.
     UnsupportedMediaType "unsupported_media_type" 415 No "Content type is not supported";
     /// The request has more than 100 headers, or more than 64 KiB of them.

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, header::AUTHORIZATION},
+    http::{
+        HeaderMap, HeaderValue,
+        header::{AUTHORIZATION, WWW_AUTHENTICATE},
+    },
     middleware::Next,
     response::Response,
 };
@@ -34,6 +37,7 @@ impl Audience {
     fn of(path: &str) -> Self {
         match path {
             "/healthz" | "/readyz" | "/openapi.json" | "/docs" => Self::Anybody,
+            path if path.starts_with("/docs/") => Self::Anybody,
             "/internal" | "/metrics" => Self::Instances,
             path if path.starts_with("/internal/") => Self::Instances,
             _ => Self::Clients,
@@ -60,11 +64,7 @@ pub(super) async fn admit(
                 }
                 response
             }
-            None => refuse(
-                context,
-                Code::Unauthenticated,
-                "this route wants a client's token",
-            ),
+            None => challenge(context, borne.as_ref(), "this route wants a client's token"),
         },
         Audience::Instances if came_through_fly_proxy(request.headers()) => {
             let detail = "this route is for instances, and not to be reached through Fly Proxy";
@@ -77,9 +77,9 @@ pub(super) async fn admit(
                     request.extensions_mut().insert(opening);
                     next.run(request).await
                 }
-                None => refuse(
+                None => challenge(
                     context,
-                    Code::Unauthenticated,
+                    borne.as_ref(),
                     "this route wants a proof of the cluster's token",
                 ),
             }
@@ -90,9 +90,9 @@ pub(super) async fn admit(
                 response.headers_mut().insert(PROOF, proof);
                 response
             }
-            None => refuse(
+            None => challenge(
                 context,
-                Code::Unauthenticated,
+                borne.as_ref(),
                 "this route wants the cluster's token",
             ),
         },
@@ -146,4 +146,16 @@ fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
 
 fn refuse(context: Context, code: Code, detail: &str) -> Response {
     context.refuse(None, Problem::new(code, detail))
+}
+
+/// Asks for a token, and says so where the one that was sent is wrong (RFC 6750, section 3.1).
+fn challenge(context: Context, borne: Option<&Borne>, detail: &str) -> Response {
+    let challenge = match borne {
+        Some(_) => "Bearer error=\"invalid_token\"",
+        None => "Bearer",
+    };
+    let mut response = refuse(context, Code::Unauthenticated, detail);
+    let challenge = HeaderValue::from_static(challenge);
+    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    response
 }

@@ -107,7 +107,10 @@ impl Connected<IncomingStream<'_, TcpListener>> for Reached {
 /// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.
 pub(crate) fn public_router(app: Arc<App>, with_internal: bool) -> Router {
     let (routes, _) = public().split_for_parts();
-    let routes = routes.route("/docs", routing::get(docs::show));
+    let routes = routes
+        .route("/docs", routing::get(docs::show))
+        .route("/docs/problems", routing::get(docs::show_problems))
+        .route("/docs/{file}", routing::get(docs::show_file));
     if with_internal {
         layered(app, routes.merge(internal()))
     } else {
