@@ -55,8 +55,8 @@ try {
   const headers = { "Idempotency-Key": "it's-1234", "rpc-route": "proxy", "x-request-id": "of-the-page" };
   const called = await send("callFunction", { region: "syd", ...headers });
   const { result, meta } = JSON.parse(called.body);
-  assert.deepEqual([called.status, result, meta.region, meta.instance, meta.attempts], [200, "FLY", "syd", "syd-1", 1]);
-  assert.deepEqual(JSON.parse(called.request.postData()), { module: "String", function: "upcase", args: ["fly"] });
+  assert.deepEqual([called.status, result, meta.region, meta.instance, meta.attempts], [200, 3, "syd", "syd-1", 1]);
+  assert.deepEqual(JSON.parse(called.request.postData()), { module: "Kernel", function: "+", args: [1, 2] });
   const sent = await called.request.allHeaders();
   for (const [name, value] of Object.entries(headers)) assert.equal(sent[name.toLowerCase()], value, name);
   assert.equal(sent.authorization, `Bearer ${token}`);
@@ -65,8 +65,8 @@ try {
   await page.screenshot({ path: picture });
 
   // A query parameter goes into the query.
-  const explained = await send("explainRegion", { region: "primary", function: "Kernel.+" });
-  assert.equal(explained.request.url(), `${url}/regions/primary/explain?function=Kernel.%2B`);
+  const explained = await send("explainRegion", { region: "syd", function: "Kernel.+" });
+  assert.equal(explained.request.url(), `${url}/regions/syd/explain?function=Kernel.%2B`);
   assert.equal(JSON.parse(explained.body).function, "Kernel.+");
 
   // Each of the other operations, as it stands on the page.

@@ -77,9 +77,9 @@ pub(crate) struct Reply {
     description = "The answer to a request that has no result: a problem document (RFC 9457)."
 )]
 pub(crate) struct ProblemDocument {
-    /// `urn:fly-rpc:problem:` and the code.
+    /// Where the instance explains the code: `/docs/problems#` and the code.
     #[serde(rename = "type")]
-    #[schema(example = "urn:fly-rpc:problem:region_unavailable")]
+    #[schema(example = "/docs/problems#region_unavailable")]
     pub type_uri: String,
     /// One phrase for people, the same for every problem of this code.
     #[schema(value_type = String, example = "Region has no reachable instance")]
@@ -122,7 +122,7 @@ impl ProblemDocument {
             None => (code.as_str().into(), code.status(), code.title().into()),
         };
         Self {
-            type_uri: format!("urn:fly-rpc:problem:{word}"),
+            type_uri: format!("/docs/problems#{word}"),
             title,
             status,
             detail,
@@ -263,7 +263,7 @@ mod tests {
             assert_eq!(
                 serde_json::to_value(&again).unwrap(),
                 json!({
-                    "type": "urn:fly-rpc:problem:outcome_gone", "title": "From a later release", "status": status,
+                    "type": "/docs/problems#outcome_gone", "title": "From a later release", "status": status,
                     "detail": "later", "code": "outcome_gone", "executed": executed, "meta": document.meta,
                     "error": null,
                 })

@@ -38,9 +38,11 @@ pub(super) fn next(code: Code, executed: Executed, asked: &Asked) -> String {
 
 fn fixed(code: Code, executed: Executed, asked: &Asked) -> &'static str {
     match code {
-        Code::InvalidJson | Code::InvalidRequest | Code::BodyTooLarge | Code::HeadersTooLarge => {
-            "correct the request; nothing ran"
-        }
+        Code::InvalidJson
+        | Code::InvalidRequest
+        | Code::BodyTooLarge
+        | Code::TargetTooLong
+        | Code::HeadersTooLarge => "correct the request; nothing ran",
         Code::InvalidRegion | Code::RegionUnknown => {
             "correct the region; `fly-rpc regions` lists those that are known"
         }

@@ -4,7 +4,7 @@ use axum::{
     body::Body,
     http::{
         HeaderValue, StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{CONTENT_TYPE, RETRY_AFTER},
     },
     response::Response,
 };
@@ -13,7 +13,6 @@ use serde::Serialize;
 use crate::{
     dispatch::Outcome,
     json,
-    problem::Code,
     reply::{ProblemDocument, Reply},
 };
 
@@ -34,8 +33,7 @@ pub(super) fn outcome(outcome: Outcome) -> Response {
     }
 }
 
-/// A problem document with its status, `Retry-After` where waiting helps, and `WWW-Authenticate` where a token does
-/// (RFC 6750, section 3).
+/// A problem document with its status, and `Retry-After` where waiting helps.
 pub(super) fn problem(document: &ProblemDocument) -> Response {
     let status = StatusCode::from_u16(document.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = with(status, PROBLEM_JSON, json::to_vec(document));
@@ -43,11 +41,6 @@ pub(super) fn problem(document: &ProblemDocument) -> Response {
         response
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));
-    }
-    if document.code == Code::Unauthenticated {
-        response
-            .headers_mut()
-            .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
 }

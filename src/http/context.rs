@@ -7,7 +7,7 @@ use axum::{
     extract::{FromRequestParts, Request, State},
     http::{
         HeaderValue, StatusCode,
-        header::{CONNECTION, HeaderMap},
+        header::{CACHE_CONTROL, CONNECTION, HeaderMap},
         request::Parts,
     },
     middleware::Next,
@@ -82,7 +82,7 @@ impl<S: Sync> FromRequestParts<S> for Context {
 }
 
 /// The outermost layer: makes the [`Context`], refuses a head that is too large, tells of every refusal, puts the request's
-/// id on the answer, and ends the connection with it once the instance drains, so that no client sends its next request
+/// id on the answer, forbids to store it where its route says nothing about that, and ends the connection with it once the instance drains, so that no client sends its next request
 /// into a connection that is just being closed.
 pub(super) async fn establish(
     State(app): State<Arc<App>>,
@@ -106,6 +106,10 @@ pub(super) async fn establish(
     if let Ok(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    response
+        .headers_mut()
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if app.lifecycle.phase() > Phase::Serving && !is_upgrade {
         response

@@ -9,7 +9,7 @@ use crate::{cluster::Health, name::InstanceId, region::Region};
 
 /// The cluster as this instance knows it.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Regions)]
+#[schema(as = Cluster)]
 pub(crate) struct RegionsDocument {
     /// The region of the instance that answers.
     #[schema(value_type = String, example = "iad")]
@@ -27,7 +27,7 @@ pub(crate) struct RegionsDocument {
 
 /// One region and its instances.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Region)]
+#[schema(as = RegionEntry)]
 pub(crate) struct RegionDocument {
     /// The region.
     #[schema(value_type = String, example = "syd")]
@@ -38,7 +38,7 @@ pub(crate) struct RegionDocument {
 
 /// One instance.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Instance)]
+#[schema(as = InstanceEntry)]
 pub(crate) struct InstanceDocument {
     /// Its id.
     #[schema(value_type = String, example = "148e21dad76789")]
@@ -148,7 +148,7 @@ pub(crate) struct DiscoveryDocument {
 
 /// Whether an instance lives, or is ready.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Status)]
+#[schema(as = Health)]
 pub(crate) struct StatusDocument {
     /// `live` or `ready`.
     #[schema(example = "ready")]

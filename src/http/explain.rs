@@ -28,7 +28,7 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
 /// Explain where calls for a region would run
 ///
 /// For each instance of the region, whether a call would go to it and why, its last probe and what was wrong with it; the
-/// addresses at which no peer was found; and how discovery fares. A region that was never seen has no candidates.
+/// addresses at which no peer was found; and how discovery fares.
 #[utoipa::path(
     get,
     path = "/regions/{region}/explain",
@@ -38,15 +38,15 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
         (
             "region" = String,
             Path,
-            description = "A region such as `syd`",
-            pattern = "^[a-z0-9][a-z0-9-]{0,31}$",
+            description = "A region such as `syd`, or `primary`",
+            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}$",
             example = "syd"
         ),
         (
             "function" = Option<String>,
             Query,
             description = "A function, `Module.function`, that not every instance may have",
-            pattern = r"^[!-~]{1,128}\.[!--/-~]{1,128}$",
+            pattern = r"^[!-~]{1,128}\.[!-\-\/-~]{1,128}$",
             example = "String.upcase"
         ),
     ),
@@ -88,17 +88,20 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
         ),
         ExplainProblems,
     ),
-    security((), ("client_token" = []))
+    security(("client_token" = []), ())
 )]
 pub(super) async fn explain_region(
     State(app): State<Arc<App>>,
     context: Context,
     request: Request,
 ) -> Response {
-    let region = match asked_region(request.uri().path(), "/explain") {
+    let region = match asked_region(&app, request.uri().path(), "/explain") {
         Ok(region) => region,
         Err(problem) => return context.refuse(None, problem),
     };
+    if let Some(problem) = unknown(&app, &region) {
+        return context.refuse(Some(region), problem);
+    }
     let function = match asked_function(request.uri().query()) {
         Ok(function) => function,
         Err(problem) => return context.refuse(Some(region), problem),
@@ -112,6 +115,16 @@ pub(super) async fn explain_region(
         discovery: discovery(&app, &overview.progress),
         region,
     })
+}
+
+/// The problem of a region that no instance was ever seen in. While discovery has found nothing yet, there is something
+/// to explain.
+fn unknown(app: &App, region: &Region) -> Option<Problem> {
+    if *region == app.identity.region {
+        return None;
+    }
+    let problem = app.dispatcher.peers(region).err()?;
+    (problem.code == Code::RegionUnknown).then_some(problem)
 }
 
 /// The function that the query names, if it names one.

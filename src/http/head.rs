@@ -14,20 +14,14 @@ const MAX_TARGET: usize = 8 << 10;
 /// Refuses a head that is too large.
 ///
 /// # Errors
-/// [`Code::HeadersTooLarge`]; for a path with its query that is too long [`Code::InvalidRegion`] where a region stands in
-/// it, else [`Code::NotFound`].
+/// [`Code::TargetTooLong`] or [`Code::HeadersTooLarge`].
 pub(super) fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     let target = uri
         .path_and_query()
         .map_or(0, |target| target.as_str().len());
     if target > MAX_TARGET {
-        let code = if uri.path().starts_with("/rpc/") {
-            Code::InvalidRegion
-        } else {
-            Code::NotFound
-        };
         let detail = format!("the path and query have {target} bytes, more than {MAX_TARGET}");
-        return Err(Problem::new(code, detail));
+        return Err(Problem::new(Code::TargetTooLong, detail));
     }
     let count = headers.len();
     if count > MAX_HEADERS {

@@ -20,7 +20,7 @@ use crate::{
     lifecycle::Phase,
     name::InvalidName,
     problem::{Code, Problem},
-    region::Region,
+    region::{Region, Target},
     registry::Catalogue,
     reply::milliseconds,
 };
@@ -32,10 +32,36 @@ use crate::{
     operation_id = "listRegions",
     tag = "cluster",
     responses(
-        (status = 200, description = "The cluster as this instance knows it", body = RegionsDocument),
+        (
+            status = 200,
+            description = "The cluster as this instance knows it",
+            body = RegionsDocument,
+            examples((
+                "two-regions" = (
+                    summary = "iad, which answers and is the primary, and syd",
+                    value = json!({
+                        "local": "iad", "primary": "iad", "is_primary": true,
+                        "regions": [
+                            {"region": "iad", "instances": [{
+                                "instance": "iad-1", "address": "127.8.0.1:8080", "state": "ready", "local": true,
+                                "release": null, "rtt_ms": null, "last_seen_ms": null,
+                            }]},
+                            {"region": "syd", "instances": [{
+                                "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
+                                "release": null, "rtt_ms": 0.412, "last_seen_ms": 1204.0,
+                            }]},
+                        ],
+                        "discovery": {
+                            "source": "cluster.test", "last_success_ms": 1204.0, "stale": false, "last_error": null,
+                            "rounds": 12, "warnings": [],
+                        },
+                    })
+                )
+            ))
+        ),
         ClusterProblems,
     ),
-    security((), ("client_token" = []))
+    security(("client_token" = []), ())
 )]
 pub(super) async fn list_regions(State(app): State<Arc<App>>) -> Response {
     let overview = app.cluster.overview().await;
@@ -62,19 +88,35 @@ pub(super) async fn list_regions(State(app): State<Arc<App>>) -> Response {
     params((
         "region" = String,
         Path,
-        description = "A region such as `syd`",
-        pattern = "^[a-z0-9][a-z0-9-]{0,31}$",
+        description = "A region such as `syd`, or `primary`",
+        pattern = r"^[a-z0-9][a-z0-9\-]{0,31}$",
         example = "syd"
     )),
-    responses((status = 200, description = "The region", body = RegionDocument), RegionProblems),
-    security((), ("client_token" = []))
+    responses(
+        (
+            status = 200,
+            description = "The region",
+            body = RegionDocument,
+            examples((
+                "syd" = (
+                    summary = "syd as iad sees it",
+                    value = json!({"region": "syd", "instances": [{
+                        "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
+                        "release": null, "rtt_ms": 0.412, "last_seen_ms": 1204.0,
+                    }]})
+                )
+            ))
+        ),
+        RegionProblems,
+    ),
+    security(("client_token" = []), ())
 )]
 pub(super) async fn get_region(
     State(app): State<Arc<App>>,
     context: Context,
     request: Request,
 ) -> Response {
-    let region = match asked_region(request.uri().path(), "") {
+    let region = match asked_region(&app, request.uri().path(), "") {
         Ok(region) => region,
         Err(problem) => return context.refuse(None, problem),
     };
@@ -92,12 +134,13 @@ pub(super) async fn get_region(
     }
 }
 
-/// The region in a path `/regions/{region}` that goes on with `rest`.
-pub(super) fn asked_region(path: &str, rest: &str) -> Result<Region, Problem> {
-    let region = path.strip_prefix("/regions/");
-    let region = region.and_then(|region| region.strip_suffix(rest));
+/// The region in a path `/regions/{region}` that goes on with `rest`, `primary` resolved.
+pub(super) fn asked_region(app: &App, path: &str, rest: &str) -> Result<Region, Problem> {
+    let target = path.strip_prefix("/regions/");
+    let target = target.and_then(|target| target.strip_suffix(rest));
     let invalid = |invalid: InvalidName| Problem::new(Code::InvalidRegion, invalid.to_string());
-    region.unwrap_or_default().parse().map_err(invalid)
+    let target: Target = target.unwrap_or_default().parse().map_err(invalid)?;
+    Ok(target.region(&app.identity.primary).clone())
 }
 
 /// List the functions of this instance
@@ -107,10 +150,23 @@ pub(super) fn asked_region(path: &str, rest: &str) -> Result<Region, Problem> {
     operation_id = "listFunctions",
     tag = "cluster",
     responses(
-        (status = 200, description = "The functions by module, and their hash", body = Catalogue),
+        (
+            status = 200,
+            description = "The functions by module, and their hash",
+            body = Catalogue,
+            examples((
+                "two-modules" = (
+                    summary = "Two functions of one module and one of another",
+                    value = json!({
+                        "catalogue": "5d41402abc4b2a76b9719d911017c592",
+                        "functions": {"Kernel": ["+"], "String": ["downcase", "upcase"]},
+                    })
+                )
+            ))
+        ),
         ClusterProblems,
     ),
-    security((), ("client_token" = []))
+    security(("client_token" = []), ())
 )]
 pub(super) async fn list_functions(State(app): State<Arc<App>>) -> Response {
     answer::ok(app.executor.catalogue())
@@ -122,8 +178,21 @@ pub(super) async fn list_functions(State(app): State<Arc<App>>) -> Response {
     path = "/healthz",
     operation_id = "getLiveness",
     tag = "health",
-    responses((status = 200, description = "It does", body = StatusDocument), OpenProblems),
-    security(())
+    responses(
+        (
+            status = 200,
+            description = "It does",
+            body = StatusDocument,
+            examples((
+                "live" = (
+                    summary = "It works",
+                    value = json!({"status": "live", "instance": "iad-1", "region": "iad"})
+                )
+            ))
+        ),
+        OpenProblems,
+    ),
+    security()
 )]
 pub(super) async fn get_liveness(State(app): State<Arc<App>>) -> Response {
     status(&app, "live")
@@ -138,8 +207,21 @@ pub(super) async fn get_liveness(State(app): State<Arc<App>>) -> Response {
     path = "/readyz",
     operation_id = "getReadiness",
     tag = "health",
-    responses((status = 200, description = "It does", body = StatusDocument), ReadinessProblems),
-    security(())
+    responses(
+        (
+            status = 200,
+            description = "It does",
+            body = StatusDocument,
+            examples((
+                "ready" = (
+                    summary = "It takes calls",
+                    value = json!({"status": "ready", "instance": "iad-1", "region": "iad"})
+                )
+            ))
+        ),
+        ReadinessProblems,
+    ),
+    security()
 )]
 pub(super) async fn get_readiness(State(app): State<Arc<App>>, context: Context) -> Response {
     let region = || Some(app.identity.region.clone());

@@ -31,7 +31,7 @@ use crate::{
 /// A call: which function, with which arguments, for how long.
 #[derive(Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = Call)]
+#[schema(as = CallRequest)]
 pub(super) struct CallDocument {
     /// The function's module.
     #[schema(pattern = r"^[!-~]{1,128}$", example = "String")]
@@ -52,7 +52,7 @@ pub(super) struct CallDocument {
     #[schema(value_type = bool, required = false, example = false)]
     idempotent: Option<bool>,
     /// Only on this instance of the region.
-    #[schema(value_type = String, required = false, pattern = r"^[A-Za-z0-9._-]{1,128}$", example = "148e21dad76789")]
+    #[schema(value_type = String, required = false, pattern = r"^[A-Za-z0-9._\-]{1,128}$", example = "148e21dad76789")]
     instance: Option<String>,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct CallDocument {
             "region" = String,
             Path,
             description = "A region such as `syd`, or `primary`",
-            pattern = "^[a-z0-9][a-z0-9-]{0,31}$",
+            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}$",
             example = "syd"
         ),
         (
@@ -78,8 +78,7 @@ pub(super) struct CallDocument {
             Header,
             description = "Makes a repeat of this call the same call: within ten minutes it is not run again, and \
                 gets the outcome of the first. Visible ASCII characters; may stand in quotes, which do not count",
-            pattern = "^[!#-~][!-~]{0,127}$",
-            example = "order-1234"
+            pattern = "^[!#-~][!-~]{0,127}$"
         ),
         (
             "rpc-route" = Option<String>,
@@ -87,18 +86,41 @@ pub(super) struct CallDocument {
             description = "How the call gets to another region: `proxy` forwards it; `replay` answers 409 with the \
                 header `fly-replay`, on which Fly Proxy replays it there; `auto` is `replay` behind Fly Proxy, else \
                 `proxy`. What `RPC_ROUTE` says when it is not given",
-            pattern = "^(proxy|replay|auto)$",
-            example = "proxy"
+            pattern = "^(proxy|replay|auto)$"
         ),
         (
             "x-request-id" = Option<String>,
             Header,
             description = "Kept when it fits, else replaced; in the answer, and in the logs of every instance it met",
-            pattern = "^[A-Za-z0-9._-]{1,128}$",
-            example = "01M8452GRJX2VJVKXD6FQ0T3AB"
+            pattern = r"^[A-Za-z0-9._\-]{1,128}$"
+        ),
+        (
+            "traceparent" = Option<String>,
+            Header,
+            description = "The trace that the call is part of (W3C Trace Context); passed on to the instance that runs it",
+            pattern = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
         ),
     ),
-    request_body(content = CallDocument, content_type = "application/json"),
+    request_body(
+        content = CallDocument,
+        content_type = "application/json",
+        examples(
+            ("upcase" = (
+                summary = "String.upcase(\"fly\")",
+                value = json!({"module": "String", "function": "upcase", "args": ["fly"]})
+            )),
+            ("sleep" = (
+                summary = "Process.sleep(100): at most a second, and twice where it must be",
+                value = json!({
+                    "module": "Process", "function": "sleep", "args": [100], "timeout_ms": 1000, "idempotent": true,
+                })
+            )),
+            ("add" = (
+                summary = "Kernel.+(1, 2)",
+                value = json!({"module": "Kernel", "function": "+", "args": [1, 2]})
+            )),
+        )
+    ),
     responses(
         (
             status = 200,
@@ -119,7 +141,7 @@ pub(super) struct CallDocument {
         ),
         CallProblems,
     ),
-    security((), ("client_token" = []))
+    security(("client_token" = []), ())
 )]
 pub(super) async fn call_function(
     State(app): State<Arc<App>>,

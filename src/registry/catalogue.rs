@@ -16,7 +16,7 @@ pub(crate) struct CatalogueHash(String);
 /// The functions of one instance, by module.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 #[serde(from = "Names", into = "Names")]
-#[schema(as = Catalogue)]
+#[schema(as = FunctionCatalogue)]
 pub(crate) struct Catalogue {
     /// A hash of the names: equal for equal sets of functions.
     #[schema(value_type = String, example = "5d41402abc4b2a76b9719d911017c592")]

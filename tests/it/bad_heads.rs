@@ -27,7 +27,7 @@ async fn assert_not_http(cases: &[(&str, &str)]) {
 
 #[tokio::test]
 async fn paths_reach_no_route_that_the_plain_path_would_not() {
-    let long = format!("/rpc/{}", "r".repeat(10_000));
+    let long = "r".repeat(10_000);
     let mut cases: Vec<Case<'_>> = vec![
         (
             "an unknown region",
@@ -76,8 +76,15 @@ async fn paths_reach_no_route_that_the_plain_path_would_not() {
         "/rpc/%2e%2e",
         "/rpc/iad,syd",
         "/rpc/PRIMARY",
-        &long,
     ];
+    for long in [
+        format!("/rpc/{long}"),
+        format!("/regions/{long}"),
+        format!("/{long}"),
+        format!("/healthz?{long}"),
+    ] {
+        cases.push(("a long target", post(&long, GOOD), 414, "target_too_long"));
+    }
     cases.extend(regions.map(|path| (path, post(path, GOOD), 400, "invalid_region")));
     let nowhere = [
         "/",

@@ -163,10 +163,15 @@ async fn the_own_region_an_unknown_one_and_what_is_no_question() {
         (told(0), told(1)),
         ((true, true, missing.as_str()), (false, false, here))
     );
-    let unknown = explain(iad, "mars", "").await;
     assert_eq!(
-        (unknown.status, &unknown.body["candidates"]),
-        (200, &json!([]))
+        explain(iad, "mars", "").await.problem(),
+        (404, "region_unknown", "no")
+    );
+    let of_primary = explain(iad, "primary", "").await;
+    assert_eq!(of_primary.body["region"], "iad");
+    assert_eq!(
+        of_primary.body["candidates"].as_array().map(Vec::len),
+        Some(2)
     );
     assert_eq!(
         explain(iad, "IAD", "").await.problem(),

@@ -267,10 +267,7 @@ impl Answer {
                 .as_str()
                 .unwrap_or_else(|| panic!("{member} in {self:?}"))
         };
-        assert_eq!(
-            text("type"),
-            format!("urn:fly-rpc:problem:{}", text("code"))
-        );
+        assert_eq!(text("type"), format!("/docs/problems#{}", text("code")));
         assert_eq!(self.body["status"], self.status);
         assert_eq!(
             self.body["meta"]["request_id"],

@@ -60,6 +60,11 @@ async fn one_region_is_one_of_them() {
         ),
         (200, &json!("syd"), &json!("syd-1"))
     );
+    let of_primary = iad.get("/regions/primary").await;
+    assert_eq!(
+        (of_primary.status, &of_primary.body["region"]),
+        (200, &json!("iad"))
+    );
     assert_eq!(
         iad.get("/regions/mars").await.problem(),
         (404, "region_unknown", "no")

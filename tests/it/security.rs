@@ -279,7 +279,11 @@ async fn public_routes_want_a_client_token_where_there_are_any() {
                 (401, "unauthenticated", "no"),
                 "{path} {token}"
             );
-            assert_eq!(refused.headers["www-authenticate"], "Bearer");
+            let challenge = match token {
+                "" => "Bearer",
+                _ => "Bearer error=\"invalid_token\"",
+            };
+            assert_eq!(refused.headers["www-authenticate"], challenge);
         }
     }
     for path in ["/healthz", "/readyz", "/openapi.json"] {

@@ -1,11 +1,9 @@
 //! What the OpenAPI document says besides the routes, and the route that serves it.
 
 mod problems;
+mod served;
 
-use axum::{
-    http::{HeaderValue, header::CONTENT_TYPE},
-    response::{IntoResponse, Response},
-};
+use axum::{http::HeaderMap, response::Response};
 use serde_json::Value;
 use utoipa::{
     OpenApi,
@@ -25,11 +23,18 @@ pub(super) use self::problems::{
 };
 use crate::{problem::Code, reply::ProblemDocument};
 
+const DESCRIPTION: &str = "\
+Run a named function in a chosen region. Every problem says whether the function ran (`executed`).
+
+A later release may add, without a new version: operations; optional members and headers of requests; members and headers \
+of answers; values of `code`, with any status from 400 to 599. So ignore a member that you do not know, and take a `code` \
+that you do not know by its status and `executed`. `executed` and `state` get no other values.";
+
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "fly-rpc",
-        description = "Run a named function in a chosen region. Every problem says whether the function ran.",
+        description = DESCRIPTION,
     ),
     components(schemas(ProblemDocument)),
     tags(
@@ -154,10 +159,28 @@ fn header(kind: Type, description: &str, example: Value) -> Header {
     path = "/openapi.json",
     operation_id = "getDescription",
     tag = "description",
-    responses((status = 200, description = "The OpenAPI document", body = Value), OpenProblems),
-    security(())
+    params((
+        "If-None-Match" = Option<String>,
+        Header,
+        description = "The `etag` of the document that the client has"
+    )),
+    responses(
+        (
+            status = 200,
+            description = "The OpenAPI document, with an `etag`; compressed where `accept-encoding` names gzip",
+            body = Value,
+            examples((
+                "start" = (
+                    summary = "How it begins",
+                    value = json!({"openapi": "3.1.0", "info": {"title": "fly-rpc", "version": "0.1.0"}})
+                )
+            ))
+        ),
+        (status = 304, description = "The client has it"),
+        OpenProblems,
+    ),
+    security()
 )]
-pub(super) async fn get_description() -> Response {
-    let json = HeaderValue::from_static("application/json");
-    ([(CONTENT_TYPE, json)], super::openapi_json()).into_response()
+pub(super) async fn get_description(headers: HeaderMap) -> Response {
+    served::answer(&headers)
 }

@@ -40,43 +40,61 @@ problems! {
     /// Of a call: every code that a client can meet.
     CallProblems:
         InvalidJson InvalidRequest InvalidRegion Unauthenticated Forbidden RegionUnknown InstanceUnknown FunctionUnknown MethodNotAllowed
-        Replay BodyTooLarge UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed
+        Replay BodyTooLarge TargetTooLong UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed
         FunctionPanicked Internal PeerUnreachable PeerLost RegionUnavailable DiscoveryPending Draining Overloaded
         DeadlineExceeded LoopDetected;
     /// Of one region.
     RegionProblems:
-        InvalidRegion Unauthenticated RegionUnknown NotFound MethodNotAllowed HeadersTooLarge DiscoveryPending;
+        InvalidRequest InvalidRegion Unauthenticated RegionUnknown MethodNotAllowed TargetTooLong HeadersTooLarge
+        DiscoveryPending;
     /// Of the explanation of one region.
     ExplainProblems:
-        InvalidRequest InvalidRegion Unauthenticated NotFound MethodNotAllowed HeadersTooLarge;
+        InvalidRequest InvalidRegion Unauthenticated RegionUnknown MethodNotAllowed TargetTooLong HeadersTooLarge;
     /// Of what else clients may read.
-    ClusterProblems: Unauthenticated NotFound MethodNotAllowed HeadersTooLarge;
+    ClusterProblems: InvalidRequest Unauthenticated MethodNotAllowed TargetTooLong HeadersTooLarge;
     /// Of readiness.
-    ReadinessProblems: NotFound MethodNotAllowed HeadersTooLarge DiscoveryPending Draining;
+    ReadinessProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge DiscoveryPending Draining;
     /// Of what anybody may read.
-    OpenProblems: NotFound MethodNotAllowed HeadersTooLarge;
+    OpenProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge;
 }
 
-/// A response for each status of `codes`.
+/// A response for each status of `codes`, and one for what a later release may answer.
 fn responses(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
     for code in codes {
         by_status.entry(code.status()).or_default().push(*code);
     }
+    let takes_a_body = codes.contains(&Code::InvalidJson);
     by_status
         .into_iter()
-        .map(|(status, codes)| (status.to_string(), response(&codes).into()))
+        .map(|(status, codes)| (status.to_string(), response(&codes, takes_a_body).into()))
+        .chain([("default".to_owned(), later().into())])
         .collect()
 }
 
+/// A problem that this release does not answer this route with.
+fn later() -> Response {
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .build();
+    ResponseBuilder::new()
+        .description("Another problem, of this release or of a later one: take it by its status and `executed`.")
+        .content("application/problem+json", content)
+        .build()
+}
+
 /// The response of `codes`, which have one status.
-fn response(codes: &[Code]) -> Response {
+fn response(codes: &[Code], takes_a_body: bool) -> Response {
     let lines = codes
         .iter()
         .map(|code| format!("`{code}`: {}.", code.title()));
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name("Problem")))
-        .examples_from_iter(codes.iter().map(|code| (code.as_str(), example(*code))))
+        .examples_from_iter(
+            codes
+                .iter()
+                .map(|code| (code.as_str(), example(*code, takes_a_body))),
+        )
         .build();
     let mut response = ResponseBuilder::new()
         .description(lines.collect::<Vec<_>>().join(" "))
@@ -116,7 +134,11 @@ fn response(codes: &[Code]) -> Response {
     if codes.contains(&Code::MethodNotAllowed) {
         response = response.header(
             "Allow",
-            header(Type::String, "The methods of this route", "POST".into()),
+            header(
+                Type::String,
+                "The methods of this route",
+                methods(takes_a_body).into(),
+            ),
         );
     }
     if codes.contains(&Code::Unauthenticated) {
@@ -124,16 +146,21 @@ fn response(codes: &[Code]) -> Response {
             "WWW-Authenticate",
             header(
                 Type::String,
-                "How to authenticate (RFC 6750)",
-                "Bearer".into(),
+                "How to authenticate (RFC 6750); `error` where the token that was sent is wrong",
+                "Bearer error=\"invalid_token\"".into(),
             ),
         );
     }
     response.build()
 }
 
-fn example(code: Code) -> Example {
-    let document = serde_json::to_value(document(code));
+/// What the header `Allow` lists on a route that takes a body, or none.
+const fn methods(takes_a_body: bool) -> &'static str {
+    if takes_a_body { "POST" } else { "GET,HEAD" }
+}
+
+fn example(code: Code, takes_a_body: bool) -> Example {
+    let document = serde_json::to_value(document(code, takes_a_body));
     ExampleBuilder::new()
         .summary(code.title())
         .value(Some(document.unwrap_or_else(|error| {
@@ -142,8 +169,11 @@ fn example(code: Code) -> Example {
         .build()
 }
 
-fn document(code: Code) -> ProblemDocument {
-    let (attempts, detail) = told(code);
+fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
+    let (attempts, detail) = match code {
+        Code::InvalidRequest if !takes_a_body => (0, "header host is given twice"),
+        _ => told(code),
+    };
     let problem = match code {
         Code::FunctionFailed => {
             Problem::function_failed(FunctionError::new("RuntimeError", "boom"))
@@ -170,6 +200,7 @@ fn region(code: Code) -> Option<Region> {
         | Code::Unauthenticated
         | Code::NotFound
         | Code::MethodNotAllowed
+        | Code::TargetTooLong
         | Code::HeadersTooLarge => None,
         Code::RegionUnknown => Some(word("mars")),
         _ => Some(word("syd")),
@@ -201,7 +232,7 @@ fn told(code: Code) -> (u32, &'static str) {
         ),
         Code::InstanceUnknown => (0, "instance \"syd-9\" is not in this region"),
         Code::FunctionUnknown => (1, "no function String.shout here"),
-        Code::NotFound => (0, "the path and query have 10009 bytes, more than 8192"),
+        Code::NotFound => (0, "no such route; /openapi.json lists the routes"),
         Code::MethodNotAllowed => (0, "this route has other methods; see the header allow"),
         Code::Replay => (
             0,
@@ -211,6 +242,7 @@ fn told(code: Code) -> (u32, &'static str) {
             0,
             "the body is larger than the 1048576 bytes of RPC_MAX_BODY",
         ),
+        Code::TargetTooLong => (0, "the path and query have 10009 bytes, more than 8192"),
         Code::UnsupportedMediaType => (
             0,
             "the body must not be encoded; send it without content-encoding",

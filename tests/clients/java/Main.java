@@ -2,7 +2,7 @@ import dev.flyrpc.ApiClient;
 import dev.flyrpc.ApiException;
 import dev.flyrpc.api.ClusterApi;
 import dev.flyrpc.api.RpcApi;
-import dev.flyrpc.model.Call;
+import dev.flyrpc.model.CallRequest;
 import dev.flyrpc.model.Problem;
 import java.util.List;
 import java.util.stream.Collectors;
@@ -17,14 +17,14 @@ public class Main {
     private static final RpcApi RPC = new RpcApi(CLIENT);
 
     public static void main(String[] arguments) throws Exception {
-        var upcase = new Call().module("String").function("upcase").args(List.of("fly"));
-        var reply = RPC.callFunction("syd", upcase, null, null, null);
+        var upcase = new CallRequest().module("String").function("upcase").args(List.of("fly"));
+        var reply = RPC.callFunction("syd", upcase, null, null, null, null);
         System.out.printf("result %s from %s%n", reply.getResult(), reply.getMeta().getRegion());
 
         var problem = problemOf("mars", upcase);
         System.out.printf("problem %s executed %s%n", problem.getCode(), problem.getExecuted());
 
-        var failed = problemOf("syd", new Call().module("Kernel").function("raise").args(List.of("boom")));
+        var failed = problemOf("syd", new CallRequest().module("Kernel").function("raise").args(List.of("boom")));
         var error = failed.getError();
         System.out.printf("error %s: %s executed %s%n", error.getKind(), error.getMessage(), failed.getExecuted());
 
@@ -42,9 +42,9 @@ public class Main {
         return client;
     }
 
-    private static Problem problemOf(String region, Call call) throws Exception {
+    private static Problem problemOf(String region, CallRequest call) throws Exception {
         try {
-            throw new AssertionError(RPC.callFunction(region, call, null, null, null));
+            throw new AssertionError(RPC.callFunction(region, call, null, null, null, null));
         } catch (ApiException refused) {
             return CLIENT.getObjectMapper().readValue(refused.getResponseBody(), Problem.class);
         }

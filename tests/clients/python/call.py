@@ -8,13 +8,13 @@ import os
 from fly_rpc_client import AuthenticatedClient, Client
 from fly_rpc_client.api.cluster import list_regions
 from fly_rpc_client.api.rpc import call_function
-from fly_rpc_client.models import Call, Problem, Regions, Reply
+from fly_rpc_client.models import CallRequest, Cluster, Problem, Reply
 
 url = os.environ["FLY_RPC_URL"]
 token = os.environ.get("FLY_RPC_TOKEN")
 client = AuthenticatedClient(url, token) if token else Client(url)
 
-upcase = Call(module="String", function="upcase", args=["fly"])
+upcase = CallRequest(module="String", function="upcase", args=["fly"])
 reply = call_function.sync("syd", client=client, body=upcase)
 assert isinstance(reply, Reply), reply
 print(f"result {reply.result} from {reply.meta.region}")
@@ -23,11 +23,11 @@ problem = call_function.sync("mars", client=client, body=upcase)
 assert isinstance(problem, Problem), problem
 print(f"problem {problem.code} executed {problem.executed}")
 
-raised = Call(module="Kernel", function="raise", args=["boom"])
+raised = CallRequest(module="Kernel", function="raise", args=["boom"])
 failed = call_function.sync("syd", client=client, body=raised)
 assert isinstance(failed, Problem) and failed.error, failed
 print(f"error {failed.error.kind}: {failed.error.message} executed {failed.executed}")
 
-regions = list_regions.sync(client=client)
-assert isinstance(regions, Regions), regions
-print("regions", *(region.region for region in regions.regions))
+cluster = list_regions.sync(client=client)
+assert isinstance(cluster, Cluster), cluster
+print("regions", *(region.region for region in cluster.regions))

@@ -11,7 +11,7 @@ const client = createClient<paths>({
   headers: token ? { authorization: `Bearer ${token}` } : {},
 });
 
-function call(region: string, body: components["schemas"]["Call"]) {
+function call(region: string, body: components["schemas"]["CallRequest"]) {
   return client.POST("/rpc/{region}", { params: { path: { region } }, body });
 }
 

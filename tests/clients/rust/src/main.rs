@@ -9,7 +9,7 @@ use serde_json::json;
 
 use fly_rpc::{
     Client,
-    types::{Call, Problem},
+    types::{CallRequest, Problem},
 };
 
 mod fly_rpc {
@@ -19,7 +19,7 @@ mod fly_rpc {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let client = client()?;
-    let upcase: Call = Call::builder()
+    let upcase: CallRequest = CallRequest::builder()
         .module("String")
         .function("upcase")
         .args(vec![json!("fly")])
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let problem = problem_of(&client, "mars", upcase).await?;
     println!("problem {} executed {}", problem.code, problem.executed);
 
-    let raise: Call = Call::builder()
+    let raise: CallRequest = CallRequest::builder()
         .module("Kernel")
         .function("raise")
         .args(vec![json!("boom")])
@@ -68,7 +68,7 @@ fn client() -> Result<Client, Box<dyn Error>> {
     Ok(Client::new_with_client(&env::var("FLY_RPC_URL")?, http))
 }
 
-async fn problem_of(client: &Client, region: &str, call: Call) -> Result<Problem, Box<dyn Error>> {
+async fn problem_of(client: &Client, region: &str, call: CallRequest) -> Result<Problem, Box<dyn Error>> {
     match client
         .call_function()
         .region(region)
