@@ -1,37 +1,36 @@
 //! Run a named function in a chosen region: Elixir's `Fly.RPC` as an HTTP/JSON service and a Rust crate.
 //!
-//! # The life of a call
-//! `http` reads `POST /rpc/{region}` into a `call`; `dispatch` runs it here, in `registry`, or chooses a peer from
-//! `cluster` and sends it over a `link`, together with the calls that wait for the same peer, to the peer's
-//! `/internal/exec`, where `registry` runs it within its `deadline`. What comes back is a result or a `problem`, told as
-//! a `reply`. Every problem says whether the function ran.
-//!
-//! # Layers
-//! A file uses only what stands before it: name, region, token, access, challenge, deadline, json, problem → trace → call,
-//! reply, config, replay, lifecycle, client → metrics → registry → cluster → link → dispatch → http → server → rpc →
-//! instance → cli.
-//!
-//! # Invariants
-//! 1. The layers above, `axum` only in `http/` and `server.rs`, `reqwest` only in `client.rs`, `link/`, the prober and
-//!    `cli/`, the environment only in `config.rs`.
-//! 2. Only discovery writes the peer table; calls read it and tell it whom they met.
-//! 3. One table maps codes to statuses; one function decides whether another attempt may follow.
-//! 4. At most one hop: `/internal/exec` runs a call here or not at all.
-//! 5. No lock across an await, no unbounded channel, no `unwrap` outside tests, no `unsafe`.
+//! Each instance of an application registers functions and serves `POST /rpc/{region}`; any instance, or any HTTP client,
+//! asks for `module.function(args)` in a region or in the primary one, and the call runs on one instance there, within a
+//! deadline. Every problem says whether the function ran.
 //!
 //! ```no_run
 //! use fly_rpc::{Config, Instance, Registry};
 //!
-//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let registry = Registry::builtin()
-//!     .function("Math", "add", |(a, b): (i64, i64)| async move { Ok(a + b) });
-//! let instance = Instance::start(Config::from_env()?, registry).await?;
-//! let sum: i64 = instance.rpc().call("syd", "Math", "add", (1, 2)).await?;
-//! assert_eq!(sum, 3);
-//! instance.run_until_signal().await?;
-//! # Ok(())
-//! # }
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let registry = Registry::builtin()
+//!         .function("Math", "add", |(a, b): (i64, i64)| async move { Ok(a + b) });
+//!     let instance = Instance::start(Config::from_env()?, registry).await?;
+//!     let sum: i64 = instance.rpc().call("primary", "Math", "add", (1, 2)).await?;
+//!     assert_eq!(sum, 3);
+//!     instance.run_until_signal().await?;
+//!     Ok(())
+//! }
 //! ```
+//!
+//! | to | see |
+//! |---|---|
+//! | register functions | [`Registry`] |
+//! | say what a caller reads of an error | [`FunctionError`] |
+//! | serve, drain and stop | [`Instance`] |
+//! | serve within a program that has an axum server | [`Embedded`] |
+//! | call another region, and learn whether it ran | [`Rpc`], [`CallOptions`], [`CallError`] |
+//! | read settings from the environment, or make them | [`Config`], [`SETTINGS`] |
+//! | send writes to the primary region of any tower service | [`ReplayToPrimary`] |
+//!
+//! Features, all on by default: `cli` builds the program `fly-rpc`, `dev` its command for a cluster on one machine, `otlp`
+//! the export of traces. A program that embeds the crate needs none of them.
 
 mod access;
 mod call;
@@ -44,6 +43,14 @@ mod cluster;
 mod config;
 mod deadline;
 mod dispatch;
+/// The Rust in the documents, compiled as that of this crate is.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    mod readme {}
+    #[doc = include_str!("../docs/src/crate.md")]
+    mod the_crate {}
+}
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -54,7 +54,7 @@ use crate::{
     registry::Executor,
 };
 
-/// The paths of [`internal`], in the words of axum.
+/// The paths of [`internal()`], in the words of axum.
 const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
 /// What a call between instances holds besides its client's body, in bytes.

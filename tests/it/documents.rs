@@ -85,3 +85,23 @@ fn every_code_has_its_section_on_the_errors_page() {
     codes.sort_unstable();
     assert_eq!(sections, codes);
 }
+
+#[test]
+fn the_rust_of_every_page_is_compiled() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let library = fs::read_to_string(root.join("src/lib.rs")).unwrap();
+    let folders = [root.clone(), root.join("docs/src")];
+    let files = folders
+        .iter()
+        .flat_map(|folder| fs::read_dir(folder).unwrap())
+        .map(|file| file.unwrap().path());
+    for file in files.filter(|file| file.extension().is_some_and(|it| it == "md")) {
+        let page = fs::read_to_string(&file).unwrap();
+        let name = file.strip_prefix(&root).unwrap().display();
+        let included = format!("include_str!(\"../{name}\")");
+        assert!(
+            !page.contains("```rust") || library.contains(&included),
+            "src/lib.rs does not compile the Rust of {name}"
+        );
+    }
+}
