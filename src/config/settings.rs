@@ -155,7 +155,7 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "TOKEN,…",
         "none",
-        "the cluster's secret: the first is sent, all are accepted",
+        "the cluster's secret: the first is used, all are accepted",
     ),
     setting(
         "RPC_CLIENT_TOKENS",
@@ -169,7 +169,7 @@ pub const SETTINGS: &[Setting] = &[
         "allow-anonymous",
         "true|false",
         "false",
-        "let everybody who reaches RPC_LISTEN call functions",
+        "let anyone who reaches RPC_LISTEN call functions",
     ),
     setting(
         "RPC_MAX_BODY",
