@@ -126,6 +126,10 @@ impl FromStr for FunctionPattern {
             "Module.function, or Module.* for all of a module",
         );
         let (module, function) = text.rsplit_once('.').ok_or(rule)?;
+        // It would match no module, and look as if it matched all.
+        if module.contains('*') {
+            return Err(rule);
+        }
         Ok(Self {
             module: module.parse().map_err(|_| rule)?,
             function: match function {
@@ -214,6 +218,9 @@ mod tests {
             ":regions=syd:regions=iad",
             ":functions=String",
             ":functions=.x",
+            ":functions=*.*",
+            ":functions=*.upcase",
+            ":functions=Str*.*",
             ":function=String.*",
         ] {
             let refused = client(limits).unwrap_err().to_string();

@@ -126,10 +126,12 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
     let size: bytesize::ByteSize = text
         .parse()
         .map_err(|_| "is not a size; write for example 1MiB".to_owned())?;
-    match usize::try_from(size.as_u64()) {
-        Ok(0) | Err(_) => Err("is out of range; write for example 1MiB".to_owned()),
-        Ok(bytes) => Ok(bytes),
-    }
+    // With room to add to it.
+    let range = 1..=usize::MAX >> 16;
+    usize::try_from(size.as_u64())
+        .ok()
+        .filter(|bytes| range.contains(bytes))
+        .ok_or_else(|| "is out of range; write for example 1MiB".to_owned())
 }
 
 pub(super) fn count(text: &str) -> Result<usize, String> {

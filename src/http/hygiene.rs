@@ -15,7 +15,8 @@ use crate::problem::{Code, Problem};
 
 /// Lets a request pass that names one host, and this one.
 pub(super) async fn inspect(context: Context, request: Request, next: Next) -> Response {
-    if request.method() == Method::CONNECT {
+    // A target in the form of a path is the guard's to judge, as with every other method.
+    if request.method() == Method::CONNECT && request.uri().authority().is_some() {
         let problem = Problem::new(Code::MethodNotAllowed, "an instance is no proxy");
         let mut response = context.refuse(None, problem);
         let methods = HeaderValue::from_static("GET, POST");
