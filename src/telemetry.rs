@@ -19,10 +19,12 @@ use std::{
 
 use tokio::time::Instant;
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    EnvFilter, Layer, Registry, field::MakeExt, fmt, fmt::format, layer::SubscriberExt, reload,
+    util::SubscriberInitExt,
 };
 
-use self::fields::JsonSpanFields;
+use self::fields::{JsonSpanFields, put_printable};
+pub(crate) use self::fields::{printable, printable_json};
 use crate::config::{Config, TraceExport};
 
 /// Lines that wait to be written; further ones are lost.
@@ -96,7 +98,8 @@ pub(crate) fn init(
         .with_writer(move || lines.clone())
         .with_target(false);
     let format = if io::stderr().is_terminal() {
-        format.boxed()
+        let fields = format::debug_fn(put_printable).delimited(" ");
+        format.fmt_fields(fields).boxed()
     } else {
         let json = format.json().flatten_event(true).with_span_list(false);
         json.fmt_fields(JsonSpanFields).boxed()

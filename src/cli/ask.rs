@@ -16,6 +16,7 @@ use crate::{
     config,
     problem::Code,
     reply::ProblemDocument,
+    telemetry::{printable, printable_json},
 };
 
 /// The largest answer that is read.
@@ -131,7 +132,7 @@ fn unanswered(base: &str, error: reqwest::Error, timeout: Duration) -> Failure {
 impl Answer {
     /// Prints the answer as it came; a problem is a failure all the same.
     pub(super) fn print_json(&self) -> Result<(), Failure> {
-        print(&String::from_utf8_lossy(&self.body))?;
+        print(&printable_json(&String::from_utf8_lossy(&self.body)))?;
         if self.status == StatusCode::OK {
             Ok(())
         } else {
@@ -169,11 +170,16 @@ impl Answer {
 }
 
 fn tell(problem: &ProblemDocument, asked: &Asked) {
-    say(&format!("fly-rpc: {}: {}", problem.code, problem.detail));
+    say(&format!(
+        "fly-rpc: {}: {}",
+        problem.code,
+        printable(&problem.detail)
+    ));
     if let Some(error) = &problem.error {
-        say(&format!("  error: {}: {}", error.kind, error.message));
+        let (kind, message) = (printable(&error.kind), printable(&error.message));
+        say(&format!("  error: {kind}: {message}"));
         if let Some(data) = &error.data {
-            say(&format!("  data: {data}"));
+            say(&format!("  data: {}", printable(data.get())));
         }
     }
     say(&format!(

@@ -21,6 +21,7 @@ use crate::{
     problem::Code,
     region::Target,
     reply::{Meta, Reply, milliseconds},
+    telemetry::printable_json,
 };
 
 /// How long a call may take that names no timeout: the default of `RPC_MAX_TIMEOUT`.
@@ -131,7 +132,7 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
         answer.asked.meant = functions::nearest(&args.endpoint, &args.function).await;
     }
     let Reply { result, meta } = answer.document()?;
-    print(result.get())?;
+    print(&printable_json(result.get()))?;
     if !args.quiet {
         say(&account(&meta, took));
     }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     http::{CandidateDocument, ExplanationDocument, UnplacedDocument},
     region::Region,
+    telemetry::printable,
 };
 
 /// What to explain.
@@ -42,7 +43,7 @@ pub(super) async fn run(args: ExplainArgs) -> Result<(), Failure> {
     }
     let explanation: ExplanationDocument = answer.document()?;
     if let Some(error) = &explanation.discovery.last_error {
-        say(&format!("stale: {error}"));
+        say(&format!("stale: {}", printable(error)));
     }
     let mut parts = vec![candidates(&explanation)];
     if !explanation.unplaced.is_empty() {

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     cluster::Health,
     http::{InstanceDocument, RegionsDocument},
+    telemetry::printable,
 };
 
 /// To the top left, and all below it cleared (ECMA-48, CUP and ED); left out where stdout is no terminal.
@@ -77,7 +78,7 @@ async fn watch(endpoint: &Endpoint, pause: Duration) -> Result<(), Failure> {
 async fn look(endpoint: &Endpoint) -> Result<String, Failure> {
     let regions: RegionsDocument = endpoint.get("/regions").await?.document()?;
     if let Some(error) = &regions.discovery.last_error {
-        say(&format!("stale: {error}"));
+        say(&format!("stale: {}", printable(error)));
     }
     let mut rows = vec![header([
         "REGION", "INSTANCE", "STATE", "ADDRESS", "RTT", "SEEN", "RELEASE",

@@ -10,6 +10,7 @@ use super::{Failure, print};
 use crate::{
     Config, Drained, Instance, Registry, SETTINGS, StartError,
     config::TraceExport,
+    server::raise_open_files,
     signal::{self, Signals},
     telemetry,
 };
@@ -79,6 +80,9 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let export = TraceExport::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
     let (_log, mut volume) = telemetry::init(&config, export.as_ref())
         .map_err(|error| Failure::Failed(error.to_string()))?;
+    if let Err(error) = raise_open_files() {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
     let mut more_log = signal::more_log()?;
     let listening = tokio::spawn(async move {
         while more_log.recv().await.is_some() {

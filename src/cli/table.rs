@@ -2,6 +2,8 @@
 
 use anstyle::Style;
 
+use crate::telemetry::printable;
+
 /// The space between two columns.
 const GAP: usize = 2;
 
@@ -15,7 +17,8 @@ pub(super) struct Cell {
 impl Cell {
     /// A cell in `style`.
     pub(super) fn styled(text: impl Into<String>, style: Style) -> Self {
-        let text = text.into();
+        // What an instance says of itself is in it.
+        let text = printable(&text.into()).into_owned();
         Self { text, style }
     }
 

@@ -13,6 +13,7 @@ use crate::{
     cluster::NAME,
     patience::{eventually, in_time},
     process::{Environment, Process},
+    stranger::{Manner, Stranger},
 };
 
 async fn fly_rpc(instance: &Process, arguments: &[&str]) -> (i32, String, String) {
@@ -535,4 +536,33 @@ async fn a_signal_as_soon_as_an_instance_listens_drains_it() {
         local.terminate();
         assert_eq!(local.ended().await.code(), Some(0));
     }
+}
+
+#[tokio::test]
+async fn what_others_say_moves_no_cursor_and_makes_no_line() {
+    let named = |release: &str, error: &str| {
+        json!({
+            "local": "iad", "primary": "iad", "is_primary": true,
+            "regions": [{"region": "iad", "instances": [{
+                "instance": "iad-1", "address": "127.0.0.1:1", "state": "ready", "local": true,
+                "release": release, "rtt_ms": null, "last_seen_ms": null,
+            }]}],
+            "discovery": {"source": "dns", "last_success_ms": null, "stale": true, "last_error": error, "rounds": 1},
+        })
+    };
+    let body = named("\u{1b}[2J\u{9b}31m\nsyd", "no\r\nanswer\u{7}").to_string();
+    let address = "127.0.0.1:0".parse().unwrap();
+    let liar = Stranger::at(address, Manner::Answer(body)).await;
+    let url = format!("http://{}", liar.address);
+    let (code, stdout, stderr) = run(&["regions", "--url", &url]).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(
+        (stdout.lines().count(), stderr.lines().count()),
+        (2, 1),
+        "{stdout}{stderr}"
+    );
+    assert!(stdout.ends_with("\\u{1b}[2J\\u{9b}31m\\nsyd\n"), "{stdout}");
+    assert_eq!(stderr, "stale: no\\r\\nanswer\\u{7}\n");
+    let (_, json, _) = run(&["regions", "--json", "--url", &url]).await;
+    assert!(!json.trim_end().contains(char::is_control), "{json}");
 }

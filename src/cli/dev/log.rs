@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
-use crate::{cli::say, region::Region};
+use crate::{cli::say, region::Region, telemetry::printable};
 
 const COLOURS: [AnsiColor; 6] = [
     AnsiColor::Cyan,
@@ -34,7 +34,7 @@ pub(super) async fn print_all(mut lines: mpsc::Receiver<Line>) {
         say(&format!(
             "{style}{:>8}{style:#} {}",
             line.instance,
-            readable(&line.text)
+            printable(&readable(&line.text))
         ));
     }
 }
