@@ -14,9 +14,9 @@ use axum::{
 };
 
 use super::{
-    App, Reached,
+    App, Crowded, Reached,
     context::{Context, Refusal},
-    upgrade,
+    site, upgrade,
 };
 use crate::{
     challenge::{Challenge, NONCE, PATHS, PROOF, Who},
@@ -53,8 +53,21 @@ pub(super) async fn admit(
     next: Next,
 ) -> Response {
     let borne = borne(request.headers());
-    match Audience::of(request.uri().path()) {
+    let audience = Audience::of(request.uri().path());
+    let needs_no_token = match audience {
+        Audience::Anybody => false,
+        Audience::Clients => app.access.clients.is_empty(),
+        Audience::Instances => app.access.cluster.is_empty(),
+    };
+    if needs_no_token && let Err(problem) = check_site(&app, &request, audience) {
+        return context.refuse(None, problem);
+    }
+    match audience {
         Audience::Anybody => next.run(request).await,
+        Audience::Clients if is_crowded(&request) => {
+            let detail = "clients keep as many connections busy as this instance has places for";
+            refuse(context, Code::Overloaded, detail)
+        }
         Audience::Clients => match app.access.caller(borne.as_ref()) {
             Some(caller) => {
                 request.extensions_mut().insert(caller.clone());
@@ -97,6 +110,19 @@ pub(super) async fn admit(
             ),
         },
     }
+}
+
+/// What a request without a token says of the page behind it; see [`site::check`].
+fn check_site(app: &App, request: &Request, audience: Audience) -> Result<(), Problem> {
+    let reached = request.extensions().get::<Reached>();
+    let reached = reached.map(|Reached(address)| *address);
+    let any_host = audience == Audience::Clients && app.access.allow_anonymous;
+    site::check(request.headers(), reached, any_host)
+}
+
+/// Whether the last places for connections are in use, which are for instances and health checks.
+fn is_crowded(request: &Request) -> bool {
+    request.extensions().get::<Crowded>().is_some()
 }
 
 /// What a request bears; `None` without exactly one token.

@@ -21,6 +21,7 @@ mod openapi;
 mod reading;
 mod replay;
 mod rpc;
+mod site;
 mod upgrade;
 
 use std::sync::Arc;
@@ -48,6 +49,7 @@ use crate::{
     config::{Identity, Limits, Route},
     dispatch::Dispatcher,
     lifecycle::Lifecycle,
+    memory::Budget,
     metrics::Metrics,
     name::BootId,
     problem::{Code, Problem},
@@ -77,6 +79,8 @@ pub(crate) struct App {
     pub route: Route,
     /// What it takes on.
     pub limits: Limits,
+    /// The bytes that may wait in it.
+    pub memory: Arc<Budget>,
     /// How far it is on its way to stop.
     pub lifecycle: Arc<Lifecycle>,
     /// Its functions.
@@ -103,6 +107,10 @@ impl Connected<IncomingStream<'_, TcpListener>> for Reached {
         Self(stream.io().local_addr().unwrap_or(unknown))
     }
 }
+
+/// On a request: clients keep as many connections busy as they may, and what is left is for instances and health checks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crowded;
 
 /// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.
 pub(crate) fn public_router(app: Arc<App>, with_internal: bool) -> Router {

@@ -37,7 +37,7 @@ pub(crate) async fn instance(directory: &TempDir) -> Process {
 pub(crate) fn request(line: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
     let head = format!(
-        "{line} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+        "{line} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
     );
     [head.as_bytes(), body].concat()
 }
@@ -45,7 +45,7 @@ pub(crate) fn request(line: &str, headers: &str, body: &[u8]) -> Vec<u8> {
 /// The head of a request with a body of this length.
 fn announced(length: &str) -> Vec<u8> {
     format!(
-        "POST /rpc/iad HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
+        "POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
          content-length: {length}\r\n\r\n"
     )
     .into_bytes()
@@ -280,7 +280,7 @@ async fn bodies_that_are_not_read() {
     let typed = |headers: &str| request("POST /rpc/iad", headers, GOOD);
     let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, " ".repeat(1 << 20));
     let chunked = format!(
-        "POST /rpc/iad HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
+        "POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
          transfer-encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n"
     );
     let whole = post("/rpc/iad", vec![b' '; 4 << 20]);

@@ -148,19 +148,19 @@ async fn heads_with_a_double_meaning() {
         ("no host", head(plain, ""), 400, "invalid_request"),
         (
             "two hosts",
-            head(plain, "host: a\r\nhost: b\r\n"),
+            head(plain, "host: localhost\r\nhost: b\r\n"),
             400,
             "invalid_request",
         ),
         (
             "the same host twice",
-            head(plain, "host: a\r\nhost: a\r\n"),
+            head(plain, "host: localhost\r\nhost: localhost\r\n"),
             400,
             "invalid_request",
         ),
         (
             "another host in the target",
-            head("POST http://evil/rpc/iad HTTP/1.1", "host: a\r\n"),
+            head("POST http://evil/rpc/iad HTTP/1.1", "host: localhost\r\n"),
             400,
             "invalid_request",
         ),
@@ -200,7 +200,7 @@ async fn heads_with_a_double_meaning() {
 
 #[tokio::test]
 async fn what_is_no_http() {
-    let line = "POST /rpc/iad HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n";
+    let line = "POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n";
     let head = |headers: &str| format!("{line}{headers}\r\n\r\n{{}}");
     let cases = [
         (
@@ -239,11 +239,11 @@ async fn what_is_no_http() {
         ),
         (
             "a space in the path",
-            "POST /rpc/i ad HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
+            "POST /rpc/i ad HTTP/1.1\r\nhost: localhost\r\n\r\n".to_owned(),
         ),
         (
             "HTTP/1.2",
-            "GET /healthz HTTP/1.2\r\nhost: a\r\n\r\n".to_owned(),
+            "GET /healthz HTTP/1.2\r\nhost: localhost\r\n\r\n".to_owned(),
         ),
     ];
     let cases: Vec<_> = cases
@@ -282,7 +282,7 @@ async fn what_is_odd_and_harmless_is_served() {
         (
             "the same host in the target",
             format!(
-                "POST http://a/rpc/iad HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n\
+                "POST http://localhost/rpc/iad HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
                  content-length: {length}\r\n\r\n{body}"
             )
             .into_bytes(),
@@ -290,7 +290,7 @@ async fn what_is_odd_and_harmless_is_served() {
         (
             "bare line feeds",
             format!(
-                "POST /rpc/iad HTTP/1.1\nhost: a\nconnection: close\ncontent-type: application/json\ncontent-length: {length}\n\n{body}"
+                "POST /rpc/iad HTTP/1.1\nhost: localhost\nconnection: close\ncontent-type: application/json\ncontent-length: {length}\n\n{body}"
             )
             .into_bytes(),
         ),
@@ -340,7 +340,7 @@ async fn nothing_is_smuggled_behind_a_length_and_chunks() {
     let directory = TempDir::new().unwrap();
     let instance = instance(&directory).await;
     let (size, body) = (GOOD.len(), String::from_utf8_lossy(GOOD));
-    let clean = "GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n";
+    let clean = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let smuggled = String::from_utf8(post("/rpc/none", GOOD)).unwrap();
     for headers in [
         "content-length: 4\r\ntransfer-encoding: chunked",
@@ -349,7 +349,7 @@ async fn nothing_is_smuggled_behind_a_length_and_chunks() {
         // Sizes that other readers cut short or cannot hold.
         for chunk in [format!("{size:x}"), format!("{size:017x}")] {
             let text = format!(
-                "{clean}POST /rpc/iad HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n{headers}\r\n\r\n\
+                "{clean}POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{headers}\r\n\r\n\
                  {chunk}\r\n{body}\r\n0\r\n\r\n{smuggled}"
             );
             let answers: Vec<Answer> = raw::answers(instance.address, text.as_bytes()).await;

@@ -145,7 +145,8 @@ async fn refusals_of_requests() -> Vec<Answer> {
     let headers: String = (3..=101)
         .map(|number| format!("x-{number}: 1\r\n"))
         .collect();
-    let head = format!("GET /regions HTTP/1.1\r\nhost: iad\r\nconnection: close\r\n{headers}\r\n");
+    let head =
+        format!("GET /regions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n");
     answers.push(raw::answer(iad.address, head.as_bytes()).await);
     answers
 }

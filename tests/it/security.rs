@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 
 use crate::{
     asking::two_regions,
+    bad_bodies,
     cluster::{Cluster, NAME},
     patience::eventually,
     process::{Answer, Environment, Process, answer},
+    raw,
 };
 
 const TOKEN: &str = "the-cluster-secret-of-the-tests-0001";
@@ -493,4 +495,98 @@ fn an_exposed_listener_for_instances_needs_the_token() {
     let line =
         format!("fly-rpc: RPC_INTERNAL_LISTEN (--internal-listen): cannot listen on {taken}: ");
     assert!(code == Some(1) && message.starts_with(&line), "{message}");
+}
+
+#[tokio::test]
+async fn connect_to_a_path_of_instances_wants_their_token_too() {
+    let instance = Process::start(&environment(&[("RPC_TOKEN", TOKEN.to_owned())])).await;
+    for path in ["/internal/exec", "/internal/none", "/metrics"] {
+        let bare = bad_bodies::request(&format!("CONNECT {path}"), "", b"");
+        let refused = raw::answer(instance.address, &bare).await;
+        assert_eq!(refused.problem(), (401, "unauthenticated", "no"), "{path}");
+    }
+    let known = format!("authorization: Bearer {TOKEN}\r\n");
+    let known = bad_bodies::request("CONNECT /internal/exec", &known, b"");
+    let refused = raw::answer(instance.address, &known).await;
+    assert_eq!(refused.problem(), (405, "method_not_allowed", "no"));
+}
+
+/// A page in a browser may let a name of its own point here, or ask across sites: without tokens, neither is served.
+#[tokio::test]
+async fn pages_of_other_sites_call_nothing_without_tokens() {
+    let plain = Process::start(&environment(&[])).await;
+    let open = Process::start(&environment(&[("RPC_ALLOW_ANONYMOUS", "true".to_owned())])).await;
+    let guarded = with_clients().await;
+    let body = br#"{"module":"String","function":"upcase","args":["fly"]}"#;
+    let asked = async |instance: &Process, line: &str, headers: &str| {
+        let (length, address) = (body.len(), instance.address);
+        let headers = headers.replace("OWN", &address.to_string());
+        let head = format!(
+            "{line} HTTP/1.1\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n{headers}\r\n\r\n"
+        );
+        raw::answer(address, &[head.as_bytes(), body].concat()).await
+    };
+    for line in [
+        "POST /rpc/iad",
+        "POST /internal/exec",
+        "GET /regions",
+        "GET /functions",
+        "GET /none",
+    ] {
+        for headers in [
+            "host: evil.example:8080",
+            "host: 127.0.0.1.evil.example",
+            "host: 10.1.2.3",
+            "host: OWN\r\norigin: http://evil.example",
+            "host: OWN\r\norigin: null",
+            "host: OWN\r\nsec-fetch-site: cross-site",
+            "host: evil.example\r\norigin: http://evil.example\r\nsec-fetch-site: same-origin",
+        ] {
+            let refused = asked(&plain, line, headers).await;
+            assert_eq!(
+                refused.problem(),
+                (403, "forbidden", "no"),
+                "{line} {headers}"
+            );
+        }
+    }
+    let call = "POST /rpc/iad";
+    for headers in [
+        "host: OWN",
+        "host: localhost:1",
+        "host: [::1]",
+        "host: OWN\r\norigin: http://OWN",
+        "host: OWN\r\norigin: http://OWN\r\nsec-fetch-site: same-origin",
+    ] {
+        assert_eq!(
+            asked(&plain, call, headers).await.result(),
+            "FLY",
+            "{headers}"
+        );
+    }
+    // Behind a proxy, which has a name that the instance does not know.
+    let proxied = "host: shop.example\r\norigin: https://shop.example";
+    assert_eq!(asked(&open, call, proxied).await.result(), "FLY");
+    let across = asked(
+        &open,
+        call,
+        "host: shop.example\r\norigin: https://evil.example",
+    )
+    .await;
+    assert_eq!(across.problem(), (403, "forbidden", "no"));
+    // A token tells who asks.
+    let bearing = format!(
+        "host: shop.example\r\norigin: https://evil.example\r\nauthorization: Bearer {SHOP}"
+    );
+    assert_eq!(asked(&guarded, call, &bearing).await.result(), "FLY");
+    for path in ["/docs", "/openapi.json", "/healthz", "/readyz"] {
+        let answer = asked(
+            &plain,
+            &format!("GET {path}"),
+            "host: OWN\r\nsec-fetch-site: cross-site",
+        )
+        .await;
+        assert_eq!(answer.status, 200, "{path}");
+    }
 }

@@ -1,0 +1,124 @@
+//! What a request tells of the page behind it, where no token tells who asks: a page of another site must not call
+//! functions, be it openly or under a name of its own that it lets point here (DNS rebinding).
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::http::{
+    HeaderMap,
+    header::{HOST, ORIGIN},
+};
+
+use crate::problem::{Code, Problem};
+
+/// Set by browsers alone, and by no page: <https://www.w3.org/TR/fetch-metadata/>.
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
+
+/// Checks the headers of a request that came to `reached` and needs no token. With `any_host`, its host may be any: the
+/// name under which a proxy in front is known.
+///
+/// # Errors
+/// [`Code::Forbidden`] for a page of another site, or a host that is neither a loopback name or address nor `reached`.
+pub(super) fn check(
+    headers: &HeaderMap,
+    reached: Option<SocketAddr>,
+    any_host: bool,
+) -> Result<(), Problem> {
+    let text = |header| headers.get(header).and_then(|value| value.to_str().ok());
+    let host = text(HOST.as_str());
+    let is_own_site = match (text(SEC_FETCH_SITE), text(ORIGIN.as_str())) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").map(|(_, authority)| authority) == host,
+        (None, None) => true,
+    };
+    if !is_own_site {
+        return Err(forbidden(
+            "a page of another site may not use this instance, which has no client tokens",
+        ));
+    }
+    if any_host || host.is_none_or(|host| is_here(host, reached)) {
+        return Ok(());
+    }
+    Err(forbidden(
+        "header host must be localhost or the address of this instance, which has no client tokens; set \
+         RPC_CLIENT_TOKENS, or RPC_ALLOW_ANONYMOUS=true to serve every host",
+    ))
+}
+
+fn is_here(host: &str, reached: Option<SocketAddr>) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    if let Ok(address) = name.parse::<IpAddr>() {
+        let reached = reached.map(|reached| reached.ip().to_canonical());
+        let address = address.to_canonical();
+        return address.is_loopback() || Some(address) == reached;
+    }
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+fn forbidden(detail: &str) -> Problem {
+    Problem::new(Code::Forbidden, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_served(headers: &[(&'static str, &str)], any_host: bool) -> bool {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        let reached = Some("10.0.0.7:8080".parse().unwrap());
+        check(&headers.collect(), reached, any_host).is_ok()
+    }
+
+    #[test]
+    fn only_hosts_of_this_machine_are_served_without_tokens() {
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "app.localhost.",
+            "127.0.0.9:1",
+            "[::1]:8080",
+            "10.0.0.7",
+            "[::ffff:10.0.0.7]:1",
+        ] {
+            assert!(is_served(&[("host", host)], false), "{host}");
+        }
+        assert!(is_served(&[], false));
+        for host in [
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "10.0.0.8",
+            "",
+            "[::1",
+        ] {
+            assert!(is_served(&[("host", host)], true), "{host}");
+            assert_eq!(
+                is_served(&[("host", host)], false),
+                host == "[::1",
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_site_is_refused_whatever_the_host() {
+        let with = |header, value| is_served(&[("host", "127.0.0.1:8080"), (header, value)], true);
+        for origin in ["http://evil.example", "http://127.0.0.1:8081", "null", ""] {
+            assert!(!with("origin", origin), "{origin}");
+        }
+        assert!(with("origin", "http://127.0.0.1:8080"));
+        for (site, is_own) in [
+            ("same-origin", true),
+            ("none", true),
+            ("same-site", false),
+            ("cross-site", false),
+        ] {
+            assert_eq!(with("sec-fetch-site", site), is_own, "{site}");
+        }
+    }
+}
