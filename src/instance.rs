@@ -15,11 +15,12 @@ use crate::{
     http::{self, App},
     lifecycle::{Lifecycle, Phase},
     link::Link,
+    memory::{self, Budget},
     metrics::Metrics,
     name::BootId,
     registry::{Executor, Registry, RegistryError},
     rpc::Rpc,
-    server::{self, Drained, Server},
+    server::{self, Door, Drained, Server, Shares},
     signal::Signals,
 };
 
@@ -198,6 +199,7 @@ impl Core {
             tracing::info!("this Machine runs a release command: it joins no cluster");
             discovery.names.clear();
         }
+        let memory = Budget::new(limits.max_memory.unwrap_or_else(memory::default_limit));
         let registry = registry.finish(&identity)?;
         let boot = BootId::random();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -245,6 +247,7 @@ impl Core {
             timeouts,
             route,
             limits,
+            memory: Arc::clone(&memory),
             lifecycle: Arc::clone(&lifecycle),
             executor,
             cluster: Arc::clone(&cluster),
@@ -252,14 +255,23 @@ impl Core {
             metrics,
         });
         let shares = is_peer && own.is_none();
-        let public = |listener| (listener, http::public_router(Arc::clone(&app), shares));
-        let mut listeners = Vec::from_iter(listener.map(public));
+        let places = Shares::of(server::open_files(), memory.limit());
+        let clients = if shares {
+            places.clients
+        } else {
+            places.public
+        };
+        let public = http::public_router(Arc::clone(&app), shares);
+        let internal = http::internal_router(Arc::clone(&app));
+        let metrics = http::metrics_router(Arc::clone(&app));
         let metrics_address = scrapers.as_ref().map(|(_, address)| *address);
-        let internal = |(listener, _)| (listener, http::internal_router(Arc::clone(&app)));
-        listeners.extend(own.map(internal));
-        let scraped = |(listener, _)| (listener, http::metrics_router(Arc::clone(&app)));
-        listeners.extend(scrapers.map(scraped));
-        let server = Server::start(listeners, lifecycle, drain);
+        let doors = [
+            listener.map(|listener| Door::new(listener, public, places.public, clients)),
+            own.map(|(listener, _)| Door::of_instances(listener, internal, places.internal)),
+            scrapers.map(|(listener, _)| Door::of_instances(listener, metrics, places.scrapers)),
+        ];
+        let doors = doors.into_iter().flatten();
+        let server = Server::start(doors, lifecycle, drain, &memory);
         let core = Self {
             internal_address,
             metrics_address,

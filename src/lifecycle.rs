@@ -15,6 +15,8 @@ pub(crate) enum Phase {
     Draining,
     /// It refuses new calls and finishes those in flight.
     Refusing,
+    /// It waits for nothing any more: whoever holds a connection lets go of it.
+    Cut,
 }
 
 /// The phase of one instance and its calls in flight.
@@ -54,7 +56,7 @@ impl Lifecycle {
     /// # Errors
     /// [`Code::Draining`] when the instance refuses new calls.
     pub(crate) fn admit(&self) -> Result<InFlight, Problem> {
-        if self.phase() == Phase::Refusing {
+        if self.phase() >= Phase::Refusing {
             return Err(Problem::new(
                 Code::Draining,
                 "this instance is stopping and takes no new calls",
@@ -77,6 +79,12 @@ impl Lifecycle {
             *now = phase.max(*now);
             later
         });
+    }
+
+    /// Waits until `phase` has begun.
+    pub(crate) async fn reached(&self, phase: Phase) {
+        // The sender is part of this, and so never gone before.
+        let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
     }
 
     /// Waits until no call is in flight.

@@ -1,30 +1,42 @@
 //! Listens, accepts and serves connections, and stops in order: tell the peers, refuse, finish, close.
 //! Its own accept loop, because `axum::serve` never times out a half-sent header or a silent connection.
 
+mod answering;
+mod open_files;
+mod places;
 mod stream;
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, extract::Request};
+use axum::{Router, extract::Request, http::StatusCode};
 use hyper::{
     body::{Body, Incoming},
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    net::{TcpListener, TcpSocket, TcpStream, lookup_host},
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::Service;
 
-use self::stream::{Refused, Stream};
+#[cfg(feature = "cli")]
+pub(crate) use self::open_files::raise as raise_open_files;
+pub(crate) use self::open_files::{Shares, now as open_files};
+use self::{
+    answering::Answering,
+    places::{Place, Places},
+    stream::{Refused, Stream},
+};
 use crate::{
     config::DrainConfig,
-    http::Reached,
+    http::{Crowded, Reached},
     lifecycle::{Lifecycle, Phase},
+    memory::Budget,
 };
 
 /// How long a request's head may take to arrive, and how long a kept-alive connection may be idle.
@@ -34,8 +46,11 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADERS: usize = 256;
 /// The largest head of a request that hyper reads, in bytes.
 const MAX_HEAD: usize = 128 << 10;
-/// The most connections of one listener; more wait to be accepted.
-const MAX_CONNECTIONS: usize = 4096;
+/// Connections that the kernel holds for a listener until they are accepted.
+const BACKLOG: u32 = 1024;
+/// The most bytes of an answer that the kernel holds unsent.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 128 << 10;
 /// How long a connection without a request so far stays open when the instance stops.
 const FIRST_REQUEST: Duration = Duration::from_millis(100);
 /// How long the accept loop rests when the process has no file descriptors left.
@@ -50,39 +65,70 @@ pub enum Drained {
     Cut,
 }
 
+/// What is served where.
+#[derive(Debug)]
+pub(crate) struct Door {
+    listener: TcpListener,
+    router: Router,
+    /// How many connections it holds.
+    most: usize,
+    /// How many of them clients may keep busy; the others are for instances and health checks.
+    for_clients: usize,
+}
+
+impl Door {
+    /// A door at which `most` connections are held, `for_clients` of them for clients' requests.
+    pub(crate) fn new(
+        listener: TcpListener,
+        router: Router,
+        most: usize,
+        for_clients: usize,
+    ) -> Self {
+        Self {
+            listener,
+            router,
+            most,
+            for_clients,
+        }
+    }
+
+    /// A door that is not for clients.
+    pub(crate) fn of_instances(listener: TcpListener, router: Router, most: usize) -> Self {
+        Self::new(listener, router, most, most)
+    }
+}
+
 /// Listeners that serve until they are drained.
 #[derive(Debug)]
 pub(crate) struct Server {
     lifecycle: Arc<Lifecycle>,
     drain: DrainConfig,
+    /// The accept loops, and every connection for as long as its socket is open, whoever has it.
     connections: TaskTracker,
     accepting: CancellationToken,
-    closing: CancellationToken,
-    cut: CancellationToken,
 }
 
 impl Server {
-    /// Serves each router on its listener in the background.
+    /// Serves at each door in the background.
     pub(crate) fn start(
-        listeners: Vec<(TcpListener, Router)>,
+        doors: impl Iterator<Item = Door>,
         lifecycle: Arc<Lifecycle>,
         drain: DrainConfig,
+        memory: &Arc<Budget>,
     ) -> Self {
         let server = Self {
             lifecycle,
             drain,
             connections: TaskTracker::new(),
             accepting: CancellationToken::new(),
-            closing: CancellationToken::new(),
-            cut: CancellationToken::new(),
         };
-        for (listener, router) in listeners {
+        for door in doors {
             let accept_loop = AcceptLoop {
-                listener,
-                router,
+                places: Places::new(door.most, door.for_clients),
+                door,
                 connections: server.connections.clone(),
-                closing: server.closing.clone(),
-                cut: server.cut.clone(),
+                lifecycle: Arc::clone(&server.lifecycle),
+                memory: Arc::clone(memory),
             };
             let accepting = server.accepting.clone();
             server.connections.spawn(async move {
@@ -98,7 +144,6 @@ impl Server {
         self.lifecycle.advance(Phase::Draining);
         time::sleep(self.drain.delay).await;
         self.lifecycle.advance(Phase::Refusing);
-        self.closing.cancel();
         self.connections.close();
         let deadline = Instant::now() + self.drain.timeout;
         let finished = time::timeout_at(deadline, async {
@@ -117,7 +162,7 @@ impl Server {
     /// Cuts every connection at once.
     pub(crate) fn abort(&self) {
         self.accepting.cancel();
-        self.cut.cancel();
+        self.lifecycle.advance(Phase::Cut);
     }
 }
 
@@ -126,27 +171,51 @@ impl Server {
 /// # Errors
 /// The host has no address, or none of its addresses can be bound.
 pub(crate) async fn bind(address: &str) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await?;
-    let local = listener.local_addr()?;
-    Ok((listener, local))
+    let mut failure = io::Error::new(io::ErrorKind::InvalidInput, "the host has no address");
+    for address in lookup_host(address).await? {
+        match listen(address) {
+            Ok(listener) => {
+                let local = listener.local_addr()?;
+                return Ok((listener, local));
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 struct AcceptLoop {
-    listener: TcpListener,
-    router: Router,
+    door: Door,
+    places: Arc<Places>,
     connections: TaskTracker,
-    closing: CancellationToken,
-    cut: CancellationToken,
+    lifecycle: Arc<Lifecycle>,
+    memory: Arc<Budget>,
 }
 
 impl AcceptLoop {
     async fn run(self) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-            match self.listener.accept().await {
-                Ok((stream, _)) => self.serve(stream, place),
+        loop {
+            match self.door.listener.accept().await {
+                Ok((stream, _)) => {
+                    let Some(place) = self.places.take(self.connections.token()).await else {
+                        return;
+                    };
+                    self.serve(stream, place);
+                }
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
+                    // No file is left: what is idle gives its own back.
+                    self.places.make_room();
                     tracing::warn!(%error, "cannot accept connections; trying again");
                     time::sleep(ACCEPT_REST).await;
                 }
@@ -154,34 +223,58 @@ impl AcceptLoop {
         }
     }
 
-    fn serve(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
+    fn serve(&self, stream: TcpStream, place: Place) {
         // Without an address, the other side has gone already.
-        let Ok(reached) = stream.local_addr() else {
+        let Ok(address) = stream.local_addr() else {
             return;
         };
-        let (closing, cut) = (self.closing.clone(), self.cut.clone());
+        let lifecycle = Arc::clone(&self.lifecycle);
         // A connection that comes later gets one answer: hyper would close it unanswered when told to shut it down.
-        let is_late = closing.is_cancelled();
-        let router = self.router.clone();
+        let is_late = lifecycle.phase() >= Phase::Refusing;
+        let router = self.door.router.clone();
         // Small answers must not wait for the client's acknowledgement of the previous one.
         let _ = stream.set_nodelay(true);
+        // So that a slow reader is seen to read: a socket becomes writable again only once a third of what it holds has
+        // gone, which grows to megabytes.
+        #[cfg(target_os = "linux")]
+        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         let refused = Refused::default();
-        let io = TokioIo::new(Stream::new(stream, refused.clone()));
+        let usage = Arc::clone(place.usage());
+        let io = TokioIo::new(Stream::new(
+            stream,
+            place,
+            refused.clone(),
+            Arc::clone(&self.memory),
+        ));
         let asked = CancellationToken::new();
-        let first = asked.clone();
+        let (first, served) = (asked.clone(), Arc::clone(&usage));
+        let memory = Arc::clone(&self.memory);
         let service = service_fn(move |mut request: Request<Incoming>| {
             first.cancel();
-            request.extensions_mut().insert(Reached(reached));
+            let serving = served.serve();
+            request.extensions_mut().insert(Reached(address));
+            if served.is_crowded() {
+                request.extensions_mut().insert(Crowded);
+            }
             let has_body = !request.body().is_end_stream();
-            let (refused, answered) = (refused.clone(), router.clone().call(request));
+            let (served, refused) = (Arc::clone(&served), refused.clone());
+            let memory = Arc::clone(&memory);
+            let answered = router.clone().call(request);
             async move {
                 let answer = answered.await?;
-                refused.set(has_body && answer.status().is_client_error());
-                Ok::<_, Infallible>(answer)
+                refused.set(has_body && is_refusal(answer.status()));
+                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    served.is_upgraded();
+                }
+                Ok::<_, Infallible>(answer.map(|body| Answering {
+                    body,
+                    serving,
+                    memory,
+                }))
             }
         });
-        self.connections.spawn(async move {
-            let _place = place;
+        // Its place, which the drain waits for, is the socket's: it may outlive this task in other hands.
+        tokio::spawn(async move {
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
@@ -190,25 +283,45 @@ impl AcceptLoop {
                 .keep_alive(!is_late)
                 .serve_connection(io, service)
                 .with_upgrades();
-            let mut connection = std::pin::pin!(connection);
-            let ended = cut.run_until_cancelled(async {
-                tokio::select! {
-                    ended = connection.as_mut() => return ended,
-                    () = may_close(&closing, &asked), if !is_late => connection.as_mut().graceful_shutdown(),
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = lifecycle.reached(Phase::Cut) => return,
+                () = may_close(&lifecycle, &asked), if !is_late => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection => ended,
+                        () = lifecycle.reached(Phase::Cut) => return,
+                    }
                 }
-                connection.await
-            });
-            if let Some(Err(error)) = ended.await {
+                () = usage.asked_to_give_way() => {
+                    // A request that has just come is answered; whatever else there is of one is let go.
+                    if !usage.is_busy() {
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection => ended,
+                        () = lifecycle.reached(Phase::Cut) => return,
+                    }
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "connection ended");
             }
         });
     }
 }
 
+/// Whether an answer may come before the request's body was read.
+fn is_refusal(status: StatusCode) -> bool {
+    status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE
+}
+
 /// Waits until a connection may be told to close: hyper closes one at once that is between two requests, and so also one
 /// whose first request is on its way.
-async fn may_close(closing: &CancellationToken, asked: &CancellationToken) {
-    closing.cancelled().await;
+async fn may_close(lifecycle: &Lifecycle, asked: &CancellationToken) {
+    lifecycle.reached(Phase::Refusing).await;
     // A connection that nobody uses closes unanswered when this passes.
     let _ = time::timeout(FIRST_REQUEST, asked.cancelled()).await;
 }

@@ -88,7 +88,12 @@ pub(super) async fn serve(
                 }
             }
             Some((id, outcome)) = exchange.running.next() => exchange.put(id, outcome),
-            Ok(()) = exchange.phase.changed() => exchange.announce_phase(),
+            Ok(()) = exchange.phase.changed() => {
+                if *exchange.phase.borrow() == Phase::Cut {
+                    return;
+                }
+                exchange.announce_phase();
+            }
             _ = tick.tick() => idle += GRACE,
         }
         exchange.put_ready();
@@ -150,7 +155,7 @@ impl Exchange {
 
     fn patience(&self) -> Duration {
         match *self.phase.borrow() {
-            Phase::Refusing => GRACE,
+            Phase::Refusing | Phase::Cut => GRACE,
             Phase::Serving | Phase::Draining => IDLE,
         }
     }

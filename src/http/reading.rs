@@ -293,7 +293,7 @@ fn this_instance(app: &App) -> InstanceDocument {
 pub(super) fn own_state(app: &App) -> Health {
     match app.lifecycle.phase() {
         Phase::Serving => Health::Ready,
-        Phase::Draining | Phase::Refusing => Health::Draining,
+        Phase::Draining | Phase::Refusing | Phase::Cut => Health::Draining,
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn is_asked(headers: &HeaderMap) -> bool {
 
 /// Answers a request that asks for a connection, and serves it in the background until either side ends it.
 pub(super) fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
-    if app.lifecycle.phase() == Phase::Refusing {
+    if app.lifecycle.phase() >= Phase::Refusing {
         let detail = "this instance is stopping and takes no new calls";
         let region = Some(app.identity.region.clone());
         return context.refuse(region, Problem::new(Code::Draining, detail));

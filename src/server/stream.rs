@@ -18,8 +18,13 @@ use tokio::{
     time::{self, Sleep},
 };
 
+use super::places::Place;
+use crate::memory::{Budget, Reserved, Share};
+
 /// How long a client may take nothing of an answer that waits for it.
 const STALL: Duration = Duration::from_secs(10);
+/// What hyper reads a head into to begin with, in bytes.
+const FIRST_BUFFER: usize = 8 << 10;
 /// How long a connection is kept, after a refusal, for the rest of a request that nobody reads.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -37,23 +42,52 @@ impl Refused {
     }
 }
 
-/// A client's connection.
+/// A client's connection, which has its place for as long as it is open, in whose hands it may be.
 #[derive(Debug)]
 pub(super) struct Stream {
     tcp: TcpStream,
+    place: Place,
+    /// What came of heads since the last answer, and what it takes of the memory budget.
+    head: usize,
+    counted: usize,
+    reserved: Reserved,
+    memory: Arc<Budget>,
     refused: Refused,
     stalled: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream, refused: Refused) -> Self {
+    pub(super) fn new(tcp: TcpStream, place: Place, refused: Refused, memory: Arc<Budget>) -> Self {
         Self {
             tcp,
+            place,
+            head: 0,
+            counted: 0,
+            reserved: memory.take(0),
+            memory,
             refused,
             stalled: None,
             lingering: None,
         }
+    }
+
+    /// Counts `bytes` that came, unless they are of a body, which its reader counts. They are reserved once more come and
+    /// the head is still not whole: what comes at once may be a head with its body.
+    fn count_head(&mut self, bytes: usize) -> io::Result<()> {
+        let usage = self.place.usage();
+        if usage.is_busy() || usage.is_passed_over() {
+            return Ok(());
+        }
+        let (whole, before) = (self.head, self.counted);
+        self.head += bytes;
+        if whole <= before.max(FIRST_BUFFER) {
+            return Ok(());
+        }
+        self.counted = whole;
+        // The buffer doubles when it is full.
+        let room = self.reserved.grow(2 * (whole - before), Share::Strangers);
+        room.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
     /// What became of a write, unless the client has taken nothing for too long.
@@ -64,6 +98,10 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = None;
+            if self.counted > 0 {
+                self.reserved = self.memory.take(0);
+            }
+            (self.head, self.counted) = (0, 0);
             return written;
         }
         let stalled = self
@@ -80,7 +118,9 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.tcp).poll_read(context, buffer))?;
+        Poll::Ready(self.count_head(buffer.filled().len() - before))
     }
 }
 

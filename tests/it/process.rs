@@ -53,6 +53,14 @@ impl Process {
         Self::spawn(command, environment).await
     }
 
+    /// The same where the process may have at most so many files open.
+    pub(crate) async fn start_with_open_files(environment: &Environment, files: usize) -> Self {
+        let mut command = Command::new("/bin/sh");
+        let script = format!("ulimit -n {files} && exec \"$0\" serve");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_fly-rpc")]);
+        Self::spawn(command, environment).await
+    }
+
     /// An instance that has the functions of [`crate::functions`] too, with latches and logs in `directory`.
     pub(crate) async fn start_with_functions(environment: &Environment, directory: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());

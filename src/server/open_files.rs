@@ -1,0 +1,80 @@
+//! How many files the process may have open, and what share of them each listener's connections may take.
+
+use nix::sys::resource::{Resource, getrlimit};
+
+/// What is assumed where the limit cannot be read.
+const USUAL: u64 = 1024;
+/// The most connections of one listener, however many files may be open.
+const MOST: usize = 8192;
+/// What an idle connection takes, in bytes: its first buffer and its task.
+const EACH: usize = 16 << 10;
+/// The most connections of the listener for scrapers.
+const MOST_SCRAPERS: usize = 64;
+
+/// Raises the soft limit of open files to the hard one. For programs that start no others which count on the usual limit.
+///
+/// # Errors
+/// The system does not let it.
+#[cfg(feature = "cli")]
+pub(crate) fn raise() -> std::io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(nix::sys::resource::setrlimit(
+        Resource::RLIMIT_NOFILE,
+        hard,
+        hard,
+    )?)
+}
+
+/// How many files the process may have open now.
+pub(crate) fn now() -> usize {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(USUAL, |(soft, _)| soft);
+    usize::try_from(soft).unwrap_or(usize::MAX)
+}
+
+/// How many connections each listener holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Shares {
+    /// The public listener, those for instances among them where it carries `/internal/*`.
+    pub(crate) public: usize,
+    /// Those of `public` that clients may keep busy.
+    pub(crate) clients: usize,
+    /// The listener for instances.
+    pub(crate) internal: usize,
+    /// The listener for scrapers.
+    pub(crate) scrapers: usize,
+}
+
+impl Shares {
+    /// Half is for the public listener, a quarter each for the one for instances and for what the process opens itself:
+    /// connections to peers and to DNS, the log, the listeners. Nor do connections take more than a quarter of `memory`.
+    pub(crate) fn of(files: usize, memory: usize) -> Self {
+        let bound = (memory / 4 / EACH).max(1);
+        let share = |part: usize, most: usize| (files / part).min(bound).clamp(1, most);
+        let public = share(2, MOST);
+        Self {
+            public,
+            clients: (public - public / 8).max(1),
+            internal: share(4, MOST),
+            scrapers: share(16, MOST_SCRAPERS),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn something_is_left_for_what_the_process_opens_itself() {
+        for files in [64, 128, 1024, 1 << 20] {
+            let Shares {
+                public,
+                clients,
+                internal,
+                scrapers,
+            } = Shares::of(files, 1 << 40);
+            assert!(public + internal + scrapers <= files - files / 8, "{files}");
+            assert!(clients < public && scrapers > 0, "{files}");
+        }
+    }
+}
