@@ -62,6 +62,7 @@ pub mod internals;
 mod json;
 mod lifecycle;
 mod link;
+mod memory;
 mod metrics;
 mod name;
 mod problem;

@@ -167,6 +167,7 @@ impl Rpc {
             instance: options.instance,
             key: options.idempotency_key,
             trace: None,
+            memory: None,
         };
         let request_id = RequestId::fresh();
         let span = request_id.span();

@@ -6,13 +6,14 @@ mod exec;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 
 pub(crate) use self::{args::Args, exec::Exec};
 use crate::{
     json::{self, BadJson, Unknown},
+    memory::Reserved,
     name::{FunctionName, IdempotencyKey, InstanceId, Name},
     problem::{Code, Problem},
     trace::TraceParent,
@@ -47,6 +48,8 @@ pub(crate) struct Call {
     pub key: Option<IdempotencyKey>,
     /// What called it, in a trace.
     pub trace: Option<TraceParent>,
+    /// What its arguments take of the memory budget, until the last who has them is done.
+    pub memory: Option<Arc<Reserved>>,
 }
 
 const MEMBERS: &[&str; 6] = &[
@@ -107,6 +110,7 @@ impl Call {
                 .transpose()?,
             key: None,
             trace: None,
+            memory: None,
         })
     }
 }

@@ -161,6 +161,7 @@ impl Config {
                 max_in_flight: values
                     .get("RPC_MAX_IN_FLIGHT", count)?
                     .unwrap_or(default.limits.max_in_flight),
+                max_memory: values.get("RPC_MAX_MEMORY", size)?,
             },
             drain: DrainConfig {
                 delay: values
@@ -226,6 +227,12 @@ impl Config {
         if discovery.peer_port.is_some() && !discovery.names.iter().any(takes_peer_port) {
             let detail = "has no effect: no name in RPC_DNS_NAME is resolved by A and AAAA without a port of its own";
             return Err(error("RPC_PEER_PORT", detail));
+        }
+        // A client's body takes its size twice, of the half that is for clients.
+        let least = self.limits.max_body.saturating_mul(4);
+        if self.limits.max_memory.is_some_and(|bytes| bytes < least) {
+            let detail = "must be four times RPC_MAX_BODY or more; raise it or lower RPC_MAX_BODY";
+            return Err(error("RPC_MAX_MEMORY", detail));
         }
         self.check_access()
     }

@@ -105,6 +105,8 @@ pub struct Limits {
     pub max_result: usize,
     /// Calls that may run here at once; more are refused.
     pub max_in_flight: usize,
+    /// The bytes of heads, bodies and answers that may wait here; from the memory that the process may use when `None`.
+    pub max_memory: Option<usize>,
 }
 
 /// How an instance stops.
@@ -183,6 +185,7 @@ impl Default for Config {
                 max_body: 1 << 20,
                 max_result: 8 << 20,
                 max_in_flight: 1024,
+                max_memory: None,
             },
             drain: DrainConfig {
                 delay: Duration::from_secs(3),

@@ -193,6 +193,13 @@ pub const SETTINGS: &[Setting] = &[
         "calls that may run here at once",
     ),
     setting(
+        "RPC_MAX_MEMORY",
+        "max-memory",
+        "SIZE",
+        "a quarter of what the control group or the machine has",
+        "the bytes of heads, bodies and answers that may wait here",
+    ),
+    setting(
         "RPC_DRAIN_DELAY",
         "drain-delay",
         "DURATION",

@@ -130,6 +130,16 @@ fn every_refusal_names_the_setting_and_what_is_right() {
             "RPC_MAX_BODY (--max-body): \"5\" has no unit; write for example 5KiB or 5MiB",
         ),
         (
+            "RPC_MAX_MEMORY",
+            "3MiB",
+            "RPC_MAX_MEMORY (--max-memory): must be four times RPC_MAX_BODY or more; raise it or lower RPC_MAX_BODY",
+        ),
+        (
+            "RPC_MAX_BODY",
+            "16EiB",
+            "RPC_MAX_BODY (--max-body): \"16EiB\" is out of range; write for example 1MiB",
+        ),
+        (
             "RPC_MAX_IN_FLIGHT",
             "0",
             "RPC_MAX_IN_FLIGHT (--max-in-flight): \"0\" is not a whole number of 1 or more",

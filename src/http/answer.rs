@@ -13,8 +13,13 @@ use serde::Serialize;
 use crate::{
     dispatch::Outcome,
     json,
+    memory::{Budget, Share},
+    problem::{FunctionError, Problem},
     reply::{ProblemDocument, Reply},
 };
+
+/// The size of results that are never refused, in bytes: a problem would be no smaller.
+const ALWAYS: usize = 512;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -22,6 +27,19 @@ const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+
 /// `200` with `document`.
 pub(super) fn ok(document: &impl Serialize) -> Response {
     with(StatusCode::OK, JSON, json::to_vec(document))
+}
+
+/// The outcome, or where the memory budget has no room for its result, that it found none.
+pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
+    if let Ok(result) = &outcome.result {
+        let size = result.get().len();
+        if size > ALWAYS && !memory.has_room(size, Share::Results) {
+            let detail = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
+            let lost = FunctionError::new("ResultDropped", detail);
+            outcome.result = Err(Problem::function_failed(lost));
+        }
+    }
+    outcome
 }
 
 /// What came of a call.

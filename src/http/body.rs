@@ -1,7 +1,7 @@
-//! Request bodies: JSON by their content type, within the size limit and a time limit, refused before reading where the
-//! headers already say so.
+//! Request bodies: JSON by their content type, within the size limit, a time limit and the memory budget, refused before
+//! reading where the headers already say so.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -10,32 +10,80 @@ use axum::{
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use tokio::time;
 
 use crate::{
     link::NDJSON,
+    memory::{Budget, Reserved, Share},
     problem::{Code, Problem},
 };
 
 /// How long a body may take to arrive; hyper has no limit of its own.
 const ARRIVAL: Duration = Duration::from_secs(10);
 
+/// How often a body is in memory at once: as it came, and what was read from it.
+const COPIES: usize = 2;
+/// Room for a body whose length is not told, to begin with.
+const FIRST: usize = 4 << 10;
+
+/// A body as it comes: one buffer, however small the pieces are, and what it takes of the memory budget.
+pub(super) struct Received {
+    pub(super) bytes: Vec<u8>,
+    pub(super) reserved: Reserved,
+    limit: usize,
+}
+
 /// The whole body, at most `limit` bytes.
 ///
 /// # Errors
-/// [`Code::UnsupportedMediaType`], [`Code::BodyTooLarge`], or [`Code::InvalidJson`] for a body that was cut short or
-/// did not arrive within 10 s.
-pub(super) async fn json(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+/// [`Code::UnsupportedMediaType`], [`Code::BodyTooLarge`], [`Code::Overloaded`] where the budget has no room for it, or
+/// [`Code::InvalidJson`] for a body that was cut short or did not arrive within 10 s.
+pub(super) async fn json(
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+    memory: &Arc<Budget>,
+) -> Result<Received, Problem> {
     check_type(headers)?;
-    check_length(headers, limit)?;
-    let cut = |detail: &str| Problem::new(Code::InvalidJson, detail);
-    match time::timeout(ARRIVAL, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
-        Ok(Err(_)) => Err(cut("the body was cut short")),
+    let length = length(headers, limit)?;
+    let mut received = Received {
+        reserved: memory.reserve(COPIES * length, Share::Clients)?,
+        bytes: Vec::with_capacity(length),
+        limit,
+    };
+    match time::timeout(ARRIVAL, received.fill(body)).await {
+        Ok(filled) => filled.map(|()| received),
         Err(_) => Err(cut("the body did not arrive within 10 s")),
+    }
+}
+
+impl Received {
+    async fn fill(&mut self, mut body: Body) -> Result<(), Problem> {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| cut("the body was cut short"))?;
+            let Some(piece) = frame.data_ref() else {
+                continue;
+            };
+            let (length, capacity) = (self.bytes.len() + piece.len(), self.bytes.capacity());
+            if length > self.limit {
+                return Err(too_large(self.limit));
+            }
+            if length > capacity {
+                let doubled = FIRST.max(2 * capacity).min(self.limit);
+                self.make_room(length.max(doubled))?;
+            }
+            self.bytes.extend_from_slice(piece);
+        }
+        Ok(())
+    }
+
+    /// Makes the buffer hold `capacity` bytes.
+    fn make_room(&mut self, capacity: usize) -> Result<(), Problem> {
+        let more = capacity.saturating_sub(self.bytes.capacity());
+        self.reserved.grow(COPIES * more, Share::Clients)?;
+        self.bytes.reserve_exact(capacity - self.bytes.len());
+        Ok(())
     }
 }
 
@@ -77,17 +125,19 @@ fn is_json(content_type: &str) -> bool {
         && charsets.all(|charset| charset.trim_matches('"') == "utf-8")
 }
 
-fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
+/// The length that the headers tell; 0 where they tell none.
+fn length(headers: &HeaderMap, limit: usize) -> Result<usize, Problem> {
     let length = headers
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    let is_too_large =
-        length.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > limit));
-    if is_too_large {
-        Err(too_large(limit))
-    } else {
-        Ok(())
+    match usize::try_from(length.unwrap_or_default()) {
+        Ok(length) if length <= limit => Ok(length),
+        _ => Err(too_large(limit)),
     }
+}
+
+fn cut(detail: &str) -> Problem {
+    Problem::new(Code::InvalidJson, detail)
 }
 
 fn too_large(limit: usize) -> Problem {

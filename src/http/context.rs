@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use axum::{
+    body::HttpBody,
     extract::{FromRequestParts, Request, State},
     http::{
-        HeaderValue, StatusCode,
+        HeaderValue, Method, StatusCode,
         header::{CACHE_CONTROL, CONNECTION, HeaderMap},
         request::Parts,
     },
@@ -19,12 +20,16 @@ use super::{App, answer, head, log};
 use crate::{
     access::Caller,
     lifecycle::Phase,
+    memory::Share,
     name::RequestId,
     problem::{Code, Problem},
     region::Region,
     replay,
     reply::{Meta, ProblemDocument},
 };
+
+/// The size of documents that are always sent, in bytes: what health checks and probes are answered.
+const SMALL: usize = 4 << 10;
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -92,6 +97,7 @@ pub(super) async fn establish(
     let context = Context::of(request.headers());
     let id = HeaderValue::from_str(context.request_id.as_str());
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    let asks_document = (method == Method::GET).then(|| context.clone());
     let mut response = match head::check(request.uri(), request.headers()) {
         Ok(()) => {
             request.extensions_mut().insert(context);
@@ -99,6 +105,12 @@ pub(super) async fn establish(
         }
         Err(problem) => context.refuse(None, problem),
     };
+    if let Some(context) = asks_document
+        && !has_room(&app, uri.path(), &response)
+    {
+        let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
+        response = context.refuse(None, Problem::new(Code::Overloaded, detail));
+    }
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
         app.metrics.calls.refused(refusal.document.code);
         log::refusal(&method, uri.path(), &refusal);
@@ -117,4 +129,14 @@ pub(super) async fn establish(
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Whether the memory budget has room for a document that was asked for: strangers may ask, and then not take it.
+fn has_room(app: &App, path: &str, response: &Response) -> bool {
+    let size = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
+    let share = match path {
+        "/metrics" | "/internal/functions" => Share::Results,
+        _ => Share::Strangers,
+    };
+    size <= SMALL || app.memory.has_room(size, share)
 }

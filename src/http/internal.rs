@@ -64,8 +64,18 @@ pub(super) async fn exec(
     if body::is_ndjson(&parts.headers) {
         return lines::answer(app, context, body);
     }
-    let exec = match body::json(&parts.headers, body, app.limits.max_body + ENVELOPE).await {
-        Ok(body) => Exec::from_json(&body, app.timeouts),
+    let exec = match body::json(
+        &parts.headers,
+        body,
+        app.limits.max_body + ENVELOPE,
+        &app.memory,
+    )
+    .await
+    {
+        Ok(body) => Exec::from_json(&body.bytes, app.timeouts).map(|mut exec| {
+            exec.call.memory = Some(Arc::new(body.reserved));
+            exec
+        }),
         Err(problem) => Err(problem),
     };
     let mut response = match exec {
@@ -77,6 +87,7 @@ pub(super) async fn exec(
                 .exec(&exec, context.request_id, context.arrived)
                 .instrument(span.clone())
                 .await;
+            let outcome = answer::with_room(outcome, &app.memory);
             trace::ended(&span, &exec.call.name, None, outcome.result.as_ref().err());
             log::exec(&exec.call.name, &outcome);
             answer::outcome(outcome)

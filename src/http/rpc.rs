@@ -186,6 +186,7 @@ pub(super) async fn call_function(
         .await;
     ScopeGuard::into_inner(awaited);
     replay::came_back(&parts.headers, &region, &mut outcome);
+    let outcome = answer::with_room(outcome, &app.memory);
     let problem = outcome.result.as_ref().err();
     trace::ended(&span, &call.name, Some(&region), problem);
     app.metrics.calls.of_client(caller.name(), problem);
@@ -228,14 +229,16 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Received, Pr
         return Err(Problem::new(Code::LoopDetected, detail));
     }
     let route = replay::route(headers, app.route)?;
-    let body = body::json(headers, body, app.limits.max_body).await?;
-    let mut call = with_key(Call::from_json(&body, app.timeouts)?, headers)?;
+    let body = body::json(headers, body, app.limits.max_body, &app.memory).await?;
+    let mut call = with_key(Call::from_json(&body.bytes, app.timeouts)?, headers)?;
     let trace = headers.get(TRACEPARENT);
     call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
+    let length = body.bytes.len();
+    call.memory = Some(Arc::new(body.reserved));
     Ok(Received {
         call,
         route,
-        body: body.len(),
+        body: length,
     })
 }
 

@@ -19,6 +19,7 @@ pub fn written_call(text: &str) -> Option<Vec<u8>> {
         instance: None,
         key: None,
         trace: None,
+        memory: None,
     };
     let tail = Exec::tail(&"syd".parse().ok()?, &call, &"request".parse().ok()?);
     let mut line = Vec::new();

@@ -25,6 +25,7 @@ use crate::{
     config::Limits,
     deadline::Deadline,
     lifecycle::{InFlight, Lifecycle},
+    memory::Reserved,
     metrics::FunctionMetrics,
     name::{FunctionName, IdempotencyKey},
     problem::{Code, FunctionError, Problem},
@@ -51,6 +52,8 @@ pub(crate) struct Executor {
 struct Held {
     _slot: OwnedSemaphorePermit,
     _in_flight: InFlight,
+    /// For the arguments, which the function has now.
+    _memory: Option<Arc<Reserved>>,
 }
 
 /// How a function ended.
@@ -143,12 +146,13 @@ impl Executor {
         settled.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    fn hold(&self) -> Result<Held, Problem> {
+    fn hold(&self, call: &Call) -> Result<Held, Problem> {
         let in_flight = self.lifecycle.admit()?;
         match Arc::clone(&self.slots).try_acquire_owned() {
             Ok(slot) => Ok(Held {
                 _slot: slot,
                 _in_flight: in_flight,
+                _memory: call.memory.clone(),
             }),
             Err(_) => {
                 let limit = self.limits.max_in_flight;
@@ -241,7 +245,7 @@ fn ready(
     call: &Call,
     deadline: Deadline,
 ) -> Result<(Prepared, Held), Problem> {
-    let held = executor.hold()?;
+    let held = executor.hold(call)?;
     if deadline.has_passed() {
         return Err(never_started(&call.name));
     }

@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["deadline"],
     &["json"],
     &["problem"],
+    &["memory"],
     &["trace"],
     &["call", "reply"],
     &["config"],

@@ -1,0 +1,210 @@
+//! The budget of bytes for everything that waits: heads and bodies of requests, answers that nobody has taken yet, lines
+//! between instances. Owns the count and the default limit; what is refused, and when, is its users' to decide.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use crate::problem::{Code, Problem};
+
+/// What part of the memory that the process may use the budget is by default: what is counted has copies that are not,
+/// and the allocator keeps what was freed.
+const PART: usize = 4;
+/// The smallest default, in bytes.
+const LEAST: usize = 16 << 20;
+
+/// For whom bytes are reserved: how much of the budget may be in use before they are refused.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Share {
+    /// Heads, and documents that are open to strangers: a quarter of the budget.
+    Strangers,
+    /// Requests of clients: half of the budget.
+    Clients,
+    /// Results of functions that ran, and what instances send each other: seven eighths.
+    Results,
+}
+
+/// A budget of bytes, shared by all who hold some of it.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: usize,
+    held: AtomicUsize,
+}
+
+/// Bytes of a [`Budget`], given back when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            held: AtomicUsize::new(0),
+        })
+    }
+
+    /// The most bytes that are ever reserved, unless they are taken.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How many bytes are held now.
+    pub(crate) fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Reserves `bytes` for whom `share` names.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`] when so much is held that this share has no room for them.
+    pub(crate) fn reserve(
+        self: &Arc<Self>,
+        bytes: usize,
+        share: Share,
+    ) -> Result<Reserved, Problem> {
+        let mut reserved = self.take(0);
+        reserved.grow(bytes, share)?;
+        Ok(reserved)
+    }
+
+    /// Counts `bytes` that are there already and cannot be refused.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Reserved {
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Reserved {
+            budget: Arc::clone(self),
+            bytes,
+        }
+    }
+
+    /// Whether `share` has room for `bytes` more now.
+    pub(crate) fn has_room(&self, bytes: usize, share: Share) -> bool {
+        self.held().saturating_add(bytes) <= self.most(share)
+    }
+
+    fn most(&self, share: Share) -> usize {
+        match share {
+            Share::Strangers => self.limit / 4,
+            Share::Clients => self.limit / 2,
+            Share::Results => self.limit - self.limit / 8,
+        }
+    }
+}
+
+impl Reserved {
+    /// Reserves `bytes` more.
+    ///
+    /// # Errors
+    /// As [`Budget::reserve`]; what was reserved before stays so.
+    pub(crate) fn grow(&mut self, bytes: usize, share: Share) -> Result<(), Problem> {
+        let before = self.budget.held.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) > self.budget.most(share) {
+            self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
+            let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
+            return Err(Problem::new(Code::Overloaded, detail));
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The limit where no setting says otherwise: a quarter of what the process may use, by its control group (version 2 or
+/// 1) or what the machine has to spare, whichever is less.
+pub(crate) fn default_limit() -> usize {
+    let root = Path::new("/");
+    let bounds = [of_cgroups(root), available(root)];
+    let least = bounds.into_iter().flatten().min();
+    least.map_or(LEAST, |bytes| (bytes / PART).max(LEAST))
+}
+
+/// The least limit of the process's control group and those above it.
+fn of_cgroups(root: &Path) -> Option<usize> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let limits = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let (folder, file) = match controllers {
+            "" => ("sys/fs/cgroup", "memory.max"),
+            controllers if controllers.split(',').any(|name| name == "memory") => {
+                ("sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        let top = root.join(folder);
+        let own = top.join(path.trim_start_matches('/'));
+        // In a container its own group is mounted at the top, and its path is not there.
+        let up = own.ancestors().take_while(|above| above.starts_with(&top));
+        up.filter_map(|group| number(group.join(file))).min()
+    });
+    limits.min()
+}
+
+/// A limit; `None` where there is none, which version 1 writes as the largest number of whole pages.
+fn number(file: PathBuf) -> Option<usize> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+fn available(root: &Path) -> Option<usize> {
+    let info = fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1 << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_comes_back() {
+        let budget = Budget::new(800);
+        let mut held = budget.reserve(300, Share::Clients).unwrap();
+        let refused = budget.reserve(101, Share::Clients).unwrap_err();
+        assert_eq!(refused.code, Code::Overloaded);
+        held.grow(100, Share::Clients).unwrap();
+        let results = budget.reserve(300, Share::Results).unwrap();
+        assert!(budget.reserve(1, Share::Results).is_err());
+        assert!(held.grow(usize::MAX / 2, Share::Results).is_err());
+        let taken = budget.take(1000);
+        assert_eq!(budget.held(), 1700);
+        drop((held, results, taken));
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn the_least_limit_of_all_control_groups_counts() {
+        let root = tempfile::TempDir::new().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("proc/self/cgroup", "3:cpu:/x\n0::/a/b\n");
+        write("proc/meminfo", "MemTotal: 9 kB\nMemAvailable:    2048 kB\n");
+        assert_eq!(of_cgroups(root.path()), None);
+        write("sys/fs/cgroup/a/b/memory.max", "max\n");
+        write("sys/fs/cgroup/a/memory.max", "1000000\n");
+        write("sys/fs/cgroup/memory.max", "3000000\n");
+        assert_eq!(of_cgroups(root.path()), Some(1_000_000));
+        write("proc/self/cgroup", "5:cpu,memory:/none\n");
+        write("sys/fs/cgroup/memory/memory.limit_in_bytes", "2000000\n");
+        assert_eq!(of_cgroups(root.path()), Some(2_000_000));
+        assert_eq!(available(root.path()), Some(2 << 20));
+    }
+}
