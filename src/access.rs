@@ -4,7 +4,7 @@
 use std::{str::FromStr, sync::Arc};
 
 use crate::{
-    name::{FunctionName, InvalidName, Name, word},
+    name::{FunctionName, InvalidName, KeyOwner, Name, word},
     region::Region,
     token::{Borne, Token},
 };
@@ -148,6 +148,13 @@ impl Caller {
     /// The client's name; empty for anybody.
     pub(crate) fn name(&self) -> &str {
         self.0.as_ref().map_or("", |client| client.name.as_str())
+    }
+
+    /// Whose its idempotency keys are; nobody's in particular for anybody.
+    pub(crate) fn key_owner(&self) -> Option<KeyOwner> {
+        let client = self.0.as_ref()?;
+        // A client's name is one of an owner: the rule of owners is the wider one.
+        client.name.as_str().parse().ok()
     }
 
     /// Whether it may call anything in `region`.

@@ -229,8 +229,10 @@ impl Core {
             tasks.clone(),
             stop.clone(),
         );
+        let boot = BootId::random();
         let dispatcher = Arc::new(Dispatcher::new(
             identity.clone(),
+            boot.clone(),
             Arc::clone(&lifecycle),
             Arc::clone(&executor),
             Arc::clone(&cluster),

@@ -118,6 +118,12 @@ word! {
 }
 
 word! {
+    /// Whose idempotency keys are meant: a client's name, or `:` and a word for callers that are no client.
+    pub(crate) KeyOwner, "an owner of keys", "1 to 65 characters of [A-Za-z0-9._-], or a : before them",
+    |text| text.len() <= 65 && is_identifier(text.strip_prefix(':').unwrap_or(text))
+}
+
+word! {
     /// What makes a repeat of a call the same call: 1 to 128 visible ASCII characters.
     pub IdempotencyKey, "an idempotency key", "1 to 128 visible ASCII characters",
     |text| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
@@ -134,6 +140,13 @@ impl BootId {
     /// A new id, for a process that starts.
     pub(crate) fn random() -> Self {
         Self(format!("{:032x}", rand::random::<u128>()).into())
+    }
+}
+
+impl KeyOwner {
+    /// The program that embeds an instance.
+    pub(crate) fn program() -> Self {
+        Self(":program".into())
     }
 }
 

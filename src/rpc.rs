@@ -9,7 +9,7 @@ use tracing::Instrument;
 use crate::{
     call::{Args, Call, Timeouts},
     dispatch::Dispatcher,
-    name::{FunctionName, IdempotencyKey, InstanceId, InvalidName, RequestId},
+    name::{FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner, RequestId},
     problem::{Code, Executed, FunctionError, Problem},
     region::Target,
 };
@@ -166,6 +166,8 @@ impl Rpc {
             idempotent: options.idempotent,
             instance: options.instance,
             key: options.idempotency_key,
+            key_owner: Some(KeyOwner::program()),
+            boot: None,
             trace: None,
             memory: None,
         };

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::{Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, parsed};
 use crate::{
     json::{self, Unknown},
-    name::{IdempotencyKey, InstanceId, Name, RequestId},
+    name::{BootId, IdempotencyKey, InstanceId, KeyOwner, Name, RequestId},
     problem::Problem,
     region::Region,
     trace::{self, TRACEPARENT, TraceParent},
@@ -26,7 +26,7 @@ pub(crate) struct Exec {
     pub at_us: Option<u64>,
 }
 
-const EXEC_MEMBERS: &[&str; MEMBERS.len() + 6] = &[
+const EXEC_MEMBERS: &[&str; MEMBERS.len() + 8] = &[
     MEMBERS[0],
     MEMBERS[1],
     MEMBERS[2],
@@ -35,6 +35,8 @@ const EXEC_MEMBERS: &[&str; MEMBERS.len() + 6] = &[
     MEMBERS[5],
     "region",
     "idempotency_key",
+    "client",
+    "boot",
     "request_id",
     TRACEPARENT,
     "at_us",
@@ -67,7 +69,7 @@ impl Exec {
         members: [Option<&RawValue>; EXEC_MEMBERS.len()],
         timeouts: Timeouts,
     ) -> Result<Self, Problem> {
-        let [call @ .., region, key, request_id, trace, at_us, _] = members;
+        let [call @ .., region, key, client, boot, request_id, trace, at_us, _] = members;
         // The caller's own limit was applied where the call came in, and may be another than ours.
         let timeouts = Timeouts {
             max: MAX_TIMEOUT,
@@ -79,6 +81,12 @@ impl Exec {
             call: Call {
                 key: key
                     .map(|raw| parsed("idempotency_key", raw, IdempotencyKey::RULE))
+                    .transpose()?,
+                key_owner: client
+                    .map(|raw| parsed("client", raw, KeyOwner::RULE))
+                    .transpose()?,
+                boot: boot
+                    .map(|raw| parsed("boot", raw, BootId::RULE))
                     .transpose()?,
                 // One that cannot be read is left out, as the specification asks.
                 trace: trace.and_then(|raw| serde_json::from_str(raw.get()).ok()),
@@ -105,6 +113,10 @@ impl Exec {
             instance: Option<&'a InstanceId>,
             #[serde(skip_serializing_if = "Option::is_none")]
             idempotency_key: Option<&'a IdempotencyKey>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            client: Option<&'a KeyOwner>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            boot: Option<&'a BootId>,
             request_id: &'a RequestId,
             #[serde(skip_serializing_if = "Option::is_none")]
             traceparent: Option<TraceParent>,
@@ -117,6 +129,8 @@ impl Exec {
             idempotent: call.idempotent,
             instance: call.instance.as_ref(),
             idempotency_key: call.key.as_ref(),
+            client: call.key.as_ref().and(call.key_owner.as_ref()),
+            boot: call.boot.as_ref(),
             request_id,
             traceparent: trace::current().or(call.trace),
         });

@@ -14,7 +14,7 @@ pub(crate) use self::{args::Args, exec::Exec};
 use crate::{
     json::{self, BadJson, Unknown},
     memory::Reserved,
-    name::{FunctionName, IdempotencyKey, InstanceId, Name},
+    name::{BootId, FunctionName, IdempotencyKey, InstanceId, KeyOwner, Name},
     problem::{Code, Problem},
     trace::TraceParent,
 };
@@ -46,6 +46,10 @@ pub(crate) struct Call {
     pub instance: Option<InstanceId>,
     /// Makes a repeat of this call the same call.
     pub key: Option<IdempotencyKey>,
+    /// Whose key it is; nobody's in particular for callers without a name.
+    pub key_owner: Option<KeyOwner>,
+    /// Only in this process of the instance, which may have run it before.
+    pub boot: Option<BootId>,
     /// What called it, in a trace.
     pub trace: Option<TraceParent>,
     /// What its arguments take of the memory budget, until the last who has them is done.
@@ -109,6 +113,8 @@ impl Call {
                 .map(|raw| parsed("instance", raw, InstanceId::RULE))
                 .transpose()?,
             key: None,
+            key_owner: None,
+            boot: None,
             trace: None,
             memory: None,
         })

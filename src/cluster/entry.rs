@@ -3,7 +3,7 @@
 use super::{
     overview::Asked,
     peers::Peer,
-    state::{Change, Health, PeerState},
+    state::{Change, Health, PeerState, Silence},
 };
 
 /// Who answers at an address.
@@ -40,11 +40,15 @@ impl Entry {
         }
     }
 
-    /// Makes the peer there suspect.
-    pub(super) fn suspect(&mut self, reason: &str) -> Vec<Change> {
+    /// Makes the peer there suspect; an explanation stands until there is another.
+    pub(super) fn suspect(&mut self, reason: &str, silence: Silence) -> Vec<Change> {
         match &mut self.occupant {
-            Occupant::Peer(state) if state.health != Health::Suspect => {
+            Occupant::Peer(state)
+                if state.health != Health::Suspect
+                    || (silence != Silence::Unexplained && state.silence != silence) =>
+            {
                 state.health = Health::Suspect;
+                state.silence = silence;
                 vec![Change::new(&state.peer, Some(Health::Suspect), reason)]
             }
             Occupant::Unknown | Occupant::Stranger | Occupant::Myself | Occupant::Peer(_) => {

@@ -39,6 +39,9 @@ pub(super) struct Sighting {
 /// An address did not answer as an instance of this cluster.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum Unseen {
+    /// The connection was refused: nothing runs there.
+    #[error("{0}")]
+    Refused(String),
     /// No answer, none in time, or one that says it cannot answer now.
     #[error("{0}")]
     Silent(String),

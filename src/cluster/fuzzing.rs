@@ -65,6 +65,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
             address,
             region,
             instance,
+            load: std::sync::Arc::default(),
             release: None,
             boot: None,
             catalogue: None,

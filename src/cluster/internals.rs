@@ -22,6 +22,7 @@ impl Peers {
                 address: SocketAddr::from(([127, 0, 0, 1], port)),
                 region: region.clone(),
                 instance: format!("syd-{port}").parse().ok()?,
+                load: std::sync::Arc::default(),
                 release: None,
                 boot: None,
                 catalogue: None,

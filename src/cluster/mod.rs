@@ -9,6 +9,7 @@ mod event;
 pub(crate) mod fuzzing;
 #[cfg(feature = "internals")]
 pub(crate) mod internals;
+mod load;
 mod overview;
 mod peers;
 mod probe;
@@ -37,7 +38,7 @@ use self::{
 pub(crate) use self::{
     event::Encounter,
     overview::{Overview, Progress, Seen},
-    peers::{Peer, RegionPeers},
+    peers::{Condition, Peer, RegionPeers},
     probe::{Introduction, PROTOCOL, Willingness},
     state::{Health, PeerState},
 };

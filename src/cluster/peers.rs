@@ -11,6 +11,7 @@ use moka::sync::Cache;
 use rand::RngExt;
 use tokio::time::Instant;
 
+use super::load::Load;
 use crate::{
     name::{BootId, FunctionName, InstanceId},
     region::Region,
@@ -32,6 +33,8 @@ pub(crate) struct Peer {
     pub boot: Option<BootId>,
     /// The functions it said it has; `None` when it could not be asked.
     pub catalogue: Option<Arc<Catalogue>>,
+    /// How busy it is, as this instance sees it.
+    pub load: Arc<Load>,
 }
 
 impl Peer {
@@ -52,8 +55,25 @@ pub(crate) struct RegionPeers {
     pub others: Vec<Arc<Peer>>,
     /// The instances of which there are two, told apart by their boots: which of them a call means is not known.
     pub contested: BTreeSet<InstanceId>,
+    /// Of these, where connections are refused: nothing runs there.
+    pub refusing: Vec<SocketAddr>,
+    /// Of these, who does not answer: something may run there.
+    pub hanging: Vec<SocketAddr>,
     /// When one of them was last seen.
     pub last_seen: Option<Instant>,
+}
+
+/// What a call may expect of a peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Condition {
+    /// It takes calls.
+    Ready,
+    /// It is stopping, has left, or does not answer for a reason that is not known yet: an attempt tells.
+    Doubtful,
+    /// Connections are refused there.
+    Refusing,
+    /// It does not answer.
+    Hanging,
 }
 
 impl RegionPeers {
@@ -73,29 +93,69 @@ impl RegionPeers {
         all.filter(|peer| !self.contested.contains(&peer.instance))
     }
 
-    /// A peer that was not tried yet, uniformly at random: among the ready ones that may have the function, else among
-    /// the others that may have it. When none has it, any may say so, once.
+    /// What a call may expect of the peer at `address`.
+    pub(crate) fn condition(&self, address: SocketAddr) -> Condition {
+        if self.refusing.contains(&address) {
+            return Condition::Refusing;
+        }
+        if self.hanging.contains(&address) {
+            return Condition::Hanging;
+        }
+        match self.ready.iter().any(|peer| peer.address == address) {
+            true => Condition::Ready,
+            false => Condition::Doubtful,
+        }
+    }
+
+    /// A peer that was not tried yet and may have the function: one of the ready that have room, else of the ready that
+    /// are full, else of the others. When none has the function, any may say so, once.
     pub(crate) fn choose(&self, name: &FunctionName, tried: &[SocketAddr]) -> Option<&Arc<Peer>> {
         let fits = |peer: &Peer| peer.may_have(name) && !tried.contains(&peer.address);
+        let has_room = |peer: &Peer| fits(peer) && !peer.load.is_resting();
         let anyone = |_: &Peer| tried.is_empty();
-        pick(&self.ready, fits)
+        pick(&self.ready, has_room)
+            .or_else(|| pick(&self.ready, fits))
             .or_else(|| pick(&self.others, fits))
             .or_else(|| pick(&self.ready, anyone))
             .or_else(|| pick(&self.others, anyone))
     }
+
+    /// Whether [`RegionPeers::choose`] would give a ready peer that has room.
+    pub(crate) fn has_room(&self, name: &FunctionName, tried: &[SocketAddr]) -> bool {
+        self.ready.iter().any(|peer| {
+            peer.may_have(name) && !tried.contains(&peer.address) && !peer.load.is_resting()
+        })
+    }
 }
 
-/// One of `peers` that `fits`, uniformly at random. The first draw mostly fits, and then nothing is scanned.
+/// One of `peers` that `fits`: of two at random the one with fewer calls under way, so that a busy peer gets fewer, and
+/// where all are equally busy the choice is uniform. The first two draws mostly fit, and then nothing is scanned.
 fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
-    let mut rng = rand::rng();
-    let first = peers.get(rng.random_range(0..peers.len().max(1)))?;
-    if fits(first) {
-        return Some(first);
+    let [first, second] = two(peers)?;
+    if fits(first) && fits(second) {
+        return Some(less_busy(first, second));
     }
     let fitting: Vec<_> = peers.iter().filter(|peer| fits(peer)).collect();
-    fitting
-        .get(rng.random_range(0..fitting.len().max(1)))
-        .copied()
+    let [first, second] = two(&fitting)?;
+    Some(less_busy(first, second))
+}
+
+/// Two of `items` at random; twice the same where there is only one.
+fn two<T>(items: &[T]) -> Option<[&T; 2]> {
+    let mut rng = rand::rng();
+    let first = rng.random_range(0..items.len().max(1));
+    // A step of 1 to all but one around the circle ends at any other with the same probability.
+    let step = rng.random_range(0..items.len().max(2) - 1) + 1;
+    let second = (first + step) % items.len().max(1);
+    Some([items.get(first)?, items.get(second)?])
+}
+
+fn less_busy<'a>(first: &'a Arc<Peer>, second: &'a Arc<Peer>) -> &'a Arc<Peer> {
+    if second.load.under_way() < first.load.under_way() {
+        second
+    } else {
+        first
+    }
 }
 
 /// How many regions stay known although no peer is in them any more; the one that has been empty for longest is forgotten
@@ -180,7 +240,9 @@ impl Publisher {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
+
+    use tokio::time;
 
     use super::*;
 
@@ -198,6 +260,7 @@ mod tests {
             instance: format!("i{port}").parse().unwrap(),
             release: None,
             boot: None,
+            load: Arc::default(),
             catalogue: Some(Arc::new(Catalogue::new(
                 functions.iter().map(|function| name(function)),
             ))),
@@ -253,6 +316,42 @@ mod tests {
             }
         }
         assert_eq!(ports(&peers, "f", &tried), [1, 3, 4]);
+    }
+
+    #[test]
+    fn of_two_the_less_busy_one_is_chosen() {
+        let peers = RegionPeers {
+            ready: (1..=3).map(|port| peer(port, &["f"])).collect(),
+            ..Default::default()
+        };
+        let under_way: Vec<_> = (0..2).map(|_| peers.ready[0].load.begin()).collect();
+        let other = peers.ready[1].load.begin();
+        // The busiest one loses against both others, the idle one wins against both.
+        let chosen = choices(&peers, "f", &[]);
+        assert!(!chosen.contains_key(&1), "{chosen:?}");
+        assert!(chosen[&3].abs_diff(4000) < 300, "{chosen:?}");
+        drop((under_way, other));
+        assert_eq!(ports(&peers, "f", &[]), [1, 2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_one_is_left_alone_unless_all_are_full() {
+        let peers = RegionPeers {
+            ready: (1..=2).map(|port| peer(port, &["f"])).collect(),
+            others: vec![peer(3, &["f"])],
+            ..Default::default()
+        };
+        let second = Duration::from_secs(1);
+        peers.ready[0].load.rest(second);
+        assert_eq!(ports(&peers, "f", &[]), [2]);
+        assert!(peers.has_room(&name("f"), &[]));
+        let tried = [peers.ready[1].address];
+        assert!(!peers.has_room(&name("f"), &tried));
+        assert_eq!(ports(&peers, "f", &tried), [1]);
+        peers.ready[1].load.rest(second);
+        assert_eq!(ports(&peers, "f", &[]), [1, 2]);
+        time::advance(second).await;
+        assert!(peers.has_room(&name("f"), &tried));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Asks an address who it is, and its functions when their hash is new. Owns what an instance says of itself.
 //! Where the cluster has a secret, only who proves to know it is a peer; the secret itself is never sent.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -125,6 +125,7 @@ impl Prober {
             release,
             boot,
             catalogue,
+            load: Arc::default(),
         };
         Ok(Sighting {
             peer,
@@ -235,8 +236,10 @@ impl Proven<'_> {
 async fn send(request: RequestBuilder) -> Result<Response, Unseen> {
     let response = request.send().await.map_err(|error| {
         let is_silent = error.is_connect() || error.is_timeout() || was_cut(&error);
-        let reason = client::chain(&error.without_url());
+        let error = error.without_url();
+        let reason = client::chain(&error);
         match is_silent {
+            true if is_refused(&error) => Unseen::Refused(reason),
             true => Unseen::Silent(reason),
             false => Unseen::Stranger(format!("it does not speak HTTP: {reason}")),
         }
@@ -258,6 +261,20 @@ async fn read<T: DeserializeOwned>(response: Response, limit: usize) -> Result<T
         .await
         .map_err(|error| Unseen::Silent(error.to_string()))?;
     serde_json::from_slice(&body).map_err(|_| Unseen::Stranger("its answer is not ours".to_owned()))
+}
+
+/// Whether nobody listens there.
+fn is_refused(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(cause) = cause.downcast_ref::<io::Error>()
+            && cause.kind() == io::ErrorKind::ConnectionRefused
+        {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }
 
 /// Whether the connection ended before an answer, which a process that stops may do.

@@ -63,6 +63,17 @@ impl Change {
     }
 }
 
+/// Why a peer does not answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Silence {
+    /// Not known: a call could not connect, and no probe has tried since.
+    Unexplained,
+    /// Connections are refused: nothing runs there.
+    Refusing,
+    /// It connects and does not answer, or does not even connect: something may run there.
+    Hanging,
+}
+
 /// What an event came to.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
@@ -91,4 +102,6 @@ pub(crate) struct PeerState {
     pub(super) probed: Instant,
     /// Probes without an answer, in a row.
     pub(super) unseen: u32,
+    /// Why a suspect is one, as far as that is known.
+    pub(super) silence: Silence,
 }

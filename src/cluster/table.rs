@@ -20,7 +20,7 @@ use super::{
     event::{Encounter, Event, Resolved, Sighting, Unseen},
     overview::{Asked, Seen},
     peers::RegionPeers,
-    state::{Change, Effects, Health, PeerState},
+    state::{Change, Effects, Health, PeerState, Silence},
 };
 use crate::{
     name::{BootId, InstanceId},
@@ -190,6 +190,11 @@ impl Table {
                 &mut found.others
             };
             group.push(Arc::clone(&state.peer));
+            match (state.health, state.silence) {
+                (Health::Suspect, Silence::Refusing) => found.refusing.push(state.peer.address),
+                (Health::Suspect, Silence::Hanging) => found.hanging.push(state.peer.address),
+                _ => {}
+            }
         }
         found
     }
@@ -206,11 +211,11 @@ impl Table {
             Event::Met(address, encounter) => {
                 let changes = self.met(address, encounter, now);
                 let is_news = match encounter {
-                    Encounter::Elsewhere => !changes.is_empty(),
+                    Encounter::Elsewhere | Encounter::Unreachable => !changes.is_empty(),
                     Encounter::Unanswered => {
                         self.is_peer(address) && !self.was_just_asked(address, now)
                     }
-                    Encounter::Answered | Encounter::Draining | Encounter::Unreachable => false,
+                    Encounter::Answered | Encounter::Draining => false,
                 };
                 (changes, is_news.then_some(address).into_iter().collect())
             }
@@ -312,7 +317,13 @@ impl Table {
                 (peer, changed.into_iter().collect())
             }
             was => {
-                let peer = Arc::new(sighting.peer);
+                let mut peer = sighting.peer;
+                if let Some((old, _)) = &was
+                    && old.instance == peer.instance
+                {
+                    peer.load = Arc::clone(&old.load);
+                }
+                let peer = Arc::new(peer);
                 let gone = was
                     .filter(|(old, _)| old.instance != peer.instance || old.region != peer.region);
                 let mut changes: Vec<Change> = Vec::new();
@@ -330,6 +341,7 @@ impl Table {
             rtt: sighting.rtt,
             probed: now,
             unseen: 0,
+            silence: Silence::Unexplained,
         });
         changes
     }
@@ -343,8 +355,11 @@ impl Table {
             state.unseen += 1;
         }
         match unseen {
-            Unseen::Silent(reason) if entry.listed => entry.suspect(&reason),
-            Unseen::Silent(reason) => slot.remove().replace(Occupant::Unknown, &reason),
+            Unseen::Refused(reason) if entry.listed => entry.suspect(&reason, Silence::Refusing),
+            Unseen::Silent(reason) if entry.listed => entry.suspect(&reason, Silence::Hanging),
+            Unseen::Refused(reason) | Unseen::Silent(reason) => {
+                slot.remove().replace(Occupant::Unknown, &reason)
+            }
             Unseen::Stranger(reason) if entry.listed => entry.replace(Occupant::Stranger, &reason),
             Unseen::Stranger(reason) => slot.remove().replace(Occupant::Stranger, &reason),
         }
@@ -381,8 +396,12 @@ impl Table {
                     "it said so when it answered a call",
                 )]
             }
-            Encounter::Unreachable => entry.suspect("a call could not connect"),
-            Encounter::Elsewhere => entry.suspect("another instance answered a call"),
+            Encounter::Unreachable => {
+                entry.suspect("a call could not connect", Silence::Unexplained)
+            }
+            Encounter::Elsewhere => {
+                entry.suspect("another instance answered a call", Silence::Unexplained)
+            }
             Encounter::Answered | Encounter::Draining | Encounter::Unanswered => Vec::new(),
         }
     }

@@ -1,13 +1,14 @@
-//! The attempts of one call: whether another may follow, and what they come to. Owns the one predicate that decides it.
+//! The attempts of one call: whether another may follow, and what they come to. Owns the one function that decides it.
 
 use std::time::Duration;
 
 use rand::RngExt;
 use tokio::time;
+use tower::retry::budget::Budget;
 
 use crate::{
     call::Call,
-    cluster::RegionPeers,
+    cluster::{Condition, RegionPeers},
     deadline::Deadline,
     name::InstanceId,
     problem::{Code, Executed, Problem},
@@ -30,15 +31,25 @@ pub(super) struct Attempts {
     refused: Option<Problem>,
 }
 
-/// What may follow a failed attempt.
+/// What follows a failed attempt.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Another {
+pub(super) enum Retry {
     /// Nothing: the answer stands.
-    None,
-    /// An attempt on another instance.
-    Elsewhere,
+    No,
+    /// An attempt on the next candidate.
+    Next,
     /// An attempt on the same instance, which remembers whether it ran the call.
-    SameInstance,
+    Same,
+}
+
+/// What is known besides how an attempt ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Situation {
+    /// What is known of the instance that was tried, now.
+    pub(super) condition: Condition,
+    /// Whether a candidate is left that is ready and did not say that it is full.
+    pub(super) is_room: bool,
+    pub(super) deadline: Deadline,
 }
 
 impl Attempts {
@@ -58,14 +69,10 @@ impl Attempts {
         self.last.as_ref()
     }
 
-    /// Notes that the last attempt ended with `problem`; what may follow.
-    pub(super) fn failed(&mut self, problem: Problem, call: &Call) -> Another {
-        let another = self.another(&problem, call);
+    /// Notes that the last attempt ended with `problem`.
+    pub(super) fn note(&mut self, problem: Problem) {
         match problem.executed {
-            Executed::Yes => {
-                self.ran = Some(problem);
-                return Another::None;
-            }
+            Executed::Yes => self.ran = Some(problem),
             Executed::Maybe => {
                 self.ran.get_or_insert(problem);
             }
@@ -78,28 +85,53 @@ impl Attempts {
                 }
             }
         }
-        if self.count == MAX_ATTEMPTS {
-            return Another::None;
-        }
-        another
     }
 
-    /// Whether another attempt may follow one that ended with `problem`: the only place that decides it.
-    fn another(&self, problem: &Problem, call: &Call) -> Another {
+    /// Whether another attempt of `call` follows one that ended with `problem`: the only place that decides it.
+    ///
+    /// A call with a key stays with the instance that remembers it, unless it is idempotent as well.
+    pub(super) fn decide(
+        &self,
+        problem: &Problem,
+        call: &Call,
+        situation: Situation,
+        budget: &impl Budget,
+    ) -> Retry {
+        let stays = call.key.is_some() && !call.idempotent;
         let may_have_run = self.ran.is_some() || problem.executed == Executed::Maybe;
-        if call.key.is_some() && may_have_run {
-            // Only that instance knows whether it ran the call, and it does not run it twice.
-            return Another::SameInstance;
+        let (retry, is_spent) = match problem.executed {
+            Executed::Yes => return Retry::No,
+            // Another process than the one that may have run it, or one that does not answer.
+            _ if stays
+                && may_have_run
+                && (problem.code == Code::WrongRegion
+                    || situation.condition == Condition::Hanging) =>
+            {
+                return Retry::No;
+            }
+            _ if stays && may_have_run => (Retry::Same, true),
+            Executed::Maybe if call.idempotent => {
+                (Retry::Next, situation.condition == Condition::Ready)
+            }
+            Executed::Maybe => return Retry::No,
+            Executed::No if stays && problem.code == Code::Overloaded => return Retry::No,
+            Executed::No if weight(problem.code).is_some() => (Retry::Next, false),
+            Executed::No => return Retry::No,
+        };
+        if self.count == MAX_ATTEMPTS || situation.deadline.has_passed() {
+            return Retry::No;
         }
-        match problem.executed {
-            Executed::No if weight(problem.code).is_some() => Another::Elsewhere,
-            Executed::Maybe if call.idempotent => Another::Elsewhere,
-            Executed::No | Executed::Maybe | Executed::Yes => Another::None,
+        // The budget keeps a region that is ill from being asked more than it can bear. Where only the instance that was
+        // tried is out, which every later call knows, the others can bear it.
+        let is_free = !is_spent && situation.is_room;
+        match is_free || budget.withdraw() {
+            true => retry,
+            false => Retry::No,
         }
     }
 
     /// All attempts as one problem, which is no surer that nothing ran than every attempt was.
-    pub(super) fn summed_up(&self, region: &Region, peers: &RegionPeers) -> Problem {
+    pub(super) fn to_problem(&self, region: &Region, peers: &RegionPeers) -> Problem {
         let Some(problem) = self.ran.clone().or_else(|| self.refused.clone()) else {
             let detail = format!("region \"{region}\": no instance is left");
             return Problem::new(Code::RegionUnavailable, detail);

@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     call::Call,
-    cluster::{Peer, RegionPeers},
-    name::{IdempotencyKey, InstanceId},
+    cluster::{Condition, Peer, RegionPeers},
+    name::{BootId, IdempotencyKey, InstanceId},
     problem::{Code, Problem},
 };
 
@@ -18,6 +18,16 @@ pub(super) enum Place {
     Here,
     /// On a peer.
     There(Arc<Peer>),
+}
+
+impl Place {
+    /// The process there, where it said so; this one needs no name.
+    pub(super) fn boot(&self) -> Option<BootId> {
+        match self {
+            Self::Here => None,
+            Self::There(peer) => peer.boot.clone(),
+        }
+    }
 }
 
 /// Where one call may run.
@@ -31,7 +41,7 @@ pub(super) enum Candidates<'a> {
         tried: Vec<SocketAddr>,
     },
     /// On the instance that the call's key picks, and on the next one only if that one did not run it.
-    Ranked(std::vec::IntoIter<Place>),
+    Ranked(std::vec::IntoIter<(Place, Condition)>),
 }
 
 impl<'a> Candidates<'a> {
@@ -51,7 +61,7 @@ impl<'a> Candidates<'a> {
             return Ok(Self::Pinned(Some(place)));
         }
         Ok(match &call.key {
-            Some(key) => Self::Ranked(ranked(peers, me, key).into_iter()),
+            Some(key) => Self::Ranked(ranked(peers, me, key, call.idempotent).into_iter()),
             None => Self::Any {
                 peers,
                 tried: Vec::new(),
@@ -60,27 +70,73 @@ impl<'a> Candidates<'a> {
     }
 
     /// The next one for `call`; none is given twice.
-    pub(super) fn next(&mut self, call: &Call) -> Option<Place> {
+    ///
+    /// # Errors
+    /// [`Code::PeerUnreachable`] when it is an instance that may remember the call's key and does not answer.
+    pub(super) fn next(&mut self, call: &Call) -> Result<Option<Place>, Problem> {
         match self {
-            Self::Pinned(place) => place.take(),
-            Self::Ranked(places) => places.next(),
+            Self::Pinned(place) => Ok(place.take()),
+            Self::Ranked(places) => match places.next() {
+                Some((Place::There(peer), Condition::Hanging)) if !call.idempotent => {
+                    Err(hangs(&peer.instance))
+                }
+                next => Ok(next.map(|(place, _)| place)),
+            },
             Self::Any { peers, tried } => {
-                let peer = peers.choose(&call.name, tried)?;
-                tried.push(peer.address);
-                Some(Place::There(Arc::clone(peer)))
+                let peer = peers.choose(&call.name, tried);
+                tried.extend(peer.map(|peer| peer.address));
+                Ok(peer.cloned().map(Place::There))
             }
+        }
+    }
+
+    /// Whether the next one for `call` is ready and did not say that it is full.
+    pub(super) fn has_room(&self, call: &Call) -> bool {
+        match self {
+            Self::Pinned(_) => false,
+            Self::Ranked(places) => {
+                matches!(places.as_slice().first(), Some((_, Condition::Ready)))
+            }
+            Self::Any { peers, tried } => peers.has_room(&call.name, tried),
         }
     }
 }
 
+/// Who may have run the call does not answer, and nobody else can tell.
+fn hangs(instance: &InstanceId) -> Problem {
+    let detail = format!(
+        "instance {instance}, which remembers this idempotency key, does not answer; with idempotent: true the call runs on \
+         another"
+    );
+    Problem::new(Code::PeerUnreachable, detail)
+}
+
 /// Rendezvous hashing (highest random weight): every instance ranks the same instances in the same order for a key, and
-/// one that comes or goes moves only the keys that are its own. Their state does not count: a suspect instance may have
-/// run the call before, and where it cannot be reached, it did not run this one and the next is asked.
-fn ranked(peers: &RegionPeers, me: Option<&InstanceId>, key: &IdempotencyKey) -> Vec<Place> {
-    let there = |peer: &Arc<Peer>| (weight(key, &peer.instance), Place::There(Arc::clone(peer)));
-    let mut places: Vec<_> = peers.identified().map(there).collect();
-    places.extend(me.map(|me| (weight(key, me), Place::Here)));
-    places.sort_by_key(|(weight, _)| Reverse(*weight));
+/// one that comes or goes moves only the keys that are its own. An instance that does not answer keeps its rank, because
+/// it may have run the call before, unless the call may run twice; one that refuses connections is tried last.
+fn ranked(
+    peers: &RegionPeers,
+    me: Option<&InstanceId>,
+    key: &IdempotencyKey,
+    is_idempotent: bool,
+) -> Vec<(Place, Condition)> {
+    let mut places = Vec::with_capacity(peers.count() + 1);
+    for peer in peers.identified() {
+        let place = (
+            Place::There(Arc::clone(peer)),
+            peers.condition(peer.address),
+        );
+        places.push((weight(key, &peer.instance), place));
+    }
+    places.extend(me.map(|me| (weight(key, me), (Place::Here, Condition::Ready))));
+    places.sort_by_key(|(weight, (_, condition))| {
+        let is_last = match condition {
+            Condition::Refusing => true,
+            Condition::Hanging => is_idempotent,
+            Condition::Ready | Condition::Doubtful => false,
+        };
+        (is_last, Reverse(*weight))
+    });
     places.into_iter().map(|(_, place)| place).collect()
 }
 
@@ -97,12 +153,13 @@ mod tests {
     fn peers(names: &[&str]) -> RegionPeers {
         let peer = |name: &&str| {
             Arc::new(Peer {
-                address: ([127, 0, 0, 1], 1).into(),
+                address: ([127, 0, 0, 1], u16::from(name.as_bytes()[0])).into(),
                 region: "syd".parse().unwrap(),
                 instance: name.parse().unwrap(),
                 release: None,
                 boot: None,
                 catalogue: None,
+                load: Arc::default(),
             })
         };
         RegionPeers {
@@ -118,7 +175,9 @@ mod tests {
             &peers(names),
             me.as_ref(),
             &key.to_string().parse().unwrap(),
+            false,
         )[0]
+        .0
         {
             Place::Here => me.unwrap().to_string(),
             Place::There(peer) => peer.instance.to_string(),
@@ -132,6 +191,29 @@ mod tests {
             assert_eq!(from_outside, picked(&["c", "b", "a"], None, key));
             assert_eq!(from_outside, picked(&["b", "c"], Some("a"), key));
         }
+    }
+
+    #[test]
+    fn who_refuses_is_passed_over_and_who_hangs_is_waited_for_unless_idempotent() {
+        let key: IdempotencyKey = "7".parse().unwrap();
+        let mut region = peers(&["a", "b", "c"]);
+        let order = |region: &RegionPeers, is_idempotent| -> Vec<String> {
+            let places = ranked(region, None, &key, is_idempotent);
+            let name = |(place, _): &(Place, Condition)| match place {
+                Place::Here => unreachable!("no place is here"),
+                Place::There(peer) => peer.instance.to_string(),
+            };
+            places.iter().map(name).collect()
+        };
+        let well = order(&region, false);
+        let first = region.find(&well[0].parse().unwrap()).unwrap().address;
+        region.hanging.push(first);
+        assert_eq!(order(&region, false), well);
+        let last = [well[1].clone(), well[2].clone(), well[0].clone()];
+        assert_eq!(order(&region, true), last);
+        region.hanging.clear();
+        region.refusing.push(first);
+        assert_eq!(order(&region, false), last);
     }
 
     #[test]

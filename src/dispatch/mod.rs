@@ -1,30 +1,29 @@
-//! Decides where a call runs: here, or on an instance of its region, and whether another attempt may follow a failed
-//! one. One predicate decides that: did it run? At most one hop, so there are no loops.
+//! Decides where a call runs: here, or on an instance of its region. At most one hop, so there are no loops. Whether
+//! another attempt follows a failed one is decided in `attempts.rs`.
 
 mod attempts;
 mod budget;
 mod candidates;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 use tokio::time::Instant;
-use tower::retry::budget::Budget;
 
 use self::{
-    attempts::{Another, Attempts},
+    attempts::{Attempts, Retry, Situation},
     budget::Budgets,
     candidates::{Candidates, Place},
 };
 use crate::{
     call::{Call, Exec},
-    cluster::{Cluster, RegionPeers},
+    cluster::{Cluster, Condition, RegionPeers},
     config::Identity,
     deadline::Deadline,
     lifecycle::Lifecycle,
     link::Link,
     metrics::{CallMetrics, HopMetrics, Metrics},
-    name::RequestId,
+    name::{BootId, InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     region::{Region, Target},
     registry::Executor,
@@ -35,6 +34,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     identity: Identity,
+    boot: BootId,
     lifecycle: Arc<Lifecycle>,
     executor: Arc<Executor>,
     cluster: Arc<Cluster>,
@@ -54,9 +54,10 @@ pub(crate) struct Outcome {
 }
 
 impl Dispatcher {
-    /// A dispatcher of the instance `identity`.
+    /// A dispatcher of the run `boot` of the instance `identity`.
     pub(crate) fn new(
         identity: Identity,
+        boot: BootId,
         lifecycle: Arc<Lifecycle>,
         executor: Arc<Executor>,
         cluster: Arc<Cluster>,
@@ -65,6 +66,7 @@ impl Dispatcher {
     ) -> Self {
         Self {
             identity,
+            boot,
             lifecycle,
             executor,
             cluster,
@@ -155,14 +157,17 @@ impl Dispatcher {
         let Identity {
             region, instance, ..
         } = &self.identity;
-        let is_mine = exec.region == *region
-            && exec
-                .call
-                .instance
-                .as_ref()
-                .is_none_or(|asked| asked == instance);
-        let detail = || format!("this is instance {instance} of region \"{region}\"");
-        (!is_mine).then(|| Problem::new(Code::WrongRegion, detail()))
+        let is_mine = |asked: &InstanceId| asked == instance;
+        if exec.region != *region || !exec.call.instance.as_ref().is_none_or(is_mine) {
+            let detail = format!("this is instance {instance} of region \"{region}\"");
+            return Some(Problem::new(Code::WrongRegion, detail));
+        }
+        let is_this = |boot: &BootId| *boot == self.boot;
+        if !exec.call.boot.as_ref().is_none_or(is_this) {
+            let detail = format!("another process of instance {instance} may have run this call");
+            return Some(Problem::new(Code::WrongRegion, detail));
+        }
+        None
     }
 
     async fn forward(
@@ -178,26 +183,43 @@ impl Dispatcher {
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
         let mut candidates = Candidates::new(&peers, me, call)?;
         let budget = self.budgets.of_call(region);
-        let mut next = candidates.next(call);
+        let mut next = candidates.next(call)?;
+        let mut call = Cow::Borrowed(call);
         while let Some(place) = next {
             let result = self
-                .attempt(&place, call, deadline, request_id, attempts)
+                .attempt(&place, &call, deadline, request_id, attempts)
                 .await;
-            let another = match result {
+            let problem = match result {
                 Ok(result) => return Ok(result),
-                Err(problem) => attempts.failed(problem, call),
+                Err(problem) => problem,
             };
-            let may_follow = another != Another::None && !deadline.has_passed();
-            next = match another {
-                _ if !may_follow || !budget.withdraw() => None,
-                Another::SameInstance => {
+            let situation = Situation {
+                condition: self.condition(region, &place),
+                is_room: candidates.has_room(&call),
+                deadline,
+            };
+            let retry = attempts.decide(&problem, &call, situation, &*budget);
+            attempts.note(problem);
+            next = match retry {
+                Retry::No => None,
+                Retry::Next => candidates.next(&call)?,
+                Retry::Same => {
                     attempts::pause(deadline).await;
+                    call.to_mut().boot = place.boot();
                     Some(place)
                 }
-                Another::Elsewhere | Another::None => candidates.next(call),
             };
         }
-        Err(attempts.summed_up(region, &peers))
+        Err(attempts.to_problem(region, &peers))
+    }
+
+    /// What is known now of the instance at `place`.
+    fn condition(&self, region: &Region, place: &Place) -> Condition {
+        match (place, self.cluster.region(region)) {
+            (Place::Here, _) => Condition::Ready,
+            (Place::There(peer), Ok(peers)) => peers.condition(peer.address),
+            (Place::There(_), Err(_)) => Condition::Doubtful,
+        }
     }
 
     async fn attempt(
@@ -216,7 +238,9 @@ impl Dispatcher {
             Place::There(peer) => {
                 attempts.begin(&peer.instance);
                 let started = Instant::now();
+                let under_way = peer.load.begin();
                 let result = self.link.exec(peer, call, deadline, request_id).await;
+                drop(under_way);
                 let problem = result.as_ref().err();
                 self.hops.ended(&peer.region, problem, started.elapsed());
                 if let Err(problem) = &result
@@ -225,6 +249,12 @@ impl Dispatcher {
                     let (code, executed, detail) =
                         (problem.code, problem.executed, &problem.detail);
                     tracing::warn!(instance = %peer.instance, %code, %executed, detail, "attempt failed");
+                    // A client's own share of keys says nothing about how busy the peer is.
+                    if let (Code::Overloaded, Some(pause), None) =
+                        (code, code.retry_after(), &call.key)
+                    {
+                        peer.load.rest(Duration::from_secs(pause.into()));
+                    }
                 }
                 result
             }

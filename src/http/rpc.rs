@@ -170,7 +170,8 @@ pub(super) async fn call_function(
         log::replay(&caller, &received.call.name, &region, &context.request_id);
         return answer;
     }
-    let Received { call, .. } = received;
+    let Received { mut call, .. } = received;
+    call.key_owner = caller.key_owner();
     let arrived = replay::first_arrival(&context, &parts.headers, &call);
     let span = context.request_id.span();
     trace::join(&span, call.trace);

@@ -18,6 +18,8 @@ pub fn written_call(text: &str) -> Option<Vec<u8>> {
         idempotent: false,
         instance: None,
         key: None,
+        key_owner: None,
+        boot: None,
         trace: None,
         memory: None,
     };

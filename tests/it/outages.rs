@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use hickory_server::proto::op::ResponseCode;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    cluster::{Cluster, ready_instances},
+    asking::block,
+    cluster::{Cluster, instances_in_state, ready_instances},
     dns::Mood,
     fault::Fault,
     load::{Load, Report, Running, quiet},
@@ -152,6 +154,91 @@ async fn three_times_as_many_calls_as_there_is_room_lose_no_throughput() {
     assert_eq!(others.count(), 0, "{others}");
     assert_eq!(report.lies(&cluster.runs()).count(), 0);
     assert!(after - before <= 16 << 10, "{before} to {after} KiB");
+}
+
+#[tokio::test]
+async fn a_full_instance_costs_no_call_while_others_are_idle() {
+    let _quiet = quiet().await;
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 2)
+        .functions()
+        .start()
+        .await;
+    cluster.add_with("syd", "RPC_MAX_IN_FLIGHT", "1").await;
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    let (iad, full) = (cluster.instance("iad-1"), cluster.instance("syd-3"));
+    let held = block(full, "syd", "full", &json!({"instance": "syd-3"}));
+    cluster.until_marked("full.started").await;
+    let load = Load::new(iad.address, "syd").start();
+    load.until(Duration::from_secs(3)).await;
+    let report = load.finish().await;
+    println!("one of three full: {report}");
+    assert_eq!(report.failures().count(), 0, "{}", report.failures());
+    assert!(report.attempts_per_call() <= 1.1, "{report}");
+    cluster.release("full");
+    held.await.unwrap().result();
+    assert_eq!(report.lies(&cluster.runs()).count(), 0);
+}
+
+#[tokio::test]
+async fn keyed_calls_pass_over_an_instance_that_is_dead() {
+    let _quiet = quiet().await;
+    let mut cluster = region_of_three().await;
+    cluster.instance("syd-1").kill();
+    cluster.instance_mut("syd-1").ended().await;
+    for rate in [100, 300] {
+        let mut load = Load::new(cluster.instance("iad-1").address, "syd");
+        (load.rate, load.keyed) = (rate, true);
+        let load = load.start();
+        load.until(Duration::from_secs(2)).await;
+        let report = load.finish().await;
+        println!("one of three dead, keyed, {rate}/s: {report}");
+        assert_eq!(report.failures().count(), 0, "{}", report.failures());
+        assert_eq!(report.lies(&cluster.runs()).count(), 0);
+        assert_eq!(report.double_runs(&cluster.runs()), 0);
+    }
+}
+
+#[tokio::test]
+async fn keyed_calls_are_answered_at_once_while_their_instance_hangs() {
+    let _quiet = quiet().await;
+    let cluster = region_of_three().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    syd.pause();
+    // Calls find out that it hangs, by waiting for it.
+    let mut load = Load::new(iad.address, "syd");
+    load.timeout = TIMEOUT;
+    let load = load.start();
+    let suspects = async || instances_in_state(iad, "suspect").await;
+    eventually("a suspect", suspects, |seen| seen.contains("syd-1")).await;
+    load.finish().await;
+    for idempotent in [false, true] {
+        let mut load = Load::new(iad.address, "syd");
+        (load.rate, load.keyed, load.idempotent) = (100, true, idempotent);
+        let timeout = load.timeout;
+        let load = load.start();
+        load.until(Duration::from_secs(2)).await;
+        let report = load.finish().await;
+        println!("one of three hangs, keyed, idempotent {idempotent}: {report}");
+        let failures = report.failures();
+        let told = |code: &str, executed: &str| (code, executed) == ("peer_unreachable", "no");
+        let others = failures.only(|call| !told(&call.code, &call.executed));
+        assert_eq!(others.count(), 0, "{others}");
+        // A third of the keys is its own.
+        let expected = if idempotent { 0.0..0.001 } else { 0.1..0.6 };
+        assert!(expected.contains(&report.failure_rate()), "{report}");
+        let longest = report.percentile(1.0, |call| call.elapsed);
+        assert!(longest < timeout / 2, "{report}");
+        assert_eq!(report.lies(&cluster.runs()).count(), 0);
+    }
+    syd.resume();
+}
+
+async fn region_of_three() -> Cluster {
+    let cluster = Cluster::builder().region("iad", 1).region("syd", 3);
+    cluster.functions().start().await
 }
 
 /// What eight callers get done in a second, who each wait for an answer before the next call.

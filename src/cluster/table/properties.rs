@@ -71,6 +71,7 @@ fn peer(port: u16, number: u8, region_number: u8) -> Peer {
         address: address(port),
         region: region(region_number),
         instance: instance(number),
+        load: std::sync::Arc::default(),
         release: None,
         boot: None,
         catalogue: None,

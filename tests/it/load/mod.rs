@@ -50,6 +50,8 @@ pub(crate) struct Load {
     pub timeout: Duration,
     /// Whether the calls may run twice.
     pub idempotent: bool,
+    /// Whether each call has an idempotency key of its own.
+    pub keyed: bool,
     /// Only on this instance.
     pub instance: Option<String>,
 }
@@ -98,6 +100,7 @@ impl Load {
             work_ms: 20,
             timeout: Duration::from_secs(5),
             idempotent: false,
+            keyed: false,
             instance: None,
         }
     }
@@ -214,10 +217,13 @@ async fn call(client: Client, via: SocketAddr, load: Load, id: String, epoch: In
     if let Some(instance) = &load.instance {
         body["instance"] = json!(instance);
     }
-    let request = client
+    let mut request = client
         .post(format!("http://{via}/rpc/{}", load.region))
         .header("content-type", "application/json")
         .body(body.to_string());
+    if load.keyed {
+        request = request.header("idempotency-key", &id);
+    }
     let sent = Instant::now();
     let (status, body) = match request.send().await {
         Ok(response) => (response.status().as_u16(), response.bytes().await.ok()),
