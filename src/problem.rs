@@ -124,6 +124,8 @@ codes! {
     IdempotencyMismatch "idempotency_mismatch" 422 No "Idempotency key belongs to another call";
     /// The function ran and returned an error.
     FunctionFailed "function_failed" 424 Yes "Function returned an error";
+    /// The call with this `Idempotency-Key` ran, and its result was too large to be kept for a repeat.
+    ResultNotKept "result_not_kept" 410 Yes "Call ran, and its result is not kept";
     /// The function panicked; the process lives on.
     FunctionPanicked "function_panicked" 500 Yes "Function panicked";
     /// A bug of ours.
@@ -139,7 +141,7 @@ codes! {
     /// The instance is stopping and takes no new calls.
     Draining "draining" 503 No "Instance is draining";
     /// The instance runs as many calls as it may.
-    Overloaded "overloaded" 503 No "Instance is overloaded";
+    Overloaded "overloaded" 503 No|Maybe "Instance is overloaded";
     /// The deadline passed.
     DeadlineExceeded "deadline_exceeded" 504 No|Maybe "Deadline passed";
     /// A call arrived that was already forwarded.
@@ -314,6 +316,8 @@ pub struct Problem {
     pub detail: String,
     /// The function's own error, with [`Code::FunctionFailed`] only.
     pub error: Option<Box<FunctionError>>,
+    /// Whether it is what came of an earlier call with the same idempotency key.
+    pub replayed: bool,
 }
 
 impl Problem {
@@ -327,6 +331,7 @@ impl Problem {
             executed: code.executed()[0],
             detail,
             error: None,
+            replayed: false,
         }
     }
 

@@ -30,6 +30,11 @@ pub(crate) struct Meta {
     /// Milliseconds from the request's arrival to this answer, to the microsecond.
     #[schema(example = 83.2)]
     pub elapsed_ms: f64,
+    /// True on the outcome of an earlier call with the same idempotency key, as the header `idempotency-replayed` is; else
+    /// left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false, example = true)]
+    pub replayed: bool,
     /// The request's id, in the header `x-request-id` and in the logs of every instance it met.
     #[schema(value_type = String, example = "01J9ZK3V6T8Q4W2XB5N7RCM1DE")]
     pub request_id: RequestId,
@@ -47,7 +52,35 @@ impl Meta {
             instance: None,
             attempts: 0,
             elapsed_ms: milliseconds(elapsed),
+            replayed: false,
             request_id,
+        }
+    }
+}
+
+/// What a function returned.
+#[derive(Clone, Debug)]
+pub(crate) struct Returned {
+    /// The result.
+    pub json: Box<RawValue>,
+    /// Whether it is that of an earlier call with the same idempotency key.
+    pub replayed: bool,
+}
+
+impl Returned {
+    /// The result of a function that ran now.
+    pub(crate) fn fresh(json: Box<RawValue>) -> Self {
+        Self {
+            json,
+            replayed: false,
+        }
+    }
+
+    /// Whether `outcome` is that of an earlier call.
+    pub(crate) fn is_replayed(outcome: &Result<Self, Problem>) -> bool {
+        match outcome {
+            Ok(returned) => returned.replayed,
+            Err(problem) => problem.replayed,
         }
     }
 }
@@ -116,11 +149,13 @@ impl ProblemDocument {
             executed,
             detail,
             error,
+            replayed,
         } = problem;
         let (word, status, title) = match later {
             Some(later) => (later.word.into(), later.status, later.title.into()),
             None => (code.as_str().into(), code.status(), code.title().into()),
         };
+        let meta = Meta { replayed, ..meta };
         Self {
             type_uri: format!("/docs/problems#{word}"),
             title,
@@ -152,7 +187,11 @@ impl ProblemDocument {
         } else {
             Problem::new(self.code, self.detail).executed(self.executed)
         };
-        Problem { error, ..problem }
+        Problem {
+            error,
+            replayed: self.meta.replayed,
+            ..problem
+        }
     }
 }
 
@@ -195,8 +234,12 @@ impl TryFrom<Received> for ProblemDocument {
                 Problem::of_later(later, executed, received.detail)
             }
         };
-        let error = received.error.map(Box::new);
-        Ok(Self::new(Problem { error, ..problem }, received.meta))
+        let problem = Problem {
+            error: received.error.map(Box::new),
+            replayed: received.meta.replayed,
+            ..problem
+        };
+        Ok(Self::new(problem, received.meta))
     }
 }
 

@@ -61,6 +61,11 @@ impl CallError {
         &self.problem.detail
     }
 
+    /// Whether it is what came of an earlier call with the same idempotency key.
+    pub fn is_replayed(&self) -> bool {
+        self.problem.replayed
+    }
+
     /// The function's own error, with [`Code::FunctionFailed`] only.
     pub fn error(&self) -> Option<&FunctionError> {
         self.problem.error.as_deref()
@@ -179,7 +184,7 @@ impl Rpc {
             .instrument(span)
             .await;
         let result = outcome.result.and_then(|result| {
-            serde_json::from_str(result.get()).map_err(|error| unexpected(&error))
+            serde_json::from_str(result.json.get()).map_err(|error| unexpected(&error))
         });
         result.map_err(|problem| CallError {
             problem: Box::new(problem),

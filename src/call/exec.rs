@@ -69,7 +69,17 @@ impl Exec {
         members: [Option<&RawValue>; EXEC_MEMBERS.len()],
         timeouts: Timeouts,
     ) -> Result<Self, Problem> {
-        let [call @ .., region, key, client, boot, request_id, trace, at_us, _] = members;
+        let [
+            call @ ..,
+            region,
+            key,
+            client,
+            boot,
+            request_id,
+            trace,
+            at_us,
+            _,
+        ] = members;
         // The caller's own limit was applied where the call came in, and may be another than ours.
         let timeouts = Timeouts {
             max: MAX_TIMEOUT,

@@ -66,8 +66,12 @@ fn fixed(code: Code, executed: Executed, asked: &Asked) -> &'static str {
         }
         Code::IdempotencyMismatch => "use another key for another call",
         Code::FunctionFailed => "it ran: what to do about its error, its documents say",
+        Code::ResultNotKept => "it ran: its result is not kept for a repeat",
         Code::FunctionPanicked => "it ran: the log of the instance has the cause",
         Code::Internal => "a bug of ours: tell us the request id, and what the log says about it",
+        Code::Overloaded if executed == Executed::Maybe => {
+            "it may have run: send it again with the same key in a moment"
+        }
         Code::PeerUnreachable
         | Code::RegionUnavailable
         | Code::DiscoveryPending

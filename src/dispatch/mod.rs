@@ -7,7 +7,6 @@ mod candidates;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use self::{
@@ -27,7 +26,7 @@ use crate::{
     problem::{Code, Executed, Problem},
     region::{Region, Target},
     registry::Executor,
-    reply::{Meta, milliseconds},
+    reply::{Meta, Returned, milliseconds},
 };
 
 /// Where calls come in and answers go out.
@@ -48,7 +47,7 @@ pub(crate) struct Dispatcher {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// The function's result, or why there is none.
-    pub(crate) result: Result<Box<RawValue>, Problem>,
+    pub(crate) result: Result<Returned, Problem>,
     /// Where it ran, or was tried.
     pub(crate) meta: Meta,
 }
@@ -102,6 +101,7 @@ impl Dispatcher {
             instance: attempts.last_instance().cloned(),
             attempts: attempts.count(),
             elapsed_ms: milliseconds(elapsed),
+            replayed: Returned::is_replayed(&result),
             request_id,
         };
         Outcome { result, meta }
@@ -139,6 +139,7 @@ impl Dispatcher {
             instance: Some(instance.clone()),
             attempts,
             elapsed_ms: milliseconds(arrived.elapsed()),
+            replayed: Returned::is_replayed(&result),
             request_id,
         };
         Outcome { result, meta }
@@ -177,7 +178,7 @@ impl Dispatcher {
         deadline: Deadline,
         request_id: &RequestId,
         attempts: &mut Attempts,
-    ) -> Result<Box<RawValue>, Problem> {
+    ) -> Result<Returned, Problem> {
         let _in_flight = self.lifecycle.admit()?;
         let peers = self.found(region, call, deadline).await?;
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
@@ -229,7 +230,7 @@ impl Dispatcher {
         deadline: Deadline,
         request_id: &RequestId,
         attempts: &mut Attempts,
-    ) -> Result<Box<RawValue>, Problem> {
+    ) -> Result<Returned, Problem> {
         match place {
             Place::Here => {
                 attempts.begin(&self.identity.instance);

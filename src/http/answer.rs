@@ -15,11 +15,14 @@ use crate::{
     json,
     memory::{Budget, Share},
     problem::{FunctionError, Problem},
-    reply::{ProblemDocument, Reply},
+    reply::{ProblemDocument, Reply, Returned},
 };
 
 /// The size of results that are never refused, in bytes: a problem would be no smaller.
 const ALWAYS: usize = 512;
+
+/// Tells that the outcome is that of an earlier call with the same idempotency key.
+const REPLAYED: &str = "idempotency-replayed";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -31,12 +34,15 @@ pub(super) fn ok(document: &impl Serialize) -> Response {
 
 /// The outcome, or where the memory budget has no room for its result, that it found none.
 pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
-    if let Ok(result) = &outcome.result {
-        let size = result.get().len();
+    if let Ok(Returned { json, replayed }) = &outcome.result {
+        let size = json.get().len();
         if size > ALWAYS && !memory.has_room(size, Share::Results) {
             let detail = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
             let lost = FunctionError::new("ResultDropped", detail);
-            outcome.result = Err(Problem::function_failed(lost));
+            outcome.result = Err(Problem {
+                replayed: *replayed,
+                ..Problem::function_failed(lost)
+            });
         }
     }
     outcome
@@ -45,10 +51,16 @@ pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
 /// What came of a call.
 pub(super) fn outcome(outcome: Outcome) -> Response {
     let Outcome { result, meta } = outcome;
-    match result {
-        Ok(result) => ok(&Reply { result, meta }),
+    let is_replayed = meta.replayed;
+    let mut response = match result {
+        Ok(Returned { json, .. }) => ok(&Reply { result: json, meta }),
         Err(failure) => problem(&ProblemDocument::new(failure, meta)),
+    };
+    if is_replayed {
+        let yes = HeaderValue::from_static("true");
+        response.headers_mut().insert(REPLAYED, yes);
     }
+    response
 }
 
 /// A problem document with its status, and `Retry-After` where waiting helps.

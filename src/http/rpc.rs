@@ -76,9 +76,12 @@ pub(super) struct CallDocument {
         (
             "Idempotency-Key" = Option<String>,
             Header,
-            description = "Makes a repeat of this call the same call: within ten minutes it is not run again, and \
-                gets the outcome of the first. Visible ASCII characters; may stand in quotes, which do not count",
-            pattern = "^[!#-~][!-~]{0,127}$"
+            description = "Makes a repeat of this call the same call of the same client: within ten minutes it is not \
+                run again by the instance that ran it, and gets the outcome of the first, marked by the header \
+                idempotency-replayed. The same key with another function or other values as arguments is refused. 1 to \
+                128 visible ASCII characters; may stand in quotes, which do not count. The memory is that of one \
+                process: it does not outlive a restart, and a change of the region's instances moves keys",
+            pattern = "^(\"[!-~]{1,128}\"|[!#-~][!-~]{0,127})$"
         ),
         (
             "rpc-route" = Option<String>,
@@ -126,6 +129,10 @@ pub(super) struct CallDocument {
             status = 200,
             description = "The function's result",
             body = Reply,
+            headers((
+                "idempotency-replayed" = Option<bool>,
+                description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
+            )),
             examples((
                 "upcase" = (
                     summary = "String.upcase(\"fly\") in syd, asked of iad",

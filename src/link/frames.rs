@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use crate::{
     json,
     problem::Problem,
-    reply::{Meta, ProblemDocument},
+    reply::{Meta, ProblemDocument, Returned},
     token::Proof,
 };
 
@@ -53,7 +53,7 @@ pub(super) fn proof_line(proof: &Proof) -> Vec<u8> {
 pub(crate) fn write_answer(
     out: &mut Vec<u8>,
     id: Option<u64>,
-    result: Result<Box<RawValue>, Problem>,
+    result: Result<Returned, Problem>,
     meta: Meta,
 ) {
     let _ = match id {
@@ -62,9 +62,12 @@ pub(crate) fn write_answer(
     };
     let start = out.len();
     match result {
-        Ok(result) => {
+        Ok(Returned { json, replayed }) => {
+            if replayed {
+                out.extend_from_slice(b"\"replayed\":true,");
+            }
             out.extend_from_slice(b"\"result\":");
-            out.extend_from_slice(result.get().as_bytes());
+            out.extend_from_slice(json.get().as_bytes());
         }
         Err(problem) => {
             out.extend_from_slice(b"\"problem\":");
@@ -79,7 +82,7 @@ pub(crate) fn write_answer(
 #[derive(Debug)]
 pub(super) enum Frame {
     /// The answer to the call with this id.
-    Answer(u64, Result<Box<RawValue>, Box<ProblemDocument>>),
+    Answer(u64, Result<Returned, Box<ProblemDocument>>),
     /// Something else than an answer, about the call with this id.
     Garbled(u64),
     /// The peer is draining.
@@ -114,6 +117,8 @@ struct Line<'a> {
     id: Option<u64>,
     #[serde(borrow, default, deserialize_with = "present")]
     result: Option<&'a RawValue>,
+    #[serde(default)]
+    replayed: bool,
     problem: Option<Box<ProblemDocument>>,
     state: Option<String>,
 }
@@ -129,8 +134,12 @@ pub(super) fn read(line: &[u8]) -> Frame {
         Ok(Line {
             id: Some(id),
             result: Some(result),
+            replayed,
             ..
-        }) => Frame::Answer(id, Ok(result.to_owned())),
+        }) => {
+            let json = result.to_owned();
+            Frame::Answer(id, Ok(Returned { json, replayed }))
+        }
         Ok(Line {
             id: Some(id),
             problem: Some(problem),
@@ -252,11 +261,17 @@ mod tests {
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
             line
         };
-        for json in ["null", "[1,\n2.0]", "\"\\n\""] {
-            let raw = RawValue::from_string(json.to_owned()).unwrap();
-            match read(&line(Some(7), Ok(raw))) {
-                Frame::Answer(7, Ok(result)) => assert_eq!(result.get(), json.replace('\n', " ")),
-                other => panic!("{other:?}"),
+        for text in ["null", "[1,\n2.0]", "\"\\n\""] {
+            let raw = RawValue::from_string(text.to_owned()).unwrap();
+            for replayed in [false, true] {
+                let json = raw.clone();
+                match read(&line(Some(7), Ok(Returned { json, replayed }))) {
+                    Frame::Answer(7, Ok(returned)) => assert_eq!(
+                        (returned.json.get(), returned.replayed),
+                        (&*text.replace('\n', " "), replayed)
+                    ),
+                    other => panic!("{other:?}"),
+                }
             }
         }
         let problem = || Problem::new(crate::problem::Code::Overloaded, "busy");

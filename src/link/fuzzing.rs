@@ -32,7 +32,10 @@ pub(crate) fn answers(bytes: &[u8]) {
         );
         match (frames::read(&written), result) {
             (Frame::Answer(again, Ok(heard)), Ok(result)) => {
-                assert_eq!((again, heard.get().len()), (id, result.get().len()));
+                assert_eq!(
+                    (again, heard.json.get().len()),
+                    (id, result.json.get().len())
+                );
             }
             (Frame::Answer(again, Err(heard)), Err(document)) => {
                 assert_eq!(

@@ -19,7 +19,6 @@ use std::{
 };
 
 use scopeguard::ScopeGuard;
-use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -37,7 +36,7 @@ use crate::{
     metrics::HopMetrics,
     name::RequestId,
     problem::{Code, Executed, Problem},
-    reply::ProblemDocument,
+    reply::{ProblemDocument, Returned},
     token::Token,
 };
 
@@ -125,7 +124,7 @@ impl Link {
         call: &Call,
         deadline: Deadline,
         request_id: &RequestId,
-    ) -> Result<Box<RawValue>, Problem> {
+    ) -> Result<Returned, Problem> {
         let tail = Exec::tail(&peer.region, call, request_id);
         let request = Request {
             tail: &tail,
@@ -140,7 +139,7 @@ impl Link {
         };
         match ending {
             Ok(Ending::Answered(Ok(result))) => {
-                self.large_results.note(&call.name, result.get().len());
+                self.large_results.note(&call.name, result.json.get().len());
                 Ok(result)
             }
             Ok(ending) => Err(self.problem(peer, call, ending)),
@@ -311,6 +310,7 @@ impl Link {
             | Code::InvalidArguments
             | Code::IdempotencyMismatch
             | Code::FunctionFailed
+            | Code::ResultNotKept
             | Code::FunctionPanicked
             | Code::DeadlineExceeded
             | Code::Internal => document.into_problem(),

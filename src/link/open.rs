@@ -235,6 +235,7 @@ mod tests {
                 boot: None,
                 release: None,
                 catalogue: None,
+                load: std::sync::Arc::default(),
             },
             token: Some(secret.parse().unwrap()),
             connect_timeout: HANDSHAKE,

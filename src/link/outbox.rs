@@ -10,11 +10,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use serde_json::value::RawValue;
 use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 
 use super::frames;
-use crate::{deadline::Deadline, reply::ProblemDocument};
+use crate::{
+    deadline::Deadline,
+    reply::{ProblemDocument, Returned},
+};
 
 /// The most bytes of calls that wait for the kernel; more are refused.
 const MAX_WAITING: usize = 16 << 20;
@@ -25,7 +27,7 @@ const KEPT: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) enum Ending {
     /// With the peer's answer.
-    Answered(Result<Box<RawValue>, Box<ProblemDocument>>),
+    Answered(Result<Returned, Box<ProblemDocument>>),
     /// The peer answered with something else than the contract.
     Garbled,
     /// The connection ended after the call left.

@@ -18,7 +18,7 @@ use tracing::{Instrument, Span};
 use super::{
     Block, Catalogue, Prepared, Registry, Run,
     endings::{bounded, failed, never_started, panicked, stopped, timed_out},
-    memory::{self, Memory, Outcome, Recall},
+    memory::{self, Claim, Memory, Outcome, Recall},
 };
 use crate::{
     call::Call,
@@ -27,8 +27,9 @@ use crate::{
     lifecycle::{InFlight, Lifecycle},
     memory::Reserved,
     metrics::FunctionMetrics,
-    name::{FunctionName, IdempotencyKey},
+    name::FunctionName,
     problem::{Code, FunctionError, Problem},
+    reply::Returned,
 };
 
 /// How many blocking functions run at once, each on a thread of its own; more wait for their turn.
@@ -102,33 +103,32 @@ impl Executor {
     /// # Errors
     /// Before it ran: [`Code::Draining`], [`Code::Overloaded`], [`Code::DeadlineExceeded`], [`Code::FunctionUnknown`],
     /// [`Code::InvalidArguments`], [`Code::IdempotencyMismatch`]. After: [`Code::FunctionFailed`],
-    /// [`Code::FunctionPanicked`], and [`Code::DeadlineExceeded`] with `executed: maybe`.
+    /// [`Code::FunctionPanicked`], [`Code::ResultNotKept`], and [`Code::DeadlineExceeded`] with `executed: maybe`.
     ///
     /// # Cancel safety
     /// Dropping this future does not stop a function that has started; it runs on to its deadline.
-    pub(crate) async fn run(&self, call: &Call, deadline: Deadline) -> Outcome {
+    pub(crate) async fn run(&self, call: &Call, deadline: Deadline) -> Result<Returned, Problem> {
         match &call.key {
             None => {
                 let running = Running::start(self, call, deadline).await?;
-                running.outcome().await
+                running.outcome().await.map(Returned::fresh)
             }
-            Some(key) => self.run_once(key, call, deadline).await,
+            Some(key) => match self.memory.recall(key, call) {
+                Recall::New(claim) => {
+                    let outcome = self.run_claimed(claim, call, deadline).await;
+                    outcome.map(Returned::fresh)
+                }
+                Recall::Running(outcome) => {
+                    let awaited = deadline.bound(memory::awaited(outcome)).await;
+                    replayed(awaited.unwrap_or_else(|| Err(timed_out(&call.name))))
+                }
+                Recall::Ended(outcome) => replayed(outcome.as_ref().clone()),
+                Recall::Refused(problem) => Err(problem),
+            },
         }
     }
 
-    async fn run_once(&self, key: &IdempotencyKey, call: &Call, deadline: Deadline) -> Outcome {
-        let claim = match self.memory.recall(key, call) {
-            Recall::New(claim) => claim,
-            Recall::Finished(outcome) => return outcome.as_ref().clone(),
-            Recall::Mismatch => {
-                let detail = "the idempotency key belongs to a call of another function or with other arguments";
-                return Err(Problem::new(Code::IdempotencyMismatch, detail));
-            }
-            Recall::Running(outcome) => {
-                let awaited = deadline.bound(memory::awaited(outcome)).await;
-                return awaited.unwrap_or_else(|| Err(timed_out(&call.name)));
-            }
-        };
+    async fn run_claimed(&self, claim: Claim, call: &Call, deadline: Deadline) -> Outcome {
         let running = match Running::start(self, call, deadline).await {
             Ok(running) => running,
             Err(problem) => {
@@ -162,6 +162,20 @@ impl Executor {
                 Err(Problem::new(Code::Overloaded, detail))
             }
         }
+    }
+}
+
+/// The outcome of an earlier call with the same key.
+fn replayed(outcome: Outcome) -> Result<Returned, Problem> {
+    match outcome {
+        Ok(json) => Ok(Returned {
+            json,
+            replayed: true,
+        }),
+        Err(problem) => Err(Problem {
+            replayed: true,
+            ..problem
+        }),
     }
 }
 

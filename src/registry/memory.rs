@@ -1,58 +1,102 @@
 //! The outcomes of calls with an idempotency key: the same key and call get the same outcome without a second run, and
-//! wait for it while it runs. Bounded by the bytes that it keeps and by ten minutes.
+//! wait for it while it runs.
+//!
+//! That a key ran is remembered for the whole ten minutes: where there is no room for another key, the new one is refused
+//! and none is forgotten. An owner may have as many keys as are free for all others, so that one alone has at most half
+//! of them and no number of owners fills the rest. Results are kept as long as there is room: the largest of the owner
+//! with the most bytes goes first.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use moka::{policy::EvictionPolicy, sync::Cache};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
+use super::fingerprint::Fingerprint;
 use crate::{
     call::Call,
-    name::IdempotencyKey,
+    name::{IdempotencyKey, KeyOwner},
     problem::{Code, Executed, Problem},
 };
 
-/// How long an outcome is remembered.
+/// How long a key is remembered after its call ended.
 const LIFE: Duration = Duration::from_secs(600);
-/// The most bytes of outcomes that are remembered.
-const CAPACITY: u64 = 64 << 20;
-/// What an outcome weighs besides its text.
-const OVERHEAD: usize = 512;
+/// What a result takes besides its text, in bytes.
+const OVERHEAD: usize = 192;
+
+/// How much is remembered.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Keys of all owners.
+    keys: usize,
+    /// Bytes of results.
+    results: usize,
+    /// Repeats that wait for one running call.
+    waiters: usize,
+}
+
+const BOUNDS: Bounds = Bounds {
+    keys: 1 << 18,
+    results: 32 << 20,
+    waiters: 64,
+};
 
 /// A result, or why there is none.
 pub(crate) type Outcome = Result<Box<RawValue>, Problem>;
 
-/// The outcomes by key.
-///
-/// Running calls stand apart from the cache, because a cache may refuse or evict an entry and then a second run would
-/// start beside the first.
+/// An outcome that others may wait for.
+type Awaited = watch::Receiver<Option<Arc<Outcome>>>;
+
+/// The outcomes by owner and key.
 #[derive(Debug)]
 pub(super) struct Memory {
-    running: Mutex<HashMap<IdempotencyKey, Running>>,
-    finished: Cache<IdempotencyKey, Finished>,
+    bounds: Bounds,
+    known: Mutex<Known>,
 }
 
-#[derive(Clone, Debug)]
-struct Running {
+#[derive(Debug, Default)]
+struct Known {
+    owners: HashMap<Option<KeyOwner>, Owned>,
+    /// Keys of all owners.
+    keys: usize,
+    /// Bytes of all results.
+    bytes: usize,
+}
+
+/// The keys of one owner.
+#[derive(Debug, Default)]
+struct Owned {
+    by_key: HashMap<KeyHash, Entry>,
+    /// The keys that ended, in this order.
+    ended: VecDeque<(Instant, KeyHash)>,
+    /// The results that are kept, by size.
+    results: BTreeSet<(usize, KeyHash)>,
+    bytes: usize,
+}
+
+/// A key, hashed: small, whatever its length.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+struct KeyHash([u8; 16]);
+
+#[derive(Debug)]
+struct Entry {
     fingerprint: Fingerprint,
-    outcome: watch::Receiver<Option<Arc<Outcome>>>,
+    state: State,
 }
 
-#[derive(Clone, Debug)]
-struct Finished {
-    fingerprint: Fingerprint,
-    outcome: Arc<Outcome>,
+#[derive(Debug)]
+enum State {
+    /// It runs; others may wait for it.
+    Running(watch::Sender<Option<Arc<Outcome>>>),
+    /// It ended.
+    Ended(Arc<Outcome>),
+    /// It has a result that was too large to be kept.
+    Dropped,
 }
-
-/// A call's function and arguments, hashed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Fingerprint([u8; 32]);
 
 /// What the memory knows of a call.
 #[derive(Debug)]
@@ -60,127 +104,403 @@ pub(super) enum Recall {
     /// Nothing: whoever holds the claim runs it.
     New(Claim),
     /// It runs now.
-    Running(watch::Receiver<Option<Arc<Outcome>>>),
+    Running(Awaited),
     /// It ran.
-    Finished(Arc<Outcome>),
-    /// The key belongs to another call.
-    Mismatch,
+    Ended(Arc<Outcome>),
+    /// It is not to be run now, and this is why.
+    Refused(Problem),
 }
 
 /// The right, and the duty, to run a call; its outcome is what all others wait for.
 #[derive(Debug)]
 pub(super) struct Claim {
     memory: Arc<Memory>,
-    key: IdempotencyKey,
-    fingerprint: Fingerprint,
-    outcome: watch::Sender<Option<Arc<Outcome>>>,
+    owner: Option<KeyOwner>,
+    key: KeyHash,
 }
 
 impl Memory {
     /// An empty memory.
     pub(super) fn new() -> Self {
-        let weigh = |_: &IdempotencyKey, finished: &Finished| {
-            u32::try_from(OVERHEAD + size(&finished.outcome)).unwrap_or(u32::MAX)
-        };
-        // Least recently used, because the default policy may refuse a new entry in favour of an old one.
-        let finished = Cache::builder()
-            .weigher(weigh)
-            .max_capacity(CAPACITY)
-            .time_to_live(LIFE)
-            .eviction_policy(EvictionPolicy::lru())
-            .build();
+        Self::within(BOUNDS)
+    }
+
+    fn within(bounds: Bounds) -> Self {
         Self {
-            running: Mutex::default(),
-            finished,
+            bounds,
+            known: Mutex::default(),
         }
     }
 
     /// What is known of `call` under `key`.
     pub(super) fn recall(self: &Arc<Self>, key: &IdempotencyKey, call: &Call) -> Recall {
+        // Before the lock: it takes as long as the arguments are.
         let fingerprint = Fingerprint::of(call);
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = running.get(key) {
-            return match known.fingerprint == fingerprint {
-                true => Recall::Running(known.outcome.clone()),
-                false => Recall::Mismatch,
-            };
+        let key = KeyHash::of(key);
+        let mut known = self.lock();
+        let known = &mut *known;
+        known.forget_old(Instant::now());
+        let owned = known.owners.entry(call.key_owner.clone()).or_default();
+        if let Some(entry) = owned.by_key.get(&key) {
+            return entry.recall(fingerprint, self.bounds.waiters);
         }
-        if let Some(known) = self.finished.get(key) {
-            return match known.fingerprint == fingerprint {
-                true => Recall::Finished(known.outcome),
-                false => Recall::Mismatch,
-            };
+        let own = owned.by_key.len();
+        if own >= self.bounds.keys - known.keys {
+            return Recall::Refused(share_is_used(own));
         }
-        let (sender, outcome) = watch::channel(None);
-        running.insert(
-            key.clone(),
-            Running {
-                fingerprint,
-                outcome,
-            },
-        );
+        let entry = Entry {
+            fingerprint,
+            state: State::Running(watch::channel(None).0),
+        };
+        owned.by_key.insert(key, entry);
+        known.keys += 1;
         Recall::New(Claim {
             memory: Arc::clone(self),
-            key: key.clone(),
-            fingerprint,
-            outcome: sender,
+            owner: call.key_owner.clone(),
+            key,
         })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Claim {
-    /// Tells the outcome to all who wait, and remembers it unless the function provably did not run.
+    /// Gives the outcome to all who wait, and remembers it unless the function provably did not run.
     pub(super) fn settle(self, outcome: &Outcome) {
+        let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
         let outcome = Arc::new(outcome.clone());
-        let ran = !matches!(outcome.as_ref(), Err(problem) if problem.executed == Executed::No);
-        if ran {
-            let finished = Finished {
-                fingerprint: self.fingerprint,
-                outcome: Arc::clone(&outcome),
-            };
-            self.memory.finished.insert(self.key.clone(), finished);
+        let mut known = self.memory.lock();
+        let state = ran.then(|| State::Ended(Arc::clone(&outcome)));
+        let was = known.end(&self.owner, self.key, state, size(&outcome));
+        known.drop_results(self.memory.bounds.results);
+        drop(known);
+        if let Some(State::Running(waiting)) = was {
+            waiting.send_replace(Some(outcome));
         }
-        self.outcome.send_replace(Some(outcome));
     }
 }
 
 impl Drop for Claim {
-    /// After [`Claim::settle`] the outcome is in the cache already, so that no gap is left between the two.
+    /// A call whose task ended without an outcome may have run, and nobody can tell what came of it.
     fn drop(&mut self) {
-        self.memory
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.key);
+        let mut known = self.memory.lock();
+        if known.is_running(&self.owner, self.key) {
+            let lost = Arc::new(Err(without_outcome()));
+            known.end(&self.owner, self.key, Some(State::Ended(lost)), 0);
+        }
+    }
+}
+
+impl Known {
+    /// Forgets what ended longer ago than [`LIFE`].
+    fn forget_old(&mut self, now: Instant) {
+        self.owners.retain(|_, owned| {
+            let before = (owned.by_key.len(), owned.bytes);
+            while let Some((ended, key)) = owned.ended.front()
+                && now.duration_since(*ended) >= LIFE
+            {
+                let key = *key;
+                owned.ended.pop_front();
+                owned.remove(key);
+            }
+            self.keys -= before.0 - owned.by_key.len();
+            self.bytes -= before.1 - owned.bytes;
+            owned.shrink();
+            !owned.by_key.is_empty()
+        });
+    }
+
+    fn is_running(&self, owner: &Option<KeyOwner>, key: KeyHash) -> bool {
+        let entry = self
+            .owners
+            .get(owner)
+            .and_then(|owned| owned.by_key.get(&key));
+        matches!(entry, Some(entry) if matches!(entry.state, State::Running(_)))
+    }
+
+    /// Puts `state` in the place of a running call, or forgets it where there is none; the state before.
+    fn end(
+        &mut self,
+        owner: &Option<KeyOwner>,
+        key: KeyHash,
+        state: Option<State>,
+        size: usize,
+    ) -> Option<State> {
+        let owned = self.owners.get_mut(owner)?;
+        let Some(state) = state else {
+            let entry = owned.by_key.remove(&key)?;
+            self.keys -= 1;
+            return Some(entry.state);
+        };
+        let entry = owned.by_key.get_mut(&key)?;
+        let was = std::mem::replace(&mut entry.state, state);
+        owned.ended.push_back((Instant::now(), key));
+        if size > 0 {
+            owned.results.insert((size, key));
+            owned.bytes += size;
+            self.bytes += size;
+        }
+        Some(was)
+    }
+
+    /// Drops the largest results of who has the most bytes of them until no more than `limit` are left.
+    fn drop_results(&mut self, limit: usize) {
+        while self.bytes > limit {
+            let Some(owned) = self.owners.values_mut().max_by_key(|owned| owned.bytes) else {
+                return;
+            };
+            let Some((size, key)) = owned.results.pop_last() else {
+                return;
+            };
+            owned.bytes -= size;
+            self.bytes -= size;
+            if let Some(entry) = owned.by_key.get_mut(&key) {
+                entry.state = State::Dropped;
+            }
+        }
+    }
+}
+
+impl Owned {
+    fn remove(&mut self, key: KeyHash) {
+        if let Some(entry) = self.by_key.remove(&key)
+            && let State::Ended(outcome) = entry.state
+        {
+            let size = size(&outcome);
+            if self.results.remove(&(size, key)) {
+                self.bytes -= size;
+            }
+        }
+    }
+
+    /// Gives back the room of keys that are gone.
+    fn shrink(&mut self) {
+        if self.by_key.capacity() > 1024 && self.by_key.len() < self.by_key.capacity() / 4 {
+            self.by_key.shrink_to_fit();
+            self.ended.shrink_to_fit();
+        }
+    }
+}
+
+impl Entry {
+    fn recall(&self, fingerprint: Fingerprint, waiters: usize) -> Recall {
+        if self.fingerprint != fingerprint {
+            let detail =
+                "the idempotency key belongs to a call of another function or with other arguments";
+            return Recall::Refused(Problem::new(Code::IdempotencyMismatch, detail));
+        }
+        match &self.state {
+            State::Running(waiting) if waiting.receiver_count() >= waiters => {
+                let detail =
+                    format!("the call with this key runs, and {waiters} repeats wait for it");
+                Recall::Refused(Problem::new(Code::Overloaded, detail).executed(Executed::Maybe))
+            }
+            State::Running(waiting) => Recall::Running(waiting.subscribe()),
+            State::Ended(outcome) => Recall::Ended(Arc::clone(outcome)),
+            State::Dropped => {
+                let detail = "the call with this key ran, and its result was too large to be kept";
+                Recall::Refused(Problem::new(Code::ResultNotKept, detail))
+            }
+        }
+    }
+}
+
+impl KeyHash {
+    fn of(key: &IdempotencyKey) -> Self {
+        let hash = Sha256::digest(key.as_str());
+        Self(std::array::from_fn(|byte| hash[byte]))
     }
 }
 
 /// The outcome of a call that runs elsewhere in this process.
-pub(super) async fn awaited(mut outcome: watch::Receiver<Option<Arc<Outcome>>>) -> Outcome {
+pub(super) async fn awaited(mut outcome: Awaited) -> Outcome {
     match outcome.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(outcome)) => outcome.as_ref().clone(),
-        Ok(None) | Err(_) => Err(Problem::new(
-            Code::Internal,
-            "the call with this key ended without an outcome",
-        )),
+        Ok(None) | Err(_) => Err(without_outcome()),
     }
 }
 
-impl Fingerprint {
-    /// Names hold no NUL, so that no two calls give the same text.
-    fn of(call: &Call) -> Self {
-        let mut hasher = Sha256::new();
-        hasher.update(format!("{}\0{}\0", call.name.module, call.name.function));
-        hasher.update(call.args.raw().get());
-        Self(hasher.finalize().into())
-    }
+fn without_outcome() -> Problem {
+    Problem::new(
+        Code::Internal,
+        "the call with this key ended without an outcome",
+    )
 }
 
+fn share_is_used(keys: usize) -> Problem {
+    let detail = format!(
+        "this client has {keys} idempotency keys of the last ten minutes here, as many as it may; none of them is forgotten \
+         early"
+    );
+    Problem::new(Code::Overloaded, detail)
+}
+
+/// What an outcome takes that may be dropped; 0 for one that is small by its nature.
 fn size(outcome: &Outcome) -> usize {
     match outcome {
-        Ok(result) => result.get().len(),
+        Ok(result) => OVERHEAD + result.get().len(),
         Err(problem) => problem.error.as_ref().map_or(0, |error| {
-            error.message.len() + error.data.as_ref().map_or(0, |data| data.get().len())
+            let data = error.data.as_ref().map_or(0, |data| data.get().len());
+            OVERHEAD + error.kind.len() + error.message.len() + data
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time;
+
+    use super::*;
+    use crate::{call::Args, name::FunctionName};
+
+    const SMALL: Bounds = Bounds {
+        keys: 8,
+        results: 4 * (OVERHEAD + 100),
+        waiters: 2,
+    };
+
+    fn call(owner: &str) -> Call {
+        Call {
+            name: FunctionName {
+                module: "M".parse().unwrap(),
+                function: "f".parse().unwrap(),
+            },
+            args: Args::default(),
+            timeout: Duration::from_secs(1),
+            idempotent: false,
+            instance: None,
+            key: None,
+            key_owner: Some(owner.parse().unwrap()),
+            boot: None,
+            trace: None,
+            memory: None,
+        }
+    }
+
+    fn recall(memory: &Arc<Memory>, owner: &str, key: u32) -> Recall {
+        memory.recall(&key.to_string().parse().unwrap(), &call(owner))
+    }
+
+    /// Runs the call with a result of so many bytes, if it is new.
+    fn run(memory: &Arc<Memory>, owner: &str, key: u32, bytes: usize) {
+        let Recall::New(claim) = recall(memory, owner, key) else {
+            panic!("{key} of {owner} is not new");
+        };
+        let result = format!("\"{}\"", "x".repeat(bytes - 2));
+        claim.settle(&Ok(RawValue::from_string(result).unwrap()));
+    }
+
+    /// The code of a refusal; `kept` for an outcome that is there, `new` for a call that would run.
+    fn known(memory: &Arc<Memory>, owner: &str, key: u32) -> String {
+        match recall(memory, owner, key) {
+            Recall::New(claim) => {
+                claim.settle(&Err(Problem::new(Code::Overloaded, "not run")));
+                "new".to_owned()
+            }
+            Recall::Running(_) => "runs".to_owned(),
+            Recall::Ended(_) => "kept".to_owned(),
+            Recall::Refused(problem) => problem.code.to_string(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_owner_may_have_as_many_keys_as_are_free_and_none_is_forgotten_early() {
+        let memory = Arc::new(Memory::within(Bounds {
+            results: usize::MAX,
+            ..SMALL
+        }));
+        (0..4).for_each(|key| run(&memory, "a", key, 2));
+        time::advance(LIFE - Duration::from_secs(1)).await;
+        assert_eq!(known(&memory, "a", 4), "overloaded");
+        (0..2).for_each(|key| run(&memory, "b", key, 2));
+        assert_eq!(known(&memory, "b", 2), "overloaded");
+        run(&memory, "c", 0, 2);
+        assert_eq!(known(&memory, "c", 1), "overloaded");
+        assert!((0..4).all(|key| known(&memory, "a", key) == "kept"));
+        // What ended ten minutes ago is forgotten, and its room is free again.
+        time::advance(Duration::from_secs(1)).await;
+        assert!((0..4).all(|key| known(&memory, "a", key) == "new"));
+        assert!((0..2).all(|key| known(&memory, "b", key) == "kept"));
+        time::advance(LIFE).await;
+        assert_eq!(known(&memory, "b", 0), "new");
+        let known = memory.lock();
+        assert_eq!((known.keys, known.bytes), (0, 0));
+    }
+
+    #[test]
+    fn one_client_alone_has_131072_keys_and_its_first_is_remembered() {
+        let memory = Arc::new(Memory::new());
+        let share = u32::try_from(BOUNDS.keys / 2).unwrap();
+        (0..share).for_each(|key| run(&memory, "shop", key, 2));
+        for key in share..share + 10 {
+            assert_eq!(known(&memory, "shop", key), "overloaded");
+        }
+        assert_eq!(
+            (share, known(&memory, "shop", 0)),
+            (131_072, "kept".to_owned())
+        );
+        run(&memory, "desk", 0, 2);
+    }
+
+    #[test]
+    fn large_results_of_who_has_most_of_them_go_first() {
+        let memory = Arc::new(Memory::within(SMALL));
+        run(&memory, "b", 0, 100);
+        run(&memory, "a", 0, 10);
+        for key in 1..4 {
+            run(&memory, "a", key, 99);
+        }
+        assert_eq!(known(&memory, "b", 0), "kept");
+        let of_a: Vec<_> = (0..4).map(|key| known(&memory, "a", key)).collect();
+        // The equally large ones go in no order that means anything.
+        assert_eq!(of_a[0], "kept");
+        assert_eq!(
+            of_a.iter()
+                .filter(|code| *code == "result_not_kept")
+                .count(),
+            1,
+            "{of_a:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_runs_is_waited_for_by_a_bounded_number() {
+        let memory = Arc::new(Memory::within(SMALL));
+        let Recall::New(claim) = recall(&memory, "a", 0) else {
+            panic!("it is new");
+        };
+        let waiting: Vec<_> = (0..2).map(|_| recall(&memory, "a", 0)).collect();
+        match recall(&memory, "a", 0) {
+            Recall::Refused(problem) => assert_eq!(
+                (problem.code, problem.executed),
+                (Code::Overloaded, Executed::Maybe)
+            ),
+            other => panic!("{other:?}"),
+        }
+        claim.settle(&Ok(RawValue::from_string("1".into()).unwrap()));
+        for recalled in waiting {
+            let Recall::Running(outcome) = recalled else {
+                panic!("{recalled:?}");
+            };
+            assert_eq!(awaited(outcome).await.unwrap().get(), "1");
+        }
+    }
+
+    #[test]
+    fn a_claim_that_is_lost_is_not_run_again() {
+        let memory = Arc::new(Memory::within(SMALL));
+        drop(recall(&memory, "a", 0));
+        match recall(&memory, "a", 0) {
+            Recall::Ended(outcome) => {
+                let problem = outcome.as_ref().as_ref().unwrap_err();
+                assert_eq!(
+                    (problem.code, problem.executed),
+                    (Code::Internal, Executed::Maybe)
+                );
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -6,6 +6,7 @@ mod builtin;
 mod catalogue;
 mod endings;
 mod executor;
+mod fingerprint;
 mod memory;
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};

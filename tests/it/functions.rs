@@ -67,6 +67,7 @@ fn registry(directory: &Path, instance: String) -> Registry {
         directory.join(RUNS),
     );
     let (failures, panics, threads) = (runs.clone(), runs.clone(), runs.clone());
+    let larges = runs.clone();
     let latches = directory.to_owned();
     Registry::builtin()
         .function(
@@ -111,6 +112,13 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 append(&log, &id)?;
                 tokio::time::sleep(Duration::from_millis(milliseconds)).await;
                 Ok(id)
+            }
+        })
+        .function("Test", "large", move |(id, bytes): (String, usize)| {
+            let logged = append(&larges, &id);
+            async move {
+                logged?;
+                Ok("x".repeat(bytes))
             }
         })
         .function("Test", "fail", move |(id,): (String,)| {

@@ -36,6 +36,16 @@ fn outcome(answer: &Answer) -> Value {
     outcome
 }
 
+/// Whether an answer is marked as the outcome of an earlier call, in the header and in `meta` alike.
+fn is_replayed(answer: &Answer) -> bool {
+    let header = answer.headers.get("idempotency-replayed");
+    let member = answer.body["meta"].get("replayed");
+    assert_eq!(header.is_some(), member.is_some(), "{header:?} {member:?}");
+    assert!(header.is_none_or(|header| header == "true"));
+    assert!(member.is_none_or(|member| member == true));
+    header.is_some()
+}
+
 /// Two regions, so that every repeat has several ways to its instance.
 async fn two_by_three() -> Cluster {
     let cluster = Cluster::builder()
@@ -56,6 +66,7 @@ async fn a_repeat_gets_the_same_outcome_whoever_is_asked() {
         for instance in &cluster.instances {
             let answer = keyed(instance, "syd", &key, &run(&id, &json!({}))).await;
             assert_eq!(answer.result(), &json!(id));
+            assert_eq!(is_replayed(&answer), ran_on.is_some());
             let place = answer.instance().to_owned();
             assert_eq!(ran_on.get_or_insert(place.clone()), &place);
         }
@@ -107,6 +118,39 @@ async fn repeats_wait_for_the_one_that_runs() {
 }
 
 #[tokio::test]
+async fn a_repeat_of_a_large_call_is_marked_too() {
+    let cluster = two_by_three().await;
+    let call = json!({"module": "Test", "function": "large", "args": ["one", 100_000], "timeout_ms": 5_000});
+    for number in 0..3 {
+        let answer = keyed(cluster.instance("iad-1"), "syd", "key", &call).await;
+        assert_eq!(answer.result().as_str().unwrap().len(), 100_000);
+        assert_eq!(is_replayed(&answer), number > 0);
+    }
+    assert_eq!(cluster.runs(), [("one".to_owned(), 1)].into());
+}
+
+#[tokio::test]
+async fn the_same_call_is_one_of_the_same_value() {
+    let cluster = two_by_three().await;
+    let iad = cluster.instance("iad-1");
+    let post = async |args: &str| {
+        let body = format!(r#"{{"module":"Test","function":"echo","args":{args}}}"#);
+        let request = iad.request("/rpc/syd", &body);
+        answer(request.header("idempotency-key", "key"))
+            .await
+            .unwrap()
+    };
+    let first = post(r#"[{"id":300,"text":"\u00e9"}]"#).await;
+    assert!(!is_replayed(&first));
+    let again = post(r#"[ { "text" : "é", "id" : 300 } ]"#).await;
+    assert!(is_replayed(&again));
+    assert_eq!(again.result(), first.result());
+    // Functions get every digit of a number, and so every digit counts.
+    let other = post(r#"[{"id":300.0,"text":"é"}]"#).await;
+    assert_eq!(other.problem(), (422, "idempotency_mismatch", "no"));
+}
+
+#[tokio::test]
 async fn a_key_belongs_to_one_call() {
     let cluster = two_by_three().await;
     let iad = cluster.instance("iad-1");
@@ -141,9 +185,11 @@ async fn failures_are_remembered_like_results() {
         ] {
             let first = keyed(cluster.instance("iad-1"), region, key, &call).await;
             assert_eq!(first.problem(), problem);
+            assert!(!is_replayed(&first));
             for instance in &cluster.instances {
                 let again = keyed(instance, region, key, &call).await;
                 assert_eq!(outcome(&again), outcome(&first));
+                assert!(is_replayed(&again));
             }
         }
     }
@@ -155,7 +201,7 @@ async fn failures_are_remembered_like_results() {
 async fn a_function_that_outlived_its_deadline_is_not_run_again() {
     let cluster = two_by_three().await;
     let call =
-        json!({"module": "Test", "function": "run", "args": ["late", 60_000], "timeout_ms": 300});
+        json!({"module": "Test", "function": "run", "args": ["late", 60_000], "timeout_ms": 1_500});
     for instance in &cluster.instances {
         let answer = keyed(instance, "syd", "key", &call).await;
         assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));

@@ -49,6 +49,7 @@ mod fly_toml;
 mod hanging;
 mod hostile_discovery;
 mod idempotency;
+mod keys;
 mod layering;
 mod logs;
 mod memory_bound;

@@ -40,7 +40,7 @@ problems! {
     /// Of a call: every code that a client can meet.
     CallProblems:
         InvalidJson InvalidRequest InvalidRegion Unauthenticated Forbidden RegionUnknown InstanceUnknown FunctionUnknown MethodNotAllowed
-        Replay BodyTooLarge TargetTooLong UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed
+        Replay BodyTooLarge TargetTooLong UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed ResultNotKept
         FunctionPanicked Internal PeerUnreachable PeerLost RegionUnavailable DiscoveryPending Draining Overloaded
         DeadlineExceeded LoopDetected;
     /// Of one region.
@@ -188,6 +188,7 @@ fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
         instance: (attempts > 0).then(|| word::<InstanceId>("syd-1")),
         attempts,
         elapsed_ms: 0.412,
+        replayed: false,
         request_id: word::<RequestId>("01M8452GRJX2VJVKXD6FQ0T3AB"),
     };
     ProblemDocument::new(problem, meta)
@@ -255,6 +256,10 @@ fn told(code: Code) -> (u32, &'static str) {
             "the idempotency key belongs to a call of another function or with other arguments",
         ),
         Code::FunctionFailed => (1, "the function returned an error of kind \"RuntimeError\""),
+        Code::ResultNotKept => (
+            1,
+            "the call with this key ran, and its result was too large to be kept",
+        ),
         Code::FunctionPanicked => (1, "Test.panic panicked; the instance's log has the cause"),
         Code::Internal => (1, "the runtime stopped while the function ran"),
         Code::PeerUnreachable => (
