@@ -9,7 +9,7 @@ use crate::{
     cluster::{Cluster, instances_in_state, ready_instances},
     fault::{Fault, Scope},
     load::{Load, Report, quiet},
-    patience::eventually,
+    patience::{Wakes, eventually},
 };
 
 const SYD: [&str; 3] = ["syd-1", "syd-2", "syd-3"];
@@ -74,6 +74,7 @@ async fn a_stopped_instance_makes_no_answer_late_and_is_used_again() {
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     let mut load = Load::new(iad.address, "syd");
     (load.rate, load.timeout) = (100, Duration::from_secs(1));
+    let wakes = Wakes::watch();
     let load = load.start();
     load.until(Duration::from_millis(500)).await;
     syd.pause();
@@ -90,19 +91,21 @@ async fn a_stopped_instance_makes_no_answer_late_and_is_used_again() {
     let report = load.finish().await;
 
     let late = report.lateness();
+    // A call goes through three processes, each of which the machine wakes late.
+    let excused = 3 * wakes.worst();
     let stopped = report.only(|call| (suspect..resumed).contains(&call.sent));
     let back = report.only(|call| call.sent > resumed && call.is_ok() && call.instance == "syd-1");
     let back = back.0.iter().map(|call| call.sent - resumed).min();
     println!(
-        "one of three stopped: {report}; late p99 {:.1?} max {:.1?}; suspect after {:.1?}, then {:.4} failed; \
+        "one of three stopped: {report}; late p99 {:.1?} max {:.1?}, {excused:.1?} excused; suspect after {:.1?}, then {:.4} failed; \
          used again {back:.1?} after it went on",
         late[0],
         late[1],
         suspect - paused,
         stopped.failure_rate()
     );
-    assert!(late[0] <= Duration::from_millis(50), "{late:?}");
-    assert!(late[1] <= Duration::from_millis(250), "{late:?}");
+    assert!(late[0] <= Duration::from_millis(50) + excused, "{late:?}");
+    assert!(late[1] <= Duration::from_millis(250) + excused, "{late:?}");
     assert!(stopped.failure_rate() < 0.005, "{stopped}");
     assert!(back.unwrap() <= Duration::from_secs(10), "{back:?}");
     let failures = report.failures();

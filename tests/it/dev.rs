@@ -227,11 +227,12 @@ async fn between_two_regions_everything_takes_its_way() {
             answer["meta"]["elapsed_ms"].as_f64().unwrap()
         }
     };
-    assert!(call("iad").await < 50.0);
-    // The connection takes its way there and back as well; the second call needs none.
-    let (first, second) = (call("syd").await, call("syd").await);
+    eventually("no way here", || call("iad"), |took| *took < 50.0).await;
+    // The connection takes its way there and back as well; a later call needs none.
+    let first = call("syd").await;
     assert!(first >= 200.0, "{first}");
-    assert!((100.0..200.0).contains(&second), "{second}");
+    let later = eventually("no connection", || call("syd"), |took| *took < 200.0).await;
+    assert!(later >= 100.0, "{later}");
 }
 
 #[tokio::test]
