@@ -547,7 +547,7 @@ async fn what_others_say_moves_no_cursor_and_makes_no_line() {
                 "instance": "iad-1", "address": "127.0.0.1:1", "state": "ready", "local": true,
                 "release": release, "rtt_ms": null, "last_seen_ms": null,
             }]}],
-            "discovery": {"source": "dns", "last_success_ms": null, "stale": true, "last_error": error, "rounds": 1},
+            "discovery": {"source": "dns", "last_success_ms": null, "stale": true, "last_error": error, "warnings": [], "rounds": 1},
         })
     };
     let body = named("\u{1b}[2J\u{9b}31m\nsyd", "no\r\nanswer\u{7}").to_string();
