@@ -62,7 +62,7 @@ pub(super) async fn exec(
     }
     let (parts, body) = request.into_parts();
     if body::is_ndjson(&parts.headers) {
-        return lines::answer(app, context, body);
+        return lines::body(app, context, body);
     }
     let exec = match body::json(
         &parts.headers,

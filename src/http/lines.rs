@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderValue, header::CONTENT_TYPE},
     response::Response,
 };
-use futures_util::{FutureExt, StreamExt, stream, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future, stream, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
@@ -20,12 +20,13 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
-use super::{App, ENVELOPE, clock::Clock, context::Context, log, upgrade::Confirmation};
+use super::{App, ENVELOPE, answer, clock::Clock, context::Context, log, upgrade::Confirmation};
 use crate::{
     call::Exec,
     dispatch::Outcome,
     lifecycle::Phase,
     link::{self, DRAINING_LINE, Lines, NDJSON, PONG_LINE, write_answer},
+    memory::{Reserved, Share},
     problem::{Code, Problem},
     reply::Meta,
     trace,
@@ -35,6 +36,8 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(30);
 /// How long it may stay open once the instance refuses calls: peers know, and end it themselves.
 const GRACE: Duration = Duration::from_secs(1);
+/// The size of lines that are not counted by themselves while their calls run, in bytes: `RPC_MAX_IN_FLIGHT` bounds them.
+const SMALL: usize = 1 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
 const PIECE: usize = 256 << 10;
 
@@ -42,7 +45,7 @@ const PIECE: usize = 256 << 10;
 type Running = Pin<Box<dyn Future<Output = (Option<u64>, Outcome)> + Send>>;
 
 /// Answers the lines of `body`.
-pub(super) fn answer(app: Arc<App>, context: Context, body: Body) -> Response {
+pub(super) fn body(app: Arc<App>, context: Context, body: Body) -> Response {
     let mut exchange = Exchange::new(app, context, None);
     exchange.announce_phase();
     let request = (exchange, Some(body.into_data_stream()));
@@ -72,10 +75,12 @@ pub(super) async fn serve(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = Duration::ZERO;
     loop {
+        let waits = exchange.app.memory.take(exchange.out.len());
         if connection.write_all(&exchange.out).await.is_err() {
             return;
         }
         exchange.out.clear();
+        drop(waits);
         tokio::select! {
             read = connection.read_buf(exchange.lines.room()) => {
                 if !matches!(read, Ok(1..)) {
@@ -83,7 +88,10 @@ pub(super) async fn serve(
                 }
                 exchange.gather(&mut connection);
                 idle = Duration::ZERO;
-                if !exchange.take_together(&mut confirmation) {
+                if !exchange.finds_room() {
+                    return;
+                }
+                if !exchange.take_together(&mut confirmation).await {
                     return;
                 }
             }
@@ -112,6 +120,8 @@ struct Exchange {
     app: Arc<App>,
     context: Context,
     lines: Lines,
+    /// What came of lines takes of the memory budget.
+    reserved: Reserved,
     /// Set where lines bear the time on the connection's clock.
     clock: Option<Clock>,
     running: FuturesUnordered<Running>,
@@ -125,6 +135,7 @@ impl Exchange {
     fn new(app: Arc<App>, context: Context, clock: Option<Clock>) -> Self {
         Self {
             lines: Lines::new(app.limits.max_body + ENVELOPE),
+            reserved: app.memory.take(0),
             clock,
             running: FuturesUnordered::new(),
             phase: app.lifecycle.watch(),
@@ -143,7 +154,7 @@ impl Exchange {
             }
             let patience = self.patience();
             tokio::select! {
-                chunk = next_chunk(body) => self.take(chunk.as_ref(), body),
+                chunk = next_chunk(body) => self.take(chunk.as_ref(), body).await,
                 Some((id, outcome)) = self.running.next() => self.put(id, outcome),
                 Ok(()) = self.phase.changed() => self.announce_phase(),
                 () = time::sleep(patience), if self.running.is_empty() => *body = None,
@@ -161,16 +172,16 @@ impl Exchange {
     }
 
     /// Starts the calls of the lines that came in a body.
-    fn take(&mut self, chunk: Option<&Bytes>, body: &mut Option<BodyDataStream>) {
+    async fn take(&mut self, chunk: Option<&Bytes>, body: &mut Option<BodyDataStream>) {
         match chunk {
             Some(chunk) => self.lines.push(chunk),
             None => *body = None,
         }
         loop {
             match self.lines.next() {
-                Ok(Some(line)) => self.start(&line),
+                Ok(Some(line)) => self.start(&line).await,
                 Ok(None) if chunk.is_none() => match self.lines.rest() {
-                    Some(rest) => self.start(&rest),
+                    Some(rest) => self.start(&rest).await,
                     None => return,
                 },
                 Ok(None) => return,
@@ -193,9 +204,15 @@ impl Exchange {
         }
     }
 
+    /// Whether the memory budget has room for what came; a peer that sends more loses its connection.
+    fn finds_room(&mut self) -> bool {
+        self.reserved = self.app.memory.take(0);
+        self.reserved.grow(self.lines.len(), Share::Results).is_ok()
+    }
+
     /// Starts the calls of the lines that arrived together, unless they were taken back meanwhile; whether the connection
     /// may go on.
-    fn take_together(&mut self, confirmation: &mut Option<Confirmation>) -> bool {
+    async fn take_together(&mut self, confirmation: &mut Option<Confirmation>) -> bool {
         let (mut calls, mut cancelled) = (Vec::new(), HashSet::new());
         let may_go_on = loop {
             let line = match self.lines.next() {
@@ -224,20 +241,26 @@ impl Exchange {
             }
         };
         for line in calls {
-            self.start_unless(&line, &cancelled);
+            self.start_unless(&line, &cancelled).await;
         }
         may_go_on
     }
 
-    fn start(&mut self, line: &[u8]) {
-        self.start_unless(line, &HashSet::new());
+    async fn start(&mut self, line: &[u8]) {
+        self.start_unless(line, &HashSet::new()).await;
     }
 
-    fn start_unless(&mut self, line: &[u8], cancelled: &HashSet<u64>) {
+    async fn start_unless(&mut self, line: &[u8], cancelled: &HashSet<u64>) {
         let mut arrived = Instant::now();
         match Exec::from_line(line, self.app.timeouts) {
             (Some(id), _) if cancelled.contains(&id) => {}
-            (id, Ok(exec)) => {
+            (id, Ok(mut exec)) => {
+                if line.len() > SMALL {
+                    match self.app.memory.reserve(line.len(), Share::Results) {
+                        Ok(reserved) => exec.call.memory = Some(Arc::new(reserved)),
+                        Err(problem) => return self.refuse(id, problem),
+                    }
+                }
                 if let (Some(clock), Some(at_us)) = (&mut self.clock, exec.at_us) {
                     // What the line took longer than others counts against its deadline.
                     let delay = clock.delay(at_us, arrived);
@@ -255,7 +278,12 @@ impl Exchange {
                     log::exec(&exec.call.name, &outcome);
                     (id, outcome)
                 };
-                self.running.push(Box::pin(run.instrument(span)));
+                // Most functions end at once.
+                let mut run: Running = Box::pin(run.instrument(span));
+                match future::poll_immediate(run.as_mut()).await {
+                    Some((id, outcome)) => self.put(id, outcome),
+                    None => self.running.push(run),
+                }
             }
             (id, Err(problem)) => self.refuse(id, problem),
         }
@@ -273,6 +301,7 @@ impl Exchange {
     }
 
     fn put(&mut self, id: Option<u64>, outcome: Outcome) {
+        let outcome = answer::with_room(outcome, &self.app.memory);
         write_answer(&mut self.out, id, outcome.result, outcome.meta);
     }
 

@@ -42,6 +42,9 @@ const PING_AFTER: u32 = 2;
 const PROBE_AFTER: u32 = 1;
 /// Silence, in ticks, after which a connection to a peer that answers probes is taken for dead.
 const DEAD_AFTER: u32 = 10;
+/// Ticks for which calls waited and no whole line came, though bytes did, after which the next calls make another connection:
+/// what trickles, or brings one long line, holds up no others.
+const CLOGGED_AFTER: u32 = 20;
 /// How long a connection stays without calls, in ticks: well below the time after which the peer ends it.
 const IDLE_AFTER: u32 = 40;
 /// Silence, in ticks, after which nothing is waited for any more.
@@ -169,7 +172,9 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         lines,
         is_blocked: false,
         was_heard: false,
+        was_answered: false,
         quiet: 0,
+        clogged: 0,
         idle: 0,
         since_mention: MENTION_AFTER,
         probe_after: PING_AFTER + PROBE_AFTER + u32::try_from(usual).unwrap_or(0),
@@ -201,8 +206,12 @@ struct Driver<'a> {
     is_blocked: bool,
     /// Whether a byte came since the last tick.
     was_heard: bool,
+    /// Whether a whole line came since the last tick.
+    was_answered: bool,
     /// Ticks for which calls waited and nothing was heard.
     quiet: u32,
+    /// Ticks for which calls waited and no whole line came.
+    clogged: u32,
     /// Ticks without a call.
     idle: u32,
     since_mention: u32,
@@ -285,14 +294,14 @@ impl Driver<'_> {
     /// Gives the lines that came to those who wait for them.
     fn take_lines(&mut self) -> Result<(), Over> {
         let mut answers = Vec::new();
-        let (mut is_draining, mut is_answered) = (false, false);
+        let mut is_draining = false;
         let outcome = loop {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
                 Ok(None) => break Ok(()),
                 Err(frames::TooLong) => break Err("a line is longer than RPC_MAX_RESULT allows"),
             };
-            is_answered = true;
+            self.was_answered = true;
             match frames::read(&line) {
                 Frame::Answer(id, result) => answers.push((id, Ending::Answered(result))),
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
@@ -305,7 +314,10 @@ impl Driver<'_> {
         if is_draining {
             self.connection.retire();
             self.met(Encounter::Draining);
-        } else if is_answered && self.since_mention >= MENTION_AFTER && self.connection.is_open() {
+        } else if self.was_answered
+            && self.since_mention >= MENTION_AFTER
+            && self.connection.is_open()
+        {
             self.since_mention = 0;
             self.met(Encounter::Answered);
         }
@@ -330,9 +342,18 @@ impl Driver<'_> {
     fn look_after(&mut self) -> Result<(), Over> {
         self.since_mention = self.since_mention.saturating_add(1);
         let is_heard = std::mem::take(&mut self.was_heard);
+        let awaits = self.connection.outbox.awaits();
+        if std::mem::take(&mut self.was_answered) {
+            self.clogged = 0;
+        } else if awaits || self.clogged > 0 {
+            self.clogged += 1;
+        }
+        if self.clogged >= CLOGGED_AFTER {
+            self.connection.retire();
+        }
         if is_heard {
             self.quiet = 0;
-        } else if self.quiet >= PING_AFTER || self.connection.outbox.awaits() {
+        } else if self.quiet >= PING_AFTER || awaits {
             // From the ping on, silence counts also when the calls have been given up meanwhile.
             self.quiet += 1;
             self.is_quiet()?;

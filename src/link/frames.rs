@@ -5,7 +5,7 @@ use std::io::Write;
 
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -102,14 +102,17 @@ pub(crate) struct Control {
     pub(crate) ping: Option<u64>,
     /// The caller knows the cluster's secret.
     pub(crate) proof: Option<String>,
+    /// Makes the line a call.
+    id: Option<IgnoredAny>,
 }
 
-/// What a line asks for that is no call; a call begins with its id.
+/// What a line asks for that is no call. A call has an id, and begins with it where this release wrote it.
 pub(crate) fn control(line: &[u8]) -> Option<Control> {
     if line.starts_with(b"{\"id\"") {
         return None;
     }
-    serde_json::from_slice(line).ok()
+    let control: Option<Control> = serde_json::from_slice(line).ok();
+    control.filter(|control| control.id.is_none())
 }
 
 #[derive(Deserialize)]
@@ -219,6 +222,11 @@ impl Lines {
         &mut self.buffer
     }
 
+    /// How many bytes wait to be taken as lines.
+    pub(crate) fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// What came behind the last line's end.
     pub(crate) fn rest(&mut self) -> Option<Bytes> {
         let rest = self.buffer.split().freeze();
@@ -315,7 +323,9 @@ mod tests {
         write_cancel(&mut out, 7);
         assert_eq!(control(&out).unwrap().cancel, Some(7));
         assert_eq!(control(PING_LINE).unwrap().ping, Some(1));
-        assert!(control(b"{\"id\":7,\"cancel\":7}").is_none());
+        for call in ["{\"id\":7,\"cancel\":7}", "{\"cancel\":7,\"id\":7}"] {
+            assert!(control(call.as_bytes()).is_none(), "{call}");
+        }
         assert!(control(b"<html>").is_none());
     }
 }

@@ -296,6 +296,9 @@ impl Link {
     /// A peer's problem as the caller may see it: a refusal of the request that this instance made says nothing to the
     /// caller.
     fn peer_problem(&self, peer: &Peer, document: ProblemDocument) -> Problem {
+        if document.is_of_later_release() {
+            return document.into_problem();
+        }
         match document.code {
             Code::WrongRegion => {
                 self.cluster.met(peer.address, Encounter::Elsewhere);

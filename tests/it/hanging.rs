@@ -26,7 +26,7 @@ async fn what_was_sent_to_a_peer_that_hangs_never_starts_after_its_deadline() {
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     let warm = iad.rpc("syd", &run("warm", &json!({}))).await;
     assert_eq!(warm.result(), "warm");
-    syd.pause();
+    syd.paused().await;
     let mut calls = JoinSet::new();
     for number in 0..50 {
         let call = run(&format!("late-{number}"), &json!({"timeout_ms": 150}));
@@ -60,7 +60,7 @@ async fn idempotent_calls_leave_a_peer_that_hangs_long_before_their_deadline() {
     for number in 0..8 {
         assert_eq!(answer(call(number)).await.unwrap().status, 200);
     }
-    cluster.instance("syd-1").pause();
+    cluster.instance("syd-1").paused().await;
     let mut calls = JoinSet::new();
     for number in 8..40 {
         let request = call(number);

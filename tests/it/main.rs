@@ -60,6 +60,7 @@ mod places;
 mod proof;
 mod proxies;
 mod reading;
+mod releases;
 mod replay;
 mod replay_to_primary;
 mod results;

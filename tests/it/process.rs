@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::SocketAddr,
     path::Path,
     process::{ExitStatus, Stdio},
@@ -20,7 +21,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{functions::DIRECTORY, patience::in_time};
+use crate::{
+    functions::DIRECTORY,
+    patience::{eventually, in_time},
+};
 
 /// An instance; killed when it is dropped, its log shown if the test failed.
 pub(crate) struct Process {
@@ -191,6 +195,19 @@ impl Process {
         self.signal(Signal::SIGSTOP);
     }
 
+    /// The same, once all of its threads stand still.
+    pub(crate) async fn paused(&self) {
+        self.pause();
+        let tasks = format!("/proc/{}/task", self.pid());
+        let stands = |task: std::io::Result<fs::DirEntry>| {
+            let status = fs::read_to_string(task.unwrap().path().join("status"));
+            // A thread may end meanwhile.
+            status.is_ok_and(|status| status.contains("State:\tT"))
+        };
+        let all = async || fs::read_dir(&tasks).unwrap().all(stands);
+        eventually("standing still", all, |all| *all).await;
+    }
+
     /// Sends SIGCONT.
     pub(crate) fn resume(&self) {
         self.signal(Signal::SIGCONT);
@@ -209,7 +226,7 @@ impl Process {
     /// The most memory that it had so far, in KiB (`VmHWM` of proc(5)).
     pub(crate) fn peak_memory(&self) -> u64 {
         let status = format!("/proc/{}/status", self.pid());
-        let status = std::fs::read_to_string(status).unwrap();
+        let status = fs::read_to_string(status).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmHWM:"));
         let words: Vec<_> = line.unwrap().split_whitespace().collect();
         words[1].parse().unwrap()
