@@ -181,8 +181,8 @@ impl Core {
         let scrapers = scrapers.await?;
         let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
         config.check_exposure(address, internal_address)?;
-        config.tell_of_service_links();
-        config.tell_of_stop();
+        config.log_service_links();
+        config.warn_about_shutdown();
         let Config {
             identity,
             machine,

@@ -8,7 +8,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Failure, print};
 use crate::{
-    Config, Drained, Instance, Registry, SETTINGS, StartError,
+    Config, Drained, Instance, Registry, SETTINGS, Setting, StartError,
     config::TraceExport,
     server::raise_open_files,
     signal::{self, Signals},
@@ -23,21 +23,27 @@ pub(super) struct ServeArgs {
     until_stdin_closes: bool,
 }
 
+/// The settings that have a flag.
+fn flags() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().filter(|setting| !setting.flag.is_empty())
+}
+
 impl Args for ServeArgs {
     fn augment_args(command: Command) -> Command {
-        let flags = SETTINGS
-            .iter()
-            .filter(|setting| !setting.flag.is_empty())
-            .map(|setting| {
-                let help = format!(
-                    "{} [variable: {}] [default: {}]",
-                    setting.help, setting.variable, setting.default
-                );
-                Arg::new(setting.variable)
-                    .long(setting.flag)
-                    .value_name(setting.value)
-                    .help(help)
-            });
+        let flags = flags().map(|setting| {
+            let Setting {
+                variable,
+                default,
+                help,
+                ..
+            } = setting;
+            Arg::new(*variable)
+                .long(setting.flag)
+                .value_name(setting.value)
+                .help(format!(
+                    "{help} [variable: {variable}] [default: {default}]"
+                ))
+        });
         // For `dev`: a child must not outlive it, however it ends.
         let until_stdin_closes = Arg::new(UNTIL_STDIN_CLOSES)
             .long(UNTIL_STDIN_CLOSES)
@@ -53,16 +59,12 @@ impl Args for ServeArgs {
 
 impl FromArgMatches for ServeArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |variable| {
-            matches
-                .get_one::<String>(variable)
-                .map(|value| (variable, value.clone()))
+        let given = |&Setting { variable, .. }: &'static Setting| {
+            let value = matches.get_one::<String>(variable)?;
+            Some((variable, value.clone()))
         };
-        let settings = SETTINGS.iter().filter(|setting| !setting.flag.is_empty());
         Ok(Self {
-            flags: settings
-                .filter_map(|setting| given(setting.variable))
-                .collect(),
+            flags: flags().filter_map(given).collect(),
             until_stdin_closes: matches.get_flag(UNTIL_STDIN_CLOSES),
         })
     }

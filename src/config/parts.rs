@@ -1,4 +1,4 @@
-//! What a configuration is made of, and its defaults.
+//! What a configuration is made of.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -28,7 +28,7 @@ pub struct Identity {
     pub release: Option<String>,
 }
 
-/// What Fly tells a process of the Machine that it runs on: <https://fly.io/docs/machines/runtime-environment/>.
+/// What a process on Fly knows of its Machine: <https://fly.io/docs/machines/runtime-environment/>.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Machine {
     /// Its address in the private network, which peers reach.
@@ -112,13 +112,13 @@ pub struct Limits {
 /// How an instance stops.
 #[derive(Clone, Copy, Debug)]
 pub struct DrainConfig {
-    /// How long it still takes calls after it told its peers.
+    /// How long it still takes calls after its peers know that it stops.
     pub delay: Duration,
     /// How long calls in flight may finish after that.
     pub timeout: Duration,
 }
 
-/// Everything that an instance is told at start; the default is a cluster of one on `127.0.0.1:8080`.
+/// All settings of an instance; the default is a cluster of one on `127.0.0.1:8080`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Who this instance is.
@@ -129,7 +129,7 @@ pub struct Config {
     pub listen: String,
     /// `host:port` for what instances ask of each other; shares `listen` when `None`.
     pub internal_listen: Option<String>,
-    /// `host:port` for scrapers that bear no token: metrics and health only; no such listener when `None`.
+    /// `host:port` for scrapers, which send no token: metrics and health only; no such listener when `None`.
     pub metrics_listen: Option<String>,
     /// Who may ask it what.
     pub access: Access,
@@ -150,49 +150,4 @@ pub struct Config {
     /// Prefixes of the variables that Kubernetes sets for a Service, such as `RPC_PUBLIC` for `rpc-public`: they are no
     /// settings, which is logged at start.
     pub service_links: Vec<String>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let local =
-            || Region::from_str("local").unwrap_or_else(|_| unreachable!("local is a region"));
-        Self {
-            identity: Identity {
-                region: local(),
-                primary: local(),
-                instance: InstanceId::random(),
-                app: None,
-                release: None,
-            },
-            machine: Machine::default(),
-            listen: "127.0.0.1:8080".to_owned(),
-            internal_listen: None,
-            metrics_listen: None,
-            access: Access::default(),
-            discovery: DiscoveryConfig {
-                names: Vec::new(),
-                server: None,
-                peer_port: None,
-                poll_interval: Duration::from_secs(5),
-            },
-            timeouts: Timeouts {
-                default: Duration::from_secs(5),
-                max: Duration::from_secs(60),
-            },
-            connect_timeout: Duration::from_secs(1),
-            route: Route::default(),
-            limits: Limits {
-                max_body: 1 << 20,
-                max_result: 8 << 20,
-                max_in_flight: 1024,
-                max_memory: None,
-            },
-            drain: DrainConfig {
-                delay: Duration::from_secs(3),
-                timeout: Duration::from_secs(20),
-            },
-            log: "info".to_owned(),
-            service_links: Vec::new(),
-        }
-    }
 }

@@ -13,15 +13,15 @@ use super::Config;
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 
 /// Takes the variables of every Service out of `values`, and gives the prefix of each. What has such a name and not such
-/// a value, or belongs to no whole set, stays: a setting that was mistyped still stops the start.
+/// a value, or belongs to no whole set, stays: a setting that was mistyped still makes the start fail.
 pub(super) fn take(values: &mut BTreeMap<String, String>) -> Vec<String> {
     let services = values.keys().filter_map(|name| Service::at(name, values));
     let services: Vec<Service> = services.collect();
-    values.retain(|name, value| !services.iter().any(|service| service.says(name, value)));
+    values.retain(|name, value| !services.iter().any(|service| service.has(name, value)));
     services.into_iter().map(|service| service.prefix).collect()
 }
 
-/// A Service as the environment tells of it.
+/// A Service as the environment describes it.
 struct Service {
     prefix: String,
     host: IpAddr,
@@ -45,7 +45,7 @@ impl Service {
     }
 
     /// Whether the variable is one of this Service.
-    fn says(&self, name: &str, value: &str) -> bool {
+    fn has(&self, name: &str, value: &str) -> bool {
         let rest = name.strip_prefix(&self.prefix);
         let Some(rest) = rest.and_then(|rest| rest.strip_prefix('_')) else {
             return false;
@@ -55,13 +55,13 @@ impl Service {
             "SERVICE_HOST" | "SERVICE_PORT" | "PORT" => true,
             _ => match rest.strip_prefix("SERVICE_PORT_") {
                 Some(_) => value.parse::<u16>().is_ok(),
-                None => self.says_of_port(rest, value).unwrap_or(false),
+                None => self.has_of_port(rest, value).unwrap_or(false),
             },
         }
     }
 
     /// Whether the variable that ends with `rest` is one of a single port, such as `PORT_80_TCP_ADDR`.
-    fn says_of_port(&self, rest: &str, value: &str) -> Option<bool> {
+    fn has_of_port(&self, rest: &str, value: &str) -> Option<bool> {
         let mut parts = rest.strip_prefix("PORT_")?.splitn(3, '_');
         let port = parts.next()?.parse().ok()?;
         let protocol = parts.next()?.to_ascii_lowercase();
@@ -77,8 +77,8 @@ impl Service {
 }
 
 impl Config {
-    /// Logs the Services of Kubernetes whose variables were passed over.
-    pub(crate) fn tell_of_service_links(&self) {
+    /// Logs the Services of Kubernetes whose variables were ignored.
+    pub(crate) fn log_service_links(&self) {
         for prefix in &self.service_links {
             tracing::debug!(%prefix, "variables of a Service of Kubernetes are no settings");
         }

@@ -8,9 +8,9 @@ use super::Config;
 const MAX_KILL_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Config {
-    /// Logs what may cut calls when the instance stops, and on Fly the `kill_timeout` of `fly.toml` that a stop needs: Fly
-    /// does not tell a Machine the one it has.
-    pub(crate) fn tell_of_stop(&self) {
+    /// Logs what may cut calls when the instance stops, and on Fly the `kill_timeout` of `fly.toml` that a stop needs: a
+    /// Machine cannot read the one it has.
+    pub(crate) fn warn_about_shutdown(&self) {
         for warning in self.stop_warnings() {
             tracing::warn!("{warning}");
         }

@@ -1,4 +1,6 @@
-//! What a set of values makes of a configuration, and every refusal to the letter.
+//! What a set of values makes of a configuration, and every error to the letter.
+
+use std::time::Duration;
 
 use super::*;
 
@@ -10,7 +12,7 @@ fn config(values: &[(&str, &str)]) -> Result<Config, ConfigError> {
     Config::from_values(&Values(values))
 }
 
-fn refusal(name: &str, value: &str) -> String {
+fn error(name: &str, value: &str) -> String {
     config(&[(name, value)]).unwrap_err().to_string()
 }
 
@@ -76,7 +78,7 @@ fn the_app_gives_the_dns_name_unless_one_is_set() {
 }
 
 #[test]
-fn every_refusal_names_the_setting_and_what_is_right() {
+fn every_error_names_the_setting_and_what_is_right() {
     let cases = [
         (
             "RPC_POLL_INTERVALL",
@@ -184,17 +186,16 @@ fn every_refusal_names_the_setting_and_what_is_right() {
         ),
     ];
     for (name, value, expected) in cases {
-        assert_eq!(refusal(name, value), expected);
+        assert_eq!(error(name, value), expected);
     }
     for value in ["eins", "5 bananas", "-1s"] {
         assert!(
-            refusal("RPC_DRAIN_DELAY", value)
+            error("RPC_DRAIN_DELAY", value)
                 .ends_with("is not a duration; write for example 5s or 750ms")
         );
     }
     assert!(
-        refusal("RPC_LOG", "fly_rpc=loud")
-            .contains("is not a filter such as info or fly_rpc=debug")
+        error("RPC_LOG", "fly_rpc=loud").contains("is not a filter such as info or fly_rpc=debug")
     );
 }
 
@@ -210,7 +211,7 @@ fn a_peer_port_needs_a_name_that_takes_it() {
 }
 
 #[test]
-fn fly_tells_of_its_machine() {
+fn variables_of_fly_describe_the_machine() {
     let on_fly = config(&[("FLY_PRIVATE_IP", "fdaa:0:18::2"), ("RELEASE_COMMAND", "1")]).unwrap();
     assert_eq!(
         on_fly.machine.private_ip,
@@ -224,17 +225,17 @@ fn fly_tells_of_its_machine() {
             .runs_release_command
     );
     assert_eq!(
-        refusal("RELEASE_COMMAND", "yes"),
+        error("RELEASE_COMMAND", "yes"),
         "RELEASE_COMMAND: \"yes\" is not 1 or 0"
     );
     assert_eq!(
-        refusal("FLY_PRIVATE_IP", "fly-local-6pn"),
+        error("FLY_PRIVATE_IP", "fly-local-6pn"),
         "FLY_PRIVATE_IP: \"fly-local-6pn\" is not an address; write for example fdaa:0:18:a7b::2"
     );
 }
 
 #[test]
-fn what_a_stop_may_cut_is_told() {
+fn settings_that_let_a_stop_cut_calls_are_warned_about() {
     let warnings = |values: &[(&str, &str)]| config(values).unwrap().stop_warnings();
     let ip = ("FLY_PRIVATE_IP", "fdaa::2");
     let long = ("RPC_DRAIN_TIMEOUT", "299s");

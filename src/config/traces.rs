@@ -1,7 +1,7 @@
 //! Whether and as whom traces are exported, from the variables of the OpenTelemetry specification; the exporter reads the
 //! rest of them itself.
 
-use super::{ConfigError, values::error};
+use super::{ConfigError, variable};
 
 /// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
 const ENDPOINTS: [&str; 2] = [
@@ -22,9 +22,9 @@ impl TraceExport {
     /// # Errors
     /// An endpoint that is no `http` URL.
     pub(crate) fn from_env() -> Result<Option<Self>, ConfigError> {
-        let mut named = ENDPOINTS.iter().map(|name| Some((*name, variable(name)?)));
+        let mut named = ENDPOINTS.iter().map(|name| Some((*name, given(name)?)));
         let endpoint = named.find_map(|endpoint| endpoint);
-        let is_disabled = variable("OTEL_SDK_DISABLED").as_deref() == Some("true");
+        let is_disabled = given("OTEL_SDK_DISABLED").as_deref() == Some("true");
         let Some((name, endpoint)) = endpoint.filter(|_| !is_disabled) else {
             return Ok(None);
         };
@@ -32,19 +32,14 @@ impl TraceExport {
             let detail = format!(
                 "{endpoint:?} is not http://HOST:PORT; this program speaks no TLS, so run a collector beside it"
             );
-            return Err(error(name, &detail));
+            return Err(ConfigError::new(name, detail));
         }
-        let service = variable("OTEL_SERVICE_NAME").unwrap_or_else(|| "fly-rpc".to_owned());
+        let service = given("OTEL_SERVICE_NAME").unwrap_or_else(|| "fly-rpc".to_owned());
         Ok(Some(Self { service }))
     }
 }
 
 /// A variable that is set and not empty.
-fn variable(name: &str) -> Option<String> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is one of the files that read the environment"
-    )]
-    let value = std::env::var(name).ok()?;
-    (!value.is_empty()).then_some(value)
+fn given(name: &str) -> Option<String> {
+    variable(name).filter(|value| !value.is_empty())
 }

@@ -10,103 +10,99 @@ use std::{
 
 use hickory_resolver::proto::rr::Name;
 
-use super::{ConfigError, DnsName, SETTINGS};
-use crate::{access::Client, name::InvalidName, region::Region, token::Token};
+use super::{ConfigError, DnsName, SETTINGS, Setting};
+use crate::{access::Client, name::InvalidName, token::Token};
 
 /// The port of the DNS protocol, for a `RPC_DNS_SERVER` without one.
 const DNS_PORT: u16 = 53;
 
-/// The settings that were given, by variable.
+/// From the text of a value to the value, or to what is wrong with the text.
+type Parse<T> = fn(&str) -> Result<T, String>;
+
+/// The text of the settings that were given, by variable.
+#[derive(Default)]
 pub(super) struct Values(pub(super) BTreeMap<String, String>);
 
 impl Values {
-    pub(super) fn get<T>(
+    /// The value of `setting`, or its default, which must not be in words.
+    pub(super) fn get<T>(&self, setting: Setting, parse: Parse<T>) -> Result<T, ConfigError> {
+        match self.given(setting, parse)? {
+            Some(value) => Ok(value),
+            None => parse(setting.default).map_err(|detail| setting.error(detail)),
+        }
+    }
+
+    /// The value of `setting`, if it was given.
+    pub(super) fn given<T>(
         &self,
-        variable: &str,
-        parse: fn(&str) -> Result<T, String>,
+        setting: Setting,
+        parse: Parse<T>,
     ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.0.get(variable) else {
+        let Some(value) = self.0.get(setting.variable) else {
             return Ok(None);
         };
         if value.is_empty() {
-            return Err(error(variable, "is empty; give it a value or unset it"));
+            return Err(setting.error("is empty; give it a value or unset it"));
         }
         parse(value)
             .map(Some)
-            .map_err(|detail| error(variable, &format!("{value:?} {detail}")))
+            .map_err(|detail| setting.error(format!("{value:?} {detail}")))
     }
 
-    /// A value that must not be shown, not even to say what is wrong with it.
-    pub(super) fn secret<T>(
+    /// A list of secrets, which no error may show; empty where it was not given.
+    pub(super) fn secrets<T>(
         &self,
-        variable: &str,
-        parse: fn(&str) -> Result<T, String>,
-    ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.0.get(variable) else {
-            return Ok(None);
-        };
-        parse(value)
-            .map(Some)
-            .map_err(|detail| error(variable, &detail))
-    }
-
-    pub(super) fn text(&self, variable: &str) -> Result<Option<String>, ConfigError> {
-        self.get(variable, |text| Ok(text.to_owned()))
+        setting: Setting,
+        parse: Parse<Vec<T>>,
+    ) -> Result<Vec<T>, ConfigError> {
+        match self.0.get(setting.variable) {
+            Some(value) => parse(value).map_err(|detail| setting.error(detail)),
+            None => Ok(Vec::new()),
+        }
     }
 
     pub(super) fn refuse_unknown(&self) -> Result<(), ConfigError> {
-        let known = |name: &str| SETTINGS.iter().any(|setting| setting.variable == name);
-        let Some(name) = self.0.keys().find(|name| !known(name)) else {
+        let mut names = self.0.keys();
+        let Some(name) = names.find(|name| setting(name).is_none()) else {
             return Ok(());
         };
-        let near = SETTINGS
-            .iter()
-            .map(|setting| {
-                (
-                    strsim::jaro_winkler(setting.variable, name),
-                    setting.variable,
-                )
-            })
-            .max_by(|a, b| a.0.total_cmp(&b.0));
-        Err(error(
-            name,
-            &match near {
-                Some((likeness, variable)) if likeness > 0.9 => {
-                    format!("no such setting; did you mean {variable}?")
-                }
-                _ => "no such setting; `fly-rpc serve --help` lists them all".to_owned(),
-            },
-        ))
+        let likeness = |setting: &Setting| strsim::jaro_winkler(setting.variable, name);
+        let likenesses = SETTINGS.iter().map(|setting| (likeness(setting), setting));
+        let nearest = likenesses.max_by(|a, b| a.0.total_cmp(&b.0));
+        let detail = match nearest {
+            Some((likeness, setting)) if likeness > 0.9 => {
+                format!("no such setting; did you mean {}?", setting.variable)
+            }
+            _ => "no such setting; `fly-rpc serve --help` lists them all".to_owned(),
+        };
+        Err(Self::error(name, &detail))
     }
+
+    /// That the variable `name`, which may be no setting, is wrong.
+    pub(super) fn error(name: &str, detail: &str) -> ConfigError {
+        match setting(name) {
+            Some(setting) => setting.error(detail),
+            None => ConfigError::new(name, detail),
+        }
+    }
+}
+
+fn setting(variable: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.variable == variable)
 }
 
 /// Whether a variable is a setting, or claims to be one by its prefix.
 pub(super) fn is_ours(variable: &str) -> bool {
-    variable.starts_with("RPC_") || SETTINGS.iter().any(|setting| setting.variable == variable)
+    variable.starts_with("RPC_") || setting(variable).is_some()
 }
 
-pub(super) fn error(variable: &str, detail: &str) -> ConfigError {
-    let flag = SETTINGS
-        .iter()
-        .find(|setting| setting.variable == variable)
-        .map_or("", |setting| setting.flag);
-    let setting = match flag {
-        "" => variable.to_owned(),
-        flag => format!("{variable} (--{flag})"),
-    };
-    ConfigError {
-        setting,
-        detail: detail.to_owned(),
-    }
+pub(super) fn any_text(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
 }
 
 pub(super) fn word<T: FromStr<Err = InvalidName>>(text: &str) -> Result<T, String> {
     text.parse()
         .map_err(|invalid: InvalidName| format!("does not fit: {invalid}"))
-}
-
-pub(super) fn region(text: &str) -> Result<Region, String> {
-    word(text)
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -143,12 +139,12 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "is not a whole number of 1 or more".to_owned())
 }
 
-pub(super) fn truth(text: &str) -> Result<bool, String> {
+pub(super) fn true_or_false(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "is not true or false".to_owned())
 }
 
-/// A truth as Fly's own variables tell it.
-pub(super) fn flag(text: &str) -> Result<bool, String> {
+/// A truth value as in the variables that Fly sets.
+pub(super) fn one_or_zero(text: &str) -> Result<bool, String> {
     match text {
         "1" => Ok(true),
         "0" => Ok(false),
@@ -164,7 +160,7 @@ pub(super) fn clients(text: &str) -> Result<Vec<Arc<Client>>, String> {
     Ok(secrets(text)?.into_iter().map(Arc::new).collect())
 }
 
-/// Each secret of a comma list; one that does not fit is told by its place.
+/// Each secret of a comma list; an error names one by its place.
 fn secrets<T: FromStr<Err = InvalidName>>(text: &str) -> Result<Vec<T>, String> {
     let parse = |(number, secret): (usize, &str)| {
         let parsed = secret.trim().parse();

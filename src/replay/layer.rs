@@ -25,7 +25,7 @@ use super::{
     is_fly_region, request_size, was_replayed,
 };
 use crate::{
-    config::{ConfigError, Identity},
+    config::{ConfigError, Identity, settings::PRIMARY_REGION},
     json,
     region::Region,
 };
@@ -110,7 +110,7 @@ impl ReplayToPrimary {
                 "\"{primary}\" is no region of Fly, and what writes in region \"{region}\" is to be replayed there; set \
                  primary_region in fly.toml"
             );
-            return Err(ConfigError::new("PRIMARY_REGION", &detail));
+            return Err(PRIMARY_REGION.error(detail));
         }
         let rules = Rules {
             region: region.clone(),

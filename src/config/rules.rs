@@ -1,0 +1,134 @@
+//! The rules that span settings: ranges that depend on others, settings without effect, and tokens. Running functions for
+//! whoever asks is remote code execution, so what other machines can reach needs a token, and nothing is open by omission.
+
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+
+use super::{Config, ConfigError, DnsName, Setting, settings::*};
+use crate::call::MAX_TIMEOUT;
+
+impl Config {
+    /// Checks what no value shows by itself.
+    ///
+    /// # Errors
+    /// A default timeout above the maximum, a duration above 24 h, a zero where there must be time, a discovery setting
+    /// without effect, or tokens that contradict each other.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let (discovery, timeouts) = (&self.discovery, self.timeouts);
+        require(
+            timeouts.default <= timeouts.max,
+            RPC_DEFAULT_TIMEOUT,
+            "is above RPC_MAX_TIMEOUT; lower it or raise RPC_MAX_TIMEOUT",
+        )?;
+        for (setting, duration) in [
+            (RPC_POLL_INTERVAL, discovery.poll_interval),
+            (RPC_MAX_TIMEOUT, timeouts.max),
+            (RPC_CONNECT_TIMEOUT, self.connect_timeout),
+            (RPC_DRAIN_DELAY, self.drain.delay),
+            (RPC_DRAIN_TIMEOUT, self.drain.timeout),
+        ] {
+            require(duration <= MAX_TIMEOUT, setting, "must be 24h or less")?;
+        }
+        require(
+            timeouts.default >= Duration::from_millis(1),
+            RPC_DEFAULT_TIMEOUT,
+            "must be 1ms or more",
+        )?;
+        require(
+            !self.connect_timeout.is_zero(),
+            RPC_CONNECT_TIMEOUT,
+            "must be above zero, for example 1s",
+        )?;
+        require(
+            discovery.poll_interval >= Duration::from_millis(50),
+            RPC_POLL_INTERVAL,
+            "must be 50ms or more, for example 5s",
+        )?;
+        require(
+            discovery.server.is_none() || !discovery.names.is_empty(),
+            RPC_DNS_SERVER,
+            "has no effect without RPC_DNS_NAME; set that too, or unset this",
+        )?;
+        let takes_peer_port = |name: &DnsName| matches!(name, DnsName::Host(_, None));
+        require(
+            discovery.peer_port.is_none() || discovery.names.iter().any(takes_peer_port),
+            RPC_PEER_PORT,
+            "has no effect: no name in RPC_DNS_NAME is resolved by A and AAAA without a port of its own",
+        )?;
+        // A client's body takes its size twice, of the half that is for clients.
+        let least = self.limits.max_body.saturating_mul(4);
+        require(
+            self.limits.max_memory.is_none_or(|bytes| bytes >= least),
+            RPC_MAX_MEMORY,
+            "must be four times RPC_MAX_BODY or more; raise it or lower RPC_MAX_BODY",
+        )?;
+        self.check_tokens()
+    }
+
+    /// Checks the tokens against each other.
+    fn check_tokens(&self) -> Result<(), ConfigError> {
+        let access = &self.access;
+        let clients = &access.clients;
+        let names: BTreeSet<_> = clients.iter().map(|client| &client.name).collect();
+        let tokens: Vec<_> = clients.iter().map(|client| &client.token).collect();
+        require(
+            names.len() == clients.len(),
+            RPC_CLIENT_TOKENS,
+            "has a name twice",
+        )?;
+        require(all_differ(&access.cluster), RPC_TOKEN, "has an entry twice")?;
+        require(all_differ(&tokens), RPC_CLIENT_TOKENS, "has a token twice")?;
+        require(
+            !tokens.iter().any(|token| access.cluster.contains(token)),
+            RPC_CLIENT_TOKENS,
+            "has a token of RPC_TOKEN; clients must not have the cluster's secret",
+        )?;
+        require(
+            !access.allow_anonymous || clients.is_empty(),
+            RPC_ALLOW_ANONYMOUS,
+            "contradicts RPC_CLIENT_TOKENS; unset one of the two",
+        )
+    }
+
+    /// Checks that no other machine reaches `public`, which serves the public routes, or `internal`, which serves
+    /// `/internal/*`, without a token.
+    ///
+    /// # Errors
+    /// An address that is not loopback, without the tokens that keep strangers out.
+    pub(crate) fn check_exposure(
+        &self,
+        public: SocketAddr,
+        internal: SocketAddr,
+    ) -> Result<(), ConfigError> {
+        let access = &self.access;
+        if is_exposed(internal) && access.cluster.is_empty() {
+            return Err(RPC_TOKEN.error(format!(
+                "is needed, because other machines reach /internal/* at {internal}; make one with \
+                 `openssl rand -hex 32` and give it to every instance, or listen on 127.0.0.1"
+            )));
+        }
+        if is_exposed(public) && access.clients.is_empty() && !access.allow_anonymous {
+            return Err(RPC_CLIENT_TOKENS.error(format!(
+                "is needed, because other machines reach /rpc/* at {public}; write name:token with a token of \
+                 `openssl rand -hex 32`, or set RPC_ALLOW_ANONYMOUS=true to let everybody call, or listen on 127.0.0.1"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn require(holds: bool, setting: Setting, detail: &str) -> Result<(), ConfigError> {
+    match holds {
+        true => Ok(()),
+        false => Err(setting.error(detail)),
+    }
+}
+
+/// Whether no two are equal. Tokens have no order to sort them by.
+fn all_differ<T: PartialEq>(tokens: &[T]) -> bool {
+    let mut pairs = tokens.iter().enumerate();
+    pairs.all(|(number, token)| !tokens[..number].contains(token))
+}
+
+fn is_exposed(address: SocketAddr) -> bool {
+    !address.ip().to_canonical().is_loopback()
+}
