@@ -229,7 +229,6 @@ impl Core {
             tasks.clone(),
             stop.clone(),
         );
-        let boot = BootId::random();
         let dispatcher = Arc::new(Dispatcher::new(
             identity.clone(),
             boot.clone(),
