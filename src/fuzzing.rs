@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::{
     access::Client,
-    call::{Call, Exec, Timeouts},
-    challenge::Challenge,
-    cluster, http, link,
+    call::{Call, Timeouts},
+    cluster, http,
+    protocol::{self, Challenge, Exec},
     region::Target,
     token::{Borne, Proof, Token},
 };
@@ -33,20 +33,21 @@ pub fn body(body: &[u8]) {
     let mut sent = b"{\"timeout_ms\":1,".to_vec();
     sent.extend(Exec::tail(&region, &call, &id));
     assert!(!sent.contains(&b'\n'));
-    let heard = Exec::from_json(&sent, TIMEOUTS);
-    let heard = heard.unwrap_or_else(|problem| panic!("a peer refuses what we took: {problem}"));
-    assert_eq!(heard.call.name, call.name);
+    let received = Exec::from_json(&sent, TIMEOUTS);
+    let received =
+        received.unwrap_or_else(|problem| panic!("a peer refuses what we took: {problem}"));
+    assert_eq!(received.call.name, call.name);
 }
 
 /// The lines of `POST /internal/exec`, both ways: the calls of a caller, and the answers of a peer.
 pub fn lines(bytes: &[u8]) {
-    for line in link::fuzzing::lines(bytes) {
+    for line in protocol::fuzzing::split(bytes) {
         let (id, exec) = Exec::from_line(&line, TIMEOUTS);
         if let Ok(exec) = exec {
             assert!(exec.call.timeout >= Duration::from_millis(1), "{id:?}");
         }
     }
-    link::fuzzing::answers(bytes);
+    protocol::fuzzing::answers(bytes);
 }
 
 /// A region, by itself and in a path.

@@ -34,7 +34,6 @@
 
 mod access;
 mod call;
-mod challenge;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
@@ -66,6 +65,7 @@ mod memory;
 mod metrics;
 mod name;
 mod problem;
+mod protocol;
 mod region;
 mod registry;
 mod replay;

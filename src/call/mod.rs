@@ -2,7 +2,6 @@
 //! whether its arguments fit is the registry's affair.
 
 mod args;
-mod exec;
 #[cfg(test)]
 mod tests;
 
@@ -10,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 
-pub(crate) use self::{args::Args, exec::Exec};
+pub(crate) use self::args::Args;
 use crate::{
     json::{self, BadJson, Unknown},
     memory::Reserved,
@@ -56,7 +55,8 @@ pub(crate) struct Call {
     pub memory: Option<Arc<Reserved>>,
 }
 
-const MEMBERS: &[&str; 6] = &[
+/// The members of a call in JSON, in the order of [`Call::from_members`].
+pub(crate) const MEMBERS: &[&str; 6] = &[
     "module",
     "function",
     "args",
@@ -98,7 +98,14 @@ impl Call {
         Self::from_members(members, timeouts)
     }
 
-    fn from_members(members: [Option<&RawValue>; 6], timeouts: Timeouts) -> Result<Self, Problem> {
+    /// The call in the values of [`MEMBERS`].
+    ///
+    /// # Errors
+    /// As [`Call::from_json`].
+    pub(crate) fn from_members(
+        members: [Option<&RawValue>; 6],
+        timeouts: Timeouts,
+    ) -> Result<Self, Problem> {
         let [module, function, args, timeout_ms, idempotent, instance] = members;
         Ok(Self {
             name: FunctionName {
@@ -140,7 +147,11 @@ fn timeout(raw: &RawValue, max: Duration) -> Result<Duration, Problem> {
     }
 }
 
-fn parsed<'a, T: serde::Deserialize<'a>>(
+/// The value of `member`.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] with the `rule` that it breaks.
+pub(crate) fn parsed<'a, T: serde::Deserialize<'a>>(
     member: &str,
     raw: &'a RawValue,
     rule: &str,
@@ -148,7 +159,8 @@ fn parsed<'a, T: serde::Deserialize<'a>>(
     serde_json::from_str(raw.get()).map_err(|_| wrong(member, rule))
 }
 
-fn missing(member: &str) -> Problem {
+/// The problem of a call without `member`.
+pub(crate) fn missing(member: &str) -> Problem {
     Problem::new(
         Code::InvalidRequest,
         format!("member {member:?} is missing"),

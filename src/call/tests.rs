@@ -1,4 +1,4 @@
-//! What a call's JSON may be, and what a peer reads of what a peer writes.
+//! Which JSON is a call, and the problems of the rest.
 
 use serde::Serialize;
 
@@ -101,73 +101,6 @@ fn at_most_256_args() {
     };
     Call::from_json(body(256).as_bytes(), TIMEOUTS).unwrap();
     assert_eq!(refusal(&body(257)).0, Code::InvalidRequest);
-}
-
-#[test]
-fn a_peer_reads_what_a_peer_writes_and_ignores_what_it_does_not_know() {
-    let call = Call::from_json(
-        b"{\"module\":\"m\",\"function\":\"f\",\"args\":[1.0,\n2],\"instance\":\"i\"}",
-        TIMEOUTS,
-    )
-    .unwrap();
-    let text = asked(&call);
-    assert_eq!(
-        text,
-        r#"{"id":9,"timeout_ms":7,"region":"syd","module":"m","function":"f","args":[1.0, 2],"idempotent":false,"instance":"i","request_id":"r"}"#
-    );
-    let later = text.replace("\"m\"", "\"m\",\"later\":1");
-    let (id, exec) = Exec::from_line(later.as_bytes(), TIMEOUTS);
-    let exec = exec.unwrap();
-    assert_eq!(id, Some(9));
-    assert_eq!(exec.request_id.unwrap().as_str(), "r");
-    assert_eq!(
-        (exec.region.as_str(), exec.call.timeout),
-        ("syd", Duration::from_millis(7))
-    );
-    assert_eq!(exec.call.args.raw().get(), "[1.0, 2]");
-}
-
-/// The line that asks a peer in `syd` for `call`.
-fn asked(call: &Call) -> String {
-    let region = "syd".parse().unwrap();
-    let tail = Exec::tail(&region, call, &"r".parse().unwrap());
-    format!(
-        "{{\"id\":9,\"timeout_ms\":7,{}",
-        str::from_utf8(&tail).unwrap()
-    )
-}
-
-#[test]
-fn a_key_stands_bare_or_in_quotes_and_travels_along() {
-    let keyed = |header: &[u8]| {
-        let call = Call::from_json(br#"{"module":"m","function":"f"}"#, TIMEOUTS).unwrap();
-        let line = asked(&call.with_key(header)?);
-        Ok::<_, Problem>(
-            Exec::from_json(line.as_bytes(), TIMEOUTS)
-                .unwrap()
-                .call
-                .key
-                .unwrap()
-                .to_string(),
-        )
-    };
-    for header in [&b"a-1"[..], b"\"a-1\""] {
-        assert_eq!(keyed(header).unwrap(), "a-1");
-    }
-    for header in [
-        &b""[..],
-        b"\"\"",
-        b"a b",
-        "\u{e9}".as_bytes(),
-        b"\xff",
-        &[b'x'; 129],
-    ] {
-        let problem = keyed(header).unwrap_err();
-        assert_eq!(
-            problem.detail,
-            "header idempotency-key must be 1 to 128 visible ASCII characters"
-        );
-    }
 }
 
 #[test]

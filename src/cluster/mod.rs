@@ -39,7 +39,6 @@ pub(crate) use self::{
     event::Encounter,
     overview::{Overview, Progress, Seen},
     peers::{Condition, Peer, RegionPeers},
-    probe::{Introduction, PROTOCOL, Willingness},
     state::{Health, PeerState},
 };
 use crate::{

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::time;
 
 use super::{
@@ -13,16 +13,13 @@ use super::{
     peers::Peer,
 };
 use crate::{
-    challenge::{Challenge, FUNCTIONS, NONCE, PROOF, REGION, Who},
     client,
-    name::{BootId, InstanceId},
-    region::Region,
+    protocol::{
+        Challenge, FUNCTIONS, INTRODUCTION, Introduction, NONCE, PROOF, PROTOCOL, Readiness, Who,
+    },
     registry::{Catalogue, CatalogueHash},
     token::{Proof, Token},
 };
-
-/// The version of what instances say to each other.
-pub(crate) const PROTOCOL: u32 = 1;
 
 /// How long an address has to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -33,39 +30,6 @@ const MAX_CATALOGUE: usize = 8 << 20;
 
 /// How many catalogues are kept: one for each release that runs at the same time, and some to spare.
 const CATALOGUES: u64 = 64;
-
-/// Whether an instance takes calls, as it says itself.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Willingness {
-    /// It takes calls.
-    Ready,
-    /// It is stopping.
-    Draining,
-}
-
-/// What an instance says of itself at `GET /internal/region`; members that are not known here are ignored.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Introduction {
-    /// Its region.
-    pub region: Region,
-    /// Its id.
-    pub instance: InstanceId,
-    /// Which run of it; `None` when it does not say.
-    pub boot: Option<BootId>,
-    /// Its application.
-    pub app: Option<String>,
-    /// Its release.
-    pub release: Option<String>,
-    /// The primary region, as it was told.
-    pub primary: Region,
-    /// Whether it takes calls.
-    pub state: Willingness,
-    /// The version of what it says to peers.
-    pub protocol: u32,
-    /// The hash of its catalogue.
-    pub catalogue: CatalogueHash,
-}
 
 /// Asks addresses who they are, for the instances of one application.
 #[derive(Debug)]
@@ -129,13 +93,13 @@ impl Prober {
         };
         Ok(Sighting {
             peer,
-            draining: state == Willingness::Draining,
+            draining: state == Readiness::Draining,
             rtt,
         })
     }
 
     async fn introduction(&self, address: SocketAddr) -> Result<Introduction, Unseen> {
-        let (response, proof) = self.ask(address, REGION).await?;
+        let (response, proof) = self.ask(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
         if !proof.is_of(&introduction) {
             return Err(Unseen::Stranger(
@@ -190,7 +154,7 @@ impl Prober {
         let challenge = self
             .token
             .as_ref()
-            .map(|token| (Challenge::fresh(address), token));
+            .map(|token| (Challenge::new(address), token));
         if let Some((challenge, token)) = &challenge {
             request = request
                 .header(NONCE, challenge.nonce())

@@ -15,7 +15,7 @@ use self::{
     candidates::{Candidates, Place},
 };
 use crate::{
-    call::{Call, Exec},
+    call::Call,
     cluster::{Cluster, Condition, RegionPeers},
     config::Identity,
     deadline::Deadline,
@@ -24,6 +24,7 @@ use crate::{
     metrics::{CallMetrics, HopMetrics, Metrics},
     name::{BootId, InstanceId, RequestId},
     problem::{Code, Executed, Problem},
+    protocol::Exec,
     region::{Region, Target},
     registry::Executor,
     reply::{Meta, Returned, milliseconds},

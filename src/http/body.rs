@@ -14,9 +14,9 @@ use http_body_util::BodyExt;
 use tokio::time;
 
 use crate::{
-    link::NDJSON,
     memory::{Budget, Reserved, Share},
     problem::{Code, Problem},
+    protocol::lines::NDJSON,
 };
 
 /// How long a body may take to arrive; hyper has no limit of its own.

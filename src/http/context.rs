@@ -23,6 +23,7 @@ use crate::{
     memory::Share,
     name::RequestId,
     problem::{Code, Problem},
+    protocol,
     region::Region,
     replay,
     reply::{Meta, ProblemDocument},
@@ -135,7 +136,7 @@ pub(super) async fn establish(
 fn has_room(app: &App, path: &str, response: &Response) -> bool {
     let size = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
     let share = match path {
-        "/metrics" | "/internal/functions" => Share::Results,
+        "/metrics" | protocol::FUNCTIONS => Share::Results,
         _ => Share::Strangers,
     };
     size <= SMALL || app.memory.has_room(size, share)

@@ -19,8 +19,8 @@ use super::{
     site, upgrade,
 };
 use crate::{
-    challenge::{Challenge, NONCE, PATHS, PROOF, Who},
     problem::{Code, Problem},
+    protocol::{Challenge, NONCE, PROOF, PROVABLE, Who},
     replay::came_through_fly_proxy,
     token::{Borne, Proof},
 };
@@ -150,7 +150,7 @@ fn opening(app: &App, request: &Request) -> Option<upgrade::Opening> {
 
 /// The answer's proof for a probe whose asker knows a token of ours, made of that very token.
 fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
-    let path = PATHS
+    let path = PROVABLE
         .into_iter()
         .find(|path| *path == request.uri().path())?;
     let text = |header| request.headers().get(header)?.to_str().ok();

@@ -11,11 +11,9 @@ use tracing::Instrument;
 
 use super::{App, ENVELOPE, answer, body, context::Context, lines, log, upgrade};
 use crate::{
-    call::Exec,
-    cluster::{Introduction, PROTOCOL, Willingness},
     config::Identity,
     lifecycle::Phase,
-    link::{DRAINING, STATE},
+    protocol::{DRAINING, Exec, Introduction, PROTOCOL, Readiness, STATE},
     trace,
 };
 
@@ -37,9 +35,9 @@ pub(super) async fn introduce(State(app): State<Arc<App>>) -> Response {
         release,
         primary,
         state: if serves {
-            Willingness::Ready
+            Readiness::Ready
         } else {
-            Willingness::Draining
+            Readiness::Draining
         },
         protocol: PROTOCOL,
         catalogue: app.executor.catalogue().hash().clone(),

@@ -22,12 +22,14 @@ use tracing::{Instrument, Span};
 
 use super::{App, ENVELOPE, answer, clock::Clock, context::Context, log, upgrade::Confirmation};
 use crate::{
-    call::Exec,
     dispatch::Outcome,
     lifecycle::Phase,
-    link::{self, DRAINING_LINE, Lines, NDJSON, PONG_LINE, write_answer},
     memory::{Reserved, Share},
     problem::{Code, Problem},
+    protocol::{
+        Exec,
+        lines::{DRAINING_LINE, Lines, NDJSON, PONG_LINE, control, write_answer},
+    },
     reply::Meta,
     trace,
 };
@@ -230,7 +232,7 @@ impl Exchange {
                 }
                 continue;
             }
-            match link::control(&line) {
+            match control(&line) {
                 None => calls.push(line),
                 Some(control) => {
                     cancelled.extend(control.cancel);

@@ -53,6 +53,7 @@ use crate::{
     metrics::Metrics,
     name::BootId,
     problem::{Code, Problem},
+    protocol,
     registry::Executor,
 };
 
@@ -209,9 +210,9 @@ fn public() -> OpenApiRouter<Arc<App>> {
 
 fn internal() -> Router<Arc<App>> {
     Router::new()
-        .route("/internal/region", routing::get(internal::introduce))
-        .route("/internal/functions", routing::get(internal::functions))
-        .route("/internal/exec", routing::post(internal::exec))
+        .route(protocol::INTRODUCTION, routing::get(internal::introduce))
+        .route(protocol::FUNCTIONS, routing::get(internal::functions))
+        .route(protocol::EXEC, routing::post(internal::exec))
         .route("/metrics", routing::get(metrics::show))
 }
 

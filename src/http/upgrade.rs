@@ -16,10 +16,9 @@ use hyper_util::rt::TokioIo;
 
 use super::{App, clock::Clock, context::Context, lines};
 use crate::{
-    challenge::{Challenge, NONCE, PROOF, fresh_nonce},
     lifecycle::Phase,
-    link::{self, CLOCK, PROTOCOL},
     problem::{Code, Problem},
+    protocol::{CLOCK, Challenge, LINES, NONCE, PROOF, lines::control, new_nonce},
     token::{Proof, Token},
 };
 
@@ -41,14 +40,14 @@ impl Confirmation {
     /// Whether `line` proves it.
     pub(super) fn is_given_by(&self, line: &[u8]) -> bool {
         let Opening { challenge, token } = &self.opening;
-        let proof = link::control(line).and_then(|control| control.proof?.parse().ok());
+        let proof = control(line).and_then(|control| control.proof?.parse().ok());
         proof.is_some_and(|proof: Proof| challenge.is_confirmed(token, &self.nonce, &proof))
     }
 }
 
 /// Whether a request asks for a connection for calls.
 pub(super) fn is_asked(headers: &HeaderMap) -> bool {
-    headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(PROTOCOL.as_bytes())
+    headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(LINES.as_bytes())
 }
 
 /// Answers a request that asks for a connection, and serves it in the background until either side ends it.
@@ -68,7 +67,7 @@ pub(super) fn accept(app: Arc<App>, context: Context, mut request: Request) -> R
         .get::<Opening>()
         .map(|opening| Confirmation {
             opening: opening.clone(),
-            nonce: fresh_nonce(),
+            nonce: new_nonce(),
         });
     let response = switching(&app, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
@@ -90,7 +89,7 @@ fn switching(app: &App, confirmation: Option<&Confirmation>) -> Response {
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+    headers.insert(UPGRADE, HeaderValue::from_static(LINES));
     let Some(Confirmation { opening, nonce }) = confirmation else {
         return response;
     };

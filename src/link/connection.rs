@@ -25,13 +25,13 @@ use tokio::{
 };
 
 use super::{
-    frames::{self, Frame, Lines},
     open::{self, Opened, Opening, Unopened},
     outbox::{Ending, Flushed, Idle, NotTaken, Outbox, Request},
 };
 use crate::{
     cluster::{Cluster, Encounter, Health},
     metrics::HopMetrics,
+    protocol::lines::{self, Frame, Lines},
 };
 
 /// How often a connection looks after itself.
@@ -299,10 +299,10 @@ impl Driver<'_> {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
                 Ok(None) => break Ok(()),
-                Err(frames::TooLong) => break Err("a line is longer than RPC_MAX_RESULT allows"),
+                Err(lines::TooLong) => break Err("a line is longer than RPC_MAX_RESULT allows"),
             };
             self.was_answered = true;
-            match frames::read(&line) {
+            match lines::read_answer(&line) {
                 Frame::Answer(id, result) => answers.push((id, Ending::Answered(result))),
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
                 Frame::Draining => is_draining = true,
@@ -374,7 +374,7 @@ impl Driver<'_> {
     /// What follows from silence while calls are under way.
     fn is_quiet(&mut self) -> Result<(), Over> {
         if self.quiet == PING_AFTER {
-            self.connection.outbox.add(frames::PING_LINE);
+            self.connection.outbox.add(lines::PING_LINE);
             self.flush()?;
         }
         let since = self.quiet.checked_sub(self.probe_after);

@@ -2,11 +2,6 @@
 //! attempt; whether there is another is dispatch's decision.
 
 mod connection;
-mod frames;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-#[cfg(feature = "internals")]
-pub(crate) mod internals;
 mod large;
 mod open;
 mod outbox;
@@ -22,7 +17,6 @@ use scopeguard::ScopeGuard;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::frames::{DRAINING_LINE, Lines, NDJSON, PONG_LINE, control, write_answer};
 use self::{
     connection::{Connection, Surroundings},
     large::{LARGE, LargeResults},
@@ -30,26 +24,16 @@ use self::{
     outbox::{Ending, NotTaken, Request},
 };
 use crate::{
-    call::{Call, Exec},
+    call::Call,
     cluster::{Cluster, Encounter, Peer},
     deadline::Deadline,
     metrics::HopMetrics,
     name::RequestId,
     problem::{Code, Executed, Problem},
+    protocol::Exec,
     reply::{ProblemDocument, Returned},
     token::Token,
 };
-
-/// The protocol that `POST /internal/exec` is upgraded to: lines of JSON in both directions.
-pub(crate) const PROTOCOL: &str = "fly-rpc-lines";
-/// The time on the clock of a connection when its upgrade was asked for, in microseconds.
-pub(crate) const CLOCK: &str = "rpc-clock-us";
-/// Marks a call that was already forwarded, so that it is never forwarded again.
-pub(crate) const FORWARDED: &str = "rpc-forwarded";
-/// On an answer to a peer: the state of the instance.
-pub(crate) const STATE: &str = "rpc-state";
-/// The value of [`STATE`] on a draining instance.
-pub(crate) const DRAINING: &str = "draining";
 
 /// Room for what an answer holds besides the result, in bytes.
 const AROUND_RESULT: usize = 64 << 10;

@@ -19,11 +19,10 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{CLOCK, FORWARDED, PROTOCOL, frames};
 use crate::{
-    challenge::{Challenge, NONCE, PROOF},
     client,
     cluster::Peer,
+    protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, lines},
     reply::ProblemDocument,
     token::{Proof, Token},
 };
@@ -119,7 +118,7 @@ async fn exchange(
     socket: TcpStream,
     started: Instant,
 ) -> Result<(TcpStream, Bytes, Vec<u8>), Unopened> {
-    let challenge = Challenge::fresh(opening.peer.address);
+    let challenge = Challenge::new(opening.peer.address);
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket))
         .await
         .map_err(|error| failed(&error))?;
@@ -153,7 +152,7 @@ async fn exchange(
 fn request(opening: &Opening, challenge: &Challenge, started: Instant) -> Request<Empty<Bytes>> {
     let mut request = Request::new(Empty::new());
     *request.method_mut() = http::Method::POST;
-    *request.uri_mut() = http::Uri::from_static("/internal/exec");
+    *request.uri_mut() = http::Uri::from_static(EXEC);
     let mut set = |name: HeaderName, value: String| {
         // Addresses, numbers and hexadecimal digits are header values.
         if let Ok(value) = value.parse() {
@@ -162,7 +161,7 @@ fn request(opening: &Opening, challenge: &Challenge, started: Instant) -> Reques
     };
     set(HOST, opening.peer.address.to_string());
     set(CONNECTION, "upgrade".to_owned());
-    set(UPGRADE, PROTOCOL.to_owned());
+    set(UPGRADE, LINES.to_owned());
     set(HeaderName::from_static(FORWARDED), "1".to_owned());
     if let Some(token) = &opening.token {
         set(HeaderName::from_static(NONCE), challenge.nonce().to_owned());
@@ -194,7 +193,7 @@ fn confirmation(
     if !challenge.is_accepted(token, nonce, instance, region, &proof) {
         return Err(Unopened::WrongInstance);
     }
-    Ok(frames::proof_line(&challenge.confirm(token, nonce)))
+    Ok(lines::proof_line(&challenge.confirm(token, nonce)))
 }
 
 /// What an answer says that is no upgrade.
@@ -240,7 +239,7 @@ mod tests {
             token: Some(secret.parse().unwrap()),
             connect_timeout: HANDSHAKE,
         };
-        let challenge = Challenge::fresh(opening.peer.address);
+        let challenge = Challenge::new(opening.peer.address);
         let request = request(&opening, &challenge, Instant::now());
         assert_eq!(request.headers().len(), 7);
         assert!(

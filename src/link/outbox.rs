@@ -12,9 +12,9 @@ use std::{
 
 use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 
-use super::frames;
 use crate::{
     deadline::Deadline,
+    protocol::lines,
     reply::{ProblemDocument, Returned},
 };
 
@@ -154,7 +154,7 @@ impl Outbox {
         state.next_id += 1;
         let start = state.end();
         let at_us = u64::try_from((now - started).as_micros()).unwrap_or(u64::MAX);
-        frames::write_call(&mut state.bytes, id, timeout_ms, at_us, request.tail);
+        lines::write_call(&mut state.bytes, id, timeout_ms, at_us, request.tail);
         let line = start..state.end();
         let is_alone = state.calls.is_empty() && waits == 0;
         state.calls.insert(
@@ -348,7 +348,7 @@ impl State {
         let waiting = self.calls.remove(&id)?;
         let has_left = self.has_left(&waiting.line);
         if has_left {
-            frames::write_cancel(&mut self.bytes, id);
+            lines::write_cancel(&mut self.bytes, id);
         } else {
             self.blank(&waiting.line);
         }

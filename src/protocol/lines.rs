@@ -1,5 +1,6 @@
-//! The lines that travel between instances: NDJSON, one call or one answer each. Args, results and problems pass
-//! through as raw JSON. Owns their form; when they travel is the stream's affair.
+//! The lines between instances: NDJSON, one call or one answer each. Args and results pass through as raw JSON.
+//! Why no codec of tokio-util: its `LinesCodec` copies each line and checks it for UTF-8, which the JSON reader does
+//! anyway, and both of its codecs read on behind a line that is too long; here a line is a slice of what was read.
 
 use std::io::Write;
 
@@ -15,21 +16,21 @@ use crate::{
     token::Proof,
 };
 
-/// How many bytes are read at once, at least.
+/// The smallest space for one read, in bytes.
 const ROOM: usize = 8 << 10;
 
 /// The media type of lines.
 pub(crate) const NDJSON: &str = "application/x-ndjson";
-/// The line by which an instance announces to its peers that it is draining.
+/// The line that announces that the instance is draining.
 pub(crate) const DRAINING_LINE: &[u8] = b"{\"state\":\"draining\"}\n";
-/// The line that asks the peer for a sign of life.
+/// The line that asks the other end whether it still reads.
 pub(crate) const PING_LINE: &[u8] = b"{\"ping\":1}\n";
 /// The answer to [`PING_LINE`].
 pub(crate) const PONG_LINE: &[u8] = b"{\"pong\":1}\n";
 
-/// Appends the line that asks for a call: `tail` is what `Exec` wrote of it, `at_us` the time on the connection's clock,
-/// in microseconds.
-pub(super) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, at_us: u64, tail: &[u8]) {
+/// Appends the line of a call: `tail` comes from [`Exec::tail`](super::Exec::tail), `at_us` is the time on the connection's
+/// clock in microseconds.
+pub(crate) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, at_us: u64, tail: &[u8]) {
     // Writing to a Vec cannot fail.
     let _ = write!(
         out,
@@ -39,17 +40,17 @@ pub(super) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, at_us: u64
     out.push(b'\n');
 }
 
-/// Appends the line that takes back the call `id`, whose caller gave up.
-pub(super) fn write_cancel(out: &mut Vec<u8>, id: u64) {
+/// Appends the line that cancels the call `id`, whose caller gave up.
+pub(crate) fn write_cancel(out: &mut Vec<u8>, id: u64) {
     let _ = writeln!(out, "{{\"cancel\":{id}}}");
 }
 
-/// The line that proves to the peer that the secret is known.
-pub(super) fn proof_line(proof: &Proof) -> Vec<u8> {
+/// The line that confirms a connection.
+pub(crate) fn proof_line(proof: &Proof) -> Vec<u8> {
     format!("{{\"proof\":\"{proof}\"}}\n").into_bytes()
 }
 
-/// Appends the line that answers the call `id`; `null` stands for an id that could not be read.
+/// Appends the line that answers the call `id`; the id is `null` when that of the call could not be read.
 pub(crate) fn write_answer(
     out: &mut Vec<u8>,
     id: Option<u64>,
@@ -78,35 +79,35 @@ pub(crate) fn write_answer(
     out.extend_from_slice(b"}\n");
 }
 
-/// What a line from a peer says.
+/// What a line from the instance that runs calls means.
 #[derive(Debug)]
-pub(super) enum Frame {
+pub(crate) enum Frame {
     /// The answer to the call with this id.
     Answer(u64, Result<Returned, Box<ProblemDocument>>),
-    /// Something else than an answer, about the call with this id.
+    /// A line with this id that is not a valid answer.
     Garbled(u64),
     /// The peer is draining.
     Draining,
-    /// A sign of life, or something that a newer release says: no answer to any call.
+    /// No answer to any call: a pong, or a line that a later release added.
     Other,
-    /// No JSON object.
+    /// Not a JSON object.
     Nonsense,
 }
 
-/// What a caller's line asks for besides a call.
+/// What a line from the instance that calls may ask for besides a call.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Control {
-    /// Take back the call with this id unless it has started.
+    /// Cancel the call with this id unless it has started.
     pub(crate) cancel: Option<u64>,
     /// Answer with [`PONG_LINE`].
     pub(crate) ping: Option<u64>,
-    /// The caller knows the cluster's secret.
+    /// The proof that confirms the connection.
     pub(crate) proof: Option<String>,
     /// Makes the line a call.
     id: Option<IgnoredAny>,
 }
 
-/// What a line asks for that is no call. A call has an id, and begins with it where this release wrote it.
+/// What a line asks for besides a call. A call has an id, and begins with it where this release wrote it.
 pub(crate) fn control(line: &[u8]) -> Option<Control> {
     if line.starts_with(b"{\"id\"") {
         return None;
@@ -126,13 +127,13 @@ struct Line<'a> {
     state: Option<String>,
 }
 
-/// What is there, also when it is `null`.
+/// Keeps a `null`, which is a result like any other.
 fn present<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
     Deserialize::deserialize(from).map(Some)
 }
 
-/// Reads one line from a peer.
-pub(super) fn read(line: &[u8]) -> Frame {
+/// Reads one line from the instance that runs calls.
+pub(crate) fn read_answer(line: &[u8]) -> Frame {
     match serde_json::from_slice::<Line<'_>>(line) {
         Ok(Line {
             id: Some(id),
@@ -155,14 +156,14 @@ pub(super) fn read(line: &[u8]) -> Frame {
     }
 }
 
-/// The id with which a line begins that is no JSON.
+/// The id at the start of a line that is not valid JSON.
 fn id_of(line: &[u8]) -> Option<u64> {
     let rest = line.strip_prefix(b"{\"id\":")?;
     let digits = rest.split(|byte| !byte.is_ascii_digit()).next()?;
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Bytes as they come, lines as they go.
+/// Splits a stream of bytes into lines.
 #[derive(Debug)]
 pub(crate) struct Lines {
     buffer: BytesMut,
@@ -170,7 +171,7 @@ pub(crate) struct Lines {
     limit: usize,
 }
 
-/// A line that is longer than it may be.
+/// A line is longer than the limit.
 #[derive(Debug)]
 pub(crate) struct TooLong;
 
@@ -184,19 +185,19 @@ impl Lines {
         }
     }
 
-    /// Takes the bytes that came.
+    /// Appends bytes that were read elsewhere.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole line without its end; empty ones are left out.
+    /// The next complete line without its end; blank lines are skipped.
     ///
     /// # Errors
-    /// A line is longer than the limit; there is no way to read on behind it.
+    /// [`TooLong`]; the rest of the stream is of no use then.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, TooLong> {
         loop {
-            let unseen = &self.buffer[self.searched..];
-            let Some(end) = memchr(b'\n', unseen) else {
+            let unsearched = &self.buffer[self.searched..];
+            let Some(end) = memchr(b'\n', unsearched) else {
                 self.searched = self.buffer.len();
                 return if self.searched > self.limit {
                     Err(TooLong)
@@ -216,18 +217,18 @@ impl Lines {
         }
     }
 
-    /// Where the next bytes are read into, with room for some.
+    /// The buffer to read into, with space for the next read.
     pub(crate) fn room(&mut self) -> &mut BytesMut {
         self.buffer.reserve(ROOM);
         &mut self.buffer
     }
 
-    /// How many bytes wait to be taken as lines.
+    /// How many bytes wait to be split.
     pub(crate) fn len(&self) -> usize {
         self.buffer.len()
     }
 
-    /// What came behind the last line's end.
+    /// What follows the last complete line.
     pub(crate) fn rest(&mut self) -> Option<Bytes> {
         let rest = self.buffer.split().freeze();
         self.searched = 0;
@@ -273,7 +274,7 @@ mod tests {
             let raw = RawValue::from_string(text.to_owned()).unwrap();
             for replayed in [false, true] {
                 let json = raw.clone();
-                match read(&line(Some(7), Ok(Returned { json, replayed }))) {
+                match read_answer(&line(Some(7), Ok(Returned { json, replayed }))) {
                     Frame::Answer(7, Ok(returned)) => assert_eq!(
                         (returned.json.get(), returned.replayed),
                         (&*text.replace('\n', " "), replayed)
@@ -283,42 +284,51 @@ mod tests {
             }
         }
         let problem = || Problem::new(crate::problem::Code::Overloaded, "busy");
-        match read(&line(Some(7), Err(problem()))) {
+        match read_answer(&line(Some(7), Err(problem()))) {
             Frame::Answer(7, Err(document)) => assert_eq!(document.detail, "busy"),
             other => panic!("{other:?}"),
         }
-        assert!(matches!(read(&line(None, Err(problem()))), Frame::Other));
-        assert!(matches!(read(DRAINING_LINE), Frame::Draining));
+        assert!(matches!(
+            read_answer(&line(None, Err(problem()))),
+            Frame::Other
+        ));
+        assert!(matches!(read_answer(DRAINING_LINE), Frame::Draining));
     }
 
     #[test]
-    fn a_garbled_line_is_told_by_its_id() {
+    fn a_garbled_line_is_known_by_its_id() {
         for line in [
             "{\"id\":7,\"result\":[1",
             "{\"id\":7}",
             "{\"id\":7,\"problem\":{}}",
         ] {
-            assert!(matches!(read(line.as_bytes()), Frame::Garbled(7)), "{line}");
+            assert!(
+                matches!(read_answer(line.as_bytes()), Frame::Garbled(7)),
+                "{line}"
+            );
         }
         for line in ["", "<html>", "{\"id\":-1,\"result\":1}", "[]"] {
-            assert!(matches!(read(line.as_bytes()), Frame::Nonsense), "{line}");
+            assert!(
+                matches!(read_answer(line.as_bytes()), Frame::Nonsense),
+                "{line}"
+            );
         }
     }
 
     #[test]
-    fn a_line_of_a_newer_release_is_no_answer_and_no_nonsense() {
+    fn a_line_that_a_later_release_added_is_ignored() {
         for line in [
             &b"{}"[..],
             b"{\"weather\":\"fine\"}",
             b"{\"state\":\"resting\"}",
             PONG_LINE,
         ] {
-            assert!(matches!(read(line), Frame::Other), "{line:?}");
+            assert!(matches!(read_answer(line), Frame::Other), "{line:?}");
         }
     }
 
     #[test]
-    fn what_is_no_call_is_a_control() {
+    fn what_is_not_a_call_is_a_control() {
         let mut out = Vec::new();
         write_cancel(&mut out, 7);
         assert_eq!(control(&out).unwrap().cancel, Some(7));

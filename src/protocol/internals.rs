@@ -1,12 +1,15 @@
-//! What a benchmark measures of this layer: the lines that a caller writes and reads.
+//! What a benchmark measures of the lines between instances: writing calls, reading calls and answers.
 
-use super::frames::{self, Frame};
+use super::{
+    Exec,
+    lines::{self, Frame},
+};
 use crate::{
-    call::{Args, Call, Exec},
+    call::{Args, Call, Timeouts},
     name::FunctionName,
 };
 
-/// The line that asks for `String.upcase(text)`; `None` where a name is none.
+/// The line of the call `String.upcase(text)`; `None` for an invalid name.
 pub fn written_call(text: &str) -> Option<Vec<u8>> {
     let call = Call {
         name: FunctionName {
@@ -25,11 +28,20 @@ pub fn written_call(text: &str) -> Option<Vec<u8>> {
     };
     let tail = Exec::tail(&"syd".parse().ok()?, &call, &"request".parse().ok()?);
     let mut line = Vec::new();
-    frames::write_call(&mut line, 7, 5000, 7, &tail);
+    lines::write_call(&mut line, 7, 5000, 7, &tail);
     Some(line)
 }
 
 /// Reads the line of an answer; whether it is one.
 pub fn read_answer(line: &[u8]) -> bool {
-    matches!(frames::read(line), Frame::Answer(..))
+    matches!(lines::read_answer(line), Frame::Answer(..))
+}
+
+/// Reads the line of a call, as the instance that runs it does; whether it is valid.
+pub fn read_call(line: &[u8]) -> bool {
+    let timeouts = Timeouts {
+        default: std::time::Duration::from_secs(5),
+        max: std::time::Duration::from_secs(60),
+    };
+    Exec::from_line(line, timeouts).1.is_ok()
 }

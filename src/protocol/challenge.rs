@@ -1,8 +1,8 @@
-//! How two instances prove to each other that they know the cluster's secret before either is sent it.
+//! How two instances prove to each other that they know the cluster's token without sending it.
 //!
-//! A probe carries a nonce and the asker's proof; the answer carries the proof of the instance asked. Both name the
-//! address that was dialled, which the instance asked knows by its own socket: a stranger who passes a probe on to an
-//! instance gets a proof for that instance's address, and nobody takes it for the stranger's.
+//! A probe carries a nonce and the prober's proof; the answer carries the proof of the instance. Both proofs name the
+//! address that was dialled, which the instance reads from its own socket: a stranger that relays a probe to an instance
+//! gets a proof for that instance's address, which is worthless at the stranger's own.
 
 use std::net::SocketAddr;
 
@@ -12,26 +12,14 @@ use crate::{
     token::{Proof, Token},
 };
 
-/// The header of a probe's nonce.
-pub(crate) const NONCE: &str = "rpc-nonce";
-/// The header of a proof, in probe and answer.
-pub(crate) const PROOF: &str = "rpc-proof";
-
-/// Where an instance says who it is.
-pub(crate) const REGION: &str = "/internal/region";
-/// Where an instance says which functions it has.
-pub(crate) const FUNCTIONS: &str = "/internal/functions";
-/// What may be asked for with a proof instead of the token.
-pub(crate) const PATHS: [&str; 2] = [REGION, FUNCTIONS];
-
-/// Who says that it answers.
+/// The instance that answers a challenge.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Who<'a> {
-    /// The instance.
+    /// Its id.
     pub instance: &'a InstanceId,
     /// Its region.
     pub region: &'a Region,
-    /// Which run of it; `None` when it names none.
+    /// Its run; `None` when it does not say.
     pub boot: Option<&'a BootId>,
 }
 
@@ -44,19 +32,19 @@ pub(crate) struct Challenge {
 
 impl Challenge {
     /// A challenge with a new nonce for whoever answers at `address`.
-    pub(crate) fn fresh(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr) -> Self {
         Self {
-            nonce: fresh_nonce(),
+            nonce: new_nonce(),
             address,
         }
     }
 
-    /// The challenge of a probe with this nonce that arrived at `address`; `None` for what is no nonce.
+    /// The challenge in a request that arrived at `address`; `None` when `nonce` is not 32 hexadecimal digits.
     pub(crate) fn received(nonce: &str, address: SocketAddr) -> Option<Self> {
         let is_nonce = nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
         is_nonce.then(|| Self {
             nonce: nonce.to_owned(),
-            // A socket that takes IPv4 and IPv6 tells the one as the other.
+            // A dual-stack socket reports an IPv4 address as an IPv4-mapped IPv6 address; the prober dialled the former.
             address: SocketAddr::new(address.ip().to_canonical(), address.port()),
         })
     }
@@ -66,22 +54,22 @@ impl Challenge {
         &self.nonce
     }
 
-    /// The proof of who asks for `path`.
+    /// The prober's proof for a request for `path`.
     pub(crate) fn ask(&self, token: &Token, path: &str) -> Proof {
         token.prove(&self.question(path))
     }
 
-    /// Whether the `proof` of who asks for `path` shows that it knows `token`.
+    /// Whether `proof` is from a prober that knows `token` and asks for `path`.
     pub(crate) fn is_asked(&self, token: &Token, path: &str, proof: &Proof) -> bool {
         token.is_proven(&self.question(path), proof)
     }
 
-    /// The proof of `who`, which was asked for `path`.
+    /// The proof of `who` for its answer to a request for `path`.
     pub(crate) fn answer(&self, token: &Token, path: &str, who: Who<'_>) -> Proof {
         token.prove(&self.reply(path, who))
     }
 
-    /// Whether `proof` shows that `who` knows `token` and answers for `path` at the address itself.
+    /// Whether `proof` is from `who`, which knows `token` and answered for `path` at this very address.
     pub(crate) fn is_answered(
         &self,
         token: &Token,
@@ -92,17 +80,17 @@ impl Challenge {
         token.is_proven(&self.reply(path, who), proof)
     }
 
-    /// The proof of an instance that asks for a connection for calls.
+    /// The proof of an instance that opens a connection for calls.
     pub(crate) fn open(&self, token: &Token) -> Proof {
         token.prove(&self.opening())
     }
 
-    /// Whether `proof` is that of an instance which asks for a connection and knows `token`.
+    /// Whether `proof` is from an instance that knows `token` and opens a connection.
     pub(crate) fn is_opened(&self, token: &Token, proof: &Proof) -> bool {
         token.is_proven(&self.opening(), proof)
     }
 
-    /// The proof of `instance` in `region`, which takes calls on the connection; `nonce` is its own.
+    /// The proof of `instance` in `region`, which accepts the connection; `nonce` is its own.
     pub(crate) fn accept(
         &self,
         token: &Token,
@@ -113,7 +101,7 @@ impl Challenge {
         token.prove(&self.acceptance(nonce, instance, region))
     }
 
-    /// Whether `proof` shows that `instance` in `region` knows `token` and is at the other end of this connection.
+    /// Whether `proof` is from `instance` in `region`, which knows `token` and is at the other end of this connection.
     pub(crate) fn is_accepted(
         &self,
         token: &Token,
@@ -125,8 +113,8 @@ impl Challenge {
         token.is_proven(&self.acceptance(nonce, instance, region), proof)
     }
 
-    /// The asker's last proof, over the nonce of the instance asked too: without it, whoever saw an opening could send it
-    /// again.
+    /// The opening instance's second proof, which covers the nonce of the other end too: without it, whoever recorded an
+    /// opening could replay it.
     pub(crate) fn confirm(&self, token: &Token, nonce: &str) -> Proof {
         token.prove(&self.confirmation(nonce))
     }
@@ -136,7 +124,8 @@ impl Challenge {
         token.is_proven(&self.confirmation(nonce), proof)
     }
 
-    // No part of a statement can hold a line break, so no two statements are the same text.
+    // What is proven is a text of one part per line. No part can contain a line break, so different statements are
+    // different texts.
     fn opening(&self) -> String {
         format!("fly-rpc 1 opens\n{}\n{}", self.nonce, self.address)
     }
@@ -168,14 +157,14 @@ impl Challenge {
     }
 }
 
-/// A number that was never used before.
-pub(crate) fn fresh_nonce() -> String {
+/// A random nonce of 128 bits.
+pub(crate) fn new_nonce() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::PROVABLE, *};
 
     #[test]
     fn a_proof_cannot_be_moved() {
@@ -191,13 +180,13 @@ mod tests {
             region: &region,
             boot: Some(&boot),
         };
-        let (region_path, other_path) = (PATHS[0], PATHS[1]);
-        let asked = Challenge::fresh(address);
-        let proof = asked.answer(&token, region_path, who);
-        let at = |address| Challenge::received(asked.nonce(), address).unwrap();
-        let asks = asked.ask(&token, region_path);
+        let (region_path, other_path) = (PROVABLE[0], PROVABLE[1]);
+        let challenge = Challenge::new(address);
+        let proof = challenge.answer(&token, region_path, who);
+        let at = |address| Challenge::received(challenge.nonce(), address).unwrap();
+        let asks = challenge.ask(&token, region_path);
         assert!(at(address).is_asked(&token, region_path, &asks));
-        assert!(asked.is_answered(&token, region_path, who, &proof));
+        assert!(challenge.is_answered(&token, region_path, who, &proof));
 
         let another: Token = "u".repeat(32).parse().unwrap();
         let (instance, region, boot) = (
@@ -205,7 +194,7 @@ mod tests {
             "fra".parse().unwrap(),
             BootId::random(),
         );
-        assert!(!asked.is_answered(&another, region_path, who, &proof));
+        assert!(!challenge.is_answered(&another, region_path, who, &proof));
         for another in [
             Who {
                 instance: &instance,
@@ -221,11 +210,11 @@ mod tests {
             },
             Who { boot: None, ..who },
         ] {
-            assert!(!asked.is_answered(&token, region_path, another, &proof));
+            assert!(!challenge.is_answered(&token, region_path, another, &proof));
         }
         assert!(!at(other).is_answered(&token, region_path, who, &proof));
-        assert!(!Challenge::fresh(address).is_answered(&token, region_path, who, &proof));
-        assert!(!asked.is_answered(&token, region_path, who, &asks));
+        assert!(!Challenge::new(address).is_answered(&token, region_path, who, &proof));
+        assert!(!challenge.is_answered(&token, region_path, who, &asks));
         assert!(!at(other).is_asked(&token, region_path, &asks));
         assert!(!at(address).is_asked(&token, other_path, &asks));
         assert!(!at(address).is_answered(&token, other_path, who, &proof));

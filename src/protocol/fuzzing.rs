@@ -1,10 +1,10 @@
-//! What a fuzzer holds against this layer: the answers of a peer that says anything.
+//! What must hold of the lines of a peer that sends anything, for fuzzing and for unit tests.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::frames::{self, Frame, Lines};
+use super::lines::{self, Frame, Lines};
 use crate::reply::Meta;
 
 /// The longest line.
@@ -12,8 +12,8 @@ const LIMIT: usize = 1 << 10;
 
 /// The lines of a peer's answer; what is an answer stays one when we write it ourselves.
 pub(crate) fn answers(bytes: &[u8]) {
-    for line in lines(bytes) {
-        let Frame::Answer(id, result) = frames::read(&line) else {
+    for line in split(bytes) {
+        let Frame::Answer(id, result) = lines::read_answer(&line) else {
             continue;
         };
         let Ok(request_id) = "fuzz".parse() else {
@@ -25,24 +25,26 @@ pub(crate) fn answers(bytes: &[u8]) {
         };
         let mut written = Vec::new();
         let meta = Meta::untried(None, Duration::ZERO, request_id);
-        frames::write_answer(&mut written, Some(id), sent, meta);
+        lines::write_answer(&mut written, Some(id), sent, meta);
         assert_eq!(
             written.iter().position(|byte| *byte == b'\n'),
             Some(written.len() - 1)
         );
-        match (frames::read(&written), result) {
-            (Frame::Answer(again, Ok(heard)), Ok(result)) => {
+        match (lines::read_answer(&written), result) {
+            (Frame::Answer(again, Ok(received)), Ok(result)) => {
                 assert_eq!(
-                    (again, heard.json.get().len()),
+                    (again, received.json.get().len()),
                     (id, result.json.get().len())
                 );
             }
-            (Frame::Answer(again, Err(heard)), Err(document)) => {
+            (Frame::Answer(again, Err(received)), Err(document)) => {
                 assert_eq!(
-                    (again, heard.code, heard.executed),
+                    (again, received.code, received.executed),
                     (id, document.code, document.executed)
                 );
-                assert!(heard.detail.len() <= 256 && document.detail.starts_with(&heard.detail));
+                assert!(
+                    received.detail.len() <= 256 && document.detail.starts_with(&received.detail)
+                );
             }
             other => panic!("{other:?}"),
         }
@@ -50,14 +52,14 @@ pub(crate) fn answers(bytes: &[u8]) {
 }
 
 /// The lines in `bytes`, which are the same however the bytes come in.
-pub(crate) fn lines(bytes: &[u8]) -> Vec<Bytes> {
-    let found = lines_in_pieces(bytes, bytes.len().max(1));
-    assert_eq!(lines_in_pieces(bytes, 1), found);
-    assert_eq!(lines_in_pieces(bytes, 7), found);
+pub(crate) fn split(bytes: &[u8]) -> Vec<Bytes> {
+    let found = split_in_pieces(bytes, bytes.len().max(1));
+    assert_eq!(split_in_pieces(bytes, 1), found);
+    assert_eq!(split_in_pieces(bytes, 7), found);
     found
 }
 
-fn lines_in_pieces(bytes: &[u8], size: usize) -> Vec<Bytes> {
+fn split_in_pieces(bytes: &[u8], size: usize) -> Vec<Bytes> {
     let (mut lines, mut found) = (Lines::new(LIMIT), Vec::new());
     for piece in bytes.chunks(size) {
         lines.push(piece);

@@ -1,11 +1,11 @@
-//! A call as one instance asks it of another: the object of `POST /rpc/{region}` with what only instances tell each
-//! other. Written once by the instance that asks, read once by the one that runs it.
+//! A call as one instance sends it to another: the object of `POST /rpc/{region}` with the members that only instances
+//! send. Written once by the instance that asks, read once by the one that runs it.
 
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, parsed};
 use crate::{
+    call::{Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, parsed},
     json::{self, Unknown},
     name::{BootId, IdempotencyKey, InstanceId, KeyOwner, Name, RequestId},
     problem::Problem,
@@ -13,14 +13,14 @@ use crate::{
     trace::{self, TRACEPARENT, TraceParent},
 };
 
-/// A call that one instance asks of another, which must be in `region`.
+/// A call for an instance in `region`.
 #[derive(Debug)]
 pub(crate) struct Exec {
-    /// The region that the caller expects the peer to be in.
+    /// The region in which the sender expects the instance that runs it.
     pub region: Region,
     /// The call; its timeout is what was left of the deadline when it was sent.
     pub call: Call,
-    /// The id of the client's request, where the header of the peer's request does not tell it.
+    /// The id of the client's request; `None` where a header of the request carries it.
     pub request_id: Option<RequestId>,
     /// When it was sent, in microseconds on the clock of the connection that it came on.
     pub at_us: Option<u64>,
@@ -44,7 +44,7 @@ const EXEC_MEMBERS: &[&str; MEMBERS.len() + 8] = &[
 ];
 
 impl Exec {
-    /// The call in the body of `POST /internal/exec`; members that are not known here are ignored.
+    /// The call in the body of `POST /internal/exec`; unknown members are ignored.
     ///
     /// # Errors
     /// As [`Call::from_json`].
@@ -52,7 +52,7 @@ impl Exec {
         Self::from_line(body, timeouts).1
     }
 
-    /// The call in one line of many, and the line's id where it can be told.
+    /// The call in one of many lines, and the line's id if it has one.
     pub(crate) fn from_line(
         line: &[u8],
         timeouts: Timeouts,
@@ -80,7 +80,7 @@ impl Exec {
             at_us,
             _,
         ] = members;
-        // The caller's own limit was applied where the call came in, and may be another than ours.
+        // The sender has applied its own maximum, which may be larger than that of this instance.
         let timeouts = Timeouts {
             max: MAX_TIMEOUT,
             ..timeouts
@@ -98,7 +98,7 @@ impl Exec {
                 boot: boot
                     .map(|raw| parsed("boot", raw, BootId::RULE))
                     .transpose()?,
-                // One that cannot be read is left out, as the specification asks.
+                // An invalid one is ignored, as the specification of Trace Context demands.
                 trace: trace.and_then(|raw| serde_json::from_str(raw.get()).ok()),
                 ..Call::from_members(call, timeouts)?
             },
@@ -109,8 +109,8 @@ impl Exec {
         })
     }
 
-    /// What asks a peer in `region` for `call`: the object without its opening brace, so that what is known only when
-    /// it leaves can be put in front. One line: a raw newline in JSON can only be white space.
+    /// `call` as an object without its opening brace, so that [`write_call`](super::lines::write_call) can put in front
+    /// what is known only when the call leaves. It is one line: a raw newline in JSON can only be white space.
     pub(crate) fn tail(region: &Region, call: &Call, request_id: &RequestId) -> Vec<u8> {
         #[derive(Serialize)]
         struct Tail<'a> {
@@ -147,5 +147,84 @@ impl Exec {
         json::join_lines(&mut tail);
         tail.remove(0);
         tail
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        default: Duration::from_secs(5),
+        max: Duration::from_secs(60),
+    };
+
+    #[test]
+    fn a_peer_reads_what_a_peer_writes_and_ignores_what_it_does_not_know() {
+        let call = Call::from_json(
+            b"{\"module\":\"m\",\"function\":\"f\",\"args\":[1.0,\n2],\"instance\":\"i\"}",
+            TIMEOUTS,
+        )
+        .unwrap();
+        let text = asked(&call);
+        assert_eq!(
+            text,
+            r#"{"id":9,"timeout_ms":7,"region":"syd","module":"m","function":"f","args":[1.0, 2],"idempotent":false,"instance":"i","request_id":"r"}"#
+        );
+        let later = text.replace("\"m\"", "\"m\",\"later\":1");
+        let (id, exec) = Exec::from_line(later.as_bytes(), TIMEOUTS);
+        let exec = exec.unwrap();
+        assert_eq!(id, Some(9));
+        assert_eq!(exec.request_id.unwrap().as_str(), "r");
+        assert_eq!(
+            (exec.region.as_str(), exec.call.timeout),
+            ("syd", Duration::from_millis(7))
+        );
+        assert_eq!(exec.call.args.raw().get(), "[1.0, 2]");
+    }
+
+    /// The line that asks a peer in `syd` for `call`.
+    fn asked(call: &Call) -> String {
+        let region = "syd".parse().unwrap();
+        let tail = Exec::tail(&region, call, &"r".parse().unwrap());
+        format!(
+            "{{\"id\":9,\"timeout_ms\":7,{}",
+            str::from_utf8(&tail).unwrap()
+        )
+    }
+
+    #[test]
+    fn a_key_stands_bare_or_in_quotes_and_travels_along() {
+        let keyed = |header: &[u8]| {
+            let call = Call::from_json(br#"{"module":"m","function":"f"}"#, TIMEOUTS).unwrap();
+            let line = asked(&call.with_key(header)?);
+            Ok::<_, Problem>(
+                Exec::from_json(line.as_bytes(), TIMEOUTS)
+                    .unwrap()
+                    .call
+                    .key
+                    .unwrap()
+                    .to_string(),
+            )
+        };
+        for header in [&b"a-1"[..], b"\"a-1\""] {
+            assert_eq!(keyed(header).unwrap(), "a-1");
+        }
+        for header in [
+            &b""[..],
+            b"\"\"",
+            b"a b",
+            "\u{e9}".as_bytes(),
+            b"\xff",
+            &[b'x'; 129],
+        ] {
+            let problem = keyed(header).unwrap_err();
+            assert_eq!(
+                problem.detail,
+                "header idempotency-key must be 1 to 128 visible ASCII characters"
+            );
+        }
     }
 }
