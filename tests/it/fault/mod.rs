@@ -231,7 +231,8 @@ impl Way {
             let standing = |fault| matches!(fault, Fault::Hang | Fault::BlackHole | Fault::Forget);
             match self.once_not(standing, kind).await {
                 Fault::ResetAfter(limit) => {
-                    to.write_all(&bytes[..length.min(limit - taken)]).await?;
+                    to.write_all(&bytes[..length.min(limit.saturating_sub(taken))])
+                        .await?;
                     taken += length;
                     if taken >= limit {
                         return Ok(End::Reset);
@@ -264,7 +265,8 @@ impl Way {
             };
             match self.once_not(standing, kind).await {
                 Fault::CutAnswerAfter(limit) => {
-                    to.write_all(&bytes[..length.min(limit - passed)]).await?;
+                    to.write_all(&bytes[..length.min(limit.saturating_sub(passed))])
+                        .await?;
                     passed += length;
                     if passed >= limit {
                         return Ok(End::Reset);
