@@ -388,9 +388,9 @@ async fn a_head_that_is_too_large_is_refused_as_a_problem() {
     }
     let long = "r".repeat(10 << 10);
     let answer = iad.post(&format!("/rpc/{long}"), call).await;
-    assert_eq!(answer.problem(), (400, "invalid_region", "no"));
+    assert_eq!(answer.problem(), (414, "target_too_long", "no"));
     let answer = iad.get(&format!("/regions?{long}")).await;
-    assert_eq!(answer.problem(), (404, "not_found", "no"));
+    assert_eq!(answer.problem(), (414, "target_too_long", "no"));
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ const UPCASE: &str = r#"{"module":"String","function":"upcase","args":["fly"]}"#
 /// A call that does not wait for the first round.
 const HASTY: &str = r#"{"module":"String","function":"upcase","args":["fly"],"timeout_ms":1}"#;
 
-/// Every example of a problem, by code; an example is the same wherever it stands.
+/// Every example of a problem, by code and detail; an example is the same wherever it stands.
 fn examples(document: &Value) -> BTreeMap<String, Value> {
     let mut found = BTreeMap::new();
     let operations = document["paths"].as_object().unwrap().values();
@@ -34,14 +34,17 @@ fn examples(document: &Value) -> BTreeMap<String, Value> {
     {
         let examples = &response["content"]["application/problem+json"]["examples"];
         for (code, example) in examples.as_object().into_iter().flatten() {
-            let earlier = found.insert(code.clone(), example["value"].clone());
-            assert!(
-                earlier.is_none_or(|earlier| earlier == example["value"]),
-                "{code}"
-            );
+            let example = timeless(example["value"].clone());
+            assert_eq!(example["code"], **code);
+            let earlier = found.insert(code_and_detail(&example), example.clone());
+            assert!(earlier.is_none_or(|earlier| earlier == example), "{code}");
         }
     }
     found
+}
+
+fn code_and_detail(problem: &Value) -> String {
+    format!("{}: {}", problem["code"], problem["detail"])
 }
 
 /// `body` without what differs from one request to the next.
@@ -61,37 +64,27 @@ fn timeless(mut body: Value) -> Value {
 #[tokio::test]
 async fn every_example_of_a_problem_is_what_a_cluster_answers() {
     let mut answers = refusals_of_requests().await;
+    answers.push(result_not_kept().await);
     answers.extend(refusals_of_clients().await);
     answers.extend(broken_ways().await);
     answers.extend(full_and_stopping().await);
     answers.push(in_the_first_round().await);
     let answered = answers.into_iter().map(|answer| timeless(answer.body));
     let mut answered: BTreeMap<String, Value> = answered
-        .map(|body| (body["code"].as_str().unwrap().to_owned(), body))
+        .map(|body| (code_and_detail(&body), body))
         .collect();
     let mut examples = examples(&document());
-    examples
-        .values_mut()
-        .for_each(|example| *example = timeless(example.take()));
 
     // A runtime that stops takes the HTTP side with it: only the program that embeds the instance hears of it.
     let internal = thread::spawn(in_a_runtime_that_stops).join().unwrap();
-    let example = examples.remove("internal").unwrap();
-    assert_eq!(
-        (
-            json!(internal.code()),
-            json!(internal.executed()),
-            json!(internal.detail())
-        ),
-        (
-            example["code"].clone(),
-            example["executed"].clone(),
-            example["detail"].clone()
-        )
-    );
+    let internal = json!({
+        "code": internal.code(), "executed": internal.executed(), "detail": internal.detail(),
+    });
+    let example = examples.remove(&code_and_detail(&internal)).unwrap();
+    assert_eq!(internal["executed"], example["executed"]);
 
-    for (code, example) in examples {
-        assert_eq!(answered.remove(&code), Some(example), "{code}");
+    for (name, example) in examples {
+        assert_eq!(answered.remove(&name), Some(example), "{name}");
     }
     assert_eq!(answered, BTreeMap::new());
 }
@@ -148,7 +141,34 @@ async fn refusals_of_requests() -> Vec<Answer> {
     let head =
         format!("GET /regions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n");
     answers.push(raw::answer(iad.address, head.as_bytes()).await);
+    let hosts =
+        "GET /regions HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    answers.push(raw::answer(iad.address, hosts.as_bytes()).await);
     answers
+}
+
+/// What the repeat of a call gets whose result had no room in the memory of idempotency keys.
+async fn result_not_kept() -> Answer {
+    let cluster = two_regions().functions().start().await;
+    let syd = cluster.instance("syd-1");
+    let call = async |number: usize| {
+        let call =
+            json!({"module": "Test", "function": "large", "args": [number.to_string(), 4 << 20]});
+        let request = syd.request("/rpc/syd", &call.to_string());
+        answer(request.header("idempotency-key", format!("large-{number}")))
+            .await
+            .unwrap()
+    };
+    for number in 0..9 {
+        assert_eq!(call(number).await.status, 200);
+    }
+    for number in 0..9 {
+        let again = call(number).await;
+        if again.status != 200 {
+            return again;
+        }
+    }
+    panic!("36 MiB of results were kept");
 }
 
 /// What a client without a token gets, and one outside of its limits.

@@ -31,12 +31,14 @@ async fn explain(instance: &Process, region: &str, query: &str) -> Answer {
         .await
 }
 
-/// Whether the probes told of both that do not answer.
+/// Whether probes were refused by both that do not answer; one that was under way at the kill was reset.
 fn is_complete(answer: &Answer) -> bool {
     let (candidates, unplaced) = (&answer.body["candidates"], &answer.body["unplaced"]);
-    candidates[1]["state"] == "suspect"
-        && candidates[1]["last_probe_error"].is_string()
-        && unplaced[0]["last_probe_error"].is_string()
+    let is_refused = |entry: &Value| {
+        let error = entry["last_probe_error"].as_str();
+        error.is_some_and(|error| error.contains("refused"))
+    };
+    candidates[1]["state"] == "suspect" && is_refused(&candidates[1]) && is_refused(&unplaced[0])
 }
 
 /// `body` without what differs from one run to the next.

@@ -184,7 +184,7 @@ fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
         _ => Problem::new(code, detail),
     };
     let meta = Meta {
-        region: region(code),
+        region: region(code).filter(|_| takes_a_body || code != Code::InvalidRequest),
         instance: (attempts > 0).then(|| word::<InstanceId>("syd-1")),
         attempts,
         elapsed_ms: 0.412,
