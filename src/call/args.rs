@@ -1,10 +1,11 @@
 //! The arguments of a call, kept as they came: counted, never rebuilt.
 
+use memchr::memchr_iter;
 use serde::{
     Deserializer as _, Serialize,
     de::{IgnoredAny, SeqAccess, Visitor},
 };
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::wrong;
 use crate::{
@@ -26,35 +27,35 @@ impl Args {
     /// # Errors
     /// [`Code::InvalidRequest`] when `values` has no JSON form or more than 256 items.
     pub(crate) fn from_values(values: &impl Serialize) -> Result<Self, Problem> {
-        let text = serde_json::to_string(values).map_err(|error| {
-            Problem::new(
-                Code::InvalidRequest,
-                format!("the arguments have no JSON form: {error}"),
-            )
-        })?;
-        let array = match text.as_bytes().first() {
-            Some(b'[') => text,
-            _ if text == "null" => "[]".into(),
-            _ => format!("[{text}]"),
+        let no_form = |error| {
+            let detail = format!("the arguments have no JSON form: {error}");
+            Problem::new(Code::InvalidRequest, detail)
         };
-        let raw = RawValue::from_string(array).map_err(|error| {
-            Problem::new(
-                Code::InvalidRequest,
-                format!("the arguments have no JSON form: {error}"),
-            )
-        })?;
-        Self::from_raw(&raw)
+        let raw = to_raw_value(values).map_err(no_form)?;
+        match raw.get().as_bytes().first() {
+            Some(b'[') => Self::from_array(raw),
+            _ if raw.get() == "null" => Ok(Self::default()),
+            _ => Self::from_array(to_raw_value(&[raw]).map_err(no_form)?),
+        }
     }
 
     pub(super) fn from_raw(raw: &RawValue) -> Result<Self, Problem> {
-        let count = serde_json::Deserializer::from_str(raw.get()).deserialize_seq(Counter);
-        match count {
-            Ok(count) if count <= MAX_ARGS => Ok(Self(raw.to_owned())),
-            _ => Err(wrong(
-                "args",
-                &format!("an array of at most {MAX_ARGS} items"),
-            )),
+        Self::from_array(raw.to_owned())
+    }
+
+    fn from_array(array: Box<RawValue>) -> Result<Self, Problem> {
+        let text = array.get();
+        // So few commas, inside strings and arrays too, cannot part more items; then the text is not read once more.
+        let is_short =
+            text.starts_with('[') && memchr_iter(b',', text.as_bytes()).count() < MAX_ARGS;
+        let count = || serde_json::Deserializer::from_str(text).deserialize_seq(Counter);
+        if is_short || matches!(count(), Ok(count) if count <= MAX_ARGS) {
+            return Ok(Self(array));
         }
+        Err(wrong(
+            "args",
+            &format!("an array of at most {MAX_ARGS} items"),
+        ))
     }
 
     /// The array itself.

@@ -219,7 +219,8 @@ impl Lines {
 
     /// The buffer to read into, with space for the next read.
     pub(crate) fn room(&mut self) -> &mut BytesMut {
-        self.buffer.reserve(ROOM);
+        // A long line is read in pieces that grow with it.
+        self.buffer.reserve(ROOM.max(self.buffer.len()));
         &mut self.buffer
     }
 
