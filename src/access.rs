@@ -6,7 +6,7 @@ use std::{str::FromStr, sync::Arc};
 use crate::{
     name::{FunctionName, InvalidName, KeyOwner, Name, word},
     region::Region,
-    token::{Borne, Token},
+    token::{PresentedToken, Token},
 };
 
 word! {
@@ -34,17 +34,17 @@ impl Access {
     }
 
     /// Whether a request that bears this may use what is for instances only.
-    pub(crate) fn is_instance(&self, borne: Option<&Borne>) -> bool {
+    pub(crate) fn is_instance(&self, presented: Option<&PresentedToken>) -> bool {
         self.cluster.is_empty()
-            || borne.is_some_and(|borne| borne.position(&self.cluster).is_some())
+            || presented.is_some_and(|presented| presented.position(&self.cluster).is_some())
     }
 
     /// Who asks, by what the request bears.
-    pub(crate) fn caller(&self, borne: Option<&Borne>) -> Option<Caller> {
+    pub(crate) fn caller(&self, presented: Option<&PresentedToken>) -> Option<Caller> {
         if self.clients.is_empty() {
             return Some(Caller(None));
         }
-        let place = borne?.position(self.clients.iter().map(|client| &client.token))?;
+        let place = presented?.position(self.clients.iter().map(|client| &client.token))?;
         Some(Caller(self.clients.get(place).cloned()))
     }
 }

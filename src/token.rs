@@ -75,9 +75,9 @@ impl fmt::Debug for Token {
 
 /// What a request bears, as the digest that is compared.
 #[derive(Clone)]
-pub(crate) struct Borne([u8; 32]);
+pub(crate) struct PresentedToken([u8; 32]);
 
-impl Borne {
+impl PresentedToken {
     /// What the value of an `Authorization` header bears; `None` for another scheme than `Bearer`.
     pub(crate) fn from_authorization(value: &[u8]) -> Option<Self> {
         let (scheme, token) = value.split_at_checked("Bearer ".len())?;
@@ -162,7 +162,8 @@ mod tests {
     #[test]
     fn what_is_borne_is_found_by_its_whole_text() {
         let tokens = [token('a'), token('b')];
-        let position = |value: &str| Borne::from_authorization(value.as_bytes())?.position(&tokens);
+        let position =
+            |value: &str| PresentedToken::from_authorization(value.as_bytes())?.position(&tokens);
         assert_eq!(position(&token('a').bearer()), Some(0));
         assert_eq!(
             position(&token('b').bearer().replace("Bearer", "bearer")),

@@ -1,25 +1,25 @@
 //! `GET /regions/{region}/explain`: where calls for a region would run, and why; what discovery knows of each address. The
-//! choice itself is made elsewhere: this tells of it in words.
-
-use std::sync::Arc;
+//! choice itself is made by `dispatch`: this explains it in words.
 
 use axum::{
-    extract::{Request, State},
-    response::Response,
+    extract::{RawQuery, State},
+    response::Result,
 };
 
 use super::{
-    App, answer,
-    context::Context,
+    App, AppState, discovery,
     documents::{CandidateDocument, ExplanationDocument, UnplacedDocument},
+    own_state, whole_milliseconds,
+};
+use crate::http::{
     openapi::ExplainProblems,
-    reading::{asked_region, discovery, own_state, whole_milliseconds},
+    response::{Json, Refusal},
 };
 use crate::{
     cluster::{Health, Overview, PeerState, Seen},
     name::FunctionName,
     problem::{Code, Problem},
-    region::Region,
+    region::{Region, Target},
 };
 
 /// Why no peer is chosen in the region of the instance that answers.
@@ -90,41 +90,34 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
     ),
     security(("client_token" = []), ())
 )]
-pub(super) async fn explain_region(
-    State(app): State<Arc<App>>,
-    context: Context,
-    request: Request,
-) -> Response {
-    let region = match asked_region(&app, request.uri().path(), "/explain") {
-        Ok(region) => region,
-        Err(problem) => return context.refuse(None, problem),
-    };
-    if let Some(problem) = unknown(&app, &region) {
-        return context.refuse(Some(region), problem);
-    }
-    let function = match asked_function(request.uri().query()) {
-        Ok(function) => function,
-        Err(problem) => return context.refuse(Some(region), problem),
-    };
+pub(in crate::http) async fn explain_region(
+    State(app): AppState,
+    target: Target,
+    RawQuery(query): RawQuery,
+) -> Result<Json<ExplanationDocument>> {
+    let region = target.region(&app.identity.primary).clone();
+    let refuse = |problem| Refusal::new(problem, &region);
+    is_known(&app, &region).map_err(refuse)?;
+    let function = asked_function(query.as_deref()).map_err(refuse)?;
     let overview = app.cluster.overview().await;
     let candidates = candidates(&app, &overview, &region, function.as_ref());
-    answer::ok(&ExplanationDocument {
+    Ok(Json(ExplanationDocument {
         function: function.map(|function| function.to_string()),
         candidates,
         unplaced: overview.seen.iter().filter_map(unplaced).collect(),
         discovery: discovery(&app, &overview.progress),
         region,
-    })
+    }))
 }
 
-/// The problem of a region that no instance was ever seen in. While discovery has found nothing yet, there is something
-/// to explain.
-fn unknown(app: &App, region: &Region) -> Option<Problem> {
-    if *region == app.identity.region {
-        return None;
+/// Refuses a region that no instance was ever seen in. While discovery has found nothing yet, there is something to explain.
+fn is_known(app: &App, region: &Region) -> Result<(), Problem> {
+    match app.dispatcher.peers(region) {
+        Err(problem) if *region != app.identity.region && problem.code == Code::RegionUnknown => {
+            Err(problem)
+        }
+        _ => Ok(()),
     }
-    let problem = app.dispatcher.peers(region).err()?;
-    (problem.code == Code::RegionUnknown).then_some(problem)
 }
 
 /// The function that the query names, if it names one.

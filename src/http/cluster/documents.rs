@@ -1,4 +1,4 @@
-//! What the routes that only tell answer with: the regions, their instances, how discovery fares, and health.
+//! The documents of the cluster: regions, instances, where calls for a region would run, and how discovery fares.
 
 use std::net::SocketAddr;
 
@@ -144,19 +144,4 @@ pub(crate) struct DiscoveryDocument {
     pub warnings: Vec<String>,
     /// Rounds that were finished.
     pub rounds: u64,
-}
-
-/// Whether an instance lives, or is ready.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Health)]
-pub(crate) struct StatusDocument {
-    /// `live` or `ready`.
-    #[schema(example = "ready")]
-    pub status: String,
-    /// The instance's id.
-    #[schema(value_type = String, example = "148e21dad76789")]
-    pub instance: InstanceId,
-    /// Its region.
-    #[schema(value_type = String, example = "iad")]
-    pub region: Region,
 }
