@@ -13,7 +13,7 @@ use axum::{
 
 use super::AppState;
 use crate::{
-    cluster::{Health, Overview},
+    cluster::{Overview, PeerState},
     metrics::Discovered,
     problem::{Code, Problem},
     region::Region,
@@ -44,12 +44,12 @@ fn format(headers: &HeaderMap) -> HeaderValue {
 fn discovered<'a>(overview: &'a Overview, regions: &'a [Region]) -> Discovered<'a> {
     let mut peers = BTreeMap::new();
     for region in regions {
-        for health in Health::ALL {
-            peers.insert((region.as_str(), health.as_str()), 0);
+        for state in PeerState::ALL {
+            peers.insert((region.as_str(), state.as_str()), 0);
         }
     }
-    for state in overview.peers() {
-        let labels = (state.peer.region.as_str(), state.health.as_str());
+    for known in overview.peers() {
+        let labels = (known.peer.region.as_str(), known.state.as_str());
         *peers.entry(labels).or_default() += 1;
     }
     let progress = &overview.progress;

@@ -20,7 +20,7 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
-    cluster::{Health, Overview, PeerState, Progress},
+    cluster::{KnownPeer, Overview, PeerState, Progress},
     lifecycle::Phase,
     region::{Region, Target},
     registry::Catalogue,
@@ -172,16 +172,16 @@ fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocum
         .entry(app.identity.region.clone())
         .or_default()
         .push(this_instance(app));
-    for state in overview.peers() {
+    for known in overview.peers() {
         regions
-            .entry(state.peer.region.clone())
+            .entry(known.peer.region.clone())
             .or_default()
-            .push(peer(state));
+            .push(peer(known));
     }
     for instances in regions.values_mut() {
         // Of two addresses of one instance, the one by which it can be called.
         let order =
-            |a: &InstanceDocument| (a.instance.clone(), a.state != Health::Ready, a.address);
+            |a: &InstanceDocument| (a.instance.clone(), a.state != PeerState::Ready, a.address);
         instances.sort_by_key(order);
         instances.dedup_by(|a, b| a.instance == b.instance);
     }
@@ -201,22 +201,22 @@ fn this_instance(app: &App) -> InstanceDocument {
 }
 
 /// The state of the instance that answers.
-pub(super) fn own_state(app: &App) -> Health {
+pub(super) fn own_state(app: &App) -> PeerState {
     match app.lifecycle.phase() {
-        Phase::Serving => Health::Ready,
-        Phase::Draining | Phase::Refusing | Phase::Cut => Health::Draining,
+        Phase::Serving => PeerState::Ready,
+        Phase::Draining | Phase::Refusing | Phase::Cut => PeerState::Draining,
     }
 }
 
-fn peer(state: &PeerState) -> InstanceDocument {
+fn peer(known: &KnownPeer) -> InstanceDocument {
     InstanceDocument {
-        instance: state.peer.instance.clone(),
-        address: state.peer.address,
-        state: state.health,
+        instance: known.peer.instance.clone(),
+        address: known.peer.address,
+        state: known.state,
         local: false,
-        release: state.peer.release.clone(),
-        rtt_ms: Some(milliseconds(state.rtt)),
-        last_seen_ms: Some(whole_milliseconds(state.last_seen.elapsed())),
+        release: known.peer.release.clone(),
+        rtt_ms: Some(milliseconds(known.rtt)),
+        last_seen_ms: Some(whole_milliseconds(known.last_seen.elapsed())),
     }
 }
 
