@@ -1,5 +1,5 @@
 //! Who may ask what: the cluster's tokens, and clients with their names, tokens and limits.
-//! Decides on what a request bears; how it is refused is `http`'s affair.
+//! Decides by the token that a request presents; `http` refuses the request.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -33,13 +33,13 @@ impl Access {
         self.cluster.first()
     }
 
-    /// Whether a request that bears this may use what is for instances only.
+    /// Whether a request with this token may use the routes for instances.
     pub(crate) fn is_instance(&self, presented: Option<&PresentedToken>) -> bool {
         self.cluster.is_empty()
             || presented.is_some_and(|presented| presented.position(&self.cluster).is_some())
     }
 
-    /// Who asks, by what the request bears.
+    /// The client whose token this is.
     pub(crate) fn caller(&self, presented: Option<&PresentedToken>) -> Option<Caller> {
         if self.clients.is_empty() {
             return Some(Caller(None));
@@ -55,7 +55,7 @@ impl Access {
 pub struct Client {
     /// What logs call it.
     pub name: ClientName,
-    /// What it bears.
+    /// Its token.
     pub token: Token,
     /// The regions that it may call; all when `None`.
     pub regions: Option<Vec<Region>>,

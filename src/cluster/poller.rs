@@ -47,6 +47,9 @@ pub(super) enum Message {
     Overview(oneshot::Sender<Overview>),
 }
 
+/// An address and how a probe of it ended.
+type Probed = (SocketAddr, Result<ProbeAnswer, ProbeFailure>);
+
 /// How far the current round is: one pass in which DNS is asked and the addresses that it added are probed once.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Round {
@@ -70,7 +73,7 @@ pub(super) struct Poller {
     metrics: Arc<DiscoveryMetrics>,
     schedule: ProbeSchedule,
     queries: JoinSet<DnsAnswer>,
-    probes: JoinSet<(SocketAddr, Result<ProbeAnswer, ProbeFailure>)>,
+    probes: JoinSet<Probed>,
     /// The calls that wait for the next outcome of a probe, by its address.
     waiters: HashMap<SocketAddr, Vec<oneshot::Sender<PeerState>>>,
     /// The regions that changed since they were last published.
@@ -233,10 +236,7 @@ impl Poller {
         }
     }
 
-    fn probed(
-        &mut self,
-        probed: Result<(SocketAddr, Result<ProbeAnswer, ProbeFailure>), JoinError>,
-    ) {
+    fn probed(&mut self, probed: Result<Probed, JoinError>) {
         let (address, outcome) = match probed {
             Ok(probed) => probed,
             Err(error) => {

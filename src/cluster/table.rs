@@ -345,7 +345,7 @@ impl Table {
             return Vec::new();
         };
         let ProbeAnswer {
-            peer,
+            mut peer,
             draining,
             rtt,
         } = answer;
@@ -369,18 +369,16 @@ impl Table {
                 old
             }
             old => {
-                let mut peer = peer;
-                if let Some((old, _)) = &old
-                    && old.instance == peer.instance
-                {
-                    peer.load = Arc::clone(&old.load);
+                if let Some((old, _)) = old {
+                    let is_same_instance = old.instance == peer.instance;
+                    if is_same_instance {
+                        peer.load = Arc::clone(&old.load);
+                    }
+                    if !is_same_instance || old.region != peer.region {
+                        changes.push(Change::new(&old, None, "another instance answers there"));
+                    }
                 }
                 let peer = Arc::new(peer);
-                if let Some((old, _)) = old
-                    && (old.instance != peer.instance || old.region != peer.region)
-                {
-                    changes.push(Change::new(&old, None, "another instance answers there"));
-                }
                 changes.push(Change::new(&peer, Some(state), "it answered the probe"));
                 peer
             }
