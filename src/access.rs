@@ -1,12 +1,12 @@
 //! Who may ask what: the cluster's tokens, and clients with their names, tokens and limits.
-//! Decides by the token that a request presents; `http` refuses the request.
+//! Decides on what a request bears; how it is refused is `http`'s affair.
 
 use std::{str::FromStr, sync::Arc};
 
 use crate::{
     name::{FunctionName, InvalidName, KeyOwner, Name, word},
     region::Region,
-    token::{PresentedToken, Token},
+    token::{Borne, Token},
 };
 
 word! {
@@ -33,18 +33,18 @@ impl Access {
         self.cluster.first()
     }
 
-    /// Whether a request with this token may use the routes for instances.
-    pub(crate) fn is_instance(&self, presented: Option<&PresentedToken>) -> bool {
+    /// Whether a request that bears this may use what is for instances only.
+    pub(crate) fn is_instance(&self, borne: Option<&Borne>) -> bool {
         self.cluster.is_empty()
-            || presented.is_some_and(|presented| presented.position(&self.cluster).is_some())
+            || borne.is_some_and(|borne| borne.position(&self.cluster).is_some())
     }
 
-    /// The client whose token this is.
-    pub(crate) fn caller(&self, presented: Option<&PresentedToken>) -> Option<Caller> {
+    /// Who asks, by what the request bears.
+    pub(crate) fn caller(&self, borne: Option<&Borne>) -> Option<Caller> {
         if self.clients.is_empty() {
             return Some(Caller(None));
         }
-        let place = presented?.position(self.clients.iter().map(|client| &client.token))?;
+        let place = borne?.position(self.clients.iter().map(|client| &client.token))?;
         Some(Caller(self.clients.get(place).cloned()))
     }
 }
@@ -55,7 +55,7 @@ impl Access {
 pub struct Client {
     /// What logs call it.
     pub name: ClientName,
-    /// Its token.
+    /// What it bears.
     pub token: Token,
     /// The regions that it may call; all when `None`.
     pub regions: Option<Vec<Region>>,

@@ -1,15 +1,9 @@
-//! The HTTP client that instances and commands use: straight to the address, no proxy, no redirect, bounded bodies.
+//! The HTTP client that instances use: straight to the address, no proxy, no redirect, bounded bodies.
 //! A proxy from the environment or a redirect would hand calls, and later the cluster's token, to somebody else.
 
 use std::time::Duration;
 
-use reqwest::{
-    Client, ClientBuilder, Response,
-    header::{AUTHORIZATION, HeaderMap, HeaderValue},
-    redirect,
-};
-
-use crate::token::Token;
+use reqwest::{Client, ClientBuilder, Response, redirect};
 
 /// How long an idle connection is kept: well below the 10 s after which the server closes it, so that a call does not
 /// meet a connection that is just being closed.
@@ -36,17 +30,6 @@ pub(crate) fn builder(connect_timeout: Duration) -> ClientBuilder {
         .connect_timeout(connect_timeout)
         .pool_idle_timeout(IDLE)
         .tcp_nodelay(true)
-}
-
-/// The headers of a request that bears `token`, marked so that no log shows it; none without one.
-pub(crate) fn authorization(token: Option<&Token>) -> HeaderMap {
-    let bearing = |token: &Token| {
-        // The alphabet of tokens is one of header values.
-        let mut value = HeaderValue::try_from(token.bearer()).ok()?;
-        value.set_sensitive(true);
-        Some((AUTHORIZATION, value))
-    };
-    token.and_then(bearing).into_iter().collect()
 }
 
 /// The body of `response`, at most `limit` bytes.

@@ -2,27 +2,27 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::Args;
-use reqwest::{RequestBuilder, StatusCode, Url};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header::AUTHORIZATION};
+use http_body_util::Full;
+use reqwest::Url;
 use serde::de::DeserializeOwned;
 
 use super::{
     Failure,
     advice::{self, Asked},
+    exchange::{Unanswered, exchange},
     print, say,
 };
 use crate::{
-    client::{self, BodyError},
-    config,
+    client, config,
     problem::Code,
     reply::ProblemDocument,
     telemetry::{printable, printable_json},
+    token::Token,
 };
 
-/// The largest answer that is read.
-const MAX_ANSWER: usize = 64 << 20;
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
 /// How long an answer that only tells may take.
 const TELLING: Duration = Duration::from_secs(10);
 
@@ -47,39 +47,31 @@ pub(super) struct AskArgs {
 /// What an instance answered.
 pub(super) struct Answer {
     status: StatusCode,
-    body: Vec<u8>,
+    body: Bytes,
     /// What it was asked with, for the advice.
     pub(super) asked: Asked,
 }
 
 impl Endpoint {
-    /// What the instance answers within `timeout` to the request that `build` makes of a client and the URL of `path`.
+    /// What the instance answers within `timeout` to `request`, whose URI is a path.
     pub(super) async fn ask(
         &self,
-        path: &str,
+        mut request: Request<Full<Bytes>>,
         timeout: Duration,
-        build: impl FnOnce(&reqwest::Client, String) -> RequestBuilder,
     ) -> Result<Answer, Failure> {
         let base = self.base()?;
         let token = config::client_token().map_err(|error| Failure::Usage(error.to_string()))?;
-        let failed = |error: reqwest::Error| unanswered(&base, error, timeout);
-        let client = client::builder(CONNECT)
-            .default_headers(client::authorization(token.as_ref()))
-            .timeout(timeout)
-            .build()
-            .map_err(failed)?;
-        let response = build(&client, format!("{base}{path}"))
-            .send()
+        let uri = format!("{base}{}", request.uri());
+        *request.uri_mut() = uri
+            .parse()
+            .map_err(|error| Failure::Usage(format!("{uri:?} is no URL to ask: {error}")))?;
+        request.headers_mut().extend(authorization(token.as_ref()));
+        let (status, body) = exchange(request, timeout)
             .await
-            .map_err(failed)?;
-        let status = response.status();
-        let body = client::body(response, MAX_ANSWER).await;
+            .map_err(|error| Failure::Failed(unanswered(&base, error)))?;
         Ok(Answer {
             status,
-            body: body.map_err(|error| match error {
-                BodyError::Cut(error) => failed(error),
-                BodyError::TooLong(_) => Failure::Failed(error.to_string()),
-            })?,
+            body,
             asked: Asked {
                 with_token: token.is_some(),
                 ..Asked::default()
@@ -89,7 +81,8 @@ impl Endpoint {
 
     /// What the instance answers to `GET path`.
     pub(super) async fn get(&self, path: &str) -> Result<Answer, Failure> {
-        self.ask(path, TELLING, |client, url| client.get(url)).await
+        let request = Request::get(path).body(Full::default());
+        self.ask(request?, TELLING).await
     }
 
     /// The URL that paths are appended to.
@@ -104,29 +97,54 @@ impl Endpoint {
         };
         let url = Url::parse(&text).map_err(|_| wrong("is no URL"))?;
         match url.scheme() {
-            "http" if url.query().is_none() && url.fragment().is_none() => {
-                Ok(url.as_str().trim_end_matches('/').to_owned())
+            "https" if !cfg!(feature = "https") => {
+                Err(wrong("needs TLS, which this program was built without"))
             }
-            "http" => Err(wrong("has more than a host, a port and a path")),
-            "https" => Err(wrong("needs TLS, which this program does not speak")),
-            _ => Err(wrong("is no http URL")),
+            "http" | "https" if is_base(&url) => Ok(url.as_str().trim_end_matches('/').to_owned()),
+            "http" | "https" => Err(wrong("has more than a host, a port and a path")),
+            _ => Err(wrong("is no http or https URL")),
         }
     }
 }
 
+/// Whether a path can be appended to `url`, and nothing in it would be left out.
+fn is_base(url: &Url) -> bool {
+    let is_anonymous = url.username().is_empty() && url.password().is_none();
+    is_anonymous && url.query().is_none() && url.fragment().is_none()
+}
+
+/// The headers of a request that bears `token`, marked so that no log shows it; none without one.
+fn authorization(token: Option<&Token>) -> HeaderMap {
+    let bearing = |token: &Token| {
+        // The alphabet of tokens is one of header values.
+        let mut value = HeaderValue::try_from(token.bearer()).ok()?;
+        value.set_sensitive(true);
+        Some((AUTHORIZATION, value))
+    };
+    token.and_then(bearing).into_iter().collect()
+}
+
 /// Why there is no answer: nothing can have happened without a connection, and nobody knows after it.
-fn unanswered(base: &str, error: reqwest::Error, timeout: Duration) -> Failure {
-    let error = error.without_url();
-    let cause = client::chain(&error);
-    Failure::Failed(if error.is_connect() {
-        format!(
-            "cannot reach {base}: {cause}; is an instance running there? see --url and FLY_RPC_URL"
-        )
-    } else if error.is_timeout() {
-        format!("no answer from {base} within {timeout:?}; what was asked may have been done")
-    } else {
-        format!("no answer from {base}: {cause}; what was asked may have been done")
-    })
+fn unanswered(base: &str, error: Unanswered) -> String {
+    let may_have_run = "what was asked may have been done";
+    match error {
+        Unanswered::NoConnection(error) => format!(
+            "cannot reach {base}: {}; is an instance running there? see --url and FLY_RPC_URL",
+            client::chain(&*error)
+        ),
+        #[cfg(feature = "https")]
+        Unanswered::NoTls(error) => format!("cannot reach {base}: {}", client::chain(&error)),
+        Unanswered::TooLate(timeout) => {
+            format!("no answer from {base} within {timeout:?}; {may_have_run}")
+        }
+        Unanswered::Cut(error) => {
+            let cause = client::chain(&*error);
+            format!("no answer from {base}: {cause}; {may_have_run}")
+        }
+        Unanswered::TooLong(limit) => {
+            format!("the answer from {base} is longer than {limit} bytes; {may_have_run}")
+        }
+    }
 }
 
 impl Answer {

@@ -4,16 +4,12 @@ use std::time::Duration;
 
 use anstyle::Style;
 use clap::Args;
+use http::{Request, header::CONTENT_TYPE};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use tokio::time::Instant;
 
-use super::{
-    Failure,
-    advice::Again,
-    ask::{Answer, Endpoint},
-    functions, print, say,
-};
+use super::{Failure, advice::Again, ask::Endpoint, functions, print, say};
 use crate::{
     call::MAX_TIMEOUT,
     json,
@@ -104,21 +100,14 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
         instance: args.instance.as_ref(),
     });
     let patience = args.timeout.unwrap_or(LONGEST).saturating_add(GRACE);
-    let path = format!("/rpc/{}", args.region);
+    let mut request =
+        Request::post(format!("/rpc/{}", args.region)).header(CONTENT_TYPE, "application/json");
+    if let Some(key) = &args.idempotency_key {
+        request = request.header("idempotency-key", key.as_str());
+    }
+    let request = request.body(body.into())?;
     let asked = Instant::now();
-    let mut answer: Answer = args
-        .endpoint
-        .ask(&path, patience, |client, url| {
-            let request = client
-                .post(url)
-                .header("content-type", "application/json")
-                .body(body);
-            match &args.idempotency_key {
-                Some(key) => request.header("idempotency-key", key.as_str()),
-                None => request,
-            }
-        })
-        .await?;
+    let mut answer = args.endpoint.ask(request, patience).await?;
     let took = asked.elapsed();
     if args.json {
         return answer.print_json();

@@ -6,11 +6,14 @@ mod call;
 mod completions;
 #[cfg(feature = "dev")]
 mod dev;
+mod exchange;
 mod explain;
 mod functions;
 mod regions;
 mod serve;
 mod table;
+#[cfg(feature = "https")]
+mod tls;
 
 use std::{
     io::{self, Write},
@@ -67,6 +70,12 @@ pub(crate) enum Failure {
     /// It failed, and the command has said so already.
     #[error("")]
     Told,
+}
+
+impl From<http::Error> for Failure {
+    fn from(error: http::Error) -> Self {
+        Self::Usage(error.to_string())
+    }
 }
 
 impl From<io::Error> for Failure {

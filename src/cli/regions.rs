@@ -14,7 +14,7 @@ use super::{
     write_out,
 };
 use crate::{
-    cluster::PeerState,
+    cluster::Health,
     http::{InstanceDocument, RegionsDocument},
     telemetry::printable,
 };
@@ -117,11 +117,11 @@ fn row(region: &str, instance: &InstanceDocument) -> Vec<Cell> {
     ]
 }
 
-fn colour(state: PeerState) -> Style {
+fn colour(state: Health) -> Style {
     match state {
-        PeerState::Ready => AnsiColor::Green,
-        PeerState::Suspect => AnsiColor::Red,
-        PeerState::Draining => AnsiColor::Yellow,
+        Health::Ready => AnsiColor::Green,
+        Health::Suspect => AnsiColor::Red,
+        Health::Draining => AnsiColor::Yellow,
     }
     .on_default()
 }

@@ -1,4 +1,4 @@
-//! What must hold of the answers of a DNS server that sends anything, for fuzzing and for unit tests.
+//! What a fuzzer holds against this layer: the answers of a DNS server that says anything.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -6,41 +6,44 @@ use hickory_resolver::proto::op::Message;
 use tokio::time::Instant;
 
 use super::{
-    dns,
-    snapshot::Peer,
-    table::{Event, MAX_WITHOUT_PEER, ProbeAnswer, Table},
+    event::{Event, Resolved, Sighting},
+    peers::Peer,
+    records,
+    table::{MAX_WITHOUT_PEER, Table},
 };
 use crate::name::BootId;
 
 const PORT: u16 = 8080;
 
-/// An answer of DNS to a table with one peer: the peer stays, every other usable address is probed once, and no other is.
+/// An answer of DNS, for a table with one peer: the peer stays, every other address is asked who it is, once, and none is
+/// asked at which nobody can be.
 pub(crate) fn dns_answer(bytes: &[u8]) {
     let Ok(message) = Message::from_vec(bytes) else {
         return;
     };
-    let mut addresses: BTreeSet<SocketAddr> = dns::addresses(&message, PORT)
-        .chain(dns::services(&message).0)
+    let mut addresses: BTreeSet<SocketAddr> = records::addresses(&message, PORT)
+        .into_iter()
+        .chain(records::services(&message).known)
         .collect();
-    addresses.retain(dns::is_usable);
+    addresses.retain(records::can_be_a_peer);
     let peer = SocketAddr::from(([127, 0, 0, 1], PORT));
     let now = Instant::now();
     let mut table = table_with(peer, now);
-    let mut probed = |complete| {
+    let mut asked = |complete| {
         let addresses = addresses.clone();
-        let resolved = Event::Resolved {
+        let resolved = Resolved {
             addresses,
             complete,
         };
-        let probed = table.apply(resolved, now).probe;
+        let asked = table.apply(Event::Resolved(resolved), now).ask;
         assert!(table.is_peer(peer));
-        probed
+        asked
     };
     let new = addresses.iter().copied().filter(|it| *it != peer);
     let new: Vec<_> = new.take(MAX_WITHOUT_PEER).collect();
-    assert_eq!(probed(false), new);
+    assert_eq!(asked(false), new);
     let missing = (!addresses.contains(&peer)).then_some(peer);
-    assert_eq!(probed(true), Vec::from_iter(missing));
+    assert_eq!(asked(true), Vec::from_iter(missing));
     for address in new {
         let ip = address.ip();
         assert!(ip == ip.to_canonical() && !ip.is_unspecified() && !ip.is_multicast());
@@ -50,14 +53,14 @@ pub(crate) fn dns_answer(bytes: &[u8]) {
 
 fn table_with(address: SocketAddr, now: Instant) -> Table {
     let (Ok(me), Ok(instance), Ok(region)) = ("me".parse(), "peer".parse(), "syd".parse()) else {
-        unreachable!("these names are valid");
+        unreachable!("these are good names");
     };
     let mut table = Table::new(me, BootId::random());
-    let resolved = Event::Resolved {
+    let resolved = Resolved {
         addresses: [address].into(),
         complete: true,
     };
-    let answer = ProbeAnswer {
+    let sighting = Sighting {
         peer: Peer {
             address,
             region,
@@ -70,7 +73,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
         draining: false,
         rtt: Duration::ZERO,
     };
-    table.apply(resolved, now);
-    table.apply(Event::Probed(address, Ok(answer)), now);
+    table.apply(Event::Resolved(resolved), now);
+    table.apply(Event::Probed(address, Ok(sighting)), now);
     table
 }

@@ -2,19 +2,19 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::snapshot::{Peer, RegionPeers, Snapshot};
+use super::peers::{Peer, PeerTable, RegionPeers};
 use crate::{name::FunctionName, region::Region};
 
 /// A region with peers.
 #[derive(Debug)]
 pub struct Peers {
-    snapshot: Snapshot,
+    table: PeerTable,
     region: Region,
     function: FunctionName,
 }
 
 impl Peers {
-    /// A region with `count` ready peers; `None` for an invalid name.
+    /// So many of them, all ready; `None` where a name is none.
     pub fn new(count: u16) -> Option<Self> {
         let region: Region = "syd".parse().ok()?;
         let peer = |port: u16| {
@@ -28,14 +28,14 @@ impl Peers {
                 catalogue: None,
             }))
         };
-        let snapshot = Snapshot::new();
+        let table = PeerTable::new();
         let peers = RegionPeers {
             ready: (0..count).map(peer).collect::<Option<_>>()?,
             ..RegionPeers::default()
         };
-        snapshot.publisher().publish(&region, peers);
+        table.publisher().publish(&region, peers);
         Some(Self {
-            snapshot,
+            table,
             region,
             function: FunctionName {
                 module: "String".parse().ok()?,
@@ -46,7 +46,7 @@ impl Peers {
 
     /// The port of a peer, chosen as a call does.
     pub fn choose(&self) -> Option<u16> {
-        let peers = self.snapshot.region(&self.region)?;
+        let peers = self.table.region(&self.region)?;
         let peer = peers.choose(&self.function, &[])?;
         Some(peer.address.port())
     }

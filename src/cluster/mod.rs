@@ -1,18 +1,23 @@
-//! The cluster as this instance knows it: which peers there are, where, and in which state.
-//!
-//! `dns.rs` finds addresses and `probe.rs` asks what is there; `poller.rs` runs both and passes the results, with what
-//! calls report, to the rules in `table.rs`; calls read the outcome from `snapshot.rs`, with what `load.rs` counts.
+//! The cluster as this instance knows it: who its peers are, where, and in which state.
+//! Calls read it and tell it whom they met; discovery alone writes it.
 
-mod dns;
+mod agenda;
+mod discovery;
+mod entry;
+mod event;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 #[cfg(feature = "internals")]
 pub(crate) mod internals;
 mod load;
-mod poller;
+mod overview;
+mod peers;
 mod probe;
-mod snapshot;
+mod records;
+mod resolve;
+mod state;
 mod table;
+mod work;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -23,17 +28,18 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    dns::Dns,
-    poller::{Message, Poller},
+    discovery::{Discovery, Message},
+    peers::PeerTable,
     probe::Prober,
-    snapshot::Snapshot,
+    resolve::Dns,
     table::Table,
+    work::Work,
 };
 pub(crate) use self::{
-    snapshot::{
-        Condition, KnownAddress, KnownPeer, Overview, Peer, PeerState, Progress, RegionPeers,
-    },
-    table::CallSignal,
+    event::Encounter,
+    overview::{Overview, Progress, Seen},
+    peers::{Condition, Peer, RegionPeers},
+    state::{Health, PeerState},
 };
 use crate::{
     config::{DiscoveryConfig, Identity},
@@ -44,8 +50,11 @@ use crate::{
     token::Token,
 };
 
-/// After how long an instance is ready although DNS has not answered.
-const READY_WITHOUT_DNS: Duration = Duration::from_secs(15);
+/// How many encounters may wait for discovery; when it is behind, further ones are dropped, for they are hints.
+const INBOX: usize = 1024;
+
+/// How long after its start an instance waits at most for an answer of DNS before it says that it is ready.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// Why discovery cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -63,14 +72,14 @@ pub enum DiscoveryError {
 pub(crate) struct Cluster {
     started: Instant,
     source: Option<String>,
-    snapshot: Snapshot,
+    table: PeerTable,
     progress: watch::Receiver<Progress>,
-    poller: mpsc::Sender<Message>,
+    discovery: mpsc::Sender<Message>,
 }
 
 impl Cluster {
-    /// Starts discovery of the names in `config` in the background, in `tasks` until `stop`, and returns at once. Peers are
-    /// the instances that know `token`.
+    /// Starts discovery of `config`'s names in the background, in `tasks` until `stop`; returns at once. Peers are who
+    /// knows `token`.
     ///
     /// # Errors
     /// See [`DiscoveryError`].
@@ -83,55 +92,64 @@ impl Cluster {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, DiscoveryError> {
-        let snapshot = Snapshot::new();
-        let started = Instant::now();
+        let table = PeerTable::new();
+        let (sender, inbox) = mpsc::channel(INBOX);
         if config.names.is_empty() {
             let alone = Progress {
                 answered: true,
-                complete: true,
+                whole: true,
                 ..Progress::default()
             };
             return Ok(Self {
-                started,
+                started: Instant::now(),
                 source: None,
-                snapshot,
+                table,
                 progress: watch::channel(alone).1,
-                poller: mpsc::channel(1).0,
+                discovery: sender,
             });
         }
-        let (poller, sender, progress) = Poller::new(
-            Dns::new(config, config.peer_port.unwrap_or(own_port))?,
-            Prober::new(identity.app.clone(), token.cloned())?,
-            Table::new(identity.instance.clone(), boot.clone()),
-            snapshot.publisher(),
-            config.poll_interval,
-            metrics,
-        );
-        tasks.spawn(poller.run(stop));
-        let names: Vec<_> = config.names.iter().map(dns::label).collect();
-        Ok(Self {
-            started,
-            source: Some(names.join(",")),
-            snapshot,
+        let (progress, watched) = watch::channel(Progress::default());
+        let discovery = Discovery {
+            dns: Arc::new(Dns::new(config, config.peer_port.unwrap_or(own_port))?),
+            prober: Arc::new(Prober::new(identity.app.clone(), token.cloned())?),
+            poll_interval: config.poll_interval,
+            table: Table::new(identity.instance.clone(), boot.clone()),
+            published: table.publisher(),
             progress,
-            poller: sender,
+            inbox,
+            metrics,
+            work: Work::new(),
+        };
+        tasks.spawn(discovery.run(stop));
+        let source = config
+            .names
+            .iter()
+            .map(resolve::label)
+            .collect::<Vec<_>>()
+            .join(",");
+        Ok(Self {
+            started: Instant::now(),
+            source: Some(source),
+            table,
+            progress: watched,
+            discovery: sender,
         })
     }
 
     /// The peers of `region`: one cache read.
     ///
     /// # Errors
-    /// [`Code::RegionUnknown`] when no instance was ever seen in it; [`Code::DiscoveryPending`] instead as long as DNS has
-    /// not answered completely, because one may be there.
+    /// [`Code::RegionUnknown`] when no instance was seen in it, or [`Code::DiscoveryPending`] when one may be there
+    /// because DNS has given no whole answer so far.
     pub(crate) fn region(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
-        self.snapshot
+        self.table
             .region(region)
             .ok_or_else(|| self.unknown(region))
     }
 
     fn unknown(&self, region: &Region) -> Problem {
         let progress = self.progress.borrow();
-        if progress.complete {
+        if progress.whole {
             return Problem::new(
                 Code::RegionUnknown,
                 format!("no instance was ever seen in region \"{region}\""),
@@ -149,28 +167,27 @@ impl Cluster {
 
     /// The regions in which a peer was ever seen, sorted.
     pub(crate) fn regions(&self) -> Vec<Region> {
-        self.snapshot.regions()
+        self.table.regions()
     }
 
     /// Whether the first round is over, or there is nothing to discover.
-    pub(crate) fn is_first_round_over(&self) -> bool {
+    pub(crate) fn was_tried(&self) -> bool {
         self.source.is_none() || self.progress.borrow().rounds > 0
     }
 
-    /// Waits until the first round is over, whatever it found.
-    pub(crate) async fn first_round(&self) {
+    /// Waits until the first round is over, found or not.
+    pub(crate) async fn tried(&self) {
         let mut progress = self.progress.clone();
         let is_over = |progress: &Progress| self.source.is_none() || progress.rounds > 0;
-        // An error means that discovery was stopped before.
+        // Discovery that was stopped before ends no round any more.
         let _ = progress.wait_for(is_over).await;
     }
 
-    /// Whether a call for another region can be expected to find it: a round is over in which DNS answered for every name,
-    /// be it that there are no records. After [`READY_WITHOUT_DNS`] the answer is no longer needed: an instance that can
-    /// run its own functions is better than none.
+    /// Whether calls for other regions can be expected to find them: DNS has answered for every name, be it that there
+    /// are no records, and the round is over. After [`LONGEST_WAIT`] that no longer counts: without DNS, the functions
+    /// of this instance are better than none.
     pub(crate) fn is_ready(&self) -> bool {
-        let has_waited =
-            || self.is_first_round_over() && self.started.elapsed() >= READY_WITHOUT_DNS;
+        let has_waited = || self.was_tried() && self.started.elapsed() >= LONGEST_WAIT;
         self.source.is_none() || self.progress.borrow().answered || has_waited()
     }
 
@@ -179,37 +196,44 @@ impl Cluster {
         self.source.as_deref()
     }
 
-    /// Reports what a call found out about the peer at `address`. Never waits.
-    pub(crate) fn report(&self, address: SocketAddr, signal: CallSignal) {
-        // When the poller is behind, the signal is dropped: the next call, or the next probe, brings another.
-        let _ = self.poller.try_send(Message::Called(address, signal));
+    /// Tells how a call met the peer at `address`. Never waits.
+    pub(crate) fn met(&self, address: SocketAddr, encounter: Encounter) {
+        // A full inbox drops the hint: the next call, or the next probe, brings another.
+        let _ = self.discovery.try_send(Message::Met(address, encounter));
     }
 
-    /// Probes the peer at `address` at once, on a new connection, and returns its state afterwards: for calls that wait
-    /// there and hear nothing. Takes up to a second, longer when dozens of peers hang. All calls that ask meanwhile share
-    /// one probe, and one that ended less than a quarter of a second ago counts too. What is not a peer is suspect.
-    pub(crate) async fn probe(&self, address: SocketAddr) -> PeerState {
-        let (waiter, state) = oneshot::channel();
-        match self.poller.try_send(Message::Probe(address, waiter)) {
-            Ok(()) => state.await.unwrap_or_else(|_| self.last_state(address)),
-            Err(_) => self.last_state(address),
+    /// Probes the peer at `address` at once, on a new connection, and says how it is afterwards: for calls that wait there
+    /// while nothing is heard. Takes up to a second, longer when dozens of peers hang. All who ask meanwhile get the same
+    /// verdict, and a probe that ended less than a quarter of a second ago stands for a new one. Nobody of ours is suspect.
+    pub(crate) async fn ask(&self, address: SocketAddr) -> Health {
+        let (waiter, verdict) = oneshot::channel();
+        if self
+            .discovery
+            .try_send(Message::Ask(address, waiter))
+            .is_err()
+        {
+            return self.known(address);
+        }
+        match verdict.await {
+            Ok(health) => health,
+            Err(_) => self.known(address),
         }
     }
 
-    /// The state of the peer at `address` as calls see it.
-    fn last_state(&self, address: SocketAddr) -> PeerState {
-        match self.snapshot.is_ready(address) {
-            true => PeerState::Ready,
-            false => PeerState::Suspect,
+    /// How the peer at `address` was last seen.
+    fn known(&self, address: SocketAddr) -> Health {
+        match self.table.is_ready(address) {
+            true => Health::Ready,
+            false => Health::Suspect,
         }
     }
 
-    /// Every address but this instance's own, and the progress of discovery.
+    /// Every peer, and how discovery fares.
     pub(crate) async fn overview(&self) -> Overview {
         let (answer, overview) = oneshot::channel();
-        let asked = self.poller.send(Message::Overview(answer)).await;
+        let asked = self.discovery.send(Message::Overview(answer)).await;
         let alone = || Overview {
-            addresses: Vec::new(),
+            seen: Vec::new(),
             progress: self.progress.borrow().clone(),
         };
         match asked {

@@ -1,7 +1,7 @@
-//! Probes an address: what runs there, and which functions it has when their hash is new. Where the cluster has a token,
-//! only an instance that proves that it knows it is a peer; the token itself is never sent.
+//! Asks an address who it is, and its functions when their hash is new. Owns what an instance says of itself.
+//! Where the cluster has a secret, only who proves to know it is a peer; the secret itself is never sent.
 
-use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use tokio::time;
 
 use super::{
-    snapshot::Peer,
-    table::{ProbeAnswer, ProbeFailure},
+    event::{Sighting, Unseen},
+    peers::Peer,
 };
 use crate::{
     client,
@@ -21,17 +21,17 @@ use crate::{
     token::{Proof, Token},
 };
 
-/// How long a probe may take.
+/// How long an address has to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The largest answer to `/internal/region`.
 const MAX_INTRODUCTION: usize = 64 << 10;
 /// The largest catalogue.
 const MAX_CATALOGUE: usize = 8 << 20;
 
-/// How many catalogues are kept. Instances of one release share one, so more than a few are rare.
+/// How many catalogues are kept: one for each release that runs at the same time, and some to spare.
 const CATALOGUES: u64 = 64;
 
-/// Probes addresses for the instances of one application.
+/// Asks addresses who they are, for the instances of one application.
 #[derive(Debug)]
 pub(super) struct Prober {
     client: Client,
@@ -46,7 +46,7 @@ impl Prober {
     /// # Errors
     /// The HTTP client cannot be built.
     pub(super) fn new(app: Option<String>, token: Option<Token>) -> Result<Self, reqwest::Error> {
-        // A new connection for each probe shows whether a call that needs one could connect.
+        // A fresh connection for each probe finds out whether new calls could connect.
         let client = client::builder(PROBE_TIMEOUT)
             .pool_max_idle_per_host(0)
             .build()?;
@@ -58,20 +58,20 @@ impl Prober {
         })
     }
 
-    /// The peer at `address`, within a second.
-    pub(super) async fn probe(&self, address: SocketAddr) -> Result<ProbeAnswer, ProbeFailure> {
+    /// Who answers at `address`, within a second.
+    pub(super) async fn probe(&self, address: SocketAddr) -> Result<Sighting, Unseen> {
         let started = time::Instant::now();
         let deadline = started + PROBE_TIMEOUT;
-        let no_answer = |_| ProbeFailure::NoAnswer("no answer to the probe within 1 s".to_owned());
+        let silent = |_| Unseen::Silent("no answer to the probe within 1 s".to_owned());
         let introduction = time::timeout_at(deadline, self.introduction(address))
             .await
-            .map_err(no_answer)??;
+            .map_err(silent)??;
         let rtt = started.elapsed();
         let catalogue = match self.catalogues.get(&introduction.catalogue) {
             Some(catalogue) => Some(catalogue),
             None => {
-                let catalogue = self.catalogue(address, &introduction);
-                time::timeout_at(deadline, catalogue).await.ok().flatten()
+                let asked = self.catalogue(address, &introduction);
+                time::timeout_at(deadline, asked).await.ok().flatten()
             }
         };
         let Introduction {
@@ -91,32 +91,32 @@ impl Prober {
             catalogue,
             load: Arc::default(),
         };
-        Ok(ProbeAnswer {
+        Ok(Sighting {
             peer,
             draining: state == Readiness::Draining,
             rtt,
         })
     }
 
-    async fn introduction(&self, address: SocketAddr) -> Result<Introduction, ProbeFailure> {
-        let (response, proof) = self.get(address, INTRODUCTION).await?;
+    async fn introduction(&self, address: SocketAddr) -> Result<Introduction, Unseen> {
+        let (response, proof) = self.ask(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
-        if !proof.is_from(&introduction) {
-            return Err(ProbeFailure::NotAPeer(
+        if !proof.is_of(&introduction) {
+            return Err(Unseen::Stranger(
                 "it did not prove that it knows RPC_TOKEN and answers at this very address"
                     .to_owned(),
             ));
         }
         let app = |app: &Option<String>| app.clone().unwrap_or_else(|| "none".to_owned());
         if introduction.app != self.app {
-            return Err(ProbeFailure::NotAPeer(format!(
+            return Err(Unseen::Stranger(format!(
                 "it belongs to another app: {}, not {}",
                 app(&introduction.app),
                 app(&self.app)
             )));
         }
         if introduction.protocol != PROTOCOL {
-            return Err(ProbeFailure::NotAPeer(format!(
+            return Err(Unseen::Stranger(format!(
                 "it speaks protocol {}, not {PROTOCOL}",
                 introduction.protocol
             )));
@@ -124,16 +124,15 @@ impl Prober {
         Ok(introduction)
     }
 
-    /// The catalogue of the instance that introduced itself at `address`; `None` when it cannot be read now, or comes from
-    /// another instance: the next probe asks again. It is kept under the hash of what was received, not under the hash in
-    /// the introduction: so no instance can change what is kept for another.
+    /// The catalogue of `address`; `None` when it cannot be had now, or is not of who introduced itself: the next probe
+    /// asks again. It is kept by the hash of what was received: a claim changes nothing for others.
     async fn catalogue(
         &self,
         address: SocketAddr,
         introduction: &Introduction,
     ) -> Option<Arc<Catalogue>> {
-        let (response, proof) = self.get(address, FUNCTIONS).await.ok()?;
-        if !proof.is_from(introduction) {
+        let (response, proof) = self.ask(address, FUNCTIONS).await.ok()?;
+        if !proof.is_of(introduction) {
             return None;
         }
         let catalogue: Catalogue = read(response, MAX_CATALOGUE).await.ok()?;
@@ -145,12 +144,12 @@ impl Prober {
         Some(catalogue)
     }
 
-    /// The answer for `path` at `address`, and the means to check from whom it is.
-    async fn get(
+    /// The answer for `path` at `address`, and what it proves.
+    async fn ask(
         &self,
         address: SocketAddr,
         path: &'static str,
-    ) -> Result<(Response, ProofCheck<'_>), ProbeFailure> {
+    ) -> Result<(Response, Proven<'_>), Unseen> {
         let mut request = self.client.get(format!("http://{address}{path}"));
         let challenge = self
             .token
@@ -166,7 +165,7 @@ impl Prober {
         let proof = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
         Ok((
             response,
-            ProofCheck {
+            Proven {
                 path,
                 challenge,
                 proof,
@@ -175,16 +174,16 @@ impl Prober {
     }
 }
 
-/// The proof in an answer, and the challenge that it must meet where the cluster has a token.
-struct ProofCheck<'a> {
+/// What an answer came with, and what it was asked with where the cluster has a secret.
+struct Proven<'a> {
     path: &'static str,
     challenge: Option<(Challenge, &'a Token)>,
     proof: Option<Proof>,
 }
 
-impl ProofCheck<'_> {
-    /// Whether the answer is from the instance in `introduction`, which knows the cluster's token if there is one.
-    fn is_from(&self, introduction: &Introduction) -> bool {
+impl Proven<'_> {
+    /// Whether the answer is of who introduced itself, and it knows the cluster's secret if there is one.
+    fn is_of(&self, introduction: &Introduction) -> bool {
         let who = Who {
             instance: &introduction.instance,
             region: &introduction.region,
@@ -198,51 +197,58 @@ impl ProofCheck<'_> {
     }
 }
 
-async fn send(request: RequestBuilder) -> Result<Response, ProbeFailure> {
+async fn send(request: RequestBuilder) -> Result<Response, Unseen> {
     let response = request.send().await.map_err(|error| {
-        let is_unanswered = error.is_connect() || error.is_timeout() || was_cut(&error);
+        let is_silent = error.is_connect() || error.is_timeout() || was_cut(&error);
         let error = error.without_url();
         let reason = client::chain(&error);
-        match is_unanswered {
-            true if is_refused(&error) => ProbeFailure::Refused(reason),
-            true => ProbeFailure::NoAnswer(reason),
-            false => ProbeFailure::NotAPeer(format!("it does not speak HTTP: {reason}")),
+        match is_silent {
+            true if is_refused(&error) => Unseen::Refused(reason),
+            true => Unseen::Silent(reason),
+            false => Unseen::Stranger(format!("it does not speak HTTP: {reason}")),
         }
     })?;
     match response.status() {
         StatusCode::OK => Ok(response),
-        StatusCode::UNAUTHORIZED => Err(ProbeFailure::NotAPeer(
+        StatusCode::UNAUTHORIZED => Err(Unseen::Stranger(
             "it wants another RPC_TOKEN; every instance needs the same".to_owned(),
         )),
         status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-            Err(ProbeFailure::NoAnswer(format!("it answered with {status}")))
+            Err(Unseen::Silent(format!("it answered with {status}")))
         }
-        status => Err(ProbeFailure::NotAPeer(format!("it answered with {status}"))),
+        status => Err(Unseen::Stranger(format!("it answered with {status}"))),
     }
 }
 
-async fn read<T: DeserializeOwned>(response: Response, limit: usize) -> Result<T, ProbeFailure> {
+async fn read<T: DeserializeOwned>(response: Response, limit: usize) -> Result<T, Unseen> {
     let body = client::body(response, limit)
         .await
-        .map_err(|error| ProbeFailure::NoAnswer(error.to_string()))?;
-    serde_json::from_slice(&body)
-        .map_err(|_| ProbeFailure::NotAPeer("its answer is not ours".to_owned()))
+        .map_err(|error| Unseen::Silent(error.to_string()))?;
+    serde_json::from_slice(&body).map_err(|_| Unseen::Stranger("its answer is not ours".to_owned()))
 }
 
-/// Whether nothing listens there.
+/// Whether nobody listens there.
 fn is_refused(error: &reqwest::Error) -> bool {
-    let is_refusal = |cause: &io::Error| cause.kind() == io::ErrorKind::ConnectionRefused;
-    causes(error).any(|cause| cause.downcast_ref().is_some_and(is_refusal))
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(cause) = cause.downcast_ref::<io::Error>()
+            && cause.kind() == io::ErrorKind::ConnectionRefused
+        {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }
 
-/// Whether the connection ended before an answer, as that of a process that stops may.
+/// Whether the connection ended before an answer, which a process that stops may do.
 fn was_cut(error: &reqwest::Error) -> bool {
-    let http_error = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>());
-    http_error.is_some_and(|error| !error.is_parse())
-}
-
-fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
-    std::iter::successors(error.source(), |cause: &&(dyn Error + 'static)| {
-        (*cause).source()
-    })
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(cause) = cause.downcast_ref::<hyper::Error>() {
+            return !cause.is_parse();
+        }
+        source = cause.source();
+    }
+    false
 }

@@ -25,7 +25,10 @@ async fn run(arguments: &[&str]) -> (i32, String, String) {
     run_with(arguments, &[]).await
 }
 
-async fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
+pub(crate) async fn run_with(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
     let Output {
         status,
@@ -164,11 +167,15 @@ async fn a_url_that_is_none_is_wrong_usage() {
     for (url, what) in [
         ("", "is no URL"),
         ("localhost", "is no URL"),
-        ("localhost:8080", "is no http URL"),
-        ("ftp://localhost", "is no http URL"),
+        ("localhost:8080", "is no http or https URL"),
+        ("ftp://localhost", "is no http or https URL"),
         (
-            "https://localhost",
-            "needs TLS, which this program does not speak",
+            "https://localhost/#a",
+            "has more than a host, a port and a path",
+        ),
+        (
+            "http://user@localhost",
+            "has more than a host, a port and a path",
         ),
         (
             "http://localhost/?a=b",

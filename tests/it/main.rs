@@ -48,6 +48,7 @@ mod fly_proxy_rules;
 mod fly_toml;
 mod hanging;
 mod hostile_discovery;
+mod https;
 mod idempotency;
 mod keys;
 mod layering;

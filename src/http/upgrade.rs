@@ -10,13 +10,12 @@ use axum::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{CONNECTION, UPGRADE},
     },
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use hyper_util::rt::TokioIo;
 
-use super::{clock::Clock, lines};
+use super::{App, clock::Clock, context::Context, lines};
 use crate::{
-    http::{App, layers::Context, response::Refusal},
     lifecycle::Phase,
     problem::{Code, Problem},
     protocol::{CLOCK, Challenge, LINES, NONCE, PROOF, lines::control, new_nonce},
@@ -25,9 +24,9 @@ use crate::{
 
 /// On a request without a token: its sender knows this one, as its proof shows.
 #[derive(Clone, Debug)]
-pub(in crate::http) struct Opening {
-    pub(in crate::http) challenge: Challenge,
-    pub(in crate::http) token: Token,
+pub(super) struct Opening {
+    pub(super) challenge: Challenge,
+    pub(super) token: Token,
 }
 
 /// What the first line of a connection must prove.
@@ -47,7 +46,7 @@ impl Confirmation {
 }
 
 /// Whether a request asks for a connection for calls.
-pub(in crate::http) fn is_upgrade(headers: &HeaderMap) -> bool {
+pub(super) fn is_asked(headers: &HeaderMap) -> bool {
     headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(LINES.as_bytes())
 }
 
@@ -55,8 +54,8 @@ pub(in crate::http) fn is_upgrade(headers: &HeaderMap) -> bool {
 pub(super) fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
     if app.lifecycle.phase() >= Phase::Refusing {
         let detail = "this instance is stopping and takes no new calls";
-        let problem = Problem::new(Code::Draining, detail);
-        return Refusal::new(problem, &app.identity.region).into_response();
+        let region = Some(app.identity.region.clone());
+        return context.refuse(region, Problem::new(Code::Draining, detail));
     }
     let clock_us = request
         .headers()
