@@ -1,12 +1,12 @@
 //! Who may ask what: the cluster's tokens, and clients with their names, tokens and limits.
-//! Decides on what a request bears; how it is refused is `http`'s affair.
+//! Decides by the token that a request presents; `http` refuses the request.
 
 use std::{str::FromStr, sync::Arc};
 
 use crate::{
     name::{FunctionName, InvalidName, KeyOwner, Name, word},
     region::Region,
-    token::{Borne, Token},
+    token::{PresentedToken, Token},
 };
 
 word! {
@@ -33,18 +33,18 @@ impl Access {
         self.cluster.first()
     }
 
-    /// Whether a request that bears this may use what is for instances only.
-    pub(crate) fn is_instance(&self, borne: Option<&Borne>) -> bool {
+    /// Whether a request with this token may use the routes for instances.
+    pub(crate) fn is_instance(&self, presented: Option<&PresentedToken>) -> bool {
         self.cluster.is_empty()
-            || borne.is_some_and(|borne| borne.position(&self.cluster).is_some())
+            || presented.is_some_and(|presented| presented.position(&self.cluster).is_some())
     }
 
-    /// Who asks, by what the request bears.
-    pub(crate) fn caller(&self, borne: Option<&Borne>) -> Option<Caller> {
+    /// The client whose token this is.
+    pub(crate) fn caller(&self, presented: Option<&PresentedToken>) -> Option<Caller> {
         if self.clients.is_empty() {
             return Some(Caller(None));
         }
-        let place = borne?.position(self.clients.iter().map(|client| &client.token))?;
+        let place = presented?.position(self.clients.iter().map(|client| &client.token))?;
         Some(Caller(self.clients.get(place).cloned()))
     }
 }
@@ -55,7 +55,7 @@ impl Access {
 pub struct Client {
     /// What logs call it.
     pub name: ClientName,
-    /// What it bears.
+    /// Its token.
     pub token: Token,
     /// The regions that it may call; all when `None`.
     pub regions: Option<Vec<Region>>,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::{
     access::Client,
     call::{Call, Timeouts},
-    cluster, http,
+    cluster,
     protocol::{self, Challenge, Exec},
     region::Target,
-    token::{Borne, Proof, Token},
+    token::{PresentedToken, Proof, Token},
 };
 
 const TIMEOUTS: Timeouts = Timeouts {
@@ -50,9 +50,8 @@ pub fn lines(bytes: &[u8]) {
     protocol::fuzzing::answers(bytes);
 }
 
-/// A region, by itself and in a path.
+/// A region.
 pub fn region(bytes: &[u8]) {
-    http::fuzzing::target(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
@@ -69,15 +68,18 @@ pub fn dns(bytes: &[u8]) {
 
 /// Everything that has to do with tokens, in headers and in settings.
 pub fn tokens(bytes: &[u8]) {
-    let borne = Borne::from_authorization(bytes);
+    let presented = PresentedToken::from_authorization(bytes);
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
     if let Ok(token) = text.parse::<Token>() {
         assert!(!format!("{token:?}").contains(text));
-        let own = Borne::from_authorization(token.bearer().as_bytes());
+        let own = PresentedToken::from_authorization(token.bearer().as_bytes());
         assert_eq!(own.and_then(|own| own.position([&token])), Some(0));
-        assert_eq!(borne.and_then(|borne| borne.position([&token])), None);
+        assert_eq!(
+            presented.and_then(|presented| presented.position([&token])),
+            None
+        );
     }
     if let Ok(client) = text.parse::<Client>() {
         assert!(text.starts_with(client.name.as_str()));

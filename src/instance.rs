@@ -101,7 +101,7 @@ impl Instance {
     ///
     /// No call needs this: one for a region that is not known yet waits by itself.
     pub async fn ready(&self) {
-        self.core.cluster.tried().await;
+        self.core.cluster.first_round().await;
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.

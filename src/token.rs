@@ -1,5 +1,5 @@
-//! Secrets that callers bear, and proofs that somebody knows one without showing it.
-//! A token is compared by its digest in constant time and never shown; who may do what with it is `access.rs`'s affair.
+//! Secrets that requests present, and proofs that the sender knows one without sending it. A token is compared by its
+//! digest in constant time and never shown; `access.rs` decides what it allows.
 
 use std::{fmt, str::FromStr};
 
@@ -17,18 +17,18 @@ pub struct Token {
 }
 
 impl Token {
-    /// The value of `Authorization` that bears it.
+    /// The value of `Authorization` that presents it.
     #[cfg(feature = "cli")]
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.secret)
     }
 
-    /// What proves to whoever knows this token that `statement` comes from somebody who knows it too.
+    /// The proof, for others that know this token, that `statement` comes from somebody that knows it.
     pub(crate) fn prove(&self, statement: &str) -> Proof {
         Proof(self.mac(statement).finalize().into_bytes().into())
     }
 
-    /// Whether `proof` was made of this very token and statement; in constant time.
+    /// Whether `proof` was made from this token and `statement`; in constant time.
     pub(crate) fn is_proven(&self, statement: &str, proof: &Proof) -> bool {
         self.mac(statement).verify_slice(&proof.0).is_ok()
     }
@@ -74,12 +74,12 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What a request bears, as the digest that is compared.
+/// The token in a request, as the digest that is compared.
 #[derive(Clone)]
-pub(crate) struct Borne([u8; 32]);
+pub(crate) struct PresentedToken([u8; 32]);
 
-impl Borne {
-    /// What the value of an `Authorization` header bears; `None` for another scheme than `Bearer`.
+impl PresentedToken {
+    /// The token in the value of an `Authorization` header; `None` for another scheme than `Bearer`.
     pub(crate) fn from_authorization(value: &[u8]) -> Option<Self> {
         let (scheme, token) = value.split_at_checked("Bearer ".len())?;
         scheme
@@ -87,16 +87,16 @@ impl Borne {
             .then(|| Self(Sha256::digest(token).into()))
     }
 
-    /// The place of the token it is among `tokens`; each is compared, so that the time tells nothing.
+    /// The index of this token in `tokens`. Every one is compared, so that the time does not depend on the index.
     pub(crate) fn position<'a>(
         &self,
         tokens: impl IntoIterator<Item = &'a Token>,
     ) -> Option<usize> {
-        let is_it = |token: &Token| -> Choice { token.digest.ct_eq(&self.0) };
-        let places = tokens.into_iter().map(is_it).enumerate();
-        places.fold(None, |found, (place, is_it)| {
-            if bool::from(is_it) {
-                Some(place)
+        let is_equal = |token: &Token| -> Choice { token.digest.ct_eq(&self.0) };
+        let comparisons = tokens.into_iter().map(is_equal).enumerate();
+        comparisons.fold(None, |found, (index, is_equal)| {
+            if bool::from(is_equal) {
+                Some(index)
             } else {
                 found
             }
@@ -161,9 +161,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_borne_is_found_by_its_whole_text() {
+    fn a_presented_token_is_found_by_its_whole_text() {
         let tokens = [token('a'), token('b')];
-        let position = |value: &str| Borne::from_authorization(value.as_bytes())?.position(&tokens);
+        let position =
+            |value: &str| PresentedToken::from_authorization(value.as_bytes())?.position(&tokens);
         assert_eq!(position(&token('a').bearer()), Some(0));
         assert_eq!(
             position(&token('b').bearer().replace("Bearer", "bearer")),

@@ -14,7 +14,7 @@ use super::{
     write_out,
 };
 use crate::{
-    cluster::Health,
+    cluster::PeerState,
     http::{InstanceDocument, RegionsDocument},
     telemetry::printable,
 };
@@ -117,11 +117,11 @@ fn row(region: &str, instance: &InstanceDocument) -> Vec<Cell> {
     ]
 }
 
-fn colour(state: Health) -> Style {
+fn colour(state: PeerState) -> Style {
     match state {
-        Health::Ready => AnsiColor::Green,
-        Health::Suspect => AnsiColor::Red,
-        Health::Draining => AnsiColor::Yellow,
+        PeerState::Ready => AnsiColor::Green,
+        PeerState::Suspect => AnsiColor::Red,
+        PeerState::Draining => AnsiColor::Yellow,
     }
     .on_default()
 }

@@ -1,4 +1,4 @@
-//! What a fuzzer holds against this layer: the answers of a DNS server that says anything.
+//! What must hold of the answers of a DNS server that sends anything, for fuzzing and for unit tests.
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
@@ -6,44 +6,41 @@ use hickory_resolver::proto::op::Message;
 use tokio::time::Instant;
 
 use super::{
-    event::{Event, Resolved, Sighting},
-    peers::Peer,
-    records,
-    table::{MAX_WITHOUT_PEER, Table},
+    dns,
+    snapshot::Peer,
+    table::{Event, MAX_WITHOUT_PEER, ProbeAnswer, Table},
 };
 use crate::name::BootId;
 
 const PORT: u16 = 8080;
 
-/// An answer of DNS, for a table with one peer: the peer stays, every other address is asked who it is, once, and none is
-/// asked at which nobody can be.
+/// An answer of DNS to a table with one peer: the peer stays, every other usable address is probed once, and no other is.
 pub(crate) fn dns_answer(bytes: &[u8]) {
     let Ok(message) = Message::from_vec(bytes) else {
         return;
     };
-    let mut addresses: BTreeSet<SocketAddr> = records::addresses(&message, PORT)
-        .into_iter()
-        .chain(records::services(&message).known)
+    let mut addresses: BTreeSet<SocketAddr> = dns::addresses(&message, PORT)
+        .chain(dns::services(&message).0)
         .collect();
-    addresses.retain(records::can_be_a_peer);
+    addresses.retain(dns::is_usable);
     let peer = SocketAddr::from(([127, 0, 0, 1], PORT));
     let now = Instant::now();
     let mut table = table_with(peer, now);
-    let mut asked = |complete| {
+    let mut probed = |complete| {
         let addresses = addresses.clone();
-        let resolved = Resolved {
+        let resolved = Event::Resolved {
             addresses,
             complete,
         };
-        let asked = table.apply(Event::Resolved(resolved), now).ask;
+        let probed = table.apply(resolved, now).probe;
         assert!(table.is_peer(peer));
-        asked
+        probed
     };
     let new = addresses.iter().copied().filter(|it| *it != peer);
     let new: Vec<_> = new.take(MAX_WITHOUT_PEER).collect();
-    assert_eq!(asked(false), new);
+    assert_eq!(probed(false), new);
     let missing = (!addresses.contains(&peer)).then_some(peer);
-    assert_eq!(asked(true), Vec::from_iter(missing));
+    assert_eq!(probed(true), Vec::from_iter(missing));
     for address in new {
         let ip = address.ip();
         assert!(ip == ip.to_canonical() && !ip.is_unspecified() && !ip.is_multicast());
@@ -53,14 +50,14 @@ pub(crate) fn dns_answer(bytes: &[u8]) {
 
 fn table_with(address: SocketAddr, now: Instant) -> Table {
     let (Ok(me), Ok(instance), Ok(region)) = ("me".parse(), "peer".parse(), "syd".parse()) else {
-        unreachable!("these are good names");
+        unreachable!("these names are valid");
     };
     let mut table = Table::new(me, BootId::random());
-    let resolved = Resolved {
+    let resolved = Event::Resolved {
         addresses: [address].into(),
         complete: true,
     };
-    let sighting = Sighting {
+    let answer = ProbeAnswer {
         peer: Peer {
             address,
             region,
@@ -73,7 +70,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
         draining: false,
         rtt: Duration::ZERO,
     };
-    table.apply(Event::Resolved(resolved), now);
-    table.apply(Event::Probed(address, Ok(sighting)), now);
+    table.apply(resolved, now);
+    table.apply(Event::Probed(address, Ok(answer)), now);
     table
 }

@@ -2,19 +2,19 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::peers::{Peer, PeerTable, RegionPeers};
+use super::snapshot::{Peer, RegionPeers, Snapshot};
 use crate::{name::FunctionName, region::Region};
 
 /// A region with peers.
 #[derive(Debug)]
 pub struct Peers {
-    table: PeerTable,
+    snapshot: Snapshot,
     region: Region,
     function: FunctionName,
 }
 
 impl Peers {
-    /// So many of them, all ready; `None` where a name is none.
+    /// A region with `count` ready peers; `None` for an invalid name.
     pub fn new(count: u16) -> Option<Self> {
         let region: Region = "syd".parse().ok()?;
         let peer = |port: u16| {
@@ -28,14 +28,14 @@ impl Peers {
                 catalogue: None,
             }))
         };
-        let table = PeerTable::new();
+        let snapshot = Snapshot::new();
         let peers = RegionPeers {
             ready: (0..count).map(peer).collect::<Option<_>>()?,
             ..RegionPeers::default()
         };
-        table.publisher().publish(&region, peers);
+        snapshot.publisher().publish(&region, peers);
         Some(Self {
-            table,
+            snapshot,
             region,
             function: FunctionName {
                 module: "String".parse().ok()?,
@@ -46,7 +46,7 @@ impl Peers {
 
     /// The port of a peer, chosen as a call does.
     pub fn choose(&self) -> Option<u16> {
-        let peers = self.table.region(&self.region)?;
+        let peers = self.snapshot.region(&self.region)?;
         let peer = peers.choose(&self.function, &[])?;
         Some(peer.address.port())
     }

@@ -1,5 +1,5 @@
-//! What this instance knows of how busy a peer is: the calls that it has under way there itself, and whether the peer
-//! asked to be left alone.
+//! How busy a peer is, as far as this instance knows: the calls that it has under way there itself, and whether the peer
+//! refused one for being full.
 
 use std::{
     fmt,
@@ -12,11 +12,11 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How busy a peer is, as this instance sees it.
+/// How busy a peer is.
 pub(crate) struct Load {
     under_way: AtomicUsize,
     since: Instant,
-    /// Until when the peer is left alone, in milliseconds after `since`; 0 for a peer that never refused.
+    /// Until when the peer gets no calls, in milliseconds after `since`; 0 for a peer that never refused one.
     rests_until: AtomicU64,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Load {
 pub(crate) struct UnderWay(Arc<Load>);
 
 impl Load {
-    /// A call that is under way on the peer from now on.
+    /// Counts a call as under way until the result is dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> UnderWay {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         UnderWay(Arc::clone(self))
@@ -36,23 +36,23 @@ impl Load {
         self.under_way.load(Ordering::Relaxed)
     }
 
-    /// Leaves the peer alone for `time`.
+    /// Sends the peer no calls for `time`, if others can take them.
     pub(crate) fn rest(&self, time: Duration) {
         let until = (self.since.elapsed() + time).as_millis();
         let until = u64::try_from(until).unwrap_or(u64::MAX);
         self.rests_until.store(until, Ordering::Relaxed);
     }
 
-    /// Whether the peer is left alone now.
+    /// Whether the peer gets no calls now.
     pub(super) fn is_resting(&self) -> bool {
         let until = self.rests_until.load(Ordering::Relaxed);
-        // Most peers never refuse, and need no look at the clock.
+        // Most peers never refuse a call: for them, do not read the clock.
         until > 0 && self.since.elapsed() < Duration::from_millis(until)
     }
 }
 
 impl Default for Load {
-    /// Of a peer that is not known to be busy.
+    /// The load of a peer that is not known to be busy.
     fn default() -> Self {
         Self {
             under_way: AtomicUsize::new(0),

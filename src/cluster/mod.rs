@@ -1,23 +1,18 @@
-//! The cluster as this instance knows it: who its peers are, where, and in which state.
-//! Calls read it and tell it whom they met; discovery alone writes it.
+//! The cluster as this instance knows it: which peers there are, where, and in which state.
+//!
+//! `dns.rs` finds addresses and `probe.rs` asks what is there; `poller.rs` runs both and passes the results, with what
+//! calls report, to the rules in `table.rs`; calls read the outcome from `snapshot.rs`, with what `load.rs` counts.
 
-mod agenda;
-mod discovery;
-mod entry;
-mod event;
+mod dns;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 #[cfg(feature = "internals")]
 pub(crate) mod internals;
 mod load;
-mod overview;
-mod peers;
+mod poller;
 mod probe;
-mod records;
-mod resolve;
-mod state;
+mod snapshot;
 mod table;
-mod work;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -28,18 +23,17 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    discovery::{Discovery, Message},
-    peers::PeerTable,
+    dns::Dns,
+    poller::{Message, Poller},
     probe::Prober,
-    resolve::Dns,
+    snapshot::Snapshot,
     table::Table,
-    work::Work,
 };
 pub(crate) use self::{
-    event::Encounter,
-    overview::{Overview, Progress, Seen},
-    peers::{Condition, Peer, RegionPeers},
-    state::{Health, PeerState},
+    snapshot::{
+        Condition, KnownAddress, KnownPeer, Overview, Peer, PeerState, Progress, RegionPeers,
+    },
+    table::CallSignal,
 };
 use crate::{
     config::{DiscoveryConfig, Identity},
@@ -50,11 +44,8 @@ use crate::{
     token::Token,
 };
 
-/// How many encounters may wait for discovery; when it is behind, further ones are dropped, for they are hints.
-const INBOX: usize = 1024;
-
-/// How long after its start an instance waits at most for an answer of DNS before it says that it is ready.
-const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// After how long an instance is ready although DNS has not answered.
+const READY_WITHOUT_DNS: Duration = Duration::from_secs(15);
 
 /// Why discovery cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -72,14 +63,14 @@ pub enum DiscoveryError {
 pub(crate) struct Cluster {
     started: Instant,
     source: Option<String>,
-    table: PeerTable,
+    snapshot: Snapshot,
     progress: watch::Receiver<Progress>,
-    discovery: mpsc::Sender<Message>,
+    poller: mpsc::Sender<Message>,
 }
 
 impl Cluster {
-    /// Starts discovery of `config`'s names in the background, in `tasks` until `stop`; returns at once. Peers are who
-    /// knows `token`.
+    /// Starts discovery of the names in `config` in the background, in `tasks` until `stop`, and returns at once. Peers are
+    /// the instances that know `token`.
     ///
     /// # Errors
     /// See [`DiscoveryError`].
@@ -92,64 +83,55 @@ impl Cluster {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, DiscoveryError> {
-        let table = PeerTable::new();
-        let (sender, inbox) = mpsc::channel(INBOX);
+        let snapshot = Snapshot::new();
+        let started = Instant::now();
         if config.names.is_empty() {
             let alone = Progress {
                 answered: true,
-                whole: true,
+                complete: true,
                 ..Progress::default()
             };
             return Ok(Self {
-                started: Instant::now(),
+                started,
                 source: None,
-                table,
+                snapshot,
                 progress: watch::channel(alone).1,
-                discovery: sender,
+                poller: mpsc::channel(1).0,
             });
         }
-        let (progress, watched) = watch::channel(Progress::default());
-        let discovery = Discovery {
-            dns: Arc::new(Dns::new(config, config.peer_port.unwrap_or(own_port))?),
-            prober: Arc::new(Prober::new(identity.app.clone(), token.cloned())?),
-            poll_interval: config.poll_interval,
-            table: Table::new(identity.instance.clone(), boot.clone()),
-            published: table.publisher(),
-            progress,
-            inbox,
+        let (poller, sender, progress) = Poller::new(
+            Dns::new(config, config.peer_port.unwrap_or(own_port))?,
+            Prober::new(identity.app.clone(), token.cloned())?,
+            Table::new(identity.instance.clone(), boot.clone()),
+            snapshot.publisher(),
+            config.poll_interval,
             metrics,
-            work: Work::new(),
-        };
-        tasks.spawn(discovery.run(stop));
-        let source = config
-            .names
-            .iter()
-            .map(resolve::label)
-            .collect::<Vec<_>>()
-            .join(",");
+        );
+        tasks.spawn(poller.run(stop));
+        let names: Vec<_> = config.names.iter().map(dns::label).collect();
         Ok(Self {
-            started: Instant::now(),
-            source: Some(source),
-            table,
-            progress: watched,
-            discovery: sender,
+            started,
+            source: Some(names.join(",")),
+            snapshot,
+            progress,
+            poller: sender,
         })
     }
 
     /// The peers of `region`: one cache read.
     ///
     /// # Errors
-    /// [`Code::RegionUnknown`] when no instance was seen in it, or [`Code::DiscoveryPending`] when one may be there
-    /// because DNS has given no whole answer so far.
+    /// [`Code::RegionUnknown`] when no instance was ever seen in it; [`Code::DiscoveryPending`] instead as long as DNS has
+    /// not answered completely, because one may be there.
     pub(crate) fn region(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
-        self.table
+        self.snapshot
             .region(region)
             .ok_or_else(|| self.unknown(region))
     }
 
     fn unknown(&self, region: &Region) -> Problem {
         let progress = self.progress.borrow();
-        if progress.whole {
+        if progress.complete {
             return Problem::new(
                 Code::RegionUnknown,
                 format!("no instance was ever seen in region \"{region}\""),
@@ -167,27 +149,28 @@ impl Cluster {
 
     /// The regions in which a peer was ever seen, sorted.
     pub(crate) fn regions(&self) -> Vec<Region> {
-        self.table.regions()
+        self.snapshot.regions()
     }
 
     /// Whether the first round is over, or there is nothing to discover.
-    pub(crate) fn was_tried(&self) -> bool {
+    pub(crate) fn is_first_round_over(&self) -> bool {
         self.source.is_none() || self.progress.borrow().rounds > 0
     }
 
-    /// Waits until the first round is over, found or not.
-    pub(crate) async fn tried(&self) {
+    /// Waits until the first round is over, whatever it found.
+    pub(crate) async fn first_round(&self) {
         let mut progress = self.progress.clone();
         let is_over = |progress: &Progress| self.source.is_none() || progress.rounds > 0;
-        // Discovery that was stopped before ends no round any more.
+        // An error means that discovery was stopped before.
         let _ = progress.wait_for(is_over).await;
     }
 
-    /// Whether calls for other regions can be expected to find them: DNS has answered for every name, be it that there
-    /// are no records, and the round is over. After [`LONGEST_WAIT`] that no longer counts: without DNS, the functions
-    /// of this instance are better than none.
+    /// Whether a call for another region can be expected to find it: a round is over in which DNS answered for every name,
+    /// be it that there are no records. After [`READY_WITHOUT_DNS`] the answer is no longer needed: an instance that can
+    /// run its own functions is better than none.
     pub(crate) fn is_ready(&self) -> bool {
-        let has_waited = || self.was_tried() && self.started.elapsed() >= LONGEST_WAIT;
+        let has_waited =
+            || self.is_first_round_over() && self.started.elapsed() >= READY_WITHOUT_DNS;
         self.source.is_none() || self.progress.borrow().answered || has_waited()
     }
 
@@ -196,44 +179,37 @@ impl Cluster {
         self.source.as_deref()
     }
 
-    /// Tells how a call met the peer at `address`. Never waits.
-    pub(crate) fn met(&self, address: SocketAddr, encounter: Encounter) {
-        // A full inbox drops the hint: the next call, or the next probe, brings another.
-        let _ = self.discovery.try_send(Message::Met(address, encounter));
+    /// Reports what a call found out about the peer at `address`. Never waits.
+    pub(crate) fn report(&self, address: SocketAddr, signal: CallSignal) {
+        // When the poller is behind, the signal is dropped: the next call, or the next probe, brings another.
+        let _ = self.poller.try_send(Message::Called(address, signal));
     }
 
-    /// Probes the peer at `address` at once, on a new connection, and says how it is afterwards: for calls that wait there
-    /// while nothing is heard. Takes up to a second, longer when dozens of peers hang. All who ask meanwhile get the same
-    /// verdict, and a probe that ended less than a quarter of a second ago stands for a new one. Nobody of ours is suspect.
-    pub(crate) async fn ask(&self, address: SocketAddr) -> Health {
-        let (waiter, verdict) = oneshot::channel();
-        if self
-            .discovery
-            .try_send(Message::Ask(address, waiter))
-            .is_err()
-        {
-            return self.known(address);
-        }
-        match verdict.await {
-            Ok(health) => health,
-            Err(_) => self.known(address),
+    /// Probes the peer at `address` at once, on a new connection, and returns its state afterwards: for calls that wait
+    /// there and hear nothing. Takes up to a second, longer when dozens of peers hang. All calls that ask meanwhile share
+    /// one probe, and one that ended less than a quarter of a second ago counts too. What is not a peer is suspect.
+    pub(crate) async fn probe(&self, address: SocketAddr) -> PeerState {
+        let (waiter, state) = oneshot::channel();
+        match self.poller.try_send(Message::Probe(address, waiter)) {
+            Ok(()) => state.await.unwrap_or_else(|_| self.last_state(address)),
+            Err(_) => self.last_state(address),
         }
     }
 
-    /// How the peer at `address` was last seen.
-    fn known(&self, address: SocketAddr) -> Health {
-        match self.table.is_ready(address) {
-            true => Health::Ready,
-            false => Health::Suspect,
+    /// The state of the peer at `address` as calls see it.
+    fn last_state(&self, address: SocketAddr) -> PeerState {
+        match self.snapshot.is_ready(address) {
+            true => PeerState::Ready,
+            false => PeerState::Suspect,
         }
     }
 
-    /// Every peer, and how discovery fares.
+    /// Every address but this instance's own, and the progress of discovery.
     pub(crate) async fn overview(&self) -> Overview {
         let (answer, overview) = oneshot::channel();
-        let asked = self.discovery.send(Message::Overview(answer)).await;
+        let asked = self.poller.send(Message::Overview(answer)).await;
         let alone = || Overview {
-            seen: Vec::new(),
+            addresses: Vec::new(),
             progress: self.progress.borrow().clone(),
         };
         match asked {

@@ -1,7 +1,7 @@
-//! Asks an address who it is, and its functions when their hash is new. Owns what an instance says of itself.
-//! Where the cluster has a secret, only who proves to know it is a peer; the secret itself is never sent.
+//! Probes an address: what runs there, and which functions it has when their hash is new. Where the cluster has a token,
+//! only an instance that proves that it knows it is a peer; the token itself is never sent.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -9,8 +9,8 @@ use serde::de::DeserializeOwned;
 use tokio::time;
 
 use super::{
-    event::{Sighting, Unseen},
-    peers::Peer,
+    snapshot::Peer,
+    table::{ProbeAnswer, ProbeFailure},
 };
 use crate::{
     client,
@@ -21,17 +21,17 @@ use crate::{
     token::{Proof, Token},
 };
 
-/// How long an address has to answer.
+/// How long a probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The largest answer to `/internal/region`.
 const MAX_INTRODUCTION: usize = 64 << 10;
 /// The largest catalogue.
 const MAX_CATALOGUE: usize = 8 << 20;
 
-/// How many catalogues are kept: one for each release that runs at the same time, and some to spare.
+/// How many catalogues are kept. Instances of one release share one, so more than a few are rare.
 const CATALOGUES: u64 = 64;
 
-/// Asks addresses who they are, for the instances of one application.
+/// Probes addresses for the instances of one application.
 #[derive(Debug)]
 pub(super) struct Prober {
     client: Client,
@@ -46,7 +46,7 @@ impl Prober {
     /// # Errors
     /// The HTTP client cannot be built.
     pub(super) fn new(app: Option<String>, token: Option<Token>) -> Result<Self, reqwest::Error> {
-        // A fresh connection for each probe finds out whether new calls could connect.
+        // A new connection for each probe shows whether a call that needs one could connect.
         let client = client::builder(PROBE_TIMEOUT)
             .pool_max_idle_per_host(0)
             .build()?;
@@ -58,20 +58,20 @@ impl Prober {
         })
     }
 
-    /// Who answers at `address`, within a second.
-    pub(super) async fn probe(&self, address: SocketAddr) -> Result<Sighting, Unseen> {
+    /// The peer at `address`, within a second.
+    pub(super) async fn probe(&self, address: SocketAddr) -> Result<ProbeAnswer, ProbeFailure> {
         let started = time::Instant::now();
         let deadline = started + PROBE_TIMEOUT;
-        let silent = |_| Unseen::Silent("no answer to the probe within 1 s".to_owned());
+        let no_answer = |_| ProbeFailure::NoAnswer("no answer to the probe within 1 s".to_owned());
         let introduction = time::timeout_at(deadline, self.introduction(address))
             .await
-            .map_err(silent)??;
+            .map_err(no_answer)??;
         let rtt = started.elapsed();
         let catalogue = match self.catalogues.get(&introduction.catalogue) {
             Some(catalogue) => Some(catalogue),
             None => {
-                let asked = self.catalogue(address, &introduction);
-                time::timeout_at(deadline, asked).await.ok().flatten()
+                let catalogue = self.catalogue(address, &introduction);
+                time::timeout_at(deadline, catalogue).await.ok().flatten()
             }
         };
         let Introduction {
@@ -91,32 +91,32 @@ impl Prober {
             catalogue,
             load: Arc::default(),
         };
-        Ok(Sighting {
+        Ok(ProbeAnswer {
             peer,
             draining: state == Readiness::Draining,
             rtt,
         })
     }
 
-    async fn introduction(&self, address: SocketAddr) -> Result<Introduction, Unseen> {
-        let (response, proof) = self.ask(address, INTRODUCTION).await?;
+    async fn introduction(&self, address: SocketAddr) -> Result<Introduction, ProbeFailure> {
+        let (response, proof) = self.get(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
-        if !proof.is_of(&introduction) {
-            return Err(Unseen::Stranger(
+        if !proof.is_from(&introduction) {
+            return Err(ProbeFailure::NotAPeer(
                 "it did not prove that it knows RPC_TOKEN and answers at this very address"
                     .to_owned(),
             ));
         }
         let app = |app: &Option<String>| app.clone().unwrap_or_else(|| "none".to_owned());
         if introduction.app != self.app {
-            return Err(Unseen::Stranger(format!(
+            return Err(ProbeFailure::NotAPeer(format!(
                 "it belongs to another app: {}, not {}",
                 app(&introduction.app),
                 app(&self.app)
             )));
         }
         if introduction.protocol != PROTOCOL {
-            return Err(Unseen::Stranger(format!(
+            return Err(ProbeFailure::NotAPeer(format!(
                 "it speaks protocol {}, not {PROTOCOL}",
                 introduction.protocol
             )));
@@ -124,15 +124,16 @@ impl Prober {
         Ok(introduction)
     }
 
-    /// The catalogue of `address`; `None` when it cannot be had now, or is not of who introduced itself: the next probe
-    /// asks again. It is kept by the hash of what was received: a claim changes nothing for others.
+    /// The catalogue of the instance that introduced itself at `address`; `None` when it cannot be read now, or comes from
+    /// another instance: the next probe asks again. It is kept under the hash of what was received, not under the hash in
+    /// the introduction: so no instance can change what is kept for another.
     async fn catalogue(
         &self,
         address: SocketAddr,
         introduction: &Introduction,
     ) -> Option<Arc<Catalogue>> {
-        let (response, proof) = self.ask(address, FUNCTIONS).await.ok()?;
-        if !proof.is_of(introduction) {
+        let (response, proof) = self.get(address, FUNCTIONS).await.ok()?;
+        if !proof.is_from(introduction) {
             return None;
         }
         let catalogue: Catalogue = read(response, MAX_CATALOGUE).await.ok()?;
@@ -144,12 +145,12 @@ impl Prober {
         Some(catalogue)
     }
 
-    /// The answer for `path` at `address`, and what it proves.
-    async fn ask(
+    /// The answer for `path` at `address`, and the means to check from whom it is.
+    async fn get(
         &self,
         address: SocketAddr,
         path: &'static str,
-    ) -> Result<(Response, Proven<'_>), Unseen> {
+    ) -> Result<(Response, ProofCheck<'_>), ProbeFailure> {
         let mut request = self.client.get(format!("http://{address}{path}"));
         let challenge = self
             .token
@@ -165,7 +166,7 @@ impl Prober {
         let proof = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
         Ok((
             response,
-            Proven {
+            ProofCheck {
                 path,
                 challenge,
                 proof,
@@ -174,16 +175,16 @@ impl Prober {
     }
 }
 
-/// What an answer came with, and what it was asked with where the cluster has a secret.
-struct Proven<'a> {
+/// The proof in an answer, and the challenge that it must meet where the cluster has a token.
+struct ProofCheck<'a> {
     path: &'static str,
     challenge: Option<(Challenge, &'a Token)>,
     proof: Option<Proof>,
 }
 
-impl Proven<'_> {
-    /// Whether the answer is of who introduced itself, and it knows the cluster's secret if there is one.
-    fn is_of(&self, introduction: &Introduction) -> bool {
+impl ProofCheck<'_> {
+    /// Whether the answer is from the instance in `introduction`, which knows the cluster's token if there is one.
+    fn is_from(&self, introduction: &Introduction) -> bool {
         let who = Who {
             instance: &introduction.instance,
             region: &introduction.region,
@@ -197,58 +198,51 @@ impl Proven<'_> {
     }
 }
 
-async fn send(request: RequestBuilder) -> Result<Response, Unseen> {
+async fn send(request: RequestBuilder) -> Result<Response, ProbeFailure> {
     let response = request.send().await.map_err(|error| {
-        let is_silent = error.is_connect() || error.is_timeout() || was_cut(&error);
+        let is_unanswered = error.is_connect() || error.is_timeout() || was_cut(&error);
         let error = error.without_url();
         let reason = client::chain(&error);
-        match is_silent {
-            true if is_refused(&error) => Unseen::Refused(reason),
-            true => Unseen::Silent(reason),
-            false => Unseen::Stranger(format!("it does not speak HTTP: {reason}")),
+        match is_unanswered {
+            true if is_refused(&error) => ProbeFailure::Refused(reason),
+            true => ProbeFailure::NoAnswer(reason),
+            false => ProbeFailure::NotAPeer(format!("it does not speak HTTP: {reason}")),
         }
     })?;
     match response.status() {
         StatusCode::OK => Ok(response),
-        StatusCode::UNAUTHORIZED => Err(Unseen::Stranger(
+        StatusCode::UNAUTHORIZED => Err(ProbeFailure::NotAPeer(
             "it wants another RPC_TOKEN; every instance needs the same".to_owned(),
         )),
         status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-            Err(Unseen::Silent(format!("it answered with {status}")))
+            Err(ProbeFailure::NoAnswer(format!("it answered with {status}")))
         }
-        status => Err(Unseen::Stranger(format!("it answered with {status}"))),
+        status => Err(ProbeFailure::NotAPeer(format!("it answered with {status}"))),
     }
 }
 
-async fn read<T: DeserializeOwned>(response: Response, limit: usize) -> Result<T, Unseen> {
+async fn read<T: DeserializeOwned>(response: Response, limit: usize) -> Result<T, ProbeFailure> {
     let body = client::body(response, limit)
         .await
-        .map_err(|error| Unseen::Silent(error.to_string()))?;
-    serde_json::from_slice(&body).map_err(|_| Unseen::Stranger("its answer is not ours".to_owned()))
+        .map_err(|error| ProbeFailure::NoAnswer(error.to_string()))?;
+    serde_json::from_slice(&body)
+        .map_err(|_| ProbeFailure::NotAPeer("its answer is not ours".to_owned()))
 }
 
-/// Whether nobody listens there.
+/// Whether nothing listens there.
 fn is_refused(error: &reqwest::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(cause) = cause.downcast_ref::<io::Error>()
-            && cause.kind() == io::ErrorKind::ConnectionRefused
-        {
-            return true;
-        }
-        source = cause.source();
-    }
-    false
+    let is_refusal = |cause: &io::Error| cause.kind() == io::ErrorKind::ConnectionRefused;
+    causes(error).any(|cause| cause.downcast_ref().is_some_and(is_refusal))
 }
 
-/// Whether the connection ended before an answer, which a process that stops may do.
+/// Whether the connection ended before an answer, as that of a process that stops may.
 fn was_cut(error: &reqwest::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(cause) = cause.downcast_ref::<hyper::Error>() {
-            return !cause.is_parse();
-        }
-        source = cause.source();
-    }
-    false
+    let http_error = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>());
+    http_error.is_some_and(|error| !error.is_parse())
+}
+
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(error.source(), |cause: &&(dyn Error + 'static)| {
+        (*cause).source()
+    })
 }

@@ -1,10 +1,15 @@
-//! The rules of discovery: what an event makes of the table of addresses. Pure: no clock, no network, no randomness,
-//! so that each rule is tested by itself. Nothing here expires by time alone.
+//! The rules of discovery: how an event changes the table of addresses. Pure: no clock, no network, no randomness, so
+//! that each rule is tested by itself. Nothing here expires by time alone.
 //!
-//! | | in the last good DNS answer | not in it |
+//! | the address | is in the last complete DNS answer | is not |
 //! |---|---|---|
-//! | answers the probe | peer, ready or draining | stays a peer |
-//! | does not | stays, suspect, and is asked less and less often | removed |
+//! | answers the probe | is a peer, ready or draining | stays a peer |
+//! | does not answer | stays a peer, suspect, and is probed less and less often | is removed |
+//! | answers, and is not an instance of this cluster | is no peer, and is probed again | is removed |
+//!
+//! So a peer is removed only if DNS dropped it and it fails a probe, or if something else answers at its address: neither
+//! a DNS failure nor a peer that hangs for a while empties a region. What calls report makes a peer suspect, ready or
+//! draining, and never removes it: one call sees one connection, which may fail for reasons of its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map},
@@ -15,396 +20,570 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{
-    entry::{Entry, Occupant, is_same},
-    event::{Encounter, Event, Resolved, Sighting, Unseen},
-    overview::{Asked, Seen},
-    peers::RegionPeers,
-    state::{Change, Effects, Health, PeerState, Silence},
-};
+use super::snapshot::{KnownAddress, KnownPeer, LastProbe, Peer, PeerState, RegionPeers, Silence};
 use crate::{
     name::{BootId, InstanceId},
     region::Region,
 };
 
-/// The pause before a suspect peer is asked again, at first and at most; it doubles with each probe that fails.
+/// The pause before a suspect peer is probed again, at first and at most; it doubles with each probe that fails.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How long the outcome of a probe stands for a new one when calls ask for it.
-const JUST: Duration = Duration::from_millis(250);
-/// For how many poll intervals answered calls may stand for probes, which alone tell of a new catalogue.
-const VOUCHED: u32 = 12;
+/// How long the outcome of a probe counts as current for calls that ask for one.
+const CURRENT: Duration = Duration::from_millis(250);
+/// For how many poll intervals answered calls may replace probes. Only a probe finds out about a new catalogue.
+const MAX_REPLACED: u32 = 12;
 
-/// What is wrong with two processes under one id, and what comes of it.
-pub(super) const NAMESAKES: &str = "two processes say that they are this instance: neither gets calls with a key, or that \
+/// The problem of two processes that use one id, and its consequence.
+pub(super) const DUPLICATE_ID: &str = "two processes say that they are this instance: neither gets calls with a key, or that \
      name the instance, until each has an id of its own (FLY_MACHINE_ID)";
-/// How many instances of which there are two are told of one by one.
-const MAX_NAMESAKES: usize = 16;
+/// How many duplicate ids are reported one by one.
+const MAX_DUPLICATES: usize = 16;
 
-/// How many addresses without a peer are kept and asked: more than the 10,000 peers that are to be found in one round,
-/// of which none is known before it. Further ones of an answer of DNS are left out, the highest first,
-/// until there is room: an address that is kept stays as long as DNS lists it.
+/// How many addresses without a peer are kept and probed: more than the 10,000 peers that are to be found in one round,
+/// of which none is known before it. Of an answer with more new addresses, the highest are left out until there is room:
+/// an address that is kept stays as long as DNS lists it.
 pub(super) const MAX_WITHOUT_PEER: usize = 16_384;
 
-/// Every address that discovery knows, and who answers there.
+/// Something that happened.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// DNS answered.
+    Resolved {
+        /// The addresses in the answer.
+        addresses: BTreeSet<SocketAddr>,
+        /// Whether the answer is complete; if not, its addresses are added, and none counts as dropped.
+        complete: bool,
+    },
+    /// A probe of an address ended.
+    Probed(SocketAddr, Result<ProbeAnswer, ProbeFailure>),
+    /// A call to an address reported something.
+    Called(SocketAddr, CallSignal),
+}
+
+/// The answer of a peer to a probe.
+#[derive(Debug)]
+pub(super) struct ProbeAnswer {
+    /// The peer.
+    pub peer: Peer,
+    /// Whether it is draining.
+    pub draining: bool,
+    /// How long the answer took.
+    pub rtt: Duration,
+}
+
+/// Why a probe found no peer.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum ProbeFailure {
+    /// The connection was refused: nothing runs there.
+    #[error("{0}")]
+    Refused(String),
+    /// No answer, none in time, or one that says that it cannot answer now.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// An answer of something that is not an instance of this cluster.
+    #[error("{0}")]
+    NotAPeer(String),
+}
+
+/// What a call found out about a peer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum CallSignal {
+    /// The peer answered.
+    Answered,
+    /// The peer answered that it is draining.
+    Draining,
+    /// No connection could be made.
+    Unreachable,
+    /// Another instance than the expected one answered.
+    WrongInstance,
+    /// The peer accepted the connection and gave no complete answer in time: a reason for a probe, and no verdict.
+    Unanswered,
+}
+
+/// A change of a peer's state, or a peer that is new or gone.
+#[derive(Debug)]
+pub(super) struct Change {
+    /// The peer.
+    pub peer: Arc<Peer>,
+    /// Its new state; `None` when it is no longer a peer.
+    pub state: Option<PeerState>,
+    /// Why.
+    pub reason: String,
+}
+
+impl Change {
+    fn new(peer: &Arc<Peer>, state: Option<PeerState>, reason: &str) -> Self {
+        Self {
+            peer: Arc::clone(peer),
+            state,
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// What follows from an event.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    /// What to log and to publish.
+    pub changes: Vec<Change>,
+    /// The addresses to probe at once.
+    pub probe: Vec<SocketAddr>,
+    /// The addresses without a peer that were removed.
+    pub removed: Vec<SocketAddr>,
+    /// How many addresses of a DNS answer there is no room for.
+    pub left_out: usize,
+}
+
+/// What is at an address.
+#[derive(Debug)]
+enum Occupant {
+    /// Not known: no probe has ended, or none was answered.
+    Unknown,
+    /// Something that is not an instance of this cluster.
+    NotAPeer,
+    /// This instance.
+    ThisInstance,
+    /// A peer.
+    Peer(KnownPeer),
+}
+
+/// One address in the table.
+#[derive(Debug)]
+struct Entry {
+    /// Whether it is in the last complete DNS answer, or in a later incomplete one.
+    listed: bool,
+    occupant: Occupant,
+    last_probe: Option<LastProbe>,
+}
+
+impl Entry {
+    /// An address that is new in DNS.
+    fn new() -> Self {
+        Self {
+            listed: true,
+            occupant: Occupant::Unknown,
+            last_probe: None,
+        }
+    }
+
+    fn peer(&self) -> Option<&KnownPeer> {
+        match &self.occupant {
+            Occupant::Peer(known) => Some(known),
+            Occupant::Unknown | Occupant::NotAPeer | Occupant::ThisInstance => None,
+        }
+    }
+
+    fn peer_mut(&mut self) -> Option<&mut KnownPeer> {
+        match &mut self.occupant {
+            Occupant::Peer(known) => Some(known),
+            Occupant::Unknown | Occupant::NotAPeer | Occupant::ThisInstance => None,
+        }
+    }
+
+    /// Makes the peer here suspect, if there is one. A known cause replaces another one, and is not replaced by an unknown
+    /// one.
+    fn suspect(&mut self, reason: &str, silence: Silence) -> Vec<Change> {
+        match self.peer_mut() {
+            Some(known)
+                if known.state != PeerState::Suspect
+                    || (silence != Silence::Unexplained && known.silence != silence) =>
+            {
+                known.state = PeerState::Suspect;
+                known.silence = silence;
+                vec![Change::new(&known.peer, Some(PeerState::Suspect), reason)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Sets the state of the peer here, if there is one and its state is another.
+    fn set_state(&mut self, state: PeerState, reason: &str) -> Vec<Change> {
+        match self.peer_mut() {
+            Some(known) if known.state != state => {
+                known.state = state;
+                vec![Change::new(&known.peer, Some(state), reason)]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Puts `occupant`, which is no peer, here.
+    fn replace(&mut self, occupant: Occupant, reason: &str) -> Vec<Change> {
+        match std::mem::replace(&mut self.occupant, occupant) {
+            Occupant::Peer(known) => vec![Change::new(&known.peer, None, reason)],
+            Occupant::Unknown | Occupant::NotAPeer | Occupant::ThisInstance => Vec::new(),
+        }
+    }
+}
+
+/// Every address that discovery knows, and what is there.
 #[derive(Debug)]
 pub(super) struct Table {
-    me: InstanceId,
-    boot: BootId,
+    own_id: InstanceId,
+    own_boot: BootId,
     entries: BTreeMap<SocketAddr, Entry>,
 }
 
 impl Table {
-    /// The empty table of the instance `me` in its run `boot`.
-    pub(super) fn new(me: InstanceId, boot: BootId) -> Self {
+    /// The empty table of the instance `own_id` in its run `own_boot`.
+    pub(super) fn new(own_id: InstanceId, own_boot: BootId) -> Self {
         Self {
-            me,
-            boot,
+            own_id,
+            own_boot,
             entries: BTreeMap::new(),
         }
     }
 
-    /// How long to wait before `address` is asked again, when others are asked every `interval`; `None` for an address
-    /// that is not in the table.
-    pub(super) fn pause(&self, address: SocketAddr, interval: Duration) -> Option<Duration> {
-        let entry = self.entries.get(&address)?;
-        Some(match &entry.occupant {
-            Occupant::Peer(state) if state.health == Health::Suspect => backoff(state.unseen),
-            _ => interval,
-        })
-    }
-
-    /// Until when calls that `address` answers stand for probes, when others are asked every `interval`.
-    pub(super) fn vouched_until(
-        &self,
-        address: SocketAddr,
-        interval: Duration,
-        now: Instant,
-    ) -> Option<Instant> {
-        match &self.entries.get(&address)?.occupant {
-            Occupant::Peer(state) if state.health != Health::Suspect => {
-                Some((now + interval).min(state.probed + interval * VOUCHED))
-            }
-            _ => None,
-        }
-    }
-
-    /// How the peer at `address` is; `None` when none is there.
-    pub(super) fn health(&self, address: SocketAddr) -> Option<Health> {
-        match &self.entries.get(&address)?.occupant {
-            Occupant::Peer(state) => Some(state.health),
-            Occupant::Unknown | Occupant::Stranger | Occupant::Myself => None,
-        }
-    }
-
-    /// Whether a probe of `address` ended less than a quarter of a second before `now`.
-    pub(super) fn was_just_asked(&self, address: SocketAddr, now: Instant) -> bool {
-        let asked = self
-            .entries
-            .get(&address)
-            .and_then(|entry| entry.asked.as_ref());
-        asked.is_some_and(|asked| now.saturating_duration_since(asked.at) < JUST)
-    }
-
-    /// Whether a peer is at `address`.
-    pub(super) fn is_peer(&self, address: SocketAddr) -> bool {
-        self.health(address).is_some()
-    }
-
-    /// Every peer.
-    pub(super) fn peers(&self) -> impl Iterator<Item = &PeerState> {
-        self.entries
-            .values()
-            .filter_map(|entry| match &entry.occupant {
-                Occupant::Peer(state) => Some(state),
-                Occupant::Unknown | Occupant::Stranger | Occupant::Myself => None,
-            })
-    }
-
-    /// Every address but this instance's own.
-    pub(super) fn seen(&self) -> impl Iterator<Item = Seen> {
-        self.entries.iter().filter_map(|(address, entry)| {
-            let peer = match &entry.occupant {
-                Occupant::Myself => return None,
-                Occupant::Peer(state) => Some(state.clone()),
-                Occupant::Unknown | Occupant::Stranger => None,
-            };
-            Some(Seen {
-                address: *address,
-                listed: entry.listed,
-                asked: entry.asked.clone(),
-                peer,
-            })
-        })
-    }
-
-    /// Who answered, unless it is another process that claims to be this instance: that one is no peer.
-    pub(super) fn recognise(&self, sighting: Sighting) -> Result<Sighting, Unseen> {
-        let peer = &sighting.peer;
-        let is_namesake =
-            peer.instance == self.me && peer.boot.as_ref().is_some_and(|boot| *boot != self.boot);
-        if is_namesake {
-            return Err(Unseen::Stranger(format!(
-                "another process says that it is this instance, {}: give each an id of its own (FLY_MACHINE_ID)",
-                self.me
-            )));
-        }
-        Ok(sighting)
-    }
-
-    /// A line for each instance of which there are two.
-    pub(super) fn namesakes(&self) -> Vec<String> {
-        let regions: BTreeSet<_> = self.peers().map(|state| &state.peer.region).collect();
-        let namesakes = regions.into_iter().flat_map(|region| {
-            let contested = self.region(region).contested.into_iter();
-            contested
-                .map(move |instance| format!("instance {instance} in region {region}: {NAMESAKES}"))
-        });
-        namesakes.take(MAX_NAMESAKES).collect()
-    }
-
-    /// The peers of `region` as calls read them, each process once although it may have two addresses.
-    pub(super) fn region(&self, region: &Region) -> RegionPeers {
-        let mut found = RegionPeers::default();
-        let mut seen: BTreeMap<&InstanceId, Vec<Option<&BootId>>> = BTreeMap::new();
-        let (ready, others): (Vec<_>, Vec<_>) = self
-            .peers()
-            .filter(|state| state.peer.region == *region)
-            .partition(|state| state.health == Health::Ready);
-        for state in ready.into_iter().chain(others) {
-            found.last_seen = found.last_seen.max(Some(state.last_seen));
-            let boot = state.peer.boot.as_ref();
-            let boots = seen.entry(&state.peer.instance).or_default();
-            let is_another = !boots.contains(&boot) && !boots.contains(&None) && boot.is_some();
-            match boots.is_empty() {
-                true => {}
-                // Of one that answers and one that does not, calls choose the former.
-                false if is_another && state.health == Health::Ready => {
-                    found.contested.insert(state.peer.instance.clone());
-                }
-                false => continue,
-            }
-            boots.push(boot);
-            let group = if state.health == Health::Ready {
-                &mut found.ready
-            } else {
-                &mut found.others
-            };
-            group.push(Arc::clone(&state.peer));
-            match (state.health, state.silence) {
-                (Health::Suspect, Silence::Refusing) => found.refusing.push(state.peer.address),
-                (Health::Suspect, Silence::Hanging) => found.hanging.push(state.peer.address),
-                _ => {}
-            }
-        }
-        found
-    }
-
-    /// What `event`, seen at `now`, makes of the table.
+    /// Applies the rules to `event`, which happened at `now`.
     pub(super) fn apply(&mut self, event: Event, now: Instant) -> Effects {
-        self.note(&event, now);
-        let (changes, ask) = match event {
-            Event::Resolved(resolved) => return self.resolved(&resolved),
-            Event::Probed(address, Ok(sighting)) => {
-                (self.sighted(address, sighting, now), Vec::new())
+        let changes = match event {
+            Event::Resolved {
+                addresses,
+                complete,
+            } => return self.resolved(&addresses, complete),
+            Event::Probed(address, outcome) => {
+                self.note_probe(address, outcome.as_ref().err(), now);
+                match outcome {
+                    Ok(answer) => self.probe_answered(address, answer, now),
+                    Err(failure) => self.probe_failed(address, failure),
+                }
             }
-            Event::Probed(address, Err(unseen)) => (self.unseen(address, unseen), Vec::new()),
-            Event::Met(address, encounter) => {
-                let changes = self.met(address, encounter, now);
-                let is_news = match encounter {
-                    Encounter::Elsewhere | Encounter::Unreachable => !changes.is_empty(),
-                    Encounter::Unanswered => {
-                        self.is_peer(address) && !self.was_just_asked(address, now)
-                    }
-                    Encounter::Answered | Encounter::Draining => false,
-                };
-                (changes, is_news.then_some(address).into_iter().collect())
-            }
+            Event::Called(address, signal) => return self.called(address, signal, now),
         };
         Effects {
             changes,
-            ask,
             ..Effects::default()
         }
     }
 
-    /// Notes what a probe found, for whoever wants to know why.
-    fn note(&mut self, event: &Event, now: Instant) {
-        let Event::Probed(address, outcome) = event else {
-            return;
-        };
-        if let Some(entry) = self.entries.get_mut(address) {
-            let error = outcome.as_ref().err().map(ToString::to_string);
-            entry.asked = Some(Asked { at: now, error });
+    /// Remembers how the probe ended, for people who want to know why an address is no peer.
+    fn note_probe(&mut self, address: SocketAddr, failure: Option<&ProbeFailure>, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(&address) {
+            let error = failure.map(ToString::to_string);
+            entry.last_probe = Some(LastProbe { at: now, error });
         }
     }
 
-    /// Asks the addresses that are new, and those that left the answer: whether they still answer decides if they stay.
-    fn resolved(&mut self, resolved: &Resolved) -> Effects {
+    /// Probes the addresses that are new, and those that DNS dropped: the probe decides whether they stay.
+    fn resolved(&mut self, addresses: &BTreeSet<SocketAddr>, complete: bool) -> Effects {
         let mut effects = Effects::default();
-        if resolved.complete {
+        if complete {
             for (address, entry) in &mut self.entries {
-                if entry.listed && !resolved.addresses.contains(address) {
+                if entry.listed && !addresses.contains(address) {
                     entry.listed = false;
-                    effects.ask.push(*address);
+                    effects.probe.push(*address);
                 }
             }
         }
-        let is_peer = |entry: &Entry| matches!(entry.occupant, Occupant::Peer(_));
-        self.forget(&mut effects, |_, entry| entry.listed || is_peer(entry));
+        self.retain(&mut effects, |_, entry| {
+            entry.listed || entry.peer().is_some()
+        });
         let is_new = |address: &&SocketAddr| !self.entries.contains_key(*address);
-        let new: Vec<_> = resolved.addresses.iter().filter(is_new).copied().collect();
+        let new: Vec<_> = addresses.iter().filter(is_new).copied().collect();
         if self.room() < new.len() {
-            // What this answer names goes before what an earlier one did, where answers are partial.
-            self.forget(&mut effects, |address, entry| {
-                is_peer(entry) || resolved.addresses.contains(address)
+            // Where answers are incomplete, addresses of this one take the room of those of earlier ones.
+            self.retain(&mut effects, |address, entry| {
+                entry.peer().is_some() || addresses.contains(address)
             });
         }
         let room = self.room();
         effects.left_out = new.len().saturating_sub(room);
         for address in new.into_iter().take(room) {
             self.entries.insert(address, Entry::new());
-            effects.ask.push(address);
+            effects.probe.push(address);
         }
-        for address in &resolved.addresses {
+        for address in addresses {
             if let Some(entry) = self.entries.get_mut(address) {
                 entry.listed = true;
             }
         }
         effects
-            .ask
+            .probe
             .retain(|address| self.entries.contains_key(address));
         effects
     }
 
     /// How many more addresses without a peer may be kept.
     fn room(&self) -> usize {
-        let is_other =
-            |entry: &&Entry| matches!(entry.occupant, Occupant::Unknown | Occupant::Stranger);
-        MAX_WITHOUT_PEER.saturating_sub(self.entries.values().filter(is_other).count())
+        let is_without_peer =
+            |entry: &&Entry| matches!(entry.occupant, Occupant::Unknown | Occupant::NotAPeer);
+        let count = self.entries.values().filter(is_without_peer).count();
+        MAX_WITHOUT_PEER.saturating_sub(count)
     }
 
-    /// Drops the addresses without a peer that are not to be kept.
-    fn forget(&mut self, effects: &mut Effects, keep: impl Fn(&SocketAddr, &Entry) -> bool) {
+    /// Removes the entries that `keep` does not keep.
+    fn retain(&mut self, effects: &mut Effects, keep: impl Fn(&SocketAddr, &Entry) -> bool) {
         self.entries.retain(|address, entry| {
             let stays = keep(address, entry);
             if !stays {
-                effects.gone.push(*address);
+                effects.removed.push(*address);
             }
             stays
         });
     }
 
-    fn sighted(&mut self, address: SocketAddr, sighting: Sighting, now: Instant) -> Vec<Change> {
+    /// Refuses the answer of another process that uses this instance's id.
+    pub(super) fn check_id(&self, answer: ProbeAnswer) -> Result<ProbeAnswer, ProbeFailure> {
+        let Peer { instance, boot, .. } = &answer.peer;
+        let is_other_run = boot.as_ref().is_some_and(|boot| *boot != self.own_boot);
+        if *instance == self.own_id && is_other_run {
+            return Err(ProbeFailure::NotAPeer(format!(
+                "another process says that it is this instance, {}: give each an id of its own (FLY_MACHINE_ID)",
+                self.own_id
+            )));
+        }
+        Ok(answer)
+    }
+
+    fn probe_answered(
+        &mut self,
+        address: SocketAddr,
+        answer: ProbeAnswer,
+        now: Instant,
+    ) -> Vec<Change> {
         let Some(entry) = self.entries.get_mut(&address) else {
             return Vec::new();
         };
-        if sighting.peer.instance == self.me {
-            return entry.replace(Occupant::Myself, "this instance itself answers there");
+        let ProbeAnswer {
+            mut peer,
+            draining,
+            rtt,
+        } = answer;
+        if peer.instance == self.own_id {
+            return entry.replace(Occupant::ThisInstance, "this instance itself answers there");
         }
-        let health = if sighting.draining {
-            Health::Draining
-        } else {
-            Health::Ready
+        let state = match draining {
+            true => PeerState::Draining,
+            false => PeerState::Ready,
         };
-        let was = match &entry.occupant {
-            Occupant::Peer(state) => Some((Arc::clone(&state.peer), state.health)),
-            Occupant::Unknown | Occupant::Stranger | Occupant::Myself => None,
-        };
-        let (peer, changes) = match was {
-            Some((peer, was)) if is_same(&peer, &sighting.peer) => {
-                let changed = (was != health)
-                    .then(|| Change::new(&peer, Some(health), "it answered the probe"));
-                (peer, changed.into_iter().collect())
+        let mut changes = Vec::new();
+        let old = entry
+            .peer()
+            .map(|known| (Arc::clone(&known.peer), known.state));
+        let peer = match old {
+            // Nothing changed that calls read: without a change, the region is not published anew.
+            Some((old, old_state)) if is_same(&old, &peer) => {
+                if old_state != state {
+                    changes.push(Change::new(&old, Some(state), "it answered the probe"));
+                }
+                old
             }
-            was => {
-                let mut peer = sighting.peer;
-                if let Some((old, _)) = &was
-                    && old.instance == peer.instance
-                {
-                    peer.load = Arc::clone(&old.load);
+            old => {
+                if let Some((old, _)) = old {
+                    let is_same_instance = old.instance == peer.instance;
+                    if is_same_instance {
+                        peer.load = Arc::clone(&old.load);
+                    }
+                    if !is_same_instance || old.region != peer.region {
+                        changes.push(Change::new(&old, None, "another instance answers there"));
+                    }
                 }
                 let peer = Arc::new(peer);
-                let gone = was
-                    .filter(|(old, _)| old.instance != peer.instance || old.region != peer.region);
-                let mut changes: Vec<Change> = Vec::new();
-                changes.extend(
-                    gone.map(|(old, _)| Change::new(&old, None, "another instance answers there")),
-                );
-                changes.push(Change::new(&peer, Some(health), "it answered the probe"));
-                (peer, changes)
+                changes.push(Change::new(&peer, Some(state), "it answered the probe"));
+                peer
             }
         };
-        entry.occupant = Occupant::Peer(PeerState {
+        entry.occupant = Occupant::Peer(KnownPeer {
             peer,
-            health,
+            state,
             last_seen: now,
-            rtt: sighting.rtt,
+            rtt,
             probed: now,
-            unseen: 0,
+            failed_probes: 0,
             silence: Silence::Unexplained,
         });
         changes
     }
 
-    fn unseen(&mut self, address: SocketAddr, unseen: Unseen) -> Vec<Change> {
+    fn probe_failed(&mut self, address: SocketAddr, failure: ProbeFailure) -> Vec<Change> {
         let btree_map::Entry::Occupied(mut slot) = self.entries.entry(address) else {
             return Vec::new();
         };
         let entry = slot.get_mut();
-        if let Occupant::Peer(state) = &mut entry.occupant {
-            state.unseen += 1;
+        if let Some(known) = entry.peer_mut() {
+            known.failed_probes += 1;
         }
-        match unseen {
-            Unseen::Refused(reason) if entry.listed => entry.suspect(&reason, Silence::Refusing),
-            Unseen::Silent(reason) if entry.listed => entry.suspect(&reason, Silence::Hanging),
-            Unseen::Refused(reason) | Unseen::Silent(reason) => {
-                slot.remove().replace(Occupant::Unknown, &reason)
+        match failure {
+            ProbeFailure::Refused(reason) if entry.listed => {
+                entry.suspect(&reason, Silence::Refusing)
             }
-            Unseen::Stranger(reason) if entry.listed => entry.replace(Occupant::Stranger, &reason),
-            Unseen::Stranger(reason) => slot.remove().replace(Occupant::Stranger, &reason),
+            ProbeFailure::NoAnswer(reason) if entry.listed => {
+                entry.suspect(&reason, Silence::Hanging)
+            }
+            ProbeFailure::NotAPeer(reason) if entry.listed => {
+                entry.replace(Occupant::NotAPeer, &reason)
+            }
+            ProbeFailure::Refused(reason)
+            | ProbeFailure::NoAnswer(reason)
+            | ProbeFailure::NotAPeer(reason) => slot.remove().replace(Occupant::Unknown, &reason),
         }
     }
 
-    fn met(&mut self, address: SocketAddr, encounter: Encounter, now: Instant) -> Vec<Change> {
+    fn called(&mut self, address: SocketAddr, signal: CallSignal, now: Instant) -> Effects {
+        let mut effects = Effects::default();
+        let is_current = self.is_current(address, now);
         let Some(entry) = self.entries.get_mut(&address) else {
-            return Vec::new();
+            return effects;
         };
-        let Occupant::Peer(state) = &mut entry.occupant else {
-            return Vec::new();
+        let Some(known) = entry.peer_mut() else {
+            return effects;
         };
-        match encounter {
-            Encounter::Answered | Encounter::Draining => {
-                state.last_seen = now;
-                state.unseen = 0;
-            }
-            Encounter::Unreachable | Encounter::Elsewhere | Encounter::Unanswered => {}
+        if matches!(signal, CallSignal::Answered | CallSignal::Draining) {
+            known.last_seen = now;
+            known.failed_probes = 0;
         }
-        match encounter {
-            Encounter::Answered if state.health == Health::Suspect => {
-                state.health = Health::Ready;
-                vec![Change::new(
-                    &state.peer,
-                    Some(Health::Ready),
-                    "it answered a call",
-                )]
+        let is_suspect = known.state == PeerState::Suspect;
+        effects.changes = match signal {
+            CallSignal::Answered if is_suspect => {
+                entry.set_state(PeerState::Ready, "it answered a call")
             }
-            Encounter::Draining if state.health != Health::Draining => {
-                state.health = Health::Draining;
-                vec![Change::new(
-                    &state.peer,
-                    Some(Health::Draining),
-                    "it said so when it answered a call",
-                )]
+            CallSignal::Draining => {
+                entry.set_state(PeerState::Draining, "it said so when it answered a call")
             }
-            Encounter::Unreachable => {
+            CallSignal::Unreachable => {
                 entry.suspect("a call could not connect", Silence::Unexplained)
             }
-            Encounter::Elsewhere => {
+            CallSignal::WrongInstance => {
                 entry.suspect("another instance answered a call", Silence::Unexplained)
             }
-            Encounter::Answered | Encounter::Draining | Encounter::Unanswered => Vec::new(),
-        }
+            // A draining peer that answers a call is still draining.
+            CallSignal::Answered | CallSignal::Unanswered => Vec::new(),
+        };
+        let needs_probe = match signal {
+            CallSignal::WrongInstance | CallSignal::Unreachable => !effects.changes.is_empty(),
+            CallSignal::Unanswered => !is_current,
+            CallSignal::Answered | CallSignal::Draining => false,
+        };
+        effects.probe.extend(needs_probe.then_some(address));
+        effects
     }
+
+    /// The pause before `address` is probed again, where others are probed every `interval`; `None` for an address that
+    /// is not in the table.
+    pub(super) fn pause(&self, address: SocketAddr, interval: Duration) -> Option<Duration> {
+        let known = self.entries.get(&address)?.peer();
+        Some(match known {
+            Some(known) if known.state == PeerState::Suspect => backoff(known.failed_probes),
+            _ => interval,
+        })
+    }
+
+    /// Until when an answered call replaces probes of `address`, where others are probed every `interval`.
+    pub(super) fn replaced_until(
+        &self,
+        address: SocketAddr,
+        interval: Duration,
+        now: Instant,
+    ) -> Option<Instant> {
+        let known = self.entries.get(&address)?.peer()?;
+        let is_suspect = known.state == PeerState::Suspect;
+        (!is_suspect).then(|| (now + interval).min(known.probed + interval * MAX_REPLACED))
+    }
+
+    /// The state of the peer at `address`; `None` when none is there.
+    pub(super) fn state(&self, address: SocketAddr) -> Option<PeerState> {
+        let known = self.entries.get(&address)?.peer()?;
+        Some(known.state)
+    }
+
+    /// Whether a peer is at `address`.
+    pub(super) fn is_peer(&self, address: SocketAddr) -> bool {
+        self.state(address).is_some()
+    }
+
+    /// Whether the last probe of `address` ended less than a quarter of a second before `now`.
+    pub(super) fn is_current(&self, address: SocketAddr, now: Instant) -> bool {
+        let entry = self.entries.get(&address);
+        let last_probe = entry.and_then(|entry| entry.last_probe.as_ref());
+        last_probe.is_some_and(|probe| now.saturating_duration_since(probe.at) < CURRENT)
+    }
+
+    /// Every peer.
+    pub(super) fn peers(&self) -> impl Iterator<Item = &KnownPeer> {
+        self.entries.values().filter_map(Entry::peer)
+    }
+
+    /// Every address but this instance's own.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = KnownAddress> {
+        let is_other = |entry: &Entry| !matches!(entry.occupant, Occupant::ThisInstance);
+        let others = self
+            .entries
+            .iter()
+            .filter(move |(_, entry)| is_other(entry));
+        others.map(|(address, entry)| KnownAddress {
+            address: *address,
+            listed: entry.listed,
+            last_probe: entry.last_probe.clone(),
+            peer: entry.peer().cloned(),
+        })
+    }
+
+    /// A warning for each id that two processes use.
+    pub(super) fn duplicates(&self) -> Vec<String> {
+        let regions: BTreeSet<_> = self.peers().map(|known| &known.peer.region).collect();
+        let warnings = regions.into_iter().flat_map(|region| {
+            let duplicates = self.region(region).duplicates.into_iter();
+            duplicates.map(move |instance| {
+                format!("instance {instance} in region {region}: {DUPLICATE_ID}")
+            })
+        });
+        warnings.take(MAX_DUPLICATES).collect()
+    }
+
+    /// The peers of `region` as calls read them: each process once, although it may have two addresses.
+    ///
+    /// Processes are told apart by instance id and run. Two addresses with the same id and the same run, or with a run
+    /// that one of them does not name, are one process. Two runs under one id are either a restart, in which case the
+    /// old one no longer answers, or two processes that were given the same id: if both are ready, both are used, and
+    /// the id is marked as a duplicate. Ready peers come first, so that of two addresses the better one is taken.
+    pub(super) fn region(&self, region: &Region) -> RegionPeers {
+        let mut found = RegionPeers::default();
+        let mut runs_of: BTreeMap<&InstanceId, Vec<Option<&BootId>>> = BTreeMap::new();
+        let (ready, others): (Vec<_>, Vec<_>) = self
+            .peers()
+            .filter(|known| known.peer.region == *region)
+            .partition(|known| known.state == PeerState::Ready);
+        for known in ready.into_iter().chain(others) {
+            found.last_seen = found.last_seen.max(Some(known.last_seen));
+            let peer = &known.peer;
+            let is_ready = known.state == PeerState::Ready;
+            let run = peer.boot.as_ref();
+            let runs = runs_of.entry(&peer.instance).or_default();
+            if !runs.is_empty() {
+                let is_other_run = run.is_some() && !runs.contains(&run) && !runs.contains(&None);
+                if !is_other_run || !is_ready {
+                    continue;
+                }
+                found.duplicates.insert(peer.instance.clone());
+            }
+            runs.push(run);
+            let group = match is_ready {
+                true => &mut found.ready,
+                false => &mut found.others,
+            };
+            group.push(Arc::clone(peer));
+            match (known.state, known.silence) {
+                (PeerState::Suspect, Silence::Refusing) => found.refusing.push(peer.address),
+                (PeerState::Suspect, Silence::Hanging) => found.hanging.push(peer.address),
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+/// Whether `new` differs from `old` in nothing that calls read.
+fn is_same(old: &Peer, new: &Peer) -> bool {
+    let hash = |peer: &Peer| {
+        let catalogue = peer.catalogue.as_ref();
+        catalogue.map(|catalogue| catalogue.hash().clone())
+    };
+    old.instance == new.instance
+        && old.boot == new.boot
+        && old.region == new.region
+        && old.release == new.release
+        // A peer that could not list its functions this time still has those that it listed before.
+        && (new.catalogue.is_none() || hash(old) == hash(new))
 }
 
 /// 1 s after the first failure, twice as long after each further one, at most 60 s.

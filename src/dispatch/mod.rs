@@ -273,10 +273,10 @@ impl Dispatcher {
     ) -> Result<Arc<RegionPeers>, Problem> {
         let any_will_do = call.key.is_none() && call.instance.is_none();
         let found = self.peers(region);
-        if (any_will_do && found.is_ok()) || self.cluster.was_tried() {
+        if (any_will_do && found.is_ok()) || self.cluster.is_first_round_over() {
             return found;
         }
-        let tried = deadline.bound(self.cluster.tried()).await;
+        let tried = deadline.bound(self.cluster.first_round()).await;
         tried.ok_or_else(|| {
             let detail =
                 format!("region \"{region}\": the first discovery round has not finished yet");

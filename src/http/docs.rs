@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 
 use axum::{
     body::{Body, Bytes},
-    extract::Request,
+    extract::Path,
     http::{
         HeaderValue,
         header::{
@@ -13,11 +13,10 @@ use axum::{
             REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
         },
     },
-    response::Response,
+    response::{Response, Result},
 };
 use utoipa_swagger_ui::Config;
 
-use super::context::Context;
 use crate::problem::{Code, Problem};
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -41,21 +40,20 @@ pub(super) async fn show_problems() -> Response {
 }
 
 /// `GET /docs/{file}`: what the pages load.
-pub(super) async fn show_file(context: Context, request: Request) -> Response {
-    let name = request.uri().path().strip_prefix("/docs/");
-    match name.unwrap_or_default() {
+pub(super) async fn show_file(Path(name): Path<String>) -> Result<Response> {
+    Ok(match name.as_str() {
         "docs.js" => file("text/javascript", SCRIPT),
         "docs.css" => file("text/css", STYLE),
-        name @ ("swagger-ui-bundle.js" | "swagger-ui.css") => swagger_ui(context, name),
-        _ => context.refuse(None, Problem::new(Code::NotFound, "no such file")),
-    }
+        "swagger-ui-bundle.js" | "swagger-ui.css" => swagger_ui(&name)?,
+        _ => return Err(Problem::new(Code::NotFound, "no such file").into()),
+    })
 }
 
 /// A file of Swagger UI, which every browser takes compressed.
-fn swagger_ui(context: Context, name: &str) -> Response {
+fn swagger_ui(name: &str) -> Result<Response, Problem> {
     let Ok(Some(found)) = utoipa_swagger_ui::serve(name, Arc::new(Config::default())) else {
-        let problem = Problem::new(Code::Internal, "a file of Swagger UI is missing");
-        return context.refuse(None, problem);
+        let detail = "a file of Swagger UI is missing";
+        return Err(Problem::new(Code::Internal, detail));
     };
     let content_type = if name.ends_with(".css") {
         "text/css"
@@ -66,7 +64,7 @@ fn swagger_ui(context: Context, name: &str) -> Response {
     let headers = response.headers_mut();
     headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("max-age=3600"));
-    response
+    Ok(response)
 }
 
 fn file(content_type: &'static str, body: impl Into<Body>) -> Response {

@@ -1,9 +1,17 @@
-//! How large a request's head may be. The limits are below hyper's own, whose bare 431 and 414 no client of ours can read.
+//! What the head of a request must be, whatever its route: small enough to be answered, and for this host.
 
-use axum::http::{HeaderMap, Uri};
+use axum::{
+    extract::Request,
+    http::{
+        HeaderMap, HeaderValue, Method, Uri, Version,
+        header::{ALLOW, HOST},
+    },
+    response::{IntoResponse, Response},
+};
 
 use crate::problem::{Code, Problem};
 
+// These limits are below hyper's own, whose bare 431 and 414 no client of ours can read.
 /// The most headers of a request.
 const MAX_HEADERS: usize = 100;
 /// The most bytes of all headers.
@@ -11,11 +19,26 @@ const MAX_HEADER_BYTES: usize = 64 << 10;
 /// The longest path with its query, in bytes.
 const MAX_TARGET: usize = 8 << 10;
 
-/// Refuses a head that is too large.
-///
-/// # Errors
-/// [`Code::TargetTooLong`] or [`Code::HeadersTooLarge`].
-pub(super) fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+/// The answer to a request whose head is wrong.
+pub(super) fn refuse(request: &Request) -> Option<Response> {
+    let problem = check(request).err()?;
+    Some(match problem.code {
+        Code::MethodNotAllowed => ([(ALLOW, "GET, POST")], problem).into_response(),
+        _ => problem.into_response(),
+    })
+}
+
+fn check(request: &Request) -> Result<(), Problem> {
+    check_size(request.uri(), request.headers())?;
+    // A target in the form of a path is left to the routes, as with every other method.
+    if request.method() == Method::CONNECT && request.uri().authority().is_some() {
+        let detail = "an instance is no proxy";
+        return Err(Problem::new(Code::MethodNotAllowed, detail));
+    }
+    check_host(request).map_err(|detail| Problem::new(Code::InvalidRequest, detail))
+}
+
+fn check_size(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     let target = uri
         .path_and_query()
         .map_or(0, |target| target.as_str().len());
@@ -37,4 +60,20 @@ pub(super) fn check(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         return Err(Problem::new(Code::HeadersTooLarge, detail));
     }
     Ok(())
+}
+
+/// A request of HTTP/1.1 has one `Host` (RFC 9112, section 3.2); a target in absolute form names the same host.
+fn check_host(request: &Request) -> Result<(), &'static str> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => return Err("header host is given twice"),
+        (None, _) if request.version() == Version::HTTP_11 => return Err("header host is missing"),
+        (host, _) => host.map(HeaderValue::as_bytes),
+    };
+    match request.uri().authority() {
+        Some(authority) if host != Some(authority.as_str().as_bytes()) => {
+            Err("the request's target names another host than header host")
+        }
+        _ => Ok(()),
+    }
 }

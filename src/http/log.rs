@@ -3,13 +3,12 @@
 
 use axum::http::Method;
 
-use super::context::Refusal;
 use crate::{
     access::Caller,
     dispatch::Outcome,
     name::{FunctionName, RequestId},
     region::Region,
-    reply::Meta,
+    reply::{Meta, ProblemDocument},
 };
 
 /// The most bytes of a path in a line.
@@ -51,7 +50,7 @@ pub(super) fn abandoned(
     tracing::warn!(client, %function, %region, executed = "maybe", %request_id, "call abandoned");
 }
 
-/// A call that Fly Proxy is asked to replay in `region`; the instance that gets it there tells what came of it.
+/// A call that Fly Proxy is asked to replay in `region`; the instance that gets it there logs what came of it.
 pub(super) fn replay(
     caller: &Caller,
     function: &FunctionName,
@@ -62,14 +61,18 @@ pub(super) fn replay(
 }
 
 /// A request that was refused before it was a call. Its query and body are in no line.
-pub(super) fn refusal(method: &Method, path: &str, refusal: &Refusal) {
-    let Refusal { document, client } = refusal;
+pub(super) fn refusal(
+    method: &Method,
+    path: &str,
+    client: Option<&Caller>,
+    document: &ProblemDocument,
+) {
     let Meta {
         elapsed_ms,
         request_id,
         ..
     } = &document.meta;
-    let client = client.as_ref().map_or("", |client| client.name());
+    let client = client.map_or("", Caller::name);
     let path = &path[..path.floor_char_boundary(PATH)];
     let (status, code, executed) = (document.status, document.code, document.executed);
     let detail = &document.detail;
@@ -78,7 +81,7 @@ pub(super) fn refusal(method: &Method, path: &str, refusal: &Refusal) {
     );
 }
 
-/// A call that a peer forwarded; the peer tells what it means for the client.
+/// A call that a peer forwarded; the peer logs what it means for the client.
 pub(super) fn exec(function: &FunctionName, outcome: &Outcome) {
     let Outcome { result, meta } = outcome;
     let (elapsed_ms, request_id) = (meta.elapsed_ms, &meta.request_id);

@@ -1,6 +1,6 @@
 //! `GET /metrics`: what this instance counts, in the text format of Prometheus, or of OpenMetrics for who prefers it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use axum::{
     extract::State,
@@ -8,12 +8,12 @@ use axum::{
         HeaderMap, HeaderValue,
         header::{ACCEPT, CONTENT_TYPE},
     },
-    response::{IntoResponse, Response},
+    response::{IntoResponse, Result},
 };
 
-use super::{App, context::Context};
+use super::AppState;
 use crate::{
-    cluster::{Health, Overview},
+    cluster::{Overview, PeerState},
     metrics::Discovered,
     problem::{Code, Problem},
     region::Region,
@@ -25,21 +25,13 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Everything that was counted, and how discovery stands now.
-pub(super) async fn show(
-    State(app): State<Arc<App>>,
-    context: Context,
-    headers: HeaderMap,
-) -> Response {
+pub(super) async fn show(State(app): AppState, headers: HeaderMap) -> Result<impl IntoResponse> {
     let overview = app.cluster.overview().await;
     let regions = app.cluster.regions();
     app.metrics.discovery.show(&discovered(&overview, &regions));
-    match app.metrics.text() {
-        Ok(text) => ([(CONTENT_TYPE, format(&headers))], text).into_response(),
-        Err(_) => {
-            let problem = Problem::new(Code::Internal, "the metrics cannot be written");
-            context.refuse(None, problem)
-        }
-    }
+    let text = app.metrics.text();
+    let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
+    Ok(([(CONTENT_TYPE, format(&headers))], text))
 }
 
 /// The format that the scraper asks for; the text is right in both.
@@ -52,12 +44,12 @@ fn format(headers: &HeaderMap) -> HeaderValue {
 fn discovered<'a>(overview: &'a Overview, regions: &'a [Region]) -> Discovered<'a> {
     let mut peers = BTreeMap::new();
     for region in regions {
-        for health in Health::ALL {
-            peers.insert((region.as_str(), health.as_str()), 0);
+        for state in PeerState::ALL {
+            peers.insert((region.as_str(), state.as_str()), 0);
         }
     }
-    for state in overview.peers() {
-        let labels = (state.peer.region.as_str(), state.health.as_str());
+    for known in overview.peers() {
+        let labels = (known.peer.region.as_str(), known.state.as_str());
         *peers.entry(labels).or_default() += 1;
     }
     let progress = &overview.progress;

@@ -1,28 +1,21 @@
 //! The HTTP side of one instance: every route and every layer, in one list each. Turns requests into calls and what
 //! came of them into answers; decides nothing about where a call runs.
 
-mod answer;
-mod body;
-mod clock;
-mod context;
+mod auth;
+mod cluster;
 mod docs;
-mod documents;
-mod explain;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-mod guard;
 mod head;
-mod hygiene;
+mod health;
 mod internal;
-mod lines;
+mod layers;
 mod log;
 mod metrics;
 mod openapi;
-mod reading;
 mod replay;
+mod request;
+mod response;
 mod rpc;
 mod site;
-mod upgrade;
 
 use std::sync::Arc;
 
@@ -37,9 +30,8 @@ use axum::{
 use tokio::net::TcpListener;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::context::Context;
 #[cfg(feature = "cli")]
-pub(crate) use self::documents::{
+pub(crate) use self::cluster::{
     CandidateDocument, ExplanationDocument, InstanceDocument, RegionsDocument, UnplacedDocument,
 };
 use crate::{
@@ -57,11 +49,11 @@ use crate::{
     registry::Executor,
 };
 
-/// The paths of [`internal()`], in the words of axum.
+/// The paths of the routes of instances, in the words of axum.
 const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
-/// What a call between instances holds besides its client's body, in bytes.
-const ENVELOPE: usize = 4 << 10;
+/// How a handler gets the [`App`].
+type AppState = State<Arc<App>>;
 
 /// What the handlers share.
 #[derive(Debug)]
@@ -72,7 +64,7 @@ pub(crate) struct App {
     pub boot: BootId,
     /// Who may ask what.
     pub access: Access,
-    /// Where it answers its peers, as `/regions` tells.
+    /// Where it answers its peers, as `/regions` shows it.
     pub address: std::net::SocketAddr,
     /// How long calls may take.
     pub timeouts: Timeouts,
@@ -115,22 +107,116 @@ pub(crate) struct Crowded;
 
 /// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.
 pub(crate) fn public_router(app: Arc<App>, with_internal: bool) -> Router {
-    let (routes, _) = public().split_for_parts();
-    let routes = routes
+    // What is no route is for clients, so that a path that is forgotten below is not open.
+    let clients = Router::from(clients()).fallback(not_found);
+    let instances = for_instances(&app, instances(with_internal));
+    let routes = for_clients(&app, clients).merge(instances).merge(open());
+    with_layers(app, routes)
+}
+
+/// The routes of the listener for instances.
+pub(crate) fn internal_router(app: Arc<App>) -> Router {
+    let routes = for_instances(&app, instances(true).fallback(not_found));
+    with_layers(app, routes)
+}
+
+/// The routes of the listener for scrapers, which send no token.
+pub(crate) fn metrics_router(app: Arc<App>) -> Router {
+    let routes = Router::new()
+        .route("/metrics", routing::get(metrics::show))
+        .route("/healthz", routing::get(health::get_liveness))
+        .route("/readyz", routing::get(health::get_readiness))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(not_found);
+    with_layers(app, routes)
+}
+
+/// The OpenAPI document of the public routes, as JSON.
+pub fn openapi_json() -> String {
+    openapi::to_json(&openapi::finished(documented().into_openapi()))
+}
+
+/// The routes that are in the OpenAPI document.
+fn documented() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::description())
+        .merge(clients())
+        .merge(documented_open())
+}
+
+/// The routes of clients.
+fn clients() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(rpc::call_function))
+        .routes(routes!(cluster::list_regions))
+        .routes(routes!(cluster::get_region))
+        .routes(routes!(cluster::explain::explain_region))
+        .routes(routes!(cluster::list_functions))
+}
+
+/// The routes that anybody may use, as far as they are in the OpenAPI document.
+fn documented_open() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new()
+        .routes(routes!(health::get_liveness))
+        .routes(routes!(health::get_readiness))
+        .routes(routes!(openapi::get_description))
+}
+
+/// The routes that anybody may use.
+fn open() -> Router<Arc<App>> {
+    Router::from(documented_open())
         .route("/docs", routing::get(docs::show))
         .route("/docs/problems", routing::get(docs::show_problems))
-        .route("/docs/{file}", routing::get(docs::show_file));
-    if with_internal {
-        layered(app, routes.merge(internal()))
-    } else {
-        layered(app, routes)
+        .route("/docs/{*file}", routing::get(docs::show_file))
+        .method_not_allowed_fallback(method_not_allowed)
+}
+
+/// The routes of the cluster's instances. Where they are not here, or a path is none of them, an instance gets a 404, and
+/// whoever is none gets a 401.
+fn instances(are_here: bool) -> Router<Arc<App>> {
+    let none = Router::new()
+        .route("/internal", routing::any(not_found))
+        .route("/internal/", routing::any(not_found))
+        .route("/internal/{*rest}", routing::any(not_found));
+    if !are_here {
+        return none.route("/metrics", routing::any(not_found));
     }
+    none.route(protocol::INTRODUCTION, routing::get(internal::introduce))
+        .route(protocol::FUNCTIONS, routing::get(internal::functions))
+        .route(protocol::EXEC, routing::post(internal::exec))
+        .route("/metrics", routing::get(metrics::show))
+}
+
+fn for_clients(app: &Arc<App>, routes: Router<Arc<App>>) -> Router<Arc<App>> {
+    let auth = middleware::from_fn_with_state(Arc::clone(app), auth::clients);
+    let routes = routes.method_not_allowed_fallback(method_not_allowed);
+    routes.layer(auth)
+}
+
+fn for_instances(app: &Arc<App>, routes: Router<Arc<App>>) -> Router<Arc<App>> {
+    let auth = middleware::from_fn_with_state(Arc::clone(app), auth::instances);
+    let routes = routes.method_not_allowed_fallback(method_not_allowed);
+    routes.layer(auth)
+}
+
+/// Puts the layer around `routes` that every listener has.
+fn with_layers(app: Arc<App>, routes: Router<Arc<App>>) -> Router {
+    let context = middleware::from_fn_with_state(Arc::clone(&app), layers::with_context);
+    routes.layer(context).with_state(app)
+}
+
+async fn not_found() -> Problem {
+    let detail = "no such route; /openapi.json lists the routes";
+    Problem::new(Code::NotFound, detail)
+}
+
+async fn method_not_allowed() -> Problem {
+    let detail = "this route has other methods; see the header allow";
+    Problem::new(Code::MethodNotAllowed, detail)
 }
 
 /// Each path of [`public_router`] as a route of its own, for a program that has other paths too.
 pub(crate) fn mounted_router(app: Arc<App>, with_internal: bool) -> Router {
-    let (_, document) = public().split_for_parts();
-    let paths = document.paths.paths.into_keys();
+    let paths = documented().into_openapi().paths.paths.into_keys();
     let internal: &[&str] = if with_internal { &INTERNAL } else { &[] };
     let others = ["/docs"]
         .iter()
@@ -144,94 +230,14 @@ pub(crate) fn mounted_router(app: Arc<App>, with_internal: bool) -> Router {
     })
 }
 
-/// Puts the address on a request that a program's server accepted: what axum was told of the connection, else where the
+/// Puts the address on a request that a program's server accepted: what axum knows of the connection, else where the
 /// program said that it listens.
-async fn reached(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+async fn reached(State(app): AppState, mut request: Request, next: Next) -> Response {
     let extensions = request.extensions_mut();
-    let told = extensions.get::<ConnectInfo<Reached>>().map(|told| told.0);
     if extensions.get::<Reached>().is_none() {
-        extensions.insert(told.unwrap_or(Reached(app.address)));
+        let connection = extensions.get::<ConnectInfo<Reached>>();
+        let reached = connection.map_or(Reached(app.address), |connection| connection.0);
+        extensions.insert(reached);
     }
     next.run(request).await
-}
-
-/// The routes of the listener for instances.
-pub(crate) fn internal_router(app: Arc<App>) -> Router {
-    layered(app, internal())
-}
-
-/// The routes of the listener for scrapers, which bear no token.
-pub(crate) fn metrics_router(app: Arc<App>) -> Router {
-    let routes = Router::new()
-        .route("/metrics", routing::get(metrics::show))
-        .route("/healthz", routing::get(reading::get_liveness))
-        .route("/readyz", routing::get(reading::get_readiness));
-    framed(app, with_fallbacks(routes))
-}
-
-fn layered(app: Arc<App>, routes: Router<Arc<App>>) -> Router {
-    let guard = middleware::from_fn_with_state(Arc::clone(&app), guard::admit);
-    framed(app, with_fallbacks(routes).layer(guard))
-}
-
-fn with_fallbacks(routes: Router<Arc<App>>) -> Router<Arc<App>> {
-    routes
-        .method_not_allowed_fallback(method_not_allowed)
-        .fallback(not_found)
-}
-
-/// The layers of every listener, the outermost last.
-fn framed(app: Arc<App>, routes: Router<Arc<App>>) -> Router {
-    routes
-        .layer(middleware::from_fn(hygiene::inspect))
-        .layer(middleware::from_fn_with_state(
-            Arc::clone(&app),
-            context::establish,
-        ))
-        .with_state(app)
-}
-
-/// The OpenAPI document of the public routes, as JSON.
-pub fn openapi_json() -> String {
-    openapi::to_json(&openapi::finished(public().into_openapi()))
-}
-
-fn public() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::with_openapi(openapi::description())
-        .routes(routes!(rpc::call_function))
-        .routes(routes!(reading::list_regions))
-        .routes(routes!(reading::get_region))
-        .routes(routes!(explain::explain_region))
-        .routes(routes!(reading::list_functions))
-        .routes(routes!(reading::get_liveness))
-        .routes(routes!(reading::get_readiness))
-        .routes(routes!(openapi::get_description))
-}
-
-fn internal() -> Router<Arc<App>> {
-    Router::new()
-        .route(protocol::INTRODUCTION, routing::get(internal::introduce))
-        .route(protocol::FUNCTIONS, routing::get(internal::functions))
-        .route(protocol::EXEC, routing::post(internal::exec))
-        .route("/metrics", routing::get(metrics::show))
-}
-
-async fn not_found(context: Context) -> axum::response::Response {
-    context.refuse(
-        None,
-        Problem::new(
-            Code::NotFound,
-            "no such route; /openapi.json lists the routes",
-        ),
-    )
-}
-
-async fn method_not_allowed(context: Context) -> axum::response::Response {
-    context.refuse(
-        None,
-        Problem::new(
-            Code::MethodNotAllowed,
-            "this route has other methods; see the header allow",
-        ),
-    )
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use axum::{
     http::{HeaderMap, HeaderValue, request::Parts},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use tokio::time::Instant;
 
-use super::{App, context::Context, rpc::Received};
+use super::{App, layers::Context, response::Refusal, rpc::CallRequest};
 use crate::{
     call::Call,
     cluster::Peer,
@@ -68,10 +68,10 @@ pub(super) fn ask(
     app: &App,
     context: &Context,
     head: &Parts,
-    received: &Received,
+    request: &CallRequest,
     region: &Region,
 ) -> Option<Response> {
-    let Received { call, route, body } = received;
+    let CallRequest { call, route, size } = request;
     if *route == Route::Proxy {
         return None;
     }
@@ -80,7 +80,7 @@ pub(super) fn ask(
         is_elsewhere: *region != app.identity.region && replay::is_fly_region(region),
         through_proxy: replay::came_through_fly_proxy(&head.headers),
         was_replayed: replay::was_replayed(&head.headers),
-        size: replay::request_size(&head.uri, &head.headers, *body),
+        size: replay::request_size(&head.uri, &head.headers, *size),
     };
     let deadline = Deadline::since(context.arrived, call.timeout);
     if !asked.is_replayed() || deadline.has_passed() {
@@ -115,10 +115,8 @@ pub(super) fn ask(
     let detail = format!(
         "Fly Proxy is to replay this call in region \"{region}\"; without it, send the header rpc-route: proxy"
     );
-    let problem = Problem::new(Code::Replay, detail);
-    let mut response = context.clone().refuse(Some(region.clone()), problem);
-    response.headers_mut().insert(replay::REPLAY, asks.header());
-    Some(response)
+    let refusal = Refusal::new(Problem::new(Code::Replay, detail), region);
+    Some(([(replay::REPLAY, asks.header())], refusal).into_response())
 }
 
 /// When a call arrived for the first time: what it spent where its replay was asked for, and what Fly Proxy spent on one
@@ -135,7 +133,7 @@ pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call)
 pub(super) fn to_others(
     app: &App,
     head: &Parts,
-    body: usize,
+    size: usize,
     call: &Call,
     arrived: Instant,
     outcome: &Outcome,
@@ -148,7 +146,7 @@ pub(super) fn to_others(
     let left = Deadline::since(arrived, call.timeout).remaining();
     let may_be_replayed = replay::came_through_fly_proxy(&head.headers)
         && !replay::was_replayed(&head.headers)
-        && replay::request_size(&head.uri, &head.headers, body) <= replay::MAX_REQUEST
+        && replay::request_size(&head.uri, &head.headers, size) <= replay::MAX_REQUEST
         && call.instance.as_ref() != Some(me)
         && !left.is_zero();
     let asks = Replay {

@@ -7,7 +7,7 @@ use axum::{
     body::Body,
     extract::{Request, State},
     http::HeaderMap,
-    response::Response,
+    response::{IntoResponse, Response, Result},
 };
 use scopeguard::ScopeGuard;
 use serde::Serialize;
@@ -15,14 +15,22 @@ use serde_json::value::RawValue;
 use tracing::Instrument;
 use utoipa::ToSchema;
 
-use super::{App, answer, body, context::Context, log, openapi::CallProblems, replay};
+use super::{
+    App, AppState,
+    layers::Context,
+    log,
+    openapi::CallProblems,
+    replay,
+    request::json_body,
+    response::{Refusal, with_room},
+};
 use crate::{
     access::Caller,
     call::Call,
     config::Route,
     problem::{Code, Problem},
     protocol::FORWARDED,
-    region::{Region, Target},
+    region::Target,
     replay::REPLAY,
     reply::Reply,
     trace::{self, TRACEPARENT},
@@ -151,38 +159,30 @@ pub(super) struct CallDocument {
     security(("client_token" = []), ())
 )]
 pub(super) async fn call_function(
-    State(app): State<Arc<App>>,
-    context: Context,
+    State(app): AppState,
+    Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
+    target: Target,
     request: Request,
-) -> Response {
+) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let target = match target(parts.uri.path()) {
-        Ok(target) => target,
-        Err(problem) => return context.refuse(None, problem),
-    };
     let region = target.region(&app.identity.primary).clone();
-    if !caller.may_call_in(&region) {
-        return forbid(context, &caller, region, "in this region");
+    let refuse = |problem| Refusal::new(problem, &region);
+    caller_may(&caller, caller.may_call_in(&region), "in this region").map_err(refuse)?;
+    let request = read(&app, &parts.headers, body).await.map_err(refuse)?;
+    let may_call = caller.may_call(&request.call.name);
+    caller_may(&caller, may_call, "this function").map_err(refuse)?;
+    if let Some(answer) = replay::ask(&app, &context, &parts, &request, &region) {
+        log::replay(&caller, &request.call.name, &region, &context.request_id);
+        return Ok(answer);
     }
-    let received = match read(&app, &parts.headers, body).await {
-        Ok(received) => received,
-        Err(problem) => return context.refuse(Some(region), problem),
-    };
-    let size = received.body;
-    if !caller.may_call(&received.call.name) {
-        return forbid(context, &caller, region, "this function");
-    }
-    if let Some(answer) = replay::ask(&app, &context, &parts, &received, &region) {
-        log::replay(&caller, &received.call.name, &region, &context.request_id);
-        return answer;
-    }
-    let Received { mut call, .. } = received;
+    let CallRequest { mut call, size, .. } = request;
     call.key_owner = caller.key_owner();
     let arrived = replay::first_arrival(&context, &parts.headers, &call);
     let span = context.request_id.span();
     trace::join(&span, call.trace);
     let request_id = context.request_id.clone();
+    // Runs where this future is dropped at its await, because the client went away.
     let awaited = scopeguard::guard((), |()| {
         app.metrics.calls.abandoned();
         log::abandoned(&caller, &call.name, &region, &request_id);
@@ -194,60 +194,47 @@ pub(super) async fn call_function(
         .await;
     ScopeGuard::into_inner(awaited);
     replay::came_back(&parts.headers, &region, &mut outcome);
-    let outcome = answer::with_room(outcome, &app.memory);
+    let outcome = with_room(outcome, &app.memory);
     let problem = outcome.result.as_ref().err();
     trace::ended(&span, &call.name, Some(&region), problem);
     app.metrics.calls.of_client(caller.name(), problem);
     log::call(&caller, &call.name, &outcome);
     let others = replay::to_others(&app, &parts, size, &call, arrived, &outcome);
-    let mut response = answer::outcome(outcome);
-    if let Some(others) = others {
-        response.headers_mut().insert(REPLAY, others);
+    let others = others.map(|others| [(REPLAY, others)]);
+    Ok((others, outcome).into_response())
+}
+
+/// Checks a limit of the client.
+fn caller_may(caller: &Caller, may: bool, what: &str) -> Result<(), Problem> {
+    if may {
+        return Ok(());
     }
-    response
-}
-
-/// Refuses a call outside the limits of its client.
-fn forbid(context: Context, caller: &Caller, region: Region, what: &str) -> Response {
     let detail = format!("client \"{}\" may not call {what}", caller.name());
-    context.refuse(Some(region), Problem::new(Code::Forbidden, detail))
+    Err(Problem::new(Code::Forbidden, detail))
 }
 
-/// The target that the path names, as it was sent: an encoded character is no character of a region.
-pub(super) fn target(path: &str) -> Result<Target, Problem> {
-    let region = path.strip_prefix("/rpc/").unwrap_or_default();
-    let rule = "a region has 1 to 32 characters of [a-z0-9-] and does not start with '-'";
-    region
-        .parse()
-        .map_err(|_| Problem::new(Code::InvalidRegion, rule))
-}
-
-/// What a request asks for.
-pub(super) struct Received {
+/// A call as a client asks for it.
+pub(super) struct CallRequest {
     pub(super) call: Call,
     /// How it is to get to another region.
     pub(super) route: Route,
-    /// The bytes of its body.
-    pub(super) body: usize,
+    /// The size of its body in bytes.
+    pub(super) size: usize,
 }
 
-async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Received, Problem> {
+async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<CallRequest, Problem> {
     if headers.contains_key(FORWARDED) {
         let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
         return Err(Problem::new(Code::LoopDetected, detail));
     }
     let route = replay::route(headers, app.route)?;
-    let body = body::json(headers, body, app.limits.max_body, &app.memory).await?;
+    let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
     let mut call = with_key(Call::from_json(&body.bytes, app.timeouts)?, headers)?;
     let trace = headers.get(TRACEPARENT);
     call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
-    let length = body.bytes.len();
+    let size = body.bytes.len();
     call.memory = Some(Arc::new(body.reserved));
-    Ok(Received {
-        call,
-        route,
-        body: length,
-    })
+    Ok(CallRequest { call, route, size })
 }
 
 /// `call` under the key of the request, if it has one.

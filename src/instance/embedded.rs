@@ -94,7 +94,7 @@ impl Embedded {
 
     /// Waits until the first discovery round is over, found or not.
     pub async fn ready(&self) {
-        self.core.cluster.tried().await;
+        self.core.cluster.first_round().await;
     }
 
     /// Stops the instance in order, while the program still serves: tells the peers and takes calls for the drain delay;

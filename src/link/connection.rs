@@ -29,7 +29,7 @@ use super::{
     outbox::{Ending, Flushed, Idle, NotTaken, Outbox, Request},
 };
 use crate::{
-    cluster::{Cluster, Encounter, Health},
+    cluster::{CallSignal, Cluster, PeerState},
     metrics::HopMetrics,
     protocol::lines::{self, Frame, Lines},
 };
@@ -193,7 +193,7 @@ fn unmade(connection: &Connection, unopened: &Unopened) {
     connection.outbox.end(ending, ending);
 }
 
-type Verdict = Pin<Box<dyn Future<Output = Health> + Send>>;
+type Verdict = Pin<Box<dyn Future<Output = PeerState> + Send>>;
 
 /// The task of one connection that stands.
 struct Driver<'a> {
@@ -241,13 +241,13 @@ impl Driver<'_> {
             Over::Closed(cause) => {
                 if self.connection.outbox.awaits() {
                     tracing::warn!(address = %self.address, %cause, "connection lost");
-                    self.met(Encounter::Unanswered);
+                    self.report(CallSignal::Unanswered);
                 }
                 self.connection.cut();
             }
             Over::Nonsense(what) => {
                 tracing::warn!(address = %self.address, what, "a peer's answer breaks the contract");
-                self.met(Encounter::Unanswered);
+                self.report(CallSignal::Unanswered);
                 let outbox = &self.connection.outbox;
                 outbox.end(|| Ending::Garbled, || Ending::Unsent);
             }
@@ -286,7 +286,7 @@ impl Driver<'_> {
                     self.flush()?;
                 }
                 _ = tick.tick() => self.look_after()?,
-                health = decided(&mut self.verdict) => self.decide(health),
+                state = decided(&mut self.verdict) => self.decide(state),
             }
         }
     }
@@ -313,13 +313,13 @@ impl Driver<'_> {
         self.connection.outbox.answer(answers.into_iter());
         if is_draining {
             self.connection.retire();
-            self.met(Encounter::Draining);
+            self.report(CallSignal::Draining);
         } else if self.was_answered
             && self.since_mention >= MENTION_AFTER
             && self.connection.is_open()
         {
             self.since_mention = 0;
-            self.met(Encounter::Answered);
+            self.report(CallSignal::Answered);
         }
         outcome.map_err(Over::Nonsense)
     }
@@ -380,7 +380,7 @@ impl Driver<'_> {
         let since = self.quiet.checked_sub(self.probe_after);
         if since.is_some_and(|since| since % DEAD_AFTER == 0) && self.verdict.is_none() {
             let (cluster, address) = (Arc::clone(&self.surroundings.cluster), self.address);
-            self.verdict = Some(Box::pin(async move { cluster.ask(address).await }));
+            self.verdict = Some(Box::pin(async move { cluster.probe(address).await }));
         }
         if self.quiet >= LOST_AFTER {
             return Err(Over::Closed(io::ErrorKind::TimedOut.into()));
@@ -388,28 +388,28 @@ impl Driver<'_> {
         Ok(())
     }
 
-    fn decide(&mut self, health: Health) {
+    fn decide(&mut self, state: PeerState) {
         self.verdict = None;
-        match health {
-            Health::Suspect => {
+        match state {
+            PeerState::Suspect => {
                 tracing::warn!(address = %self.address, "a peer does not answer; calls that may move do");
                 self.connection.outbox.release();
             }
             // The peer lives and this connection does not, as behind a router that forgot it: the next calls make another.
-            Health::Ready | Health::Draining if self.quiet >= DEAD_AFTER => {
+            PeerState::Ready | PeerState::Draining if self.quiet >= DEAD_AFTER => {
                 self.connection.outbox.release();
             }
-            Health::Ready | Health::Draining => {}
+            PeerState::Ready | PeerState::Draining => {}
         }
     }
 
-    fn met(&self, encounter: Encounter) {
-        self.surroundings.cluster.met(self.address, encounter);
+    fn report(&self, signal: CallSignal) {
+        self.surroundings.cluster.report(self.address, signal);
     }
 }
 
 /// What the probe under way decides; never without one.
-async fn decided(verdict: &mut Option<Verdict>) -> Health {
+async fn decided(verdict: &mut Option<Verdict>) -> PeerState {
     match verdict {
         Some(verdict) => verdict.await,
         None => future::pending().await,

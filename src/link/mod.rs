@@ -25,7 +25,7 @@ use self::{
 };
 use crate::{
     call::Call,
-    cluster::{Cluster, Encounter, Peer},
+    cluster::{CallSignal, Cluster, Peer},
     deadline::Deadline,
     metrics::HopMetrics,
     name::RequestId,
@@ -253,14 +253,14 @@ impl Link {
                 format!("instance {instance} took the call and does not answer any more"),
             ),
             Ending::NoConnection | Ending::Unsent => {
-                self.cluster.met(peer.address, Encounter::Unreachable);
+                self.cluster.report(peer.address, CallSignal::Unreachable);
                 Problem::new(
                     Code::PeerUnreachable,
                     format!("no connection to instance {instance}"),
                 )
             }
             Ending::WrongInstance => {
-                self.cluster.met(peer.address, Encounter::Elsewhere);
+                self.cluster.report(peer.address, CallSignal::WrongInstance);
                 Problem::new(
                     Code::PeerUnreachable,
                     format!("who answers at the address of instance {instance} is not it"),
@@ -285,11 +285,11 @@ impl Link {
         }
         match document.code {
             Code::WrongRegion => {
-                self.cluster.met(peer.address, Encounter::Elsewhere);
+                self.cluster.report(peer.address, CallSignal::WrongInstance);
                 document.into_problem()
             }
             Code::Draining => {
-                self.cluster.met(peer.address, Encounter::Draining);
+                self.cluster.report(peer.address, CallSignal::Draining);
                 document.into_problem()
             }
             Code::Overloaded

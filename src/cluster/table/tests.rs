@@ -1,9 +1,8 @@
-//! The rules of discovery, each told as a story of events.
+//! The rules of discovery, each as a sequence of events.
 
 use super::*;
-use crate::cluster::{event::*, peers::Peer};
 
-/// A table driven by short words, and what `region("syd")` shows of it.
+/// A table, the events that happen to it, and what calls for `syd` read of it.
 struct Story(Table);
 
 impl Story {
@@ -16,13 +15,13 @@ impl Story {
         self
     }
 
-    /// The ports that `event` wants asked at once.
-    fn asks(&mut self, event: Event) -> Vec<u16> {
-        let ask = self.0.apply(event, Instant::now()).ask;
-        ask.iter().map(SocketAddr::port).collect()
+    /// The ports that are to be probed at once because of `event`.
+    fn probes(&mut self, event: Event) -> Vec<u16> {
+        let probe = self.0.apply(event, Instant::now()).probe;
+        probe.iter().map(SocketAddr::port).collect()
     }
 
-    /// Seconds until the peer at `port` is asked again, when others are asked every 5.
+    /// Seconds until the peer at `port` is probed again, where others are probed every 5.
     fn pause(&self, port: u16) -> Option<u64> {
         let pause = self.0.pause(address(port), Duration::from_secs(5));
         pause.map(|pause| pause.as_secs())
@@ -37,19 +36,19 @@ impl Story {
     }
 
     fn seen(self, port: u16, instance: &str) -> Self {
-        self.sighted(port, instance, "syd", false)
+        self.introduced(port, instance, "syd", false)
     }
 
-    fn sighted(self, port: u16, instance: &str, region: &str, draining: bool) -> Self {
-        self.told(port, instance, region, draining, None)
+    fn introduced(self, port: u16, instance: &str, region: &str, draining: bool) -> Self {
+        self.answered(port, instance, region, draining, None)
     }
 
     /// As `seen`, by the run `number` of the instance.
-    fn booted(self, port: u16, instance: &str, number: u8) -> Self {
-        self.told(port, instance, "syd", false, Some(boot(number)))
+    fn seen_run(self, port: u16, instance: &str, number: u8) -> Self {
+        self.answered(port, instance, "syd", false, Some(boot(number)))
     }
 
-    fn told(
+    fn answered(
         self,
         port: u16,
         instance: &str,
@@ -68,7 +67,7 @@ impl Story {
         };
         self.apply(Event::Probed(
             address(port),
-            Ok(Sighting {
+            Ok(ProbeAnswer {
                 peer,
                 draining,
                 rtt: Duration::ZERO,
@@ -76,22 +75,22 @@ impl Story {
         ))
     }
 
-    fn silent(self, port: u16) -> Self {
+    fn no_answer(self, port: u16) -> Self {
         self.apply(Event::Probed(
             address(port),
-            Err(Unseen::Silent("connection refused".into())),
+            Err(ProbeFailure::NoAnswer("connection refused".into())),
         ))
     }
 
-    fn stranger(self, port: u16) -> Self {
+    fn not_a_peer(self, port: u16) -> Self {
         self.apply(Event::Probed(
             address(port),
-            Err(Unseen::Stranger("404".into())),
+            Err(ProbeFailure::NotAPeer("404".into())),
         ))
     }
 
-    fn met(self, port: u16, encounter: Encounter) -> Self {
-        self.apply(Event::Met(address(port), encounter))
+    fn called(self, port: u16, signal: CallSignal) -> Self {
+        self.apply(Event::Called(address(port), signal))
     }
 
     /// The instances of `syd`: those that are ready, and the others.
@@ -113,10 +112,10 @@ fn address(port: u16) -> SocketAddr {
 
 fn resolved(ports: &[u16], complete: bool) -> Event {
     let addresses = ports.iter().map(|port| address(*port)).collect();
-    Event::Resolved(Resolved {
+    Event::Resolved {
         addresses,
         complete,
-    })
+    }
 }
 
 fn is(story: &Story, ready: &[&str], others: &[&str]) {
@@ -133,128 +132,132 @@ fn is(story: &Story, ready: &[&str], others: &[&str]) {
 fn an_address_becomes_a_peer_when_it_answers() {
     let mut story = Story::new();
     let dns = resolved(&[1, 2], true);
-    assert_eq!(story.asks(dns), [1, 2]);
+    assert_eq!(story.probes(dns), [1, 2]);
     assert_eq!((story.pause(1), story.pause(3)), (Some(5), None));
     is(&story, &[], &[]);
-    is(&story.seen(1, "a").silent(2), &["a"], &[]);
+    is(&story.seen(1, "a").no_answer(2), &["a"], &[]);
 }
 
 #[test]
-fn a_listed_peer_that_falls_silent_is_suspect_until_it_answers() {
-    let story = Story::new().dns(&[1]).seen(1, "a").silent(1).silent(1);
+fn a_listed_peer_that_stops_answering_is_suspect_until_it_answers() {
+    let story = Story::new()
+        .dns(&[1])
+        .seen(1, "a")
+        .no_answer(1)
+        .no_answer(1);
     is(&story, &[], &["a"]);
     is(&story.seen(1, "a"), &["a"], &[]);
 }
 
 #[test]
-fn a_suspect_is_asked_less_and_less_often_and_never_forgotten() {
+fn a_suspect_peer_is_probed_less_and_less_often_and_never_forgotten() {
     let mut story = Story::new().dns(&[1]).seen(1, "a");
     assert_eq!(story.pause(1), Some(5));
     let mut pauses = Vec::new();
     for _ in 0..9 {
-        story = story.silent(1);
+        story = story.no_answer(1);
         pauses.extend(story.pause(1));
     }
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-    let story = story.seen(1, "a").met(1, Encounter::Unreachable);
+    let story = story.seen(1, "a").called(1, CallSignal::Unreachable);
     assert_eq!(story.pause(1), Some(1));
 }
 
 #[test]
-fn answered_calls_stand_for_probes_for_a_while() {
+fn answered_calls_replace_probes_for_a_while() {
     let story = Story::new().dns(&[1]).seen(1, "a");
     let (interval, now) = (Duration::from_secs(5), Instant::now());
-    let spared = |story: &Story, later: u64| {
+    let replaced = |story: &Story, later: u64| {
         let now = now + Duration::from_secs(later);
-        let date = story.0.vouched_until(address(1), interval, now);
+        let date = story.0.replaced_until(address(1), interval, now);
         date.map(|date| date.saturating_duration_since(now).as_secs_f64().round())
     };
     assert_eq!(
-        (spared(&story, 1), spared(&story, 58)),
+        (replaced(&story, 1), replaced(&story, 58)),
         (Some(5.0), Some(2.0))
     );
-    assert_eq!(spared(&story.silent(1), 1), None);
+    assert_eq!(replaced(&story.no_answer(1), 1), None);
 }
 
 #[test]
-fn an_instance_that_is_not_the_expected_one_is_asked_who_it_is_at_once() {
+fn an_address_where_another_instance_answers_is_probed_at_once() {
     let mut story = Story::new().dns(&[1]).seen(1, "a");
-    let met = || Event::Met(address(1), Encounter::Elsewhere);
-    assert_eq!(story.asks(met()), [1]);
+    let wrong_instance = || Event::Called(address(1), CallSignal::WrongInstance);
+    assert_eq!(story.probes(wrong_instance()), [1]);
     is(&story, &[], &["a"]);
-    assert_eq!(story.asks(met()), [0; 0]);
+    assert_eq!(story.probes(wrong_instance()), [0; 0]);
 }
 
 #[test]
 fn an_unlisted_peer_stays_while_it_answers_and_goes_when_it_does_not() {
     let story = Story::new().dns(&[1, 2]).seen(1, "a").seen(2, "b");
     let mut story = story;
-    assert_eq!(story.asks(resolved(&[2], true)), [1]);
-    assert_eq!(story.asks(resolved(&[2], true)), [0; 0]);
+    assert_eq!(story.probes(resolved(&[2], true)), [1]);
+    assert_eq!(story.probes(resolved(&[2], true)), [0; 0]);
     let story = story.seen(1, "a");
     is(&story, &["a", "b"], &[]);
-    let story = story.silent(1);
+    let story = story.no_answer(1);
     is(&story, &["b"], &[]);
     assert_eq!(story.pause(1), None);
 }
 
 #[test]
-fn a_partial_answer_misses_nobody() {
+fn an_incomplete_answer_drops_no_address() {
     let story = Story::new()
         .dns(&[1, 2])
         .seen(1, "a")
         .seen(2, "b")
         .answer(&[3], false)
-        .silent(1);
+        .no_answer(1);
     is(&story, &["b"], &["a"]);
     assert_eq!(story.pause(1), Some(1));
 }
 
 #[test]
-fn this_instance_is_no_peer() {
+fn this_instance_is_not_a_peer() {
     let story = Story::new().dns(&[1, 2]).seen(1, "me").seen(2, "a");
     is(&story, &["a"], &[]);
     is(&story.seen(2, "me"), &[], &[]);
 }
 
 #[test]
-fn a_stranger_is_no_harm_and_is_asked_again() {
-    let story = Story::new().dns(&[1]).stranger(1);
+fn what_is_not_a_peer_is_probed_again() {
+    let story = Story::new().dns(&[1]).not_a_peer(1);
     is(&story, &[], &[]);
     assert_eq!(story.pause(1), Some(5));
     let story = story.seen(1, "a");
     is(&story, &["a"], &[]);
-    is(&story.stranger(1), &[], &[]);
+    is(&story.not_a_peer(1), &[], &[]);
 }
 
 #[test]
 fn an_address_can_change_hands_and_regions() {
     let story = Story::new().dns(&[1]).seen(1, "a").seen(1, "b");
     is(&story, &["b"], &[]);
-    let mut story = story.sighted(1, "b", "fra", false);
+    let mut story = story.introduced(1, "b", "fra", false);
     is(&story, &[], &[]);
-    let sighting = Peer {
+    let peer = Peer {
         region: "syd".parse().unwrap(),
         ..story.0.peers().next().unwrap().peer.as_ref().clone()
     };
-    let sighting = Sighting {
-        peer: sighting,
+    let answer = ProbeAnswer {
+        peer,
         draining: false,
         rtt: Duration::ZERO,
     };
     let changes = story
         .0
-        .apply(Event::Probed(address(1), Ok(sighting)), Instant::now())
+        .apply(Event::Probed(address(1), Ok(answer)), Instant::now())
         .changes;
-    let told: Vec<_> = changes
+    let changes: Vec<_> = changes
         .iter()
-        .map(|change| (change.peer.region.to_string(), change.health))
+        .map(|change| (change.peer.region.to_string(), change.state))
         .collect();
     assert_eq!(
-        told,
+        changes,
         [
             ("fra".to_owned(), None),
-            ("syd".to_owned(), Some(Health::Ready))
+            ("syd".to_owned(), Some(PeerState::Ready))
         ]
     );
 }
@@ -266,37 +269,37 @@ fn an_instance_with_two_addresses_counts_once_and_by_its_better_one() {
         .seen(1, "a")
         .seen(2, "a")
         .seen(3, "b")
-        .silent(1);
+        .no_answer(1);
     is(&story, &["a", "b"], &[]);
 }
 
 #[test]
 fn two_processes_under_one_id_are_both_used_and_neither_is_found_by_it() {
     let story = Story::new().dns(&[1, 2, 3, 4]).seen(4, "b");
-    let story = story.booted(1, "a", 1).booted(2, "a", 1);
+    let story = story.seen_run(1, "a", 1).seen_run(2, "a", 1);
     is(&story, &["a", "b"], &[]);
     let syd = |story: &Story| story.0.region(&"syd".parse().unwrap());
     let a = "a".parse().unwrap();
     assert_eq!(syd(&story).find(&a).unwrap().address, address(1));
-    assert!(story.0.namesakes().is_empty());
-    let story = story.booted(3, "a", 2);
+    assert!(story.0.duplicates().is_empty());
+    let story = story.seen_run(3, "a", 2);
     is(&story, &["a", "a", "b"], &[]);
     assert!(syd(&story).find(&a).is_none());
     assert_eq!(syd(&story).identified().count(), 1);
     assert_eq!(
-        story.0.namesakes(),
-        [format!("instance a in region syd: {NAMESAKES}")]
+        story.0.duplicates(),
+        [format!("instance a in region syd: {DUPLICATE_ID}")]
     );
-    // One that no longer answers is not chosen, and so no second one.
-    let story = story.silent(1).silent(2);
+    // A suspect one is not used beside a ready one.
+    let story = story.no_answer(1).no_answer(2);
     assert_eq!(syd(&story).find(&a).unwrap().address, address(3));
 }
 
 #[test]
-fn another_process_with_the_id_of_this_instance_is_no_peer() {
+fn another_process_with_the_id_of_this_instance_is_not_a_peer() {
     let Story(table) = Story::new().dns(&[1]).seen(1, "a");
     let a = table.peers().next().unwrap().peer.as_ref();
-    let sighting = |number| Sighting {
+    let answer = |number| ProbeAnswer {
         peer: Peer {
             instance: "me".parse().unwrap(),
             boot: Some(boot(number)),
@@ -305,9 +308,9 @@ fn another_process_with_the_id_of_this_instance_is_no_peer() {
         draining: false,
         rtt: Duration::ZERO,
     };
-    assert!(table.recognise(sighting(0)).is_ok());
-    let told = table.recognise(sighting(1)).unwrap_err();
-    assert!(matches!(told, Unseen::Stranger(_)), "{told}");
+    assert!(table.check_id(answer(0)).is_ok());
+    let refusal = table.check_id(answer(1)).unwrap_err();
+    assert!(matches!(refusal, ProbeFailure::NotAPeer(_)), "{refusal}");
 }
 
 #[test]
@@ -316,20 +319,20 @@ fn addresses_without_a_peer_are_bounded_and_those_that_stay_are_the_same() {
     let last = *all.last().unwrap();
     let mut story = Story::new().dns(&[60_000]).seen(60_000, "a");
     let first = story.0.apply(resolved(&all, false), Instant::now());
-    assert_eq!((first.ask.len(), first.left_out), (MAX_WITHOUT_PEER, 3));
+    assert_eq!((first.probe.len(), first.left_out), (MAX_WITHOUT_PEER, 3));
     let again = story.0.apply(resolved(&all, false), Instant::now());
-    assert_eq!((again.ask, again.left_out), (Vec::new(), 3));
-    // A whole answer takes away what it does not name; a peer is never in the way, and never taken away.
+    assert_eq!((again.probe, again.left_out), (Vec::new(), 3));
+    // A complete answer removes what it does not list, except peers, which take no room either.
     let fewer = story.0.apply(resolved(&[1, last], true), Instant::now());
     assert_eq!(
-        (fewer.left_out, fewer.gone.len()),
+        (fewer.left_out, fewer.removed.len()),
         (0, MAX_WITHOUT_PEER - 1)
     );
-    assert_eq!(fewer.ask, [address(60_000), address(last)]);
-    // An answer that is not whole takes the room of earlier ones that it does not name, and none of its own.
+    assert_eq!(fewer.probe, [address(60_000), address(last)]);
+    // An incomplete answer takes the room of addresses that it does not list.
     let others: Vec<u16> = (30_000..30_000 + u16::try_from(MAX_WITHOUT_PEER).unwrap()).collect();
     let full = story.0.apply(resolved(&others, false), Instant::now());
-    assert_eq!((full.left_out, full.ask.len()), (0, MAX_WITHOUT_PEER));
+    assert_eq!((full.left_out, full.probe.len()), (0, MAX_WITHOUT_PEER));
     is(&story, &["a"], &[]);
 }
 
@@ -338,50 +341,50 @@ fn draining_peers_wait_behind_ready_ones() {
     let story = Story::new()
         .dns(&[1, 2])
         .seen(1, "a")
-        .sighted(2, "b", "syd", true);
+        .introduced(2, "b", "syd", true);
     is(&story, &["a"], &["b"]);
     is(
         &story
-            .met(2, Encounter::Answered)
-            .met(1, Encounter::Draining),
+            .called(2, CallSignal::Answered)
+            .called(1, CallSignal::Draining),
         &[],
         &["a", "b"],
     );
 }
 
 #[test]
-fn a_call_that_cannot_connect_makes_suspect_at_once() {
+fn a_peer_to_which_a_call_cannot_connect_is_suspect_at_once() {
     let story = Story::new()
         .dns(&[1])
         .seen(1, "a")
-        .met(1, Encounter::Unreachable);
+        .called(1, CallSignal::Unreachable);
     is(&story, &[], &["a"]);
-    is(&story.met(1, Encounter::Answered), &["a"], &[]);
+    is(&story.called(1, CallSignal::Answered), &["a"], &[]);
 }
 
 #[test]
-fn calls_without_an_answer_are_a_reason_to_ask_and_no_verdict() {
+fn calls_without_an_answer_are_a_reason_for_a_probe_and_no_verdict() {
     let mut story = Story::new().dns(&[1]).seen(1, "a");
     let later = Instant::now() + Duration::from_secs(1);
     for _ in 0..5 {
-        let unanswered = Event::Met(address(1), Encounter::Unanswered);
-        assert_eq!(story.0.apply(unanswered, later).ask, [address(1)]);
+        let unanswered = Event::Called(address(1), CallSignal::Unanswered);
+        assert_eq!(story.0.apply(unanswered, later).probe, [address(1)]);
     }
     is(&story, &["a"], &[]);
-    assert_eq!(story.0.health(address(1)), Some(Health::Ready));
-    let story = story.silent(1);
+    assert_eq!(story.0.state(address(1)), Some(PeerState::Ready));
+    let story = story.no_answer(1);
     is(&story, &[], &["a"]);
-    assert!(story.0.was_just_asked(address(1), Instant::now()));
-    assert!(!story.0.was_just_asked(address(1), later));
+    assert!(story.0.is_current(address(1), Instant::now()));
+    assert!(!story.0.is_current(address(1), later));
 }
 
 #[test]
 fn events_of_addresses_that_are_gone_change_nothing() {
     let story = Story::new()
         .seen(1, "a")
-        .silent(2)
-        .stranger(3)
-        .met(4, Encounter::Unreachable);
+        .no_answer(2)
+        .not_a_peer(3)
+        .called(4, CallSignal::Unreachable);
     is(&story, &[], &[]);
     assert!((1..=4).all(|port| story.pause(port).is_none()));
 }

@@ -1,25 +1,25 @@
 //! `GET /regions/{region}/explain`: where calls for a region would run, and why; what discovery knows of each address. The
-//! choice itself is made elsewhere: this tells of it in words.
-
-use std::sync::Arc;
+//! choice itself is made by `dispatch`: this explains it in words.
 
 use axum::{
-    extract::{Request, State},
-    response::Response,
+    extract::{RawQuery, State},
+    response::Result,
 };
 
 use super::{
-    App, answer,
-    context::Context,
+    App, AppState, discovery,
     documents::{CandidateDocument, ExplanationDocument, UnplacedDocument},
+    own_state, whole_milliseconds,
+};
+use crate::http::{
     openapi::ExplainProblems,
-    reading::{asked_region, discovery, own_state, whole_milliseconds},
+    response::{Json, Refusal},
 };
 use crate::{
-    cluster::{Health, Overview, PeerState, Seen},
+    cluster::{KnownAddress, KnownPeer, Overview, PeerState},
     name::FunctionName,
     problem::{Code, Problem},
-    region::Region,
+    region::{Region, Target},
 };
 
 /// Why no peer is chosen in the region of the instance that answers.
@@ -90,41 +90,34 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
     ),
     security(("client_token" = []), ())
 )]
-pub(super) async fn explain_region(
-    State(app): State<Arc<App>>,
-    context: Context,
-    request: Request,
-) -> Response {
-    let region = match asked_region(&app, request.uri().path(), "/explain") {
-        Ok(region) => region,
-        Err(problem) => return context.refuse(None, problem),
-    };
-    if let Some(problem) = unknown(&app, &region) {
-        return context.refuse(Some(region), problem);
-    }
-    let function = match asked_function(request.uri().query()) {
-        Ok(function) => function,
-        Err(problem) => return context.refuse(Some(region), problem),
-    };
+pub(in crate::http) async fn explain_region(
+    State(app): AppState,
+    target: Target,
+    RawQuery(query): RawQuery,
+) -> Result<Json<ExplanationDocument>> {
+    let region = target.region(&app.identity.primary).clone();
+    let refuse = |problem| Refusal::new(problem, &region);
+    is_known(&app, &region).map_err(refuse)?;
+    let function = asked_function(query.as_deref()).map_err(refuse)?;
     let overview = app.cluster.overview().await;
     let candidates = candidates(&app, &overview, &region, function.as_ref());
-    answer::ok(&ExplanationDocument {
+    Ok(Json(ExplanationDocument {
         function: function.map(|function| function.to_string()),
         candidates,
-        unplaced: overview.seen.iter().filter_map(unplaced).collect(),
+        unplaced: overview.addresses.iter().filter_map(unplaced).collect(),
         discovery: discovery(&app, &overview.progress),
         region,
-    })
+    }))
 }
 
-/// The problem of a region that no instance was ever seen in. While discovery has found nothing yet, there is something
-/// to explain.
-fn unknown(app: &App, region: &Region) -> Option<Problem> {
-    if *region == app.identity.region {
-        return None;
+/// Refuses a region that no instance was ever seen in. While discovery has found nothing yet, there is something to explain.
+fn is_known(app: &App, region: &Region) -> Result<(), Problem> {
+    match app.dispatcher.peers(region) {
+        Err(problem) if *region != app.identity.region && problem.code == Code::RegionUnknown => {
+            Err(problem)
+        }
+        _ => Ok(()),
     }
-    let problem = app.dispatcher.peers(region).err()?;
-    (problem.code == Code::RegionUnknown).then_some(problem)
 }
 
 /// The function that the query names, if it names one.
@@ -157,9 +150,9 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    fn among(peers: &[&PeerState], function: Option<&'a FunctionName>, is_here: bool) -> Self {
-        let has_it = |state: &&PeerState| function.is_none_or(|name| state.peer.may_have(name));
-        let is_ready = |state: &&PeerState| state.health == Health::Ready;
+    fn among(peers: &[&KnownPeer], function: Option<&'a FunctionName>, is_here: bool) -> Self {
+        let has_it = |known: &&KnownPeer| function.is_none_or(|name| known.peer.may_have(name));
+        let is_ready = |known: &&KnownPeer| known.state == PeerState::Ready;
         let mut ready = peers.iter().copied().filter(is_ready);
         Self {
             function,
@@ -171,9 +164,9 @@ impl<'a> Choice<'a> {
     }
 
     /// Whether a call may go to the peer, and why.
-    fn verdict(&self, state: &PeerState) -> (bool, String) {
-        let (health, is_ready) = (state.health, state.health == Health::Ready);
-        let has = self.function.is_none_or(|name| state.peer.may_have(name));
+    fn verdict(&self, known: &KnownPeer) -> (bool, String) {
+        let (state, is_ready) = (known.state, known.state == PeerState::Ready);
+        let has = self.function.is_none_or(|name| known.peer.may_have(name));
         let no = |reason: String| (false, reason);
         if self.is_here {
             return no(RUNS_HERE.to_owned());
@@ -181,12 +174,12 @@ impl<'a> Choice<'a> {
         match self.function {
             Some(name) if !self.one_has_it && (is_ready || !self.one_is_ready) => (
                 true,
-                format!("{health}; none has {name}, and any may say so"),
+                format!("{state}; none has {name}, and any may say so"),
             ),
             Some(name) if !has => no(format!("it has no function {name}")),
             _ if is_ready => (true, "ready".to_owned()),
-            _ if !self.a_ready_one_has_it => (true, format!("{health}, and no ready one is left")),
-            _ => no(format!("{health}: used only when no ready one is left")),
+            _ if !self.a_ready_one_has_it => (true, format!("{state}, and no ready one is left")),
+            _ => no(format!("{state}: used only when no ready one is left")),
         }
     }
 }
@@ -198,11 +191,11 @@ fn candidates(
     function: Option<&FunctionName>,
 ) -> Vec<CandidateDocument> {
     let is_here = *region == app.identity.region;
-    let in_region = |seen: &&Seen| {
+    let in_region = |seen: &&KnownAddress| {
         let peer = seen.peer.as_ref();
-        peer.is_some_and(|state| state.peer.region == *region)
+        peer.is_some_and(|known| known.peer.region == *region)
     };
-    let seen: Vec<_> = overview.seen.iter().filter(in_region).collect();
+    let seen: Vec<_> = overview.addresses.iter().filter(in_region).collect();
     let peers: Vec<_> = seen.iter().filter_map(|seen| seen.peer.as_ref()).collect();
     let choice = Choice::among(&peers, function, is_here);
     let mut candidates: Vec<_> = seen
@@ -214,14 +207,14 @@ fn candidates(
     candidates
 }
 
-fn candidate(seen: &Seen, choice: &Choice<'_>) -> Option<CandidateDocument> {
-    let state = seen.peer.as_ref()?;
-    let (chosen, reason) = choice.verdict(state);
+fn candidate(seen: &KnownAddress, choice: &Choice<'_>) -> Option<CandidateDocument> {
+    let known = seen.peer.as_ref()?;
+    let (chosen, reason) = choice.verdict(known);
     let (last_probe_ms, last_probe_error) = last_probe(seen);
     Some(CandidateDocument {
-        instance: state.peer.instance.clone(),
+        instance: known.peer.instance.clone(),
         address: seen.address,
-        state: state.health,
+        state: known.state,
         local: false,
         chosen,
         reason,
@@ -249,7 +242,7 @@ fn this_instance(app: &App, function: Option<&FunctionName>) -> CandidateDocumen
     }
 }
 
-fn unplaced(seen: &Seen) -> Option<UnplacedDocument> {
+fn unplaced(seen: &KnownAddress) -> Option<UnplacedDocument> {
     if seen.peer.is_some() {
         return None;
     }
@@ -261,10 +254,10 @@ fn unplaced(seen: &Seen) -> Option<UnplacedDocument> {
     })
 }
 
-fn last_probe(seen: &Seen) -> (Option<f64>, Option<String>) {
-    let asked = seen.asked.as_ref();
+fn last_probe(seen: &KnownAddress) -> (Option<f64>, Option<String>) {
+    let probe = seen.last_probe.as_ref();
     (
-        asked.map(|asked| whole_milliseconds(asked.at.elapsed())),
-        asked.and_then(|asked| asked.error.clone()),
+        probe.map(|probe| whole_milliseconds(probe.at.elapsed())),
+        probe.and_then(|probe| probe.error.clone()),
     )
 }

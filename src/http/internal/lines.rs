@@ -20,9 +20,10 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
-use super::{App, ENVELOPE, answer, clock::Clock, context::Context, log, upgrade::Confirmation};
+use super::{ENVELOPE, clock::Clock, upgrade::Confirmation};
 use crate::{
     dispatch::Outcome,
+    http::{App, layers::Context, log, response::with_room},
     lifecycle::Phase,
     memory::{Reserved, Share},
     problem::{Code, Problem},
@@ -122,9 +123,9 @@ struct Exchange {
     app: Arc<App>,
     context: Context,
     lines: Lines,
-    /// What came of lines takes of the memory budget.
+    /// The part of the memory budget that is taken by lines that came and were not read yet.
     reserved: Reserved,
-    /// Set where lines bear the time on the connection's clock.
+    /// Set where lines have the time on the connection's clock.
     clock: Option<Clock>,
     running: FuturesUnordered<Running>,
     phase: watch::Receiver<Phase>,
@@ -303,7 +304,7 @@ impl Exchange {
     }
 
     fn put(&mut self, id: Option<u64>, outcome: Outcome) {
-        let outcome = answer::with_room(outcome, &self.app.memory);
+        let outcome = with_room(outcome, &self.app.memory);
         write_answer(&mut self.out, id, outcome.result, outcome.meta);
     }
 

@@ -10,12 +10,13 @@ use axum::{
         HeaderMap, HeaderName, HeaderValue, StatusCode,
         header::{CONNECTION, UPGRADE},
     },
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use hyper_util::rt::TokioIo;
 
-use super::{App, clock::Clock, context::Context, lines};
+use super::{clock::Clock, lines};
 use crate::{
+    http::{App, layers::Context, response::Refusal},
     lifecycle::Phase,
     problem::{Code, Problem},
     protocol::{CLOCK, Challenge, LINES, NONCE, PROOF, lines::control, new_nonce},
@@ -24,9 +25,9 @@ use crate::{
 
 /// On a request without a token: its sender knows this one, as its proof shows.
 #[derive(Clone, Debug)]
-pub(super) struct Opening {
-    pub(super) challenge: Challenge,
-    pub(super) token: Token,
+pub(in crate::http) struct Opening {
+    pub(in crate::http) challenge: Challenge,
+    pub(in crate::http) token: Token,
 }
 
 /// What the first line of a connection must prove.
@@ -46,7 +47,7 @@ impl Confirmation {
 }
 
 /// Whether a request asks for a connection for calls.
-pub(super) fn is_asked(headers: &HeaderMap) -> bool {
+pub(in crate::http) fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(LINES.as_bytes())
 }
 
@@ -54,8 +55,8 @@ pub(super) fn is_asked(headers: &HeaderMap) -> bool {
 pub(super) fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
     if app.lifecycle.phase() >= Phase::Refusing {
         let detail = "this instance is stopping and takes no new calls";
-        let region = Some(app.identity.region.clone());
-        return context.refuse(region, Problem::new(Code::Draining, detail));
+        let problem = Problem::new(Code::Draining, detail);
+        return Refusal::new(problem, &app.identity.region).into_response();
     }
     let clock_us = request
         .headers()

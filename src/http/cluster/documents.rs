@@ -1,11 +1,11 @@
-//! What the routes that only tell answer with: the regions, their instances, how discovery fares, and health.
+//! The documents of the cluster: regions, instances, where calls for a region would run, and how discovery fares.
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{cluster::Health, name::InstanceId, region::Region};
+use crate::{cluster::PeerState, name::InstanceId, region::Region};
 
 /// The cluster as this instance knows it.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -47,7 +47,7 @@ pub(crate) struct InstanceDocument {
     #[schema(value_type = String, example = "[fdaa:0:18:a7b:7d:f066:b83b:2]:8080")]
     pub address: SocketAddr,
     /// Whether it takes calls.
-    pub state: Health,
+    pub state: PeerState,
     /// Whether it is the instance that answers.
     pub local: bool,
     /// Its release; null when it was told none.
@@ -90,7 +90,7 @@ pub(crate) struct CandidateDocument {
     #[schema(value_type = String, example = "[fdaa:0:18:a7b:7d:f066:b83b:2]:8080")]
     pub address: SocketAddr,
     /// Whether it takes calls.
-    pub state: Health,
+    pub state: PeerState,
     /// Whether it is the instance that answers.
     pub local: bool,
     /// Whether the first attempt of a call without a key may go to it, at random among those of which this is true.
@@ -144,19 +144,4 @@ pub(crate) struct DiscoveryDocument {
     pub warnings: Vec<String>,
     /// Rounds that were finished.
     pub rounds: u64,
-}
-
-/// Whether an instance lives, or is ready.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = Health)]
-pub(crate) struct StatusDocument {
-    /// `live` or `ready`.
-    #[schema(example = "ready")]
-    pub status: String,
-    /// The instance's id.
-    #[schema(value_type = String, example = "148e21dad76789")]
-    pub instance: InstanceId,
-    /// Its region.
-    #[schema(value_type = String, example = "iad")]
-    pub region: Region,
 }

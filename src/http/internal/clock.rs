@@ -1,6 +1,6 @@
 //! How long lines were on their way, without comparing clocks.
 //!
-//! Each line bears the time on its connection's clock, which the sender started. The difference between the reader's time
+//! Each line has the time on its connection's clock, which the sender started. The difference between the reader's time
 //! and that is the delay and an unknown constant; the smallest difference ever seen stands for a line that was not held
 //! up, and what a line took beyond it was spent waiting: in the buffers of an instance that hung, or of a network that was
 //! cut. Two clocks run apart slowly, so the smallest difference is allowed to grow a little with time.

@@ -1,15 +1,20 @@
-//! The peer table as calls read it: the peers of a region as one shared slice, behind one cache read.
-//! Only discovery writes it. Nothing expires by time: a cache that did would empty the routing while DNS is down.
+//! The cluster as the rest of the instance reads it: calls read a region's peers in one cache read, people ask for an
+//! overview of every address. Only the poller writes it. Nothing expires by time: a cache that did would leave calls
+//! without peers while DNS is down.
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    fmt,
     net::SocketAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use moka::sync::Cache;
 use rand::RngExt;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use super::load::Load;
 use crate::{
@@ -18,20 +23,20 @@ use crate::{
     registry::Catalogue,
 };
 
-/// Another instance, as calls need to know it.
+/// Another instance, as it introduced itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     /// Where it answers.
     pub address: SocketAddr,
-    /// The region it said it is in.
+    /// Its region.
     pub region: Region,
-    /// The id it said it has.
+    /// Its id.
     pub instance: InstanceId,
     /// Its release, shown to people.
     pub release: Option<String>,
-    /// Which run of it said so; `None` when it names none.
+    /// Its run; `None` when it does not say.
     pub boot: Option<BootId>,
-    /// The functions it said it has; `None` when it could not be asked.
+    /// Its functions; `None` when it did not list them.
     pub catalogue: Option<Arc<Catalogue>>,
     /// How busy it is, as this instance sees it.
     pub load: Arc<Load>,
@@ -40,9 +45,40 @@ pub(crate) struct Peer {
 impl Peer {
     /// Whether it may have the function; a peer whose catalogue is not known may have any.
     pub(crate) fn may_have(&self, name: &FunctionName) -> bool {
-        self.catalogue
-            .as_ref()
-            .is_none_or(|catalogue| catalogue.has(name))
+        let catalogue = self.catalogue.as_ref();
+        catalogue.is_none_or(|catalogue| catalogue.has(name))
+    }
+}
+
+/// What the table knows of a peer's health.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PeerState {
+    /// It answers and takes calls.
+    Ready,
+    /// It does not answer: used only if the region has no ready instance.
+    Suspect,
+    /// It is stopping.
+    Draining,
+}
+
+impl PeerState {
+    /// Every one.
+    pub(crate) const ALL: [Self; 3] = [Self::Ready, Self::Suspect, Self::Draining];
+
+    /// The word in JSON, in metrics and in logs.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Suspect => "suspect",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -53,11 +89,11 @@ pub(crate) struct RegionPeers {
     pub ready: Vec<Arc<Peer>>,
     /// Those that are suspect or draining: used only when no ready one is left.
     pub others: Vec<Arc<Peer>>,
-    /// The instances of which there are two, told apart by their boots: which of them a call means is not known.
-    pub contested: BTreeSet<InstanceId>,
-    /// Of these, where connections are refused: nothing runs there.
+    /// The ids that two processes use at once, which their runs show: a call for such an id could reach either.
+    pub duplicates: BTreeSet<InstanceId>,
+    /// The addresses of suspect peers where connections are refused: nothing runs there.
     pub refusing: Vec<SocketAddr>,
-    /// Of these, who does not answer: something may run there.
+    /// The addresses of suspect peers that do not answer: something may run there.
     pub hanging: Vec<SocketAddr>,
     /// When one of them was last seen.
     pub last_seen: Option<Instant>,
@@ -68,7 +104,7 @@ pub(crate) struct RegionPeers {
 pub(crate) enum Condition {
     /// It takes calls.
     Ready,
-    /// It is stopping, has left, or does not answer for a reason that is not known yet: an attempt tells.
+    /// It is stopping, has left, or does not answer for a reason that is not known yet: an attempt will show.
     Doubtful,
     /// Connections are refused there.
     Refusing,
@@ -82,15 +118,15 @@ impl RegionPeers {
         self.ready.len() + self.others.len()
     }
 
-    /// The peer with this id; `None` also when there are two.
+    /// The peer with this id; `None` also when two processes use it.
     pub(crate) fn find(&self, instance: &InstanceId) -> Option<&Arc<Peer>> {
         self.identified().find(|peer| peer.instance == *instance)
     }
 
-    /// The peers whose id is theirs alone.
+    /// The peers whose id no other process uses.
     pub(crate) fn identified(&self) -> impl Iterator<Item = &Arc<Peer>> {
         let all = self.ready.iter().chain(&self.others);
-        all.filter(|peer| !self.contested.contains(&peer.instance))
+        all.filter(|peer| !self.duplicates.contains(&peer.instance))
     }
 
     /// What a call may expect of the peer at `address`.
@@ -107,8 +143,9 @@ impl RegionPeers {
         }
     }
 
-    /// A peer that was not tried yet and may have the function: one of the ready that have room, else of the ready that
-    /// are full, else of the others. When none has the function, any may say so, once.
+    /// A peer that was not tried yet and may have the function: one of the ready ones that have room, else one of the
+    /// ready ones that are full, else one of the others. If none has the function, one peer is tried all the same: its
+    /// catalogue may be out of date.
     pub(crate) fn choose(&self, name: &FunctionName, tried: &[SocketAddr]) -> Option<&Arc<Peer>> {
         let fits = |peer: &Peer| peer.may_have(name) && !tried.contains(&peer.address);
         let has_room = |peer: &Peer| fits(peer) && !peer.load.is_resting();
@@ -120,7 +157,7 @@ impl RegionPeers {
             .or_else(|| pick(&self.others, anyone))
     }
 
-    /// Whether [`RegionPeers::choose`] would give a ready peer that has room.
+    /// Whether [`RegionPeers::choose`] would return a ready peer that has room.
     pub(crate) fn has_room(&self, name: &FunctionName, tried: &[SocketAddr]) -> bool {
         self.ready.iter().any(|peer| {
             peer.may_have(name) && !tried.contains(&peer.address) && !peer.load.is_resting()
@@ -129,7 +166,7 @@ impl RegionPeers {
 }
 
 /// One of `peers` that `fits`: of two at random the one with fewer calls under way, so that a busy peer gets fewer, and
-/// where all are equally busy the choice is uniform. The first two draws mostly fit, and then nothing is scanned.
+/// where all are equally busy the choice is uniform. Usually the first two fit, and then nothing is scanned.
 fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
     let [first, second] = two(peers)?;
     if fits(first) && fits(second) {
@@ -140,7 +177,7 @@ fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>>
     Some(less_busy(first, second))
 }
 
-/// Two of `items` at random; twice the same where there is only one.
+/// Two of `items` at random; the same one twice if there is only one.
 fn two<T>(items: &[T]) -> Option<[&T; 2]> {
     let mut rng = rand::rng();
     let first = rng.random_range(0..items.len().max(1));
@@ -158,16 +195,16 @@ fn less_busy<'a>(first: &'a Arc<Peer>, second: &'a Arc<Peer>) -> &'a Arc<Peer> {
     }
 }
 
-/// How many regions stay known although no peer is in them any more; the one that has been empty for longest is forgotten
-/// first. Those with peers are as many as there are.
+/// How many regions without peers stay known, so that a call for one of them gets another problem than a call for a region
+/// that never existed. Of more, the one that has been empty for longest is forgotten. Regions with peers have no bound.
 const MAX_EMPTY_REGIONS: usize = 256;
 
-/// The peers of every region in which an instance was ever seen, within the bound of [`MAX_EMPTY_REGIONS`].
+/// The peers of every region in which an instance was ever seen, up to [`MAX_EMPTY_REGIONS`].
 #[derive(Clone, Debug)]
-pub(super) struct PeerTable(Cache<Region, Arc<RegionPeers>>);
+pub(super) struct Snapshot(Cache<Region, Arc<RegionPeers>>);
 
-impl PeerTable {
-    /// A table without regions.
+impl Snapshot {
+    /// A snapshot without regions.
     pub(super) fn new() -> Self {
         Self(Cache::builder().build())
     }
@@ -188,53 +225,140 @@ impl PeerTable {
         regions
     }
 
-    /// Whether a ready peer is at `address`; reads every region.
+    /// Whether a ready peer is at `address`. Scans every region.
     pub(super) fn is_ready(&self, address: SocketAddr) -> bool {
         let is_there = |peers: &RegionPeers| peers.ready.iter().any(|peer| peer.address == address);
         self.0.iter().any(|(_, peers)| is_there(&peers))
     }
 
-    /// The writer of this table: there is one.
+    /// The writer of this snapshot. There must be one only.
     pub(super) fn publisher(&self) -> Publisher {
         Publisher {
-            table: self.clone(),
+            snapshot: self.clone(),
             empty: VecDeque::new(),
         }
     }
 }
 
-/// The only writer of a [`PeerTable`].
+/// The only writer of a [`Snapshot`].
 #[derive(Debug)]
 pub(super) struct Publisher {
-    table: PeerTable,
-    /// The regions without peers, the one that has been so for longest first.
+    snapshot: Snapshot,
+    /// The regions without peers, the one that has been empty for longest first.
     empty: VecDeque<Region>,
 }
 
 impl Publisher {
-    /// Replaces the peers of `region`; the instances of which there are two since.
+    /// Replaces the peers of `region`; returns the ids that two processes use since then.
     pub(super) fn publish(&mut self, region: &Region, peers: RegionPeers) -> Vec<InstanceId> {
-        let was = self.table.region(region);
+        let was = self.snapshot.region(region);
         let is_known = |instance: &&InstanceId| {
             was.as_ref()
-                .is_some_and(|was| was.contested.contains(*instance))
+                .is_some_and(|was| was.duplicates.contains(*instance))
         };
-        let contested = peers
-            .contested
+        let duplicates = peers
+            .duplicates
             .iter()
             .filter(|instance| !is_known(instance));
-        let contested = contested.cloned().collect();
+        let duplicates = duplicates.cloned().collect();
         self.empty.retain(|other| other != region);
         if peers.count() == 0 {
             self.empty.push_back(region.clone());
         }
-        self.table.0.insert(region.clone(), Arc::new(peers));
+        self.snapshot.0.insert(region.clone(), Arc::new(peers));
         if self.empty.len() > MAX_EMPTY_REGIONS
             && let Some(oldest) = self.empty.pop_front()
         {
-            self.table.0.invalidate(&oldest);
+            self.snapshot.0.invalidate(&oldest);
         }
-        contested
+        duplicates
+    }
+}
+
+/// A peer and what probes and calls found out about it.
+#[derive(Clone, Debug)]
+pub(crate) struct KnownPeer {
+    /// The peer.
+    pub peer: Arc<Peer>,
+    /// Its state.
+    pub state: PeerState,
+    /// When it last answered.
+    pub last_seen: Instant,
+    /// How long its last probe took.
+    pub rtt: Duration,
+    /// When a probe last succeeded.
+    pub(super) probed: Instant,
+    /// How many probes failed since.
+    pub(super) failed_probes: u32,
+    /// Why it is suspect, as far as that is known.
+    pub(super) silence: Silence,
+}
+
+/// Why a suspect peer does not answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Silence {
+    /// Not known: a call failed, and no probe has ended since.
+    Unexplained,
+    /// Connections are refused: nothing runs there.
+    Refusing,
+    /// It accepts connections and does not answer, or cannot be reached: something may run there.
+    Hanging,
+}
+
+/// The last probe of an address.
+#[derive(Clone, Debug)]
+pub(crate) struct LastProbe {
+    /// When it ended.
+    pub at: Instant,
+    /// Why it found no peer; `None` when it found one.
+    pub error: Option<String>,
+}
+
+/// An address that discovery knows.
+#[derive(Clone, Debug)]
+pub(crate) struct KnownAddress {
+    /// The address.
+    pub address: SocketAddr,
+    /// Whether it is in the last complete DNS answer.
+    pub listed: bool,
+    /// Its last probe; `None` before the first one ended.
+    pub last_probe: Option<LastProbe>,
+    /// The peer there, if there is one.
+    pub peer: Option<KnownPeer>,
+}
+
+/// What discovery has achieved and what hinders it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Progress {
+    /// How many rounds are over.
+    pub rounds: u64,
+    /// Whether a round is over in which DNS answered for every name, be it that there are no records.
+    pub answered: bool,
+    /// Whether a round is over in which DNS answered completely, so that a region without an instance does not exist.
+    pub complete: bool,
+    /// When DNS last answered completely.
+    pub last_success: Option<Instant>,
+    /// What went wrong with the last queries; `None` when nothing did.
+    pub error: Option<String>,
+    /// What else people should know: addresses that are left out, ids that two processes use.
+    pub warnings: Vec<String>,
+}
+
+/// Every address but this instance's own, and the progress of discovery.
+#[derive(Clone, Debug)]
+pub(crate) struct Overview {
+    /// Every address.
+    pub addresses: Vec<KnownAddress>,
+    /// The progress of discovery.
+    pub progress: Progress,
+}
+
+impl Overview {
+    /// Every peer.
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &KnownPeer> {
+        self.addresses
+            .iter()
+            .filter_map(|known| known.peer.as_ref())
     }
 }
 
@@ -269,8 +393,8 @@ mod tests {
 
     #[test]
     fn empty_regions_are_forgotten_beyond_a_bound_and_the_oldest_first() {
-        let table = PeerTable::new();
-        let mut publisher = table.publisher();
+        let snapshot = Snapshot::new();
+        let mut publisher = snapshot.publisher();
         let region = |number: usize| format!("r{number}").parse::<Region>().unwrap();
         let inhabited = RegionPeers {
             ready: vec![peer(1, &["f"])],
@@ -281,9 +405,9 @@ mod tests {
             publisher.publish(&region(number), RegionPeers::default());
         }
         let known = [0, 1, 2, 3, MAX_EMPTY_REGIONS + 2];
-        let known = known.map(|number| table.region(&region(number)).is_some());
+        let known = known.map(|number| snapshot.region(&region(number)).is_some());
         assert_eq!(known, [true, false, false, true, true]);
-        assert_eq!(table.regions().len(), MAX_EMPTY_REGIONS + 1);
+        assert_eq!(snapshot.regions().len(), MAX_EMPTY_REGIONS + 1);
     }
 
     fn choices(peers: &RegionPeers, function: &str, tried: &[SocketAddr]) -> BTreeMap<u16, u32> {

@@ -1,25 +1,27 @@
-//! Routes that only tell: the regions and their instances, the functions, and whether this instance lives and is ready.
+//! The cluster as this instance knows it, to read: the regions and their instances, and the functions.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod documents;
+pub(super) mod explain;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
-    extract::{Request, State},
-    response::Response,
+    extract::State,
+    response::{IntoResponse, Response, Result},
 };
 
+#[cfg(feature = "cli")]
+pub(crate) use self::documents::{CandidateDocument, ExplanationDocument, UnplacedDocument};
+use self::documents::{DiscoveryDocument, RegionDocument};
+pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
 use super::{
-    App, answer,
-    context::Context,
-    documents::{
-        DiscoveryDocument, InstanceDocument, RegionDocument, RegionsDocument, StatusDocument,
-    },
-    openapi::{ClusterProblems, OpenProblems, ReadinessProblems, RegionProblems},
+    App, AppState,
+    openapi::{ClusterProblems, RegionProblems},
+    response::{Json, Refusal},
 };
 use crate::{
-    cluster::{Health, Overview, PeerState, Progress},
+    cluster::{KnownPeer, Overview, PeerState, Progress},
     lifecycle::Phase,
-    name::InvalidName,
-    problem::{Code, Problem},
     region::{Region, Target},
     registry::Catalogue,
     reply::milliseconds,
@@ -63,11 +65,11 @@ use crate::{
     ),
     security(("client_token" = []), ())
 )]
-pub(super) async fn list_regions(State(app): State<Arc<App>>) -> Response {
+pub(super) async fn list_regions(State(app): AppState) -> Json<RegionsDocument> {
     let overview = app.cluster.overview().await;
     let regions = regions(&app, &overview);
     let identity = &app.identity;
-    answer::ok(&RegionsDocument {
+    Json(RegionsDocument {
         local: identity.region.clone(),
         primary: identity.primary.clone(),
         is_primary: identity.region == identity.primary,
@@ -112,35 +114,20 @@ pub(super) async fn list_regions(State(app): State<Arc<App>>) -> Response {
     security(("client_token" = []), ())
 )]
 pub(super) async fn get_region(
-    State(app): State<Arc<App>>,
-    context: Context,
-    request: Request,
-) -> Response {
-    let region = match asked_region(&app, request.uri().path(), "") {
-        Ok(region) => region,
-        Err(problem) => return context.refuse(None, problem),
-    };
+    State(app): AppState,
+    target: Target,
+) -> Result<Json<RegionDocument>> {
+    let region = target.region(&app.identity.primary).clone();
     let overview = app.cluster.overview().await;
-    if let Some(instances) = regions(&app, &overview).remove(&region) {
-        return answer::ok(&RegionDocument { region, instances });
-    }
-    match app.dispatcher.peers(&region) {
-        // Found since.
-        Ok(_) => answer::ok(&RegionDocument {
-            region,
-            instances: Vec::new(),
-        }),
-        Err(problem) => context.refuse(Some(region), problem),
-    }
-}
-
-/// The region in a path `/regions/{region}` that goes on with `rest`, `primary` resolved.
-pub(super) fn asked_region(app: &App, path: &str, rest: &str) -> Result<Region, Problem> {
-    let target = path.strip_prefix("/regions/");
-    let target = target.and_then(|target| target.strip_suffix(rest));
-    let invalid = |invalid: InvalidName| Problem::new(Code::InvalidRegion, invalid.to_string());
-    let target: Target = target.unwrap_or_default().parse().map_err(invalid)?;
-    Ok(target.region(&app.identity.primary).clone())
+    let instances = match regions(&app, &overview).remove(&region) {
+        Some(instances) => instances,
+        None => match app.dispatcher.peers(&region) {
+            // Found since.
+            Ok(_) => Vec::new(),
+            Err(problem) => return Err(Refusal::new(problem, &region).into()),
+        },
+    };
+    Ok(Json(RegionDocument { region, instances }))
 }
 
 /// List the functions of this instance
@@ -168,84 +155,8 @@ pub(super) fn asked_region(app: &App, path: &str, rest: &str) -> Result<Region, 
     ),
     security(("client_token" = []), ())
 )]
-pub(super) async fn list_functions(State(app): State<Arc<App>>) -> Response {
-    answer::ok(app.executor.catalogue())
-}
-
-/// Tell whether the process works
-#[utoipa::path(
-    get,
-    path = "/healthz",
-    operation_id = "getLiveness",
-    tag = "health",
-    responses(
-        (
-            status = 200,
-            description = "It does",
-            body = StatusDocument,
-            examples((
-                "live" = (
-                    summary = "It works",
-                    value = json!({"status": "live", "instance": "iad-1", "region": "iad"})
-                )
-            ))
-        ),
-        OpenProblems,
-    ),
-    security()
-)]
-pub(super) async fn get_liveness(State(app): State<Arc<App>>) -> Response {
-    status(&app, "live")
-}
-
-/// Tell whether the instance takes calls
-///
-/// It does from the end of the first discovery round for which DNS answered, at the latest 15 s after its start, until it
-/// starts to drain.
-#[utoipa::path(
-    get,
-    path = "/readyz",
-    operation_id = "getReadiness",
-    tag = "health",
-    responses(
-        (
-            status = 200,
-            description = "It does",
-            body = StatusDocument,
-            examples((
-                "ready" = (
-                    summary = "It takes calls",
-                    value = json!({"status": "ready", "instance": "iad-1", "region": "iad"})
-                )
-            ))
-        ),
-        ReadinessProblems,
-    ),
-    security()
-)]
-pub(super) async fn get_readiness(State(app): State<Arc<App>>, context: Context) -> Response {
-    let region = || Some(app.identity.region.clone());
-    if app.lifecycle.phase() > Phase::Serving {
-        return context.refuse(
-            region(),
-            Problem::new(Code::Draining, "this instance is stopping"),
-        );
-    }
-    if !app.cluster.is_ready() {
-        let detail =
-            "DNS has not answered yet; without it, this instance is ready 15 s after its start";
-        return context.refuse(region(), Problem::new(Code::DiscoveryPending, detail));
-    }
-    status(&app, "ready")
-}
-
-fn status(app: &App, status: &str) -> Response {
-    let (instance, region) = (app.identity.instance.clone(), app.identity.region.clone());
-    answer::ok(&StatusDocument {
-        status: status.to_owned(),
-        instance,
-        region,
-    })
+pub(super) async fn list_functions(State(app): AppState) -> Response {
+    Json(app.executor.catalogue()).into_response()
 }
 
 /// Every region ever seen, with its instances sorted by id; this one is among them.
@@ -261,16 +172,16 @@ fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocum
         .entry(app.identity.region.clone())
         .or_default()
         .push(this_instance(app));
-    for state in overview.peers() {
+    for known in overview.peers() {
         regions
-            .entry(state.peer.region.clone())
+            .entry(known.peer.region.clone())
             .or_default()
-            .push(peer(state));
+            .push(peer(known));
     }
     for instances in regions.values_mut() {
         // Of two addresses of one instance, the one by which it can be called.
         let order =
-            |a: &InstanceDocument| (a.instance.clone(), a.state != Health::Ready, a.address);
+            |a: &InstanceDocument| (a.instance.clone(), a.state != PeerState::Ready, a.address);
         instances.sort_by_key(order);
         instances.dedup_by(|a, b| a.instance == b.instance);
     }
@@ -290,22 +201,22 @@ fn this_instance(app: &App) -> InstanceDocument {
 }
 
 /// The state of the instance that answers.
-pub(super) fn own_state(app: &App) -> Health {
+pub(super) fn own_state(app: &App) -> PeerState {
     match app.lifecycle.phase() {
-        Phase::Serving => Health::Ready,
-        Phase::Draining | Phase::Refusing | Phase::Cut => Health::Draining,
+        Phase::Serving => PeerState::Ready,
+        Phase::Draining | Phase::Refusing | Phase::Cut => PeerState::Draining,
     }
 }
 
-fn peer(state: &PeerState) -> InstanceDocument {
+fn peer(known: &KnownPeer) -> InstanceDocument {
     InstanceDocument {
-        instance: state.peer.instance.clone(),
-        address: state.peer.address,
-        state: state.health,
+        instance: known.peer.instance.clone(),
+        address: known.peer.address,
+        state: known.state,
         local: false,
-        release: state.peer.release.clone(),
-        rtt_ms: Some(milliseconds(state.rtt)),
-        last_seen_ms: Some(whole_milliseconds(state.last_seen.elapsed())),
+        release: known.peer.release.clone(),
+        rtt_ms: Some(milliseconds(known.rtt)),
+        last_seen_ms: Some(whole_milliseconds(known.last_seen.elapsed())),
     }
 }
 

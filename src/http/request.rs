@@ -1,13 +1,15 @@
-//! Request bodies: JSON by their content type, within the size limit, a time limit and the memory budget, refused before
-//! reading where the headers already say so.
+//! What handlers take from a request: the target in its path, and its body. A body is JSON by its content type, and within
+//! the size limit, a time limit and the memory budget; it is refused unread where the headers already say so.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
+    extract::FromRequestParts,
     http::{
         HeaderMap, HeaderValue,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+        request::Parts,
     },
 };
 use http_body_util::BodyExt;
@@ -17,6 +19,7 @@ use crate::{
     memory::{Budget, Reserved, Share},
     problem::{Code, Problem},
     protocol::lines::NDJSON,
+    region::Target,
 };
 
 /// How long a body may take to arrive; hyper has no limit of its own.
@@ -24,8 +27,23 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 
 /// How often a body is in memory at once: as it came, and what was read from it.
 const COPIES: usize = 2;
-/// Room for a body whose length is not told, to begin with.
+/// The room for a body whose length is not given, to begin with.
 const FIRST: usize = 4 << 10;
+
+/// The target of `/rpc/{region}`, `/regions/{region}` and what is below.
+///
+/// It is taken as it was sent: an encoded character is no character of a region, and axum's own `Path` would decode it.
+impl<S: Sync> FromRequestParts<S> for Target {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let rule = "a region has 1 to 32 characters of [a-z0-9-] and does not start with '-'";
+        let segment = parts.uri.path().split('/').nth(2).unwrap_or_default();
+        segment
+            .parse()
+            .map_err(|_| Problem::new(Code::InvalidRegion, rule))
+    }
+}
 
 /// A body as it comes: one buffer, however small the pieces are, and what it takes of the memory budget.
 pub(super) struct Received {
@@ -39,7 +57,7 @@ pub(super) struct Received {
 /// # Errors
 /// [`Code::UnsupportedMediaType`], [`Code::BodyTooLarge`], [`Code::Overloaded`] where the budget has no room for it, or
 /// [`Code::InvalidJson`] for a body that was cut short or did not arrive within 10 s.
-pub(super) async fn json(
+pub(super) async fn json_body(
     headers: &HeaderMap,
     body: Body,
     limit: usize,
@@ -125,7 +143,7 @@ fn is_json(content_type: &str) -> bool {
         && charsets.all(|charset| charset.trim_matches('"') == "utf-8")
 }
 
-/// The length that the headers tell; 0 where they tell none.
+/// The length in the headers; 0 where there is none.
 fn length(headers: &HeaderMap, limit: usize) -> Result<usize, Problem> {
     let length = headers
         .get(CONTENT_LENGTH)

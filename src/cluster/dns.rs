@@ -1,0 +1,329 @@
+//! Asks DNS for the addresses of peers: A and AAAA records, or SRV records, which carry the port too. Owns the bounds of
+//! a query and what an answer means; the table decides what follows from it. No call waits for DNS.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future, stream};
+use hickory_resolver::{
+    Resolver, TokioResolver,
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig},
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    proto::{
+        op::{Message, ResponseCode},
+        rr::{Name, RData, rdata::SRV},
+    },
+};
+use rand::seq::SliceRandom;
+use tokio::time::{self, Instant};
+
+use crate::config::{DiscoveryConfig, DnsName};
+
+/// How long one query may take; hickory's own defaults wait 15 s for a silent server.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long all queries of a round may take.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long before the end of a round it stops waiting for the targets of SRV records.
+const MARGIN: Duration = Duration::from_millis(50);
+/// How many targets of SRV records are resolved at once, where the answer did not include their addresses.
+const CONCURRENT_TARGETS: usize = 32;
+
+/// The resolver of one instance.
+#[derive(Debug)]
+pub(super) struct Dns {
+    resolver: TokioResolver,
+    names: Vec<(DnsName, Families)>,
+    peer_port: u16,
+}
+
+/// What DNS answered for one query, one name or all names.
+#[derive(Debug, Default)]
+pub(super) struct DnsAnswer {
+    /// The addresses that were found, also when something else failed.
+    pub(super) addresses: BTreeSet<SocketAddr>,
+    /// The first thing that went wrong; `None` when the answer is complete.
+    pub(super) error: Option<String>,
+    /// Whether a query got no answer. That a name has no records is an answer.
+    pub(super) is_unanswered: bool,
+}
+
+impl Dns {
+    /// A resolver of the names in `config`; peers whose port DNS does not give are at `peer_port`.
+    ///
+    /// # Errors
+    /// The system's resolver configuration cannot be read.
+    pub(super) fn new(config: &DiscoveryConfig, peer_port: u16) -> Result<Self, NetError> {
+        let mut builder = match config.server {
+            Some(server) => {
+                let config = ResolverConfig::from_name_servers(vec![name_server(server)]);
+                Resolver::builder_with_config(config, TokioRuntimeProvider::default())
+            }
+            None => Resolver::builder_tokio()?,
+        };
+        let options = builder.options_mut();
+        options.timeout = QUERY_TIMEOUT;
+        options.attempts = 1;
+        options.cache_size = 0;
+        options.edns0 = true;
+        if config.server.is_some() {
+            options.use_hosts_file = ResolveHosts::Never;
+        }
+        let names = config.names.iter();
+        Ok(Self {
+            resolver: builder.build()?,
+            names: names
+                .map(|name| (name.clone(), Families::default()))
+                .collect(),
+            peer_port,
+        })
+    }
+
+    /// Resolves every name. An answer without a usable address is an error, so that discovery keeps the peers it has.
+    pub(super) async fn resolve(&self) -> DnsAnswer {
+        let deadline = Instant::now() + ROUND_TIMEOUT;
+        let names = self.names.iter();
+        let names = names.map(|(name, families)| self.resolve_in_time(name, families, deadline));
+        let mut answer: DnsAnswer = future::join_all(names).await.into_iter().collect();
+        answer.addresses.retain(is_usable);
+        if answer.addresses.is_empty() && answer.error.is_none() {
+            answer.error = Some("the answer has no usable address".to_owned());
+        }
+        answer
+    }
+
+    async fn resolve_in_time(
+        &self,
+        name: &DnsName,
+        families: &Families,
+        deadline: Instant,
+    ) -> DnsAnswer {
+        let answer = self.resolve_name(name, families, deadline);
+        let answer = time::timeout_at(deadline, answer).await;
+        let mut answer = answer.unwrap_or_else(|_| DnsAnswer::failed(&NetError::Timeout));
+        answer.error = answer
+            .error
+            .map(|error| format!("{}: {error}", label(name)));
+        answer
+    }
+
+    async fn resolve_name(
+        &self,
+        name: &DnsName,
+        families: &Families,
+        deadline: Instant,
+    ) -> DnsAnswer {
+        match name {
+            DnsName::Address(address) => DnsAnswer::found([*address]),
+            DnsName::Host(host, port) => {
+                let port = port.unwrap_or(self.peer_port);
+                if let Ok(ip) = host.parse() {
+                    return DnsAnswer::found([SocketAddr::new(ip, port)]);
+                }
+                match Name::from_utf8(host) {
+                    Ok(host) => self.resolve_host(host, port, families).await,
+                    Err(error) => DnsAnswer::failed(&error.into()),
+                }
+            }
+            DnsName::Service(service) => self.resolve_service(service, families, deadline).await,
+        }
+    }
+
+    /// The A and AAAA records of `host`. A host with records of one family alone is complete, one without any is an
+    /// error. A family that fails is an error if it was answered before, or if the other one fails too.
+    async fn resolve_host(&self, host: Name, port: u16, families: &Families) -> DnsAnswer {
+        let (a, aaaa) = future::join(
+            self.resolver.ipv4_lookup(host.clone()),
+            self.resolver.ipv6_lookup(host),
+        )
+        .await;
+        let is_answered = [&a, &aaaa].map(|lookup| match lookup {
+            Ok(_) => true,
+            Err(error) => is_an_answer(error),
+        });
+        let is_missed = families.note(is_answered);
+        match (a, aaaa) {
+            // Of "there are no records" and a failure, people need to know the failure.
+            (Err(a), Err(aaaa)) if is_an_answer(&a) => DnsAnswer::failed(&aaaa),
+            (Err(a), Err(_)) => DnsAnswer::failed(&a),
+            (a, aaaa) => [a, aaaa]
+                .into_iter()
+                .zip(is_missed)
+                .map(|(lookup, is_missed)| match lookup {
+                    Ok(lookup) => DnsAnswer::found(addresses(lookup.message(), port)),
+                    Err(error) if is_missed => DnsAnswer::failed(&error),
+                    Err(_) => DnsAnswer::default(),
+                })
+                .collect(),
+        }
+    }
+
+    /// The SRV records of `service`, and the addresses of their targets as far as they are known by `deadline`.
+    async fn resolve_service(
+        &self,
+        service: &str,
+        families: &Families,
+        deadline: Instant,
+    ) -> DnsAnswer {
+        let lookup = match self.resolver.srv_lookup(service).await {
+            Ok(lookup) => lookup,
+            Err(error) => return DnsAnswer::failed(&error),
+        };
+        let (known, targets) = services(lookup.message());
+        // In another order each round, so that silent targets, however many, do not hide the same others for good.
+        let mut targets: Vec<_> = targets.into_iter().collect();
+        targets.shuffle(&mut rand::rng());
+        let mut left = targets.len();
+        let mut answers = vec![DnsAnswer::found(known)];
+        let queries = stream::iter(targets)
+            .map(|(target, port)| self.resolve_host(target, port, families))
+            .buffer_unordered(CONCURRENT_TARGETS);
+        let mut queries = std::pin::pin!(queries);
+        // A little before the round ends, which would drop what was found.
+        let deadline = deadline - MARGIN;
+        while let Ok(Some(answer)) = time::timeout_at(deadline, queries.next()).await {
+            answers.push(answer);
+            left -= 1;
+        }
+        if left > 0 {
+            let error = format!("{left} targets of its SRV records were not resolved in time");
+            answers.push(DnsAnswer {
+                error: Some(error),
+                is_unanswered: true,
+                ..DnsAnswer::default()
+            });
+        }
+        answers.into_iter().collect()
+    }
+}
+
+/// The address families for which the servers of a name ever gave an answer, be it that there are no records.
+///
+/// A server may know one family only: that of Fly's private network answers AAAA and fails for A. Were each failure an
+/// error, no answer of such a server would be complete, and no peer that left DNS would ever be removed. So a family
+/// counts from its first answer on: before that, its failures say nothing; after that, they mean that DNS is failing.
+#[derive(Debug, Default)]
+struct Families {
+    a: AtomicBool,
+    aaaa: AtomicBool,
+}
+
+impl Families {
+    /// Notes which of A and AAAA are answered now; returns which of them are not although they were answered before.
+    fn note(&self, is_answered: [bool; 2]) -> [bool; 2] {
+        let note = |family: &AtomicBool, is_answered: bool| {
+            let was_answered = family.fetch_or(is_answered, Ordering::Relaxed);
+            was_answered && !is_answered
+        };
+        let [a, aaaa] = is_answered;
+        [note(&self.a, a), note(&self.aaaa, aaaa)]
+    }
+}
+
+impl DnsAnswer {
+    fn found(addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self {
+            addresses: addresses.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    fn failed(error: &NetError) -> Self {
+        Self {
+            error: Some(reason(error)),
+            is_unanswered: !is_an_answer(error),
+            ..Self::default()
+        }
+    }
+}
+
+impl FromIterator<Self> for DnsAnswer {
+    fn from_iter<I: IntoIterator<Item = Self>>(answers: I) -> Self {
+        let mut all = Self::default();
+        for answer in answers {
+            all.addresses.extend(answer.addresses);
+            all.error = all.error.or(answer.error);
+            all.is_unanswered |= answer.is_unanswered;
+        }
+        all
+    }
+}
+
+/// The A and AAAA records of `answer`, each with `port`.
+pub(super) fn addresses(answer: &Message, port: u16) -> impl Iterator<Item = SocketAddr> {
+    let records = answer.answers.iter();
+    let ips = records.filter_map(|record| record.data.ip_addr());
+    ips.map(move |ip| SocketAddr::new(ip.to_canonical(), port))
+}
+
+/// The SRV records of `answer`: the addresses of their targets as far as the server sent those along (RFC 2782,
+/// additional data), and the other targets with their ports.
+pub(super) fn services(answer: &Message) -> (Vec<SocketAddr>, BTreeSet<(Name, u16)>) {
+    let mut ips_of: BTreeMap<&Name, Vec<IpAddr>> = BTreeMap::new();
+    for record in &answer.additionals {
+        if let Some(ip) = record.data.ip_addr() {
+            let ips = ips_of.entry(&record.name).or_default();
+            ips.push(ip.to_canonical());
+        }
+    }
+    let (mut known, mut targets) = (Vec::new(), BTreeSet::new());
+    for record in &answer.answers {
+        let RData::SRV(SRV { target, port, .. }) = &record.data else {
+            continue;
+        };
+        match ips_of.get(target) {
+            Some(ips) => known.extend(ips.iter().map(|ip| SocketAddr::new(*ip, *port))),
+            None => {
+                targets.insert((target.clone(), *port));
+            }
+        }
+    }
+    (known, targets)
+}
+
+/// Whether an instance can be at `address`.
+pub(super) fn is_usable(address: &SocketAddr) -> bool {
+    !address.ip().is_unspecified() && !address.ip().is_multicast() && address.port() != 0
+}
+
+/// Whether the server answered, and the answer is that there are no such records.
+fn is_an_answer(error: &NetError) -> bool {
+    matches!(error, NetError::Dns(DnsError::NoRecordsFound(none))
+        if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain))
+}
+
+fn name_server(server: SocketAddr) -> NameServerConfig {
+    let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
+    for connection in &mut connections {
+        connection.port = server.port();
+    }
+    NameServerConfig::new(server.ip(), true, connections)
+}
+
+/// `name` as it is written in the configuration.
+pub(super) fn label(name: &DnsName) -> String {
+    match name {
+        DnsName::Service(name) | DnsName::Host(name, None) => name.clone(),
+        DnsName::Host(name, Some(port)) => format!("{name}:{port}"),
+        DnsName::Address(address) => address.to_string(),
+    }
+}
+
+fn reason(error: &NetError) -> String {
+    match error {
+        NetError::Timeout => "the DNS server did not answer in time".to_owned(),
+        NetError::Dns(DnsError::NoRecordsFound(none))
+            if none.response_code == ResponseCode::NoError =>
+        {
+            "the answer has no records".to_owned()
+        }
+        NetError::Dns(DnsError::NoRecordsFound(none)) => {
+            format!("the DNS server answered {}", none.response_code)
+        }
+        NetError::Dns(DnsError::ResponseCode(code)) => format!("the DNS server answered {code}"),
+        error => error.to_string(),
+    }
+}

@@ -1,0 +1,718 @@
+//! The poller: the background task that asks DNS, probes addresses, and passes what they answer and what calls report to
+//! the rules in `table.rs`. It alone writes the table and the snapshot, and it decides when each address is probed.
+//! It starts with the process and delays neither the start, nor the stop, nor a call.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use moka::sync::Cache;
+use rand::RngExt;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    dns::{Dns, DnsAnswer},
+    probe::Prober,
+    snapshot::{Overview, PeerState, Progress, Publisher},
+    table::{
+        CallSignal, Change, DUPLICATE_ID, Effects, Event, MAX_WITHOUT_PEER, ProbeAnswer,
+        ProbeFailure, Table,
+    },
+};
+use crate::{metrics::DiscoveryMetrics, region::Region};
+
+/// How many messages may wait for the poller. When it is behind, further ones are dropped: they are hints.
+const INBOX: usize = 1024;
+/// How many calls may wait for the outcome of one probe; further ones get the last known state at once.
+const MAX_WAITERS: usize = 16;
+/// How long an address that is no peer is not logged again.
+const LOG_PAUSE: Duration = Duration::from_secs(600);
+
+/// A message to the poller from the rest of the instance.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// What a call found out about the peer at an address.
+    Called(SocketAddr, CallSignal),
+    /// Calls wait for the silent peer at this address: probe it and answer with its state.
+    Probe(SocketAddr, oneshot::Sender<PeerState>),
+    /// Somebody wants to see the whole cluster.
+    Overview(oneshot::Sender<Overview>),
+}
+
+/// An address and how a probe of it ended.
+type Probed = (SocketAddr, Result<ProbeAnswer, ProbeFailure>);
+
+/// How far the current round is: one pass in which DNS is asked and the addresses that it added are probed once.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Round {
+    /// It is over.
+    Over,
+    /// DNS is being asked.
+    Resolving,
+    /// New addresses are being probed.
+    Probing,
+}
+
+/// The poller and its state.
+pub(super) struct Poller {
+    dns: Arc<Dns>,
+    prober: Arc<Prober>,
+    poll_interval: Duration,
+    table: Table,
+    publisher: Publisher,
+    progress: watch::Sender<Progress>,
+    inbox: mpsc::Receiver<Message>,
+    metrics: Arc<DiscoveryMetrics>,
+    schedule: ProbeSchedule,
+    queries: JoinSet<DnsAnswer>,
+    probes: JoinSet<Probed>,
+    /// The calls that wait for the next outcome of a probe, by its address.
+    waiters: HashMap<SocketAddr, Vec<oneshot::Sender<PeerState>>>,
+    /// The regions that changed since they were last published.
+    changed: BTreeSet<Region>,
+    round: Round,
+    next_round: Instant,
+    /// Whether DNS ever answered for every name, and whether an answer was ever complete: what [`Progress`] says of them
+    /// from the end of that round on.
+    is_answered: bool,
+    is_complete: bool,
+    /// How many addresses of the last DNS answer there was no room for.
+    left_out: usize,
+    /// The addresses without a peer that were logged a short while ago.
+    logged: Cache<SocketAddr, ()>,
+}
+
+impl Poller {
+    /// A poller that begins its first round at once; where to send it messages, and where to read its progress.
+    pub(super) fn new(
+        dns: Dns,
+        prober: Prober,
+        table: Table,
+        publisher: Publisher,
+        poll_interval: Duration,
+        metrics: Arc<DiscoveryMetrics>,
+    ) -> (Self, mpsc::Sender<Message>, watch::Receiver<Progress>) {
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let (progress, watched) = watch::channel(Progress::default());
+        let now = Instant::now();
+        let logged = Cache::builder()
+            .time_to_live(LOG_PAUSE)
+            .max_capacity(10_000)
+            .build();
+        let poller = Self {
+            dns: Arc::new(dns),
+            prober: Arc::new(prober),
+            poll_interval,
+            table,
+            publisher,
+            progress,
+            inbox,
+            metrics,
+            schedule: ProbeSchedule::new(now),
+            queries: JoinSet::new(),
+            probes: JoinSet::new(),
+            waiters: HashMap::new(),
+            changed: BTreeSet::new(),
+            round: Round::Over,
+            next_round: now,
+            is_answered: false,
+            is_complete: false,
+            left_out: 0,
+            logged,
+        };
+        (poller, sender, watched)
+    }
+
+    /// Polls until `stop`.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let now = Instant::now();
+            let wake = self.schedule.wake(now);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep_until(self.next_round), if self.round != Round::Resolving => self.start_round(),
+                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.start_probes(),
+                Some(answer) = self.queries.join_next() => self.resolved(answer),
+                Some(probed) = self.probes.join_next() => {
+                    self.probed(probed);
+                    while let Some(probed) = self.probes.try_join_next() {
+                        self.probed(probed);
+                    }
+                }
+                Some(message) = self.inbox.recv() => {
+                    self.handle(message);
+                    for _ in 0..self.inbox.len() {
+                        self.inbox.try_recv().into_iter().for_each(|message| self.handle(message));
+                    }
+                }
+            }
+            self.publish();
+            if self.round == Round::Probing && !self.schedule.has_new() {
+                self.end_round();
+            }
+        }
+    }
+
+    fn start_round(&mut self) {
+        if self.round == Round::Probing {
+            self.end_round();
+        }
+        self.round = Round::Resolving;
+        self.next_round = Instant::now() + jittered(self.poll_interval);
+        let dns = Arc::clone(&self.dns);
+        self.queries.spawn(async move { dns.resolve().await });
+    }
+
+    fn end_round(&mut self) {
+        self.round = Round::Over;
+        let (is_answered, is_complete) = (self.is_answered, self.is_complete);
+        self.progress.send_modify(|progress| {
+            progress.rounds += 1;
+            progress.answered |= is_answered;
+            progress.complete |= is_complete;
+        });
+    }
+
+    fn resolved(&mut self, answer: Result<DnsAnswer, JoinError>) {
+        self.round = Round::Probing;
+        let DnsAnswer {
+            addresses,
+            error,
+            is_unanswered,
+        } = answer.unwrap_or_else(|error| {
+            tracing::error!(%error, "the DNS query failed; the next round asks again");
+            DnsAnswer {
+                error: Some("the query failed".to_owned()),
+                is_unanswered: true,
+                ..DnsAnswer::default()
+            }
+        });
+        self.log_dns(error.as_deref());
+        let Effects { left_out, .. } = self.apply(Event::Resolved {
+            addresses,
+            complete: error.is_none(),
+        });
+        if left_out > 0 && self.left_out == 0 {
+            tracing::warn!("{}", left_out_warning(left_out));
+        }
+        self.left_out = left_out;
+        self.is_answered |= !is_unanswered;
+        self.is_complete |= error.is_none() && left_out == 0;
+        self.progress.send_modify(|progress| {
+            if error.is_none() {
+                progress.last_success = Some(Instant::now());
+            }
+            progress.error = error;
+        });
+    }
+
+    /// Logs `error` unless the last round had the same one.
+    fn log_dns(&self, error: Option<&str>) {
+        let progress = self.progress.borrow();
+        match (error, progress.error.as_deref()) {
+            (Some(error), last) if last != Some(error) => {
+                tracing::warn!(%error, "DNS gave no whole answer; known peers keep serving");
+            }
+            (None, Some(_)) => tracing::info!("DNS answers again"),
+            _ => {}
+        }
+    }
+
+    /// Starts as many probes as may be started now.
+    fn start_probes(&mut self) {
+        let now = Instant::now();
+        while let Some(address) = self.schedule.start_next(now) {
+            let prober = Arc::clone(&self.prober);
+            self.probes
+                .spawn(async move { (address, prober.probe(address).await) });
+        }
+    }
+
+    fn probed(&mut self, probed: Result<Probed, JoinError>) {
+        let (address, outcome) = match probed {
+            Ok(probed) => probed,
+            Err(error) => {
+                tracing::error!(%error, "a probe failed");
+                return;
+            }
+        };
+        self.schedule.finish(address);
+        let outcome = outcome.and_then(|answer| self.table.check_id(answer));
+        self.metrics
+            .probed(outcome.as_ref().ok().map(|answer| answer.rtt));
+        let failure = outcome.as_ref().err().cloned();
+        self.apply(Event::Probed(address, outcome));
+        if let Some(failure) = failure {
+            self.log_failure(address, &failure);
+        }
+        self.schedule_next(address);
+        self.answer_waiters(address);
+    }
+
+    /// Logs why no peer is at `address`, once in a while.
+    fn log_failure(&self, address: SocketAddr, reason: &ProbeFailure) {
+        if self.table.is_peer(address) || self.logged.contains_key(&address) {
+            return;
+        }
+        self.logged.insert(address, ());
+        tracing::warn!(%address, %reason, "not a peer; it is asked again in later rounds");
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Called(address, signal) => self.called(address, signal),
+            Message::Probe(address, waiter) => self.probe_for(address, waiter),
+            Message::Overview(asker) => {
+                // Whoever reads about a peer may call it next.
+                self.publish();
+                // The asker may have gone.
+                let _ = asker.send(self.overview());
+            }
+        }
+    }
+
+    fn called(&mut self, address: SocketAddr, signal: CallSignal) {
+        let effects = self.apply(Event::Called(address, signal));
+        if !effects.changes.is_empty() {
+            self.schedule_next(address);
+        }
+        if signal == CallSignal::Answered
+            && let Some(date) =
+                self.table
+                    .replaced_until(address, self.poll_interval, Instant::now())
+        {
+            self.schedule.postpone(address, date);
+        }
+    }
+
+    /// Probes the peer at `address` for `waiter`, or answers at once: when no peer is there, when a probe of it has just
+    /// ended, or when many wait already.
+    fn probe_for(&mut self, address: SocketAddr, waiter: oneshot::Sender<PeerState>) {
+        let waiters = self.waiters.get(&address).map_or(0, Vec::len);
+        match self.table.state(address) {
+            Some(_) if waiters < MAX_WAITERS && !self.table.is_current(address, Instant::now()) => {
+                self.waiters.entry(address).or_default().push(waiter);
+                self.schedule.add_now(address, Class::Awaited);
+            }
+            state => {
+                // The call may have been answered meanwhile.
+                let _ = waiter.send(state.unwrap_or(PeerState::Suspect));
+            }
+        }
+    }
+
+    /// Sends the state of the peer at `address` to the calls that wait for it.
+    fn answer_waiters(&mut self, address: SocketAddr) {
+        let Some(waiters) = self.waiters.remove(&address) else {
+            return;
+        };
+        // A call that learns that a peer is suspect chooses another one at once.
+        self.publish();
+        let state = self.table.state(address).unwrap_or(PeerState::Suspect);
+        for waiter in waiters {
+            // The call may have been answered meanwhile.
+            let _ = waiter.send(state);
+        }
+    }
+
+    fn overview(&self) -> Overview {
+        let mut progress = self.progress.borrow().clone();
+        progress.warnings = self.table.duplicates();
+        if self.left_out > 0 {
+            progress.warnings.push(left_out_warning(self.left_out));
+        }
+        Overview {
+            addresses: self.table.addresses().collect(),
+            progress,
+        }
+    }
+
+    /// Applies the rules to `event`, logs the changes and schedules the probes that follow from it.
+    fn apply(&mut self, event: Event) -> Effects {
+        let effects = self.table.apply(event, Instant::now());
+        for change in &effects.changes {
+            log_change(change);
+            self.changed.insert(change.peer.region.clone());
+        }
+        for address in &effects.removed {
+            self.schedule.remove(*address);
+        }
+        for address in &effects.probe {
+            self.schedule.add_now(*address, self.class(*address));
+        }
+        effects
+    }
+
+    /// Schedules the next probe of `address` by the state of what is there.
+    fn schedule_next(&mut self, address: SocketAddr) {
+        match self.table.pause(address, self.poll_interval) {
+            Some(pause) => {
+                let date = Instant::now() + jittered(pause);
+                self.schedule.add(address, self.class(address), date);
+            }
+            None => self.schedule.remove(address),
+        }
+    }
+
+    fn class(&self, address: SocketAddr) -> Class {
+        match self.table.is_peer(address) {
+            true => Class::Peer,
+            false => Class::Other,
+        }
+    }
+
+    /// Publishes the regions that changed. Once for all changes that came together: in a region of thousands of peers, a
+    /// copy of it for each peer that joins would take time that grows with the square of their number.
+    fn publish(&mut self) {
+        for region in std::mem::take(&mut self.changed) {
+            let peers = self.table.region(&region);
+            for instance in self.publisher.publish(&region, peers) {
+                tracing::warn!(%instance, %region, "{DUPLICATE_ID}");
+            }
+        }
+    }
+}
+
+fn left_out_warning(left_out: usize) -> String {
+    format!(
+        "{left_out} addresses of the DNS answer are left out: at most {MAX_WITHOUT_PEER} addresses at which no peer is \
+         are asked; peers keep serving"
+    )
+}
+
+fn log_change(change: &Change) {
+    let Change {
+        peer,
+        state,
+        reason,
+    } = change;
+    let state = state.map_or("gone", PeerState::as_str);
+    let (instance, region, address) = (&peer.instance, &peer.region, &peer.address);
+    tracing::info!(%instance, %region, %address, %state, %reason, "peer changed");
+}
+
+/// `interval` ± 20 %, so that instances that start together do not probe in step.
+fn jittered(interval: Duration) -> Duration {
+    interval.mul_f64(rand::rng().random_range(0.8..1.2))
+}
+
+/// The shortest time between two probes of a class to addresses that were probed before: 80 a second, which take less
+/// than a twentieth of a core, by `benches/scale.rs`.
+const STRIDE: Duration = Duration::from_micros(12_500);
+/// How far probes that are late may catch up at once.
+const SLACK: Duration = Duration::from_millis(100);
+/// How many probes are under way at once.
+const MAX_PROBES: usize = 32;
+/// How many of these one class may have, so that some are left to the other one even if every probe hangs.
+const MAX_PROBES_OF_A_CLASS: usize = 24;
+/// How many probes for which calls wait are under way at once, besides the others.
+const MAX_AWAITED_PROBES: usize = 64;
+
+/// Why an address is probed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Class {
+    /// A peer is there, and calls wait for the outcome.
+    Awaited,
+    /// A peer is there.
+    Peer,
+    /// No peer is known to be there.
+    Other,
+}
+
+impl Class {
+    /// Every one, the most urgent first.
+    const ALL: [Self; 3] = [Self::Awaited, Self::Peer, Self::Other];
+}
+
+/// The place of an address in the queue of its class.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Turn {
+    /// Before every date, in the order of arrival.
+    Now(u64),
+    /// Not before this date.
+    At(Instant),
+}
+
+/// When each address is probed next, and which ones are being probed.
+///
+/// There is a queue for each class, so that no class delays another: neither thousands of addresses at which nothing
+/// answers the peers, nor thousands of peers the one for which calls wait. Each class has its own bound on probes under
+/// way, so that one whose probes all hang does not stop the others. Within a queue, addresses to be probed now come
+/// first, as fast as the bound allows: a cluster of thousands is found in one round. Those that are due follow, no faster
+/// than one each [`STRIDE`], so that ten thousand peers cost little more than a thousand.
+///
+/// Why no `tokio_util::time::DelayQueue`: it would replace the ordered sets alone. The order of arrival, the place of
+/// each address, the rate and the bounds would stay, and `now` could no longer be an argument, on which the tests rely.
+#[derive(Debug)]
+struct ProbeSchedule {
+    queues: [Queue; 3],
+    places: HashMap<SocketAddr, (Class, Turn)>,
+    under_way: HashMap<SocketAddr, ProbeUnderWay>,
+    arrivals: u64,
+}
+
+/// The addresses of one class, by their turn.
+#[derive(Debug)]
+struct Queue {
+    turns: BTreeSet<(Turn, SocketAddr)>,
+    /// When the next address that is due may be probed.
+    not_before: Instant,
+}
+
+/// A probe under way.
+#[derive(Clone, Copy, Debug)]
+struct ProbeUnderWay {
+    class: Class,
+    /// Whether the address was to be probed at once, so that the round waits for the outcome.
+    is_new: bool,
+}
+
+impl Queue {
+    /// When its first address may be probed; `None` while it is empty.
+    fn wake(&self, now: Instant) -> Option<Instant> {
+        Some(match self.turns.first()?.0 {
+            Turn::Now(_) => now,
+            Turn::At(date) => self.not_before.max(date),
+        })
+    }
+}
+
+impl ProbeSchedule {
+    /// An empty schedule at `now`.
+    fn new(now: Instant) -> Self {
+        let queue = || Queue {
+            turns: BTreeSet::new(),
+            not_before: now,
+        };
+        Self {
+            queues: [queue(), queue(), queue()],
+            places: HashMap::new(),
+            under_way: HashMap::new(),
+            arrivals: 0,
+        }
+    }
+
+    /// Has `address` probed now, after those of its class that are to be probed now already. One that is being probed,
+    /// or for which calls wait already, stays as it is.
+    fn add_now(&mut self, address: SocketAddr, class: Class) {
+        let is_placed = match self.places.get(&address) {
+            Some((Class::Awaited, _)) => true,
+            Some((placed, Turn::Now(_))) => *placed == class,
+            _ => false,
+        };
+        if is_placed || self.under_way.contains_key(&address) {
+            return;
+        }
+        self.arrivals += 1;
+        self.place(address, class, Turn::Now(self.arrivals));
+    }
+
+    /// Has `address` probed at `date` instead of its former date. One that is being probed, or for which calls wait,
+    /// stays as it is.
+    fn add(&mut self, address: SocketAddr, class: Class, date: Instant) {
+        let is_awaited = matches!(self.places.get(&address), Some((Class::Awaited, _)));
+        if !is_awaited && !self.under_way.contains_key(&address) {
+            self.place(address, class, Turn::At(date));
+        }
+    }
+
+    /// Postpones the probe of `address` to `date` if it is due earlier.
+    fn postpone(&mut self, address: SocketAddr, date: Instant) {
+        if let Some((class, Turn::At(due))) = self.places.get(&address).copied()
+            && due < date
+        {
+            self.add(address, class, date);
+        }
+    }
+
+    /// Removes `address`; a probe of it that is under way goes on.
+    fn remove(&mut self, address: SocketAddr) {
+        if let Some((class, turn)) = self.places.remove(&address) {
+            self.queue(class).turns.remove(&(turn, address));
+        }
+    }
+
+    /// The address to probe at `now`, if there is one and there is room for its probe, which is under way until
+    /// [`finish`](Self::finish).
+    fn start_next(&mut self, now: Instant) -> Option<SocketAddr> {
+        let mut classes = Class::ALL.into_iter();
+        classes.find_map(|class| {
+            if !self.has_room(class) {
+                return None;
+            }
+            let (turn, address) = self.pop(class, now)?;
+            let is_new = matches!(turn, Turn::Now(_));
+            self.under_way
+                .insert(address, ProbeUnderWay { class, is_new });
+            Some(address)
+        })
+    }
+
+    /// Notes that the probe of `address` has ended.
+    fn finish(&mut self, address: SocketAddr) {
+        self.under_way.remove(&address);
+    }
+
+    /// When [`start_next`](Self::start_next) finds an address, if nothing changes before.
+    fn wake(&self, now: Instant) -> Option<Instant> {
+        let classes = Class::ALL.into_iter().zip(&self.queues);
+        let with_room = classes.filter(|(class, _)| self.has_room(*class));
+        with_room.filter_map(|(_, queue)| queue.wake(now)).min()
+    }
+
+    /// Whether an address that is to be probed at once waits, or is being probed.
+    fn has_new(&self) -> bool {
+        let waits = |queue: &Queue| matches!(queue.turns.first(), Some((Turn::Now(_), _)));
+        self.queues.iter().any(waits) || self.under_way.values().any(|probe| probe.is_new)
+    }
+
+    fn has_room(&self, class: Class) -> bool {
+        let count = |class| {
+            let probes = self.under_way.values();
+            probes.filter(|probe| probe.class == class).count()
+        };
+        match class {
+            Class::Awaited => count(class) < MAX_AWAITED_PROBES,
+            Class::Peer | Class::Other => {
+                count(class) < MAX_PROBES_OF_A_CLASS
+                    && count(Class::Peer) + count(Class::Other) < MAX_PROBES
+            }
+        }
+    }
+
+    /// Takes the first address of `class` that may be probed at `now`.
+    fn pop(&mut self, class: Class, now: Instant) -> Option<(Turn, SocketAddr)> {
+        let queue = self.queue(class);
+        let first = *queue.turns.first()?;
+        if queue.wake(now)? > now {
+            return None;
+        }
+        let (turn, address) = first;
+        if let Turn::At(_) = turn {
+            let earliest = now.checked_sub(SLACK).unwrap_or(now);
+            queue.not_before = queue.not_before.max(earliest) + STRIDE;
+        }
+        self.remove(address);
+        Some(first)
+    }
+
+    fn place(&mut self, address: SocketAddr, class: Class, turn: Turn) {
+        self.remove(address);
+        self.places.insert(address, (class, turn));
+        self.queue(class).turns.insert((turn, address));
+    }
+
+    fn queue(&mut self, class: Class) -> &mut Queue {
+        // In the order of `Class::ALL`.
+        let [awaited, peers, others] = &mut self.queues;
+        match class {
+            Class::Awaited => awaited,
+            Class::Peer => peers,
+            Class::Other => others,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
+    }
+
+    /// The port of the next address of `class`, and whether it was to be probed at once.
+    fn pop(schedule: &mut ProbeSchedule, class: Class, now: Instant) -> Option<(u16, bool)> {
+        let (turn, address) = schedule.pop(class, now)?;
+        Some((address.port(), matches!(turn, Turn::Now(_))))
+    }
+
+    #[test]
+    fn new_addresses_come_first_and_the_others_when_they_are_due() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut schedule = ProbeSchedule::new(start);
+        schedule.add(address(1), Class::Peer, start + 2 * second);
+        schedule.add(address(2), Class::Peer, start + second);
+        schedule.add_now(address(3), Class::Peer);
+        assert_eq!(schedule.wake(start), Some(start));
+        assert_eq!(pop(&mut schedule, Class::Peer, start), Some((3, true)));
+        assert_eq!(pop(&mut schedule, Class::Peer, start), None);
+        let later = start + second;
+        assert_eq!(schedule.wake(start), Some(later));
+        assert_eq!(pop(&mut schedule, Class::Peer, later), Some((2, false)));
+        schedule.postpone(address(1), start + 3 * second);
+        schedule.postpone(address(1), start);
+        schedule.postpone(address(9), start);
+        assert_eq!(schedule.wake(start), Some(start + 3 * second));
+        schedule.remove(address(1));
+        assert_eq!(schedule.wake(start), None);
+    }
+
+    #[test]
+    fn no_class_waits_for_another() {
+        let start = Instant::now();
+        let mut schedule = ProbeSchedule::new(start);
+        for port in 10..1000 {
+            schedule.add_now(address(port), Class::Other);
+        }
+        schedule.add(address(1), Class::Peer, start);
+        schedule.add(address(2), Class::Peer, start);
+        schedule.add_now(address(2), Class::Awaited);
+        schedule.add(address(2), Class::Peer, start);
+        assert_eq!(pop(&mut schedule, Class::Awaited, start), Some((2, true)));
+        assert_eq!(pop(&mut schedule, Class::Peer, start), Some((1, false)));
+        assert_eq!(pop(&mut schedule, Class::Peer, start), None);
+        assert_eq!(pop(&mut schedule, Class::Other, start), Some((10, true)));
+        schedule.add_now(address(12), Class::Other);
+        schedule.remove(address(11));
+        assert_eq!(pop(&mut schedule, Class::Other, start), Some((12, true)));
+    }
+
+    #[test]
+    fn eighty_a_second_at_most() {
+        let start = Instant::now();
+        let mut schedule = ProbeSchedule::new(start);
+        for port in 0..1000 {
+            schedule.add(address(port), Class::Peer, start);
+        }
+        let probed = (0..=1000).filter(|ms| {
+            let now = start + Duration::from_millis(*ms);
+            pop(&mut schedule, Class::Peer, now).is_some()
+        });
+        assert_eq!(probed.count(), 81);
+        let late = start + Duration::from_secs(3);
+        let at_once = std::iter::from_fn(|| pop(&mut schedule, Class::Peer, late)).count();
+        assert_eq!(at_once, 9);
+    }
+
+    #[test]
+    fn each_class_has_room_although_the_probes_of_the_others_hang() {
+        let now = Instant::now();
+        let mut schedule = ProbeSchedule::new(now);
+        let mut start = |class: Class, first: u16| {
+            (first..first + 100).for_each(|port| schedule.add_now(address(port), class));
+            let started = std::iter::from_fn(|| schedule.start_next(now)).count();
+            assert_eq!(schedule.wake(now), None);
+            assert!(schedule.has_new());
+            started
+        };
+        assert_eq!(start(Class::Other, 1000), MAX_PROBES_OF_A_CLASS);
+        assert_eq!(start(Class::Peer, 2000), MAX_PROBES - MAX_PROBES_OF_A_CLASS);
+        assert_eq!(start(Class::Awaited, 3000), MAX_AWAITED_PROBES);
+        // What is being probed has no other turn until the probe has ended.
+        schedule.add_now(address(1000), Class::Awaited);
+        schedule.finish(address(3000));
+        assert_eq!(schedule.start_next(now), Some(address(3064)));
+        schedule.finish(address(1000));
+        assert_eq!(schedule.start_next(now), Some(address(2008)));
+    }
+}

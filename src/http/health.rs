@@ -1,0 +1,105 @@
+//! Whether this instance lives, and whether it is ready: `GET /healthz` and `GET /readyz`.
+
+use axum::{extract::State, response::Result};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    App, AppState,
+    openapi::{OpenProblems, ReadinessProblems},
+    response::{Json, Refusal},
+};
+use crate::{
+    lifecycle::Phase,
+    name::InstanceId,
+    problem::{Code, Problem},
+    region::Region,
+};
+
+/// Whether an instance lives, or is ready.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Health)]
+pub(crate) struct StatusDocument {
+    /// `live` or `ready`.
+    #[schema(example = "ready")]
+    pub status: String,
+    /// The instance's id.
+    #[schema(value_type = String, example = "148e21dad76789")]
+    pub instance: InstanceId,
+    /// Its region.
+    #[schema(value_type = String, example = "iad")]
+    pub region: Region,
+}
+
+/// Tell whether the process works
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "getLiveness",
+    tag = "health",
+    responses(
+        (
+            status = 200,
+            description = "It does",
+            body = StatusDocument,
+            examples((
+                "live" = (
+                    summary = "It works",
+                    value = json!({"status": "live", "instance": "iad-1", "region": "iad"})
+                )
+            ))
+        ),
+        OpenProblems,
+    ),
+    security()
+)]
+pub(super) async fn get_liveness(State(app): AppState) -> Json<StatusDocument> {
+    status(&app, "live")
+}
+
+/// Tell whether the instance takes calls
+///
+/// It does from the end of the first discovery round for which DNS answered, at the latest 15 s after its start, until it
+/// starts to drain.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "getReadiness",
+    tag = "health",
+    responses(
+        (
+            status = 200,
+            description = "It does",
+            body = StatusDocument,
+            examples((
+                "ready" = (
+                    summary = "It takes calls",
+                    value = json!({"status": "ready", "instance": "iad-1", "region": "iad"})
+                )
+            ))
+        ),
+        ReadinessProblems,
+    ),
+    security()
+)]
+pub(super) async fn get_readiness(State(app): AppState) -> Result<Json<StatusDocument>> {
+    let refuse = |code, detail| Refusal::new(Problem::new(code, detail), &app.identity.region);
+    if app.lifecycle.phase() > Phase::Serving {
+        return Err(refuse(Code::Draining, "this instance is stopping").into());
+    }
+    if !app.cluster.is_ready() {
+        let detail =
+            "DNS has not answered yet; without it, this instance is ready 15 s after its start";
+        return Err(refuse(Code::DiscoveryPending, detail).into());
+    }
+    Ok(status(&app, "ready"))
+}
+
+fn status(app: &App, status: &str) -> Json<StatusDocument> {
+    let (instance, region) = (app.identity.instance.clone(), app.identity.region.clone());
+    Json(StatusDocument {
+        status: status.to_owned(),
+        instance,
+        region,
+    })
+}

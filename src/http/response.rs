@@ -1,0 +1,138 @@
+//! What handlers return: a document, the outcome of a call, or a problem. The only place that turns a problem's status into
+//! a response.
+
+use axum::{
+    body::Body,
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+use crate::{
+    access::Caller,
+    dispatch::Outcome,
+    json,
+    memory::{Budget, Share},
+    problem::{FunctionError, Problem},
+    region::Region,
+    reply::{ProblemDocument, Reply, Returned},
+};
+
+/// The size of results that are never refused, in bytes: a problem would be no smaller.
+const ALWAYS: usize = 512;
+
+/// Marks the outcome of an earlier call with the same idempotency key.
+const REPLAYED: &str = "idempotency-replayed";
+
+/// `200` with a document.
+#[derive(Debug)]
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        with(StatusCode::OK, "application/json", json::to_vec(&self.0))
+    }
+}
+
+/// That a request is refused before any instance was tried.
+///
+/// Its document names the request's id and the time it took, which a handler need not know: as a response it is empty, and
+/// an extension of it has the outermost layer write the document.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) problem: Problem,
+    /// The region that the request names, where that was read before.
+    pub(super) region: Option<Region>,
+    /// Who sent the request, where that was found before; the layer that finds it adds it.
+    pub(super) client: Option<Caller>,
+}
+
+impl Refusal {
+    /// A refusal of a request that names `region`.
+    pub(super) fn new(problem: Problem, region: &Region) -> Self {
+        Self {
+            region: Some(region.clone()),
+            ..problem.into()
+        }
+    }
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self {
+            problem,
+            region: None,
+            client: None,
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = Response::default();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        Refusal::from(self).into_response()
+    }
+}
+
+impl IntoResponse for Outcome {
+    fn into_response(self) -> Response {
+        let Self { result, meta } = self;
+        let is_replayed = meta.replayed;
+        let mut response = match result {
+            Ok(Returned { json, .. }) => Json(Reply { result: json, meta }).into_response(),
+            Err(problem) => problem_document(&ProblemDocument::new(problem, meta)),
+        };
+        if is_replayed {
+            let yes = HeaderValue::from_static("true");
+            response.headers_mut().insert(REPLAYED, yes);
+        }
+        response
+    }
+}
+
+/// The outcome, or a problem in place of a result for which the memory budget has no room.
+pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
+    if let Ok(Returned { json, replayed }) = &outcome.result {
+        let size = json.get().len();
+        if size > ALWAYS && !memory.has_room(size, Share::Results) {
+            let detail = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
+            let lost = FunctionError::new("ResultDropped", detail);
+            outcome.result = Err(Problem {
+                replayed: *replayed,
+                ..Problem::function_failed(lost)
+            });
+        }
+    }
+    outcome
+}
+
+/// A problem document with its status, and `Retry-After` where waiting helps.
+pub(super) fn problem_document(document: &ProblemDocument) -> Response {
+    let status = StatusCode::from_u16(document.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = with(status, "application/problem+json", json::to_vec(document));
+    if let Some(seconds) = document.code.retry_after() {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+fn with(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
