@@ -27,7 +27,7 @@ const ROUTE: &str = "rpc-route";
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     route: Route,
-    is_elsewhere: bool,
+    is_other_region: bool,
     through_proxy: bool,
     was_replayed: bool,
     size: usize,
@@ -40,14 +40,14 @@ impl Asked {
             Route::Replay => true,
             Route::Auto => self.through_proxy,
         };
-        is_wanted && self.is_elsewhere && !self.was_replayed && self.size <= replay::MAX_REQUEST
+        is_wanted && self.is_other_region && !self.was_replayed && self.size <= replay::MAX_REQUEST
     }
 }
 
 /// The route that a request asks for, else the instance's.
 ///
 /// # Errors
-/// [`Code::InvalidRequest`] for a header `rpc-route` that is none, or given twice.
+/// [`Code::InvalidRequest`] for a header `rpc-route` with another value, or given twice.
 pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Problem> {
     let mut values = headers.get_all(ROUTE).iter();
     let (Some(value), another) = (values.next(), values.next()) else {
@@ -77,7 +77,7 @@ pub(super) fn ask(
     }
     let asked = Asked {
         route: *route,
-        is_elsewhere: *region != app.identity.region && replay::is_fly_region(region),
+        is_other_region: *region != app.identity.region && replay::is_fly_region(region),
         through_proxy: replay::came_through_fly_proxy(&head.headers),
         was_replayed: replay::was_replayed(&head.headers),
         size: replay::request_size(&head.uri, &head.headers, *size),
@@ -181,7 +181,7 @@ mod tests {
     fn a_call_is_replayed_when_all_conditions_hold() {
         let fits = Asked {
             route: Route::Auto,
-            is_elsewhere: true,
+            is_other_region: true,
             through_proxy: true,
             was_replayed: false,
             size: 1_000_000,
@@ -212,7 +212,7 @@ mod tests {
             ),
             (
                 Asked {
-                    is_elsewhere: false,
+                    is_other_region: false,
                     ..fits
                 },
                 false,
@@ -269,7 +269,7 @@ mod tests {
             for route in [Route::Replay, Route::Auto, Route::Proxy] {
                 let asked = Asked {
                     route,
-                    is_elsewhere: true,
+                    is_other_region: true,
                     through_proxy: replay::came_through_fly_proxy(&headers),
                     was_replayed: replay::was_replayed(&headers),
                     size: 0,

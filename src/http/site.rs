@@ -1,4 +1,4 @@
-//! What a request tells of the page behind it, where no token tells who asks: a page of another site must not call
+//! Which page is behind a request, on a route that needs no token: a page of another site must not call
 //! functions, be it openly or under a name of its own that it lets point here (DNS rebinding).
 
 use std::net::{IpAddr, SocketAddr};

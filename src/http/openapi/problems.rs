@@ -1,4 +1,4 @@
-//! The problems that each route may answer with, as the document tells them: a response for each status, an example for
+//! The problems that each route may answer with, as the document lists them: a response for each status, an example for
 //! each code. The examples are answers of a real cluster; a test asks one again and compares.
 
 use std::collections::BTreeMap;
@@ -172,7 +172,7 @@ fn example(code: Code, takes_a_body: bool) -> Example {
 fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
     let (attempts, detail) = match code {
         Code::InvalidRequest if !takes_a_body => (0, "header host is given twice"),
-        _ => told(code),
+        _ => sample(code),
     };
     let problem = match code {
         Code::FunctionFailed => {
@@ -214,7 +214,7 @@ fn word<T: std::str::FromStr>(text: &str) -> T {
 }
 
 /// How many instances were tried, and the detail.
-fn told(code: Code) -> (u32, &'static str) {
+fn sample(code: Code) -> (u32, &'static str) {
     match code {
         Code::InvalidJson => (
             0,
