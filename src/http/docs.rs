@@ -5,9 +5,8 @@ use std::sync::{Arc, LazyLock};
 
 use axum::{
     body::{Body, Bytes},
-    extract::Path,
     http::{
-        HeaderValue,
+        HeaderValue, Uri,
         header::{
             CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
             REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
@@ -39,12 +38,13 @@ pub(super) async fn show_problems() -> Response {
     file(HTML, PROBLEMS.as_str())
 }
 
-/// `GET /docs/{file}`: what the pages load.
-pub(super) async fn show_file(Path(name): Path<String>) -> Result<Response> {
-    Ok(match name.as_str() {
-        "docs.js" => file("text/javascript", SCRIPT),
-        "docs.css" => file("text/css", STYLE),
-        "swagger-ui-bundle.js" | "swagger-ui.css" => swagger_ui(&name)?,
+/// `GET /docs/{*file}`: what the pages load.
+pub(super) async fn show_file(uri: Uri) -> Result<Response> {
+    Ok(match uri.path() {
+        "/docs/docs.js" => file("text/javascript", SCRIPT),
+        "/docs/docs.css" => file("text/css", STYLE),
+        "/docs/swagger-ui-bundle.js" => swagger_ui("swagger-ui-bundle.js")?,
+        "/docs/swagger-ui.css" => swagger_ui("swagger-ui.css")?,
         _ => return Err(Problem::new(Code::NotFound, "no such file").into()),
     })
 }

@@ -170,17 +170,18 @@ fn open() -> Router<Arc<App>> {
         .method_not_allowed_fallback(method_not_allowed)
 }
 
-/// The routes of the cluster's instances. Where they are not here, or a path is none of them, an instance gets a 404, and
-/// whoever is none gets a 401.
+/// The routes of the cluster's instances. Other paths below `/internal`, and all of them where instances have a listener of
+/// their own, are routes too: an instance gets a 404, and a stranger a 401, so that they show nothing of what is there.
 fn instances(are_here: bool) -> Router<Arc<App>> {
-    let none = Router::new()
+    let unknown = Router::new()
         .route("/internal", routing::any(not_found))
         .route("/internal/", routing::any(not_found))
         .route("/internal/{*rest}", routing::any(not_found));
     if !are_here {
-        return none.route("/metrics", routing::any(not_found));
+        return unknown.route("/metrics", routing::any(not_found));
     }
-    none.route(protocol::INTRODUCTION, routing::get(internal::introduce))
+    unknown
+        .route(protocol::INTRODUCTION, routing::get(internal::introduce))
         .route(protocol::FUNCTIONS, routing::get(internal::functions))
         .route(protocol::EXEC, routing::post(internal::exec))
         .route("/metrics", routing::get(metrics::show))
@@ -218,7 +219,7 @@ async fn method_not_allowed() -> Problem {
 pub(crate) fn mounted_router(app: Arc<App>, with_internal: bool) -> Router {
     let paths = documented().into_openapi().paths.paths.into_keys();
     let internal: &[&str] = if with_internal { &INTERNAL } else { &[] };
-    let others = ["/docs"]
+    let others = ["/docs", "/docs/{*file}"]
         .iter()
         .chain(internal)
         .map(|path| (*path).to_owned());

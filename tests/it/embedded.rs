@@ -88,6 +88,9 @@ async fn an_axum_program_serves_an_instance_on_its_own_port() {
     // A path that neither has is the program's to answer, and needs no token.
     assert_eq!(syd.get("/nothing").await, (404, String::new()));
     assert_eq!(syd.get("/readyz").await.0, 200);
+    for path in ["/docs", "/docs/problems", "/docs/docs.js"] {
+        assert_eq!(syd.get(path).await.0, 200, "{path}");
+    }
 
     let client = Client::builder().no_proxy().build().unwrap();
     let call = json!({"module": "Shop", "function": "price", "args": ["tea", 3]}).to_string();
