@@ -35,7 +35,7 @@ impl Place {
 pub(super) enum Candidates<'a> {
     /// On the only instance that was asked for.
     Pinned(Option<Place>),
-    /// On any peer of the region, chosen at random.
+    /// On any peer of the region, the less busy of two at random.
     Any {
         peers: &'a RegionPeers,
         tried: Vec<SocketAddr>,

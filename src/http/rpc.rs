@@ -66,8 +66,8 @@ pub(super) struct CallDocument {
 
 /// Call a function in a region
 ///
-/// Runs `module.function(args)` on an instance of the region, chosen at random, or of the primary region when the path
-/// says `primary`, and waits for its result. Every problem says whether the function ran.
+/// Runs `module.function(args)` on an instance of the region, the less busy of two at random, or of the primary region
+/// when the path says `primary`, and waits for its result. Every problem says whether the function ran.
 #[utoipa::path(
     post,
     path = "/rpc/{region}",

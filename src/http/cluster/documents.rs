@@ -93,7 +93,7 @@ pub(crate) struct CandidateDocument {
     pub state: PeerState,
     /// Whether it is the instance that answers.
     pub local: bool,
-    /// Whether the first attempt of a call without a key may go to it, at random among those of which this is true.
+    /// Whether the first attempt of a call without a key may go to it: the less busy of two at random of those that may.
     pub chosen: bool,
     /// Why, or why not.
     #[schema(example = "ready")]
