@@ -135,6 +135,43 @@ async fn who_takes_over_an_address_is_told_nothing() {
 }
 
 #[tokio::test]
+async fn who_takes_over_an_address_between_two_probes_gets_neither_token_nor_call() {
+    for relays in [false, true] {
+        let mut cluster = Cluster::builder()
+            .region("syd", 2)
+            .set("RPC_TOKEN", TOKEN)
+            .start()
+            .await;
+        // It probes nobody by itself before the test is over.
+        cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+        let all = ["iad-1", "syd-1", "syd-2"];
+        cluster.until_ready("iad-1", &all).await;
+        let (address, real) = (
+            cluster.instance("syd-1").address,
+            cluster.instance("syd-2").address,
+        );
+        let ended = cluster.instance_mut("syd-1");
+        ended.kill();
+        ended.ended().await;
+        let manner = match relays {
+            false => Manner::Answer(introduction()),
+            true => Manner::Relay(real),
+        };
+        let stranger = Stranger::at(address, manner).await;
+        let iad = cluster.instance("iad-1");
+        let call = json!({
+            "module": "String", "function": "upcase", "args": ["for syd-1 alone"], "instance": "syd-1",
+        });
+        let answer = iad.rpc("syd", &call).await;
+        assert_eq!(answer.problem().2, "no", "{answer:?}");
+        let heard = stranger.heard();
+        assert!(heard.contains("POST /internal/exec"), "{heard}");
+        assert!(!heard.contains("for syd-1 alone"), "{heard}");
+        assert_told_nothing(&stranger);
+    }
+}
+
+#[tokio::test]
 async fn a_proxy_of_the_environment_hears_nothing() {
     let proxy = Stranger::at(
         "127.0.0.1:0".parse().unwrap(),
