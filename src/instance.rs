@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::embedded::Embedded;
 use crate::{
+    app,
     cluster::{Cluster, DiscoveryError},
     config::{Config, ConfigError, Identity, Limits},
     dispatch::Dispatcher,
@@ -191,6 +192,7 @@ impl Core {
             timeouts,
             connect_timeout,
             route,
+            app,
             limits,
             drain,
             ..
@@ -205,8 +207,10 @@ impl Core {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let lifecycle = Arc::new(Lifecycle::new());
         let mut metrics = Metrics::new(&identity, registry.catalogue().names());
+        let app = app.map(|app| app::App::start(&app, limits.max_result, &tasks, stop.clone()));
         let executor = Arc::new(Executor::new(
             registry,
+            app,
             limits,
             Arc::clone(&lifecycle),
             Arc::clone(&metrics.functions),
@@ -230,8 +234,8 @@ impl Core {
             stop.clone(),
         );
         let dispatcher = Arc::new(Dispatcher::new(
-            identity.clone(),
-            boot.clone(),
+            (identity.clone(), boot.clone()),
+            timeouts.max,
             Arc::clone(&lifecycle),
             Arc::clone(&executor),
             Arc::clone(&cluster),

@@ -79,6 +79,15 @@ pub(crate) fn members<'a, const N: usize>(
     }
 }
 
+/// The only JSON value in `text`, as it stands there.
+///
+/// # Errors
+/// [`BadJson::Syntax`], [`BadJson::LoneSurrogate`] or [`BadJson::TooDeep`].
+pub(crate) fn value(text: &[u8]) -> Result<Box<RawValue>, BadJson> {
+    scan(text)?;
+    Ok(serde_json::from_slice(text)?)
+}
+
 /// `value` as JSON text.
 ///
 /// For values of our own, whose members are names, numbers and raw JSON and so always have a JSON form.

@@ -33,6 +33,7 @@
 //! the export of traces. A program that embeds the crate needs none of them.
 
 mod access;
+mod app;
 mod call;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
@@ -41,6 +42,7 @@ mod client;
 mod cluster;
 mod config;
 mod deadline;
+mod declaration;
 mod dispatch;
 /// The Rust in the documents, compiled as that of this crate is.
 #[cfg(doctest)]
@@ -53,6 +55,7 @@ mod documents {
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gate;
 mod http;
 mod instance;
 #[cfg(feature = "internals")]
@@ -83,9 +86,10 @@ pub use self::{
     call::Timeouts,
     cluster::DiscoveryError,
     config::{
-        Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine,
-        Route, SETTINGS, Setting,
+        AppAddress, AppConfig, AppUrl, Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig,
+        Identity, Limits, Machine, Route, SETTINGS, Setting,
     },
+    declaration::{Declaration, Param},
     http::{Reached, openapi_json},
     instance::{Embedded, Instance, StartError},
     name::{IdempotencyKey, InstanceId, InvalidName},

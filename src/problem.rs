@@ -134,6 +134,10 @@ codes! {
     PeerUnreachable "peer_unreachable" 502 No "No attempt could connect";
     /// Sent, then reset, cut short, or answered with something else than our contract.
     PeerLost "peer_lost" 502 Maybe "Connection to the instance was lost";
+    /// The app was asked for the function and its connection was lost, or it answered with something else than its contract.
+    FunctionLost "function_lost" 502 Maybe "App gave no answer of its contract";
+    /// The function's app does not run, or does not answer.
+    FunctionUnavailable "function_unavailable" 503 No "App with the function is not available";
     /// The region is known, and no instance of it can be reached now.
     RegionUnavailable "region_unavailable" 503 No "Region has no reachable instance";
     /// The first discovery round did not finish within the deadline, or DNS has not answered so far.
@@ -170,6 +174,7 @@ impl Code {
             Self::Draining
             | Self::Overloaded
             | Self::DiscoveryPending
+            | Self::FunctionUnavailable
             | Self::RegionUnavailable => Some(1),
             _ => None,
         }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::{
-    call::{Args, Call, Timeouts},
+    call::{Args, Call, Timeouts, Unsaid},
     dispatch::Dispatcher,
     name::{FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner, RequestId},
     problem::{Code, Executed, FunctionError, Problem},
@@ -169,6 +169,10 @@ impl Rpc {
             args: Args::from_values(&args)?,
             timeout,
             idempotent: options.idempotent,
+            unsaid: Unsaid {
+                timeout: options.timeout.is_none(),
+                idempotent: !options.idempotent,
+            },
             instance: options.instance,
             key: options.idempotency_key,
             key_owner: Some(KeyOwner::program()),

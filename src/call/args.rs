@@ -58,6 +58,12 @@ impl Args {
         ))
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        let counted = serde_json::Deserializer::from_str(self.0.get()).deserialize_seq(Counter);
+        counted.unwrap_or_else(|error| unreachable!("args were counted before: {error}"))
+    }
+
     /// The array itself.
     pub(crate) fn raw(&self) -> &RawValue {
         &self.0

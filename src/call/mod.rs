@@ -5,12 +5,13 @@ mod args;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 
 pub(crate) use self::args::Args;
 use crate::{
+    declaration::Declaration,
     json::{self, BadJson, Unknown},
     memory::Reserved,
     name::{BootId, FunctionName, IdempotencyKey, InstanceId, KeyOwner, Name},
@@ -41,6 +42,8 @@ pub(crate) struct Call {
     pub timeout: Duration,
     /// Whether it may run twice: allows another attempt after one that may have run.
     pub idempotent: bool,
+    /// What of these its caller did not say, and the function's policy may.
+    pub unsaid: Unsaid,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
     /// Makes a repeat of this call the same call.
@@ -53,6 +56,15 @@ pub(crate) struct Call {
     pub trace: Option<TraceParent>,
     /// What its arguments take of the memory budget, until the last who has them is done.
     pub memory: Option<Arc<Reserved>>,
+}
+
+/// What the caller of a call left to the policy of the function.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Unsaid {
+    /// How long it may take.
+    pub timeout: bool,
+    /// Whether it may run twice.
+    pub idempotent: bool,
 }
 
 /// The members of a call in JSON, in the order of [`Call::from_members`].
@@ -88,6 +100,25 @@ impl Call {
         })
     }
 
+    /// The same call under the policy that `declared` is: what its caller said comes first, and no timeout is above `max`.
+    pub(crate) fn under<'a>(
+        call: &'a Self,
+        declared: &Declaration,
+        max: Duration,
+    ) -> Cow<'a, Self> {
+        let unsaid = call.unsaid;
+        let timeout = declared.declared_timeout().filter(|_| unsaid.timeout);
+        let idempotent = declared.idempotent.filter(|_| unsaid.idempotent);
+        if timeout.is_none() && idempotent.is_none() {
+            return Cow::Borrowed(call);
+        }
+        Cow::Owned(Self {
+            timeout: timeout.map_or(call.timeout, |timeout| timeout.min(max)),
+            idempotent: idempotent.unwrap_or(call.idempotent),
+            ..call.clone()
+        })
+    }
+
     /// The call in the body of `POST /rpc/{region}`.
     ///
     /// # Errors
@@ -116,6 +147,10 @@ impl Call {
             timeout: timeout_ms.map_or(Ok(timeouts.default), |raw| timeout(raw, timeouts.max))?,
             idempotent: idempotent
                 .map_or(Ok(false), |raw| parsed("idempotent", raw, "true or false"))?,
+            unsaid: Unsaid {
+                timeout: timeout_ms.is_none(),
+                idempotent: idempotent.is_none(),
+            },
             instance: instance
                 .map(|raw| parsed("instance", raw, InstanceId::RULE))
                 .transpose()?,

@@ -74,13 +74,14 @@ fn fixed(code: Code, executed: Executed, asked: &Asked) -> &'static str {
         }
         Code::PeerUnreachable
         | Code::RegionUnavailable
+        | Code::FunctionUnavailable
         | Code::DiscoveryPending
         | Code::Draining
         | Code::Overloaded => "nothing ran: call again in a moment",
         Code::DeadlineExceeded if executed == Executed::No => {
             "nothing ran: call again, with a longer --timeout"
         }
-        Code::PeerLost | Code::DeadlineExceeded => match asked.again {
+        Code::PeerLost | Code::FunctionLost | Code::DeadlineExceeded => match asked.again {
             Again::Unsaid => {
                 "it may have run: call again only if it may run twice, then with --idempotent"
             }

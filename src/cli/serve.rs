@@ -94,7 +94,11 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let _listening = AbortOnDropHandle::new(listening);
     // Before anybody is told that it listens: a signal from then on drains it.
     let signals = Signals::listen()?;
-    let instance = Instance::start(config, Registry::builtin())
+    let registry = match &config.app {
+        Some(_) => Registry::new(),
+        None => Registry::builtin(),
+    };
+    let instance = Instance::start(config, registry)
         .await
         .map_err(|error| refused(&error))?;
     let identity = instance.identity();

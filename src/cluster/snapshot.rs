@@ -18,6 +18,7 @@ use utoipa::ToSchema;
 
 use super::load::Load;
 use crate::{
+    declaration::Declaration,
     name::{BootId, FunctionName, InstanceId},
     region::Region,
     registry::Catalogue,
@@ -43,6 +44,12 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// Whether it said that it has the function.
+    pub(crate) fn says_it_has(&self, name: &FunctionName) -> bool {
+        let catalogue = self.catalogue.as_ref();
+        catalogue.is_some_and(|catalogue| catalogue.has(name))
+    }
+
     /// Whether it may have the function; a peer whose catalogue is not known may have any.
     pub(crate) fn may_have(&self, name: &FunctionName) -> bool {
         let catalogue = self.catalogue.as_ref();
@@ -155,6 +162,18 @@ impl RegionPeers {
             .or_else(|| pick(&self.others, fits))
             .or_else(|| pick(&self.ready, anyone))
             .or_else(|| pick(&self.others, anyone))
+    }
+
+    /// What a peer that has the function says that it declares.
+    pub(crate) fn declared(&self, name: &FunctionName) -> Option<&Declaration> {
+        let mut all = self.ready.iter().chain(&self.others);
+        all.find_map(|peer| peer.catalogue.as_ref()?.get(name))
+    }
+
+    /// Whether some peer may have the function.
+    pub(crate) fn may_have(&self, name: &FunctionName) -> bool {
+        let mut all = self.ready.iter().chain(&self.others);
+        all.any(|peer| peer.may_have(name))
     }
 
     /// Whether [`RegionPeers::choose`] would return a ready peer that has room.
@@ -386,7 +405,9 @@ mod tests {
             boot: None,
             load: Arc::default(),
             catalogue: Some(Arc::new(Catalogue::new(
-                functions.iter().map(|function| name(function)),
+                functions
+                    .iter()
+                    .map(|function| (name(function), Declaration::new())),
             ))),
         })
     }

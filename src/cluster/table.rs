@@ -98,6 +98,8 @@ pub(crate) enum CallSignal {
     WrongInstance,
     /// The peer accepted the connection and gave no complete answer in time: a reason for a probe, and no verdict.
     Unanswered,
+    /// The peer does not have a function any more that its catalogue has: a reason for a probe.
+    Outdated,
 }
 
 /// A change of a peer's state, or a peer that is new or gone.
@@ -447,11 +449,11 @@ impl Table {
                 entry.suspect("another instance answered a call", Silence::Unexplained)
             }
             // A draining peer that answers a call is still draining.
-            CallSignal::Answered | CallSignal::Unanswered => Vec::new(),
+            CallSignal::Answered | CallSignal::Unanswered | CallSignal::Outdated => Vec::new(),
         };
         let needs_probe = match signal {
             CallSignal::WrongInstance | CallSignal::Unreachable => !effects.changes.is_empty(),
-            CallSignal::Unanswered => !is_current,
+            CallSignal::Unanswered | CallSignal::Outdated => !is_current,
             CallSignal::Answered | CallSignal::Draining => false,
         };
         effects.probe.extend(needs_probe.then_some(address));

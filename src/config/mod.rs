@@ -1,6 +1,7 @@
 //! Flags and environment into one checked `Config`, built once at start. The only file that reads the environment.
 //! A setting that is unknown, unreadable or contradicts another makes the start fail: nothing is guessed.
 
+mod app;
 #[cfg(feature = "cli")]
 mod commands;
 mod parts;
@@ -16,14 +17,15 @@ mod values;
 
 use std::collections::BTreeMap;
 
+pub use self::{
+    app::{AppAddress, AppConfig, AppUrl},
+    parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine, Route},
+    settings::{SETTINGS, Setting},
+};
 #[cfg(feature = "cli")]
 pub(crate) use self::{
     commands::{client_token, default_url},
     traces::TraceExport,
-};
-pub use self::{
-    parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine, Route},
-    settings::{SETTINGS, Setting},
 };
 use self::{
     settings::*,
@@ -136,6 +138,7 @@ impl Config {
             },
             connect_timeout: values.get(RPC_CONNECT_TIMEOUT, duration)?,
             route: values.get(RPC_ROUTE, word)?,
+            app: app::read(values)?,
             limits: Limits {
                 max_body: values.get(RPC_MAX_BODY, size)?,
                 max_result: values.get(RPC_MAX_RESULT, size)?,

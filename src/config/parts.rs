@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use super::AppConfig;
 use crate::{
     access::Access,
     call::Timeouts,
@@ -141,6 +142,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How calls for other regions get there, unless a request says otherwise.
     pub route: Route,
+    /// The app beside it, whose functions it offers.
+    pub app: Option<AppConfig>,
     /// What this instance takes on.
     pub limits: Limits,
     /// How it stops.

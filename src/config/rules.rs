@@ -61,6 +61,9 @@ impl Config {
             RPC_MAX_MEMORY,
             "must be four times RPC_MAX_BODY or more; raise it or lower RPC_MAX_BODY",
         )?;
+        if let Some(app) = &self.app {
+            app.check()?;
+        }
         self.check_tokens()
     }
 

@@ -73,6 +73,13 @@ settings! {
     RPC_CONNECT_TIMEOUT "connect-timeout" "DURATION" "1s", "the longest wait for a connection to a peer";
     RPC_ROUTE "route" "proxy|replay|auto" "proxy",
         "how calls for other regions get there: forwarded, or replayed by Fly Proxy";
+    RPC_APP_URL "app-url" "URL" "none",
+        "where an app serves its functions: http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc";
+    RPC_APP_TOKEN "" "TOKEN" "none", "what every request to the app bears; the app answers 401 to one that does not";
+    RPC_APP_CONCURRENCY "app-concurrency" "COUNT" "64", "calls in the app at once; as many again wait for their turn";
+    RPC_APP_STOP_TIMEOUT "app-stop-timeout" "DURATION" "10s", "how long the command of fly-rpc run may take to stop";
+    RPC_APP_ALLOW_ANONYMOUS "app-allow-anonymous" "true|false" "false",
+        "offer the functions of an app that gives its list without RPC_APP_TOKEN too";
     RPC_TOKEN "" "TOKEN,…" "none", "the cluster's secret: the first is used, all are accepted";
     RPC_CLIENT_TOKENS "" "NAME:TOKEN,…" "none", "the clients that may use the public routes";
     RPC_ALLOW_ANONYMOUS "allow-anonymous" "true|false" "false", "let anyone who reaches RPC_LISTEN call functions";

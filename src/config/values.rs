@@ -49,6 +49,11 @@ impl Values {
             .map_err(|detail| setting.error(format!("{value:?} {detail}")))
     }
 
+    /// Whether `setting` was given.
+    pub(super) fn has(&self, setting: Setting) -> bool {
+        self.0.contains_key(setting.variable)
+    }
+
     /// A list of secrets, which no error may show; empty where it was not given.
     pub(super) fn secrets<T>(
         &self,

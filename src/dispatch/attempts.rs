@@ -172,7 +172,7 @@ fn weight(code: Code) -> Option<u8> {
     match code {
         Code::Overloaded | Code::Draining => Some(3),
         Code::PeerUnreachable => Some(2),
-        Code::WrongRegion => Some(1),
+        Code::WrongRegion | Code::FunctionUnavailable => Some(1),
         Code::FunctionUnknown => Some(0),
         _ => None,
     }

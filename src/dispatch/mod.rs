@@ -15,14 +15,14 @@ use self::{
     candidates::{Candidates, Place},
 };
 use crate::{
-    call::Call,
-    cluster::{Cluster, Condition, RegionPeers},
+    call::{Call, Unsaid},
+    cluster::{CallSignal, Cluster, Condition, RegionPeers},
     config::Identity,
     deadline::Deadline,
     lifecycle::Lifecycle,
     link::Link,
     metrics::{CallMetrics, HopMetrics, Metrics},
-    name::{BootId, InstanceId, RequestId},
+    name::{BootId, FunctionName, InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
     region::{Region, Target},
@@ -34,6 +34,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     identity: Identity,
+    max_timeout: Duration,
     boot: BootId,
     lifecycle: Arc<Lifecycle>,
     executor: Arc<Executor>,
@@ -56,8 +57,8 @@ pub(crate) struct Outcome {
 impl Dispatcher {
     /// A dispatcher of the run `boot` of the instance `identity`.
     pub(crate) fn new(
-        identity: Identity,
-        boot: BootId,
+        (identity, boot): (Identity, BootId),
+        max_timeout: Duration,
         lifecycle: Arc<Lifecycle>,
         executor: Arc<Executor>,
         cluster: Arc<Cluster>,
@@ -66,6 +67,7 @@ impl Dispatcher {
     ) -> Self {
         Self {
             identity,
+            max_timeout,
             boot,
             lifecycle,
             executor,
@@ -86,11 +88,12 @@ impl Dispatcher {
         arrived: Instant,
     ) -> Outcome {
         let region = target.region(&self.identity.primary);
+        let call = &*self.under_policy(region, call);
         let deadline = Deadline::since(arrived, call.timeout);
         let mut attempts = Attempts::default();
         let result = if self.runs_here(region, call) {
-            attempts.begin(&self.identity.instance);
-            self.executor.run(call, deadline).await
+            self.run_here(region, call, deadline, &request_id, &mut attempts)
+                .await
         } else {
             self.forward(region, call, deadline, &request_id, &mut attempts)
                 .await
@@ -106,6 +109,58 @@ impl Dispatcher {
             request_id,
         };
         Outcome { result, meta }
+    }
+
+    /// Runs a call for the own region here, or on a sibling that has the function where this instance does not.
+    async fn run_here(
+        &self,
+        region: &Region,
+        call: &Call,
+        deadline: Deadline,
+        request_id: &RequestId,
+        attempts: &mut Attempts,
+    ) -> Result<Returned, Problem> {
+        attempts.begin(&self.identity.instance);
+        let ran = self.executor.run(call, request_id, deadline).await;
+        match ran {
+            Err(problem)
+                if is_missing(&problem)
+                    && call.instance.is_none()
+                    && self.a_sibling_may_have(&call.name) =>
+            {
+                attempts.note(problem);
+                self.forward(region, call, deadline, request_id, attempts)
+                    .await
+            }
+            ran => ran,
+        }
+    }
+
+    fn a_sibling_may_have(&self, name: &FunctionName) -> bool {
+        let siblings = self.cluster.region(&self.identity.region);
+        siblings.is_ok_and(|peers| peers.may_have(name))
+    }
+
+    /// The call under the policy of its function, as an instance of `region` declares it.
+    fn under_policy<'a>(&self, region: &Region, call: &'a Call) -> Cow<'a, Call> {
+        let Unsaid {
+            timeout,
+            idempotent,
+        } = call.unsaid;
+        if !timeout && !idempotent {
+            return Cow::Borrowed(call);
+        }
+        let max = self.max_timeout;
+        if *region == self.identity.region
+            && let Some(declared) = self.executor.catalogue().get(&call.name)
+        {
+            return Call::under(call, declared, max);
+        }
+        let peers = self.cluster.region(region);
+        match peers.as_ref().map(|peers| peers.declared(&call.name)) {
+            Ok(Some(declared)) => Call::under(call, declared, max),
+            Ok(None) | Err(_) => Cow::Borrowed(call),
+        }
     }
 
     /// Counts a call; one that failed may have been for a region of the client's invention, which is no label.
@@ -130,7 +185,10 @@ impl Dispatcher {
         let deadline = Deadline::since(arrived, exec.call.timeout);
         let (result, attempts) = match self.misplaced(exec) {
             Some(problem) => (Err(problem), 0),
-            None => (self.executor.run(&exec.call, deadline).await, 1),
+            None => (
+                self.executor.run(&exec.call, &request_id, deadline).await,
+                1,
+            ),
         };
         let Identity {
             region, instance, ..
@@ -235,7 +293,7 @@ impl Dispatcher {
         match place {
             Place::Here => {
                 attempts.begin(&self.identity.instance);
-                self.executor.run(call, deadline).await
+                self.executor.run(call, request_id, deadline).await
             }
             Place::There(peer) => {
                 attempts.begin(&peer.instance);
@@ -251,6 +309,9 @@ impl Dispatcher {
                     let (code, executed, detail) =
                         (problem.code, problem.executed, &problem.detail);
                     tracing::warn!(instance = %peer.instance, %code, %executed, detail, "attempt failed");
+                    if is_missing(problem) && peer.says_it_has(&call.name) {
+                        self.cluster.report(peer.address, CallSignal::Outdated);
+                    }
                     // A client's own share of keys says nothing about how busy the peer is.
                     if let (Code::Overloaded, Some(pause), None) =
                         (code, code.retry_after(), &call.key)
@@ -312,4 +373,12 @@ impl Dispatcher {
             found => found,
         }
     }
+}
+
+/// Whether the instance does not have the function, or not now, and another may.
+fn is_missing(problem: &Problem) -> bool {
+    matches!(
+        problem.code,
+        Code::FunctionUnknown | Code::FunctionUnavailable
+    )
 }

@@ -10,6 +10,7 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
+    app::AppHealth,
     lifecycle::Phase,
     name::InstanceId,
     problem::{Code, Problem},
@@ -60,7 +61,7 @@ pub(super) async fn get_liveness(State(app): AppState) -> Json<StatusDocument> {
 /// Tell whether the instance takes calls
 ///
 /// It does from the end of the first discovery round for which DNS answered, at the latest 15 s after its start, until it
-/// starts to drain.
+/// starts to drain; with an app beside it, not before the app's first list.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -91,6 +92,11 @@ pub(super) async fn get_readiness(State(app): AppState) -> Result<Json<StatusDoc
         let detail =
             "DNS has not answered yet; without it, this instance is ready 15 s after its start";
         return Err(refuse(Code::DiscoveryPending, detail).into());
+    }
+    let beside = app.executor.app();
+    if beside.is_some_and(|beside| beside.status().health == AppHealth::Starting) {
+        let detail = "the app beside this instance has not listed its functions yet";
+        return Err(refuse(Code::FunctionUnavailable, detail).into());
     }
     Ok(status(&app, "ready"))
 }

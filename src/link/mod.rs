@@ -294,6 +294,8 @@ impl Link {
             }
             Code::Overloaded
             | Code::FunctionUnknown
+            | Code::FunctionUnavailable
+            | Code::FunctionLost
             | Code::InvalidArguments
             | Code::IdempotencyMismatch
             | Code::FunctionFailed

@@ -1,6 +1,10 @@
 //! Functions that run on this instance, whoever called them.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{PoisonError, RwLock},
+    time::Duration,
+};
 
 use prometheus_client::registry::Registry;
 
@@ -11,8 +15,11 @@ use crate::{name::FunctionName, problem::Problem};
 #[derive(Debug)]
 pub(crate) struct FunctionMetrics {
     executions: Timed<Function>,
-    known: HashSet<FunctionName>,
+    known: RwLock<HashSet<FunctionName>>,
 }
+
+/// The most functions that are told apart: those of an app come and go, and a label stays.
+const MAX_FUNCTIONS: usize = 2000;
 
 impl FunctionMetrics {
     pub(super) fn register(
@@ -32,7 +39,17 @@ impl FunctionMetrics {
         );
         Self {
             executions,
-            known: known.collect(),
+            known: RwLock::new(known.collect()),
+        }
+    }
+
+    /// Tells calls of `name` apart from others from here on, while there is room.
+    pub(crate) fn know(&self, name: &FunctionName) {
+        let is_known =
+            |known: &HashSet<FunctionName>| known.contains(name) || known.len() >= MAX_FUNCTIONS;
+        if !is_known(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            known.insert(name.clone());
         }
     }
 
@@ -47,6 +64,7 @@ impl FunctionMetrics {
     }
 
     fn label(&self, name: &FunctionName) -> Function {
-        Function::new(self.known.get(name))
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        Function::new(known.get(name))
     }
 }

@@ -19,6 +19,7 @@ pub fn written_call(text: &str) -> Option<Vec<u8>> {
         args: Args::from_values(&(text,)).ok()?,
         timeout: std::time::Duration::from_secs(5),
         idempotent: false,
+        unsaid: crate::call::Unsaid::default(),
         instance: None,
         key: None,
         key_owner: None,

@@ -2,8 +2,9 @@
 //! so that a client that goes away, or a panic, harms nothing else; and once for each idempotency key.
 
 use std::{
+    collections::HashMap,
     panic::{self, AssertUnwindSafe},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use futures_util::{FutureExt, future};
@@ -16,18 +17,20 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use super::{
-    Block, Catalogue, Prepared, Registry, Run,
+    Block, Catalogue, InApp, Prepared, Registry, Run,
     endings::{bounded, failed, never_started, panicked, stopped, timed_out},
     memory::{self, Claim, Memory, Outcome, Recall},
 };
 use crate::{
+    app::{App, Listing},
     call::Call,
     config::Limits,
     deadline::Deadline,
+    gate::{Gate, Pass},
     lifecycle::{InFlight, Lifecycle},
     memory::Reserved,
     metrics::FunctionMetrics,
-    name::FunctionName,
+    name::{FunctionName, RequestId},
     problem::{Code, FunctionError, Problem},
     reply::Returned,
 };
@@ -35,11 +38,16 @@ use crate::{
 /// How many blocking functions run at once, each on a thread of its own; more wait for their turn.
 const BLOCKING: usize = 64;
 
-/// Runs the functions of a registry.
+/// Runs the functions of a registry, and has those of an app beside it run there.
 #[derive(Debug)]
 pub(crate) struct Executor {
     registry: Registry,
-    catalogue: Catalogue,
+    /// The gates of the registry's functions that declare a concurrency.
+    gates: HashMap<FunctionName, Arc<Gate>>,
+    app: Option<Arc<App>>,
+    catalogue: Arc<Catalogue>,
+    /// The functions of both, and the app's list that they were made of.
+    with_app: Mutex<(Arc<Listing>, Arc<Catalogue>)>,
     limits: Limits,
     lifecycle: Arc<Lifecycle>,
     metrics: Arc<FunctionMetrics>,
@@ -65,19 +73,26 @@ enum Ended {
     NeverStarted,
     /// It still ran at the deadline.
     TimedOut,
+    /// Elsewhere, where it was told apart what came of it.
+    Answered(Outcome),
 }
 
 impl Executor {
-    /// An executor of `registry`'s functions under `limits`.
+    /// An executor of the functions of `registry`, and of `app` where that has none of the name, under `limits`.
     pub(crate) fn new(
         registry: Registry,
+        app: Option<Arc<App>>,
         limits: Limits,
         lifecycle: Arc<Lifecycle>,
         metrics: Arc<FunctionMetrics>,
     ) -> Self {
+        let catalogue = Arc::new(registry.catalogue());
         Self {
-            catalogue: registry.catalogue(),
+            with_app: Mutex::new((Arc::default(), Arc::clone(&catalogue))),
+            catalogue,
+            gates: registry.gates(),
             registry,
+            app,
             limits,
             lifecycle,
             metrics,
@@ -87,9 +102,23 @@ impl Executor {
         }
     }
 
-    /// The names of the functions.
-    pub(crate) fn catalogue(&self) -> &Catalogue {
-        &self.catalogue
+    /// The functions that can be called now; those of the app come and go.
+    pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
+        let Some(app) = &self.app else {
+            return Arc::clone(&self.catalogue);
+        };
+        let offered = app.offered();
+        let mut made = self.with_app.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&made.0, &offered) {
+            let catalogue = self.registry.catalogue_with(&offered);
+            *made = (offered, Arc::new(catalogue));
+        }
+        Arc::clone(&made.1)
+    }
+
+    /// The app beside this instance, if there is one.
+    pub(crate) fn app(&self) -> Option<&Arc<App>> {
+        self.app.as_ref()
     }
 
     /// How many functions run now.
@@ -107,15 +136,20 @@ impl Executor {
     ///
     /// # Cancel safety
     /// Dropping this future does not stop a function that has started; it runs on to its deadline.
-    pub(crate) async fn run(&self, call: &Call, deadline: Deadline) -> Result<Returned, Problem> {
+    pub(crate) async fn run(
+        &self,
+        call: &Call,
+        request_id: &RequestId,
+        deadline: Deadline,
+    ) -> Result<Returned, Problem> {
         match &call.key {
             None => {
-                let running = Running::start(self, call, deadline).await?;
+                let running = Running::start(self, call, request_id, deadline).await?;
                 running.outcome().await.map(Returned::fresh)
             }
             Some(key) => match self.memory.recall(key, call) {
                 Recall::New(claim) => {
-                    let outcome = self.run_claimed(claim, call, deadline).await;
+                    let outcome = self.run_claimed(claim, call, request_id, deadline).await;
                     outcome.map(Returned::fresh)
                 }
                 Recall::Running(outcome) => {
@@ -128,8 +162,14 @@ impl Executor {
         }
     }
 
-    async fn run_claimed(&self, claim: Claim, call: &Call, deadline: Deadline) -> Outcome {
-        let running = match Running::start(self, call, deadline).await {
+    async fn run_claimed(
+        &self,
+        claim: Claim,
+        call: &Call,
+        request_id: &RequestId,
+        deadline: Deadline,
+    ) -> Outcome {
+        let running = match Running::start(self, call, request_id, deadline).await {
             Ok(running) => running,
             Err(problem) => {
                 let refused = Err(problem);
@@ -186,8 +226,13 @@ enum Running {
 }
 
 impl Running {
-    async fn start(executor: &Executor, call: &Call, deadline: Deadline) -> Result<Self, Problem> {
-        let ready = match ready(executor, call, deadline) {
+    async fn start(
+        executor: &Executor,
+        call: &Call,
+        request_id: &RequestId,
+        deadline: Deadline,
+    ) -> Result<Self, Problem> {
+        let ready = match ready(executor, call, request_id, deadline) {
             Ok(ready) => ready,
             Err(problem) => {
                 executor.metrics.refused(&call.name, &problem);
@@ -201,10 +246,17 @@ impl Running {
             started: Instant::now(),
         };
         Ok(match ready {
-            (Prepared::Async(run), held) => begin(run_async(run, held, deadline), account).await,
+            (Prepared::Async(run), held) => {
+                let gate = executor.gates.get(&call.name).map(Arc::clone);
+                let turn = turn(gate, call.name.clone(), deadline);
+                begin(run_async(run, held, turn, deadline), account).await
+            }
+            (Prepared::App(run), held) => begin(run_in_app(run, held), account).await,
             (Prepared::Blocking(block), held) => {
                 let threads = Arc::clone(&executor.threads);
-                begin(run_blocking(block, held, threads, deadline), account).await
+                let gate = executor.gates.get(&call.name).map(Arc::clone);
+                let turn = turn(gate, call.name.clone(), deadline);
+                begin(run_blocking(block, held, turn, threads, deadline), account).await
             }
         })
     }
@@ -234,6 +286,7 @@ impl Account {
             Some(Ended::Done(Err(error))) => failed(name, error, max_result),
             Some(Ended::NeverStarted) => Err(never_started(name)),
             Some(Ended::TimedOut) => Err(timed_out(name)),
+            Some(Ended::Answered(outcome)) => outcome,
             None => Err(panicked(name)),
         };
         let problem = outcome.as_ref().err();
@@ -257,13 +310,22 @@ async fn begin(run: impl Future<Output = Ended> + Send + 'static, account: Accou
 fn ready(
     executor: &Executor,
     call: &Call,
+    request_id: &RequestId,
     deadline: Deadline,
 ) -> Result<(Prepared, Held), Problem> {
     let held = executor.hold(call)?;
     if deadline.has_passed() {
         return Err(never_started(&call.name));
     }
-    Ok((prepare(&executor.registry, call)?, held))
+    let prepared = match &executor.app {
+        Some(app) if !executor.registry.has_named(&call.name) => {
+            let run = app.prepare(call, request_id, deadline)?;
+            executor.metrics.know(&call.name);
+            Prepared::App(Box::pin(run))
+        }
+        _ => prepare(&executor.registry, call)?,
+    };
+    Ok((prepared, held))
 }
 
 /// Reads the arguments. That is code of the function's author as well, when a type brings its own `Deserialize`.
@@ -272,7 +334,32 @@ fn prepare(registry: &Registry, call: &Call) -> Result<Prepared, Problem> {
     prepared.unwrap_or_else(|_| Err(panicked(&call.name)))
 }
 
-async fn run_async(run: Run, held: Held, deadline: Deadline) -> Ended {
+/// Waits for the turn of a call of `name`, where its function declares a concurrency.
+async fn turn(
+    gate: Option<Arc<Gate>>,
+    name: FunctionName,
+    deadline: Deadline,
+) -> Result<Option<Pass>, Ended> {
+    let Some(gate) = gate else {
+        return Ok(None);
+    };
+    match gate.enter(&name, deadline).await {
+        Ok(Some(pass)) => Ok(Some(pass)),
+        Ok(None) => Err(Ended::NeverStarted),
+        Err(problem) => Err(Ended::Answered(Err(problem))),
+    }
+}
+
+async fn run_async(
+    run: Run,
+    held: Held,
+    turn: impl Future<Output = Result<Option<Pass>, Ended>>,
+    deadline: Deadline,
+) -> Ended {
+    let _pass = match turn.await {
+        Ok(pass) => pass,
+        Err(ended) => return ended,
+    };
     let ended = deadline
         .bound(run)
         .await
@@ -281,20 +368,32 @@ async fn run_async(run: Run, held: Held, deadline: Deadline) -> Ended {
     ended
 }
 
+/// Bounds itself: it knows better what a deadline means.
+async fn run_in_app(run: InApp, held: Held) -> Ended {
+    let outcome = run.await;
+    drop(held);
+    Ended::Answered(outcome)
+}
+
 /// A thread cannot be stopped: at the deadline the caller gets its answer, and the call stays in flight until the
 /// function has returned.
 async fn run_blocking(
     block: Block,
     held: Held,
+    turn: impl Future<Output = Result<Option<Pass>, Ended>>,
     threads: Arc<Semaphore>,
     deadline: Deadline,
 ) -> Ended {
+    let pass = match turn.await {
+        Ok(pass) => pass,
+        Err(ended) => return ended,
+    };
     let Some(Ok(thread)) = deadline.bound(threads.acquire_owned()).await else {
         return Ended::NeverStarted;
     };
     let span = Span::current();
     let ran = task::spawn_blocking(move || {
-        let _held = (held, thread);
+        let _held = (held, thread, pass);
         span.in_scope(block)
     });
     match deadline.bound(ran).await {

@@ -370,6 +370,7 @@ mod tests {
             args: Args::default(),
             timeout: Duration::from_secs(1),
             idempotent: false,
+            unsaid: crate::call::Unsaid::default(),
             instance: None,
             key: None,
             key_owner: Some(owner.parse().unwrap()),

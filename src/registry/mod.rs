@@ -9,24 +9,36 @@ mod executor;
 mod fingerprint;
 mod memory;
 
-use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    pin::Pin,
+    sync::Arc,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
+use self::memory::Outcome;
 pub(crate) use self::{
-    catalogue::{Catalogue, CatalogueHash},
+    catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
     executor::Executor,
 };
 use crate::{
+    app::Listing,
     call::{Args, Call},
     config::Identity,
+    declaration::Declaration,
+    gate::Gate,
     name::{FunctionName, Name},
     problem::{Code, FunctionError, Problem},
 };
 
 /// A function at work: its result as JSON, or its own error.
 type Run = Pin<Box<dyn Future<Output = Result<Box<RawValue>, FunctionError>> + Send>>;
+
+/// A call in the app, which knows what came of it.
+type InApp = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 /// A function that blocks its thread, ready to be run on one of its own.
 type Block = Box<dyn FnOnce() -> Result<Box<RawValue>, FunctionError> + Send>;
@@ -35,6 +47,7 @@ type Block = Box<dyn FnOnce() -> Result<Box<RawValue>, FunctionError> + Send>;
 enum Prepared {
     Async(Run),
     Blocking(Block),
+    App(InApp),
 }
 
 /// A function with its types erased: args in, and what is to be run, or what does not fit about the args.
@@ -55,6 +68,7 @@ type Function = Box<dyn Fn(&Args) -> Result<Prepared, String> + Send + Sync>;
 #[derive(Default)]
 pub struct Registry {
     modules: BTreeMap<Name, BTreeMap<Name, Function>>,
+    declarations: BTreeMap<FunctionName, Declaration>,
     refused: Vec<String>,
 }
 
@@ -126,6 +140,38 @@ impl Registry {
         self
     }
 
+    /// The same registry, in which a function that was registered before declares the policy of its calls, its parameters
+    /// and what it is for. Every instance that calls it knows them.
+    ///
+    /// A function that is not registered, or a value out of range, refuses the start of the instance.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use fly_rpc::{Declaration, Registry};
+    ///
+    /// let registry = Registry::new()
+    ///     .function("Notes", "count", |(): ()| async move { Ok(3) })
+    ///     .declare("Notes", "count", Declaration::new().timeout(Duration::from_secs(2)).idempotent(true));
+    /// assert!(registry.has("Notes", "count"));
+    /// ```
+    #[must_use]
+    pub fn declare(mut self, module: &str, function: &str, declaration: Declaration) -> Self {
+        if !self.has(module, function) {
+            let refusal = format!("{module}.{function} declares something and is not registered");
+            self.refused.push(refusal);
+            return self;
+        }
+        if let Err(wrong) = declaration.check() {
+            self.refused.push(format!("{module}.{function}: {wrong}"));
+        }
+        if let (Ok(module), Ok(function)) = (module.parse(), function.parse()) {
+            let name = FunctionName { module, function };
+            self.declarations.insert(name, declaration);
+        }
+        self
+    }
+
     /// Whether it has this function.
     pub fn has(&self, module: &str, function: &str) -> bool {
         self.modules
@@ -145,15 +191,45 @@ impl Registry {
         }
     }
 
-    /// The names, as told to peers.
-    pub(crate) fn catalogue(&self) -> Catalogue {
+    /// The functions and what each declares.
+    fn declared(&self) -> impl Iterator<Item = (FunctionName, Declaration)> {
         let names = self.modules.iter().flat_map(|(module, functions)| {
             functions.keys().map(|function| FunctionName {
                 module: module.clone(),
                 function: function.clone(),
             })
         });
-        Catalogue::new(names)
+        names.map(|name| {
+            let declaration = self.declarations.get(&name).cloned();
+            (name, declaration.unwrap_or_default())
+        })
+    }
+
+    /// The functions, as told to peers.
+    pub(crate) fn catalogue(&self) -> Catalogue {
+        Catalogue::new(self.declared())
+    }
+
+    /// The same with those of an app; where both have one, the registry's counts.
+    fn catalogue_with(&self, listing: &Listing) -> Catalogue {
+        let listed = listing
+            .iter()
+            .map(|(name, declared)| (name.clone(), declared.clone()));
+        Catalogue::new(self.declared().chain(listed))
+    }
+
+    /// A gate for each function that declares a concurrency.
+    fn gates(&self) -> HashMap<FunctionName, Arc<Gate>> {
+        let limits = self.declarations.iter();
+        let limits = limits.filter_map(|(name, it)| Some((name.clone(), it.concurrency?)));
+        limits
+            .map(|(name, limit)| (name, Arc::new(Gate::new(limit))))
+            .collect()
+    }
+
+    /// Whether it has the function of this name.
+    fn has_named(&self, name: &FunctionName) -> bool {
+        self.has(name.module.as_str(), name.function.as_str())
     }
 
     /// The call, ready to be polled.

@@ -118,8 +118,16 @@ impl Cluster {
 
     /// The same with `variable` set to `value` for this instance.
     pub(crate) async fn add_with(&mut self, region: &str, variable: &'static str, value: &str) {
+        self.add_with_all(region, &[(variable, value)]).await;
+    }
+
+    /// The same with several settings.
+    pub(crate) async fn add_with_all(&mut self, region: &str, more: &[(&'static str, &str)]) {
         let mut environment = self.next_environment(region);
-        environment.insert(variable, value.to_owned());
+        let more = more
+            .iter()
+            .map(|(variable, value)| (*variable, (*value).to_owned()));
+        environment.extend(more);
         self.start(environment).await;
     }
 

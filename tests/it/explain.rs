@@ -160,7 +160,7 @@ async fn the_own_region_an_unknown_one_and_what_is_no_question() {
         )
     };
     let here = "a call for the own region runs on the instance that it reaches";
-    let missing = format!("{here}, which has no function None.such");
+    let missing = format!("{here}: no function None.such here");
     assert_eq!(
         (told(0), told(1)),
         ((true, true, missing.as_str()), (false, false, here))

@@ -12,6 +12,7 @@
     reason = "a test under load shows what it measured"
 )]
 
+mod app;
 mod asking;
 mod cluster;
 #[cfg(feature = "otlp")]

@@ -86,6 +86,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         Just(CallSignal::Unreachable),
         Just(CallSignal::WrongInstance),
         Just(CallSignal::Unanswered),
+        Just(CallSignal::Outdated),
     ];
     prop_oneof![
         (proptest::collection::btree_set(PORTS, 0..5), any::<bool>())

@@ -1,11 +1,21 @@
 //! The documents of the cluster: regions, instances, where calls for a region would run, and how discovery fares.
 
-use std::net::SocketAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{cluster::PeerState, name::InstanceId, region::Region};
+use crate::{
+    app::AppHealth,
+    cluster::PeerState,
+    declaration::Declaration,
+    name::{InstanceId, Name},
+    region::Region,
+    registry::CatalogueHash,
+};
 
 /// The cluster as this instance knows it.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -144,4 +154,39 @@ pub(crate) struct DiscoveryDocument {
     pub warnings: Vec<String>,
     /// Rounds that were finished.
     pub rounds: u64,
+}
+
+/// The functions of this instance.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FunctionList)]
+pub(crate) struct FunctionsDocument {
+    /// A hash of what peers are told: equal for equal sets of functions that declare the same.
+    #[schema(value_type = String, example = "5d41402abc4b2a76b9719d911017c592")]
+    pub catalogue: CatalogueHash,
+    /// The functions of each module that can be called now.
+    #[schema(value_type = BTreeMap<String, Vec<String>>, example = json!({"String": ["upcase"]}))]
+    pub functions: BTreeMap<Name, BTreeSet<Name>>,
+    /// What functions declare, by `Module.function`; those that declare nothing are not in it.
+    #[schema(example = json!({"Notes.create": {"timeout_ms": 2000}}))]
+    pub details: BTreeMap<String, Declaration>,
+    /// The app beside this instance; null without one.
+    #[schema(value_type = AppDocument, required)]
+    pub app: Option<AppDocument>,
+}
+
+/// The app beside an instance.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(
+    as = AppStatus,
+    description = "The app beside an instance, whose functions it offers; null without one."
+)]
+pub(crate) struct AppDocument {
+    /// Where it serves its functions.
+    #[schema(example = "http://127.0.0.1:3000/rpc")]
+    pub url: String,
+    /// How it is.
+    pub state: AppHealth,
+    /// Why it is not up; null when it is.
+    #[schema(required, example = "no list within 1s")]
+    pub reason: Option<String>,
 }

@@ -190,19 +190,22 @@ fn candidates(
     region: &Region,
     function: Option<&FunctionName>,
 ) -> Vec<CandidateDocument> {
-    let is_here = *region == app.identity.region;
+    let is_own = *region == app.identity.region;
+    let has_it = function.is_none_or(|name| app.executor.catalogue().has(name));
     let in_region = |seen: &&KnownAddress| {
         let peer = seen.peer.as_ref();
         peer.is_some_and(|known| known.peer.region == *region)
     };
     let seen: Vec<_> = overview.addresses.iter().filter(in_region).collect();
     let peers: Vec<_> = seen.iter().filter_map(|seen| seen.peer.as_ref()).collect();
+    let may_have = |name: &FunctionName| peers.iter().any(|known| known.peer.may_have(name));
+    let is_here = is_own && (has_it || !function.is_some_and(may_have));
     let choice = Choice::among(&peers, function, is_here);
     let mut candidates: Vec<_> = seen
         .iter()
         .filter_map(|seen| candidate(seen, &choice))
         .collect();
-    candidates.extend(is_here.then(|| this_instance(app, function)));
+    candidates.extend(is_own.then(|| this_instance(app, function.filter(|_| !has_it), is_here)));
     candidates.sort_by(|a, b| (&a.instance, a.address).cmp(&(&b.instance, b.address)));
     candidates
 }
@@ -224,16 +227,20 @@ fn candidate(seen: &KnownAddress, choice: &Choice<'_>) -> Option<CandidateDocume
     })
 }
 
-fn this_instance(app: &App, function: Option<&FunctionName>) -> CandidateDocument {
-    let missing = function.filter(|name| !app.executor.catalogue().has(name));
+fn this_instance(app: &App, missing: Option<&FunctionName>, is_here: bool) -> CandidateDocument {
+    let why = |name: &FunctionName| match app.executor.app().map(|app| app.status()) {
+        Some(status) => status.missing(name).detail,
+        None => format!("no function {name} here"),
+    };
     CandidateDocument {
         instance: app.identity.instance.clone(),
         address: app.address,
         state: own_state(app),
         local: true,
-        chosen: true,
+        chosen: is_here,
         reason: match missing {
-            Some(name) => format!("{RUNS_HERE}, which has no function {name}"),
+            Some(name) if is_here => format!("{RUNS_HERE}: {}", why(name)),
+            Some(name) => format!("{}; a call goes on to an instance that has it", why(name)),
             None => RUNS_HERE.to_owned(),
         },
         listed: None,

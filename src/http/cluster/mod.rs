@@ -10,9 +10,9 @@ use axum::{
     response::{IntoResponse, Response, Result},
 };
 
+use self::documents::{AppDocument, DiscoveryDocument, FunctionsDocument, RegionDocument};
 #[cfg(feature = "cli")]
 pub(crate) use self::documents::{CandidateDocument, ExplanationDocument, UnplacedDocument};
-use self::documents::{DiscoveryDocument, RegionDocument};
 pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
 use super::{
     App, AppState,
@@ -23,7 +23,7 @@ use crate::{
     cluster::{KnownPeer, Overview, PeerState, Progress},
     lifecycle::Phase,
     region::{Region, Target},
-    registry::Catalogue,
+    registry::CatalogueDocument,
     reply::milliseconds,
 };
 
@@ -139,14 +139,16 @@ pub(super) async fn get_region(
     responses(
         (
             status = 200,
-            description = "The functions by module, and their hash",
-            body = Catalogue,
+            description = "The functions by module, what each declares, and the hash of both; the app beside this instance",
+            body = FunctionsDocument,
             examples((
                 "two-modules" = (
                     summary = "Two functions of one module and one of another",
                     value = json!({
                         "catalogue": "5d41402abc4b2a76b9719d911017c592",
                         "functions": {"Kernel": ["+"], "String": ["downcase", "upcase"]},
+                        "details": {"String.upcase": {"timeout_ms": 2000, "idempotent": true}},
+                        "app": null,
                     })
                 )
             ))
@@ -156,7 +158,22 @@ pub(super) async fn get_region(
     security(("client_token" = []), ())
 )]
 pub(super) async fn list_functions(State(app): AppState) -> Response {
-    Json(app.executor.catalogue()).into_response()
+    let catalogue = CatalogueDocument::from(&*app.executor.catalogue());
+    let beside = app.executor.app().map(|beside| {
+        let status = beside.status();
+        AppDocument {
+            url: beside.url().to_string(),
+            state: status.health,
+            reason: status.reason,
+        }
+    });
+    Json(&FunctionsDocument {
+        catalogue: catalogue.catalogue,
+        functions: catalogue.functions,
+        details: catalogue.details,
+        app: beside,
+    })
+    .into_response()
 }
 
 /// Every region ever seen, with its instances sorted by id; this one is among them.

@@ -29,6 +29,7 @@ use crate::{
     lifecycle::Phase,
     problem::Problem,
     protocol::{DRAINING, Exec, Introduction, PROTOCOL, Readiness, STATE},
+    registry::CatalogueDocument,
     trace,
 };
 
@@ -64,7 +65,7 @@ pub(super) async fn introduce(State(app): AppState) -> Json<Introduction> {
 
 /// `GET /internal/functions`: the catalogue behind the hash.
 pub(super) async fn functions(State(app): AppState) -> Response {
-    Json(app.executor.catalogue()).into_response()
+    Json(&CatalogueDocument::from(&*app.executor.catalogue())).into_response()
 }
 
 /// `POST /internal/exec`: one call that a peer forwarded, or many, a line each, or a connection for more.

@@ -41,7 +41,7 @@ problems! {
     CallProblems:
         InvalidJson InvalidRequest InvalidRegion Unauthenticated Forbidden RegionUnknown InstanceUnknown FunctionUnknown MethodNotAllowed
         Replay BodyTooLarge TargetTooLong UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed ResultNotKept
-        FunctionPanicked Internal PeerUnreachable PeerLost RegionUnavailable DiscoveryPending Draining Overloaded
+        FunctionPanicked Internal PeerUnreachable PeerLost FunctionLost FunctionUnavailable RegionUnavailable DiscoveryPending Draining Overloaded
         DeadlineExceeded LoopDetected;
     /// Of one region.
     RegionProblems:
@@ -53,7 +53,7 @@ problems! {
     /// Of what else clients may read.
     ClusterProblems: InvalidRequest Unauthenticated MethodNotAllowed TargetTooLong HeadersTooLarge;
     /// Of readiness.
-    ReadinessProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge DiscoveryPending Draining;
+    ReadinessProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge FunctionUnavailable DiscoveryPending Draining;
     /// Of what anybody may read.
     OpenProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge;
 }
@@ -270,6 +270,11 @@ fn sample(code: Code) -> (u32, &'static str) {
             1,
             "the connection to instance syd-1 was lost after the call",
         ),
+        Code::FunctionLost => (
+            1,
+            "Notes.create: the connection to the app was lost after the call",
+        ),
+        Code::FunctionUnavailable => (1, "Notes.create: the app does not answer"),
         Code::RegionUnavailable => (
             1,
             "region \"syd\": 1 known instance, none reachable; last seen 12 s ago",

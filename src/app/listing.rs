@@ -1,0 +1,171 @@
+//! The list of an app's functions, as the app gives it: read tolerantly, within bounds. What is wrong with one function
+//! leaves out that function, and is said in words.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::{
+    declaration::Declaration,
+    name::{FunctionName, Name},
+};
+
+/// The most functions of one app.
+const MAX_FUNCTIONS: usize = 1000;
+/// The most remarks on one list.
+const MAX_REMARKS: usize = 20;
+
+/// The functions of an app, with what each declares.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    functions: BTreeMap<FunctionName, Declaration>,
+    remarks: Vec<String>,
+}
+
+impl Listing {
+    /// The list in `body`.
+    ///
+    /// # Errors
+    /// Why it is no list, in words.
+    pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
+        let list: Map<String, Value> = serde_json::from_slice(body)
+            .map_err(|error| format!("the list is no JSON object: {error}"))?;
+        let Some(Value::Object(entries)) = list.get("functions") else {
+            return Err(
+                "the list has no object \"functions\"; answer {\"functions\":{\"Math.add\":{}}}"
+                    .to_owned(),
+            );
+        };
+        if entries.len() > MAX_FUNCTIONS {
+            let count = entries.len();
+            return Err(format!(
+                "the list has {count} functions, more than {MAX_FUNCTIONS}"
+            ));
+        }
+        let mut found = Self::default();
+        for member in list.keys().filter(|member| *member != "functions") {
+            found.remark(format!("the list has an unknown member {member:?}"));
+        }
+        for (name, declared) in entries {
+            match function_name(name).and_then(|name| Ok((name, found.declaration(declared)?))) {
+                Ok((name, declaration)) => {
+                    found.functions.insert(name, declaration);
+                }
+                Err(wrong) => found.remark(format!("{name:?} is left out: {wrong}")),
+            }
+        }
+        Ok(found)
+    }
+
+    fn declaration(&mut self, declared: &Value) -> Result<Declaration, String> {
+        let Value::Object(members) = declared else {
+            return Err("what it declares is no object; write {} for nothing".to_owned());
+        };
+        let is_known = |member: &&String| Declaration::MEMBERS.contains(&member.as_str());
+        for member in members.keys().filter(|member| !is_known(member)) {
+            self.remark(format!("a function has an unknown member {member:?}"));
+        }
+        let declaration: Declaration =
+            serde_json::from_value(declared.clone()).map_err(|error| error.to_string())?;
+        declaration.check()?;
+        Ok(declaration)
+    }
+
+    fn remark(&mut self, remark: String) {
+        if self.remarks.len() < MAX_REMARKS && !self.remarks.contains(&remark) {
+            self.remarks.push(remark);
+        }
+    }
+
+    /// What `name` declares, if it is in the list.
+    pub(crate) fn get(&self, name: &FunctionName) -> Option<&Declaration> {
+        self.functions.get(name)
+    }
+
+    /// Each function with what it declares, by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&FunctionName, &Declaration)> {
+        self.functions.iter()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.functions.len()
+    }
+
+    /// What was left out or ignored, a line each.
+    pub(crate) fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+}
+
+/// A name, split at its last dot. One whose module would lead out of the folder of functions is none: servers resolve
+/// `..` also when it is percent-encoded.
+fn function_name(text: &str) -> Result<FunctionName, String> {
+    let Some((module, function)) = text.rsplit_once('.') else {
+        return Err("a name has a module, as in Math.add".to_owned());
+    };
+    let is_dots = |segment: &str| matches!(segment, "." | "..");
+    if module.split(['/', '\\']).any(is_dots) {
+        return Err("its module has a path segment of dots".to_owned());
+    }
+    let name = |text: &str| -> Result<Name, String> {
+        text.parse()
+            .map_err(|_| format!("{text:?} is not {}", Name::RULE))
+    };
+    Ok(FunctionName {
+        module: name(module)?,
+        function: name(function)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(listing: &Listing) -> Vec<String> {
+        listing.iter().map(|(name, _)| name.to_string()).collect()
+    }
+
+    #[test]
+    fn names_split_at_the_last_dot_and_what_is_wrong_is_left_out() {
+        let listing = Listing::parse(
+            br#"{"functions":{"Fly.RPC.now":{},"Math.add":{"timeout_ms":2000,"idempotent":true,"concurrency":8,
+                "params":[{"name":"a"},{"name":"b","schema":{"type":"integer"}}]},
+                "plain":{},"...x":{},"a/../b.x":{},"A. b":{},"A.zero":{"timeout_ms":0},"A.none":null,"A.odd":{"shape":1}},
+                "version":2}"#,
+        )
+        .unwrap();
+        assert_eq!(names(&listing), ["A.odd", "Fly.RPC.now", "Math.add"]);
+        let (name, _) = listing.iter().nth(1).unwrap();
+        assert_eq!(
+            (name.module.as_str(), name.function.as_str()),
+            ("Fly.RPC", "now")
+        );
+        assert_eq!(
+            listing.remarks(),
+            [
+                "the list has an unknown member \"version\"",
+                "\"...x\" is left out: its module has a path segment of dots",
+                "\"A. b\" is left out: \" b\" is not 1 to 128 printable ASCII characters without space",
+                "\"A.none\" is left out: what it declares is no object; write {} for nothing",
+                "a function has an unknown member \"shape\"",
+                "\"A.zero\" is left out: timeout_ms must be an integer from 1 to 86400000",
+                "\"a/../b.x\" is left out: its module has a path segment of dots",
+                "\"plain\" is left out: a name has a module, as in Math.add",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_list_is_said() {
+        let wrong = |body: &str| Listing::parse(body.as_bytes()).unwrap_err();
+        assert!(wrong("<html>").starts_with("the list is no JSON object"));
+        assert!(wrong("[]").starts_with("the list is no JSON object"));
+        assert!(wrong("{}").starts_with("the list has no object \"functions\""));
+        let many: Map<String, Value> = (0..=MAX_FUNCTIONS)
+            .map(|number| (format!("M.f{number}"), Value::Object(Map::new())))
+            .collect();
+        let many = serde_json::json!({"functions": many}).to_string();
+        assert_eq!(wrong(&many), "the list has 1001 functions, more than 1000");
+    }
+}

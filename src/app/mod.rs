@@ -1,0 +1,386 @@
+//! The app beside this instance, in any language, and the channel to it: its functions as it lists them, and calls of them
+//! over plain HTTP. Knows nothing of the registry; which of the two has a function is decided by the executor.
+
+mod answer;
+mod channel;
+mod listing;
+mod watch;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, Request, header};
+use http_body_util::Full;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+use tokio::{
+    sync::{mpsc, oneshot, watch as tokio_watch},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use utoipa::ToSchema;
+
+pub(crate) use self::listing::Listing;
+use self::{
+    answer::{Meaning, Outcome},
+    channel::{Broken, Channel},
+    watch::{Asked, Watch},
+};
+use crate::{
+    call::Call,
+    config::{AppConfig, AppUrl},
+    deadline::Deadline,
+    gate::{Gate, Pass},
+    name::{FunctionName, RequestId},
+    problem::{Code, Executed, Problem},
+    token::Token,
+    trace::{self, TRACEPARENT},
+};
+
+/// What stays as it is in a path: what RFC 3986 calls unreserved.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+/// How many calls may wait for the list to be asked again.
+const ASKS: usize = 1024;
+
+/// How an app is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AppHealth {
+    /// It has not given its list yet.
+    Starting,
+    /// It gave its list, and its functions are offered.
+    Up,
+    /// It does not answer.
+    Down,
+    /// It gives its list to whoever asks, without its token: its functions are not offered.
+    Open,
+}
+
+/// How an app is, and what it has.
+#[derive(Clone, Debug)]
+pub(crate) struct Status {
+    /// How it is.
+    pub(crate) health: AppHealth,
+    /// Why it is not up.
+    pub(crate) reason: Option<String>,
+    /// Its functions, as last listed.
+    pub(crate) listing: Arc<Listing>,
+    /// Of these, the ones that can be called now: all or none.
+    pub(crate) offered: Arc<Listing>,
+}
+
+/// The app beside this instance.
+#[derive(Debug)]
+pub(crate) struct App {
+    channel: Channel,
+    token: Option<Token>,
+    max_result: usize,
+    gate: Gate,
+    /// The gates of functions that declare a concurrency.
+    gates: Mutex<HashMap<FunctionName, Arc<Gate>>>,
+    status: tokio_watch::Sender<Status>,
+    /// Who waits for the list to be asked again.
+    asks: mpsc::Sender<oneshot::Sender<Asked>>,
+}
+
+impl App {
+    /// The app that `config` describes, whose list is asked for in `tasks` until `stop`; returns at once.
+    pub(crate) fn start(
+        config: &AppConfig,
+        max_result: usize,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        let (asks, asked) = mpsc::channel(ASKS);
+        let none = Arc::<Listing>::default();
+        let app = Arc::new(Self {
+            channel: Channel::new(&config.url),
+            token: config.token.clone(),
+            max_result,
+            gate: Gate::new(config.concurrency),
+            gates: Mutex::default(),
+            status: tokio_watch::Sender::new(Status {
+                health: AppHealth::Starting,
+                reason: None,
+                listing: Arc::clone(&none),
+                offered: none,
+            }),
+            asks,
+        });
+        let watch = Watch::new(Arc::clone(&app), config.allow_anonymous, asked);
+        tasks.spawn(watch.run(stop));
+        app
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self) -> &AppUrl {
+        self.channel.url()
+    }
+
+    /// How it is now.
+    pub(crate) fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// The functions that can be called now.
+    pub(crate) fn offered(&self) -> Arc<Listing> {
+        Arc::clone(&self.status.borrow().offered)
+    }
+
+    /// What runs `call` under the id `request_id` until `deadline`.
+    ///
+    /// # Errors
+    /// [`Code::FunctionUnknown`], [`Code::FunctionUnavailable`] or [`Code::InvalidArguments`].
+    pub(crate) fn prepare(
+        self: &Arc<Self>,
+        call: &Call,
+        request_id: &RequestId,
+        deadline: Deadline,
+    ) -> Result<impl Future<Output = Outcome> + Send + 'static, Problem> {
+        let gate = self.admit(call)?;
+        let request = Prepared {
+            app: Arc::clone(self),
+            name: call.name.clone(),
+            path: path(self.channel.url().base(), &call.name),
+            body: Bytes::from(format!("{{\"args\":{}}}", call.args.raw())),
+            headers: headers(call, request_id),
+            deadline,
+        };
+        Ok(request.run(gate))
+    }
+
+    /// The gate of the call's function, where it has one of its own.
+    fn admit(&self, call: &Call) -> Result<Option<Arc<Gate>>, Problem> {
+        let name = &call.name;
+        let status = self.status.borrow();
+        let Some(declared) = status.offered.get(name) else {
+            return Err(status.missing(name));
+        };
+        let given = call.args.count();
+        if let Some(params) = &declared.params
+            && params.len() != given
+        {
+            let names: Vec<_> = params.iter().map(|param| param.name.as_str()).collect();
+            let (takes, names) = (params.len(), names.join(", "));
+            let detail = format!("{name}: expected {takes} arguments ({names}), got {given}");
+            return Err(Problem::new(Code::InvalidArguments, detail));
+        }
+        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(gates.get(name).map(Arc::clone))
+    }
+
+    /// Has the list asked for again, and says what came of it.
+    async fn ask_again(&self) -> Asked {
+        let (done, wait) = oneshot::channel();
+        // With so many waiting already, nothing more is found out.
+        match self.asks.try_send(done) {
+            Ok(()) => wait.await.unwrap_or(Asked::Silent),
+            Err(_) => Asked::Silent,
+        }
+    }
+
+    /// Has the list asked for at once, because the app does not seem to be there.
+    fn doubt(&self) {
+        let (nobody, _) = oneshot::channel();
+        let _ = self.asks.try_send(nobody);
+    }
+
+    /// A request for the list, with the token or without.
+    fn list_request(&self, token: Option<&Token>) -> Request<Full<Bytes>> {
+        let base = self.channel.url().base();
+        let path = if base.is_empty() { "/" } else { base };
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = path.parse().unwrap_or_default();
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        if let Some(value) = token.and_then(bearing) {
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        request
+    }
+
+    /// Takes over a new list: gates as it declares them. One whose limit stays keeps who is in it.
+    fn set_gates(&self, listing: &Listing) {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let declared = listing.iter().filter_map(|(name, declared)| {
+            let limit = declared.concurrency?;
+            let kept = gates.get(name).filter(|gate| gate.limit() == limit);
+            let gate = kept.map_or_else(|| Arc::new(Gate::new(limit)), Arc::clone);
+            Some((name.clone(), gate))
+        });
+        *gates = declared.collect();
+    }
+}
+
+impl Status {
+    /// Why the function `name` cannot be called.
+    pub(crate) fn missing(&self, name: &FunctionName) -> Problem {
+        let is_known = self.listing.get(name).is_some();
+        let why = match self.health {
+            AppHealth::Starting => "the app has not listed its functions yet",
+            AppHealth::Down if is_known => "the app does not answer",
+            AppHealth::Open if is_known => "the app gives its list without its token",
+            AppHealth::Up | AppHealth::Down | AppHealth::Open => {
+                return Problem::new(Code::FunctionUnknown, format!("no function {name} here"));
+            }
+        };
+        Problem::new(Code::FunctionUnavailable, format!("{name}: {why}"))
+    }
+}
+
+/// A call, ready to go to the app.
+struct Prepared {
+    app: Arc<App>,
+    name: FunctionName,
+    path: String,
+    body: Bytes,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    deadline: Deadline,
+}
+
+impl Prepared {
+    async fn run(self, own: Option<Arc<Gate>>) -> Outcome {
+        // Through its own gate first, so that calls of one function do not fill the app's while they wait.
+        let _own = match &own {
+            Some(gate) => Some(self.enter(gate).await?),
+            None => None,
+        };
+        let _pass = self.enter(&self.app.gate).await?;
+        let Some(answered) = self.deadline.bound(self.answer()).await else {
+            let detail = format!("{} was still running at the deadline", self.name);
+            return Err(Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe));
+        };
+        answered
+    }
+
+    async fn enter(&self, gate: &Gate) -> Result<Pass, Problem> {
+        let pass = gate.enter(&self.name, self.deadline).await?;
+        pass.ok_or_else(|| {
+            let detail = format!("the deadline passed before {} started", self.name);
+            Problem::new(Code::DeadlineExceeded, detail)
+        })
+    }
+
+    async fn answer(&self) -> Outcome {
+        let limit = self.app.max_result;
+        let exchanged = self.app.channel.exchange(limit, || self.request());
+        let answer = match exchanged.await {
+            Ok(answer) => answer,
+            Err(Broken::Lost(detail)) => {
+                self.app.doubt();
+                return Err(answer::lost(format!("{}: {detail}", self.name)));
+            }
+            Err(unreachable @ Broken::Unreachable(_)) => {
+                self.app.doubt();
+                let detail = format!("{}: {unreachable}", self.name);
+                return Err(Problem::new(Code::FunctionUnavailable, detail));
+            }
+        };
+        match answer::meaning(&self.name, &answer, limit) {
+            Meaning::Outcome(outcome) => outcome,
+            Meaning::Missing(otherwise) => Err(self.missing(otherwise).await),
+        }
+    }
+
+    /// The app answered as one that does not have the function, or does not let this instance in: its list tells whether
+    /// that was the function itself, whose answer is `otherwise`.
+    async fn missing(&self, otherwise: Problem) -> Problem {
+        let (asked, status) = (self.app.ask_again().await, self.app.status());
+        let has_it = status.offered.get(&self.name).is_some();
+        match asked {
+            Asked::Listed if has_it => otherwise,
+            Asked::Listed => status.missing(&self.name),
+            Asked::Refused => {
+                let detail = format!("{}: the app refuses the call and its list", self.name);
+                Problem::new(Code::FunctionUnavailable, detail)
+            }
+            Asked::Silent => {
+                let detail = format!("{}: the app refused, and then gave no list", self.name);
+                answer::lost(detail)
+            }
+        }
+    }
+
+    fn request(&self) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.path.parse().unwrap_or_default();
+        let headers = request.headers_mut();
+        headers.extend(self.headers.iter().cloned());
+        if let Some(value) = self.app.token.as_ref().and_then(bearing) {
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        let left = self.deadline.remaining_ms(Instant::now()).unwrap_or(1);
+        headers.insert("rpc-timeout-ms", HeaderValue::from(left));
+        request
+    }
+}
+
+/// The headers of a call that stay the same however often it is sent.
+fn headers(call: &Call, request_id: &RequestId) -> Vec<(HeaderName, HeaderValue)> {
+    let json = HeaderValue::from_static("application/json");
+    let trace = trace::current().or(call.trace);
+    let words = [
+        ("x-request-id", Some(request_id.to_string())),
+        (
+            "idempotency-key",
+            call.key.as_ref().map(ToString::to_string),
+        ),
+        (TRACEPARENT, trace.map(|trace| trace.to_string())),
+    ];
+    let word = |(name, value): (&'static str, Option<String>)| {
+        Some((
+            HeaderName::from_static(name),
+            HeaderValue::try_from(value?).ok()?,
+        ))
+    };
+    let mut headers: Vec<_> = words.into_iter().filter_map(word).collect();
+    headers.push((header::CONTENT_TYPE, json.clone()));
+    headers.push((header::ACCEPT, json));
+    headers
+}
+
+/// The path of a function: its names as two segments, whatever is in them.
+fn path(base: &str, name: &FunctionName) -> String {
+    let segment = |text| utf8_percent_encode(text, ESCAPED);
+    let (module, function) = (name.module.as_str(), name.function.as_str());
+    format!("{base}/{}/{}", segment(module), segment(function))
+}
+
+fn bearing(token: &Token) -> Option<HeaderValue> {
+    // The alphabet of tokens is one of header values.
+    let mut value = HeaderValue::try_from(token.bearer()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// How long the app has to answer with its list.
+const LIST_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_leave_its_segment() {
+        let path = |module: &str, function: &str| {
+            let name = FunctionName {
+                module: module.parse().unwrap(),
+                function: function.parse().unwrap(),
+            };
+            path("/rpc", &name)
+        };
+        assert_eq!(path("Fly.RPC", "is_primary?"), "/rpc/Fly.RPC/is_primary%3F");
+        assert_eq!(path("a/b", "#?%2e"), "/rpc/a%2Fb/%23%3F%252e");
+        assert_eq!(path("Kernel", "+"), "/rpc/Kernel/%2B");
+        assert_eq!(path("\\", "/"), "/rpc/%5C/%2F");
+    }
+}

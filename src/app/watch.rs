@@ -1,0 +1,262 @@
+//! Asks the app for its list, again and again: how it is, what it has, and whether it refuses who bears no token. The only
+//! writer of an app's status.
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    App, AppHealth, LIST_TIMEOUT, Listing, Status,
+    answer::is_json,
+    channel::{Answer, Broken},
+};
+use crate::token::Token;
+
+/// The pause until the first list.
+const FIRST: Duration = Duration::from_millis(100);
+/// The pause after it.
+const LATER: Duration = Duration::from_secs(1);
+/// How many failures in a row make an app down.
+const FAILURES: u32 = 3;
+/// The largest list, in bytes.
+const MAX_LIST: usize = 1 << 20;
+
+/// What asks for the list.
+pub(super) struct Watch {
+    app: Arc<App>,
+    /// Whether it may be open to whoever asks.
+    allow_anonymous: bool,
+    asked: mpsc::Receiver<oneshot::Sender<Asked>>,
+    /// The last list, as it came.
+    body: Option<Vec<u8>>,
+    is_open: bool,
+    failures: u32,
+}
+
+/// Why there is no list.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoList {
+    /// Nothing listens there.
+    #[error("{0}")]
+    Unreachable(String),
+    /// No answer, or none in time.
+    #[error("{0}")]
+    Silent(String),
+    /// Another answer than the list.
+    #[error("{0}")]
+    Wrong(String),
+}
+
+/// What came of asking for the list.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Asked {
+    /// The app gave it.
+    Listed,
+    /// The app answered something else.
+    Refused,
+    /// The app did not answer.
+    Silent,
+}
+
+impl Watch {
+    pub(super) fn new(
+        app: Arc<App>,
+        allow_anonymous: bool,
+        asked: mpsc::Receiver<oneshot::Sender<Asked>>,
+    ) -> Self {
+        Self {
+            app,
+            allow_anonymous,
+            asked,
+            body: None,
+            is_open: false,
+            failures: 0,
+        }
+    }
+
+    /// Asks until `stop`.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut waiting: Vec<oneshot::Sender<Asked>> = Vec::new();
+        loop {
+            while let Ok(waiter) = self.asked.try_recv() {
+                waiting.push(waiter);
+            }
+            let asked = tokio::select! {
+                asked = self.ask() => asked,
+                () = stop.cancelled() => return,
+            };
+            // Who does not wait any more needs no answer.
+            waiting.drain(..).for_each(|waiter| _ = waiter.send(asked));
+            self.app.channel.close_idle();
+            let pause = match self.body {
+                Some(_) => LATER,
+                None => FIRST,
+            };
+            tokio::select! {
+                () = time::sleep(pause) => {}
+                Some(waiter) = self.asked.recv() => waiting.push(waiter),
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn ask(&mut self) -> Asked {
+        let listed = match self.app.list().await {
+            Ok(body) => self.listed(body).await,
+            Err(why) => Err(why),
+        };
+        match listed {
+            Ok(()) => {
+                self.failures = 0;
+                Asked::Listed
+            }
+            Err(why) => {
+                self.failed(&why);
+                match why {
+                    NoList::Wrong(_) => Asked::Refused,
+                    NoList::Unreachable(_) | NoList::Silent(_) => Asked::Silent,
+                }
+            }
+        }
+    }
+
+    async fn listed(&mut self, body: Vec<u8>) -> Result<(), NoList> {
+        let is_new = self.body.as_ref() != Some(&body);
+        let was = self.app.status();
+        if !is_new && was.health != AppHealth::Down {
+            return Ok(());
+        }
+        let listing = match is_new {
+            true => Arc::new(Listing::parse(&body).map_err(NoList::Wrong)?),
+            false => was.listing,
+        };
+        // Tried before anything new is offered.
+        self.is_open = self.app.is_open().await?;
+        if is_new {
+            for remark in listing.remarks() {
+                tracing::warn!("the app's list: {remark}");
+            }
+            self.app.set_gates(&listing);
+            self.body = Some(body);
+        }
+        let (health, reason) = match self.is_open {
+            true if !self.allow_anonymous => (AppHealth::Open, Some(OPEN.to_owned())),
+            _ => (AppHealth::Up, None),
+        };
+        if self.is_open {
+            tracing::warn!(
+                "{OPEN}{}",
+                if self.allow_anonymous {
+                    ""
+                } else {
+                    NOT_OFFERED
+                }
+            );
+        }
+        let functions = listing.len();
+        tracing::info!(functions, ?health, "the app listed its functions");
+        self.app.set(health, reason, listing);
+        Ok(())
+    }
+
+    fn failed(&mut self, why: &NoList) {
+        self.failures += 1;
+        let is_down = matches!(why, NoList::Unreachable(_)) || self.failures >= FAILURES;
+        let status = self.app.status();
+        match status.health {
+            AppHealth::Starting => {
+                let reason = Some(why.to_string());
+                if status.reason != reason {
+                    tracing::info!("waiting for the app's list: {why}");
+                }
+                self.app.set(AppHealth::Starting, reason, status.listing);
+            }
+            AppHealth::Up | AppHealth::Open if is_down => {
+                tracing::warn!("the app is down: {why}");
+                self.app
+                    .set(AppHealth::Down, Some(why.to_string()), status.listing);
+            }
+            AppHealth::Up | AppHealth::Open | AppHealth::Down => {}
+        }
+    }
+}
+
+const OPEN: &str = "the app gives its list to whoever asks, without RPC_APP_TOKEN: it must answer 401 to a request without \
+                    `authorization: Bearer $RPC_APP_TOKEN`";
+const NOT_OFFERED: &str =
+    "; its functions are not offered (RPC_APP_ALLOW_ANONYMOUS=true offers them all the same)";
+
+impl App {
+    fn set(&self, health: AppHealth, reason: Option<String>, listing: Arc<Listing>) {
+        self.status.send_modify(|status| {
+            let offered = match health {
+                AppHealth::Up => Arc::clone(&listing),
+                // The same one each time: whoever compares sees no change.
+                _ if status.offered.len() == 0 => Arc::clone(&status.offered),
+                AppHealth::Starting | AppHealth::Down | AppHealth::Open => Arc::default(),
+            };
+            *status = Status {
+                health,
+                reason,
+                listing,
+                offered,
+            };
+        });
+    }
+
+    /// The app's list, as it gives it to who bears its token.
+    pub(super) async fn list(&self) -> Result<Vec<u8>, NoList> {
+        let answer = self.get_list(self.token.as_ref()).await?;
+        let status = answer.status;
+        match answer.body {
+            _ if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN => {
+                let why = format!("it answered {status} to its own RPC_APP_TOKEN");
+                Err(NoList::Wrong(why))
+            }
+            _ if status != StatusCode::OK => Err(NoList::Wrong(format!("it answered {status}"))),
+            None => {
+                let why = format!("its list has more than {MAX_LIST} bytes");
+                Err(NoList::Wrong(why))
+            }
+            Some(_) if !is_json(&answer.headers) => {
+                let why = "its list does not have the content-type application/json";
+                Err(NoList::Wrong(why.to_owned()))
+            }
+            Some(body) => Ok(body),
+        }
+    }
+
+    /// Whether the app gives its list to who bears no token. What a unix socket lets through is for its folder to say.
+    pub(super) async fn is_open(&self) -> Result<bool, NoList> {
+        if self.channel.url().is_unix() {
+            return Ok(false);
+        }
+        let answer = self.get_list(None).await?;
+        let body = answer.body.unwrap_or_default();
+        Ok(answer.status.is_success() && Listing::parse(&body).is_ok())
+    }
+
+    async fn get_list(&self, token: Option<&Token>) -> Result<Answer, NoList> {
+        let ask = || self.channel.exchange(MAX_LIST, || self.list_request(token));
+        let asked = async {
+            match ask().await {
+                // A kept connection may have been about to close. To ask twice does no harm.
+                Err(Broken::Lost(_)) => ask().await,
+                asked => asked,
+            }
+        };
+        match time::timeout(LIST_TIMEOUT, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(broken @ Broken::Unreachable(_))) => {
+                Err(NoList::Unreachable(broken.to_string()))
+            }
+            Ok(Err(Broken::Lost(why))) => Err(NoList::Silent(why)),
+            Err(_) => Err(NoList::Silent(format!("no list within {LIST_TIMEOUT:?}"))),
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What a function declares of itself besides its name: the policy of its calls, its parameters and what it is for. The
+//! same in an app's list, in a Rust registration and between instances.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// What a function declares; every part is optional.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
+#[serde(default)]
+pub struct Declaration {
+    /// The timeout of a call that names none, in milliseconds; 1 to 86,400,000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, minimum = 1, maximum = 86_400_000, example = 2000)]
+    pub(crate) timeout_ms: Option<u64>,
+    /// Whether a call that does not say so may run twice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = true)]
+    pub(crate) idempotent: Option<bool>,
+    /// How many calls run on one instance at once; as many again wait for their turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, minimum = 1, maximum = 1_000_000, example = 8)]
+    pub(crate) concurrency: Option<usize>,
+    /// One sentence for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "Creates a note")]
+    pub(crate) doc: Option<String>,
+    /// Its parameters, in order; a call has exactly as many arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub(crate) params: Option<Vec<Param>>,
+    /// A JSON Schema of its result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Value)]
+    pub(crate) result: Option<Value>,
+}
+
+/// One parameter of a function.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
+pub struct Param {
+    /// Its name.
+    #[schema(example = "title")]
+    pub(crate) name: String,
+    /// A JSON Schema of its values; absent for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, value_type = Value, example = json!({"type": "string"}))]
+    pub(crate) schema: Option<Value>,
+}
+
+/// The longest timeout that may be declared, in milliseconds: a day.
+const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
+/// The highest concurrency that may be declared.
+const MAX_CONCURRENCY: usize = 1_000_000;
+
+impl Declaration {
+    /// The members of a declaration.
+    pub(crate) const MEMBERS: [&str; 6] = [
+        "timeout_ms",
+        "idempotent",
+        "concurrency",
+        "doc",
+        "params",
+        "result",
+    ];
+
+    /// One that says nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The timeout of a call that names none: 1 ms to a day, in whole milliseconds. No call gets more than the
+    /// `RPC_MAX_TIMEOUT` of the instance that it reaches.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            timeout_ms: Some(ms),
+            ..self
+        }
+    }
+
+    /// Whether a call that does not say so may run twice.
+    #[must_use]
+    pub fn idempotent(self, idempotent: bool) -> Self {
+        Self {
+            idempotent: Some(idempotent),
+            ..self
+        }
+    }
+
+    /// How many calls run on one instance at once, 1 to 1,000,000; as many again wait for their turn, and more are refused.
+    #[must_use]
+    pub fn concurrency(self, calls: usize) -> Self {
+        Self {
+            concurrency: Some(calls),
+            ..self
+        }
+    }
+
+    /// What it does, in one sentence for people.
+    #[must_use]
+    pub fn doc(self, doc: impl Into<String>) -> Self {
+        Self {
+            doc: Some(doc.into()),
+            ..self
+        }
+    }
+
+    /// Its parameters, in order: the name of each, and a JSON Schema of its values.
+    #[must_use]
+    pub fn params<N: Into<String>>(self, params: impl IntoIterator<Item = (N, Value)>) -> Self {
+        let param = |(name, schema): (N, Value)| Param {
+            name: name.into(),
+            schema: Some(schema),
+        };
+        Self {
+            params: Some(params.into_iter().map(param).collect()),
+            ..self
+        }
+    }
+
+    /// A JSON Schema of its result.
+    #[must_use]
+    pub fn result(self, schema: Value) -> Self {
+        Self {
+            result: Some(schema),
+            ..self
+        }
+    }
+
+    /// Whether it says nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The timeout of a call that names none.
+    pub(crate) fn declared_timeout(&self) -> Option<Duration> {
+        self.timeout_ms.map(Duration::from_millis)
+    }
+
+    /// Checks what its types do not.
+    ///
+    /// # Errors
+    /// A timeout or a concurrency out of range, in words.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let timeout_fits = |ms: u64| (1..=MAX_TIMEOUT_MS).contains(&ms);
+        if !self.timeout_ms.is_none_or(timeout_fits) {
+            return Err(format!(
+                "timeout_ms must be an integer from 1 to {MAX_TIMEOUT_MS}"
+            ));
+        }
+        let concurrency_fits = |count: usize| (1..=MAX_CONCURRENCY).contains(&count);
+        if !self.concurrency.is_none_or(concurrency_fits) {
+            return Err(format!(
+                "concurrency must be an integer from 1 to {MAX_CONCURRENCY}"
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! How many calls run at once in one place, a function or an app: so many run, as many again wait in order, more are
+//! refused.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    deadline::Deadline,
+    name::FunctionName,
+    problem::{Code, Problem},
+};
+
+/// A limit of calls that run at once.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    limit: usize,
+    /// A place for each that runs or waits.
+    places: Arc<Semaphore>,
+    running: Arc<Semaphore>,
+}
+
+/// What a call holds while it runs.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    _place: OwnedSemaphorePermit,
+    _running: OwnedSemaphorePermit,
+}
+
+impl Gate {
+    /// A gate through which `limit` calls go at once.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            places: Arc::new(Semaphore::new(
+                limit.saturating_mul(2).min(Semaphore::MAX_PERMITS),
+            )),
+            running: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+        }
+    }
+
+    /// How many go through at once.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Waits for the turn of a call of `name`; `None` when its deadline passes first.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`] when as many wait as may.
+    pub(crate) async fn enter(
+        &self,
+        name: &FunctionName,
+        deadline: Deadline,
+    ) -> Result<Option<Pass>, Problem> {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            let limit = self.limit;
+            let detail =
+                format!("{name}: {limit} calls run, as many as may at once, and as many wait");
+            return Err(Problem::new(Code::Overloaded, detail));
+        };
+        let turn = deadline.bound(Arc::clone(&self.running).acquire_owned());
+        // Nobody closes the semaphore.
+        let running = turn.await.and_then(Result::ok);
+        Ok(running.map(|running| Pass {
+            _place: place,
+            _running: running,
+        }))
+    }
+}

@@ -1,0 +1,300 @@
+//! What the caller gets for each answer of an app, and for each failure on the way to it; and that the function ran as
+//! often as `executed` says.
+
+use serde_json::{Value, json};
+
+use super::{App, call, parts, told};
+
+fn pair(code: &str, executed: &str) -> (String, String) {
+    (code.to_owned(), executed.to_owned())
+}
+
+/// What the app writes for a call, what the caller gets, and whether the connection was used up.
+fn rows() -> Vec<(&'static str, (String, String))> {
+    let lost = || pair("function_lost", "maybe");
+    let failed = || pair("function_failed", "yes");
+    vec![
+        (
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 4\r\n\r\n1.10",
+            pair("ok", "1.1"),
+        ),
+        (
+            "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n[1]",
+            pair("ok", "[1]"),
+        ),
+        ("HTTP/1.1 204 No Content\r\n\r\n", pair("ok", "null")),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            pair("ok", "null"),
+        ),
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+            pair("ok", "null"),
+        ),
+        (
+            "HTTP/1.1 404 X\r\nrpc-executed: no\r\ncontent-length: 0\r\n\r\n",
+            pair("function_unknown", "no"),
+        ),
+        (
+            "HTTP/1.1 422 X\r\nrpc-executed: no\r\ncontent-length: 0\r\n\r\n",
+            pair("invalid_arguments", "no"),
+        ),
+        (
+            "HTTP/1.1 503 X\r\nrpc-executed: no\r\ncontent-length: 0\r\n\r\n",
+            pair("overloaded", "no"),
+        ),
+        (
+            "HTTP/1.1 404 X\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
+            failed(),
+        ),
+        ("HTTP/1.1 401 X\r\ncontent-length: 0\r\n\r\n", failed()),
+        (
+            "HTTP/1.1 409 X\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
+            failed(),
+        ),
+        (
+            "HTTP/1.1 500 X\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+            failed(),
+        ),
+        (
+            "HTTP/1.1 500 X\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
+            pair("function_panicked", "yes"),
+        ),
+        (
+            "HTTP/1.1 502 X\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
+            lost(),
+        ),
+        (
+            "HTTP/1.1 302 X\r\nlocation: /rpc\r\ncontent-length: 0\r\n\r\n",
+            lost(),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
+            lost(),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1\r\n\r\n{",
+            lost(),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n[1",
+            lost(),
+        ),
+        ("HTTP/1.1 200 OK\r\ncontent-le", lost()),
+        ("SSH-2.0-OpenSSH_9.2\r\n", lost()),
+        ("", lost()),
+    ]
+}
+
+#[tokio::test]
+async fn each_answer_is_what_the_table_says_and_the_function_ran_once() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    for (number, (bytes, expected)) in rows().into_iter().enumerate() {
+        let id = number.to_string();
+        let got = told(&instance, "App.raw", json!([id, bytes])).await;
+        assert_eq!(got, expected, "{bytes:?}");
+        assert_eq!(app.runs()[&id], 1, "{bytes:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_function_reaches_the_caller_as_it_gave_it() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let answer = call(&instance, "App.fail", json!(["a"]), 5_000).await;
+    assert_eq!(answer.status, 424);
+    let error = json!({"kind": "Refusal", "message": "a", "data": [1]});
+    assert_eq!(answer.body["error"], error);
+    // An error page is not passed on.
+    let page =
+        "HTTP/1.1 410 Gone\r\ncontent-type: text/html\r\ncontent-length: 13\r\n\r\n<h1>secret</h";
+    let answer = call(&instance, "App.raw", json!(["b", page]), 5_000).await;
+    let error = json!({"kind": "http_410", "message": "the app answered 410 Gone", "data": null});
+    assert_eq!(answer.body["error"], error);
+    // An answer before the request was read.
+    app.offer(&json!({"functions": {"App.early": {}}}));
+    let has_it = async || told(&instance, "App.early", json!([])).await.0;
+    crate::patience::eventually("the new list", has_it, |code| code == "function_failed").await;
+    let large = json!(["x".repeat(900_000)]);
+    assert_eq!(
+        told(&instance, "App.early", large).await,
+        pair("function_failed", "yes")
+    );
+}
+
+#[tokio::test]
+async fn the_app_gets_what_the_caller_sent_and_who_asked() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let (url, key) = ("/rpc/iad", "a-key");
+    let body =
+        r#"{"module":"App","function":"headers","args":[1.10, {"b":1,"a":2}],"timeout_ms":4000}"#;
+    let request = instance.request(url, body).header("x-request-id", "r-1");
+    let request = request
+        .header("idempotency-key", key)
+        .header("authorization", "Bearer of-the-client");
+    let answer = crate::process::answer(request).await.unwrap();
+    let headers = &answer.body["result"];
+    let of = |name: &str| headers[name].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        (of("x-request-id"), of("idempotency-key")),
+        ("r-1".to_owned(), key.to_owned())
+    );
+    assert_eq!(of("content-type"), "application/json");
+    assert_eq!(
+        of("content-length"),
+        r#"{"args":[1.10, {"b":1,"a":2}]}"#.len().to_string()
+    );
+    let left: u64 = of("rpc-timeout-ms").parse().unwrap();
+    assert!((1..=4000).contains(&left), "{left}");
+    assert_eq!(of("host"), format!("127.0.0.1:{}", app.place));
+}
+
+#[tokio::test]
+async fn names_stay_in_their_segments() {
+    let app = App::start().await;
+    app.offer(
+        &json!({"functions": {"a/b.c?#%2e": {}, "..f": {}, "x/../y.f": {}, "Fly.RPC.now": {}}}),
+    );
+    let instance = app.instance(&[]).await;
+    let functions = instance.get("/functions").await.body["functions"].clone();
+    assert_eq!(functions["a/b"], json!(["c?#%2e"]));
+    assert_eq!(functions["x/../y"], Value::Null);
+    told(&instance, "a/b.c?#%2e", json!([])).await;
+    told(&instance, "Fly.RPC.now", json!([])).await;
+    let posts: Vec<_> = app
+        .lines("paths")
+        .into_iter()
+        .filter(|line| line.starts_with("POST"))
+        .collect();
+    assert_eq!(
+        posts,
+        ["POST /rpc/a%2Fb/c%3F%23%252e", "POST /rpc/Fly.RPC/now"]
+    );
+}
+
+#[tokio::test]
+async fn arguments_are_counted_where_parameters_are_declared() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    assert_eq!(
+        told(&instance, "Math.add", json!([1, 2])).await,
+        pair("ok", "3")
+    );
+    let answer = call(&instance, "Math.add", json!([1]), 5_000).await;
+    assert_eq!(answer.problem(), (422, "invalid_arguments", "no"));
+    assert_eq!(
+        answer.body["detail"],
+        "Math.add: expected 2 arguments (a, b), got 1"
+    );
+    // With an app, the built-in functions are not there, except those that tell about the instance.
+    assert_eq!(
+        told(&instance, "String.upcase", json!(["a"])).await,
+        pair("function_unknown", "no")
+    );
+    assert_eq!(
+        told(&instance, "Fly.RPC.my_region", json!([])).await,
+        pair("ok", "\"iad\"")
+    );
+}
+
+#[tokio::test]
+async fn at_the_deadline_the_app_sees_the_end_of_the_connection() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let answer = call(&instance, "App.sleep", json!(["a", 60_000]), 300).await;
+    assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
+    let cancelled = async || app.lines("cancelled");
+    crate::patience::eventually("the cancellation", cancelled, |lines| lines == &["a"]).await;
+    let answer = call(&instance, "App.drip", json!(["b"]), 300).await;
+    assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
+    assert_eq!(app.runs()["a"], 1);
+}
+
+#[tokio::test]
+async fn an_endless_answer_is_cut_at_the_limit() {
+    let app = App::start().await;
+    let instance = app.instance(&[("RPC_MAX_RESULT", "1MiB")]).await;
+    let before = instance.peak_memory();
+    for id in 0..20 {
+        let answer = call(&instance, "App.endless", json!([id]), 20_000).await;
+        assert_eq!(answer.problem(), (424, "function_failed", "yes"));
+        assert_eq!(answer.body["error"]["kind"], "ResultTooLarge");
+    }
+    let grown = instance.peak_memory() - before;
+    assert!(grown < 20 * 1024, "{grown} KiB");
+}
+
+#[tokio::test]
+async fn as_many_calls_wait_as_run_and_more_are_refused() {
+    let app = App::start().await;
+    let instance = app.instance(&[("RPC_APP_CONCURRENCY", "2")]).await;
+    let start = |id: &str, timeout: u64| {
+        let body = json!({"module": "App", "function": "sleep", "args": [id, 3000], "timeout_ms": timeout});
+        let request = instance.request("/rpc/iad", &body.to_string());
+        tokio::spawn(async move { crate::process::answer(request).await.unwrap() })
+    };
+    let (a, b) = (start("a", 20_000), start("b", 20_000));
+    app.until_runs("a").await;
+    app.until_runs("b").await;
+    let (c, d) = (start("c", 20_000), start("d", 100));
+    assert_eq!(parts(&d.await.unwrap()), pair("deadline_exceeded", "no"));
+    let e = start("e", 20_000);
+    // A function of its own limit does not get around the app's.
+    let full = async || parts(&call(&instance, "App.run", json!(["f"]), 50).await);
+    crate::patience::eventually("a full queue", full, |told| {
+        *told == pair("overloaded", "no")
+    })
+    .await;
+    for (id, call) in [("a", a), ("b", b), ("c", c), ("e", e)] {
+        assert_eq!(
+            parts(&call.await.unwrap()),
+            ("ok".to_owned(), format!("{id:?}"))
+        );
+    }
+    assert!(!app.runs().contains_key("d"));
+}
+
+#[tokio::test]
+async fn a_function_that_declares_a_concurrency_leaves_room_for_others() {
+    let app = App::start().await;
+    let instance = app.instance(&[("RPC_APP_CONCURRENCY", "2")]).await;
+    let start = |id: &str| {
+        let body =
+            json!({"module": "App", "function": "one", "args": [id, 1000], "timeout_ms": 20_000});
+        let request = instance.request("/rpc/iad", &body.to_string());
+        tokio::spawn(async move { crate::process::answer(request).await.unwrap() })
+    };
+    let first = start("a");
+    app.until_runs("a").await;
+    let second = start("b");
+    let full = async || parts(&start("c").await.unwrap());
+    crate::patience::eventually("a refusal", full, |told| {
+        told.0 == "overloaded" || told.0 == "ok"
+    })
+    .await;
+    assert_eq!(
+        told(&instance, "App.run", json!(["other"])).await,
+        pair("ok", "\"other\"")
+    );
+    assert_eq!(parts(&first.await.unwrap()).0, "ok");
+    assert_eq!(parts(&second.await.unwrap()).0, "ok");
+}
+
+#[tokio::test]
+async fn over_a_unix_socket_it_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("app.sock");
+    let app = App::start_at(folder, socket.to_str().unwrap()).await;
+    let instance = app.instance(&[]).await;
+    assert_eq!(
+        told(&instance, "Math.add", json!([1, 2])).await,
+        pair("ok", "3")
+    );
+    assert_eq!(
+        told(&instance, "App.raw", json!(["a", ""])).await,
+        pair("function_lost", "maybe")
+    );
+    assert_eq!(app.runs()["a"], 1);
+}

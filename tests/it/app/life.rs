@@ -1,0 +1,212 @@
+//! Apps that crash, hang, start late and come back: what callers get meanwhile, and what is offered.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::{App, call, parts, told, until_state};
+use crate::{
+    patience::eventually,
+    process::{Process, answer},
+};
+
+fn pair(code: &str, executed: &str) -> (String, String) {
+    (code.to_owned(), executed.to_owned())
+}
+
+async fn offered(instance: &Process) -> Value {
+    instance.get("/functions").await.body["functions"]["App"].clone()
+}
+
+#[tokio::test]
+async fn a_kill_loses_what_runs_and_refuses_what_comes() {
+    let mut app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let body =
+        json!({"module": "App", "function": "sleep", "args": ["a", 60_000], "timeout_ms": 30_000});
+    let request = instance.request("/rpc/iad", &body.to_string());
+    let running = tokio::spawn(async move { answer(request).await.unwrap() });
+    app.until_runs("a").await;
+    app.kill().await;
+    assert_eq!(
+        parts(&running.await.unwrap()),
+        pair("function_lost", "maybe")
+    );
+    let refused = told(&instance, "App.run", json!(["b"])).await;
+    assert_eq!(refused, pair("function_unavailable", "no"));
+    until_state(&instance, "down").await;
+    assert_eq!(offered(&instance).await, Value::Null);
+    // Its names are remembered; another name is none of its.
+    assert_eq!(
+        told(&instance, "App.run", json!(["b"])).await,
+        pair("function_unavailable", "no")
+    );
+    assert_eq!(
+        told(&instance, "App.none", json!([])).await,
+        pair("function_unknown", "no")
+    );
+    app.restart().await;
+    until_state(&instance, "up").await;
+    assert_eq!(
+        told(&instance, "App.run", json!(["c"])).await,
+        pair("ok", "\"c\"")
+    );
+    assert_eq!(
+        app.runs(),
+        [("a".to_owned(), 1), ("c".to_owned(), 1)].into()
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_ends_the_app_is_lost() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    assert_eq!(
+        told(&instance, "App.die", json!(["a"])).await,
+        pair("function_lost", "maybe")
+    );
+    assert_eq!(app.runs()["a"], 1);
+    until_state(&instance, "down").await;
+}
+
+#[tokio::test]
+async fn an_app_that_hangs_is_down_until_it_goes_on() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    app.signal(Signal::SIGSTOP);
+    let hanging = call(&instance, "App.run", json!(["a"]), 500).await;
+    assert_eq!(hanging.problem(), (504, "deadline_exceeded", "maybe"));
+    until_state(&instance, "down").await;
+    assert_eq!(
+        told(&instance, "App.run", json!(["b"])).await,
+        pair("function_unavailable", "no")
+    );
+    app.signal(Signal::SIGCONT);
+    until_state(&instance, "up").await;
+    assert_eq!(
+        told(&instance, "App.run", json!(["c"])).await,
+        pair("ok", "\"c\"")
+    );
+    assert!(!app.runs().contains_key("b"));
+}
+
+#[tokio::test]
+async fn an_instance_is_ready_once_its_late_app_has_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("app.sock");
+    let mut environment = App::start().await.environment();
+    environment.insert("RPC_APP_URL", format!("unix:{}:/rpc", socket.display()));
+    let instance = Process::start(&environment).await;
+    let waiting = instance.get("/readyz").await;
+    assert_eq!(waiting.problem(), (503, "function_unavailable", "no"));
+    assert_eq!(
+        told(&instance, "Any.name", json!([])).await,
+        pair("function_unavailable", "no")
+    );
+    // What is its own works at once.
+    assert_eq!(
+        told(&instance, "Fly.RPC.my_region", json!([])).await,
+        pair("ok", "\"iad\"")
+    );
+    let _app = App::start_at(folder, socket.to_str().unwrap()).await;
+    let ready = async || instance.get("/readyz").await.status;
+    eventually("readiness", ready, |status| *status == 200).await;
+    assert_eq!(
+        told(&instance, "Math.add", json!([1, 2])).await,
+        pair("ok", "3")
+    );
+}
+
+#[tokio::test]
+async fn a_list_that_changes_is_followed() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let hash = async || instance.get("/internal/region").await.body["catalogue"].clone();
+    let before = hash().await;
+    app.offer(&json!({"functions": {"App.run": {"timeout_ms": 700}, "App.new": {}}}));
+    eventually(
+        "the new list",
+        async || offered(&instance).await,
+        |now| *now == json!(["new", "run"]),
+    )
+    .await;
+    assert_ne!(hash().await, before);
+    let functions = instance.get("/functions").await.body;
+    assert_eq!(
+        functions["details"],
+        json!({"App.run": {"timeout_ms": 700}})
+    );
+    // One that it lost meanwhile: the list is asked again before the caller is told.
+    app.offer(&json!({"functions": {"App.run": {}}}));
+    assert_eq!(
+        told(&instance, "App.new", json!([])).await,
+        pair("function_unknown", "no")
+    );
+    // One that it lists and does not have.
+    app.offer(&json!({"functions": {"App.gone": {}}}));
+    eventually(
+        "the new list",
+        async || offered(&instance).await,
+        |now| *now == json!(["gone"]),
+    )
+    .await;
+    assert_eq!(
+        told(&instance, "App.gone", json!([])).await,
+        pair("function_failed", "yes")
+    );
+}
+
+#[tokio::test]
+async fn an_app_that_refuses_its_own_token_is_not_available() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    app.set("refuse");
+    assert_eq!(
+        told(&instance, "App.run", json!(["a"])).await,
+        pair("function_unavailable", "no")
+    );
+    until_state(&instance, "down").await;
+    let functions = instance.get("/functions").await.body;
+    assert_eq!(
+        functions["app"]["reason"],
+        "it answered 403 Forbidden to its own RPC_APP_TOKEN"
+    );
+    app.unset("refuse");
+    until_state(&instance, "up").await;
+    assert_eq!(app.runs(), [].into());
+}
+
+#[tokio::test]
+async fn a_connection_that_the_app_closes_between_calls_costs_none() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    for (number, pause) in [0, 50, 300, 900, 1000, 1100].into_iter().enumerate() {
+        // It closes the connection 950 ms after its answer, without a word.
+        let first = told(&instance, "App.close_after", json!([950])).await;
+        assert_eq!(first, pair("ok", "null"));
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let second = told(&instance, "App.run", json!([number.to_string()])).await;
+        let is_right = second == pair("ok", &format!("\"{number}\""))
+            || second == pair("function_lost", "maybe");
+        assert!(is_right, "{pause} ms: {second:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_keyed_outcome_survives_the_app() {
+    let mut app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let keyed = async || {
+        let body = json!({"module": "App", "function": "run", "args": ["a"]}).to_string();
+        let request = instance
+            .request("/rpc/iad", &body)
+            .header("idempotency-key", "k");
+        parts(&answer(request).await.unwrap())
+    };
+    assert_eq!(keyed().await, pair("ok", "\"a\""));
+    app.kill().await;
+    until_state(&instance, "down").await;
+    assert_eq!(keyed().await, pair("ok", "\"a\""));
+    assert_eq!(app.runs()["a"], 1);
+}

@@ -1,0 +1,106 @@
+//! That an app lets in nobody without its token, what follows when it does, and lists that are no lists.
+
+use serde_json::{Map, Value, json};
+
+use super::{App, TOKEN, told, until_state};
+use crate::{patience::eventually, process::Process};
+
+#[tokio::test]
+async fn functions_of_an_app_that_lets_anybody_in_are_not_offered() {
+    let app = App::start().await;
+    app.set("open");
+    let instance = Process::start(&app.environment()).await;
+    until_state(&instance, "open").await;
+    let functions = instance.get("/functions").await.body;
+    assert_eq!(functions["functions"]["App"], Value::Null);
+    let reason = functions["app"]["reason"].as_str().unwrap();
+    assert!(reason.contains("without RPC_APP_TOKEN"), "{reason}");
+    let (code, executed) = told(&instance, "App.run", json!(["a"])).await;
+    assert_eq!(
+        (code.as_str(), executed.as_str()),
+        ("function_unavailable", "no")
+    );
+    // Locked since: the next new list is tried again.
+    app.unset("open");
+    app.offer(&json!({"functions": {"App.run": {}}}));
+    until_state(&instance, "up").await;
+    assert_eq!(app.runs(), [].into());
+}
+
+#[tokio::test]
+async fn it_is_offered_all_the_same_where_that_is_said() {
+    let app = App::start().await;
+    app.set("open");
+    let instance = app.instance(&[("RPC_APP_ALLOW_ANONYMOUS", "true")]).await;
+    let (code, _) = told(&instance, "App.run", json!(["a"])).await;
+    assert_eq!(code, "ok");
+    let log = async || instance.log();
+    eventually("a warning", log, |log| {
+        log.contains("without RPC_APP_TOKEN")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_token_is_in_no_log_and_in_no_answer() {
+    let mut app = App::start().await;
+    let instance = app.instance(&[("RPC_LOG", "trace")]).await;
+    told(&instance, "App.run", json!(["a"])).await;
+    app.kill().await;
+    told(&instance, "App.run", json!(["b"])).await;
+    until_state(&instance, "down").await;
+    let answers = [
+        instance.get("/functions").await.body,
+        instance.get("/regions").await.body,
+    ];
+    assert!(
+        !answers
+            .iter()
+            .any(|answer| answer.to_string().contains(TOKEN))
+    );
+    assert!(!instance.log().contains(TOKEN));
+}
+
+#[tokio::test]
+async fn what_is_no_list_is_said_and_nothing_is_offered() {
+    let app = App::start().await;
+    let many: Map<String, Value> = (0..1001)
+        .map(|number| (format!("M.f{number}"), json!({})))
+        .collect();
+    let cases = [
+        ("[]".to_owned(), "the list is no JSON object"),
+        (json!({"functions": many}).to_string(), "more than 1000"),
+        (
+            format!("{{\"functions\":{{}},\"x\":\"{}\"}}", "x".repeat(1 << 20)),
+            "more than 1048576 bytes",
+        ),
+    ];
+    for (list, reason) in cases {
+        std::fs::write(app.folder.path().join("list.json"), list).unwrap();
+        let instance = Process::start(&app.environment()).await;
+        let look = async || instance.get("/functions").await.body["app"].clone();
+        let is_told = |app: &Value| {
+            app["reason"]
+                .as_str()
+                .is_some_and(|told| told.contains(reason))
+        };
+        eventually(reason, look, is_told).await;
+        assert_eq!(instance.get("/readyz").await.status, 503);
+    }
+}
+
+#[tokio::test]
+async fn an_app_at_a_port_needs_a_token() {
+    let app = App::start().await;
+    let mut environment = app.environment();
+    environment.remove("RPC_APP_TOKEN");
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    command.arg("serve").env_clear().envs(&environment);
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        told.starts_with("fly-rpc: RPC_APP_TOKEN: is needed with RPC_APP_URL"),
+        "{told}"
+    );
+}

@@ -1,0 +1,170 @@
+//! Apps beside instances of a cluster: a call finds an instance that has the function, and the policy that a function
+//! declares holds wherever it is called from.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{App, TOKEN, parts, until_state};
+use crate::{
+    cluster::Cluster,
+    patience::eventually,
+    process::{Answer, Process, answer},
+};
+
+/// A cluster with an app beside each instance of `syd`, and none beside the one of `iad`.
+async fn cluster(apps: usize) -> (Cluster, Vec<App>) {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let mut beside = Vec::new();
+    for number in 0..apps {
+        let folder = TempDir::new().unwrap();
+        let socket = folder.path().join("app.sock");
+        let app = App::start_at(folder, socket.to_str().unwrap()).await;
+        let url = format!("unix:{}:/rpc", app.place);
+        cluster
+            .add_with_all("syd", &[("RPC_APP_URL", &url), ("RPC_APP_TOKEN", TOKEN)])
+            .await;
+        let name = format!("syd-{}", number + 1);
+        until_state(cluster.instance(&name), "up").await;
+        beside.push(app);
+    }
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    (cluster, beside)
+}
+
+async fn call(via: &Process, region: &str, function: &str, args: Value) -> Answer {
+    let (module, function) = function.rsplit_once('.').unwrap();
+    via.rpc(
+        region,
+        &json!({"module": module, "function": function, "args": args}),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_call_goes_where_the_function_is_also_to_a_sibling() {
+    let (cluster, mut apps) = cluster(2).await;
+    let (iad, first) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let offer = |app: &App, name: &str| app.offer(&json!({"functions": {name: {}}}));
+    offer(&apps[1], "App.run");
+    offer(&apps[0], "Other.only");
+    // What one of two has, at every call, from another region and from the sibling.
+    for via in [iad, first] {
+        let ran = async || call(via, "syd", "App.run", json!(["a"])).await;
+        let by_the_second = |answer: &Answer| answer.body["meta"]["instance"] == "syd-2";
+        eventually("the second one", ran, by_the_second).await;
+        for _ in 0..20 {
+            let answer = call(via, "syd", "App.run", json!(["b"])).await;
+            assert_eq!(parts(&answer), ("ok".to_owned(), "\"b\"".to_owned()));
+        }
+    }
+    let explained = first
+        .get("/regions/syd/explain?function=App.run")
+        .await
+        .body;
+    let chosen = |explained: &Value| -> Vec<bool> {
+        let candidates = explained["candidates"].as_array().unwrap().iter();
+        candidates
+            .map(|candidate| candidate["chosen"].as_bool().unwrap())
+            .collect()
+    };
+    assert_eq!(chosen(&explained), [false, true]);
+    // When its app ends, the region has nobody who could.
+    apps[1].kill().await;
+    let gone = call(iad, "syd", "App.run", json!(["c"])).await;
+    assert_eq!(gone.problem(), (503, "function_unavailable", "no"));
+    until_state(cluster.instance("syd-2"), "down").await;
+    let gone = call(first, "syd", "App.run", json!(["c"])).await;
+    assert_eq!(gone.problem(), (503, "function_unavailable", "no"));
+}
+
+#[tokio::test]
+async fn what_a_function_declares_holds_where_it_is_called_from() {
+    let (cluster, apps) = cluster(1).await;
+    let iad = cluster.instance("iad-1");
+    let declared =
+        json!({"functions": {"App.sleep": {"timeout_ms": 300}, "App.raw": {"idempotent": true}}});
+    apps[0].offer(&declared);
+    let known = async || {
+        let answer = call(iad, "syd", "App.sleep", json!(["a", 60_000])).await;
+        (
+            answer.problem().1.to_owned(),
+            answer.body["meta"]["elapsed_ms"].as_f64().unwrap(),
+        )
+    };
+    let in_time =
+        |(code, elapsed): &(String, f64)| code == "deadline_exceeded" && *elapsed < 3_000.0;
+    eventually("the declared timeout", known, in_time).await;
+    // What the call says comes first.
+    let body =
+        json!({"module": "App", "function": "sleep", "args": ["b", 600], "timeout_ms": 20_000});
+    assert_eq!(parts(&iad.rpc("syd", &body).await).0, "ok");
+    // Two attempts of what may run twice, were there two instances; with one, it is lost as it would be without.
+    let lost = call(iad, "syd", "App.raw", json!(["c", ""])).await;
+    assert_eq!(lost.problem(), (502, "function_lost", "maybe"));
+    // In its own region the same holds.
+    let here = call(
+        cluster.instance("syd-1"),
+        "syd",
+        "App.sleep",
+        json!(["d", 60_000]),
+    )
+    .await;
+    assert_eq!(here.problem(), (504, "deadline_exceeded", "maybe"));
+    assert!(here.body["meta"]["elapsed_ms"].as_f64().unwrap() < 3_000.0);
+}
+
+#[tokio::test]
+async fn what_may_run_twice_is_tried_again_and_what_may_not_is_not() {
+    let (cluster, apps) = cluster(2).await;
+    let iad = cluster.instance("iad-1");
+    let declared = |idempotent: bool| json!({"functions": {"App.die": {"idempotent": idempotent}}});
+    apps.iter().for_each(|app| app.offer(&declared(false)));
+    let known = async || iad.get("/regions").await.status;
+    eventually("an answer", known, |status| *status == 200).await;
+    let runs = || {
+        apps.iter()
+            .map(|app| app.runs().values().sum::<u32>())
+            .sum::<u32>()
+    };
+    let lost = call(iad, "syd", "App.die", json!(["a"])).await;
+    assert_eq!(lost.problem(), (502, "function_lost", "maybe"));
+    assert_eq!(runs(), 1);
+    // Not the one app that is left.
+    let body = json!({"module": "App", "function": "die", "args": ["b"], "idempotent": true});
+    let lost = iad.rpc("syd", &body).await;
+    assert_eq!(lost.problem(), (502, "function_lost", "maybe"));
+    assert_eq!(runs(), 2);
+}
+
+#[tokio::test]
+async fn a_deploy_in_which_half_lack_a_function_fails_no_call() {
+    let (cluster, apps) = cluster(2).await;
+    let iad = cluster.instance("iad-1");
+    apps.iter()
+        .for_each(|app| app.offer(&json!({"functions": {"App.run": {}}})));
+    let load = tokio::spawn({
+        let body = json!({"module": "App", "function": "run", "args": ["x"], "timeout_ms": 10_000})
+            .to_string();
+        let calls: Vec<_> = (0..600).map(|_| iad.request("/rpc/syd", &body)).collect();
+        async move {
+            let mut answers = Vec::new();
+            for call in calls {
+                answers.push(answer(call).await.unwrap());
+            }
+            answers
+        }
+    });
+    // The function goes and comes on one of the two while it is called.
+    for _ in 0..3 {
+        apps[0].offer(&json!({"functions": {"Other.only": {}}}));
+        let offered =
+            async || cluster.instance("syd-1").get("/functions").await.body["functions"].clone();
+        eventually("its end", &offered, |now| now["App"].is_null()).await;
+        apps[0].offer(&json!({"functions": {"App.run": {}}}));
+        eventually("its return", &offered, |now| !now["App"].is_null()).await;
+    }
+    for answer in load.await.unwrap() {
+        assert_eq!(parts(&answer), ("ok".to_owned(), "\"x\"".to_owned()));
+    }
+}
