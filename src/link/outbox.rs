@@ -104,6 +104,8 @@ struct State {
     /// Calls whose lines were added since the last flush.
     added: u32,
     is_flush_due: bool,
+    /// Whether a call that left passed its deadline and nothing came since then.
+    is_unanswered: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -210,6 +212,7 @@ impl Outbox {
     /// Gives the answers that came to those who wait for them.
     pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Ending)>) {
         let mut state = self.lock();
+        state.is_unanswered = false;
         for (id, ending) in answers {
             if let Some(waiting) = state.calls.remove(&id) {
                 // The caller may have gone away.
@@ -222,7 +225,10 @@ impl Outbox {
     pub(super) fn give_up(&self, id: u64, answer: &mut oneshot::Receiver<Ending>) -> Ending {
         let mut state = self.lock();
         match state.take_back(id) {
-            Some((_, true)) => Ending::Expired,
+            Some((_, true)) => {
+                state.is_unanswered = true;
+                Ending::Expired
+            }
             Some((_, false)) => Ending::ExpiredUnsent,
             None => answer.try_recv().unwrap_or(Ending::Lost),
         }
@@ -269,9 +275,12 @@ impl Outbox {
         matches!(self.lock().status, Status::Opening | Status::Open)
     }
 
-    /// Whether a call that left has no answer yet.
+    /// Whether a call that left has no answer yet, or had none at its deadline.
     pub(super) fn awaits(&self) -> bool {
         let state = self.lock();
+        if state.is_unanswered {
+            return true;
+        }
         let mut lines = state.calls.values().map(|waiting| &waiting.line);
         lines.any(|line| state.has_left(line))
     }
