@@ -18,7 +18,6 @@ pub struct Token {
 
 impl Token {
     /// The value of `Authorization` that presents it.
-    #[cfg(feature = "cli")]
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.secret)
     }
