@@ -6,10 +6,12 @@ mod call;
 mod completions;
 #[cfg(feature = "dev")]
 mod dev;
+mod example;
 mod exchange;
 mod explain;
 mod functions;
 mod regions;
+mod run;
 mod serve;
 mod table;
 #[cfg(feature = "https")]
@@ -41,9 +43,13 @@ struct Cli {
 enum Command {
     /// Run one instance
     Serve(serve::ServeArgs),
+    /// Run one instance and the app beside it
+    Run(run::RunArgs),
     /// Run a whole cluster on this machine, to try things out
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
+    /// Print a whole small app in a language
+    Example(example::ExampleArgs),
     /// Call a function in a region
     Call(call::CallArgs),
     /// List the regions and their instances
@@ -70,6 +76,9 @@ pub(crate) enum Failure {
     /// It failed, and the command has said so already.
     #[error("")]
     Told,
+    /// The command that it ran ended with this code, and has said why itself.
+    #[error("")]
+    Ended(u8),
 }
 
 impl From<http::Error> for Failure {
@@ -114,13 +123,13 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if !matches!(failure, Failure::Told) {
+            if !matches!(failure, Failure::Told | Failure::Ended(_)) {
                 say(&format!("fly-rpc: {failure}"));
             }
-            ExitCode::from(if matches!(failure, Failure::Usage(_)) {
-                USAGE
-            } else {
-                1
+            ExitCode::from(match failure {
+                Failure::Usage(_) => USAGE,
+                Failure::Failed(_) | Failure::Told => 1,
+                Failure::Ended(code) => code,
             })
         }
     }
@@ -129,8 +138,10 @@ pub fn main() -> ExitCode {
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        Command::Run(args) => run::run(args).await,
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args).await,
+        Command::Example(args) => example::run(&args),
         Command::Call(args) => call::run(args).await,
         Command::Regions(args) => regions::run(args).await,
         Command::Explain(args) => explain::run(args).await,

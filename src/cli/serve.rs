@@ -75,12 +75,68 @@ impl FromArgMatches for ServeArgs {
     }
 }
 
+/// An instance that serves, and what must last as long.
+pub(super) struct Serving {
+    pub(super) instance: Instance,
+    signals: Signals,
+    until_stdin_closes: bool,
+    _log: Box<dyn Send>,
+    _listening: AbortOnDropHandle<()>,
+}
+
 /// Serves until a signal, then drains.
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
-    let config = Config::from_env_and_flags(args.flags.into_iter());
-    let config = config.map_err(|error| Failure::Usage(error.to_string()))?;
+    let config = config(&args)?;
+    start(args, config).await?.until(future::pending()).await
+}
+
+/// The configuration that the flags and the environment describe.
+pub(super) fn config(args: &ServeArgs) -> Result<Config, Failure> {
+    let config = Config::from_env_and_flags(args.flags.iter().cloned());
+    config.map_err(|error| Failure::Usage(error.to_string()))
+}
+
+impl ServeArgs {
+    /// The same with `value` for the setting `variable`.
+    pub(super) fn set(&mut self, variable: &'static str, value: String) {
+        self.flags.push((variable, value));
+    }
+
+    /// Whether a flag sets the setting `variable`.
+    pub(super) fn sets(&self, variable: &str) -> bool {
+        self.flags.iter().any(|(name, _)| *name == variable)
+    }
+}
+
+impl Serving {
+    /// Serves until a signal or `stop`, then drains.
+    pub(super) async fn until(self, stop: impl Future<Output = ()> + Send) -> Result<(), Failure> {
+        let stdin = async {
+            match self.until_stdin_closes {
+                true => stdin_closed().await,
+                false => future::pending().await,
+            }
+        };
+        let stop = async {
+            tokio::select! {
+                () = stop => {}
+                () = stdin => {}
+            }
+        };
+        match self.instance.run_until_or(stop, self.signals).await {
+            Drained::Whole => Ok(()),
+            Drained::Cut => {
+                tracing::error!("stopped before everything in flight was finished");
+                Err(Failure::Told)
+            }
+        }
+    }
+}
+
+/// Starts to serve.
+pub(super) async fn start(args: ServeArgs, config: Config) -> Result<Serving, Failure> {
     let export = TraceExport::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
-    let (_log, mut volume) = telemetry::init(&config, export.as_ref())
+    let (log, mut volume) = telemetry::init(&config, export.as_ref())
         .map_err(|error| Failure::Failed(error.to_string()))?;
     if let Err(error) = raise_open_files() {
         tracing::warn!(%error, "the limit of open files cannot be raised");
@@ -91,7 +147,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
             volume.toggle();
         }
     });
-    let _listening = AbortOnDropHandle::new(listening);
+    let listening = AbortOnDropHandle::new(listening);
     // Before anybody is told that it listens: a signal from then on drains it.
     let signals = Signals::listen()?;
     let registry = match &config.app {
@@ -118,17 +174,13 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     if let Some(address) = instance.metrics_address() {
         print(&format!("listening for scrapers on http://{address}"))?;
     }
-    let drained = match args.until_stdin_closes {
-        true => instance.run_until_or(stdin_closed(), signals).await,
-        false => instance.run_until_or(future::pending(), signals).await,
-    };
-    match drained {
-        Drained::Whole => Ok(()),
-        Drained::Cut => {
-            tracing::error!("stopped before everything in flight was finished");
-            Err(Failure::Told)
-        }
-    }
+    Ok(Serving {
+        instance,
+        signals,
+        until_stdin_closes: args.until_stdin_closes,
+        _log: Box::new(log),
+        _listening: listening,
+    })
 }
 
 fn refused(error: &StartError) -> Failure {

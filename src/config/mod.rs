@@ -24,7 +24,7 @@ pub use self::{
 };
 #[cfg(feature = "cli")]
 pub(crate) use self::{
-    commands::{client_token, default_url},
+    commands::{app_port, client_token, default_url, is_set},
     traces::TraceExport,
 };
 use self::{

@@ -1,6 +1,12 @@
 //! One instance of the cluster as a child process: started with its settings, its log passed on, stopped with us.
 
-use std::{net::SocketAddr, process::Stdio, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::Stdio,
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{self, Signal},
@@ -27,6 +33,8 @@ pub(super) struct Plan {
     pub(super) name: String,
     /// Where it listens; port 0 is any free one, until it has one.
     pub(super) listen: SocketAddr,
+    /// The command of its app, if it has one.
+    pub(super) app: Vec<OsString>,
     /// Flags of `serve`, and their values.
     pub(super) settings: Vec<(&'static str, String)>,
     /// Takes its log.
@@ -129,7 +137,9 @@ async fn launch(plan: &Plan) -> Result<(Running, SocketAddr), Failure> {
 
 fn command(plan: &Plan) -> Result<Command, Failure> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("serve").arg("--until-stdin-closes");
+    let has_app = !plan.app.is_empty();
+    command.arg(if has_app { "run" } else { "serve" });
+    command.arg("--until-stdin-closes");
     command.arg(format!("--region={}", plan.region));
     command.arg(format!("--instance={}", plan.name));
     command.arg(format!("--listen={}", plan.listen));
@@ -138,6 +148,10 @@ fn command(plan: &Plan) -> Result<Command, Failure> {
     for setting in SETTINGS {
         command.env_remove(setting.variable);
     }
+    if has_app {
+        command.arg("--again").arg("--").args(&plan.app);
+        command.env("PORT", free_port()?.to_string());
+    }
     // A process group of its own: Ctrl-C reaches us alone, and we stop the instances in order.
     command.process_group(0).kill_on_drop(true);
     command
@@ -145,6 +159,13 @@ fn command(plan: &Plan) -> Result<Command, Failure> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     Ok(command)
+}
+
+/// A port that nobody has now.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
 }
 
 /// Keeps a process until it has ended, and tells how. It has its id as long as it is waited for, so that no signal

@@ -11,6 +11,7 @@ mod way;
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     time::Duration,
 };
@@ -45,6 +46,7 @@ const ENDS: usize = 64;
 #[command(after_help = "Examples:
   fly-rpc dev
   fly-rpc dev --regions syd:2,iad --latency realistic
+  fly-rpc dev --regions iad,syd -- python3 app.py
   fly-rpc dev --regions iad,syd:3 --chaos      then type: kill syd-1")]
 pub(super) struct DevArgs {
     /// The regions, each with its number of instances, such as `syd:2,iad`; the first is the primary
@@ -65,6 +67,9 @@ pub(super) struct DevArgs {
     /// Take commands on stdin that kill, stop, drain and start instances, and take DNS down
     #[arg(long)]
     chaos: bool,
+    /// The command of an app in any language: one runs beside each instance, and is started again when it ends
+    #[arg(last = true, value_name = "COMMAND")]
+    app: Vec<OsString>,
 }
 
 /// Runs the cluster until Ctrl-C.
@@ -150,6 +155,7 @@ fn plans(
         region: region.clone(),
         name,
         listen: preferred_address(args.port, number),
+        app: args.app.clone(),
         settings: vec![
             ("primary", primary.to_string()),
             ("app", "dev".to_owned()),
@@ -266,14 +272,21 @@ fn welcome(args: &DevArgs, cluster: &Cluster, taken: Option<String>) -> String {
         format!("\n{} instances see each other:\n", rows.len() - 1),
         table(&rows),
         "\nTry:".to_owned(),
-        curl(
-            other,
-            r#"{"module":"String","function":"upcase","args":["fly"]}"#,
-        ),
-        curl(far, r#"{"module":"Fly.RPC","function":"my_region"}"#),
-        format!("  curl -s localhost:{port}/regions"),
-        format!("  fly-rpc call {other} String.upcase fly --url http://localhost:{port}"),
     ]);
+    if args.app.is_empty() {
+        let upcase = r#"{"module":"String","function":"upcase","args":["fly"]}"#;
+        parts.extend([
+            curl(other, upcase),
+            curl(far, r#"{"module":"Fly.RPC","function":"my_region"}"#),
+            format!("  curl -s localhost:{port}/regions"),
+            format!("  fly-rpc call {other} String.upcase fly --url http://localhost:{port}"),
+        ]);
+    } else {
+        parts.extend([
+            format!("  curl -s localhost:{port}/functions"),
+            curl(far, r#"{"module":"Math","function":"add","args":[1,2]}"#),
+        ]);
+    }
     if args.chaos {
         parts.push(format!("\n{}", chaos::help()));
     }

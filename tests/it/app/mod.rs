@@ -4,6 +4,7 @@ mod answers;
 mod life;
 mod lock;
 mod regions;
+mod run;
 
 use std::{collections::BTreeMap, fs, path::Path, process::Stdio};
 

@@ -1,0 +1,201 @@
+//! `fly-rpc run`: the app as a child of its instance, how it starts and how both end. And the apps in `examples/apps`,
+//! under `fly-rpc dev` in two regions.
+
+use std::{
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
+
+use crate::patience::{eventually, in_time};
+
+/// `fly-rpc run` with a shell script as its app.
+struct Run {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Run {
+    async fn start(flags: &[&str], script: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+        command.args([
+            "run",
+            "--listen=127.0.0.1:0",
+            "--drain-delay=0s",
+            "--region=syd",
+        ]);
+        command.args(flags).args(["--", "sh", "-c", script]);
+        command.env("RPC_CLIENT_TOKENS", format!("ci:{}", "c".repeat(32)));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next line on stdout, of the instance or of its app.
+    async fn line(&mut self) -> String {
+        in_time("a line", self.lines.next_line())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    async fn until(&mut self, line: &str) {
+        while self.line().await != line {}
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        in_time("the end", self.child.wait()).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn it_ends_with_the_code_of_the_app() {
+    for (script, code) in [("exit 7", 7), ("kill -9 $$", 137), ("exit 0", 0)] {
+        let mut run = Run::start(&[], script).await;
+        assert_eq!(run.ended().await.code(), Some(code), "{script}");
+    }
+    let mut run = Run::start(&[], "exec /no/such/program 2>/dev/null").await;
+    assert_eq!(run.ended().await.code(), Some(127));
+}
+
+#[tokio::test]
+async fn the_app_gets_what_it_needs_and_none_of_the_secrets() {
+    let script = "echo $PORT $FLY_REGION $PRIMARY_REGION ${#RPC_APP_TOKEN} ${#FLY_RPC_TOKEN}; echo [$RPC_CLIENT_TOKENS]; echo $FLY_RPC_URL";
+    let mut run = Run::start(&["--primary=iad"], script).await;
+    let listening = run.line().await;
+    assert_eq!(run.line().await, "3000 syd iad 64 64");
+    assert_eq!(run.line().await, "[]");
+    let url = run.line().await;
+    assert!(
+        listening.starts_with(&format!("listening on {url} (region syd")),
+        "{listening} {url}"
+    );
+}
+
+#[tokio::test]
+async fn sigterm_reaches_the_app_after_the_drain_and_its_code_is_the_end() {
+    let mut run = Run::start(
+        &[],
+        "trap 'echo stopping; exit 5' TERM; echo up; while :; do sleep 0.05; done",
+    )
+    .await;
+    run.until("up").await;
+    run.signal(Signal::SIGTERM);
+    run.until("stopping").await;
+    assert_eq!(run.ended().await.code(), Some(5));
+}
+
+#[tokio::test]
+async fn an_app_that_does_not_stop_is_killed_with_what_it_started() {
+    let script = "trap '' TERM; (trap '' TERM; echo $$; while :; do sleep 0.05; done) & echo up; wait; while :; do sleep 0.05; done";
+    let mut run = Run::start(&["--app-stop-timeout=300ms"], script).await;
+    run.until("up").await;
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ended().await.code(), Some(137));
+    // Its child held the pipe too.
+    in_time("the end of the output", async {
+        while let Ok(Some(_)) = run.lines.next_line().await {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_port_of_the_app_is_not_that_of_the_instance() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    command
+        .args(["run", "--listen=127.0.0.1:3000", "--", "true"])
+        .env_clear();
+    let output = command.output().await.unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        said,
+        "fly-rpc: PORT: 3000 is the port of RPC_LISTEN (--listen); the app needs one of its own\n"
+    );
+}
+
+#[tokio::test]
+async fn the_python_example_runs_in_two_regions() {
+    example("python/app.py", &["python3"], "ValueError").await;
+}
+
+#[tokio::test]
+async fn the_node_example_runs_in_two_regions() {
+    example("node/app.mjs", &["node"], "RangeError").await;
+}
+
+/// Runs an example under `dev`, and calls each of its functions from one region in the other.
+async fn example(file: &str, program: &[&str], kind: &str) {
+    let folder = TempDir::new().unwrap();
+    let path = format!("{}/examples/apps/{file}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    command
+        .args([
+            "dev",
+            "--port=0",
+            "--poll-interval=100ms",
+            "--regions=iad,syd",
+            "--",
+        ])
+        .args(program)
+        .arg(path);
+    command
+        .current_dir(folder.path())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let mut dev = command.spawn().unwrap();
+    let mut lines = BufReader::new(dev.stdout.take().unwrap()).lines();
+    let url = in_time("the welcome", async {
+        loop {
+            let line = lines.next_line().await.unwrap().unwrap();
+            if let Some((_, url)) = line.split_once("iad-1     ") {
+                return url.to_owned();
+            }
+        }
+    });
+    let url = url.await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let call = async |function: &str, args: Value| -> Value {
+        let (module, function) = function.rsplit_once('.').unwrap();
+        let body =
+            json!({"module": module, "function": function, "args": args, "timeout_ms": 20_000})
+                .to_string();
+        let request = client
+            .post(format!("{url}/rpc/syd"))
+            .header("content-type", "application/json")
+            .body(body);
+        serde_json::from_str(&request.send().await.unwrap().text().await.unwrap()).unwrap()
+    };
+    let add = async || call("Math.add", json!([1, 2])).await["result"].clone();
+    eventually("a sum", add, |sum| *sum == 3).await;
+    let failed = call("Demo.fail", json!(["no"])).await;
+    assert_eq!(
+        failed["error"],
+        json!({"kind": kind, "message": "no", "data": null})
+    );
+    assert_eq!(call("Demo.sleep", json!([20])).await["result"], Value::Null);
+    assert_eq!(call("Demo.add_in", json!(["iad", 3, 4])).await["result"], 7);
+    let pid = i32::try_from(dev.id().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
+    let status = tokio::time::timeout(Duration::from_secs(30), dev.wait()).await;
+    assert_eq!(status.unwrap().unwrap().code(), Some(0));
+}
