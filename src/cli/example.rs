@@ -18,12 +18,14 @@ pub(super) struct ExampleArgs {
 enum Language {
     Python,
     Node,
+    Go,
 }
 
 /// Prints the app.
 pub(super) fn run(args: &ExampleArgs) -> Result<(), Failure> {
     let text = match args.language {
         Language::Python => include_str!("../../examples/apps/python/app.py"),
+        Language::Go => include_str!("../../examples/apps/go/app.go"),
         Language::Node => include_str!("../../examples/apps/node/app.mjs"),
     };
     print(text.trim_end())
