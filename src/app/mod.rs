@@ -99,6 +99,29 @@ impl App {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        let (app, asked) = Self::new(config, max_result);
+        let watch = Watch::new(Arc::clone(&app), config.allow_anonymous, asked);
+        tasks.spawn(watch.run(stop));
+        app
+    }
+
+    /// The list of the app that `config` describes, asked once, and whether it is given without the token too.
+    ///
+    /// # Errors
+    /// Why there is no list, in words.
+    #[cfg(feature = "cli")]
+    pub(crate) async fn check(config: &AppConfig) -> Result<(Listing, bool), String> {
+        let (app, _) = Self::new(config, 0);
+        let body = app.list().await.map_err(|why| why.to_string())?;
+        let listing = Listing::parse(&body)?;
+        let is_open = app.is_open().await.map_err(|why| why.to_string())?;
+        Ok((listing, is_open))
+    }
+
+    fn new(
+        config: &AppConfig,
+        max_result: usize,
+    ) -> (Arc<Self>, mpsc::Receiver<oneshot::Sender<Asked>>) {
         let (asks, asked) = mpsc::channel(ASKS);
         let none = Arc::<Listing>::default();
         let app = Arc::new(Self {
@@ -115,9 +138,7 @@ impl App {
             }),
             asks,
         });
-        let watch = Watch::new(Arc::clone(&app), config.allow_anonymous, asked);
-        tasks.spawn(watch.run(stop));
-        app
+        (app, asked)
     }
 
     /// Where it is.

@@ -1,14 +1,67 @@
-//! `fly-rpc functions`: the functions of one instance, a line each.
+//! `fly-rpc functions`: the functions of one instance, a line each; or a look at an app before an instance has one.
+
+use clap::Args;
 
 use super::{
     Failure,
     ask::{AskArgs, Endpoint},
-    print,
+    print, say,
 };
-use crate::registry::Catalogue;
+use crate::{AppUrl, app::App, config, json, registry::Catalogue};
+
+/// Which instance, or which app.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  fly-rpc functions
+  RPC_APP_TOKEN=… fly-rpc functions --app-url http://127.0.0.1:3000/rpc")]
+pub(super) struct FunctionsArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    /// Check the app at this URL instead: what it lists, what is wrong with the list, and whether it lets anybody in. It is
+    /// sent the token in `RPC_APP_TOKEN`
+    #[arg(long, value_name = "URL", conflicts_with_all = ["url", "json"])]
+    app_url: Option<AppUrl>,
+}
 
 /// Prints the functions.
-pub(super) async fn run(args: AskArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: FunctionsArgs) -> Result<(), Failure> {
+    match args.app_url {
+        Some(url) => check(url).await,
+        None => list(args.ask).await,
+    }
+}
+
+/// Prints what the app lists and declares, and says what is wrong.
+async fn check(url: AppUrl) -> Result<(), Failure> {
+    let config = config::app_to_check(url).map_err(|error| Failure::Usage(error.to_string()))?;
+    let checked = App::check(&config).await;
+    let (listing, is_open) = checked.map_err(|why| {
+        let url = &config.url;
+        let hint = "GET of it must answer 200, application/json and {\"functions\":{\"Math.add\":{}}} to `authorization: \
+                    Bearer $RPC_APP_TOKEN`";
+        Failure::Failed(format!("{url}: {why}; {hint}"))
+    })?;
+    for (name, declared) in listing.iter() {
+        let declared = String::from_utf8_lossy(&json::to_vec(declared)).into_owned();
+        print(&format!("{name} {declared}"))?;
+    }
+    for remark in listing.remarks() {
+        say(&format!("fly-rpc: {remark}"));
+    }
+    if is_open {
+        return Err(Failure::Failed(
+            "the app gives its list to whoever asks: have it answer 401 to each request without `authorization: Bearer \
+             $RPC_APP_TOKEN`"
+                .to_owned(),
+        ));
+    }
+    match listing.remarks() {
+        [] => Ok(()),
+        _ => Err(Failure::Told),
+    }
+}
+
+async fn list(args: AskArgs) -> Result<(), Failure> {
     let answer = args.endpoint.get("/functions").await?;
     if args.json {
         return answer.print_json();

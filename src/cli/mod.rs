@@ -56,8 +56,8 @@ enum Command {
     Regions(regions::RegionsArgs),
     /// Explain where calls for a region would run, and why not elsewhere
     Explain(explain::ExplainArgs),
-    /// List the functions of an instance
-    Functions(ask::AskArgs),
+    /// List the functions of an instance, or check an app
+    Functions(functions::FunctionsArgs),
     /// Print the OpenAPI document
     Openapi,
     /// Print a script by which a shell completes commands and flags

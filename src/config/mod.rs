@@ -24,7 +24,7 @@ pub use self::{
 };
 #[cfg(feature = "cli")]
 pub(crate) use self::{
-    commands::{app_port, client_token, default_url, is_set},
+    commands::{app_port, app_to_check, client_token, default_url, is_set},
     traces::TraceExport,
 };
 use self::{

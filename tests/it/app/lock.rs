@@ -104,3 +104,45 @@ async fn an_app_at_a_port_needs_a_token() {
         "{told}"
     );
 }
+
+#[tokio::test]
+async fn the_command_line_says_what_is_wrong_with_an_app() {
+    let mut app = App::start().await;
+    app.offer(&json!({"functions": {"Math.add": {"timeout_ms": 2000}, "plain": {}}}));
+    let check = async |app: &App| {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+        let environment = app.environment();
+        command
+            .args(["functions", "--app-url", &environment["RPC_APP_URL"]])
+            .env("RPC_APP_TOKEN", TOKEN);
+        let output = command.output().await.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (code, listed, said) = check(&app).await;
+    assert_eq!(
+        (code, listed.as_str()),
+        (Some(1), "Math.add {\"timeout_ms\":2000}\n")
+    );
+    assert_eq!(
+        said,
+        "fly-rpc: \"plain\" is left out: a name has a module, as in Math.add\n"
+    );
+    app.offer(&json!({"functions": {"Math.add": {}}}));
+    assert_eq!(
+        check(&app).await,
+        (Some(0), "Math.add {}\n".to_owned(), String::new())
+    );
+    app.set("open");
+    let (code, _, said) = check(&app).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("have it answer 401"), "{said}");
+    app.kill().await;
+    let (code, _, said) = check(&app).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("cannot connect to the app"), "{said}");
+}
