@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, future::pending, sync::mpsc, thread};
 use fly_rpc::{CallError, Config, FunctionError, Instance, Registry};
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    runtime::Runtime,
+};
 
 use crate::{
     asking::{block, two_regions},
@@ -20,6 +24,7 @@ use crate::{
 
 const SHOP: &str = "the-token-of-the-client-shop-00000003";
 const DESK: &str = "the-token-of-the-client-desk-00000004";
+const APP_TOKEN: &str = "the-token-of-the-app-of-this-test-0005";
 const UPCASE: &str = r#"{"module":"String","function":"upcase","args":["fly"]}"#;
 /// A call that does not wait for the first round.
 const HASTY: &str = r#"{"module":"String","function":"upcase","args":["fly"],"timeout_ms":1}"#;
@@ -69,6 +74,7 @@ async fn every_example_of_a_problem_is_what_a_cluster_answers() {
     answers.extend(broken_ways().await);
     answers.extend(full_and_stopping().await);
     answers.push(in_the_first_round().await);
+    answers.extend(app_that_ends().await);
     let answered = answers.into_iter().map(|answer| timeless(answer.body));
     let mut answered: BTreeMap<String, Value> = answered
         .map(|body| (code_and_detail(&body), body))
@@ -96,6 +102,56 @@ async fn the_example_of_a_result_is_what_a_cluster_answers() {
     let call = &document()["paths"]["/rpc/{region}"]["post"]["responses"]["200"];
     let example = &call["content"]["application/json"]["examples"]["upcase"]["value"];
     assert_eq!(timeless(answer.body), timeless(example.clone()));
+}
+
+/// An app that closes the connection on every call, and then is gone.
+async fn app_that_ends() -> [Answer; 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/rpc", listener.local_addr().unwrap());
+    let app = tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(list_functions(BufReader::new(connection)));
+        }
+    });
+    let cluster = two_regions()
+        .set("RPC_APP_URL", &url)
+        .set("RPC_APP_TOKEN", APP_TOKEN)
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let call = async || iad.call("syd", "Notes.create", json!([])).await;
+    let code = |code: &'static str| move |answer: &Answer| answer.body["code"] == code;
+    let lost = eventually("a lost call", call, code("function_lost")).await;
+    app.abort();
+    let gone = eventually("no app", call, code("function_unavailable")).await;
+    [lost, gone]
+}
+
+/// Answers requests for the list, and closes the connection on any other.
+async fn list_functions(mut connection: BufReader<TcpStream>) {
+    const LIST: &str = r#"{"functions":{"Notes.create":{}}}"#;
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if connection.read_line(&mut head).await.unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        if !head.starts_with("GET ") {
+            return;
+        }
+        let (status, list) = match head.contains(APP_TOKEN) {
+            true => ("200 OK", LIST),
+            false => ("401 Unauthorized", ""),
+        };
+        let answer = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{list}",
+            list.len()
+        );
+        if connection.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// What is wrong with the request, or with the function that it calls.
