@@ -162,3 +162,30 @@ async fn a_bounded_number_waits_for_one_key() {
     );
     assert_eq!(answers.matches(r#""replayed":true"#).count(), WAITERS);
 }
+
+#[tokio::test]
+async fn a_flood_of_new_keys_in_one_exchange_takes_what_is_remembered_of_them() {
+    const CALLS: usize = 30_000;
+    let directory = TempDir::new().unwrap();
+    let instance = alone(&directory, &[]).await;
+    let before = instance.peak_memory();
+    let lines: String = (0..CALLS)
+        .map(|id| {
+            let call = json!({
+                "id": id, "region": "local", "module": "String", "function": "length", "args": [""],
+                "idempotency_key": format!("key-{id}"),
+            });
+            format!("{call}\n")
+        })
+        .collect();
+    let client = Client::builder().no_proxy().build().unwrap();
+    let request = client
+        .post(format!("http://{}/internal/exec", instance.address))
+        .header("content-type", "application/x-ndjson")
+        .body(lines);
+    let answers = request.send().await.unwrap().text().await.unwrap();
+    assert_eq!(answers.matches("\"result\":0}").count(), CALLS);
+    // Without a bound on what is under way it was above 80 MiB.
+    let grown = instance.peak_memory() - before;
+    assert!(grown < 56 << 10, "{grown} KiB");
+}

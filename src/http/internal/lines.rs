@@ -44,6 +44,10 @@ const SMALL: usize = 1 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
 const PIECE: usize = 256 << 10;
 
+/// How many calls of one exchange may be at work or wait to be written before no further line is read. More than run at
+/// once by default, so that those beyond the limit are refused and do not wait.
+const MAX_RUNNING: usize = 2048;
+
 /// One call at work.
 type Running = Pin<Box<dyn Future<Output = (Option<u64>, Outcome)> + Send>>;
 
@@ -85,7 +89,10 @@ pub(super) async fn serve(
         exchange.out.clear();
         drop(waits);
         tokio::select! {
-            read = connection.read_buf(exchange.lines.room()) => {
+            biased;
+            // What has ended goes before what is to begin: otherwise answers pile up behind a peer that sends on and on.
+            Some((id, outcome)) = exchange.running.next() => exchange.put(id, outcome),
+            read = connection.read_buf(exchange.lines.room()), if exchange.running.len() < MAX_RUNNING => {
                 if !matches!(read, Ok(1..)) {
                     return;
                 }
@@ -98,7 +105,6 @@ pub(super) async fn serve(
                     return;
                 }
             }
-            Some((id, outcome)) = exchange.running.next() => exchange.put(id, outcome),
             Ok(()) = exchange.phase.changed() => {
                 if *exchange.phase.borrow() == Phase::Cut {
                     return;
@@ -157,8 +163,9 @@ impl Exchange {
             }
             let patience = self.patience();
             tokio::select! {
-                chunk = next_chunk(body) => self.take(chunk.as_ref(), body).await,
+                biased;
                 Some((id, outcome)) = self.running.next() => self.put(id, outcome),
+                chunk = next_chunk(body), if self.running.len() < MAX_RUNNING => self.take(chunk.as_ref(), body).await,
                 Ok(()) = self.phase.changed() => self.announce_phase(),
                 () = time::sleep(patience), if self.running.is_empty() => *body = None,
             }
