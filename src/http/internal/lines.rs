@@ -44,9 +44,9 @@ const SMALL: usize = 1 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
 const PIECE: usize = 256 << 10;
 
-/// How many calls of one exchange may be at work or wait to be written before no further line is read. More than run at
-/// once by default, so that those beyond the limit are refused and do not wait.
-const MAX_RUNNING: usize = 2048;
+/// How many calls of one exchange may be at work or wait to be written before no further line is read, at the least; twice
+/// `RPC_MAX_IN_FLIGHT` where that is more, so that calls beyond that limit are refused, and pings answered, at once.
+const MIN_MAX_RUNNING: usize = 2048;
 
 /// One call at work.
 type Running = Pin<Box<dyn Future<Output = (Option<u64>, Outcome)> + Send>>;
@@ -92,7 +92,7 @@ pub(super) async fn serve(
             biased;
             // What has ended goes before what is to begin: otherwise answers pile up behind a peer that sends on and on.
             Some((id, outcome)) = exchange.running.next() => exchange.put(id, outcome),
-            read = connection.read_buf(exchange.lines.room()), if exchange.running.len() < MAX_RUNNING => {
+            read = connection.read_buf(exchange.lines.room()), if exchange.may_read() => {
                 if !matches!(read, Ok(1..)) {
                     return;
                 }
@@ -165,13 +165,18 @@ impl Exchange {
             tokio::select! {
                 biased;
                 Some((id, outcome)) = self.running.next() => self.put(id, outcome),
-                chunk = next_chunk(body), if self.running.len() < MAX_RUNNING => self.take(chunk.as_ref(), body).await,
+                chunk = next_chunk(body), if self.may_read() => self.take(chunk.as_ref(), body).await,
                 Ok(()) = self.phase.changed() => self.announce_phase(),
                 () = time::sleep(patience), if self.running.is_empty() => *body = None,
             }
         }
         self.put_ready();
         Some(std::mem::take(&mut self.out).into())
+    }
+
+    fn may_read(&self) -> bool {
+        let twice = self.app.limits.max_in_flight.saturating_mul(2);
+        self.running.len() < twice.max(MIN_MAX_RUNNING)
     }
 
     fn patience(&self) -> Duration {
