@@ -15,6 +15,7 @@ mod replay;
 mod request;
 mod response;
 mod rpc;
+mod served;
 mod site;
 
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! What the OpenAPI document says besides the routes, and the route that serves it.
 
 mod problems;
-mod served;
+
+use std::sync::LazyLock;
 
 use axum::{http::HeaderMap, response::Response};
 use serde_json::Value;
@@ -21,6 +22,7 @@ use utoipa::{
 pub(super) use self::problems::{
     CallProblems, ClusterProblems, ExplainProblems, OpenProblems, ReadinessProblems, RegionProblems,
 };
+use super::served::Document as Served;
 use crate::{problem::Code, reply::ProblemDocument};
 
 const DESCRIPTION: &str = "\
@@ -182,5 +184,7 @@ fn header(kind: Type, description: &str, example: Value) -> Header {
     security()
 )]
 pub(super) async fn get_description(headers: HeaderMap) -> Response {
-    served::answer(&headers)
+    static DOCUMENT: LazyLock<Served> =
+        LazyLock::new(|| Served::new("application/json", crate::http::openapi_json()));
+    DOCUMENT.answer(&headers)
 }

@@ -1,0 +1,101 @@
+//! Documents that do not change while the process runs, as they go over the wire: compressed once, and not sent to who
+//! has them.
+
+use std::io::{self, Write};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{
+            ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
+            VARY,
+        },
+    },
+    response::Response,
+};
+use flate2::{Compression, write::GzEncoder};
+use sha2::{Digest, Sha256};
+
+/// A document in both forms, plain and compressed.
+pub(super) struct Document {
+    content_type: &'static str,
+    plain: Bytes,
+    /// `None` where it could not be compressed.
+    gzip: Option<Bytes>,
+    /// Weak, so that one is enough for both forms.
+    etag: String,
+}
+
+impl Document {
+    /// The document `plain`.
+    pub(super) fn new(content_type: &'static str, plain: impl Into<Bytes>) -> Self {
+        let plain = plain.into();
+        let hash = Sha256::digest(&plain);
+        let digits: String = hash
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Self {
+            content_type,
+            gzip: compressed(&plain).ok().map(Bytes::from),
+            etag: format!("W/\"{digits}\""),
+            plain,
+        }
+    }
+
+    /// The answer to a request for it.
+    pub(super) fn answer(&self, request: &HeaderMap) -> Response {
+        let is_known = items(request, &IF_NONE_MATCH).any(|tag| tag == "*" || tag == self.etag);
+        if is_known {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            return self.with_validator(response);
+        }
+        let gzip = self.gzip.as_ref().filter(|_| takes_gzip(request));
+        let mut response = Response::new(Body::from(gzip.unwrap_or(&self.plain).clone()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        if gzip.is_some() {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        self.with_validator(response)
+    }
+
+    fn with_validator(&self, mut response: Response) -> Response {
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+        if let Ok(etag) = HeaderValue::from_str(&self.etag) {
+            headers.insert(ETAG, etag);
+        }
+        response
+    }
+}
+
+fn compressed(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+/// Whether a request takes gzip: it is named, and not with the weight 0 (RFC 9110, section 12.5.3).
+fn takes_gzip(request: &HeaderMap) -> bool {
+    items(request, &ACCEPT_ENCODING).any(|item| {
+        let (coding, weight) = item.split_once(';').unwrap_or((item, "q=1"));
+        let weight = weight
+            .trim()
+            .strip_prefix("q=")
+            .and_then(|weight| weight.parse::<f32>().ok());
+        coding.trim().eq_ignore_ascii_case("gzip") && weight.is_some_and(|weight| weight > 0.0)
+    })
+}
+
+/// The items of a header that is a list.
+fn items<'a>(request: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = request.get_all(name).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+}
