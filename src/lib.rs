@@ -26,6 +26,7 @@
 //! | serve, drain and stop | [`Instance`] |
 //! | serve within a program that has an axum server | [`Embedded`] |
 //! | call another region, and learn whether it ran | [`Rpc`], [`CallOptions`], [`CallError`] |
+//! | read what was written before | [`CallContext`], [`ConsistencyToken`], [`Answer`] |
 //! | read settings from the environment, or make them | [`Config`], [`SETTINGS`] |
 //! | send writes to the primary region of any tower service | [`ReplayToPrimary`] |
 //!
@@ -92,12 +93,12 @@ pub use self::{
     declaration::{Declaration, Param},
     http::{Reached, openapi_json},
     instance::{Embedded, Instance, StartError},
-    name::{IdempotencyKey, InstanceId, InvalidName},
+    name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::{Code, Executed, FunctionError},
     region::Region,
-    registry::{Registry, RegistryError},
+    registry::{CallContext, Registry, RegistryError},
     replay::{ReplayToPrimary, ReplayToPrimaryService},
-    rpc::{CallError, CallOptions, Rpc},
+    rpc::{Answer, CallError, CallOptions, Rpc},
     server::Drained,
     token::Token,
     trace::continue_traces,

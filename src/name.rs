@@ -129,6 +129,13 @@ word! {
     |text| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+word! {
+    /// At least as new as this: what an app, or a function, says of its data, and understands; 1 to 256 visible ASCII
+    /// characters. In Postgres it is an LSN, in `LiteFS` a TXID.
+    pub ConsistencyToken, "a consistency token", "1 to 256 visible ASCII characters",
+    |text| (1..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 impl InstanceId {
     /// A new id of 14 hexadecimal digits, the shape of a Fly Machine's id.
     pub fn random() -> Self {

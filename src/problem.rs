@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use crate::name::ConsistencyToken;
+
 /// The longest `detail`, in bytes.
 const MAX_DETAIL: usize = 256;
 
@@ -228,6 +230,10 @@ pub struct FunctionError {
     #[serde(skip)]
     #[schema(ignore)]
     cause: Option<String>,
+    /// Whether it says that the function did not run.
+    #[serde(skip)]
+    #[schema(ignore)]
+    is_refusal: bool,
 }
 
 impl FunctionError {
@@ -241,7 +247,23 @@ impl FunctionError {
             message: message.into(),
             data: None,
             cause: None,
+            is_refusal: false,
         }
+    }
+
+    /// Says that the function did not run, because its data has not seen the token that the call names, or for another
+    /// reason that an instance elsewhere may not have: the caller gets [`Code::Overloaded`] with `executed: no`, and the
+    /// next instance, or the next region of the call's list, is asked. Only for a function that changed nothing.
+    pub fn not_run(message: impl Into<String>) -> Self {
+        Self {
+            is_refusal: true,
+            ..Self::new("NotRun", message)
+        }
+    }
+
+    /// Whether it says that the function did not run.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.is_refusal
     }
 
     /// `error` with its text for the caller, of the kind that its type is called; one that is called `Error` has the name
@@ -323,6 +345,8 @@ pub struct Problem {
     pub error: Option<Box<FunctionError>>,
     /// Whether it is what came of an earlier call with the same idempotency key.
     pub replayed: bool,
+    /// What the function, which ran, said of its data.
+    pub consistency: Option<ConsistencyToken>,
 }
 
 impl Problem {
@@ -337,6 +361,7 @@ impl Problem {
             detail,
             error: None,
             replayed: false,
+            consistency: None,
         }
     }
 

@@ -2,12 +2,12 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
-    name::{InstanceId, RequestId},
+    name::{ConsistencyToken, InstanceId, RequestId},
     problem::{Code, Executed, FunctionError, LaterCode, Problem},
     region::Region,
 };
@@ -35,6 +35,15 @@ pub(crate) struct Meta {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false, example = true)]
     pub replayed: bool,
+    /// What the function said of its data, as the header `rpc-consistency` does: a later call that sends it as `rpc-after`
+    /// reads nothing older. Left out where it said nothing.
+    #[serde(
+        default,
+        deserialize_with = "if_valid",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(value_type = String, required = false, example = "0/3000148")]
+    pub consistency: Option<ConsistencyToken>,
     /// The request's id, in the header `x-request-id` and in the logs of every instance it met.
     #[schema(value_type = String, example = "01J9ZK3V6T8Q4W2XB5N7RCM1DE")]
     pub request_id: RequestId,
@@ -53,10 +62,20 @@ impl Meta {
             attempts: 0,
             elapsed_ms: milliseconds(elapsed),
             replayed: false,
+            consistency: None,
             request_id,
         }
     }
 }
+
+/// A token, or none where it is none that this release takes: what came of a call is worth more than it.
+fn if_valid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ConsistencyToken>, D::Error> {
+    let token = Option::<Cow<'_, str>>::deserialize(from)?;
+    Ok(token.and_then(|token| token.parse().ok()))
+}
+
+/// What came of a call.
+pub(crate) type Outcome = Result<Returned, Problem>;
 
 /// What a function returned.
 #[derive(Clone, Debug)]
@@ -65,6 +84,8 @@ pub(crate) struct Returned {
     pub json: Box<RawValue>,
     /// Whether it is that of an earlier call with the same idempotency key.
     pub replayed: bool,
+    /// What the function said of its data.
+    pub consistency: Option<ConsistencyToken>,
 }
 
 impl Returned {
@@ -73,14 +94,52 @@ impl Returned {
         Self {
             json,
             replayed: false,
+            consistency: None,
         }
     }
 
     /// Whether `outcome` is that of an earlier call.
-    pub(crate) fn is_replayed(outcome: &Result<Self, Problem>) -> bool {
+    pub(crate) fn is_replayed(outcome: &Outcome) -> bool {
         match outcome {
             Ok(returned) => returned.replayed,
             Err(problem) => problem.replayed,
+        }
+    }
+
+    /// The same as the outcome of an earlier call.
+    pub(crate) fn replayed(outcome: Outcome) -> Outcome {
+        match outcome {
+            Ok(returned) => Ok(Self {
+                replayed: true,
+                ..returned
+            }),
+            Err(problem) => Err(Problem {
+                replayed: true,
+                ..problem
+            }),
+        }
+    }
+
+    /// What the function that ran said of its data.
+    pub(crate) fn consistency(outcome: &Outcome) -> Option<&ConsistencyToken> {
+        match outcome {
+            Ok(returned) => returned.consistency.as_ref(),
+            Err(problem) => problem.consistency.as_ref(),
+        }
+    }
+
+    /// The same with what the function said of its data, where it ran.
+    pub(crate) fn with_consistency(outcome: Outcome, said: Option<ConsistencyToken>) -> Outcome {
+        match outcome {
+            Ok(returned) => Ok(Self {
+                consistency: said,
+                ..returned
+            }),
+            Err(problem) if problem.executed == Executed::Yes => Err(Problem {
+                consistency: said,
+                ..problem
+            }),
+            Err(problem) => Err(problem),
         }
     }
 }
@@ -150,12 +209,17 @@ impl ProblemDocument {
             detail,
             error,
             replayed,
+            consistency,
         } = problem;
         let (word, status, title) = match later {
             Some(later) => (later.word.into(), later.status, later.title.into()),
             None => (code.as_str().into(), code.status(), code.title().into()),
         };
-        let meta = Meta { replayed, ..meta };
+        let meta = Meta {
+            replayed,
+            consistency,
+            ..meta
+        };
         Self {
             type_uri: format!("/docs/problems#{word}"),
             title,
@@ -190,6 +254,7 @@ impl ProblemDocument {
         Problem {
             error,
             replayed: self.meta.replayed,
+            consistency: self.meta.consistency,
             ..problem
         }
     }
@@ -237,6 +302,7 @@ impl TryFrom<Received> for ProblemDocument {
         let problem = Problem {
             error: received.error.map(Box::new),
             replayed: received.meta.replayed,
+            consistency: received.meta.consistency.clone(),
             ..problem
         };
         Ok(Self::new(problem, received.meta))

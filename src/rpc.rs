@@ -9,7 +9,10 @@ use tracing::Instrument;
 use crate::{
     call::{Args, Call, Timeouts, Unsaid},
     dispatch::Dispatcher,
-    name::{FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner, RequestId},
+    name::{
+        ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
+        RequestId,
+    },
     problem::{Code, Executed, FunctionError, Problem},
     region::Target,
 };
@@ -23,9 +26,22 @@ pub struct CallOptions {
     pub idempotent: bool,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
+    /// What the data that the function reads must have seen, as an earlier [`Answer`] gave it.
+    pub after: Option<ConsistencyToken>,
     /// Makes a repeat of this call the same call: within ten minutes it is not run again, and gets the outcome of the
     /// first.
     pub idempotency_key: Option<IdempotencyKey>,
+}
+
+/// What came of a call that has a result.
+#[derive(Clone, Debug)]
+pub struct Answer<R> {
+    /// What the function returned.
+    pub result: R,
+    /// What the function said of its data: a later call that names it as [`CallOptions::after`] reads nothing older.
+    pub consistency: Option<ConsistencyToken>,
+    /// Whether it is what came of an earlier call with the same idempotency key.
+    pub replayed: bool,
 }
 
 /// Calls functions in other regions, or in this one, from this process; cheap to clone.
@@ -64,6 +80,11 @@ impl CallError {
     /// Whether it is what came of an earlier call with the same idempotency key.
     pub fn is_replayed(&self) -> bool {
         self.problem.replayed
+    }
+
+    /// What the function, which ran and failed, said of its data.
+    pub fn consistency(&self) -> Option<&ConsistencyToken> {
+        self.problem.consistency.as_ref()
     }
 
     /// The function's own error, with [`Code::FunctionFailed`] only.
@@ -150,6 +171,22 @@ impl Rpc {
         function: &str,
         args: impl Serialize + Send,
     ) -> Result<R, CallError> {
+        let answer = self.answer_with(options, region, module, function, args);
+        answer.await.map(|answer| answer.result)
+    }
+
+    /// The same, with what there is to know besides the result.
+    ///
+    /// # Errors
+    /// As [`Rpc::call`].
+    pub async fn answer_with<R: DeserializeOwned>(
+        &self,
+        options: CallOptions,
+        region: &str,
+        module: &str,
+        function: &str,
+        args: impl Serialize + Send,
+    ) -> Result<Answer<R>, CallError> {
         let target: Target = region.parse().map_err(|invalid: InvalidName| {
             Problem::new(Code::InvalidRegion, invalid.to_string())
         })?;
@@ -176,6 +213,7 @@ impl Rpc {
             instance: options.instance,
             key: options.idempotency_key,
             key_owner: Some(KeyOwner::program()),
+            after: options.after,
             boot: None,
             trace: None,
             memory: None,
@@ -187,10 +225,15 @@ impl Rpc {
             .dispatch(&target, &call, request_id, Instant::now())
             .instrument(span)
             .await;
-        let result = outcome.result.and_then(|result| {
-            serde_json::from_str(result.json.get()).map_err(|error| unexpected(&error))
+        let answer = outcome.result.and_then(|returned| {
+            let result = serde_json::from_str(returned.json.get());
+            Ok(Answer {
+                result: result.map_err(|error| unexpected(&error))?,
+                consistency: returned.consistency,
+                replayed: returned.replayed,
+            })
         });
-        result.map_err(|problem| CallError {
+        answer.map_err(|problem| CallError {
             problem: Box::new(problem),
             request_id: Some(outcome.meta.request_id),
         })

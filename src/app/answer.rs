@@ -1,6 +1,8 @@
 //! What an app's answer to a call means: a result, the function's own error, or a problem, and whether the function ran.
 //! The only place that decides it.
 
+use std::time::Duration;
+
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -8,17 +10,19 @@ use serde_json::value::RawValue;
 use super::channel::Answer;
 use crate::{
     json,
-    name::FunctionName,
+    name::{ConsistencyToken, FunctionName},
     problem::{Code, FunctionError, Problem},
+    reply::{Outcome, Returned},
 };
 
 /// A header by which an app says that it did not run the function.
 const EXECUTED: &str = "rpc-executed";
+/// A header by which an app says of its data what a later call may name.
+const CONSISTENCY: &str = "rpc-consistency";
+/// A header by which an app says how many milliseconds it waited for that.
+const WAITED: &str = "rpc-waited-ms";
 /// The content type of the answers that are understood.
 const JSON: &str = "application/json";
-
-/// What came of a call in the app.
-pub(super) type Outcome = Result<Box<RawValue>, Problem>;
 
 /// What an answer means.
 pub(super) enum Meaning {
@@ -41,6 +45,26 @@ pub(super) fn meaning(name: &FunctionName, answer: &Answer, limit: usize) -> Mea
         500.. => Meaning::Outcome(Err(error(name, answer, limit))),
         _ => Meaning::Outcome(Err(lost(format!("the app answered {status} to {name}")))),
     }
+}
+
+/// What the app says of its data.
+///
+/// # Errors
+/// The header is given twice, or is no token; an answer is worth more than that.
+pub(super) fn consistency(headers: &HeaderMap) -> Result<Option<ConsistencyToken>, ()> {
+    let mut given = headers.get_all(CONSISTENCY).iter();
+    let token = match (given.next(), given.next()) {
+        (None, _) => return Ok(None),
+        (Some(token), None) => token.to_str().ok().and_then(|token| token.parse().ok()),
+        (Some(_), Some(_)) => None,
+    };
+    token.map(Some).ok_or(())
+}
+
+/// How long the app says that it waited until its data had seen what the call names.
+pub(super) fn waited(headers: &HeaderMap) -> Option<Duration> {
+    let milliseconds = headers.get(WAITED)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(milliseconds))
 }
 
 fn says_not_executed(headers: &HeaderMap) -> bool {
@@ -70,7 +94,7 @@ fn result(name: &FunctionName, answer: &Answer, limit: usize) -> Outcome {
         return Err(Problem::function_failed(error));
     };
     if body.is_empty() {
-        return Ok(RawValue::NULL.to_owned());
+        return Ok(Returned::fresh(RawValue::NULL.to_owned()));
     }
     let status = answer.status;
     if !is_json(&answer.headers) {
@@ -79,7 +103,9 @@ fn result(name: &FunctionName, answer: &Answer, limit: usize) -> Outcome {
             format!("the app answered {status} to {name} with {content_type}, not with {JSON}");
         return Err(lost(detail));
     }
-    json::value(body).map_err(|wrong| lost(format!("the app's answer to {name}: {wrong}")))
+    let json = json::value(body);
+    json.map(Returned::fresh)
+        .map_err(|wrong| lost(format!("the app's answer to {name}: {wrong}")))
 }
 
 /// A 5xx.
@@ -207,7 +233,7 @@ mod tests {
             body: body.map(|body| body.as_bytes().to_vec()),
         };
         let said = |outcome: Outcome| match outcome {
-            Ok(json) => json.get().to_owned(),
+            Ok(returned) => returned.json.get().to_owned(),
             Err(Problem {
                 code,
                 executed,

@@ -8,12 +8,15 @@ mod watch;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
@@ -26,7 +29,7 @@ use utoipa::ToSchema;
 
 pub(crate) use self::listing::Listing;
 use self::{
-    answer::{Meaning, Outcome},
+    answer::Meaning,
     channel::{Broken, Channel},
     watch::{Asked, Watch},
 };
@@ -35,8 +38,9 @@ use crate::{
     config::{AppConfig, AppUrl},
     deadline::Deadline,
     gate::{Gate, Pass},
-    name::{FunctionName, RequestId},
+    name::{ConsistencyToken, FunctionName, RequestId},
     problem::{Code, Executed, Problem},
+    reply::{Outcome, Returned},
     token::Token,
     trace::{self, TRACEPARENT},
 };
@@ -77,6 +81,24 @@ pub(crate) struct Status {
     pub(crate) offered: Arc<Listing>,
 }
 
+/// What came of a call in the app, and what the app says that it took.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    /// What came of it.
+    pub(crate) outcome: Outcome,
+    /// How long the app waited until its data had seen what the call names.
+    pub(crate) waited: Option<Duration>,
+}
+
+impl From<Outcome> for Answered {
+    fn from(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            waited: None,
+        }
+    }
+}
+
 /// The app beside this instance.
 #[derive(Debug)]
 pub(crate) struct App {
@@ -89,6 +111,8 @@ pub(crate) struct App {
     status: tokio_watch::Sender<Status>,
     /// Who waits for the list to be asked again.
     asks: mpsc::Sender<oneshot::Sender<Asked>>,
+    /// Whether it has been said that the app gives consistency tokens that are none.
+    warned: AtomicBool,
 }
 
 impl App {
@@ -137,6 +161,7 @@ impl App {
                 offered: none,
             }),
             asks,
+            warned: AtomicBool::new(false),
         });
         (app, asked)
     }
@@ -165,7 +190,7 @@ impl App {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
-    ) -> Result<impl Future<Output = Outcome> + Send + 'static, Problem> {
+    ) -> Result<impl Future<Output = Answered> + Send + 'static, Problem> {
         let gate = self.admit(call)?;
         let request = Prepared {
             app: Arc::clone(self),
@@ -268,18 +293,25 @@ struct Prepared {
 }
 
 impl Prepared {
-    async fn run(self, own: Option<Arc<Gate>>) -> Outcome {
+    async fn run(self, own: Option<Arc<Gate>>) -> Answered {
         // Through its own gate first, so that calls of one function do not fill the app's while they wait.
-        let _own = match &own {
-            Some(gate) => Some(self.enter(gate).await?),
-            None => None,
+        let passes = async {
+            let own = match &own {
+                Some(gate) => Some(self.enter(gate).await?),
+                None => None,
+            };
+            Ok::<_, Problem>((own, self.enter(&self.app.gate).await?))
         };
-        let _pass = self.enter(&self.app.gate).await?;
-        let Some(answered) = self.deadline.bound(self.answer()).await else {
+        let _passes = match passes.await {
+            Ok(passes) => passes,
+            Err(problem) => return Err(problem).into(),
+        };
+        let answered = self.deadline.bound(self.answer()).await;
+        answered.unwrap_or_else(|| {
             let detail = format!("{} was still running at the deadline", self.name);
-            return Err(Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe));
-        };
-        answered
+            let problem = Problem::new(Code::DeadlineExceeded, detail);
+            Err(problem.executed(Executed::Maybe)).into()
+        })
     }
 
     async fn enter(&self, gate: &Gate) -> Result<Pass, Problem> {
@@ -290,25 +322,43 @@ impl Prepared {
         })
     }
 
-    async fn answer(&self) -> Outcome {
+    async fn answer(&self) -> Answered {
         let limit = self.app.max_result;
         let exchanged = self.app.channel.exchange(limit, || self.request());
         let answer = match exchanged.await {
             Ok(answer) => answer,
             Err(Broken::Lost(detail)) => {
                 self.app.doubt();
-                return Err(answer::lost(format!("{}: {detail}", self.name)));
+                return Err(answer::lost(format!("{}: {detail}", self.name))).into();
             }
             Err(unreachable @ Broken::Unreachable(_)) => {
                 self.app.doubt();
                 let detail = format!("{}: {unreachable}", self.name);
-                return Err(Problem::new(Code::FunctionUnavailable, detail));
+                return Err(Problem::new(Code::FunctionUnavailable, detail)).into();
             }
         };
-        match answer::meaning(&self.name, &answer, limit) {
+        let outcome = match answer::meaning(&self.name, &answer, limit) {
             Meaning::Outcome(outcome) => outcome,
             Meaning::Missing(otherwise) => Err(self.missing(otherwise).await),
+        };
+        Answered {
+            outcome: Returned::with_consistency(outcome, self.consistency(&answer.headers)),
+            waited: answer::waited(&answer.headers),
         }
+    }
+
+    /// What the app says of its data; what it says wrongly is left out, and warned of once.
+    fn consistency(&self, headers: &HeaderMap) -> Option<ConsistencyToken> {
+        answer::consistency(headers).unwrap_or_else(|()| {
+            if !self.app.warned.swap(true, Ordering::Relaxed) {
+                let (function, rule) = (&self.name, ConsistencyToken::RULE);
+                tracing::warn!(
+                    %function,
+                    "the app's header rpc-consistency is ignored: it must be given once, and be {rule}"
+                );
+            }
+            None
+        })
     }
 
     /// The app answered as one that does not have the function, or does not let this instance in: its list tells whether
@@ -355,6 +405,7 @@ fn headers(call: &Call, request_id: &RequestId) -> Vec<(HeaderName, HeaderValue)
             "idempotency-key",
             call.key.as_ref().map(ToString::to_string),
         ),
+        ("rpc-after", call.after.as_ref().map(ToString::to_string)),
         (TRACEPARENT, trace.map(|trace| trace.to_string())),
     ];
     let word = |(name, value): (&'static str, Option<String>)| {

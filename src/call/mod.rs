@@ -14,7 +14,7 @@ use crate::{
     declaration::Declaration,
     json::{self, BadJson, Unknown},
     memory::Reserved,
-    name::{BootId, FunctionName, IdempotencyKey, InstanceId, KeyOwner, Name},
+    name::{BootId, ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, KeyOwner, Name},
     problem::{Code, Problem},
     trace::TraceParent,
 };
@@ -50,6 +50,8 @@ pub(crate) struct Call {
     pub key: Option<IdempotencyKey>,
     /// Whose key it is; nobody's in particular for callers without a name.
     pub key_owner: Option<KeyOwner>,
+    /// What the data that it reads must have seen.
+    pub after: Option<ConsistencyToken>,
     /// Only in this process of the instance, which may have run it before.
     pub boot: Option<BootId>,
     /// What called it, in a trace.
@@ -156,6 +158,7 @@ impl Call {
                 .transpose()?,
             key: None,
             key_owner: None,
+            after: None,
             boot: None,
             trace: None,
             memory: None,

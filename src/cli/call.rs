@@ -13,7 +13,7 @@ use super::{Failure, advice::Again, ask::Endpoint, functions, print, say};
 use crate::{
     call::MAX_TIMEOUT,
     json,
-    name::{IdempotencyKey, InstanceId, InvalidName},
+    name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::Code,
     region::Target,
     reply::{Meta, Reply, milliseconds},
@@ -55,6 +55,9 @@ pub(super) struct CallArgs {
     /// Make every repeat of this call, for ten minutes, get the outcome of the first instead of a second run
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<IdempotencyKey>,
+    /// Read nothing older than this: the consistency token of an earlier answer
+    #[arg(long, value_name = "TOKEN")]
+    after: Option<ConsistencyToken>,
     /// Only on this instance of the region
     #[arg(long)]
     instance: Option<InstanceId>,
@@ -105,6 +108,9 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     if let Some(key) = &args.idempotency_key {
         request = request.header("idempotency-key", key.as_str());
     }
+    if let Some(token) = &args.after {
+        request = request.header("rpc-after", token.as_str());
+    }
     let request = request.body(body.into())?;
     let asked = Instant::now();
     let mut answer = args.endpoint.ask(request, patience).await?;
@@ -135,8 +141,10 @@ fn account(meta: &Meta, took: Duration) -> String {
     let instance = place(meta.instance.as_ref().map(|id| id.as_str()));
     let region = place(meta.region.as_ref().map(|region| region.as_str()));
     let plural = if meta.attempts == 1 { "" } else { "s" };
+    let token = meta.consistency.as_ref();
+    let token = token.map_or(String::new(), |token| format!(" · consistency {token}"));
     format!(
-        "{dim}{instance} in {region} · {:.1} ms, {took:.1} ms from here · {} attempt{plural} · request {}{dim:#}",
+        "{dim}{instance} in {region} · {:.1} ms, {took:.1} ms from here · {} attempt{plural} · request {}{token}{dim:#}",
         meta.elapsed_ms, meta.attempts, meta.request_id
     )
 }

@@ -106,6 +106,7 @@ impl Dispatcher {
             attempts: attempts.count(),
             elapsed_ms: milliseconds(elapsed),
             replayed: Returned::is_replayed(&result),
+            consistency: Returned::consistency(&result).cloned(),
             request_id,
         };
         Outcome { result, meta }
@@ -199,6 +200,7 @@ impl Dispatcher {
             attempts,
             elapsed_ms: milliseconds(arrived.elapsed()),
             replayed: Returned::is_replayed(&result),
+            consistency: Returned::consistency(&result).cloned(),
             request_id,
         };
         Outcome { result, meta }
@@ -312,9 +314,10 @@ impl Dispatcher {
                     if is_missing(problem) && peer.says_it_has(&call.name) {
                         self.cluster.report(peer.address, CallSignal::Outdated);
                     }
-                    // A client's own share of keys says nothing about how busy the peer is.
-                    if let (Code::Overloaded, Some(pause), None) =
-                        (code, code.retry_after(), &call.key)
+                    // A client's own share of keys, and a token that the peer's data has not seen, say nothing about how
+                    // busy the peer is.
+                    if let (Code::Overloaded, Some(pause), None, None) =
+                        (code, code.retry_after(), &call.key, &call.after)
                     {
                         peer.load.rest(Duration::from_secs(pause.into()));
                     }

@@ -26,6 +26,8 @@ const ALWAYS: usize = 512;
 
 /// Marks the outcome of an earlier call with the same idempotency key.
 const REPLAYED: &str = "idempotency-replayed";
+/// What the function said of its data.
+const CONSISTENCY: &str = "rpc-consistency";
 
 /// `200` with a document.
 #[derive(Debug)]
@@ -87,7 +89,7 @@ impl IntoResponse for Problem {
 impl IntoResponse for Outcome {
     fn into_response(self) -> Response {
         let Self { result, meta } = self;
-        let is_replayed = meta.replayed;
+        let (is_replayed, consistency) = (meta.replayed, meta.consistency.clone());
         let mut response = match result {
             Ok(Returned { json, .. }) => Json(Reply { result: json, meta }).into_response(),
             Err(problem) => problem_document(&ProblemDocument::new(problem, meta)),
@@ -96,19 +98,29 @@ impl IntoResponse for Outcome {
             let yes = HeaderValue::from_static("true");
             response.headers_mut().insert(REPLAYED, yes);
         }
+        let consistency = consistency.map(|token| HeaderValue::try_from(token.as_str()));
+        if let Some(Ok(token)) = consistency {
+            response.headers_mut().insert(CONSISTENCY, token);
+        }
         response
     }
 }
 
 /// The outcome, or a problem in place of a result for which the memory budget has no room.
 pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
-    if let Ok(Returned { json, replayed }) = &outcome.result {
+    if let Ok(Returned {
+        json,
+        replayed,
+        consistency,
+    }) = &outcome.result
+    {
         let size = json.get().len();
         if size > ALWAYS && !memory.has_room(size, Share::Results) {
             let detail = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
             let lost = FunctionError::new("ResultDropped", detail);
             outcome.result = Err(Problem {
                 replayed: *replayed,
+                consistency: consistency.clone(),
                 ..Problem::function_failed(lost)
             });
         }

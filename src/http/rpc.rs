@@ -6,7 +6,7 @@ use axum::{
     Extension,
     body::Body,
     extract::{Request, State},
-    http::HeaderMap,
+    http::{HeaderMap, HeaderValue},
     response::{IntoResponse, Response, Result},
 };
 use scopeguard::ScopeGuard;
@@ -28,6 +28,7 @@ use crate::{
     access::Caller,
     call::Call,
     config::Route,
+    name::ConsistencyToken,
     problem::{Code, Problem},
     protocol::FORWARDED,
     region::Target,
@@ -92,6 +93,14 @@ pub(super) struct CallDocument {
             pattern = "^(\"[!-~]{1,128}\"|[!#-~][!-~]{0,127})$"
         ),
         (
+            "rpc-after" = Option<String>,
+            Header,
+            description = "A consistency token, as an earlier answer gave it in `rpc-consistency`: the function reads data \
+                that has seen it, or says that it did not run, and the next instance, or region of the list, is asked. \
+                What it means is the app's affair. 1 to 256 visible ASCII characters",
+            pattern = "^[!-~]{1,256}$"
+        ),
+        (
             "rpc-route" = Option<String>,
             Header,
             description = "How the call gets to another region: `proxy` forwards it; `replay` answers 409 with the \
@@ -137,10 +146,17 @@ pub(super) struct CallDocument {
             status = 200,
             description = "The function's result",
             body = Reply,
-            headers((
-                "idempotency-replayed" = Option<bool>,
-                description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
-            )),
+            headers(
+                (
+                    "idempotency-replayed" = Option<bool>,
+                    description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
+                ),
+                (
+                    "rpc-consistency" = Option<String>,
+                    description = "What the function said of its data; a later call that sends it as `rpc-after` reads \
+                        nothing older. Left out where the function said nothing"
+                ),
+            ),
             examples((
                 "upcase" = (
                     summary = "String.upcase(\"fly\") in syd, asked of iad",
@@ -229,7 +245,8 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<CallRequest,
     }
     let route = replay::route(headers, app.route)?;
     let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
-    let mut call = with_key(Call::from_json(&body.bytes, app.timeouts)?, headers)?;
+    let call = with_key(Call::from_json(&body.bytes, app.timeouts)?, headers)?;
+    let mut call = with_token(call, headers)?;
     let trace = headers.get(TRACEPARENT);
     call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
     let size = body.bytes.len();
@@ -239,13 +256,38 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<CallRequest,
 
 /// `call` under the key of the request, if it has one.
 fn with_key(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
-    let mut keys = headers.get_all("idempotency-key").iter();
-    match (keys.next(), keys.next()) {
-        (None, _) => Ok(call),
-        (Some(key), None) => call.with_key(key.as_bytes()),
-        (Some(_), Some(_)) => Err(Problem::new(
+    match only(headers, "idempotency-key")? {
+        Some(key) => call.with_key(key),
+        None => Ok(call),
+    }
+}
+
+/// `call` after the consistency token of the request, if it has one.
+fn with_token(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
+    let Some(token) = only(headers, "rpc-after")? else {
+        return Ok(call);
+    };
+    let after = str::from_utf8(token)
+        .ok()
+        .and_then(|token| token.parse().ok());
+    let after = after.ok_or_else(|| {
+        let detail = format!("header rpc-after must be {}", ConsistencyToken::RULE);
+        Problem::new(Code::InvalidRequest, detail)
+    })?;
+    Ok(Call {
+        after: Some(after),
+        ..call
+    })
+}
+
+/// The value of a header that may be given once.
+fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a [u8]>, Problem> {
+    let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        (_, Some(_)) => Err(Problem::new(
             Code::InvalidRequest,
-            "header idempotency-key is given twice",
+            format!("header {name} is given twice"),
         )),
     }
 }

@@ -6,9 +6,19 @@ use std::{
     time::Duration,
 };
 
-use prometheus_client::registry::Registry;
+use prometheus_client::{
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        histogram::Histogram,
+    },
+    registry::{Registry, Unit},
+};
 
-use super::{labels::Function, timed::Timed};
+use super::{
+    labels::{Function, Outcome},
+    timed::{Seconds, Timed},
+};
 use crate::{name::FunctionName, problem::Problem};
 
 /// Calls that ran here, or were to run here.
@@ -16,6 +26,8 @@ use crate::{name::FunctionName, problem::Problem};
 pub(crate) struct FunctionMetrics {
     executions: Timed<Function>,
     known: RwLock<HashSet<FunctionName>>,
+    with_token: Family<Outcome, Counter>,
+    token_wait: Histogram,
 }
 
 /// The most functions that are told apart: those of an app come and go, and a label stays.
@@ -37,7 +49,15 @@ impl FunctionMetrics {
                 "Time from a function's start to its end",
             ),
         );
+        let with_token = Family::default();
+        let help = "Calls with a consistency token that ran here, or were to, by what came of them";
+        registry.register("token_executions", help, with_token.clone());
+        let token_wait = Seconds.new_metric();
+        let help = "Time that functions waited until their data had seen the token, as they say";
+        registry.register_with_unit("token_wait", help, Unit::Seconds, token_wait.clone());
         Self {
+            with_token,
+            token_wait,
             executions,
             known: RwLock::new(known.collect()),
         }
@@ -61,6 +81,14 @@ impl FunctionMetrics {
     /// Counts a call whose function did not start.
     pub(crate) fn refused(&self, name: &FunctionName, problem: &Problem) {
         self.executions.refused(&self.label(name), problem);
+    }
+
+    /// Counts a call with a consistency token, for which the function `waited`, where it says so.
+    pub(crate) fn with_token(&self, problem: Option<&Problem>, waited: Option<Duration>) {
+        self.with_token.get_or_create(&Outcome::of(problem)).inc();
+        if let Some(waited) = waited {
+            self.token_wait.observe(waited.as_secs_f64());
+        }
     }
 
     fn label(&self, name: &FunctionName) -> Function {

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use crate::{
     call::{Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, parsed},
     json::{self, Unknown},
-    name::{BootId, IdempotencyKey, InstanceId, KeyOwner, Name, RequestId},
+    name::{BootId, ConsistencyToken, IdempotencyKey, InstanceId, KeyOwner, Name, RequestId},
     problem::Problem,
     region::Region,
     trace::{self, TRACEPARENT, TraceParent},
@@ -26,7 +26,7 @@ pub(crate) struct Exec {
     pub at_us: Option<u64>,
 }
 
-const EXEC_MEMBERS: &[&str; MEMBERS.len() + 8] = &[
+const EXEC_MEMBERS: &[&str; MEMBERS.len() + 9] = &[
     MEMBERS[0],
     MEMBERS[1],
     MEMBERS[2],
@@ -36,6 +36,7 @@ const EXEC_MEMBERS: &[&str; MEMBERS.len() + 8] = &[
     "region",
     "idempotency_key",
     "client",
+    "after",
     "boot",
     "request_id",
     TRACEPARENT,
@@ -74,6 +75,7 @@ impl Exec {
             region,
             key,
             client,
+            after,
             boot,
             request_id,
             trace,
@@ -94,6 +96,9 @@ impl Exec {
                     .transpose()?,
                 key_owner: client
                     .map(|raw| parsed("client", raw, KeyOwner::RULE))
+                    .transpose()?,
+                after: after
+                    .map(|raw| parsed("after", raw, ConsistencyToken::RULE))
                     .transpose()?,
                 boot: boot
                     .map(|raw| parsed("boot", raw, BootId::RULE))
@@ -126,6 +131,8 @@ impl Exec {
             #[serde(skip_serializing_if = "Option::is_none")]
             client: Option<&'a KeyOwner>,
             #[serde(skip_serializing_if = "Option::is_none")]
+            after: Option<&'a ConsistencyToken>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             boot: Option<&'a BootId>,
             request_id: &'a RequestId,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,6 +147,7 @@ impl Exec {
             instance: call.instance.as_ref(),
             idempotency_key: call.key.as_ref(),
             client: call.key.as_ref().and(call.key_owner.as_ref()),
+            after: call.after.as_ref(),
             boot: call.boot.as_ref(),
             request_id,
             traceparent: trace::current().or(call.trace),

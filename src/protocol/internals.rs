@@ -23,6 +23,7 @@ pub fn written_call(text: &str) -> Option<Vec<u8>> {
         instance: None,
         key: None,
         key_owner: None,
+        after: None,
         boot: None,
         trace: None,
         memory: None,

@@ -11,8 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     json,
-    problem::Problem,
-    reply::{Meta, ProblemDocument, Returned},
+    reply::{Meta, Outcome, ProblemDocument, Returned},
     token::Proof,
 };
 
@@ -51,19 +50,23 @@ pub(crate) fn proof_line(proof: &Proof) -> Vec<u8> {
 }
 
 /// Appends the line that answers the call `id`; the id is `null` when that of the call could not be read.
-pub(crate) fn write_answer(
-    out: &mut Vec<u8>,
-    id: Option<u64>,
-    result: Result<Returned, Problem>,
-    meta: Meta,
-) {
+pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome, meta: Meta) {
     let _ = match id {
         Some(id) => write!(out, "{{\"id\":{id},"),
         None => write!(out, "{{\"id\":null,"),
     };
     let start = out.len();
-    match result {
-        Ok(Returned { json, replayed }) => {
+    match outcome {
+        Ok(Returned {
+            json,
+            replayed,
+            consistency,
+        }) => {
+            if let Some(token) = consistency {
+                out.extend_from_slice(b"\"consistency\":");
+                out.append(&mut json::to_vec(&token));
+                out.push(b',');
+            }
             if replayed {
                 out.extend_from_slice(b"\"replayed\":true,");
             }
@@ -123,6 +126,8 @@ struct Line<'a> {
     result: Option<&'a RawValue>,
     #[serde(default)]
     replayed: bool,
+    #[serde(borrow)]
+    consistency: Option<&'a RawValue>,
     problem: Option<Box<ProblemDocument>>,
     state: Option<String>,
 }
@@ -139,10 +144,16 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
             id: Some(id),
             result: Some(result),
             replayed,
+            consistency,
             ..
         }) => {
-            let json = result.to_owned();
-            Frame::Answer(id, Ok(Returned { json, replayed }))
+            let returned = Returned {
+                json: result.to_owned(),
+                replayed,
+                // What came of the call is worth more than a token that this release does not take.
+                consistency: consistency.and_then(|raw| serde_json::from_str(raw.get()).ok()),
+            };
+            Frame::Answer(id, Ok(returned))
         }
         Ok(Line {
             id: Some(id),
@@ -240,6 +251,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problem::{Code, Problem};
 
     #[test]
     fn lines_come_out_whole_however_the_bytes_come_in() {
@@ -273,18 +285,33 @@ mod tests {
         };
         for text in ["null", "[1,\n2.0]", "\"\\n\""] {
             let raw = RawValue::from_string(text.to_owned()).unwrap();
-            for replayed in [false, true] {
-                let json = raw.clone();
-                match read_answer(&line(Some(7), Ok(Returned { json, replayed }))) {
+            for (replayed, token) in [(false, None), (true, None), (false, Some("0/1\"\\"))] {
+                let returned = Returned {
+                    json: raw.clone(),
+                    replayed,
+                    consistency: token.map(|token| token.parse().unwrap()),
+                };
+                match read_answer(&line(Some(7), Ok(returned))) {
                     Frame::Answer(7, Ok(returned)) => assert_eq!(
-                        (returned.json.get(), returned.replayed),
-                        (&*text.replace('\n', " "), replayed)
+                        (
+                            returned.json.get(),
+                            returned.replayed,
+                            returned.consistency.as_ref().map(|token| token.as_str())
+                        ),
+                        (&*text.replace('\n', " "), replayed, token)
                     ),
                     other => panic!("{other:?}"),
                 }
             }
         }
-        let problem = || Problem::new(crate::problem::Code::Overloaded, "busy");
+        for strange in ["\"\"", "\"a b\"", "7", "null"] {
+            let line = format!("{{\"id\":7,\"consistency\":{strange},\"result\":1}}");
+            match read_answer(line.as_bytes()) {
+                Frame::Answer(7, Ok(returned)) => assert_eq!(returned.consistency, None),
+                other => panic!("{other:?}"),
+            }
+        }
+        let problem = || Problem::new(Code::Overloaded, "busy");
         match read_answer(&line(Some(7), Err(problem()))) {
             Frame::Answer(7, Err(document)) => assert_eq!(document.detail, "busy"),
             other => panic!("{other:?}"),

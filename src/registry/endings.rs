@@ -2,17 +2,17 @@
 
 use serde_json::value::RawValue;
 
-use super::memory::Outcome;
 use crate::{
     name::FunctionName,
     problem::{Code, Executed, FunctionError, Problem},
+    reply::{Outcome, Returned},
 };
 
 /// A result within its limit, in bytes.
 pub(super) fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
     let size = result.get().len();
     if size <= limit {
-        return Ok(result);
+        return Ok(Returned::fresh(result));
     }
     let message = format!("the result has {size} bytes, more than the {limit} of RPC_MAX_RESULT");
     Err(Problem::function_failed(FunctionError::new(
@@ -25,6 +25,10 @@ pub(super) fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
 pub(super) fn failed(name: &FunctionName, mut error: FunctionError, limit: usize) -> Outcome {
     if let Some(cause) = error.take_cause() {
         tracing::error!(function = %name, cause, "function failed");
+    }
+    if error.is_refusal() {
+        let detail = format!("{name}: {}", error.message);
+        return Err(Problem::new(Code::Overloaded, detail));
     }
     Err(Problem::function_failed(cut(error, limit)))
 }

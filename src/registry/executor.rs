@@ -17,12 +17,12 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use super::{
-    Block, Catalogue, InApp, Prepared, Registry, Run,
+    Block, CallContext, Catalogue, InApp, Prepared, Registry, Run,
     endings::{bounded, failed, never_started, panicked, stopped, timed_out},
-    memory::{self, Claim, Memory, Outcome, Recall},
+    memory::{self, Claim, Memory, Recall},
 };
 use crate::{
-    app::{App, Listing},
+    app::{Answered, App, Listing},
     call::Call,
     config::Limits,
     deadline::Deadline,
@@ -32,7 +32,7 @@ use crate::{
     metrics::FunctionMetrics,
     name::{FunctionName, RequestId},
     problem::{Code, FunctionError, Problem},
-    reply::Returned,
+    reply::{Outcome, Returned},
 };
 
 /// How many blocking functions run at once, each on a thread of its own; more wait for their turn.
@@ -74,7 +74,7 @@ enum Ended {
     /// It still ran at the deadline.
     TimedOut,
     /// Elsewhere, where it was told apart what came of it.
-    Answered(Outcome),
+    Answered(Answered),
 }
 
 impl Executor {
@@ -141,22 +141,19 @@ impl Executor {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
-    ) -> Result<Returned, Problem> {
+    ) -> Outcome {
         match &call.key {
             None => {
                 let running = Running::start(self, call, request_id, deadline).await?;
-                running.outcome().await.map(Returned::fresh)
+                running.outcome().await
             }
             Some(key) => match self.memory.recall(key, call) {
-                Recall::New(claim) => {
-                    let outcome = self.run_claimed(claim, call, request_id, deadline).await;
-                    outcome.map(Returned::fresh)
-                }
+                Recall::New(claim) => self.run_claimed(claim, call, request_id, deadline).await,
                 Recall::Running(outcome) => {
                     let awaited = deadline.bound(memory::awaited(outcome)).await;
-                    replayed(awaited.unwrap_or_else(|| Err(timed_out(&call.name))))
+                    Returned::replayed(awaited.unwrap_or_else(|| Err(timed_out(&call.name))))
                 }
-                Recall::Ended(outcome) => replayed(outcome.as_ref().clone()),
+                Recall::Ended(outcome) => Returned::replayed(outcome.as_ref().clone()),
                 Recall::Refused(problem) => Err(problem),
             },
         }
@@ -205,20 +202,6 @@ impl Executor {
     }
 }
 
-/// The outcome of an earlier call with the same key.
-fn replayed(outcome: Outcome) -> Result<Returned, Problem> {
-    match outcome {
-        Ok(json) => Ok(Returned {
-            json,
-            replayed: true,
-        }),
-        Err(problem) => Err(Problem {
-            replayed: true,
-            ..problem
-        }),
-    }
-}
-
 /// A call whose function has started: it ended at once, or goes on in a task of its own.
 enum Running {
     Ended(Outcome),
@@ -239,14 +222,17 @@ impl Running {
                 return Err(problem);
             }
         };
-        let account = Account {
+        let mut account = Account {
             name: call.name.clone(),
+            has_token: call.after.is_some(),
+            context: None,
             max_result: executor.limits.max_result,
             metrics: Arc::clone(&executor.metrics),
             started: Instant::now(),
         };
         Ok(match ready {
-            (Prepared::Async(run), held) => {
+            (Prepared::Async(run, context), held) => {
+                account.context = context;
                 let gate = executor.gates.get(&call.name).map(Arc::clone);
                 let turn = turn(gate, call.name.clone(), deadline);
                 begin(run_async(run, held, turn, deadline), account).await
@@ -272,6 +258,10 @@ impl Running {
 /// What is needed to tell how a function ended, also when nobody waits for it any more.
 struct Account {
     name: FunctionName,
+    /// Whether the call names a consistency token.
+    has_token: bool,
+    /// What the function may have said besides its result.
+    context: Option<CallContext>,
     max_result: usize,
     metrics: Arc<FunctionMetrics>,
     started: Instant,
@@ -281,14 +271,25 @@ impl Account {
     /// The outcome of a function that `ended`, or panicked.
     fn close(self, ended: Option<Ended>) -> Outcome {
         let (name, max_result) = (&self.name, self.max_result);
+        let mut waited = self.context.as_ref().and_then(CallContext::waited);
         let outcome = match ended {
             Some(Ended::Done(Ok(result))) => bounded(result, max_result),
             Some(Ended::Done(Err(error))) => failed(name, error, max_result),
             Some(Ended::NeverStarted) => Err(never_started(name)),
             Some(Ended::TimedOut) => Err(timed_out(name)),
-            Some(Ended::Answered(outcome)) => outcome,
+            Some(Ended::Answered(answered)) => {
+                waited = answered.waited;
+                answered.outcome
+            }
             None => Err(panicked(name)),
         };
+        let outcome = match self.context.and_then(|context| context.consistency()) {
+            Some(said) => Returned::with_consistency(outcome, Some(said)),
+            None => outcome,
+        };
+        if self.has_token {
+            self.metrics.with_token(outcome.as_ref().err(), waited);
+        }
         let problem = outcome.as_ref().err();
         self.metrics.ended(name, problem, self.started.elapsed());
         outcome
@@ -323,14 +324,14 @@ fn ready(
             executor.metrics.know(&call.name);
             Prepared::App(Box::pin(run))
         }
-        _ => prepare(&executor.registry, call)?,
+        _ => prepare(&executor.registry, call, deadline)?,
     };
     Ok((prepared, held))
 }
 
 /// Reads the arguments. That is code of the function's author as well, when a type brings its own `Deserialize`.
-fn prepare(registry: &Registry, call: &Call) -> Result<Prepared, Problem> {
-    let prepared = panic::catch_unwind(AssertUnwindSafe(|| registry.prepare(call)));
+fn prepare(registry: &Registry, call: &Call, deadline: Deadline) -> Result<Prepared, Problem> {
+    let prepared = panic::catch_unwind(AssertUnwindSafe(|| registry.prepare(call, deadline)));
     prepared.unwrap_or_else(|_| Err(panicked(&call.name)))
 }
 
@@ -346,7 +347,7 @@ async fn turn(
     match gate.enter(&name, deadline).await {
         Ok(Some(pass)) => Ok(Some(pass)),
         Ok(None) => Err(Ended::NeverStarted),
-        Err(problem) => Err(Ended::Answered(Err(problem))),
+        Err(problem) => Err(Ended::Answered(Err(problem).into())),
     }
 }
 
@@ -370,9 +371,9 @@ async fn run_async(
 
 /// Bounds itself: it knows better what a deadline means.
 async fn run_in_app(run: InApp, held: Held) -> Ended {
-    let outcome = run.await;
+    let answered = run.await;
     drop(held);
-    Ended::Answered(outcome)
+    Ended::Answered(answered)
 }
 
 /// A thread cannot be stopped: at the deadline the caller gets its answer, and the call stays in flight until the

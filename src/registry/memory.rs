@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tokio::{sync::watch, time::Instant};
 
@@ -21,6 +20,7 @@ use crate::{
     call::Call,
     name::{IdempotencyKey, KeyOwner},
     problem::{Code, Executed, Problem},
+    reply::Outcome,
 };
 
 /// How long a key is remembered after its call ended.
@@ -44,9 +44,6 @@ const BOUNDS: Bounds = Bounds {
     results: 32 << 20,
     waiters: 64,
 };
-
-/// A result, or why there is none.
-pub(crate) type Outcome = Result<Box<RawValue>, Problem>;
 
 /// An outcome that others may wait for.
 type Awaited = watch::Receiver<Option<Arc<Outcome>>>;
@@ -340,7 +337,7 @@ fn share_is_used(keys: usize) -> Problem {
 /// What an outcome takes that may be dropped; 0 for one that is small by its nature.
 fn size(outcome: &Outcome) -> usize {
     match outcome {
-        Ok(result) => OVERHEAD + result.get().len(),
+        Ok(returned) => OVERHEAD + returned.json.get().len(),
         Err(problem) => problem.error.as_ref().map_or(0, |error| {
             let data = error.data.as_ref().map_or(0, |data| data.get().len());
             OVERHEAD + error.kind.len() + error.message.len() + data
@@ -350,10 +347,11 @@ fn size(outcome: &Outcome) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::value::RawValue;
     use tokio::time;
 
     use super::*;
-    use crate::{call::Args, name::FunctionName};
+    use crate::{call::Args, name::FunctionName, reply::Returned};
 
     const SMALL: Bounds = Bounds {
         keys: 8,
@@ -374,6 +372,7 @@ mod tests {
             instance: None,
             key: None,
             key_owner: Some(owner.parse().unwrap()),
+            after: None,
             boot: None,
             trace: None,
             memory: None,
@@ -384,13 +383,17 @@ mod tests {
         memory.recall(&key.to_string().parse().unwrap(), &call(owner))
     }
 
+    fn returned(json: String) -> Outcome {
+        Ok(Returned::fresh(RawValue::from_string(json).unwrap()))
+    }
+
     /// Runs the call with a result of so many bytes, if it is new.
     fn run(memory: &Arc<Memory>, owner: &str, key: u32, bytes: usize) {
         let Recall::New(claim) = recall(memory, owner, key) else {
             panic!("{key} of {owner} is not new");
         };
         let result = format!("\"{}\"", "x".repeat(bytes - 2));
-        claim.settle(&Ok(RawValue::from_string(result).unwrap()));
+        claim.settle(&returned(result));
     }
 
     /// The code of a refusal; `kept` for an outcome that is there, `new` for a call that would run.
@@ -480,12 +483,12 @@ mod tests {
             ),
             other => panic!("{other:?}"),
         }
-        claim.settle(&Ok(RawValue::from_string("1".into()).unwrap()));
+        claim.settle(&returned("1".to_owned()));
         for recalled in waiting {
             let Recall::Running(outcome) = recalled else {
                 panic!("{recalled:?}");
             };
-            assert_eq!(awaited(outcome).await.unwrap().get(), "1");
+            assert_eq!(awaited(outcome).await.unwrap().json.get(), "1");
         }
     }
 

@@ -4,6 +4,7 @@
 mod args;
 mod builtin;
 mod catalogue;
+mod context;
 mod endings;
 mod executor;
 mod fingerprint;
@@ -19,15 +20,16 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use self::memory::Outcome;
+pub use self::context::CallContext;
 pub(crate) use self::{
     catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
     executor::Executor,
 };
 use crate::{
-    app::Listing,
-    call::{Args, Call},
+    app::{Answered, Listing},
+    call::Call,
     config::Identity,
+    deadline::Deadline,
     declaration::Declaration,
     gate::Gate,
     name::{FunctionName, Name},
@@ -38,20 +40,21 @@ use crate::{
 type Run = Pin<Box<dyn Future<Output = Result<Box<RawValue>, FunctionError>> + Send>>;
 
 /// A call in the app, which knows what came of it.
-type InApp = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+type InApp = Pin<Box<dyn Future<Output = Answered> + Send>>;
 
 /// A function that blocks its thread, ready to be run on one of its own.
 type Block = Box<dyn FnOnce() -> Result<Box<RawValue>, FunctionError> + Send>;
 
 /// A call whose function is found and whose arguments fit.
 enum Prepared {
-    Async(Run),
+    /// With the context that the function was given, if it takes one.
+    Async(Run, Option<CallContext>),
     Blocking(Block),
     App(InApp),
 }
 
-/// A function with its types erased: args in, and what is to be run, or what does not fit about the args.
-type Function = Box<dyn Fn(&Args) -> Result<Prepared, String> + Send + Sync>;
+/// A function with its types erased: a call in, and what is to be run, or what does not fit about the args.
+type Function = Box<dyn Fn(&Call, Deadline) -> Result<Prepared, String> + Send + Sync>;
 
 /// The functions of this instance.
 ///
@@ -105,12 +108,41 @@ impl Registry {
         A: Send + 'static,
     {
         let run = Arc::new(run);
-        let erased = move |args: &Args| -> Result<Prepared, String> {
-            let args = args::parse(args)?;
+        let erased = move |call: &Call, _: Deadline| -> Result<Prepared, String> {
+            let args = args::parse(&call.args)?;
             let run = Arc::clone(&run);
-            Ok(Prepared::Async(Box::pin(async move {
-                to_json(&run(args).await?)
-            })))
+            let run = async move { to_json(&run(args).await?) };
+            Ok(Prepared::Async(Box::pin(run), None))
+        };
+        self.insert(module, function, Box::new(erased));
+        self
+    }
+
+    /// The same registry with an async function that knows its call: what its data must have seen, and how much time is
+    /// left. [`CallContext`] says what it may tell besides its result.
+    ///
+    /// As [`Registry::function`] in all else.
+    #[must_use]
+    pub fn function_with_context<A, R, F, Fut>(
+        mut self,
+        module: &str,
+        function: &str,
+        run: F,
+    ) -> Self
+    where
+        A: DeserializeOwned,
+        R: Serialize,
+        F: Fn(CallContext, A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, FunctionError>> + Send + 'static,
+        A: Send + 'static,
+    {
+        let run = Arc::new(run);
+        let erased = move |call: &Call, deadline: Deadline| -> Result<Prepared, String> {
+            let args = args::parse(&call.args)?;
+            let context = CallContext::new(call, deadline);
+            let (run, given) = (Arc::clone(&run), context.clone());
+            let run = async move { to_json(&run(given, args).await?) };
+            Ok(Prepared::Async(Box::pin(run), Some(context)))
         };
         self.insert(module, function, Box::new(erased));
         self
@@ -131,8 +163,8 @@ impl Registry {
         F: Fn(A) -> Result<R, FunctionError> + Send + Sync + 'static,
     {
         let run = Arc::new(run);
-        let erased = move |args: &Args| -> Result<Prepared, String> {
-            let args = args::parse(args)?;
+        let erased = move |call: &Call, _: Deadline| -> Result<Prepared, String> {
+            let args = args::parse(&call.args)?;
             let run = Arc::clone(&run);
             Ok(Prepared::Blocking(Box::new(move || to_json(&run(args)?))))
         };
@@ -233,7 +265,7 @@ impl Registry {
     }
 
     /// The call, ready to be polled.
-    fn prepare(&self, call: &Call) -> Result<Prepared, Problem> {
+    fn prepare(&self, call: &Call, deadline: Deadline) -> Result<Prepared, Problem> {
         let FunctionName { module, function } = &call.name;
         let found = self
             .modules
@@ -245,7 +277,7 @@ impl Registry {
                 format!("no function {} here", call.name),
             ));
         };
-        function(&call.args).map_err(|misfit| {
+        function(call, deadline).map_err(|misfit| {
             Problem::new(Code::InvalidArguments, format!("{}: {misfit}", call.name))
         })
     }

@@ -128,6 +128,25 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 Err::<(), _>(FunctionError::new("Refusal", id).with_data(&[1]))
             }
         })
+        .function_with_context("Test", "token", |call, (token,): (String,)| async move {
+            call.set_consistency(token.parse()?);
+            Ok(call.after().map(ToString::to_string))
+        })
+        .function_with_context(
+            "Test",
+            "token_fail",
+            |call, (token,): (String,)| async move {
+                call.set_consistency(token.parse()?);
+                Err::<(), _>(FunctionError::new("Refusal", token))
+            },
+        )
+        .function_with_context("Test", "behind", |call, (ms,): (u64,)| async move {
+            if call.after().is_some() {
+                call.wait_until(Duration::from_millis(ms), std::future::pending())
+                    .await?;
+            }
+            Ok("read")
+        })
         .function("Test", "read", move |(path,): (String,)| async move {
             Ok(fs::read_to_string(path)?)
         })

@@ -35,6 +35,7 @@ mod calls;
 mod chaos;
 mod command_line;
 mod configuration;
+mod consistency;
 mod crate_api;
 mod dev;
 mod discovery;

@@ -189,6 +189,7 @@ fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
         attempts,
         elapsed_ms: 0.412,
         replayed: false,
+        consistency: None,
         request_id: word::<RequestId>("01M8452GRJX2VJVKXD6FQ0T3AB"),
     };
     ProblemDocument::new(problem, meta)
