@@ -7,7 +7,7 @@
     reason = "a benchmark that cannot start should say so"
 )]
 
-#[path = "../tests/it/dns.rs"]
+#[path = "../tests/it/support/dns.rs"]
 #[allow(
     dead_code,
     clippy::expect_used,

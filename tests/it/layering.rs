@@ -75,11 +75,11 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// The modules that a text names behind `crate::`, also inside braces.
+/// The modules that a text names behind `crate::support::`, also inside braces.
 fn used(text: &str) -> Vec<String> {
     let mut used = Vec::new();
-    for (at, _) in text.match_indices("crate::") {
-        let rest = &text[at + "crate::".len()..];
+    for (at, _) in text.match_indices("crate::support::") {
+        let rest = &text[at + "crate::support::".len()..];
         match rest.strip_prefix('{') {
             Some(list) => used.extend(first_names(list)),
             None => used.extend(name_at(rest)),

@@ -12,66 +12,13 @@
     reason = "a test under load shows what it measured"
 )]
 
-mod app;
-mod asking;
-mod cluster;
-#[cfg(feature = "otlp")]
-mod collector;
-mod dns;
-mod fault;
-mod fly_proxy;
-mod functions;
-mod load;
-mod network;
-mod patience;
-mod process;
-mod raw;
-mod stranger;
+mod support;
 
-mod bad_bodies;
-mod bad_heads;
-mod blocking;
+mod app;
 mod calls;
-mod chaos;
-mod command_line;
-mod configuration;
-mod consistency;
-mod crate_api;
-mod dev;
-mod discovery;
-mod dns_answers;
 mod documents;
-mod embedded;
-mod examples;
-mod executed;
-mod explain;
-mod failover;
-mod fly_proxy_rules;
-mod fly_toml;
-mod hanging;
-mod hostile_discovery;
-mod https;
-mod idempotency;
-mod keys;
+mod fly;
+mod http;
 mod layering;
-mod logs;
-mod memory_bound;
-mod metrics;
-mod openapi;
-mod outages;
-mod places;
-mod proof;
-mod proxies;
-mod reading;
-mod releases;
-mod replay;
-mod replay_to_primary;
-mod results;
-mod rotation;
-mod security;
-mod silence;
-mod six_pn;
-mod slow;
-mod stopping;
-#[cfg(feature = "otlp")]
-mod traces;
+mod peers;
+mod program;

@@ -115,7 +115,8 @@ async fn an_error_of_the_function_reaches_the_caller_as_it_gave_it() {
     // An answer before the request was read.
     app.offer(&json!({"functions": {"App.early": {}}}));
     let has_it = async || told(&instance, "App.early", json!([])).await.0;
-    crate::patience::eventually("the new list", has_it, |code| code == "function_failed").await;
+    crate::support::patience::eventually("the new list", has_it, |code| code == "function_failed")
+        .await;
     let large = json!(["x".repeat(900_000)]);
     assert_eq!(
         told(&instance, "App.early", large).await,
@@ -134,7 +135,7 @@ async fn the_app_gets_what_the_caller_sent_and_who_asked() {
     let request = request
         .header("idempotency-key", key)
         .header("authorization", "Bearer of-the-client");
-    let answer = crate::process::answer(request).await.unwrap();
+    let answer = crate::support::process::answer(request).await.unwrap();
     let headers = &answer.body["result"];
     let of = |name: &str| headers[name].as_str().unwrap_or_default().to_owned();
     assert_eq!(
@@ -206,7 +207,8 @@ async fn at_the_deadline_the_app_sees_the_end_of_the_connection() {
     let answer = call(&instance, "App.sleep", json!(["a", 60_000]), 300).await;
     assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
     let cancelled = async || app.lines("cancelled");
-    crate::patience::eventually("the cancellation", cancelled, |lines| lines == &["a"]).await;
+    crate::support::patience::eventually("the cancellation", cancelled, |lines| lines == &["a"])
+        .await;
     let answer = call(&instance, "App.drip", json!(["b"]), 300).await;
     assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
     assert_eq!(app.runs()["a"], 1);
@@ -233,7 +235,7 @@ async fn as_many_calls_wait_as_run_and_more_are_refused() {
     let start = |id: &str, timeout: u64| {
         let body = json!({"module": "App", "function": "sleep", "args": [id, 3000], "timeout_ms": timeout});
         let request = instance.request("/rpc/iad", &body.to_string());
-        tokio::spawn(async move { crate::process::answer(request).await.unwrap() })
+        tokio::spawn(async move { crate::support::process::answer(request).await.unwrap() })
     };
     let (a, b) = (start("a", 20_000), start("b", 20_000));
     app.until_runs("a").await;
@@ -243,7 +245,7 @@ async fn as_many_calls_wait_as_run_and_more_are_refused() {
     let e = start("e", 20_000);
     // A function of its own limit does not get around the app's.
     let full = async || parts(&call(&instance, "App.run", json!(["f"]), 50).await);
-    crate::patience::eventually("a full queue", full, |told| {
+    crate::support::patience::eventually("a full queue", full, |told| {
         *told == pair("overloaded", "no")
     })
     .await;
@@ -264,13 +266,13 @@ async fn a_function_that_declares_a_concurrency_leaves_room_for_others() {
         let body =
             json!({"module": "App", "function": "one", "args": [id, 1000], "timeout_ms": 20_000});
         let request = instance.request("/rpc/iad", &body.to_string());
-        tokio::spawn(async move { crate::process::answer(request).await.unwrap() })
+        tokio::spawn(async move { crate::support::process::answer(request).await.unwrap() })
     };
     let first = start("a");
     app.until_runs("a").await;
     let second = start("b");
     let full = async || parts(&start("c").await.unwrap());
-    crate::patience::eventually("a refusal", full, |told| {
+    crate::support::patience::eventually("a refusal", full, |told| {
         told.0 == "overloaded" || told.0 == "ok"
     })
     .await;

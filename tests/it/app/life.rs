@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{App, call, parts, told, until_state};
-use crate::{
+use crate::support::{
     patience::eventually,
     process::{Process, answer},
 };

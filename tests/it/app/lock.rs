@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{App, TOKEN, told, until_state};
-use crate::{patience::eventually, process::Process};
+use crate::support::{patience::eventually, process::Process};
 
 #[tokio::test]
 async fn functions_of_an_app_that_lets_anybody_in_are_not_offered() {

@@ -19,7 +19,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::{
+use crate::support::{
     patience::{eventually, in_time},
     process::{Answer, Environment, Process},
 };

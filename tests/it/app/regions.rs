@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{App, TOKEN, parts, until_state};
-use crate::{
+use crate::support::{
     cluster::Cluster,
     patience::eventually,
     process::{Answer, Process, answer},

@@ -17,7 +17,7 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-use crate::patience::{eventually, in_time};
+use crate::support::patience::{eventually, in_time};
 
 /// `fly-rpc run` with a shell script as its app.
 struct Run {

@@ -1,0 +1,117 @@
+//! Functions that block their thread: they hold up each other, and nothing else.
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::support::{
+    asking::{run, told, two_regions},
+    cluster::Cluster,
+    patience::eventually,
+    process::{Answer, Process, answer},
+};
+
+/// How many blocking functions an instance runs at once.
+const THREADS: usize = 64;
+
+/// A blocking call under way in `syd`, which returns its id once the latch `free` is released.
+fn hold(via: &Process, id: &str, timeout_ms: u64) -> JoinHandle<Answer> {
+    let call = json!({"module": "Test", "function": "hold_thread", "args": [id, "free"], "timeout_ms": timeout_ms});
+    let request = via.request("/rpc/syd", &call.to_string());
+    tokio::spawn(async { answer(request).await.unwrap() })
+}
+
+async fn cluster() -> Cluster {
+    let cluster = two_regions();
+    cluster.functions().start().await
+}
+
+async fn until_runs(cluster: &Cluster, count: usize) {
+    let runs = async || cluster.runs().len();
+    eventually("the runs", runs, |runs| *runs == count).await;
+}
+
+#[tokio::test]
+async fn more_blocking_calls_than_threads_stop_nothing_else() {
+    let cluster = cluster().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let ids: Vec<String> = (0..THREADS + 16).map(|id| format!("call-{id}")).collect();
+    let calls: Vec<_> = ids.iter().map(|id| hold(iad, id, 60_000)).collect();
+    until_runs(&cluster, THREADS).await;
+
+    assert_eq!(syd.get("/healthz").await.status, 200);
+    assert_eq!(syd.get("/readyz").await.status, 200);
+    assert_eq!(syd.get("/internal/region").await.status, 200);
+    for via in [iad, syd] {
+        let answer = via.call("syd", "Kernel.+", json!([1, 2])).await;
+        assert_eq!(answer.result(), 3);
+    }
+    // No thread gets free before its deadline.
+    let late = hold(syd, "late", 200).await.unwrap();
+    assert_eq!(told(&late), ("deadline_exceeded", "no", 1));
+    assert_eq!(cluster.runs().len(), THREADS);
+
+    cluster.release("free");
+    for (id, call) in ids.iter().zip(calls) {
+        assert_eq!(call.await.unwrap().result(), &json!(id));
+    }
+    assert_eq!(cluster.runs(), ids.into_iter().map(|id| (id, 1)).collect());
+}
+
+#[tokio::test]
+async fn the_answer_comes_at_the_deadline_and_the_function_stays_in_flight() {
+    let cluster = two_regions()
+        .functions()
+        .set("RPC_MAX_IN_FLIGHT", "1")
+        .start()
+        .await;
+    for via in ["iad-1", "syd-1"] {
+        let via = cluster.instance(via);
+        let late = async || hold(via, &via.name, 200).await.unwrap();
+        let ran = |answer: &Answer| answer.body["code"] == "deadline_exceeded";
+        let late = eventually("a free slot", late, ran).await;
+        assert_eq!(told(&late), ("deadline_exceeded", "maybe", 1));
+        let elapsed = late.body["meta"]["elapsed_ms"].as_f64().unwrap();
+        assert!((200.0..2_000.0).contains(&elapsed), "{elapsed} ms");
+        let refused = via.rpc("syd", &run("never", &json!({}))).await;
+        assert_eq!(told(&refused), ("overloaded", "no", 1));
+        cluster.release("free");
+        let again = async || via.rpc("syd", &run("again", &json!({}))).await;
+        eventually("a free slot", again, |answer| answer.status == 200).await;
+        cluster.hold("free");
+    }
+    assert_eq!(cluster.runs().get("never"), None);
+}
+
+#[tokio::test]
+async fn a_blocking_function_that_outlived_its_deadline_does_not_hold_up_the_exit() {
+    let mut cluster = two_regions()
+        .functions()
+        .set("RPC_DRAIN_TIMEOUT", "200ms")
+        .start()
+        .await;
+    let late = hold(cluster.instance("iad-1"), "one", 100).await.unwrap();
+    assert_eq!(told(&late), ("deadline_exceeded", "maybe", 1));
+    cluster.instance("syd-1").terminate();
+    cluster.instance_mut("syd-1").ended().await;
+    assert!(!cluster.is_marked("free.released"));
+}
+
+#[tokio::test]
+async fn a_panic_on_a_thread_is_told_and_harms_nothing() {
+    let cluster = cluster().await;
+    let iad = cluster.instance("iad-1");
+    for region in ["iad", "syd"] {
+        let call = json!({"module": "Test", "function": "panic_thread"});
+        let answer = iad.rpc(region, &call).await;
+        assert_eq!(answer.problem(), (500, "function_panicked", "yes"));
+        let expected = "Test.panic_thread panicked; the instance's log has the cause";
+        assert_eq!(
+            (answer.detail(), &answer.body["error"]),
+            (expected, &Value::Null)
+        );
+        assert_eq!(
+            iad.call(region, "Kernel.+", json!([1, 2])).await.result(),
+            3
+        );
+    }
+}

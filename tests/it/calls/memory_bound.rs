@@ -1,0 +1,207 @@
+//! The memory budget: whatever waits, in requests that come slowly and in answers that nobody takes, the process stays
+//! within a figure that follows from `RPC_MAX_MEMORY`, answers health checks meanwhile, and serves again afterwards.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
+    task::JoinSet,
+    time,
+};
+
+use crate::support::{
+    open_files::raise_open_files,
+    patience::eventually,
+    process::{Environment, Process},
+    raw,
+};
+
+const MAX_MEMORY: &str = "64MiB";
+/// The most resident memory: the budget, as much again for copies and for what the allocator keeps, and the idle process
+/// with the test's own functions in it.
+const MOST_KIB: u64 = (2 * 64 + 48) << 10;
+const MIB: usize = 1 << 20;
+
+async fn start(directory: &TempDir) -> Process {
+    raise_open_files();
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("FLY_REGION", "iad".to_owned()),
+        ("RPC_LOG", "warn".to_owned()),
+        ("RPC_MAX_MEMORY", MAX_MEMORY.to_owned()),
+    ]);
+    Process::start_with_functions(&environment, directory.path()).await
+}
+
+/// A call of `Test.echo` with `size` bytes, which it returns.
+fn echo(size: usize) -> Vec<u8> {
+    let text = "x".repeat(size);
+    format!(r#"{{"module":"Test","function":"echo","args":["{text}"]}}"#).into_bytes()
+}
+
+fn head(length: &str) -> Vec<u8> {
+    format!(
+        "POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{length}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+async fn send(instance: &Process, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(instance.address).await.unwrap();
+    // The instance may refuse it and close before it is all sent.
+    let _ = time::timeout(Duration::from_secs(2), stream.write_all(bytes)).await;
+    stream
+}
+
+/// The state after the test's load is over.
+async fn assert_serves_again(instance: &Process) {
+    let peak = instance.peak_memory();
+    eprintln!("{} MiB at most", peak >> 10);
+    assert!(peak < MOST_KIB, "{peak} KiB");
+    let call = async || {
+        instance
+            .call("iad", "Test.echo", json!(["x".repeat(MIB / 2)]))
+            .await
+            .status
+    };
+    eventually("served again", call, |status| *status == 200).await;
+    assert!(instance.peak_memory() < MOST_KIB);
+}
+
+async fn assert_alive(instance: &Process) {
+    assert_eq!(instance.get("/healthz").await.status, 200);
+    assert_eq!(instance.get("/internal/region").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_hundred_slow_bodies() {
+    let directory = TempDir::new().unwrap();
+    let instance = start(&directory).await;
+    let mut slow = Vec::new();
+    let body = echo(MIB - 100);
+    let most = [
+        head(&format!("content-length: {}", body.len())),
+        body[..MIB - 1000].to_vec(),
+    ]
+    .concat();
+    for number in 0..400 {
+        slow.push(send(&instance, &most).await);
+        if number % 50 == 0 {
+            assert_alive(&instance).await;
+        }
+    }
+    // The last ones were refused before they were read.
+    let mut last = slow.pop().unwrap();
+    let refused = raw::next(&mut last).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    assert_eq!(refused.headers["retry-after"], "1");
+    drop(slow);
+    assert_serves_again(&instance).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_hundred_results_that_nobody_takes() {
+    let directory = TempDir::new().unwrap();
+    let instance = start(&directory).await;
+    let body = echo(MIB - 100);
+    let call = [head(&format!("content-length: {}", body.len())), body].concat();
+    let mut unread = JoinSet::new();
+    for _ in 0..400 {
+        let socket = TcpSocket::new_v4().unwrap();
+        // So that the kernel takes little of it.
+        socket.set_recv_buffer_size(4096).unwrap();
+        let (address, call) = (instance.address, call.clone());
+        unread.spawn(async move {
+            let mut stream = socket.connect(address).await.unwrap();
+            let _ = time::timeout(Duration::from_secs(5), stream.write_all(&call)).await;
+            stream
+        });
+    }
+    let mut streams = Vec::new();
+    while let Some(stream) = unread.join_next().await {
+        streams.push(stream.unwrap());
+        assert_alive(&instance).await;
+    }
+    drop(streams);
+    assert_serves_again(&instance).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_partial_heads() {
+    let directory = TempDir::new().unwrap();
+    let instance = start(&directory).await;
+    let half = format!(
+        "GET /rpc HTTP/1.1\r\nhost: localhost\r\nx: {}",
+        "x".repeat(126 << 10)
+    );
+    let mut heads = Vec::new();
+    for number in 0..1000 {
+        heads.push(send(&instance, half.as_bytes()).await);
+        if number % 100 == 0 {
+            assert_alive(&instance).await;
+        }
+    }
+    assert_alive(&instance).await;
+    drop(heads);
+    assert_serves_again(&instance).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_in_chunks_of_one_byte_take_their_bytes() {
+    let directory = TempDir::new().unwrap();
+    let instance = start(&directory).await;
+    let body = echo(MIB / 4);
+    let chunks = body
+        .iter()
+        .flat_map(|byte| [b'1', b'\r', b'\n', *byte, b'\r', b'\n']);
+    let call = [head("transfer-encoding: chunked"), chunks.collect()].concat();
+    let mut slow = JoinSet::new();
+    for _ in 0..48 {
+        let (address, call) = (instance.address, call.clone());
+        slow.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            // All but its end; the instance may refuse it before.
+            let _ = stream.write_all(&call).await;
+            stream
+        });
+    }
+    let sent = slow.join_all().await;
+    assert_alive(&instance).await;
+    drop(sent);
+    assert_serves_again(&instance).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_calls_of_a_megabyte_at_once() {
+    let directory = TempDir::new().unwrap();
+    let instance = start(&directory).await;
+    let body = String::from_utf8(echo(1_000_000)).unwrap();
+    let mut calls = JoinSet::new();
+    for _ in 0..512 {
+        let request = instance.request("/rpc/iad", &body);
+        calls.spawn(crate::support::process::answer(request));
+    }
+    let (mut served, mut refused) = (0, 0);
+    for answer in calls.join_all().await {
+        let answer = answer.unwrap();
+        match answer.status {
+            200 => served += 1,
+            _ => {
+                // On a busy machine, some wait out their deadline before they start.
+                let (_, code, executed) = answer.problem();
+                assert!(
+                    ["overloaded", "deadline_exceeded"].contains(&code),
+                    "{answer:?}"
+                );
+                assert_eq!(executed, "no");
+                refused += 1;
+            }
+        }
+    }
+    eprintln!("{served} served, {refused} refused");
+    assert!(served > 10, "{served} served, {refused} refused");
+    assert_serves_again(&instance).await;
+}

@@ -1,0 +1,14 @@
+//! One call, from the request to its end: answers, refusals, `executed`, keys, what is bounded.
+
+mod answers;
+mod bad_bodies;
+mod bad_heads;
+mod blocking;
+mod consistency;
+mod executed;
+mod hanging;
+mod idempotency;
+mod keys;
+mod memory_bound;
+mod results;
+mod slow;

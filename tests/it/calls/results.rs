@@ -1,0 +1,64 @@
+//! What a function returns and nobody can be sent: too much, or no JSON. It ran, and the answer says so.
+
+use serde_json::{Value, json};
+
+use crate::support::asking::two_regions;
+
+const LIMIT: usize = 1024;
+
+/// A JSON string of so many bytes, its quotes counted.
+fn text(bytes: usize) -> String {
+    "x".repeat(bytes - 2)
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_the_functions_failure() {
+    let cluster = two_regions()
+        .functions()
+        .set("RPC_MAX_RESULT", "1KiB")
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let cases = [
+        (
+            "Test.echo",
+            json!([text(LIMIT + 1)]),
+            "ResultTooLarge",
+            "the result has 1025 bytes, more than the 1024 of RPC_MAX_RESULT",
+        ),
+        (
+            "Kernel.raise",
+            json!([text(LIMIT)]),
+            "ErrorTooLarge",
+            "the function's error is larger than the 1024 bytes of RPC_MAX_RESULT",
+        ),
+        (
+            "Test.not_json",
+            json!([]),
+            "ResultNotJson",
+            "key must be a string",
+        ),
+    ];
+    for region in ["iad", "syd"] {
+        for (function, args, kind, message) in &cases {
+            let answer = iad.call(region, function, args.clone()).await;
+            assert_eq!(
+                answer.problem(),
+                (424, "function_failed", "yes"),
+                "{function} in {region}"
+            );
+            assert_eq!(
+                answer.body["error"],
+                json!({"kind": kind, "message": message, "data": null})
+            );
+            assert_eq!(
+                answer.detail(),
+                format!("the function returned an error of kind {kind:?}")
+            );
+            assert_eq!(answer.instance(), format!("{region}-1"));
+        }
+        let most = Value::from(text(LIMIT));
+        let answer = iad.call(region, "Test.echo", json!([most])).await;
+        assert_eq!(answer.result(), &most);
+    }
+}

@@ -1,0 +1,323 @@
+//! An application of three regions under `ReplayToPrimary`, through Fly Proxy: where it reads and writes, and how often.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Router, body::Bytes, extract::DefaultBodyLimit, routing::get};
+use fly_rpc::{Config, Identity, ReplayToPrimary};
+use futures_util::stream;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use reqwest::{Body, Method, RequestBuilder};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::support::{
+    fly_proxy::{FlyProxy, Machine},
+    process::{Answer, answer},
+    raw,
+};
+
+/// The regions that wrote, once for each time.
+type Writes = Arc<Mutex<Vec<&'static str>>>;
+
+/// An edge in `syd` in front of an application in `iad`, which is the primary region, `syd` and `fra`.
+struct Application {
+    proxy: FlyProxy,
+    writes: Writes,
+}
+
+impl Application {
+    async fn start(layer: impl Fn(ReplayToPrimary) -> ReplayToPrimary) -> Self {
+        Self::start_without(layer, &[]).await
+    }
+
+    /// The same where Fly Proxy reaches nobody in the regions `unreachable`.
+    async fn start_without(
+        layer: impl Fn(ReplayToPrimary) -> ReplayToPrimary,
+        unreachable: &[&str],
+    ) -> Self {
+        let writes = Writes::default();
+        let mut machines = Vec::new();
+        for region in ["iad", "syd", "fra"] {
+            let layer = layer(ReplayToPrimary::new(&identity(region)).unwrap());
+            let address = serve(region, &writes, layer).await;
+            let address = if unreachable.contains(&region) {
+                nobody().await
+            } else {
+                address
+            };
+            machines.push(Machine::new(&format!("{region}-1"), region, address));
+        }
+        Self {
+            proxy: FlyProxy::start("syd", machines).await,
+            writes,
+        }
+    }
+
+    async fn read(&self, headers: &[(&str, &str)]) -> Answer {
+        sent(self.proxy.request(Method::GET, "/notes", ""), headers).await
+    }
+
+    async fn write(&self, length: usize, headers: &[(&str, &str)]) -> Answer {
+        sent(
+            self.proxy
+                .request(Method::POST, "/notes", vec![b'x'; length]),
+            headers,
+        )
+        .await
+    }
+
+    fn writes(&self) -> Vec<&'static str> {
+        self.writes.lock().unwrap().clone()
+    }
+
+    /// The Machines of the deliveries since this was last asked.
+    fn way(&self) -> Vec<String> {
+        self.proxy
+            .deliveries()
+            .into_iter()
+            .map(|delivery| delivery.machine)
+            .collect()
+    }
+}
+
+/// Who an instance in `region` is, where `iad` is the primary region.
+fn identity(region: &str) -> Identity {
+    let mut identity = Config::default().identity;
+    identity.region = region.parse().unwrap();
+    identity.primary = "iad".parse().unwrap();
+    identity
+}
+
+async fn serve(region: &'static str, writes: &Writes, layer: ReplayToPrimary) -> SocketAddr {
+    let writes = Arc::clone(writes);
+    let write = async move |_body: Bytes| {
+        writes.lock().unwrap().push(region);
+        region
+    };
+    let app = Router::new()
+        .route("/notes", get(async move || region).post(write))
+        .route("/admin", get(async move || region))
+        .layer(DefaultBodyLimit::disable())
+        .layer(layer);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    address
+}
+
+/// An address at which nobody listens.
+async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+}
+
+async fn sent(request: RequestBuilder, headers: &[(&str, &str)]) -> Answer {
+    let request = headers.iter().fold(request, |request, (name, value)| {
+        request.header(*name, *value)
+    });
+    answer(request).await.unwrap()
+}
+
+/// The cookie that an answer sets, as a client sends it back.
+fn cookie(answer: &Answer) -> Option<&str> {
+    answer.headers.get("set-cookie")?.split(';').next()
+}
+
+#[tokio::test]
+async fn reads_are_answered_where_they_arrive_and_writes_in_the_primary_region() {
+    let application = Application::start(|layer| layer).await;
+    assert_eq!(application.read(&[]).await.body, "syd");
+    assert_eq!(application.way(), ["syd-1"]);
+    let written = application.write(100, &[]).await;
+    assert_eq!((written.status, written.body.as_str()), (200, Some("iad")));
+    assert_eq!(
+        (application.way(), application.writes()),
+        (vec!["syd-1".to_owned(), "iad-1".to_owned()], vec!["iad"])
+    );
+    let set = &written.headers["set-cookie"];
+    assert!(
+        set.ends_with("; Path=/; Max-Age=5; HttpOnly; SameSite=Lax"),
+        "{set}"
+    );
+}
+
+#[tokio::test]
+async fn who_wrote_reads_in_the_primary_region_for_a_while() {
+    let application = Application::start(|layer| layer.window(Duration::from_secs(60))).await;
+    let written = application.write(1, &[]).await;
+    let wrote = cookie(&written).unwrap();
+    let both = format!("theme=dark; {wrote}");
+    for cookies in [wrote, &both] {
+        let read = application.read(&[("cookie", cookies)]).await;
+        // Reading does not lengthen the while.
+        assert_eq!((read.body.as_str(), cookie(&read)), (Some("iad"), None));
+    }
+    for over in [
+        "fly-replay-threshold=1.5",
+        "fly-replay-threshold=soon",
+        "fly-replay-threshold=NaN",
+        "threshold",
+    ] {
+        assert_eq!(
+            application.read(&[("cookie", over)]).await.body,
+            "syd",
+            "{over}"
+        );
+    }
+    let none = Application::start(|layer| layer.window(Duration::ZERO)).await;
+    assert_eq!(cookie(&none.write(1, &[]).await), None);
+}
+
+#[tokio::test]
+async fn a_write_too_large_to_be_replayed_is_refused_with_the_way_that_is_left() {
+    let application = Application::start(|layer| layer).await;
+    let refused = application.write(1_000_000, &[]).await;
+    let document = json!({
+        "type": "about:blank",
+        "title": "Payload Too Large",
+        "status": 413,
+        "detail": "this writes in region \"iad\", and is too large to be replayed there; send it with the header \
+            fly-prefer-region: iad",
+    });
+    assert_eq!(
+        (refused.content_type.as_str(), refused.body),
+        ("application/problem+json", document)
+    );
+    assert_eq!(
+        (application.way(), application.writes()),
+        (vec!["syd-1".to_owned()], vec![])
+    );
+    let written = application
+        .write(1_000_000, &[("fly-prefer-region", "iad")])
+        .await;
+    assert_eq!(written.body, "iad");
+    assert_eq!(application.write(999_000, &[]).await.body, "iad");
+}
+
+#[tokio::test]
+async fn a_write_that_does_not_reach_the_primary_region_runs_nowhere() {
+    let application = Application::start_without(|layer| layer, &["iad"]).await;
+    let refused = application.write(1, &[]).await;
+    assert_eq!(
+        (refused.status, refused.headers["retry-after"].as_str()),
+        (503, "1")
+    );
+    assert_eq!(
+        refused.body["detail"],
+        "this writes in region \"iad\", which was not reached; nothing was written"
+    );
+    assert_eq!(
+        (application.way(), application.writes()),
+        (vec!["syd-1".to_owned(); 2], vec![])
+    );
+    // A read goes on here: old news are better than none.
+    let read = application
+        .read(&[("cookie", "fly-replay-threshold=99999999999")])
+        .await;
+    assert_eq!(read.body, "syd");
+}
+
+#[tokio::test]
+async fn what_a_client_invents_is_neither_replayed_again_nor_written_elsewhere() {
+    let application = Application::start(|layer| layer).await;
+    for invented in [
+        (
+            "fly-replay-src",
+            "instance=iad-1;region=iad;t=1;state=write",
+        ),
+        ("fly-replay-failed", ""),
+        ("fly-replay-cache-status", "hit"),
+    ] {
+        assert_eq!(
+            application.write(1, &[invented]).await.status,
+            503,
+            "{invented:?}"
+        );
+        assert_eq!(application.way(), ["syd-1"]);
+        let wrote = ("cookie", "fly-replay-threshold=99999999999");
+        assert_eq!(application.read(&[invented, wrote]).await.body, "syd");
+        assert_eq!(application.way(), ["syd-1"]);
+    }
+    assert_eq!(application.writes(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_application_says_what_writes() {
+    let by_path = |layer: ReplayToPrimary| layer.writes(|head| head.uri.path() == "/admin");
+    let application = Application::start(by_path).await;
+    assert_eq!(application.write(1, &[]).await.body, "syd");
+    let admin = sent(application.proxy.request(Method::GET, "/admin", ""), &[]).await;
+    assert_eq!(admin.body, "iad");
+    assert!(cookie(&admin).is_some());
+}
+
+#[tokio::test]
+async fn a_write_is_replayed_however_slowly_it_comes() {
+    let application = Application::start(|layer| layer).await;
+    for length in [60_000, 200_000, 900_000] {
+        let written = application.write(length, &[]).await;
+        assert_eq!((written.status, written.body.as_str()), (200, Some("iad")));
+        assert_eq!(application.way(), ["syd-1", "iad-1"], "{length}");
+    }
+    assert_eq!(application.writes(), ["iad"; 3]);
+}
+
+#[tokio::test]
+async fn a_write_that_does_not_say_how_large_it_is_is_refused_when_it_turns_out_too_large() {
+    let application = Application::start(|layer| layer).await;
+    let piece = |_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 100_000])));
+    for (pieces, status) in [(9, 200), (11, 413)] {
+        let body = Body::wrap(StreamBody::new(stream::iter((0..pieces).map(piece))));
+        let request = application.proxy.request(Method::POST, "/notes", body);
+        assert_eq!(sent(request, &[]).await.status, status, "{pieces}");
+    }
+    assert_eq!(application.way(), ["syd-1", "iad-1", "syd-1"]);
+    assert_eq!(application.writes(), ["iad"]);
+}
+
+#[tokio::test]
+async fn a_write_that_is_cut_short_is_refused() {
+    let writes = Writes::default();
+    let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
+    let syd = serve("syd", &writes, layer).await;
+    let refused = raw::answer(
+        syd,
+        b"POST /notes HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nnone\r\n",
+    )
+    .await;
+    assert_eq!(
+        (refused.status, refused.headers.get("fly-replay")),
+        (400, None)
+    );
+    assert_eq!(
+        refused.body["detail"],
+        "this writes in region \"iad\", and its body did not arrive whole within 60 s; nothing was written"
+    );
+}
+
+#[test]
+fn a_primary_region_that_fly_cannot_have_is_refused_at_the_start() {
+    let mut identity = identity("syd");
+    for primary in ["local", "any", "us-east-1"] {
+        identity.primary = primary.parse().unwrap();
+        let refused = ReplayToPrimary::new(&identity).unwrap_err().to_string();
+        let expected = format!(
+            "PRIMARY_REGION (--primary): \"{primary}\" is no region of Fly, and what writes in region \"syd\" is to be replayed \
+             there; set primary_region in fly.toml"
+        );
+        assert_eq!(refused, expected);
+    }
+    // Off Fly, an application without either name runs where it is.
+    identity.region = "local".parse().unwrap();
+    identity.primary = "local".parse().unwrap();
+    ReplayToPrimary::new(&identity).unwrap();
+}

@@ -1,0 +1,10 @@
+//! The HTTP surface beside calls: what is read, documented, allowed, and what stands in front.
+
+mod examples;
+mod explain;
+mod https;
+mod openapi;
+mod places;
+mod proxies;
+mod reading;
+mod security;

@@ -1,0 +1,99 @@
+//! Places for connections, where a process may have few files open: strangers who hold theirs idle give way, and calls,
+//! forwards, probes and health checks go on.
+
+use serde_json::json;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::support::{
+    cluster::{Cluster, instances_in_state},
+    open_files::open_files,
+    patience::eventually,
+    process::{Environment, Process},
+    raw,
+};
+
+/// How many files an instance of these tests may have open.
+const FILES: usize = 128;
+/// More connections than it has files.
+const STRANGERS: usize = 3 * FILES;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_strangers_stop_neither_calls_nor_forwards_nor_probes() {
+    let mut cluster = Cluster::builder().region("syd", 1).start().await;
+    let address = cluster.free_address();
+    let environment = cluster.environment("iad", "iad-1", address);
+    let limited = Process::start_with_open_files(&environment, FILES).await;
+    cluster.instances.push(limited);
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    let (syd, iad) = (cluster.instance("syd-1"), cluster.instance("iad-1"));
+    let files = open_files(iad);
+
+    let mut strangers = Vec::new();
+    for number in 0..STRANGERS {
+        let mut stranger = TcpStream::connect(iad.address).await.unwrap();
+        match number % 3 {
+            0 => {}
+            // One that gave way already resets what it is sent.
+            1 => drop(
+                stranger
+                    .write_all(b"POST /rpc/iad HTTP/1.1\r\nhost: localhost")
+                    .await,
+            ),
+            _ => {
+                let request = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+                stranger.write_all(request).await.unwrap();
+                assert_eq!(raw::next(&mut stranger).await.status, 200);
+            }
+        }
+        strangers.push(stranger);
+        if number % 8 == 0 {
+            assert_eq!(iad.get("/healthz").await.status, 200);
+            assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
+            assert_eq!(syd.call("iad", "Kernel.+", json!([1, 2])).await.result(), 3);
+            assert!(open_files(iad) < FILES * 7 / 8, "{}", open_files(iad));
+        }
+    }
+    let rounds = async || syd.get("/regions").await.body["discovery"]["rounds"].as_u64();
+    let before = rounds().await;
+    eventually("five more rounds", rounds, |now| {
+        *now > before.map(|rounds| rounds + 5)
+    })
+    .await;
+    assert!(instances_in_state(syd, "ready").await.contains("iad-1"));
+
+    drop(strangers);
+    let open = async || open_files(iad);
+    eventually("the files of before", open, |open| *open <= files + 2).await;
+}
+
+#[tokio::test]
+async fn clients_that_keep_every_place_busy_leave_some_to_health_checks() {
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("FLY_REGION", "iad".to_owned()),
+    ]);
+    let instance = Process::start_with_open_files(&environment, FILES).await;
+    let head = b"POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+    let mut busy = Vec::new();
+    let refused = loop {
+        let mut client = TcpStream::connect(instance.address).await.unwrap();
+        client.write_all(head).await.unwrap();
+        busy.push(client);
+        assert!(busy.len() < FILES, "none is refused");
+        let answer = instance.call("iad", "Kernel.+", json!([1, 2])).await;
+        if answer.status != 200 {
+            break answer;
+        }
+    };
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    assert_eq!(
+        refused.detail(),
+        "clients keep as many connections busy as this instance has places for"
+    );
+    assert_eq!(instance.get("/healthz").await.status, 200);
+    assert_eq!(instance.get("/internal/region").await.status, 200);
+    drop(busy);
+    let again = async || instance.call("iad", "Kernel.+", json!([1, 2])).await.status;
+    eventually("served again", again, |status| *status == 200).await;
+}

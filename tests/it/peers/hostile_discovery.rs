@@ -1,0 +1,323 @@
+//! Discovery among those who mean no good, or are set up wrong: crowds of addresses without an instance, peers that claim
+//! what is not so, two processes under one name, a DNS server that answers in part.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use axum::{Router, routing::get};
+use hickory_server::proto::op::ResponseCode;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::support::{
+    asking::two_regions,
+    cluster::{Cluster, NAME, instances_in_state, ready_instances},
+    dns::Mood,
+    patience::eventually,
+    process::Process,
+};
+
+const SERVICE: &str = "_rpc._tcp.cluster.test";
+
+/// Instances that find each other by the SRV records of [`SERVICE`].
+async fn by_service(regions: &[&str]) -> Cluster {
+    let mut cluster = Cluster::builder()
+        .set("RPC_DNS_NAME", SERVICE)
+        .set("RPC_POLL_INTERVAL", "1s")
+        .start()
+        .await;
+    for region in regions {
+        cluster.add(region).await;
+    }
+    let services = cluster.instances.iter().map(|instance| {
+        let target = format!("{}.test", instance.name);
+        cluster.dns.set_addresses(&target, [instance.address.ip()]);
+        (target, instance.address.port())
+    });
+    let services: Vec<_> = services.collect();
+    cluster.dns.set_services(SERVICE, services);
+    cluster.until_all_see_all().await;
+    cluster
+}
+
+/// Takes connections at every address of this machine, and says nothing; the port.
+async fn hanging() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+            // A probe has given up long before.
+            if held.len() > 500 {
+                held.drain(..250);
+            }
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_crowd_of_new_addresses_keeps_no_killed_peer_ready_and_no_new_one_away() {
+    let mut cluster = by_service(&["iad", "syd"]).await;
+    cluster.dns.set_crowd(400, hanging().await);
+    let rounds = async |cluster: &Cluster| {
+        let regions = cluster.instance("iad-1").get("/regions").await.body;
+        regions["discovery"]["rounds"].as_u64().unwrap()
+    };
+    let seen = rounds(&cluster).await;
+    let later = async || rounds(&cluster).await;
+    eventually("three rounds", later, |rounds| *rounds >= seen + 3).await;
+    let syd = cluster.instance_mut("syd-1");
+    syd.kill();
+    syd.ended().await;
+    let suspects = async || instances_in_state(cluster.instance("iad-1"), "suspect").await;
+    eventually("a suspect", suspects, |seen| seen.contains("syd-1")).await;
+    cluster.restart("syd-1").await;
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+}
+
+#[tokio::test]
+async fn silent_targets_hide_no_good_ones() {
+    let cluster = by_service(&["iad", "syd"]).await;
+    let silent = (0..100).map(|number| format!("silent-{number}.test"));
+    cluster.dns.silence(silent.clone());
+    let mut services: Vec<_> = silent.map(|name| (name, 1)).collect();
+    let mut good = BTreeSet::from(["iad-1".to_owned(), "syd-1".to_owned()]);
+    let mut started = Vec::new();
+    for (number, target) in ["a", "m", "silent-50x", "z"].into_iter().enumerate() {
+        let name = format!("fra-{number}");
+        let listen = ([127, 0, 0, 1], 0).into();
+        let instance = Process::start(&cluster.environment("fra", &name, listen)).await;
+        let target = format!("{target}.test");
+        cluster.dns.set_addresses(&target, [instance.address.ip()]);
+        services.push((target, instance.address.port()));
+        started.push(instance);
+        good.insert(name);
+    }
+    cluster.dns.set_services(SERVICE, services);
+    let iad = cluster.instance("iad-1");
+    let seen = async || ready_instances(iad).await;
+    eventually("all good ones", seen, |seen| *seen == good).await;
+    let discovery = iad.get("/regions").await.body["discovery"].clone();
+    assert_eq!(discovery["stale"], true);
+}
+
+#[tokio::test]
+async fn a_kind_of_address_that_dns_never_answers_does_not_make_discovery_stale() {
+    for mood in [
+        Mood::Code(ResponseCode::Refused),
+        Mood::Code(ResponseCode::ServFail),
+        Mood::Code(ResponseCode::NotImp),
+        Mood::Silent,
+    ] {
+        let mut cluster = Cluster::builder().start().await;
+        cluster.dns.set_mood_of_a(mood);
+        cluster.add("iad").await;
+        let port = cluster.instance("iad-1").address.port();
+        let listen = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+        let mut syd = Process::start(&cluster.environment("syd", "syd-1", listen)).await;
+        cluster.dns.set_addresses(NAME, [listen.ip()]);
+        cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+        let iad = cluster.instance("iad-1");
+        let discovery = async || iad.get("/regions").await.body["discovery"].clone();
+        eventually("a whole answer", discovery, |seen| seen["stale"] == false).await;
+        // Who leaves DNS and dies is no peer any more.
+        let other = ([0, 0, 0, 0, 0, 0xffff, 0x7f00, 9]).into();
+        cluster
+            .dns
+            .set_addresses(NAME, [std::net::IpAddr::V6(other)]);
+        syd.kill();
+        syd.ended().await;
+        let gone = async || iad.get("/regions").await.body["regions"].clone();
+        eventually("syd is gone", gone, |regions| {
+            let instances = |region: &Value| region["instances"].as_array().unwrap().len();
+            regions
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(instances)
+                .sum::<usize>()
+                == 1
+        })
+        .await;
+    }
+}
+
+/// What answers at `address` as an instance whose introduction `tell` makes, with the functions of `catalogue`.
+async fn pretend(
+    address: SocketAddr,
+    catalogue: Value,
+    tell: impl Fn() -> Value + Clone + Send + Sync + 'static,
+) {
+    let introduce = move || {
+        let tell = tell.clone();
+        async move { tell().to_string() }
+    };
+    let router = Router::new()
+        .route("/internal/region", get(introduce))
+        .route(
+            "/internal/functions",
+            get(async move || catalogue.to_string()),
+        );
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+}
+
+#[tokio::test]
+async fn a_false_claim_of_functions_says_nothing_about_others() {
+    let mut cluster = Cluster::builder().functions().start().await;
+    cluster.add_without_functions("iad").await;
+    let address = cluster.free_address();
+    cluster.add("syd").await;
+    let mut claim = cluster.instance("syd-1").get("/internal/region").await.body;
+    claim["instance"] = "syd-9".into();
+    let nothing = json!({"functions": {}});
+    pretend(address, nothing, move || claim.clone()).await;
+    let [iad, syd] = [0, 1].map(|number| cluster.addresses()[number]);
+    cluster.dns.set_addresses(NAME, [iad, address.ip()]);
+    cluster.until_ready("iad-1", &["iad-1", "syd-9"]).await;
+    cluster.dns.set_addresses(NAME, [iad, address.ip(), syd]);
+    cluster
+        .until_ready("iad-1", &["iad-1", "syd-1", "syd-9"])
+        .await;
+    let asked = "/regions/syd/explain?function=Test.echo";
+    let answer = cluster.instance("iad-1").get(asked).await;
+    let candidates = answer.body["candidates"].as_array().unwrap().iter();
+    let reasons: Vec<_> = candidates
+        .map(|one| (&one["instance"], &one["reason"]))
+        .collect();
+    // What it says of the other may be either: what that one claims is its own affair.
+    assert!(
+        reasons.contains(&(&json!("syd-1"), &json!("ready"))),
+        "{reasons:?}"
+    );
+}
+
+#[tokio::test]
+async fn regions_of_a_peer_that_moves_all_the_time_are_forgotten() {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let probes = Arc::<AtomicUsize>::default();
+    let introduction = cluster.instance("iad-1").get("/internal/region").await.body;
+    let mut addresses = cluster.addresses();
+    for number in 0..20 {
+        let address = cluster.free_address();
+        addresses.push(address.ip());
+        let (probes, mut introduction) = (Arc::clone(&probes), introduction.clone());
+        introduction["instance"] = format!("mover-{number}").into();
+        let tell = move || {
+            let mut told = introduction.clone();
+            told["region"] = format!("r{}", probes.fetch_add(1, Ordering::SeqCst)).into();
+            told
+        };
+        pretend(address, json!({"functions": {}}), tell).await;
+    }
+    cluster.dns.set_addresses(NAME, addresses);
+    let asked = async || probes.load(Ordering::SeqCst);
+    eventually("six hundred regions", asked, |count| *count >= 600).await;
+    let iad = cluster.instance("iad-1");
+    let regions = iad.get("/regions").await.body["regions"].clone();
+    let known = regions.as_array().unwrap().len();
+    // 256 that are empty, 20 in which the movers are, and this instance's own.
+    assert!(known <= 277, "{known} regions");
+    let metrics = iad.get("/metrics").await.body;
+    let labels = metrics.as_str().unwrap().matches("peer_region=").count();
+    assert!(labels <= 3 * 280, "{labels} labels of regions");
+}
+
+#[tokio::test]
+async fn two_processes_under_one_name_are_told_of_and_not_chosen_by_it() {
+    let mut cluster = two_regions().start().await;
+    let address = cluster.free_address();
+    let namesake = Process::start(&cluster.environment("syd", "syd-1", address)).await;
+    let addresses = cluster.addresses().into_iter().chain([address.ip()]);
+    cluster.dns.set_addresses(NAME, addresses);
+    let iad = cluster.instance("iad-1");
+    let warnings = async || iad.get("/regions").await.body["discovery"]["warnings"].clone();
+    let expected = json!([
+        "instance syd-1 in region syd: two processes say that they are this instance: neither gets \
+        calls with a key, or that name the instance, until each has an id of its own (FLY_MACHINE_ID)"
+    ]);
+    eventually("a warning", warnings, |seen| *seen == expected).await;
+    assert_eq!(
+        iad.log()
+            .matches("two processes say that they are this instance")
+            .count(),
+        1
+    );
+    let pinned = json!({"module": "Fly.RPC", "function": "my_region", "instance": "syd-1"});
+    assert_eq!(
+        iad.rpc("syd", &pinned).await.problem(),
+        (404, "instance_unknown", "no")
+    );
+    assert_eq!(
+        iad.call("syd", "Fly.RPC.my_region", json!([]))
+            .await
+            .result(),
+        "syd"
+    );
+    // Of the two, each sees that the other says its name.
+    eventually(
+        "the namesake says so",
+        async || namesake.log(),
+        |log| log.contains("another process says that it is this instance, syd-1"),
+    )
+    .await;
+    drop(namesake);
+    eventually("one is left", warnings, |seen| *seen == json!([])).await;
+    assert_eq!(iad.rpc("syd", &pinned).await.result(), "syd");
+}
+
+#[tokio::test]
+async fn under_a_partial_answer_an_unseen_region_is_pending() {
+    let mut cluster = Cluster::builder()
+        .set("RPC_DNS_NAME", "one.test,two.test")
+        .start()
+        .await;
+    cluster.dns.silence(["two.test".to_owned()]);
+    cluster.add("syd").await;
+    cluster.dns.set_addresses("one.test", cluster.addresses());
+    cluster.add("iad").await;
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    let iad = cluster.instance("iad-1");
+    let unseen = iad.call("fra", "Fly.RPC.my_region", json!([])).await;
+    assert_eq!(unseen.problem(), (503, "discovery_pending", "no"));
+    let why = "region \"fra\": DNS has given no whole answer yet: two.test: the DNS server did not answer in time";
+    assert_eq!(unseen.detail(), why);
+    assert_eq!(
+        iad.call("syd", "Fly.RPC.my_region", json!([]))
+            .await
+            .result(),
+        "syd"
+    );
+}
+
+#[tokio::test]
+async fn an_instance_without_dns_is_not_ready_until_dns_answers() {
+    let mut cluster = Cluster::builder().start().await;
+    cluster.dns.set_mood(Mood::Silent);
+    cluster.add("iad").await;
+    let iad = cluster.instance("iad-1");
+    let rounds = async || iad.get("/regions").await.body["discovery"]["rounds"].as_u64();
+    eventually("two rounds", rounds, |rounds| rounds.unwrap() >= 2).await;
+    assert_eq!(
+        iad.get("/readyz").await.problem(),
+        (503, "discovery_pending", "no")
+    );
+    assert_eq!(
+        iad.call("iad", "Fly.RPC.my_region", json!([]))
+            .await
+            .result(),
+        "iad"
+    );
+    // That there is no such name is an answer.
+    cluster.dns.set_mood(Mood::Well);
+    let ready = async || iad.get("/readyz").await.status;
+    eventually("ready", ready, |status| *status == 200).await;
+}

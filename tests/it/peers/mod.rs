@@ -1,0 +1,13 @@
+//! Many instances: who is found, suspected, removed; what callers lose when some fail.
+
+mod chaos;
+mod discovery;
+mod dns_answers;
+mod failover;
+mod hostile_discovery;
+mod outages;
+mod proof;
+mod releases;
+mod rotation;
+mod silence;
+mod six_pn;

@@ -1,0 +1,198 @@
+//! Proof before trust: only who proves to know the cluster's secret is a peer, and nobody else is ever sent it.
+
+use serde_json::json;
+
+use crate::support::{
+    asking::two_regions,
+    cluster::{Cluster, NAME, ready_instances},
+    patience::eventually,
+    process::Process,
+    stranger::{Manner, Stranger},
+};
+
+const TOKEN: &str = "the-cluster-secret-of-the-tests-0001";
+const OTHER: &str = "a-token-that-this-cluster-never-had-2";
+
+/// What a member of the cluster would say of itself.
+fn introduction() -> String {
+    json!({
+        "region": "syd", "instance": "evil", "app": null, "release": null, "primary": "iad",
+        "state": "ready", "protocol": 1, "catalogue": "0".repeat(64),
+    })
+    .to_string()
+}
+
+async fn cluster() -> Cluster {
+    Cluster::builder()
+        .region("iad", 1)
+        .set("RPC_TOKEN", TOKEN)
+        .start()
+        .await
+}
+
+/// Lets DNS know the stranger besides every instance.
+fn announce_too(cluster: &Cluster, stranger: &Stranger) {
+    let mut addresses = cluster.addresses();
+    addresses.push(stranger.address.ip());
+    cluster.dns.set_addresses(NAME, addresses);
+}
+
+/// Waits until the stranger was asked in three rounds more, so that whatever it did wrong has come to nothing.
+async fn until_probed(stranger: &Stranger) {
+    let before = stranger.probes();
+    let probes = async || stranger.probes();
+    eventually("three probes", probes, |probes| *probes >= before + 3).await;
+}
+
+fn assert_told_nothing(stranger: &Stranger) {
+    let heard = stranger.heard();
+    assert!(!heard.contains(TOKEN), "{heard}");
+    assert!(
+        !heard.to_ascii_lowercase().contains("authorization"),
+        "{heard}"
+    );
+}
+
+async fn assert_alone(instance: &Process) {
+    assert_eq!(ready_instances(instance).await, ["iad-1".to_owned()].into());
+    let answer = instance.call("syd", "String.upcase", json!(["fly"])).await;
+    assert_eq!(answer.problem(), (404, "region_unknown", "no"));
+}
+
+#[tokio::test]
+async fn a_stranger_is_no_peer_and_is_told_nothing() {
+    let mut cluster = cluster().await;
+    let stranger = Stranger::at(cluster.free_address(), Manner::Answer(introduction())).await;
+    announce_too(&cluster, &stranger);
+    until_probed(&stranger).await;
+    assert_alone(cluster.instance("iad-1")).await;
+    assert_told_nothing(&stranger);
+    let log = cluster.instance("iad-1").log();
+    assert_eq!(
+        log.matches("did not prove that it knows RPC_TOKEN").count(),
+        1,
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let mut cluster = cluster().await;
+    let elsewhere = Stranger::at(cluster.free_address(), Manner::Answer(introduction())).await;
+    let stranger = Stranger::at(cluster.free_address(), Manner::Redirect(elsewhere.address)).await;
+    announce_too(&cluster, &stranger);
+    until_probed(&stranger).await;
+    assert_alone(cluster.instance("iad-1")).await;
+    assert_told_nothing(&stranger);
+    assert_eq!(elsewhere.heard(), "");
+}
+
+/// The relay gets a true proof of a true member; it is for the member's own address, and does not serve the relay.
+#[tokio::test]
+async fn a_relay_to_an_instance_is_no_peer() {
+    let mut cluster = cluster().await;
+    cluster.add("syd").await;
+    let member = cluster.instance("syd-1").address;
+    let relay = Stranger::at(cluster.free_address(), Manner::Relay(member)).await;
+    let addresses = [cluster.addresses()[0], relay.address.ip()];
+    cluster.dns.set_addresses(NAME, addresses);
+    until_probed(&relay).await;
+    assert_alone(cluster.instance("iad-1")).await;
+    assert_told_nothing(&relay);
+}
+
+#[tokio::test]
+async fn who_has_another_secret_is_no_peer() {
+    let mut cluster = cluster().await;
+    cluster.add_with("syd", "RPC_TOKEN", OTHER).await;
+    cluster.announce_all();
+    let log = async || cluster.instance("iad-1").log();
+    eventually("the refusal in the log", log, |log| {
+        log.contains("it wants another RPC_TOKEN")
+    })
+    .await;
+    assert_alone(cluster.instance("iad-1")).await;
+    let syd = cluster.instance("syd-1");
+    assert_eq!(ready_instances(syd).await, ["syd-1".to_owned()].into());
+}
+
+#[tokio::test]
+async fn who_takes_over_an_address_is_told_nothing() {
+    let mut cluster = cluster().await;
+    cluster.add("syd").await;
+    cluster.announce_all();
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    let address = cluster.instance("syd-1").address;
+    let ended = cluster.instance_mut("syd-1");
+    ended.kill();
+    ended.ended().await;
+    let stranger = Stranger::at(address, Manner::Answer(introduction())).await;
+    until_probed(&stranger).await;
+    let iad = cluster.instance("iad-1");
+    let answer = iad.call("syd", "String.upcase", json!(["fly"])).await;
+    assert_eq!(answer.problem(), (503, "region_unavailable", "no"));
+    assert_told_nothing(&stranger);
+}
+
+#[tokio::test]
+async fn who_takes_over_an_address_between_two_probes_gets_neither_token_nor_call() {
+    for relays in [false, true] {
+        let mut cluster = Cluster::builder()
+            .region("syd", 2)
+            .set("RPC_TOKEN", TOKEN)
+            .start()
+            .await;
+        // It probes nobody by itself before the test is over.
+        cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+        let all = ["iad-1", "syd-1", "syd-2"];
+        cluster.until_ready("iad-1", &all).await;
+        let (address, real) = (
+            cluster.instance("syd-1").address,
+            cluster.instance("syd-2").address,
+        );
+        let ended = cluster.instance_mut("syd-1");
+        ended.kill();
+        ended.ended().await;
+        let manner = match relays {
+            false => Manner::Answer(introduction()),
+            true => Manner::Relay(real),
+        };
+        let stranger = Stranger::at(address, manner).await;
+        let iad = cluster.instance("iad-1");
+        let call = json!({
+            "module": "String", "function": "upcase", "args": ["for syd-1 alone"], "instance": "syd-1",
+        });
+        let answer = iad.rpc("syd", &call).await;
+        assert_eq!(answer.problem().2, "no", "{answer:?}");
+        let heard = stranger.heard();
+        assert!(heard.contains("POST /internal/exec"), "{heard}");
+        assert!(!heard.contains("for syd-1 alone"), "{heard}");
+        assert_told_nothing(&stranger);
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_hears_nothing() {
+    let proxy = Stranger::at(
+        "127.0.0.1:0".parse().unwrap(),
+        Manner::Answer(introduction()),
+    )
+    .await;
+    let url = format!("http://{}", proxy.address);
+    let variables = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+    let builder = two_regions().set("RPC_TOKEN", TOKEN);
+    let cluster = variables
+        .into_iter()
+        .fold(builder, |builder, variable| builder.set(variable, &url))
+        .start()
+        .await;
+    let answer = cluster
+        .instance("iad-1")
+        .call("syd", "String.upcase", json!(["fly"]))
+        .await;
+    assert_eq!(
+        (answer.result(), answer.instance()),
+        (&json!("FLY"), "syd-1")
+    );
+    assert_eq!(proxy.heard(), "");
+}

@@ -1,0 +1,165 @@
+//! Instances of other releases: what a newer one says beyond what this one knows, and what an older one leaves out.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::support::{
+    cluster::{Cluster, ready_instances},
+    patience::{eventually, in_time},
+    process::answer,
+};
+
+const UPGRADED: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: fly-rpc-lines\r\n\r\n";
+
+/// An instance of another release, in syd: introduces itself as `introduction`, and answers each call as `reply` says.
+async fn other_release(address: SocketAddr, introduction: Value, reply: fn(id: u64) -> Vec<Value>) {
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(serve(connection, introduction.to_string(), reply));
+        }
+    });
+}
+
+async fn serve(connection: TcpStream, introduction: String, reply: fn(u64) -> Vec<Value>) {
+    let mut connection = BufReader::new(connection);
+    let mut request = String::new();
+    while !request.ends_with("\r\n\r\n") {
+        if connection.read_line(&mut request).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    if request.starts_with("GET /internal/region") {
+        let length = introduction.len();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        );
+        connection
+            .write_all((head + &introduction).as_bytes())
+            .await
+            .unwrap();
+        return;
+    }
+    if !request.starts_with("POST /internal/exec") {
+        let none = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+        connection.write_all(none.as_bytes()).await.unwrap();
+        return;
+    }
+    connection.write_all(UPGRADED.as_bytes()).await.unwrap();
+    let mut line = String::new();
+    while connection.read_line(&mut line).await.unwrap_or(0) > 0 {
+        let call: Value = serde_json::from_str(&line).unwrap();
+        line.clear();
+        let Some(id) = call["id"].as_u64() else {
+            continue;
+        };
+        for answer in reply(id) {
+            let answer = format!("{answer}\n");
+            connection.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+}
+
+fn introduction() -> Value {
+    json!({
+        "region": "syd", "instance": "syd-1", "app": null, "release": null, "primary": "iad", "state": "ready",
+        "protocol": 1, "catalogue": "0123456789abcdef",
+    })
+}
+
+/// `iad-1`, and at another address what is in syd.
+async fn cluster_with(introduction: Value, reply: fn(u64) -> Vec<Value>) -> Cluster {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let address = cluster.free_address();
+    other_release(address, introduction, reply).await;
+    let mut addresses = cluster.addresses();
+    addresses.push(address.ip());
+    cluster
+        .dns
+        .set_addresses(crate::support::cluster::NAME, addresses);
+    let seen = async || ready_instances(cluster.instance("iad-1")).await;
+    eventually("both", seen, |seen| seen.contains("syd-1")).await;
+    cluster
+}
+
+#[tokio::test]
+async fn a_newer_peer_may_say_more_than_is_known_here() {
+    let mut newer = introduction();
+    newer["boot"] = json!("0123456789abcdef0123456789abcdef");
+    newer["weather"] = json!({"sky": "blue"});
+    let cluster = cluster_with(newer, |id| {
+        vec![
+            json!({"weather": "fine"}),
+            json!({"state": "resting"}),
+            json!({"id": id, "problem": {
+                "type": "/docs/problems#quota_spent", "title": "Quota is spent", "status": 429, "detail": "come back",
+                "code": "quota_spent", "executed": "no", "error": null, "colour": "red",
+                "meta": {"region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 1.0, "request_id": "r"},
+            }}),
+        ]
+    });
+    let cluster = cluster.await;
+    let iad = cluster.instance("iad-1");
+    let refused = iad.call("syd", "String.upcase", json!(["fly"])).await;
+    assert_eq!(refused.problem(), (429, "quota_spent", "no"));
+    assert_eq!(refused.body["title"], "Quota is spent");
+    assert_eq!(refused.body["detail"], "come back");
+    let still = ready_instances(iad).await;
+    assert!(
+        still.contains("syd-1"),
+        "a line that is not known here made it draining"
+    );
+}
+
+#[tokio::test]
+async fn an_older_peer_may_leave_out_what_is_new() {
+    let cluster = cluster_with(introduction(), |id| {
+        vec![json!({"id": id, "result": "FLY"})]
+    });
+    let cluster = cluster.await;
+    let iad = cluster.instance("iad-1");
+    let upper = iad.call("syd", "String.upcase", json!(["fly"])).await;
+    assert_eq!(upper.result(), "FLY");
+}
+
+#[tokio::test]
+async fn callers_of_other_releases_are_served() {
+    let cluster = Cluster::builder().region("iad", 1).start().await;
+    let iad = cluster.instance("iad-1");
+    let mut connection = TcpStream::connect(iad.address).await.unwrap();
+    // A newer one says more, in lines and in members; an older one says nothing of its clock.
+    let lines = [
+        json!({"weather": "fine"}),
+        json!({"id": 1, "region": "iad", "module": "String", "function": "upcase", "args": ["a"], "mood": "good"}),
+        json!({"ping": 1}),
+    ];
+    let lines = lines.map(|line| format!("{line}\n")).concat();
+    let head = format!(
+        "POST /internal/exec HTTP/1.1\r\nhost: {}\r\nconnection: upgrade\r\nupgrade: fly-rpc-lines\r\n\r\n",
+        iad.address
+    );
+    connection
+        .write_all((head + &lines).as_bytes())
+        .await
+        .unwrap();
+    let mut heard = Vec::new();
+    let wanted = b"{\"pong\":1}\n{\"id\":1,\"result\":\"A\"}\n";
+    in_time("both answers", async {
+        while !heard.ends_with(wanted) {
+            connection.read_buf(&mut heard).await.unwrap();
+        }
+    })
+    .await;
+    // The form of HTTP for one call, with a member that is not known here.
+    let one = json!({"region": "iad", "module": "String", "function": "upcase", "args": ["a"], "mood": "good"});
+    let one = answer(iad.request("/internal/exec", &one.to_string()))
+        .await
+        .unwrap();
+    assert_eq!(one.result(), "A");
+}

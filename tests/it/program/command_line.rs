@@ -1,0 +1,556 @@
+//! The commands that ask an instance, as a user runs them: stdout, stderr and exit code.
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufRead, AsyncBufReadExt, BufReader, Lines},
+    process::Command,
+};
+
+use crate::support::{
+    asking::two_regions,
+    cluster::NAME,
+    command::run_with,
+    patience::{eventually, in_time},
+    process::{Environment, Process},
+    stranger::{Manner, Stranger},
+};
+
+async fn fly_rpc(instance: &Process, arguments: &[&str]) -> (i32, String, String) {
+    let url = format!("http://{}", instance.address);
+    run(&[arguments, &["--url", &url]].concat()).await
+}
+
+async fn run(arguments: &[&str]) -> (i32, String, String) {
+    run_with(arguments, &[]).await
+}
+
+#[tokio::test]
+async fn call_prints_the_result_and_says_where_it_ran() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    for (arguments, result) in [
+        (
+            &["call", "syd", "String.upcase", "\"fly\""][..],
+            "\"FLY\"\n",
+        ),
+        (&["call", "syd", "String.upcase", "fly"], "\"FLY\"\n"),
+        (&["call", "syd", "Kernel.+", "1", "-2"], "-1\n"),
+        (&["call", "primary", "Fly.RPC.is_primary?"], "true\n"),
+        (
+            &[
+                "call",
+                "syd",
+                "String.split",
+                "a,b",
+                ",",
+                "--timeout",
+                "2s",
+                "--instance",
+                "syd-1",
+            ],
+            "[\"a\",\"b\"]\n",
+        ),
+    ] {
+        let (code, stdout, stderr) = fly_rpc(iad, arguments).await;
+        assert_eq!((code, stdout.as_str()), (0, result), "{arguments:?}");
+        let parts: Vec<_> = stderr.trim_end().split(" · ").collect();
+        let ran_on = if arguments[1] == "syd" {
+            "syd-1 in syd"
+        } else {
+            "iad-1 in iad"
+        };
+        assert_eq!((parts[0], parts[2]), (ran_on, "1 attempt"));
+        assert!(parts[1].ends_with(" ms from here"), "{stderr}");
+        assert!(parts[3].starts_with("request 01"), "{stderr}");
+        let quiet = [arguments, &["--quiet"]].concat();
+        assert_eq!(
+            fly_rpc(iad, &quiet).await,
+            (0, result.to_owned(), String::new())
+        );
+    }
+    let (code, whole, stderr) =
+        fly_rpc(iad, &["call", "syd", "Kernel.+", "1", "2", "--json"]).await;
+    let whole: Value = serde_json::from_str(&whole).unwrap();
+    assert_eq!(
+        (code, &whole["result"], stderr.as_str()),
+        (0, &json!(3), "")
+    );
+    assert_eq!(whole["meta"]["instance"], "syd-1");
+}
+
+#[tokio::test]
+async fn a_problem_is_told_on_stderr_and_ends_with_1() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    let (code, stdout, stderr) = fly_rpc(iad, &["call", "syd", "Kernel.raise", "boom"]).await;
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    let (told, request) = stderr.split_once("request ").unwrap();
+    assert_eq!(
+        told,
+        "fly-rpc: function_failed: the function returned an error of kind \"RuntimeError\"\n  \
+         error: RuntimeError: boom\n  executed: yes · "
+    );
+    let (id, next) = request.split_once('\n').unwrap();
+    assert_eq!(id.len(), 26);
+    assert_eq!(
+        next,
+        "  next: it ran: what to do about its error, its documents say\n"
+    );
+    let (code, stdout, stderr) =
+        fly_rpc(iad, &["call", "mars", "Kernel.+", "1", "2", "--json"]).await;
+    assert!(
+        code == 1 && stdout.contains("\"code\":\"region_unknown\"") && stderr.is_empty(),
+        "{stdout}{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn wrong_usage_ends_with_64_and_an_instance_that_is_not_there_with_1() {
+    let (code, _, stderr) = run(&["call", "syd", "upcase"]).await;
+    assert_eq!(
+        (code, stderr.as_str()),
+        (
+            64,
+            "fly-rpc: \"upcase\" is not MODULE.FUNCTION, such as String.upcase\n"
+        )
+    );
+    let (code, _, stderr) = run(&["fly"]).await;
+    assert!(
+        code == 64 && stderr.contains("unrecognized subcommand 'fly'"),
+        "{stderr}"
+    );
+    assert_eq!(run(&["--help"]).await.0, 0);
+    assert_eq!(
+        run(&["--version"]).await.1,
+        concat!("fly-rpc ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let (code, _, stderr) = run(&["regions", "--url", &format!("http://{free}")]).await;
+    assert_eq!(code, 1);
+    assert!(
+        stderr.starts_with(&format!("fly-rpc: cannot reach http://{free}: ")),
+        "{stderr}"
+    );
+    assert!(
+        stderr.ends_with("is an instance running there? see --url and FLY_RPC_URL\n"),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn a_url_that_is_none_is_wrong_usage() {
+    let hint = "write for example http://127.0.0.1:8080";
+    for (url, what) in [
+        ("", "is no URL"),
+        ("localhost", "is no URL"),
+        ("localhost:8080", "is no http or https URL"),
+        ("ftp://localhost", "is no http or https URL"),
+        (
+            "https://localhost/#a",
+            "has more than a host, a port and a path",
+        ),
+        (
+            "http://user@localhost",
+            "has more than a host, a port and a path",
+        ),
+        (
+            "http://localhost/?a=b",
+            "has more than a host, a port and a path",
+        ),
+    ] {
+        let told = |setting| format!("fly-rpc: {setting}: {url:?} {what}; {hint}\n");
+        let (code, _, stderr) = run(&["regions", "--url", url]).await;
+        assert_eq!((code, stderr), (64, told("--url")));
+        let (code, _, stderr) = run_with(&["functions"], &[("FLY_RPC_URL", url)]).await;
+        assert_eq!((code, stderr), (64, told("FLY_RPC_URL")));
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_never_answers_is_given_up() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", silent.local_addr().unwrap());
+    let arguments = [
+        "call",
+        "syd",
+        "Kernel.+",
+        "1",
+        "2",
+        "--timeout",
+        "1ms",
+        "--url",
+        &url,
+    ];
+    let (code, stdout, stderr) = run(&arguments).await;
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    let url = url.trim_end_matches('/');
+    let line =
+        format!("fly-rpc: no answer from {url} within 5.001s; what was asked may have been done\n");
+    assert_eq!(stderr, line);
+}
+
+#[tokio::test]
+async fn regions_and_functions_are_printed_for_people_and_for_scripts() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    let (code, table, stderr) = fly_rpc(iad, &["regions"]).await;
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().take(4).collect())
+        .collect();
+    assert_eq!(rows[0], ["REGION", "INSTANCE", "STATE", "ADDRESS"]);
+    assert_eq!(rows[1], ["iad", "(primary)", "iad-1", "ready"]);
+    assert_eq!(rows[2][..3], ["syd", "syd-1", "ready"]);
+    assert_eq!(rows.len(), 3);
+
+    let (code, functions, _) = fly_rpc(iad, &["functions"]).await;
+    assert!(
+        code == 0 && functions.starts_with("Fly.RPC.is_primary?\nFly.RPC.my_region\n"),
+        "{functions}"
+    );
+    for command in ["regions", "functions"] {
+        let (code, json, _) = fly_rpc(iad, &[command, "--json"]).await;
+        assert!(
+            code == 0
+                && serde_json::from_str::<serde_json::Value>(&json)
+                    .unwrap()
+                    .is_object()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_call_under_a_key_runs_once_however_often_it_is_typed() {
+    let cluster = two_regions().functions().start().await;
+    let iad = cluster.instance("iad-1");
+    let call = |id: &'static str, key: &'static str| {
+        [
+            "call",
+            "syd",
+            "Test.run",
+            id,
+            "0",
+            "--idempotency-key",
+            key,
+            "--quiet",
+        ]
+    };
+    for _ in 0..3 {
+        let once = fly_rpc(iad, &call("one", "order-1234")).await;
+        assert_eq!(once, (0, "\"one\"\n".to_owned(), String::new()));
+    }
+    assert_eq!(cluster.runs(), [("one".to_owned(), 1)].into());
+    let (code, stdout, stderr) = fly_rpc(iad, &call("two", "order-1234")).await;
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(
+        stderr.starts_with("fly-rpc: idempotency_mismatch: "),
+        "{stderr}"
+    );
+    assert!(
+        stderr.ends_with("next: use another key for another call\n"),
+        "{stderr}"
+    );
+}
+
+#[tokio::test]
+async fn what_can_be_no_call_is_wrong_usage() {
+    for (arguments, what) in [
+        (
+            &["call", "SYD", "Kernel.+"][..],
+            "invalid value 'SYD' for '<REGION>'",
+        ),
+        (
+            &["call", "syd?x", "Kernel.+"],
+            "invalid value 'syd?x' for '<REGION>'",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--idempotency-key", "a b"],
+            "'--idempotency-key <KEY>'",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--instance", "a/b"],
+            "'--instance <INSTANCE>'",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--timeout", "5"],
+            "'--timeout <TIMEOUT>'",
+        ),
+        (&["regions", "--watch=x"], "'--watch[=<DURATION>]'"),
+        (&["regions", "--watch=0s"], "must be 10ms or more"),
+        (
+            &["explain", "primary"],
+            "invalid value 'primary' for '<REGION>'",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "[1,", "2"],
+            "fly-rpc: argument 1: \"[1,\" begins like JSON and is none (EOF while parsing a value at line 1 column 3); \
+             a string that begins so is written as JSON: '\"[1,\"'\n",
+        ),
+        (
+            &["regions", "--watch", "--json"],
+            "cannot be used with '--json'",
+        ),
+        (
+            &["completions", "tcsh"],
+            "[possible values: bash, elvish, fish, powershell, zsh]",
+        ),
+    ] {
+        let (code, stdout, stderr) = run(arguments).await;
+        assert_eq!((code, stdout.as_str()), (64, ""), "{arguments:?}");
+        assert!(stderr.contains(what), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn every_command_explains_itself() {
+    let (_, all, _) = run(&["--help"]).await;
+    assert!(
+        all.contains("Exit codes: 0 done, 1 the call or the command failed, 64 wrong usage"),
+        "{all}"
+    );
+    for command in [
+        "serve",
+        "dev",
+        "call",
+        "regions",
+        "explain",
+        "functions",
+        "openapi",
+        "completions",
+    ] {
+        assert!(all.contains(&format!("\n  {command} ")), "{all}");
+        let (code, help, stderr) = run(&[command, "--help"]).await;
+        assert_eq!((code, stderr.as_str()), (0, ""), "{command}");
+        assert!(
+            help.contains(&format!("Usage: fly-rpc {command}")),
+            "{help}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn completions_are_scripts_that_name_every_command() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let (code, script, stderr) = run(&["completions", shell]).await;
+        assert_eq!((code, stderr.as_str()), (0, ""), "{shell}");
+        assert!(
+            script.contains("idempotency-key") && script.contains("regions"),
+            "{script}"
+        );
+        assert!(
+            script.contains("drain-timeout") && !script.contains("until-stdin-closes"),
+            "a hidden flag in {script}"
+        );
+    }
+    // As a user of bash has it: what Tab offers after `fly-rpc re`.
+    let offers = r#"source <("$0" completions bash); COMP_WORDS=(fly-rpc re); COMP_CWORD=1;
+        "$(complete -p fly-rpc | grep -o '_fly[^ ]*')" fly-rpc re fly-rpc; echo "${COMPREPLY[@]}""#;
+    let mut bash = Command::new("bash");
+    let output = bash
+        .args(["-c", offers, env!("CARGO_BIN_EXE_fly-rpc")])
+        .output();
+    assert_eq!(output.await.unwrap().stdout, b"regions\n");
+}
+
+#[tokio::test]
+async fn states_have_colour_where_it_is_wanted() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    let url = format!("http://{}", iad.address);
+    let (_, plain, _) = fly_rpc(iad, &["regions"]).await;
+    assert!(!plain.contains('\u{1b}'), "{plain}");
+    let wanted = [("CLICOLOR_FORCE", "1")];
+    let (_, coloured, _) = run_with(&["regions", "--url", &url], &wanted).await;
+    assert_eq!(
+        coloured.matches("\u{1b}[32mready\u{1b}[0m").count(),
+        2,
+        "{coloured}"
+    );
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_until_nobody_reads_it() {
+    let mut cluster = two_regions().start().await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    let url = format!("http://{}", cluster.instance("iad-1").address);
+    command.args(["regions", "--watch=10ms", "--url", &url]);
+    command
+        .env_clear()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut watch = command.spawn().unwrap();
+    let mut shown = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut said = BufReader::new(watch.stderr.take().unwrap()).lines();
+    until(&mut shown, "syd-1     ready").await;
+    cluster.instance("syd-1").kill();
+    until(&mut shown, "syd-1     suspect").await;
+    cluster.instance("iad-1").kill();
+    until(&mut said, "fly-rpc: cannot reach http://").await;
+    tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
+    cluster.restart("syd-1").await;
+    cluster.restart("iad-1").await;
+    until(&mut shown, "syd-1     ready").await;
+    drop(shown);
+    let ended = in_time("the end", watch.wait()).await.unwrap();
+    assert_eq!(ended.code(), Some(0));
+}
+
+/// Reads until a line has `what` in it.
+async fn until(lines: &mut Lines<impl AsyncBufRead + Unpin>, what: &str) {
+    in_time(what, async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains(what) {
+                return;
+            }
+        }
+        panic!("ended before {what}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_comes_next_depends_on_what_was_asked() {
+    let token = "the-token-of-the-client-shop-00000003";
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+        ("RPC_CLIENT_TOKENS", format!("shop:{token}")),
+    ]);
+    let local = Process::start(&environment).await;
+    let url = format!("http://{}", local.address);
+    let next = async |arguments: &[&str], token: Option<&str>| {
+        let variables: Vec<_> = [("FLY_RPC_URL", url.as_str())]
+            .into_iter()
+            .chain(token.map(|token| ("FLY_RPC_TOKEN", token)))
+            .collect();
+        let (code, _, stderr) = run_with(arguments, &variables).await;
+        assert_eq!(code, 1, "{stderr}");
+        stderr
+            .rsplit_once("  next: ")
+            .unwrap()
+            .1
+            .trim_end()
+            .to_owned()
+    };
+    let upcase = ["call", "local", "String.upcase", "fly"];
+    assert_eq!(
+        next(&upcase, None).await,
+        "set FLY_RPC_TOKEN to a client's token, one of RPC_CLIENT_TOKENS of the instance"
+    );
+    assert_eq!(
+        next(&upcase, Some("a-token-that-nobody-knows-000000000000")).await,
+        "the instance does not know the token in FLY_RPC_TOKEN; its RPC_CLIENT_TOKENS lists those that it knows"
+    );
+    let sleep = ["call", "local", "Process.sleep", "60000", "--timeout=20ms"];
+    for (flags, advice) in [
+        (
+            &[][..],
+            "it may have run: call again only if it may run twice, then with --idempotent",
+        ),
+        (
+            &["--idempotent"],
+            "it may have run: it may run twice, so call again",
+        ),
+        (
+            &["--idempotency-key=order-1234"],
+            "it may have run: call again with the same --idempotency-key",
+        ),
+    ] {
+        let arguments = [&sleep[..], flags].concat();
+        assert_eq!(next(&arguments, Some(token)).await, advice);
+    }
+    for (function, advice) in [
+        (
+            "String.upcas",
+            "did you mean String.upcase? `fly-rpc functions` lists them all",
+        ),
+        (
+            "Notes.create",
+            "`fly-rpc functions` lists the functions of the instance asked",
+        ),
+    ] {
+        let arguments = ["call", "local", function, "fly"];
+        assert_eq!(next(&arguments, Some(token)).await, advice);
+    }
+}
+
+#[tokio::test]
+async fn explain_shows_who_would_be_chosen_and_who_is_nobody() {
+    let mut cluster = two_regions().start().await;
+    let nobody = cluster.free_address();
+    let addresses = [cluster.addresses(), vec![nobody.ip()]].concat();
+    cluster.dns.set_addresses(NAME, addresses);
+    let iad = cluster.instance("iad-1");
+    let explain = async || fly_rpc(iad, &["explain", "syd", "String.upcase"]).await;
+    let is_found = |(_, table, _): &(i32, String, String)| table.contains("NOBODY AT");
+    let (code, table, stderr) = eventually("nobody is found", explain, is_found).await;
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let address = cluster.instance("syd-1").address.to_string();
+    assert_eq!(
+        rows[0],
+        ["INSTANCE", "CHOSEN", "STATE", "ADDRESS", "PROBED", "WHY"]
+    );
+    assert_eq!(rows[1][..4], ["syd-1", "yes", "ready", &address]);
+    assert_eq!(rows[1][rows[1].len() - 3..], ["s", "ago", "ready"]);
+    assert_eq!(rows[4][0], nobody.to_string(), "{table}");
+
+    let (code, json, _) = fly_rpc(iad, &["explain", "syd", "--json"]).await;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &json["region"]), (0, &json!("syd")));
+    let (code, stdout, stderr) = fly_rpc(iad, &["explain", "syd", "a function"]).await;
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("invalid_request"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_signal_as_soon_as_an_instance_listens_drains_it() {
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+    ]);
+    for _ in 0..5 {
+        let mut local = Process::start(&environment).await;
+        local.terminate();
+        assert_eq!(local.ended().await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn what_others_say_moves_no_cursor_and_makes_no_line() {
+    let named = |release: &str, error: &str| {
+        json!({
+            "local": "iad", "primary": "iad", "is_primary": true,
+            "regions": [{"region": "iad", "instances": [{
+                "instance": "iad-1", "address": "127.0.0.1:1", "state": "ready", "local": true,
+                "release": release, "rtt_ms": null, "last_seen_ms": null,
+            }]}],
+            "discovery": {"source": "dns", "last_success_ms": null, "stale": true, "last_error": error, "warnings": [], "rounds": 1},
+        })
+    };
+    let body = named("\u{1b}[2J\u{9b}31m\nsyd", "no\r\nanswer\u{7}").to_string();
+    let address = "127.0.0.1:0".parse().unwrap();
+    let liar = Stranger::at(address, Manner::Answer(body)).await;
+    let url = format!("http://{}", liar.address);
+    let (code, stdout, stderr) = run(&["regions", "--url", &url]).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(
+        (stdout.lines().count(), stderr.lines().count()),
+        (2, 1),
+        "{stdout}{stderr}"
+    );
+    assert!(stdout.ends_with("\\u{1b}[2J\\u{9b}31m\\nsyd\n"), "{stdout}");
+    assert_eq!(stderr, "stale: no\\r\\nanswer\\u{7}\n");
+    let (_, json, _) = run(&["regions", "--json", "--url", &url]).await;
+    assert!(!json.trim_end().contains(char::is_control), "{json}");
+}

@@ -1,0 +1,178 @@
+//! The crate as a program uses it: its own functions, calls from its own process, errors that say whether it ran.
+
+use fly_rpc::{
+    CallOptions, Code, Config, DnsName, Drained, Executed, FunctionError, Instance, Registry,
+};
+use serde_json::{Value, json};
+
+use crate::support::{asking::two_regions, patience::eventually};
+
+/// An instance in `region` that finds `others` by their addresses.
+async fn start(region: &str, others: &[&Instance]) -> Instance {
+    let mut config = Config {
+        listen: "127.0.0.1:0".to_owned(),
+        ..Config::default()
+    };
+    config.identity.region = region.parse().unwrap();
+    config.discovery.names = others
+        .iter()
+        .map(|other| DnsName::Address(other.address()))
+        .collect();
+    config.drain.delay = std::time::Duration::ZERO;
+    let registry = Registry::builtin()
+        .function("Math", "add", |(a, b): (i64, i64)| async move { Ok(a + b) })
+        .function("Math", "div", |(a, b): (i64, i64)| async move {
+            let error =
+                || FunctionError::new("ArithmeticError", "division by zero").with_data(&(a, b));
+            a.checked_div(b).ok_or_else(error)
+        });
+    Instance::start(config, registry).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_program_calls_its_own_functions_in_another_region() {
+    let syd = start("syd", &[]).await;
+    let iad = start("iad", &[&syd]).await;
+    let rpc = iad.rpc();
+    assert_eq!(
+        rpc.call::<i64>("syd", "Math", "add", (1, 2)).await.unwrap(),
+        3
+    );
+    assert_eq!(
+        rpc.call::<i64>("iad", "Math", "add", [1, 2]).await.unwrap(),
+        3
+    );
+    assert_eq!(
+        rpc.call::<String>("syd", "String", "upcase", "fly")
+            .await
+            .unwrap(),
+        "FLY"
+    );
+    assert_eq!(
+        rpc.call::<String>("primary", "Fly.RPC", "my_region", ())
+            .await
+            .unwrap_err()
+            .code(),
+        Code::RegionUnknown
+    );
+
+    let failed = rpc
+        .call::<i64>("syd", "Math", "div", (1, 0))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (failed.code(), failed.executed()),
+        (Code::FunctionFailed, Executed::Yes)
+    );
+    let error = failed.error().unwrap();
+    let data = error.data.as_ref().unwrap().get();
+    assert_eq!(
+        (error.kind.as_str(), error.message.as_str(), data),
+        ("ArithmeticError", "division by zero", "[1,0]")
+    );
+
+    let request_id = failed.request_id().unwrap();
+    assert_eq!(
+        failed.to_string(),
+        format!(
+            "function_failed (executed: yes): ArithmeticError: division by zero (request {request_id})"
+        )
+    );
+
+    let unexpected = rpc
+        .call::<bool>("syd", "Math", "add", (1, 2))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (unexpected.code(), unexpected.executed()),
+        (Code::FunctionFailed, Executed::Yes)
+    );
+    assert_eq!(unexpected.error().unwrap().kind, "UnexpectedResult");
+
+    let options = CallOptions {
+        timeout: Some(std::time::Duration::from_millis(20)),
+        ..CallOptions::default()
+    };
+    let late = rpc
+        .call_with::<String>(options, "syd", "Process", "sleep", 60_000)
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (late.code(), late.executed()),
+        (Code::DeadlineExceeded, Executed::Maybe)
+    );
+
+    for (region, code) in [("mars", Code::RegionUnknown), ("MARS", Code::InvalidRegion)] {
+        let error = rpc
+            .call::<i64>(region, "Math", "add", (1, 2))
+            .await
+            .unwrap_err();
+        assert_eq!((error.code(), error.executed()), (code, Executed::No));
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!("{code} (executed: no): ")),
+            "{text}"
+        );
+    }
+    assert_eq!(
+        (iad.shutdown().await, syd.shutdown().await),
+        (Drained::Whole, Drained::Whole)
+    );
+}
+
+#[tokio::test]
+async fn who_waits_until_it_is_ready_finds_everybody_who_was_there() {
+    let syd = start("syd", &[]).await;
+    syd.ready().await;
+    let iad = start("iad", &[&syd]).await;
+    iad.ready().await;
+    let options = CallOptions {
+        instance: Some(syd.identity().instance.clone()),
+        ..CallOptions::default()
+    };
+    let rpc = iad.rpc();
+    let region = rpc.call_with::<String>(options, "syd", "Fly.RPC", "my_region", ());
+    assert_eq!(region.await.unwrap(), "syd");
+    iad.shutdown().await;
+    syd.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_a_function_fails_with_through_a_question_mark_is_for_the_log_only() {
+    let cluster = two_regions().functions().start().await;
+    let path = "/no/such/secret";
+    let answer = cluster
+        .instance("iad-1")
+        .call("syd", "Test.read", json!([path]))
+        .await;
+    assert_eq!(answer.problem(), (424, "function_failed", "yes"));
+    let message =
+        "the function failed; the log of the instance has the cause, under the id of the request";
+    assert_eq!(
+        answer.body["error"],
+        json!({"kind": "InternalError", "message": message, "data": null})
+    );
+    assert!(!answer.body.to_string().contains("No such file"));
+
+    let syd = cluster.instance("syd-1");
+    let told = async || {
+        let log = syd.log();
+        let lines = log.lines().filter(|line| line.contains("No such file"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let told = eventually("the cause", told, |told| !told.is_empty()).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    let line: Value = serde_json::from_str(&told[0]).unwrap();
+    assert_eq!(
+        (&line["level"], &line["message"], &line["function"]),
+        (
+            &json!("ERROR"),
+            &json!("function failed"),
+            &json!("Test.read")
+        )
+    );
+    assert_eq!(
+        line["span"]["request_id"],
+        answer.body["meta"]["request_id"]
+    );
+}

@@ -1,0 +1,258 @@
+//! `fly-rpc dev` as a newcomer runs it: the addresses it prints, the curl line it prints, what can be typed, and Ctrl-C.
+
+use std::{
+    collections::BTreeMap,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, Command},
+};
+
+use crate::support::patience::{eventually, in_time};
+
+/// A cluster that `dev` runs.
+struct Dev {
+    child: Child,
+    stdin: ChildStdin,
+    /// What it printed up to the last line of its welcome.
+    welcome: Vec<String>,
+    /// Where each instance is, by name.
+    ports: BTreeMap<String, u16>,
+    said: Arc<Mutex<Vec<String>>>,
+}
+
+impl Dev {
+    async fn start(arguments: &[&str]) -> Self {
+        Self::start_at(0, arguments).await
+    }
+
+    async fn start_at(port: u16, arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+        command.args(["dev", "--poll-interval", "100ms"]);
+        command.arg(format!("--port={port}"));
+        command.args(arguments).env_clear();
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let said = Arc::<Mutex<Vec<String>>>::default();
+        tokio::spawn(collect(child.stderr.take().unwrap(), Arc::clone(&said)));
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut welcome = Vec::new();
+        in_time("the welcome", async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                let is_last = line.starts_with("Ctrl-C");
+                welcome.push(line);
+                if is_last {
+                    return;
+                }
+            }
+            panic!("ended before its welcome: {said:?}");
+        })
+        .await;
+        let rows = welcome.iter().map(|line| line.split_whitespace());
+        let rows = rows.map(Iterator::collect::<Vec<_>>);
+        let port = |row: Vec<&str>| {
+            let port = row.get(2)?.strip_prefix("http://localhost:")?;
+            Some((row[1].to_owned(), port.parse().unwrap()))
+        };
+        Self {
+            ports: rows.filter_map(port).collect(),
+            stdin: child.stdin.take().unwrap(),
+            child,
+            welcome,
+            said,
+        }
+    }
+
+    /// Types a line, and waits until `dev` has said this.
+    async fn type_line(&mut self, line: &str, answer: &str) {
+        self.stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .unwrap();
+        self.until_said(answer).await;
+    }
+
+    async fn until_said(&self, what: &str) {
+        let said = async || self.said.lock().unwrap().join("\n");
+        eventually(what, said, |said| said.contains(what)).await;
+    }
+
+    /// What the instance `name` answers.
+    async fn get(&self, name: &str, path: &str) -> Value {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!("http://127.0.0.1:{}{path}", self.ports[name]);
+        let answer = client.get(url).send().await.unwrap();
+        serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
+    }
+
+    /// Waits until `iad-1` sees the instance `name` in `state`.
+    async fn until_state(&self, name: &str, state: &str) {
+        let region = &name[..3];
+        let seen = async || {
+            let region = self.get("iad-1", &format!("/regions/{region}")).await;
+            let instances = region["instances"].as_array().unwrap().clone();
+            let found = instances.into_iter().find(|it| it["instance"] == name);
+            found.map_or(Value::Null, |it| it["state"].clone())
+        };
+        eventually(state, seen, |seen| *seen == state).await;
+    }
+
+    /// Presses Ctrl-C, and waits for the end.
+    async fn interrupt(&mut self) -> ExitStatus {
+        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
+        in_time("the end", self.child.wait()).await.unwrap()
+    }
+}
+
+async fn collect(stream: impl AsyncRead + Unpin, said: Arc<Mutex<Vec<String>>>) {
+    let mut lines = BufReader::new(stream).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        said.lock().unwrap().push(line);
+    }
+}
+
+#[tokio::test]
+async fn dev_runs_a_cluster_until_ctrl_c() {
+    let mut dev = Dev::start(&["--regions", "syd:2,iad"]).await;
+    let names: Vec<_> = dev.ports.keys().cloned().collect();
+    assert_eq!(names, ["iad-1", "syd-1", "syd-2"]);
+    let curls = dev.welcome.iter().map(|line| line.trim_start());
+    let curls: Vec<_> = curls.filter(|line| line.starts_with("curl ")).collect();
+    assert_eq!(curls.len(), 3, "{:#?}", dev.welcome);
+    let answer = Command::new("sh").args(["-c", curls[0]]).output().await;
+    let answer: Value = serde_json::from_slice(&answer.unwrap().stdout).unwrap();
+    assert_eq!(
+        (&answer["result"], &answer["meta"]["region"]),
+        (&json!("FLY"), &json!("iad"))
+    );
+
+    let status = dev.interrupt().await;
+    let log = dev.said.lock().unwrap().join("\n");
+    assert_eq!(status.code(), Some(0), "{log}");
+    for (name, port) in &dev.ports {
+        assert!(
+            log.contains(&format!("{name} ")),
+            "{name} has no line in {log}"
+        );
+        std::net::TcpStream::connect(("127.0.0.1", *port)).unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_port_of_another_program_is_told_first_and_the_lines_fit() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    let mut dev = Dev::start_at(port, &["--regions", "iad,syd"]).await;
+    let line = format!("another program has port {port}");
+    let said = dev.said.lock().unwrap()[0].clone();
+    assert!(said.starts_with(&line), "{said}");
+    assert!(dev.welcome[1].starts_with(&line), "{:#?}", dev.welcome);
+    let iad = dev.ports["iad-1"];
+    assert_ne!(iad, port);
+    let lines = dev.welcome.iter().map(|line| line.trim_start());
+    let lines: Vec<_> = lines
+        .filter(|line| line.starts_with("curl ") || line.starts_with("fly-rpc "))
+        .collect();
+    assert_eq!(lines.len(), 4, "{:#?}", dev.welcome);
+    for line in lines {
+        assert!(line.contains(&format!("localhost:{iad}")), "{line}");
+    }
+    assert_eq!(dev.interrupt().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_is_typed_breaks_the_cluster_and_mends_it() {
+    let mut dev = Dev::start(&["--regions", "iad,syd:2", "--chaos", "--latency", "10ms"]).await;
+    assert!(
+        dev.welcome
+            .iter()
+            .any(|line| line.starts_with("  kill NAME "))
+    );
+    dev.type_line("kill syd-1", "syd-1 is killed").await;
+    dev.until_said("syd-1 has ended: signal: 9 (SIGKILL)").await;
+    dev.until_state("syd-1", "suspect").await;
+    dev.type_line("start syd-1", "syd-1 is back").await;
+    dev.until_state("syd-1", "ready").await;
+
+    dev.type_line("stop syd-2", "syd-2 hangs").await;
+    dev.until_state("syd-2", "suspect").await;
+    dev.type_line("start syd-2", "syd-2 has not ended").await;
+    dev.type_line("resume syd-2", "syd-2 goes on").await;
+    dev.until_state("syd-2", "ready").await;
+
+    dev.type_line("drain syd-2", "syd-2 drains").await;
+    dev.until_said("syd-2 has ended: exit status: 0").await;
+    dev.until_state("syd-2", "suspect").await;
+
+    dev.type_line("dns down", "DNS is down").await;
+    let stale = async || dev.get("iad-1", "/regions").await["discovery"]["stale"].clone();
+    eventually("no DNS", stale, |stale| *stale == true).await;
+    dev.type_line("dns up", "DNS is up").await;
+    let stale = async || dev.get("iad-1", "/regions").await["discovery"]["stale"].clone();
+    eventually("DNS again", stale, |stale| *stale == false).await;
+
+    dev.type_line("kill mars-1", "mars-1 is none of iad-1, syd-1, syd-2")
+        .await;
+    dev.type_line("help", "Type, while it runs:").await;
+    dev.type_line("start syd-2", "syd-2 is back").await;
+    dev.until_state("syd-2", "ready").await;
+    assert_eq!(dev.interrupt().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn between_two_regions_everything_takes_its_way() {
+    let dev = Dev::start(&["--regions", "iad,syd", "--latency", "50ms"]).await;
+    let call = |region: &'static str| {
+        let url = format!("http://127.0.0.1:{}/rpc/{region}", dev.ports["iad-1"]);
+        let call = json!({"module": "Fly.RPC", "function": "my_region"}).to_string();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = client.post(url).header("content-type", "application/json");
+        async move {
+            let answer = request.body(call).send().await.unwrap();
+            let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+            assert_eq!(answer["result"], region);
+            answer["meta"]["elapsed_ms"].as_f64().unwrap()
+        }
+    };
+    eventually("no way here", || call("iad"), |took| *took < 50.0).await;
+    // The connection takes its way there and back as well; a later call needs none.
+    let first = call("syd").await;
+    assert!(first >= 200.0, "{first}");
+    let later = eventually("no connection", || call("syd"), |took| *took < 200.0).await;
+    assert!(later >= 100.0, "{later}");
+}
+
+#[tokio::test]
+async fn a_cluster_that_cannot_be_is_wrong_usage() {
+    for (arguments, what) in [
+        (
+            &["--regions", "iad:0"][..],
+            "\"iad:0\" needs a count from 1 to 64, as in syd:2",
+        ),
+        (&["--latency", "1s"], "must be 200ms or less"),
+        (
+            &["--regions", "iad,mars", "--latency", "realistic"],
+            "fly-rpc: nobody knows where mars is; known are ams, ",
+        ),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+        let output = command.arg("dev").args(arguments).env_clear().output();
+        let output = output.await.unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains(what), "{message}");
+    }
+}

@@ -1,0 +1,278 @@
+//! The log: it never stops or slows the service, whatever becomes of its reader.
+
+use std::{
+    io::{PipeWriter, Write},
+    process::{ExitStatus, Stdio},
+};
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::{
+    asking::two_regions,
+    cluster::Cluster,
+    patience::{eventually, in_time},
+    process::{Environment, Process, answer},
+};
+
+/// Serves two calls and stops, with its log going to `stderr`.
+async fn serves_with(stderr: PipeWriter) -> ExitStatus {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    command.arg("serve");
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+    ]);
+    let mut local = Process::spawn_with_stderr(command, &environment, Stdio::from(stderr)).await;
+    for word in ["one", "two"] {
+        let call = local.call("local", "String.upcase", json!([word]));
+        let answer = in_time("a call", call).await;
+        assert_eq!(answer.result(), &word.to_uppercase());
+    }
+    local.terminate();
+    local.ended().await
+}
+
+#[tokio::test]
+async fn a_closed_log_harms_nothing() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(serves_with(writer).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nothing() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut filler = writer.try_clone().unwrap();
+    // Fills the pipe and waits in it until the reader is gone.
+    let filled = std::thread::spawn(move || while filler.write_all(&[b'\n'; 4096]).is_ok() {});
+    assert_eq!(serves_with(writer).await.code(), Some(0));
+    drop(reader);
+    filled.join().unwrap();
+}
+
+/// The lines with `message` that `instance` writes about the request `id`, once there is one.
+async fn lines(instance: &Process, message: &str, id: &str) -> Vec<Value> {
+    let is_about_it = |line: &Value| line["request_id"] == id || line["span"]["request_id"] == id;
+    told_where(instance, message, is_about_it).await
+}
+
+#[tokio::test]
+async fn one_request_id_is_in_the_logs_of_both_instances_and_of_the_function() {
+    let cluster = two_regions().functions().start().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let call = r#"{"module":"Test","function":"log","args":["from the function"]}"#;
+    let request = iad
+        .request("/rpc/syd", call)
+        .header("x-request-id", "the-one");
+    assert_eq!(answer(request).await.unwrap().result(), "from the function");
+    let edge = lines(iad, "call", "the-one").await;
+    let told = |line: &Value| (line["function"].clone(), line["instance"].clone());
+    assert_eq!(
+        edge.iter().map(told).collect::<Vec<_>>(),
+        [(json!("Test.log"), json!("syd-1"))]
+    );
+    let exec = lines(syd, "exec", "the-one").await;
+    assert_eq!((exec.len(), &exec[0]["function"]), (1, &json!("Test.log")));
+    assert_eq!(lines(syd, "from the function", "the-one").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_failed_attempt_is_logged_under_the_request_id_and_its_cause_beside_it() {
+    let mut cluster = Cluster::builder().region("syd", 1).start().await;
+    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    cluster.instance("syd-1").kill();
+    cluster.instance_mut("syd-1").ended().await;
+    let iad = cluster.instance("iad-1");
+    let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
+    let request = iad
+        .request("/rpc/syd", call)
+        .header("x-request-id", "the-one");
+    let refused = answer(request).await.unwrap();
+    assert_eq!(refused.problem(), (502, "peer_unreachable", "no"));
+    let attempt = lines(iad, "attempt failed", "the-one").await;
+    let told = ["level", "instance", "code", "executed", "detail"].map(|name| &attempt[0][name]);
+    let detail = "no connection to instance syd-1";
+    assert_eq!(told, ["WARN", "syd-1", "peer_unreachable", "no", detail]);
+    let log = iad.log();
+    assert!(
+        log.contains("\"message\":\"no connection\"") && log.contains("Connection refused"),
+        "{log}"
+    );
+    assert_eq!(lines(iad, "call failed", "the-one").await.len(), 1);
+}
+
+/// The lines with `message` that `instance` wrote, once there is one.
+async fn told(instance: &Process, message: &str) -> Vec<Value> {
+    told_where(instance, message, |_| true).await
+}
+
+async fn told_where(
+    instance: &Process,
+    message: &str,
+    is_meant: impl Fn(&Value) -> bool,
+) -> Vec<Value> {
+    let found = async || {
+        let log = instance.log();
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines
+            .filter(|line| line["message"] == message && is_meant(line))
+            .collect::<Vec<_>>()
+    };
+    eventually(message, found, |found| !found.is_empty()).await
+}
+
+/// The members of `line` that do not differ from one run to the next.
+fn timeless(mut line: Value) -> Value {
+    let members = line.as_object_mut().unwrap();
+    for member in ["timestamp", "elapsed_ms", "request_id"] {
+        members.remove(member).unwrap();
+    }
+    line
+}
+
+#[tokio::test]
+async fn a_call_and_a_refusal_are_a_line_each() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    iad.call("syd", "String.upcase", json!(["fly"])).await;
+    iad.call("syd", "Kernel.raise", json!(["boom"])).await;
+    iad.post("/rpc/syd?key=value", "{").await;
+    iad.get("/nowhere").await;
+    let call = told(iad, "call").await.into_iter().map(timeless);
+    let expected = json!({
+        "level": "INFO", "message": "call", "client": "", "function": "String.upcase", "region": "syd",
+        "instance": "syd-1", "executed": "yes", "attempts": 1,
+    });
+    assert_eq!(call.collect::<Vec<_>>(), [expected]);
+    let failed = told(iad, "call failed").await.into_iter().map(timeless);
+    let expected = json!({
+        "level": "WARN", "message": "call failed", "client": "", "function": "Kernel.raise", "region": "syd",
+        "instance": "syd-1", "code": "function_failed", "executed": "yes", "attempts": 1,
+        "detail": "the function returned an error of kind \"RuntimeError\"",
+    });
+    assert_eq!(failed.collect::<Vec<_>>(), [expected]);
+    let paths = async || {
+        let refused = told(iad, "refused").await;
+        let told = |line: &Value| {
+            (
+                line["path"].clone(),
+                line["code"].clone(),
+                line["status"].clone(),
+            )
+        };
+        refused.iter().map(told).collect::<Vec<_>>()
+    };
+    let expected = [
+        (json!("/rpc/syd"), json!("invalid_json"), json!(400)),
+        (json!("/nowhere"), json!("not_found"), json!(404)),
+    ];
+    eventually("both refusals", paths, |refused| *refused == expected).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_changes_its_state_is_a_line_with_the_reason() {
+    let mut cluster = two_regions().start().await;
+    cluster.instance("syd-1").kill();
+    cluster.instance_mut("syd-1").ended().await;
+    let iad = cluster.instance("iad-1");
+    let changes = async || {
+        let changed = told(iad, "peer changed").await;
+        let told = |line: &Value| {
+            let text = |member: &str| line[member].as_str().unwrap().to_owned();
+            (text("instance"), text("state"), text("reason"))
+        };
+        changed.iter().map(told).collect::<Vec<_>>()
+    };
+    let changes = eventually("two changes", changes, |changes| changes.len() == 2).await;
+    let found = ("syd-1", "ready", "it answered the probe");
+    let told = |(instance, state, reason): &(String, String, String)| {
+        (instance.clone(), state.clone(), reason.clone())
+    };
+    assert_eq!(
+        told(&changes[0]),
+        (found.0.to_owned(), found.1.to_owned(), found.2.to_owned())
+    );
+    let (instance, state, reason) = told(&changes[1]);
+    assert_eq!((instance.as_str(), state.as_str()), ("syd-1", "suspect"));
+    assert!(reason.contains("Connection refused"), "{reason}");
+}
+
+#[tokio::test]
+async fn arguments_results_and_tokens_are_in_no_line() {
+    const SECRET: &str = "5ecre7-0123456789abcdef0123456789abcdef";
+    let mut cluster = Cluster::builder()
+        .region("iad", 0)
+        .set("RPC_TOKEN", SECRET)
+        .set("RPC_CLIENT_TOKENS", &format!("shop:{SECRET}-shop"))
+        .set("RPC_LOG", "trace")
+        .start()
+        .await;
+    cluster.add("iad").await;
+    cluster.add("syd").await;
+    cluster.announce_all();
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let ask = async |region: &str, body: Value| {
+        let request = iad
+            .request(&format!("/rpc/{region}"), &body.to_string())
+            .bearer_auth(format!("{SECRET}-shop"))
+            .header("idempotency-key", format!("{SECRET}-key"));
+        answer(request).await.unwrap()
+    };
+    let call = |function: &str, args: Value| json!({"module": "String", "function": function, "args": args});
+    let found = async || ask("syd", call("upcase", json!([SECRET]))).await;
+    let upcased = eventually("syd", found, |answer| answer.status == 200).await;
+    assert_eq!(upcased.result(), &SECRET.to_uppercase());
+    ask("syd", call("upcase", json!([SECRET, SECRET]))).await;
+    ask("iad", call("upcase", json!({ SECRET: 1 }))).await;
+    let raised = json!({"module": "Kernel", "function": "raise", "args": [SECRET]});
+    ask("iad", raised).await;
+    let refused = iad.request("/rpc/syd", SECRET).bearer_auth(SECRET);
+    assert_eq!(
+        answer(refused).await.unwrap().problem().1,
+        "unauthenticated"
+    );
+    told(iad, "refused").await;
+    for instance in [iad, syd] {
+        let log = instance.log().to_lowercase();
+        let line = log.lines().find(|line| line.contains(SECRET));
+        assert_eq!(line, None);
+        assert!(log.contains(r#""level":"trace""#), "trace lines are there");
+    }
+}
+
+#[tokio::test]
+async fn a_signal_lets_more_lines_through_and_the_next_one_no_more_than_before() {
+    let local = Process::start(&Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_LOG", "warn".to_owned()),
+    ]))
+    .await;
+    let call = async |id: &str| {
+        let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
+        let request = local.request("/rpc/local", call).header("x-request-id", id);
+        answer(request).await.unwrap().result().clone()
+    };
+    let changes = async || {
+        let log = local.log();
+        log.lines()
+            .filter(|line| line.contains("log filter changed"))
+            .count()
+    };
+    call("before").await;
+    local.toggle_log();
+    eventually("the filter's change", &changes, |count| *count == 1).await;
+    call("between").await;
+    local.toggle_log();
+    eventually("the filter's change back", &changes, |count| *count == 2).await;
+    call("after").await;
+    local.terminate();
+    let mut local = local;
+    local.ended().await;
+    let log = local.log();
+    let is_there = ["before", "between", "after"].map(|id| log.contains(id));
+    assert_eq!(is_there, [false, true, false], "{log}");
+}

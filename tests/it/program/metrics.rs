@@ -1,0 +1,359 @@
+//! `GET /metrics`: what is counted, under which labels, and who may read it.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde_json::json;
+
+use crate::support::{
+    asking::{block, two_regions},
+    cluster::Cluster,
+    patience::eventually,
+    process::{Answer, Environment, Process, answer},
+};
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// Every sample in an answer of `/metrics`, by its name and labels.
+fn samples(answer: &Answer) -> BTreeMap<String, f64> {
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    assert_eq!(
+        (answer.status, answer.content_type.as_str()),
+        (200, content_type)
+    );
+    let text = answer.body.as_str().unwrap();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let sample = |line: &str| {
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), value.parse().unwrap())
+    };
+    lines.map(sample).collect()
+}
+
+async fn scrape(instance: &Process) -> BTreeMap<String, f64> {
+    samples(&instance.get("/metrics").await)
+}
+
+/// The samples of `name`, which is followed by its labels, that are not zero.
+fn of<'a>(samples: &'a BTreeMap<String, f64>, name: &str) -> Vec<(&'a str, f64)> {
+    let found = samples.iter().filter_map(|(sample, value)| {
+        let labels = sample.strip_prefix(name)?.strip_prefix('{')?;
+        Some((labels.strip_suffix('}')?, *value))
+    });
+    found.filter(|(_, value)| *value != 0.0).collect()
+}
+
+#[tokio::test]
+async fn calls_are_counted_where_they_come_in_and_where_they_run() {
+    let cluster = two_regions().functions().start().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    for word in ["one", "two"] {
+        iad.call("syd", "String.upcase", json!([word]))
+            .await
+            .result();
+    }
+    iad.call("iad", "String.upcase", json!(["here"]))
+        .await
+        .result();
+    for (region, function, code) in [
+        ("syd", "Kernel.raise", "function_failed"),
+        ("syd", "Test.panic", "function_panicked"),
+        ("syd", "None.such", "function_unknown"),
+        ("syd", "No.more", "function_unknown"),
+        ("mars", "String.upcase", "region_unknown"),
+        ("venus", "String.upcase", "region_unknown"),
+    ] {
+        let args = if function == "Kernel.raise" {
+            json!(["boom"])
+        } else {
+            json!([])
+        };
+        assert_eq!(iad.call(region, function, args).await.problem().1, code);
+    }
+    iad.post("/rpc/syd", "{").await.problem();
+    let (at_iad, at_syd) = (scrape(iad).await, scrape(syd).await);
+    let calls = [
+        (r#"target_region="iad",code="ok",executed="yes""#, 1.0),
+        (
+            r#"target_region="other",code="region_unknown",executed="no""#,
+            2.0,
+        ),
+        (
+            r#"target_region="syd",code="function_failed",executed="yes""#,
+            1.0,
+        ),
+        (
+            r#"target_region="syd",code="function_panicked",executed="yes""#,
+            1.0,
+        ),
+        (
+            r#"target_region="syd",code="function_unknown",executed="no""#,
+            2.0,
+        ),
+        (r#"target_region="syd",code="ok",executed="yes""#, 2.0),
+    ];
+    assert_eq!(of(&at_iad, "fly_rpc_calls_total"), calls);
+    assert_eq!(of(&at_iad, "fly_rpc_attempts_total"), calls[2..]);
+    assert_eq!(
+        of(&at_iad, "fly_rpc_call_duration_seconds_count"),
+        [
+            ("target_region=\"iad\"", 1.0),
+            ("target_region=\"other\"", 2.0),
+            ("target_region=\"syd\"", 6.0)
+        ]
+    );
+    assert_eq!(
+        of(&at_iad, "fly_rpc_hop_duration_seconds_count"),
+        [("target_region=\"syd\"", 6.0)]
+    );
+    let clients: f64 = of(&at_iad, "fly_rpc_client_calls_total")
+        .iter()
+        .map(|(_, calls)| calls)
+        .sum();
+    assert_eq!(clients, 9.0);
+    assert_eq!(
+        of(&at_iad, "fly_rpc_refused_requests_total"),
+        [("code=\"invalid_json\"", 1.0)]
+    );
+    assert_eq!(at_iad["fly_rpc_batch_calls_sum"], 6.0);
+    let executions = [
+        (
+            r#"function="Kernel.raise",code="function_failed",executed="yes""#,
+            1.0,
+        ),
+        (r#"function="String.upcase",code="ok",executed="yes""#, 2.0),
+        (
+            r#"function="Test.panic",code="function_panicked",executed="yes""#,
+            1.0,
+        ),
+        (
+            r#"function="other",code="function_unknown",executed="no""#,
+            2.0,
+        ),
+    ];
+    assert_eq!(of(&at_syd, "fly_rpc_executions_total"), executions);
+    assert_eq!(of(&at_syd, "fly_rpc_calls_total"), []);
+    let ran = of(&at_syd, "fly_rpc_function_duration_seconds_count");
+    assert_eq!(
+        ran,
+        [
+            ("function=\"Kernel.raise\"", 1.0),
+            ("function=\"String.upcase\"", 2.0),
+            ("function=\"Test.panic\"", 1.0)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_function_whose_client_went_away_is_counted_when_it_ends() {
+    let cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let held = block(iad, "iad", "held", &json!({}));
+    cluster.until_started("held").await;
+    let during = scrape(iad).await;
+    assert_eq!(
+        (during["fly_rpc_in_flight"], during["fly_rpc_running"]),
+        (1.0, 1.0)
+    );
+    assert_eq!(during["fly_rpc_running_limit"], 1024.0);
+    held.abort();
+    held.await.unwrap_err();
+    let abandoned = async || scrape(iad).await["fly_rpc_abandoned_calls_total"];
+    eventually("the client's leaving", abandoned, |count| *count == 1.0).await;
+    assert!(iad.log().contains("call abandoned"), "{}", iad.log());
+    cluster.release("held");
+    let ended = [(r#"function="Test.block",code="ok",executed="yes""#, 1.0)];
+    let after = eventually(
+        "the end of the function",
+        async || scrape(iad).await,
+        |now| of(now, "fly_rpc_executions_total") == ended,
+    );
+    let after = after.await;
+    assert_eq!(
+        (after["fly_rpc_in_flight"], after["fly_rpc_running"]),
+        (0.0, 0.0)
+    );
+}
+
+/// A cluster in which everything happened that is counted, as `iad-1` counts it.
+async fn eventful() -> (Cluster, BTreeMap<String, f64>) {
+    let mut cluster = Cluster::builder().region("syd", 2).start().await;
+    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+    cluster
+        .until_ready("iad-1", &["iad-1", "syd-1", "syd-2"])
+        .await;
+    cluster.instance("syd-1").kill();
+    cluster.instance_mut("syd-1").ended().await;
+    let iad = cluster.instance("iad-1");
+    let failed_over = async || {
+        let call = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
+        assert_eq!(call.result(), "syd");
+        call.body["meta"]["attempts"].clone()
+    };
+    eventually("a second attempt", failed_over, |attempts| *attempts == 2).await;
+    iad.call("iad", "Fly.RPC.my_region", json!([]))
+        .await
+        .result();
+    iad.post("/rpc/syd", "{").await.problem();
+    let suspects = async || scrape(iad).await;
+    let is_told = |now: &BTreeMap<_, _>| of(now, "fly_rpc_peers").len() == 2;
+    let samples = eventually("a suspect peer", suspects, is_told).await;
+    (cluster, samples)
+}
+
+#[tokio::test]
+async fn failovers_and_peers_are_told_by_region() {
+    let (_cluster, samples) = eventful().await;
+    assert_eq!(
+        of(&samples, "fly_rpc_failovers_total"),
+        [("target_region=\"syd\"", 1.0)]
+    );
+    let attempts = of(&samples, "fly_rpc_attempts_total");
+    let failed = (
+        r#"target_region="syd",code="peer_unreachable",executed="no""#,
+        1.0,
+    );
+    assert_eq!((attempts.len(), attempts[1]), (2, failed));
+    let peers = [
+        (r#"peer_region="syd",state="ready""#, 1.0),
+        (r#"peer_region="syd",state="suspect""#, 1.0),
+    ];
+    assert_eq!(of(&samples, "fly_rpc_peers"), peers);
+    assert!(samples["fly_rpc_discovery_rounds_total"] >= 1.0);
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let age = now.as_secs_f64() - samples["fly_rpc_discovery_last_success_timestamp_seconds"];
+    assert!((0.0..30.0).contains(&age), "{age}");
+    assert_eq!(
+        (
+            samples["fly_rpc_discovery_stale"],
+            samples["fly_rpc_draining"]
+        ),
+        (0.0, 0.0)
+    );
+    assert!(samples["fly_rpc_probe_duration_seconds_count"] >= 2.0);
+}
+
+/// The metrics that a text names.
+fn named(text: &str) -> Vec<&str> {
+    let is_in_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let starts = text.match_indices("fly_rpc_").map(|(at, _)| &text[at..]);
+    starts
+        .map(|rest| {
+            rest.split(|character| !is_in_name(character))
+                .next()
+                .unwrap()
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
+    let (_cluster, samples) = eventful().await;
+    let exists = |name: &str| {
+        samples
+            .keys()
+            .any(|sample| sample.split('{').next() == Some(name))
+    };
+    for file in ["dashboard.json", "alerts.yaml"] {
+        let path = format!("{}/examples/observe/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let names = named(&text);
+        assert!(names.len() > 5, "{file} names {names:?}");
+        for name in names {
+            assert!(
+                exists(name),
+                "{file} names {name}, which is not in {samples:#?}"
+            );
+        }
+    }
+}
+
+async fn get(address: SocketAddr, path: &str, headers: &[(&'static str, &str)]) -> Answer {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut request = client.get(format!("http://{address}{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    answer(request).await.unwrap()
+}
+
+#[tokio::test]
+async fn metrics_are_for_the_cluster_except_on_a_listener_of_their_own() {
+    let mut cluster = Cluster::builder().region("iad", 0).start().await;
+    let (inside, scraped) = (cluster.free_address(), cluster.free_address());
+    let instance = Process::start(&Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_INTERNAL_LISTEN", inside.to_string()),
+        ("RPC_METRICS_LISTEN", scraped.to_string()),
+        ("RPC_TOKEN", TOKEN.to_owned()),
+        (
+            "RPC_CLIENT_TOKENS",
+            format!("shop:{}", TOKEN.replace('0', "1")),
+        ),
+    ]))
+    .await;
+    assert_eq!(
+        instance.get("/metrics").await.problem(),
+        (401, "unauthenticated", "no")
+    );
+    assert_eq!(
+        get(inside, "/metrics", &[]).await.problem(),
+        (401, "unauthenticated", "no")
+    );
+    let bearer = format!("Bearer {TOKEN}");
+    let token = ("authorization", bearer.as_str());
+    let through_proxy = [token, ("fly-client-ip", "1.2.3.4")];
+    assert_eq!(
+        get(inside, "/metrics", &through_proxy).await.problem(),
+        (403, "forbidden", "no")
+    );
+    samples(&get(inside, "/metrics", &[token]).await);
+    assert_eq!(
+        get(instance.address, "/metrics", &[token]).await.problem(),
+        (404, "not_found", "no")
+    );
+    let open = samples(&get(scraped, "/metrics", &[]).await);
+    let refused = [
+        ("code=\"forbidden\"", 1.0),
+        ("code=\"not_found\"", 1.0),
+        ("code=\"unauthenticated\"", 2.0),
+    ];
+    assert_eq!(of(&open, "fly_rpc_refused_requests_total"), refused);
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(get(scraped, path, &[]).await.status, 200, "{path}");
+    }
+    for path in [
+        "/regions",
+        "/functions",
+        "/internal/region",
+        "/openapi.json",
+        "/rpc/iad",
+    ] {
+        let elsewhere = get(scraped, path, &[token]).await;
+        assert_eq!(elsewhere.problem(), (404, "not_found", "no"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_scraper_that_prefers_openmetrics_is_told_that_it_gets_it() {
+    let listen = ("RPC_LISTEN", "127.0.0.1:0".to_owned());
+    let local = Process::start(&Environment::from([listen])).await;
+    let prefers = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
+    let told = get(local.address, "/metrics", &[("accept", prefers)]).await;
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(
+        (told.status, told.content_type.as_str()),
+        (200, content_type)
+    );
+    let text = told.body.as_str().unwrap();
+    assert!(
+        text.contains(r#"fly_rpc_build_info{version="0.1.0",release="",local_region="local"} 1"#)
+    );
+    assert!(text.ends_with("# EOF\n"), "{text}");
+}

@@ -1,0 +1,214 @@
+//! Signals: what is in flight is finished, what is new is refused, and the exit code tells.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+};
+
+use crate::support::{
+    asking::{blocking, two_regions},
+    cluster::{Cluster, instances_in_state},
+    patience::{eventually, in_time},
+    process::{Answer, Process, answer},
+};
+
+/// A call of `Test.block` in the instance's own region under way; an error when it is cut.
+fn block(instance: &Process, name: &str) -> JoinHandle<reqwest::Result<Answer>> {
+    let call = blocking(name, &json!({})).to_string();
+    tokio::spawn(answer(
+        instance.request(&format!("/rpc/{}", instance.region), &call),
+    ))
+}
+
+#[tokio::test]
+async fn a_signal_with_nothing_in_flight_ends_with_0() {
+    for signal in [Process::terminate, Process::interrupt] {
+        let mut cluster = Cluster::builder().region("iad", 1).start().await;
+        signal(cluster.instance("iad-1"));
+        assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn calls_in_flight_are_finished_and_new_ones_refused() {
+    let mut cluster = two_regions().functions().start().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let held = block(syd, "held");
+    cluster.until_marked("held.started").await;
+    syd.terminate();
+
+    let refused = async || syd.call("syd", "Kernel.+", json!([1, 2])).await;
+    let refused = eventually("refusal", refused, |answer| answer.status == 503).await;
+    assert_eq!(refused.problem(), (503, "draining", "no"));
+    assert_eq!(refused.headers["retry-after"], "1");
+    assert_eq!(syd.get("/readyz").await.problem(), (503, "draining", "no"));
+    assert_eq!(syd.get("/healthz").await.status, 200);
+    let from_afar = iad.call("syd", "Kernel.+", json!([1, 2])).await;
+    assert_eq!(from_afar.problem(), (503, "draining", "no"));
+    let draining = async || instances_in_state(iad, "draining").await;
+    eventually("peers know", draining, |seen| seen.contains("syd-1")).await;
+
+    cluster.release("held");
+    assert_eq!(held.await.unwrap().unwrap().result(), "released");
+    assert_eq!(cluster.instance_mut("syd-1").ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn calls_are_still_served_during_the_drain_delay() {
+    let cluster = two_regions().set("RPC_DRAIN_DELAY", "60s").start().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    syd.terminate();
+    let told = async || syd.get("/internal/region").await.body["state"].clone();
+    eventually("the peers are told", told, |state| state == "draining").await;
+    assert_eq!(syd.get("/readyz").await.problem(), (503, "draining", "no"));
+    assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
+}
+
+#[tokio::test]
+async fn what_outlives_the_drain_timeout_is_cut_and_told_by_the_exit_code() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .set("RPC_DRAIN_TIMEOUT", "200ms")
+        .start()
+        .await;
+    let held = block(cluster.instance("iad-1"), "held");
+    cluster.until_marked("held.started").await;
+    cluster.instance("iad-1").terminate();
+    assert!(held.await.unwrap().is_err());
+    cluster.instance_mut("iad-1").ended().await;
+}
+
+#[tokio::test]
+async fn the_program_ends_with_1_when_something_was_cut() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .set("RPC_DRAIN_TIMEOUT", "200ms")
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let mut half_sent = TcpStream::connect(iad.address).await.unwrap();
+    half_sent.write_all(b"POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{").await.unwrap();
+    assert_eq!(iad.get("/healthz").await.status, 200);
+    iad.terminate();
+    let mut rest = Vec::new();
+    // A reset or a plain end: the connection is gone either way.
+    let _ = in_time("the cut", half_sent.read_to_end(&mut rest)).await;
+    assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .set("RPC_DRAIN_DELAY", "60s")
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    iad.terminate();
+    eventually(
+        "draining",
+        async || iad.get("/readyz").await.status,
+        |status| *status == 503,
+    )
+    .await;
+    iad.interrupt();
+    assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(1));
+}
+
+#[tokio::test]
+async fn every_answer_tells_the_caller_of_a_drain() {
+    let mut cluster = Cluster::builder()
+        .region("syd", 4)
+        .functions()
+        .set("RPC_DRAIN_DELAY", "60s")
+        .start()
+        .await;
+    // It asks nobody by itself before the test is over, so that it learns of the drain from answers only.
+    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+    let syd = ["syd-1", "syd-2", "syd-3", "syd-4"];
+    let all: BTreeSet<String> = syd.map(str::to_owned).into();
+    cluster
+        .until_ready("iad-1", &["iad-1", "syd-1", "syd-2", "syd-3", "syd-4"])
+        .await;
+    for name in syd {
+        let instance = cluster.instance(name);
+        instance.terminate();
+        let told = async || instance.get("/readyz").await.status;
+        eventually("draining", told, |status| *status == 503).await;
+    }
+    let iad = cluster.instance("iad-1");
+    assert_eq!(instances_in_state(iad, "draining").await, BTreeSet::new());
+    for (name, function, args, status) in [
+        ("syd-1", "upcase", json!(["fly"]), 200),
+        ("syd-2", "upcase", json!([1]), 422),
+        ("syd-3", "shout", json!(["fly"]), 404),
+        ("syd-4", "upcase", json!([]), 422),
+    ] {
+        let call =
+            json!({"module": "String", "function": function, "args": args, "instance": name});
+        assert_eq!(iad.rpc("syd", &call).await.status, status);
+    }
+    let draining = async || instances_in_state(iad, "draining").await;
+    eventually("all are known to drain", draining, |seen| *seen == all).await;
+    // No instance is left that does not drain, and these still serve.
+    assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
+}
+
+#[tokio::test]
+async fn half_a_head_is_cut_and_an_idle_connection_is_just_closed() {
+    for (sent, code) in [
+        (&b""[..], 0),
+        (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n", 0),
+        (b"POST /rpc/iad HTTP/1.1\r\nho", 1),
+    ] {
+        let mut cluster = Cluster::builder()
+            .region("iad", 1)
+            .set("RPC_DRAIN_TIMEOUT", "500ms")
+            .start()
+            .await;
+        let iad = cluster.instance("iad-1");
+        let mut stream = TcpStream::connect(iad.address).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        if sent.ends_with(b"\r\n\r\n") {
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200");
+        }
+        // Connections are accepted in order: this one is known when the next is answered.
+        assert_eq!(iad.get("/healthz").await.status, 200);
+        iad.terminate();
+        let ended = cluster.instance_mut("iad-1").ended().await;
+        assert_eq!(
+            ended.code(),
+            Some(code),
+            "{:?}",
+            String::from_utf8_lossy(sent)
+        );
+        let mut rest = Vec::new();
+        // A reset or a plain end: the connection is gone either way.
+        let _ = in_time("the end", stream.read_to_end(&mut rest)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_also_with_calls_in_flight() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let call = block(iad, "held");
+    cluster.until_marked("held.started").await;
+    iad.terminate();
+    let told = async || iad.get("/readyz").await.status;
+    eventually("draining", told, |status| *status == 503).await;
+    iad.terminate();
+    cluster.instance_mut("iad-1").ended().await;
+    assert!(call.await.unwrap().is_err());
+}

@@ -1,0 +1,26 @@
+//! Runs a command of the program to its end.
+
+use std::process::Output;
+
+use tokio::process::Command;
+
+/// Its exit code, stdout and stderr.
+pub(crate) async fn run_with(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .await
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
