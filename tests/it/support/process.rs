@@ -68,7 +68,11 @@ impl Process {
     /// An instance that has the functions of [`crate::support::functions`] too, with latches and logs in `directory`.
     pub(crate) async fn start_with_functions(environment: &Environment, directory: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["support::functions::instance_process", "--exact", "--nocapture"]);
+        command.args([
+            "support::functions::instance_process",
+            "--exact",
+            "--nocapture",
+        ]);
         command.env(DIRECTORY, directory);
         Self::spawn(command, environment).await
     }
