@@ -225,7 +225,8 @@ async fn an_endless_answer_is_cut_at_the_limit() {
         assert_eq!(answer.body["error"]["kind"], "ResultTooLarge");
     }
     let grown = instance.peak_memory() - before;
-    assert!(grown < 20 * 1024, "{grown} KiB");
+    // Each may be held twice: once read, once written.
+    assert!(grown < 40 * 1024, "{grown} KiB");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! An app in Python beside an instance: a real process that does on the wire what a test asks of it.
 
 mod answers;
+mod consistency;
 mod life;
 mod lock;
 mod regions;

@@ -4,7 +4,6 @@ mod answers;
 mod bad_bodies;
 mod bad_heads;
 mod blocking;
-mod consistency;
 mod executed;
 mod hanging;
 mod idempotency;

@@ -55,8 +55,16 @@ fn assert_told_nothing(stranger: &Stranger) {
 
 async fn assert_alone(instance: &Process) {
     assert_eq!(ready_instances(instance).await, ["iad-1".to_owned()].into());
-    let answer = instance.call("syd", "String.upcase", json!(["fly"])).await;
-    assert_eq!(answer.problem(), (404, "region_unknown", "no"));
+    let problem = async || {
+        let answer = instance.call("syd", "String.upcase", json!(["fly"])).await;
+        let (status, code, executed) = answer.problem();
+        (status, code.to_owned(), executed.to_owned())
+    };
+    // Until its first round has ended.
+    eventually("no such region", problem, |seen| {
+        *seen == (404, "region_unknown".to_owned(), "no".to_owned())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -5,10 +5,10 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
+use super::{App, call, parts};
 use crate::support::{
-    app::{App, call, parts},
     cluster::Cluster,
-    command_line::run_with,
+    command::run_with,
     patience::eventually,
     process::{Answer, Process, answer},
 };
