@@ -3,13 +3,19 @@
 
 use serde_json::{Value, json};
 
+use tokio::task::JoinSet;
+
 use super::{App, call, parts, told};
+use crate::support::{
+    patience::in_time,
+    process::{Answer, Process, answer},
+};
 
 fn pair(code: &str, executed: &str) -> (String, String) {
     (code.to_owned(), executed.to_owned())
 }
 
-/// What the app writes for a call, what the caller gets, and whether the connection was used up.
+/// What the app writes for a call before it closes the connection, and what the caller gets.
 fn rows() -> Vec<(&'static str, (String, String))> {
     let lost = || pair("function_lost", "maybe");
     let failed = || pair("function_failed", "yes");
@@ -86,13 +92,21 @@ fn rows() -> Vec<(&'static str, (String, String))> {
     ]
 }
 
+/// The answer with the word that the connection ends with it, so that no next call takes it.
+fn closing(answer: &str) -> String {
+    match answer.rsplit_once("\r\n\r\n") {
+        Some((head, body)) => format!("{head}\r\nconnection: close\r\n\r\n{body}"),
+        None => answer.to_owned(),
+    }
+}
+
 #[tokio::test]
 async fn each_answer_is_what_the_table_says_and_the_function_ran_once() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
     for (number, (bytes, expected)) in rows().into_iter().enumerate() {
         let id = number.to_string();
-        let got = told(&instance, "App.raw", json!([id, bytes])).await;
+        let got = told(&instance, "App.raw", json!([id, closing(bytes)])).await;
         assert_eq!(got, expected, "{bytes:?}");
         assert_eq!(app.runs()[&id], 1, "{bytes:?}");
     }
@@ -109,7 +123,7 @@ async fn an_error_of_the_function_reaches_the_caller_as_it_gave_it() {
     // An error page is not passed on.
     let page =
         "HTTP/1.1 410 Gone\r\ncontent-type: text/html\r\ncontent-length: 13\r\n\r\n<h1>secret</h";
-    let answer = call(&instance, "App.raw", json!(["b", page]), 5_000).await;
+    let answer = call(&instance, "App.raw", json!(["b", closing(page)]), 5_000).await;
     let error = json!({"kind": "http_410", "message": "the app answered 410 Gone", "data": null});
     assert_eq!(answer.body["error"], error);
     // An answer before the request was read.
@@ -135,7 +149,7 @@ async fn the_app_gets_what_the_caller_sent_and_who_asked() {
     let request = request
         .header("idempotency-key", key)
         .header("authorization", "Bearer of-the-client");
-    let answer = crate::support::process::answer(request).await.unwrap();
+    let answer = answer(request).await.unwrap();
     let headers = &answer.body["result"];
     let of = |name: &str| headers[name].as_str().unwrap_or_default().to_owned();
     assert_eq!(
@@ -204,7 +218,7 @@ async fn arguments_are_counted_where_parameters_are_declared() {
 async fn at_the_deadline_the_app_sees_the_end_of_the_connection() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
-    let answer = call(&instance, "App.sleep", json!(["a", 60_000]), 300).await;
+    let answer = call(&instance, "App.hold", json!(["a"]), 300).await;
     assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
     let cancelled = async || app.lines("cancelled");
     crate::support::patience::eventually("the cancellation", cancelled, |lines| lines == &["a"])
@@ -229,60 +243,59 @@ async fn an_endless_answer_is_cut_at_the_limit() {
     assert!(grown < 40 * 1024, "{grown} KiB");
 }
 
+/// Calls of `function`, which holds until it is released, one for each of `ids`, under way.
+fn started(instance: &Process, function: &str, ids: &[&str]) -> JoinSet<Answer> {
+    let call = |id: &&str| {
+        let body =
+            json!({"module": "App", "function": function, "args": [id], "timeout_ms": 60_000});
+        let request = instance.request("/rpc/iad", &body.to_string());
+        async move { answer(request).await.unwrap() }
+    };
+    ids.iter().map(call).collect()
+}
+
+async fn next(calls: &mut JoinSet<Answer>) -> (String, String) {
+    let answer = in_time("an answer", calls.join_next()).await;
+    parts(&answer.unwrap().unwrap())
+}
+
 #[tokio::test]
 async fn as_many_calls_wait_as_run_and_more_are_refused() {
     let app = App::start().await;
     let instance = app.instance(&[("RPC_APP_CONCURRENCY", "2")]).await;
-    let start = |id: &str, timeout: u64| {
-        let body = json!({"module": "App", "function": "sleep", "args": [id, 3000], "timeout_ms": timeout});
-        let request = instance.request("/rpc/iad", &body.to_string());
-        tokio::spawn(async move { crate::support::process::answer(request).await.unwrap() })
-    };
-    let (a, b) = (start("a", 20_000), start("b", 20_000));
+    let mut calls = started(&instance, "hold", &["a", "b"]);
     app.until_runs("a").await;
     app.until_runs("b").await;
-    let (c, d) = (start("c", 20_000), start("d", 100));
-    assert_eq!(parts(&d.await.unwrap()), pair("deadline_exceeded", "no"));
-    let e = start("e", 20_000);
+    let late = call(&instance, "App.run", json!(["late"]), 100).await;
+    assert_eq!(parts(&late), pair("deadline_exceeded", "no"));
+    // Two of three find a place to wait, and the third is refused while they do.
+    let mut waiting = started(&instance, "hold", &["c", "d", "e"]);
+    assert_eq!(next(&mut waiting).await, pair("overloaded", "no"));
     // A function of its own limit does not get around the app's.
-    let full = async || parts(&call(&instance, "App.run", json!(["f"]), 50).await);
-    crate::support::patience::eventually("a full queue", full, |told| {
-        *told == pair("overloaded", "no")
-    })
-    .await;
-    for (id, call) in [("a", a), ("b", b), ("c", c), ("e", e)] {
-        assert_eq!(
-            parts(&call.await.unwrap()),
-            ("ok".to_owned(), format!("{id:?}"))
-        );
+    let full = told(&instance, "App.one", json!(["f"])).await;
+    assert_eq!(full, pair("overloaded", "no"));
+    app.set("release");
+    for calls in [&mut calls, &mut waiting] {
+        assert_eq!(next(calls).await.0, "ok");
+        assert_eq!(next(calls).await.0, "ok");
     }
-    assert!(!app.runs().contains_key("d"));
+    let runs = app.runs();
+    assert_eq!((runs.len(), runs.values().sum()), (4, 4), "{runs:?}");
+    assert!(!runs.contains_key("late") && !runs.contains_key("f"));
 }
 
 #[tokio::test]
 async fn a_function_that_declares_a_concurrency_leaves_room_for_others() {
     let app = App::start().await;
     let instance = app.instance(&[("RPC_APP_CONCURRENCY", "2")]).await;
-    let start = |id: &str| {
-        let body =
-            json!({"module": "App", "function": "one", "args": [id, 1000], "timeout_ms": 20_000});
-        let request = instance.request("/rpc/iad", &body.to_string());
-        tokio::spawn(async move { crate::support::process::answer(request).await.unwrap() })
-    };
-    let first = start("a");
-    app.until_runs("a").await;
-    let second = start("b");
-    let full = async || parts(&start("c").await.unwrap());
-    crate::support::patience::eventually("a refusal", full, |told| {
-        told.0 == "overloaded" || told.0 == "ok"
-    })
-    .await;
-    assert_eq!(
-        told(&instance, "App.run", json!(["other"])).await,
-        pair("ok", "\"other\"")
-    );
-    assert_eq!(parts(&first.await.unwrap()).0, "ok");
-    second.await.unwrap();
+    let mut calls = started(&instance, "one", &["a", "b", "c"]);
+    assert_eq!(next(&mut calls).await, pair("overloaded", "no"));
+    let other = told(&instance, "App.run", json!(["other"])).await;
+    assert_eq!(other, pair("ok", "\"other\""));
+    app.set("release");
+    assert_eq!(next(&mut calls).await.0, "ok");
+    assert_eq!(next(&mut calls).await.0, "ok");
+    assert_eq!(app.runs().len(), 3);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 """An app that does on the wire what a test asks of it: python3 app.py FOLDER PORT|SOCKET.
 
-It takes what it offers from FOLDER/list.json if that is there, and appends to FOLDER/runs a line for each call that runs."""
+It takes what it offers from FOLDER/list.json if that is there, and appends to FOLDER/runs a line for each call that runs.
+App.hold and App.one run until FOLDER/release is there."""
 
 import asyncio
 import json
@@ -12,7 +13,7 @@ folder, where = sys.argv[1], sys.argv[2]
 token = os.environ.get("RPC_APP_TOKEN")
 FUNCTIONS = {
     "Math.add": {"params": [{"name": "a"}, {"name": "b"}]},
-    "App.run": {}, "App.fail": {}, "App.sleep": {}, "App.raw": {}, "App.endless": {}, "App.drip": {}, "App.die": {},
+    "App.run": {}, "App.fail": {}, "App.hold": {}, "App.raw": {}, "App.endless": {}, "App.drip": {}, "App.die": {},
     "App.headers": {}, "App.close_after": {}, "App.gone": {}, "App.one": {"concurrency": 1}, "Odd/../x.f?#": {},
     "Odd/é".encode().decode("latin-1") + ".f": {}, "Odd.%2e%2e/": {},
 }
@@ -48,13 +49,13 @@ async def call(function, args, headers, writer, ended):
     if function == "App.run":
         note("runs", args[0])
         return answer(200, json.dumps(args[0]))
-    if function in ("App.sleep", "App.one"):
+    if function in ("App.hold", "App.one"):
         note("runs", args[0])
-        sleep = asyncio.ensure_future(asyncio.sleep(args[1] / 1000))
-        await asyncio.wait([sleep, ended], return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            note("cancelled", args[0])
-            return None
+        while not is_set("release"):
+            if ended.done():
+                note("cancelled", args[0])
+                return None
+            await asyncio.sleep(0.01)
         return answer(200, json.dumps(args[0]))
     if function == "App.fail":
         note("runs", args[0])

@@ -23,8 +23,7 @@ async fn offered(instance: &Process) -> Value {
 async fn a_kill_loses_what_runs_and_refuses_what_comes() {
     let mut app = App::start().await;
     let instance = app.instance(&[]).await;
-    let body =
-        json!({"module": "App", "function": "sleep", "args": ["a", 60_000], "timeout_ms": 30_000});
+    let body = json!({"module": "App", "function": "hold", "args": ["a"], "timeout_ms": 30_000});
     let request = instance.request("/rpc/iad", &body.to_string());
     let running = tokio::spawn(async move { answer(request).await.unwrap() });
     app.until_runs("a").await;
