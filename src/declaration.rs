@@ -1,7 +1,7 @@
 //! What a function declares of itself besides its name: the policy of its calls, its parameters and what it is for. The
 //! same in an app's list, in a Rust registration and between instances.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -53,6 +53,10 @@ pub struct Param {
 const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 /// The highest concurrency that may be declared.
 const MAX_CONCURRENCY: usize = 1_000_000;
+/// The most parameters that may be declared.
+pub(crate) const MAX_PARAMS: usize = 256;
+/// The longest name of a parameter, in bytes.
+const MAX_PARAM_NAME: usize = 128;
 
 impl Declaration {
     /// The members of a declaration.
@@ -108,7 +112,8 @@ impl Declaration {
         }
     }
 
-    /// Its parameters, in order: the name of each, and a JSON Schema of its values.
+    /// Its parameters, in order: the name of each, and a JSON Schema of its values. A call has exactly as many arguments,
+    /// in an array or in an object by these names. At most 256, each name of 1 to 128 bytes and given once.
     #[must_use]
     pub fn params<N: Into<String>>(self, params: impl IntoIterator<Item = (N, Value)>) -> Self {
         let param = |(name, schema): (N, Value)| Param {
@@ -143,7 +148,7 @@ impl Declaration {
     /// Checks what its types do not.
     ///
     /// # Errors
-    /// A timeout or a concurrency out of range, in words.
+    /// A timeout or a concurrency out of range, too many parameters, or one whose name is none or not its own, in words.
     pub(crate) fn check(&self) -> Result<(), String> {
         let timeout_fits = |ms: u64| (1..=MAX_TIMEOUT_MS).contains(&ms);
         if !self.timeout_ms.is_none_or(timeout_fits) {
@@ -157,6 +162,24 @@ impl Declaration {
                 "concurrency must be an integer from 1 to {MAX_CONCURRENCY}"
             ));
         }
-        Ok(())
+        check_params(self.params.as_deref().unwrap_or_default())
     }
+}
+
+fn check_params(params: &[Param]) -> Result<(), String> {
+    if params.len() > MAX_PARAMS {
+        return Err(format!("params must be at most {MAX_PARAMS}"));
+    }
+    let mut names = BTreeSet::new();
+    for Param { name, .. } in params {
+        if !(1..=MAX_PARAM_NAME).contains(&name.len()) {
+            return Err(format!(
+                "a parameter's name must have 1 to {MAX_PARAM_NAME} bytes"
+            ));
+        }
+        if !names.insert(name) {
+            return Err(format!("the parameter {name:?} is declared twice"));
+        }
+    }
+    Ok(())
 }

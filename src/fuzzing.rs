@@ -7,6 +7,7 @@ use crate::{
     access::Client,
     call::{Call, Timeouts},
     cluster,
+    declaration::Declaration,
     protocol::{self, Challenge, Exec},
     region::Target,
     token::{PresentedToken, Proof, Token},
@@ -17,14 +18,22 @@ const TIMEOUTS: Timeouts = Timeouts {
     max: Duration::from_secs(60),
 };
 
-/// The body of `POST /rpc/{region}`: args that are taken are one JSON array, at most 256 long, on one line once sent.
+/// The body of `POST /rpc/{region}`: args that are taken are one JSON array or object, at most 256 long, on one line once
+/// sent, and an array once they are put in order.
 pub fn body(body: &[u8]) {
     let Ok(call) = Call::from_json(body, TIMEOUTS) else {
         return;
     };
-    let args: Vec<&serde_json::value::RawValue> = serde_json::from_str(call.args.raw().get())
-        .unwrap_or_else(|error| panic!("args that were taken are no array: {error}"));
-    assert!(args.len() <= 256);
+    let params = ["a", "b"].map(|name| (name, serde_json::json!({})));
+    let declared = Declaration::new().params(params);
+    for params in [None, declared.params.as_deref()] {
+        let Ok(args) = call.args.in_order(params) else {
+            continue;
+        };
+        let args: Vec<&serde_json::value::RawValue> = serde_json::from_str(args.raw().get())
+            .unwrap_or_else(|error| panic!("args in order are no array: {error}"));
+        assert!(args.len() <= 256);
+    }
     assert!((Duration::from_millis(1)..=TIMEOUTS.max).contains(&call.timeout));
     let (region, id) = ("syd".parse(), "fuzz".parse());
     let (Ok(region), Ok(id)) = (region, id) else {
@@ -138,7 +147,7 @@ mod tests {
 
         #[test]
         fn near_calls(members in proptest::collection::vec(
-            r#""(module|function|region|instance)":"[ -~]{1,5}"|"args":\[[0-9\n ]{0,4}\]|"(timeout_ms|id)":[0-9]{1,4}|\n"#,
+            r#""(module|function|region|instance)":"[ -~]{1,5}"|"args":(\[[0-9\n ]{0,4}\]|\{("[abc]":[0-9]\n?,){0,2}"[ab]":[0-9]\})|"(timeout_ms|id)":[0-9]{1,4}|\n"#,
             0..7,
         )) {
             let text = format!("{{\"module\":\"a\",\"function\":\"b\",{}}}", members.join(","));

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::{
-    call::{Args, Call, Timeouts, Unsaid},
+    call::{Args, Call, Options, Timeouts},
     dispatch::Dispatcher,
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
@@ -31,6 +31,9 @@ pub struct CallOptions {
     /// Makes a repeat of this call the same call: within ten minutes it is not run again, and gets the outcome of the
     /// first.
     pub idempotency_key: Option<IdempotencyKey>,
+    /// Whether the members of `args`, a struct or a map, are the arguments by the names of the function's parameters,
+    /// rather than `args` the only argument.
+    pub by_name: bool,
 }
 
 /// What came of a call that has a result.
@@ -143,7 +146,8 @@ impl Rpc {
     /// Runs `module.function(args)` in `region`, or in the primary region when it is `"primary"`, and waits for its
     /// result up to the default timeout.
     ///
-    /// `args` is a tuple or list with an item for each argument, `()` for none, or the only argument.
+    /// `args` is a tuple or list with an item for each argument, `()` for none, or the only argument;
+    /// [`CallOptions::by_name`] gives them by name.
     ///
     /// # Errors
     /// As `POST /rpc/{region}`: the error has a code and says whether the function ran. A result that is no `R` is
@@ -190,33 +194,32 @@ impl Rpc {
         let target: Target = region.parse().map_err(|invalid: InvalidName| {
             Problem::new(Code::InvalidRegion, invalid.to_string())
         })?;
-        let timeout = options.timeout.unwrap_or(self.timeouts.default);
-        if timeout.is_zero() || timeout > self.timeouts.max {
+        let fits = |timeout: Duration| !timeout.is_zero() && timeout <= self.timeouts.max;
+        if !options.timeout.is_none_or(fits) {
             let detail = format!(
                 "the timeout must be above zero and at most {:?}",
                 self.timeouts.max
             );
             return Err(Problem::new(Code::InvalidRequest, detail).into());
         }
-        let call = Call {
-            name: FunctionName {
-                module: module.parse()?,
-                function: function.parse()?,
-            },
-            args: Args::from_values(&args)?,
-            timeout,
-            idempotent: options.idempotent,
-            unsaid: Unsaid {
-                timeout: options.timeout.is_none(),
-                idempotent: !options.idempotent,
-            },
+        let name = FunctionName {
+            module: module.parse()?,
+            function: function.parse()?,
+        };
+        let args = match options.by_name {
+            true => Args::from_members(&args)?,
+            false => Args::from_values(&args)?,
+        };
+        let said = Options {
+            timeout: options.timeout,
+            idempotent: options.idempotent.then_some(true),
             instance: options.instance,
+        };
+        let call = Call {
             key: options.idempotency_key,
             key_owner: Some(KeyOwner::program()),
             after: options.after,
-            boot: None,
-            trace: None,
-            memory: None,
+            ..Call::new(name, args, said, self.timeouts.default)
         };
         let request_id = RequestId::fresh();
         let span = request_id.span();

@@ -131,7 +131,8 @@ mod tests {
         let listing = Listing::parse(
             br#"{"functions":{"Fly.RPC.now":{},"Math.add":{"timeout_ms":2000,"idempotent":true,"concurrency":8,
                 "params":[{"name":"a"},{"name":"b","schema":{"type":"integer"}}]},
-                "plain":{},"...x":{},"a/../b.x":{},"A. b":{},"A.zero":{"timeout_ms":0},"A.none":null,"A.odd":{"shape":1}},
+                "plain":{},"...x":{},"a/../b.x":{},"A. b":{},"A.zero":{"timeout_ms":0},"A.none":null,"A.odd":{"shape":1},
+                "A.pair":{"params":[{"name":"a"},{"name":"a"}]},"A.blank":{"params":[{"name":""}]}},
                 "version":2}"#,
         )
         .unwrap();
@@ -147,8 +148,10 @@ mod tests {
                 "the list has an unknown member \"version\"",
                 "\"...x\" is left out: its module has a path segment of dots",
                 "\"A. b\" is left out: \" b\" is not 1 to 128 printable ASCII characters without space",
+                "\"A.blank\" is left out: a parameter's name must have 1 to 128 bytes",
                 "\"A.none\" is left out: what it declares is no object; write {} for nothing",
                 "a function has an unknown member \"shape\"",
+                "\"A.pair\" is left out: the parameter \"a\" is declared twice",
                 "\"A.zero\" is left out: timeout_ms must be an integer from 1 to 86400000",
                 "\"a/../b.x\" is left out: its module has a path segment of dots",
                 "\"plain\" is left out: a name has a module, as in Math.add",

@@ -7,6 +7,7 @@ mod listing;
 mod watch;
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
@@ -34,7 +35,7 @@ use self::{
     watch::{Asked, Watch},
 };
 use crate::{
-    call::Call,
+    call::{Args, Call},
     config::{AppConfig, AppUrl},
     deadline::Deadline,
     gate::{Gate, Pass},
@@ -191,36 +192,31 @@ impl App {
         request_id: &RequestId,
         deadline: Deadline,
     ) -> Result<impl Future<Output = Answered> + Send + 'static, Problem> {
-        let gate = self.admit(call)?;
+        let (gate, args) = self.admit(call)?;
         let request = Prepared {
             app: Arc::clone(self),
             name: call.name.clone(),
             path: path(self.channel.url().base(), &call.name),
-            body: Bytes::from(format!("{{\"args\":{}}}", call.args.raw())),
+            body: Bytes::from(format!("{{\"args\":{}}}", args.raw())),
             headers: headers(call, request_id),
             deadline,
         };
         Ok(request.run(gate))
     }
 
-    /// The gate of the call's function, where it has one of its own.
-    fn admit(&self, call: &Call) -> Result<Option<Arc<Gate>>, Problem> {
+    /// The gate of the call's function, where it has one of its own, and the arguments in the order of its parameters.
+    fn admit<'a>(&self, call: &'a Call) -> Result<(Option<Arc<Gate>>, Cow<'a, Args>), Problem> {
         let name = &call.name;
         let status = self.status.borrow();
         let Some(declared) = status.offered.get(name) else {
             return Err(status.missing(name));
         };
-        let given = call.args.count();
-        if let Some(params) = &declared.params
-            && params.len() != given
-        {
-            let names: Vec<_> = params.iter().map(|param| param.name.as_str()).collect();
-            let (takes, names) = (params.len(), names.join(", "));
-            let detail = format!("{name}: expected {takes} arguments ({names}), got {given}");
-            return Err(Problem::new(Code::InvalidArguments, detail));
-        }
+        let args = call
+            .args
+            .in_order(declared.params.as_deref())
+            .map_err(|misfit| Problem::new(Code::InvalidArguments, format!("{name}: {misfit}")))?;
         let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(gates.get(name).map(Arc::clone))
+        Ok((gates.get(name).map(Arc::clone), args))
     }
 
     /// Has the list asked for again, and says what came of it.

@@ -1,72 +1,111 @@
-//! The arguments of a call, kept as they came: counted, never rebuilt.
+//! The arguments of a call, kept as they came: counted, never rebuilt, but where the function that takes them puts those
+//! given by name in order.
+
+use std::{
+    borrow::Cow,
+    fmt::{self, Write},
+};
 
 use memchr::memchr_iter;
 use serde::{
-    Deserializer as _, Serialize,
-    de::{IgnoredAny, SeqAccess, Visitor},
+    Deserialize, Deserializer as _, Serialize,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::wrong;
 use crate::{
+    declaration::{MAX_PARAMS, Param},
     json,
     problem::{Code, Problem},
 };
 
-/// The most items that `args` may have.
-const MAX_ARGS: usize = 256;
+/// The most arguments that a call may have.
+const MAX_ARGS: usize = MAX_PARAMS;
 
-/// The arguments of a call: a JSON array of at most 256 items, kept exactly as received.
+/// The arguments of a call, at most 256, exactly as received: a JSON array, or an object by the names of the function's
+/// parameters.
 #[derive(Clone, Debug)]
 pub(crate) struct Args(Box<RawValue>);
 
 impl Args {
+    /// What arguments must be.
+    pub(crate) const RULE: &str =
+        "an array, or an object by the names of parameters, of at most 256 arguments";
+
     /// The arguments that `values` stand for: a tuple or list gives an argument for each item, `()` none, and
     /// anything else is the only argument.
     ///
     /// # Errors
     /// [`Code::InvalidRequest`] when `values` has no JSON form or more than 256 items.
     pub(crate) fn from_values(values: &impl Serialize) -> Result<Self, Problem> {
-        let no_form = |error| {
-            let detail = format!("the arguments have no JSON form: {error}");
-            Problem::new(Code::InvalidRequest, detail)
-        };
-        let raw = to_raw_value(values).map_err(no_form)?;
+        let raw = to_raw_value(values).map_err(|error| no_form(&error))?;
         match raw.get().as_bytes().first() {
-            Some(b'[') => Self::from_array(raw),
+            Some(b'[') => Self::checked(raw),
             _ if raw.get() == "null" => Ok(Self::default()),
-            _ => Self::from_array(to_raw_value(&[raw]).map_err(no_form)?),
+            _ => Self::checked(to_raw_value(&[raw]).map_err(|error| no_form(&error))?),
         }
     }
 
-    pub(super) fn from_raw(raw: &RawValue) -> Result<Self, Problem> {
-        Self::from_array(raw.to_owned())
+    /// The arguments that the members of `values`, a struct or a map, are by their names.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] when `values` has no JSON form, is no object, or has more than 256 members.
+    pub(crate) fn from_members(values: &impl Serialize) -> Result<Self, Problem> {
+        let raw = to_raw_value(values).map_err(|error| no_form(&error))?;
+        match raw.get().starts_with('{') {
+            true => Self::checked(raw),
+            false => Err(Problem::new(
+                Code::InvalidRequest,
+                "arguments by name must be a struct or a map",
+            )),
+        }
     }
 
-    fn from_array(array: Box<RawValue>) -> Result<Self, Problem> {
-        let text = array.get();
+    /// The arguments in `raw`; `None` where it breaks [`Args::RULE`].
+    pub(crate) fn from_raw(raw: Box<RawValue>) -> Option<Self> {
+        let text = raw.get();
+        if !text.starts_with(['[', '{']) {
+            return None;
+        }
         // So few commas, inside strings and arrays too, cannot part more items; then the text is not read once more.
-        let is_short =
-            text.starts_with('[') && memchr_iter(b',', text.as_bytes()).count() < MAX_ARGS;
-        let count = || serde_json::Deserializer::from_str(text).deserialize_seq(Counter);
-        if is_short || matches!(count(), Ok(count) if count <= MAX_ARGS) {
-            return Ok(Self(array));
-        }
-        Err(wrong(
-            "args",
-            &format!("an array of at most {MAX_ARGS} items"),
-        ))
+        let is_short = memchr_iter(b',', text.as_bytes()).count() < MAX_ARGS;
+        (is_short || count(text) <= MAX_ARGS).then_some(Self(raw))
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        let counted = serde_json::Deserializer::from_str(self.0.get()).deserialize_seq(Counter);
-        counted.unwrap_or_else(|error| unreachable!("args were counted before: {error}"))
+    fn checked(raw: Box<RawValue>) -> Result<Self, Problem> {
+        Self::from_raw(raw).ok_or_else(|| {
+            let detail = format!("the arguments must be {}", Self::RULE);
+            Problem::new(Code::InvalidRequest, detail)
+        })
     }
 
-    /// The array itself.
+    /// As they came.
     pub(crate) fn raw(&self) -> &RawValue {
         &self.0
+    }
+
+    /// The same as an array, for a function that declares `params`, or does not say.
+    ///
+    /// # Errors
+    /// Which argument does not fit, in words: one that is missing, unknown or given twice, or another number of them.
+    pub(crate) fn in_order(&self, params: Option<&[Param]>) -> Result<Cow<'_, Self>, String> {
+        let text = self.0.get();
+        if text.starts_with('{') {
+            let params = params
+                .ok_or("takes its arguments in an array: it declares no names of parameters")?;
+            return by_name(text, params).map(Cow::Owned);
+        }
+        let Some(params) = params else {
+            return Ok(Cow::Borrowed(self));
+        };
+        let (takes, given) = (params.len(), count(text));
+        match takes == given {
+            true => Ok(Cow::Borrowed(self)),
+            false => Err(format!(
+                "expected {takes} arguments ({}), got {given}",
+                names(params)
+            )),
+        }
     }
 }
 
@@ -77,14 +116,65 @@ impl Default for Args {
     }
 }
 
-/// Counts the items of an array without keeping them.
+fn no_form(error: &serde_json::Error) -> Problem {
+    let detail = format!("the arguments have no JSON form: {error}");
+    Problem::new(Code::InvalidRequest, detail)
+}
+
+/// The members of the object `text` as an array in the order of `params`.
+fn by_name(text: &str, params: &[Param]) -> Result<Args, String> {
+    let members: Members<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let mut values = vec![None; params.len()];
+    for (name, value) in members.0 {
+        let Some(place) = params.iter().position(|param| param.name == name) else {
+            return Err(format!(
+                "argument {name:?} is unknown; expected {}",
+                names(params)
+            ));
+        };
+        if values[place].replace(value).is_some() {
+            return Err(format!("argument {name:?} is given twice"));
+        }
+    }
+    let mut array = String::with_capacity(text.len());
+    for (param, value) in params.iter().zip(values) {
+        let value = value.ok_or_else(|| format!("argument {:?} is missing", param.name))?;
+        array.push(if array.is_empty() { '[' } else { ',' });
+        array.push_str(value.get());
+    }
+    // Without parameters there was no bracket to open.
+    array.push_str(if params.is_empty() { "[]" } else { "]" });
+    let raw = RawValue::from_string(array).map_err(|error| error.to_string())?;
+    Ok(Args(raw))
+}
+
+fn names(params: &[Param]) -> String {
+    let mut names = String::new();
+    for param in params {
+        let comma = if names.is_empty() { "" } else { ", " };
+        // Writing to a String cannot fail.
+        let _ = write!(names, "{comma}{}", param.name);
+    }
+    match names.is_empty() {
+        true => "none".to_owned(),
+        false => names,
+    }
+}
+
+/// How many items an array has, or members an object.
+fn count(text: &str) -> usize {
+    let counted = serde_json::Deserializer::from_str(text).deserialize_any(Counter);
+    counted.unwrap_or_else(|error| unreachable!("args are JSON: {error}"))
+}
+
+/// Counts without keeping anything.
 struct Counter;
 
 impl<'de> Visitor<'de> for Counter {
     type Value = usize;
 
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an array")
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array or an object")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<usize, A::Error> {
@@ -93,5 +183,40 @@ impl<'de> Visitor<'de> for Counter {
             count += 1;
         }
         Ok(count)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<usize, A::Error> {
+        let mut count = 0;
+        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+/// The members of an object in order, each as its raw text; one that is given twice is there twice.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(Collect)
     }
 }

@@ -69,6 +69,17 @@ pub(crate) struct Unsaid {
     pub idempotent: bool,
 }
 
+/// What a call says besides its function and its arguments.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    /// How long the caller waits.
+    pub timeout: Option<Duration>,
+    /// Whether it may run twice.
+    pub idempotent: Option<bool>,
+    /// Only on this instance of the region.
+    pub instance: Option<InstanceId>,
+}
+
 /// The members of a call in JSON, in the order of [`Call::from_members`].
 pub(crate) const MEMBERS: &[&str; 6] = &[
     "module",
@@ -80,6 +91,32 @@ pub(crate) const MEMBERS: &[&str; 6] = &[
 ];
 
 impl Call {
+    /// The call of `name` with `args` under `options`, which takes `default` where it names no timeout.
+    pub(crate) fn new(name: FunctionName, args: Args, options: Options, default: Duration) -> Self {
+        let Options {
+            timeout,
+            idempotent,
+            instance,
+        } = options;
+        Self {
+            name,
+            args,
+            timeout: timeout.unwrap_or(default),
+            idempotent: idempotent.unwrap_or(false),
+            unsaid: Unsaid {
+                timeout: timeout.is_none(),
+                idempotent: idempotent.is_none(),
+            },
+            instance,
+            key: None,
+            key_owner: None,
+            after: None,
+            boot: None,
+            trace: None,
+            memory: None,
+        }
+    }
+
     /// The same call under the key of the header `Idempotency-Key`, which may stand in quotes.
     ///
     /// # Errors
@@ -140,30 +177,28 @@ impl Call {
         timeouts: Timeouts,
     ) -> Result<Self, Problem> {
         let [module, function, args, timeout_ms, idempotent, instance] = members;
-        Ok(Self {
-            name: FunctionName {
-                module: name("module", module)?,
-                function: name("function", function)?,
-            },
-            args: args.map_or_else(|| Ok(Args::default()), Args::from_raw)?,
-            timeout: timeout_ms.map_or(Ok(timeouts.default), |raw| timeout(raw, timeouts.max))?,
+        let name = FunctionName {
+            module: name("module", module)?,
+            function: name("function", function)?,
+        };
+        let args = args.map_or_else(|| Ok(Args::default()), arguments)?;
+        let options = Options {
+            timeout: timeout_ms
+                .map(|raw| timeout(raw, timeouts.max))
+                .transpose()?,
             idempotent: idempotent
-                .map_or(Ok(false), |raw| parsed("idempotent", raw, "true or false"))?,
-            unsaid: Unsaid {
-                timeout: timeout_ms.is_none(),
-                idempotent: idempotent.is_none(),
-            },
+                .map(|raw| parsed("idempotent", raw, "true or false"))
+                .transpose()?,
             instance: instance
                 .map(|raw| parsed("instance", raw, InstanceId::RULE))
                 .transpose()?,
-            key: None,
-            key_owner: None,
-            after: None,
-            boot: None,
-            trace: None,
-            memory: None,
-        })
+        };
+        Ok(Self::new(name, args, options, timeouts.default))
     }
+}
+
+fn arguments(raw: &RawValue) -> Result<Args, Problem> {
+    Args::from_raw(raw.to_owned()).ok_or_else(|| wrong("args", Args::RULE))
 }
 
 fn name(member: &'static str, raw: Option<&RawValue>) -> Result<Name, Problem> {

@@ -59,14 +59,12 @@ fn each_member_is_refused_by_name() {
         refusal(r#"{"module":"m","function":1}"#).1,
         format!(r#"member "function" {name}"#)
     );
-    assert_eq!(
-        with(r#""args":{}"#),
-        r#"member "args" must be an array of at most 256 items"#
-    );
-    assert_eq!(
-        with(r#""args":null"#),
-        r#"member "args" must be an array of at most 256 items"#
-    );
+    for args in ["null", "1", "\"a\""] {
+        assert_eq!(
+            with(&format!(r#""args":{args}"#)),
+            r#"member "args" must be an array, or an object by the names of parameters, of at most 256 arguments"#
+        );
+    }
     for whole in ["5000", "5000.0", "5e3"] {
         let body = format!(r#"{{"module":"m","function":"f","timeout_ms":{whole}}}"#);
         let call = Call::from_json(body.as_bytes(), TIMEOUTS).unwrap();
@@ -99,8 +97,69 @@ fn at_most_256_args() {
             vec!["0"; n].join(",")
         )
     };
-    Call::from_json(body(256).as_bytes(), TIMEOUTS).unwrap();
-    assert_eq!(refusal(&body(257)).0, Code::InvalidRequest);
+    let by_name = |n: usize| {
+        let members: Vec<_> = (0..n).map(|number| format!(r#""a{number}":0"#)).collect();
+        format!(
+            r#"{{"module":"m","function":"f","args":{{{}}}}}"#,
+            members.join(",")
+        )
+    };
+    for text in [body(256), by_name(256)] {
+        Call::from_json(text.as_bytes(), TIMEOUTS).unwrap();
+    }
+    for text in [body(257), by_name(257)] {
+        assert_eq!(refusal(&text).0, Code::InvalidRequest);
+    }
+}
+
+/// What a function that declares `params` gets of `args`.
+fn ordered(args: &str, params: Option<&[&str]>) -> Result<String, String> {
+    let declared = params.map(|names| {
+        let params = names.iter().map(|name| (*name, serde_json::json!({})));
+        Declaration::new().params(params)
+    });
+    let args = Args::from_raw(RawValue::from_string(args.to_owned()).unwrap()).unwrap();
+    let ordered = args.in_order(declared.as_ref().and_then(|it| it.params.as_deref()))?;
+    Ok(ordered.raw().get().to_owned())
+}
+
+#[test]
+fn names_are_put_in_order_and_no_digit_changes() {
+    let ab: Option<&[&str]> = Some(&["a", "b"]);
+    let good = |args: &str, params| ordered(args, params).unwrap();
+    assert_eq!(
+        good(r#"{"b" : [1.10, "}"], "a":1e400}"#, ab),
+        r#"[1e400,[1.10, "}"]]"#
+    );
+    assert_eq!(good(r#"{"\u0062":2,"a":{"b":1}}"#, ab), r#"[{"b":1},2]"#);
+    assert_eq!(good("{ }", Some(&[])), "[]");
+    assert_eq!(good("[1, 2]", ab), "[1, 2]");
+    assert_eq!(good("[1, 2]", None), "[1, 2]");
+}
+
+#[test]
+fn a_name_or_a_number_that_does_not_fit_is_told() {
+    let ab: Option<&[&str]> = Some(&["a", "b"]);
+    let bad = |args: &str, params| ordered(args, params).unwrap_err();
+    assert_eq!(
+        bad(r#"{"a":1,"c":2}"#, ab),
+        r#"argument "c" is unknown; expected a, b"#
+    );
+    assert_eq!(bad(r#"{"b":1}"#, ab), r#"argument "a" is missing"#);
+    assert_eq!(
+        bad(r#"{"a":1,"b":2,"\u0061":3}"#, ab),
+        r#"argument "a" is given twice"#
+    );
+    assert_eq!(
+        bad(r#"{"a":1}"#, Some(&[])),
+        r#"argument "a" is unknown; expected none"#
+    );
+    assert_eq!(
+        bad("{}", None),
+        "takes its arguments in an array: it declares no names of parameters"
+    );
+    assert_eq!(bad("[1]", ab), "expected 2 arguments (a, b), got 1");
+    assert_eq!(bad("[1]", Some(&[])), "expected 0 arguments (none), got 1");
 }
 
 #[test]
@@ -114,4 +173,9 @@ fn values_become_args() {
     assert_eq!(args(Args::from_values(&())), "[]");
     assert_eq!(args(Args::from_values(&"fly")), r#"["fly"]"#);
     assert_eq!(args(Args::from_values(&Account { id: 1 })), r#"[{"id":1}]"#);
+    assert_eq!(args(Args::from_members(&Account { id: 1 })), r#"{"id":1}"#);
+    assert_eq!(
+        Args::from_members(&[1]).unwrap_err().detail,
+        "arguments by name must be a struct or a map"
+    );
 }

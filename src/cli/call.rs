@@ -1,6 +1,6 @@
 //! `fly-rpc call`: one call to a function in a region, its result on stdout.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anstyle::Style;
 use clap::Args;
@@ -32,6 +32,7 @@ const GRACE: Duration = Duration::from_secs(5);
   fly-rpc call primary Kernel.+ 1 2 --timeout 500ms
   fly-rpc call syd String.split '\"a,b\"' , --json
   fly-rpc call syd Orders.create '{\"id\": 1234}' --idempotency-key order-1234
+  fly-rpc call syd Notes.create --named title=Milk due=2026-12-01
 
 An argument that is JSON is sent as it stands, any other as a string: 12 is a number, '\"12\"' a string. One that \
 begins like an array, an object or a string of JSON and is none is refused. \
@@ -46,6 +47,9 @@ pub(super) struct CallArgs {
     /// The arguments: JSON, or plain words, which are strings
     #[arg(allow_negative_numbers = true)]
     args: Vec<String>,
+    /// Take the arguments as NAME=VALUE, by the names of the function's parameters
+    #[arg(long)]
+    named: bool,
     /// How long to wait, such as 500ms or 5s, at most 24h
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
@@ -76,12 +80,20 @@ pub(super) struct CallArgs {
 struct Body<'a> {
     module: &'a str,
     function: &'a str,
-    args: Vec<Box<RawValue>>,
+    args: Arguments,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
     idempotent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     instance: Option<&'a InstanceId>,
+}
+
+/// The arguments of a call, by position or by name.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Arguments {
+    Positional(Vec<Box<RawValue>>),
+    Named(BTreeMap<String, Box<RawValue>>),
 }
 
 /// Calls, and prints the result.
@@ -95,7 +107,10 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     let body = json::to_vec(&Body {
         module,
         function,
-        args: arguments(&args.args)?,
+        args: match args.named {
+            true => Arguments::Named(named(&args.args)?),
+            false => Arguments::Positional(arguments(&args.args)?),
+        },
         timeout_ms: args
             .timeout
             .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
@@ -164,24 +179,41 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// The arguments as they were typed.
 fn arguments(typed: &[String]) -> Result<Vec<Box<RawValue>>, Failure> {
-    let argument = |(number, text): (usize, &String)| {
-        argument(text).map_err(|why| {
-            let detail = format!(
-                "argument {}: {text:?} begins like JSON and is none",
-                number + 1
-            );
-            Failure::Usage(format!(
-                "{detail} ({why}); a string that begins so is written as JSON: '{}'",
-                string(text)
-            ))
-        })
-    };
-    typed.iter().enumerate().map(argument).collect()
+    let numbered = typed.iter().enumerate();
+    numbered
+        .map(|(number, text)| argument(&(number + 1).to_string(), text))
+        .collect()
+}
+
+/// The arguments as they were typed, `NAME=VALUE`.
+fn named(typed: &[String]) -> Result<BTreeMap<String, Box<RawValue>>, Failure> {
+    let mut named = BTreeMap::new();
+    for text in typed {
+        let (name, value) = text.split_once('=').ok_or_else(|| {
+            Failure::Usage(format!("{text:?} is not NAME=VALUE, as --named wants it"))
+        })?;
+        let value = argument(&format!("{name:?}"), value)?;
+        if named.insert(name.to_owned(), value).is_some() {
+            return Err(Failure::Usage(format!("argument {name:?} is given twice")));
+        }
+    }
+    Ok(named)
+}
+
+/// The argument `which` as it was typed.
+fn argument(which: &str, text: &str) -> Result<Box<RawValue>, Failure> {
+    json_of(text).map_err(|why| {
+        let json = string(text);
+        Failure::Usage(format!(
+            "argument {which}: {text:?} begins like JSON and is none ({why}); a string that begins so is written as \
+             JSON: '{json}'"
+        ))
+    })
 }
 
 /// An argument as it was typed: JSON if it is JSON, else a string; what begins like an array, an object or a string of
 /// JSON, and is none, was meant to be one.
-fn argument(text: &str) -> Result<Box<RawValue>, serde_json::Error> {
+fn json_of(text: &str) -> Result<Box<RawValue>, serde_json::Error> {
     let trimmed = text.trim();
     match RawValue::from_string(trimmed.to_owned()) {
         Ok(json) => Ok(json),
@@ -212,7 +244,7 @@ mod tests {
             "true",
         ];
         assert_eq!(
-            typed.map(|arg| argument(arg).unwrap().get().to_owned()),
+            typed.map(|arg| json_of(arg).unwrap().get().to_owned()),
             sent
         );
     }
@@ -220,7 +252,7 @@ mod tests {
     #[test]
     fn what_begins_like_json_must_be_json() {
         for broken in ["[1,", " {a: 1}", "\"fly", "[1] 2", "\"a\" b"] {
-            argument(broken).unwrap_err();
+            json_of(broken).unwrap_err();
         }
     }
 }

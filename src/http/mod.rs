@@ -148,6 +148,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
 fn clients() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(rpc::call_function))
+        .routes(routes!(rpc::path::call_function_by_path))
         .routes(routes!(cluster::list_regions))
         .routes(routes!(cluster::get_region))
         .routes(routes!(cluster::explain::explain_region))

@@ -9,7 +9,7 @@ use axum::{
 };
 use tokio::time::Instant;
 
-use super::{App, layers::Context, response::Refusal, rpc::CallRequest};
+use super::{App, layers::Context, request::header, response::Refusal, rpc::CallRequest};
 use crate::{
     call::Call,
     cluster::Peer,
@@ -49,15 +49,10 @@ impl Asked {
 /// # Errors
 /// [`Code::InvalidRequest`] for a header `rpc-route` with another value, or given twice.
 pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Problem> {
-    let mut values = headers.get_all(ROUTE).iter();
-    let (Some(value), another) = (values.next(), values.next()) else {
-        return Ok(default);
-    };
-    let asked = value.to_str().ok().and_then(|text| text.parse().ok());
-    asked.filter(|_| another.is_none()).ok_or_else(|| {
-        let detail = "header rpc-route must be proxy, replay or auto, and given once";
-        Problem::new(Code::InvalidRequest, detail)
-    })
+    let asked = header(headers, ROUTE, "proxy, replay or auto", |text| {
+        text.parse().ok()
+    })?;
+    Ok(asked.unwrap_or(default))
 }
 
 /// The answer that has Fly Proxy replay a call in `region`; `None` where it runs here or is forwarded from here.

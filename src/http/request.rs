@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody},
     extract::FromRequestParts,
     http::{
         HeaderMap, HeaderValue,
@@ -73,6 +73,50 @@ pub(super) async fn json_body(
     match time::timeout(ARRIVAL, received.fill(body)).await {
         Ok(filled) => filled.map(|()| received),
         Err(_) => Err(cut("the body did not arrive within 10 s")),
+    }
+}
+
+/// The same where a body may be left out, which is nothing, whatever its content type.
+///
+/// # Errors
+/// As [`json_body`].
+pub(super) async fn optional_json_body(
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+    memory: &Arc<Budget>,
+) -> Result<Received, Problem> {
+    if !body.is_end_stream() {
+        return json_body(headers, body, limit, memory).await;
+    }
+    Ok(Received {
+        bytes: Vec::new(),
+        reserved: memory.reserve(0, Share::Clients)?,
+        limit,
+    })
+}
+
+/// What `read` makes of the header `name`, where it is given.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] with the `rule` that the value breaks, or that it is given twice.
+pub(super) fn header<T>(
+    headers: &HeaderMap,
+    name: &'static str,
+    rule: &str,
+    read: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let (Some(value), another) = (values.next(), values.next()) else {
+        return Ok(None);
+    };
+    let value = value.to_str().ok().and_then(read);
+    match value.filter(|_| another.is_none()) {
+        Some(value) => Ok(Some(value)),
+        None => {
+            let detail = format!("header {name} must be {rule}, and given once");
+            Err(Problem::new(Code::InvalidRequest, detail))
+        }
     }
 }
 

@@ -1,4 +1,6 @@
-//! `POST /rpc/{region}`: a call from a client.
+//! `POST /rpc/{region}`: a call from a client. One whose path names the function too is read in `path.rs`.
+
+pub(super) mod path;
 
 use std::sync::Arc;
 
@@ -6,14 +8,14 @@ use axum::{
     Extension,
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue},
+    http::{HeaderMap, HeaderValue, request::Parts},
     response::{IntoResponse, Response, Result},
 };
 use scopeguard::ScopeGuard;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tracing::Instrument;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, AppState,
@@ -48,7 +50,8 @@ pub(super) struct CallDocument {
     /// The function.
     #[schema(pattern = r"^[!-~]{1,128}$", example = "upcase")]
     function: String,
-    /// Its arguments, any JSON values, passed on exactly as received.
+    /// Its arguments, any JSON values, passed on exactly as received. Where the function declares its parameters, an object by
+    /// their names is taken too.
     #[schema(value_type = Vec<Value>, required = false, max_items = 256, example = json!(["fly"]))]
     args: Option<Vec<Box<RawValue>>>,
     /// How long to wait, in milliseconds; at most what `RPC_MAX_TIMEOUT` allows, 60000 where it is not set. 5000 where
@@ -63,6 +66,42 @@ pub(super) struct CallDocument {
     /// Only on this instance of the region.
     #[schema(value_type = String, required = false, pattern = r"^[A-Za-z0-9._\-]{1,128}$", example = "148e21dad76789")]
     instance: Option<String>,
+}
+
+/// What any call may say in headers.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only the document is made of it")]
+pub(super) struct CallHeaders {
+    /// Makes a repeat of this call the same call of the same client: within ten minutes it is not run again by the instance
+    /// that ran it, and gets the outcome of the first, marked by the header idempotency-replayed. The same key with another
+    /// function or other values as arguments is refused. 1 to 128 visible ASCII characters; may stand in quotes, which do
+    /// not count. The memory is that of one process: it does not outlive a restart, and a change of the region's instances
+    /// moves keys
+    #[param(
+        rename = "Idempotency-Key",
+        pattern = "^(\"[!-~]{1,128}\"|[!#-~][!-~]{0,127})$"
+    )]
+    idempotency_key: Option<String>,
+    /// A consistency token, as an earlier answer gave it in `rpc-consistency`: the function reads data that has seen it, or
+    /// says that it did not run, and the next instance, or region of the list, is asked. What it means is the app's affair.
+    /// 1 to 256 visible ASCII characters
+    #[param(rename = "rpc-after", pattern = "^[!-~]{1,256}$")]
+    after: Option<String>,
+    /// How the call gets to another region: `proxy` forwards it; `replay` answers 409 with the header `fly-replay`, on which
+    /// Fly Proxy replays it there; `auto` is `replay` behind Fly Proxy, else `proxy`. What `RPC_ROUTE` says when it is not
+    /// given
+    #[param(rename = "rpc-route", pattern = "^(proxy|replay|auto)$")]
+    route: Option<String>,
+    /// Kept when it fits, else replaced; in the answer, and in the logs of every instance it met
+    #[param(rename = "x-request-id", pattern = r"^[A-Za-z0-9._\-]{1,128}$")]
+    request_id: Option<String>,
+    /// The trace that the call is part of (W3C Trace Context); passed on to the instance that runs it
+    #[param(
+        rename = "traceparent",
+        pattern = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+    )]
+    trace: Option<String>,
 }
 
 /// Call a function in a region
@@ -82,44 +121,7 @@ pub(super) struct CallDocument {
             pattern = r"^[a-z0-9][a-z0-9\-]{0,31}$",
             example = "syd"
         ),
-        (
-            "Idempotency-Key" = Option<String>,
-            Header,
-            description = "Makes a repeat of this call the same call of the same client: within ten minutes it is not \
-                run again by the instance that ran it, and gets the outcome of the first, marked by the header \
-                idempotency-replayed. The same key with another function or other values as arguments is refused. 1 to \
-                128 visible ASCII characters; may stand in quotes, which do not count. The memory is that of one \
-                process: it does not outlive a restart, and a change of the region's instances moves keys",
-            pattern = "^(\"[!-~]{1,128}\"|[!#-~][!-~]{0,127})$"
-        ),
-        (
-            "rpc-after" = Option<String>,
-            Header,
-            description = "A consistency token, as an earlier answer gave it in `rpc-consistency`: the function reads data \
-                that has seen it, or says that it did not run, and the next instance, or region of the list, is asked. \
-                What it means is the app's affair. 1 to 256 visible ASCII characters",
-            pattern = "^[!-~]{1,256}$"
-        ),
-        (
-            "rpc-route" = Option<String>,
-            Header,
-            description = "How the call gets to another region: `proxy` forwards it; `replay` answers 409 with the \
-                header `fly-replay`, on which Fly Proxy replays it there; `auto` is `replay` behind Fly Proxy, else \
-                `proxy`. What `RPC_ROUTE` says when it is not given",
-            pattern = "^(proxy|replay|auto)$"
-        ),
-        (
-            "x-request-id" = Option<String>,
-            Header,
-            description = "Kept when it fits, else replaced; in the answer, and in the logs of every instance it met",
-            pattern = r"^[A-Za-z0-9._\-]{1,128}$"
-        ),
-        (
-            "traceparent" = Option<String>,
-            Header,
-            description = "The trace that the call is part of (W3C Trace Context); passed on to the instance that runs it",
-            pattern = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
-        ),
+        CallHeaders,
     ),
     request_body(
         content = CallDocument,
@@ -185,7 +187,7 @@ pub(super) async fn call_function(
     let region = target.region(&app.identity.primary).clone();
     let refuse = |problem| Refusal::new(problem, &region);
     caller_may(&caller, caller.may_call_in(&region), "in this region").map_err(refuse)?;
-    let request = read(&app, &parts.headers, body).await.map_err(refuse)?;
+    let request = read(&app, &parts, body).await.map_err(refuse)?;
     let may_call = caller.may_call(&request.call.name);
     caller_may(&caller, may_call, "this function").map_err(refuse)?;
     if let Some(answer) = replay::ask(&app, &context, &parts, &request, &region) {
@@ -238,14 +240,21 @@ pub(super) struct CallRequest {
     pub(super) size: usize,
 }
 
-async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<CallRequest, Problem> {
+async fn read(app: &App, head: &Parts, body: Body) -> Result<CallRequest, Problem> {
+    let headers = &head.headers;
     if headers.contains_key(FORWARDED) {
         let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
         return Err(Problem::new(Code::LoopDetected, detail));
     }
     let route = replay::route(headers, app.route)?;
-    let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
-    let call = with_key(Call::from_json(&body.bytes, app.timeouts)?, headers)?;
+    let (call, body) = match path::function(&head.uri)? {
+        Some(name) => path::read(app, name, headers, body).await?,
+        None => {
+            let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
+            (Call::from_json(&body.bytes, app.timeouts)?, body)
+        }
+    };
+    let call = with_key(call, headers)?;
     let mut call = with_token(call, headers)?;
     let trace = headers.get(TRACEPARENT);
     call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());

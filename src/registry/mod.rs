@@ -27,7 +27,7 @@ pub(crate) use self::{
 };
 use crate::{
     app::{Answered, Listing},
-    call::Call,
+    call::{Args, Call},
     config::Identity,
     deadline::Deadline,
     declaration::Declaration,
@@ -53,8 +53,9 @@ enum Prepared {
     App(InApp),
 }
 
-/// A function with its types erased: a call in, and what is to be run, or what does not fit about the args.
-type Function = Box<dyn Fn(&Call, Deadline) -> Result<Prepared, String> + Send + Sync>;
+/// A function with its types erased: a call and its args in order in, and what is to be run, or what does not fit about
+/// the args.
+type Function = Box<dyn Fn(&Call, &Args, Deadline) -> Result<Prepared, String> + Send + Sync>;
 
 /// The functions of this instance.
 ///
@@ -108,8 +109,8 @@ impl Registry {
         A: Send + 'static,
     {
         let run = Arc::new(run);
-        let erased = move |call: &Call, _: Deadline| -> Result<Prepared, String> {
-            let args = args::parse(&call.args)?;
+        let erased = move |_: &Call, args: &Args, _: Deadline| -> Result<Prepared, String> {
+            let args = args::parse(args)?;
             let run = Arc::clone(&run);
             let run = async move { to_json(&run(args).await?) };
             Ok(Prepared::Async(Box::pin(run), None))
@@ -137,13 +138,14 @@ impl Registry {
         A: Send + 'static,
     {
         let run = Arc::new(run);
-        let erased = move |call: &Call, deadline: Deadline| -> Result<Prepared, String> {
-            let args = args::parse(&call.args)?;
-            let context = CallContext::new(call, deadline);
-            let (run, given) = (Arc::clone(&run), context.clone());
-            let run = async move { to_json(&run(given, args).await?) };
-            Ok(Prepared::Async(Box::pin(run), Some(context)))
-        };
+        let erased =
+            move |call: &Call, args: &Args, deadline: Deadline| -> Result<Prepared, String> {
+                let args = args::parse(args)?;
+                let context = CallContext::new(call, deadline);
+                let (run, given) = (Arc::clone(&run), context.clone());
+                let run = async move { to_json(&run(given, args).await?) };
+                Ok(Prepared::Async(Box::pin(run), Some(context)))
+            };
         self.insert(module, function, Box::new(erased));
         self
     }
@@ -163,8 +165,8 @@ impl Registry {
         F: Fn(A) -> Result<R, FunctionError> + Send + Sync + 'static,
     {
         let run = Arc::new(run);
-        let erased = move |call: &Call, _: Deadline| -> Result<Prepared, String> {
-            let args = args::parse(&call.args)?;
+        let erased = move |_: &Call, args: &Args, _: Deadline| -> Result<Prepared, String> {
+            let args = args::parse(args)?;
             let run = Arc::clone(&run);
             Ok(Prepared::Blocking(Box::new(move || to_json(&run(args)?))))
         };
@@ -277,9 +279,13 @@ impl Registry {
                 format!("no function {} here", call.name),
             ));
         };
-        function(call, deadline).map_err(|misfit| {
-            Problem::new(Code::InvalidArguments, format!("{}: {misfit}", call.name))
-        })
+        let declared = self.declarations.get(&call.name);
+        let params = declared.and_then(|declared| declared.params.as_deref());
+        let args = call.args.in_order(params);
+        args.and_then(|args| function(call, &args, deadline))
+            .map_err(|misfit| {
+                Problem::new(Code::InvalidArguments, format!("{}: {misfit}", call.name))
+            })
     }
 
     fn insert(&mut self, module: &str, function: &str, run: Function) {

@@ -2,14 +2,15 @@
 
 mod problems;
 
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use axum::{http::HeaderMap, response::Response};
 use serde_json::Value;
 use utoipa::{
     OpenApi,
     openapi::{
-        Header, OpenApi as Document, PathItem, RefOr, Schema, Server,
+        Header, OpenApi as Document, PathItem, Ref, RefOr, Response as DocumentedResponse, Schema,
+        Server,
         extensions::Extensions,
         header::HeaderBuilder,
         path::Operation,
@@ -23,7 +24,7 @@ pub(super) use self::problems::{
     CallProblems, ClusterProblems, ExplainProblems, OpenProblems, ReadinessProblems, RegionProblems,
 };
 use super::served::Document as Served;
-use crate::{problem::Code, reply::ProblemDocument};
+use crate::{declaration::MAX_PARAMS, problem::Code, reply::ProblemDocument};
 
 const DESCRIPTION: &str = "\
 Run a named function in a chosen region. Every problem says whether the function ran (`executed`).
@@ -87,21 +88,69 @@ pub(super) fn finished(mut document: Document) -> Document {
             }
         }
     }
-    let schemas = document.components.iter_mut();
-    for (name, schema) in schemas.flat_map(|components| &mut components.schemas) {
+    let Document {
+        paths, components, ..
+    } = &mut document;
+    let components = components.get_or_insert_default();
+    for (name, schema) in &mut components.schemas {
         match name.as_str() {
             "FunctionError" => allow_null(schema),
             "Problem" => list_codes(schema),
             _ => {}
         }
     }
+    for operation in paths.paths.values_mut().flat_map(operations) {
+        match operation.operation_id.as_deref() {
+            Some("callFunction") => share_problems(operation, &mut components.responses),
+            Some("callFunctionByPath") => {
+                share_problems(operation, &mut components.responses);
+                allow_no_args(operation);
+            }
+            _ => {}
+        }
+    }
     document
+}
+
+/// Moves the problems of a call, which are the same however it is asked for, to where each operation refers to them.
+fn share_problems(
+    operation: &mut Operation,
+    shared: &mut BTreeMap<String, RefOr<DocumentedResponse>>,
+) {
+    let responses = operation.responses.responses.iter_mut();
+    for (status, response) in responses.filter(|(status, _)| !status.starts_with('2')) {
+        let which = match status.as_str() {
+            "default" => "Later",
+            code => code,
+        };
+        let name = format!("CallProblem{which}");
+        let reference = RefOr::Ref(Ref::from_response_name(&name));
+        shared.insert(name, std::mem::replace(response, reference));
+    }
+}
+
+/// No body is no arguments, and utoipa has no attribute for the most items of an array that is a whole body.
+fn allow_no_args(operation: &mut Operation) {
+    let Some(RefOr::T(body)) = &mut operation.request_body else {
+        return;
+    };
+    body.required = None;
+    for content in body.content.values_mut() {
+        if let RefOr::T(content) = content
+            && let Some(RefOr::T(Schema::Array(args))) = &mut content.schema
+        {
+            args.max_items = Some(MAX_PARAMS);
+        }
+    }
 }
 
 /// A header is there or not; utoipa makes it nullable as it does a member.
 fn deny_null(schema: &mut RefOr<Schema>) {
-    if let RefOr::T(Schema::Object(object)) = schema {
-        object.schema_type = Type::String.into();
+    if let RefOr::T(Schema::Object(object)) = schema
+        && let SchemaType::Array(types) = &object.schema_type
+        && let Some(one) = types.iter().find(|one| **one != Type::Null)
+    {
+        object.schema_type = one.clone().into();
     }
 }
 

@@ -107,8 +107,8 @@ async fn bodies_of_another_shape() {
         ),
         ("args twice".to_owned(), with("args", "[]")),
         (
-            "args that are an object".to_owned(),
-            r#"{"module":"a","function":"b","args":{}}"#.to_owned(),
+            "args that are a number".to_owned(),
+            r#"{"module":"a","function":"b","args":1}"#.to_owned(),
         ),
         (
             "args that are null".to_owned(),

@@ -4,6 +4,7 @@ mod answers;
 mod bad_bodies;
 mod bad_heads;
 mod blocking;
+mod by_path;
 mod executed;
 mod hanging;
 mod idempotency;

@@ -11,7 +11,7 @@ use tokio::{
     runtime::Runtime,
 };
 
-use super::openapi::document;
+use super::openapi::{document, resolved};
 use crate::support::{
     asking::{block, two_regions},
     cluster::Cluster,
@@ -37,6 +37,7 @@ fn examples(document: &Value) -> BTreeMap<String, Value> {
     for response in
         operations.flat_map(|operation| operation["responses"].as_object().unwrap().values())
     {
+        let response = resolved(document, response);
         let examples = &response["content"]["application/problem+json"]["examples"];
         for (code, example) in examples.as_object().into_iter().flatten() {
             let example = timeless(example["value"].clone());

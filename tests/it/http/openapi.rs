@@ -33,6 +33,14 @@ fn listening() -> Environment {
     Environment::from([("RPC_LISTEN", "127.0.0.1:0".to_owned())])
 }
 
+/// What `value` is, where it refers to another place of `document`.
+pub(crate) fn resolved<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
+    match value["$ref"].as_str() {
+        Some(place) => document.pointer(&place[1..]).unwrap(),
+        None => value,
+    }
+}
+
 pub(crate) fn document() -> Value {
     serde_json::from_str(&fly_rpc::openapi_json()).unwrap()
 }
@@ -43,8 +51,8 @@ fn every_problem_that_a_client_can_meet_is_documented() {
     let call = &document["paths"]["/rpc/{region}"]["post"]["responses"];
     for code in fly_rpc::Code::ALL {
         let (status, code) = (code.status().to_string(), code.as_str());
-        let example =
-            &call[&status]["content"]["application/problem+json"]["examples"][code]["value"];
+        let response = resolved(&document, &call[&status]);
+        let example = &response["content"]["application/problem+json"]["examples"][code]["value"];
         // The first is between instances; the second is answered where there is no operation.
         let elsewhere = ["wrong_region", "not_found"].contains(&code);
         assert_eq!(example["code"] == code, !elsewhere, "{code}");
@@ -203,12 +211,13 @@ fn every_operation_takes_what_a_later_release_may_answer() {
     let document = document();
     for (path, operations) in document["paths"].as_object().unwrap() {
         for (method, operation) in operations.as_object().unwrap() {
-            let later = &operation["responses"]["default"]["content"]["application/problem+json"];
+            let response = |status| resolved(&document, &operation["responses"][status]);
+            let later = &response("default")["content"]["application/problem+json"];
             assert_eq!(
                 later["schema"]["$ref"], "#/components/schemas/Problem",
                 "{method} {path}"
             );
-            let allow = &operation["responses"]["405"]["headers"]["Allow"]["example"];
+            let allow = &response("405")["headers"]["Allow"]["example"];
             let expected = if method == "get" { "GET,HEAD" } else { "POST" };
             assert_eq!(allow, expected, "{method} {path}");
             let is_open = ["/healthz", "/readyz", "/openapi.json"].contains(&path.as_str());

@@ -288,6 +288,18 @@ async fn what_can_be_no_call_is_wrong_usage() {
             "invalid value 'primary' for '<REGION>'",
         ),
         (
+            &["call", "syd", "Kernel.+", "--named", "1"],
+            "\"1\" is not NAME=VALUE, as --named wants it",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--named", "a=1", "a=2"],
+            "argument \"a\" is given twice",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--named", "a=[1"],
+            "argument \"a\": \"[1\" begins like JSON and is none",
+        ),
+        (
             &["call", "syd", "Kernel.+", "[1,", "2"],
             "fly-rpc: argument 1: \"[1,\" begins like JSON and is none (EOF while parsing a value at line 1 column 3); \
              a string that begins so is written as JSON: '\"[1,\"'\n",

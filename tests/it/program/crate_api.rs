@@ -1,7 +1,8 @@
 //! The crate as a program uses it: its own functions, calls from its own process, errors that say whether it ran.
 
 use fly_rpc::{
-    CallOptions, Code, Config, DnsName, Drained, Executed, FunctionError, Instance, Registry,
+    CallOptions, Code, Config, Declaration, DnsName, Drained, Executed, FunctionError, Instance,
+    Registry,
 };
 use serde_json::{Value, json};
 
@@ -21,6 +22,14 @@ async fn start(region: &str, others: &[&Instance]) -> Instance {
     config.drain.delay = std::time::Duration::ZERO;
     let registry = Registry::builtin()
         .function("Math", "add", |(a, b): (i64, i64)| async move { Ok(a + b) })
+        .function("Math", "span", |(from, to): (i64, i64)| async move {
+            Ok(to - from)
+        })
+        .declare(
+            "Math",
+            "span",
+            Declaration::new().params([("from", json!({})), ("to", json!({}))]),
+        )
         .function("Math", "div", |(a, b): (i64, i64)| async move {
             let error =
                 || FunctionError::new("ArithmeticError", "division by zero").with_data(&(a, b));
@@ -76,6 +85,34 @@ async fn a_program_calls_its_own_functions_in_another_region() {
         failed.to_string(),
         format!(
             "function_failed (executed: yes): ArithmeticError: division by zero (request {request_id})"
+        )
+    );
+
+    let by_name = || CallOptions {
+        by_name: true,
+        ..CallOptions::default()
+    };
+    let args = json!({"to": 3, "from": 10});
+    let called = rpc.call_with::<i64>(by_name(), "syd", "Math", "span", args);
+    assert_eq!(called.await.unwrap(), -7);
+    let args = json!({"from": 10});
+    let called = rpc.call_with::<i64>(by_name(), "syd", "Math", "span", args);
+    let missing = called.await.unwrap_err();
+    assert_eq!(
+        (missing.code(), missing.executed(), missing.detail()),
+        (
+            Code::InvalidArguments,
+            Executed::No,
+            "Math.span: argument \"to\" is missing"
+        )
+    );
+    let called = rpc.call_with::<i64>(by_name(), "syd", "Math", "span", (10, 3));
+    let no_names = called.await.unwrap_err();
+    assert_eq!(
+        (no_names.code(), no_names.detail()),
+        (
+            Code::InvalidRequest,
+            "arguments by name must be a struct or a map"
         )
     );
 

@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use fly_rpc::{Config, FunctionError, Instance, Registry};
-use serde_json::value::RawValue;
+use fly_rpc::{Config, Declaration, FunctionError, Instance, Registry};
+use serde_json::{json, value::RawValue};
 use tokio::runtime::Builder;
 
 /// Set for the process that serves: the directory of latches and logs.
@@ -74,6 +74,16 @@ fn registry(directory: &Path, instance: String) -> Registry {
             "Test",
             "echo",
             |value: Box<RawValue>| async move { Ok(value) },
+        )
+        .function(
+            "Test",
+            "pair",
+            |pair: (Box<RawValue>, Box<RawValue>)| async move { Ok(pair) },
+        )
+        .declare(
+            "Test",
+            "pair",
+            Declaration::new().params([("first", json!({})), ("second", json!({}))]),
         )
         .function("Test", "not_json", |(): ()| async move {
             Ok(BTreeMap::from([((1, 2), 3)]))
