@@ -63,6 +63,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
             region,
             instance,
             load: std::sync::Arc::default(),
+            distance: std::sync::Arc::default(),
             release: None,
             boot: None,
             catalogue: None,

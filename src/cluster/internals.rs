@@ -23,6 +23,7 @@ impl Peers {
                 region: region.clone(),
                 instance: format!("syd-{port}").parse().ok()?,
                 load: std::sync::Arc::default(),
+                distance: std::sync::Arc::default(),
                 release: None,
                 boot: None,
                 catalogue: None,

@@ -1,8 +1,10 @@
 //! The cluster as this instance knows it: which peers there are, where, and in which state.
 //!
 //! `dns.rs` finds addresses and `probe.rs` asks what is there; `poller.rs` runs both and passes the results, with what
-//! calls report, to the rules in `table.rs`; calls read the outcome from `snapshot.rs`, with what `load.rs` counts.
+//! calls report, to the rules in `table.rs`; calls read the outcome from `snapshot.rs`, with what `load.rs` counts and
+//! `distance.rs` keeps.
 
+mod distance;
 mod dns;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -22,18 +24,19 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::{
+    distance::Distance,
+    snapshot::{
+        Condition, KnownAddress, KnownPeer, Overview, Peer, PeerState, Progress, RegionPeers,
+    },
+    table::CallSignal,
+};
 use self::{
     dns::Dns,
     poller::{Message, Poller},
     probe::Prober,
     snapshot::Snapshot,
     table::Table,
-};
-pub(crate) use self::{
-    snapshot::{
-        Condition, KnownAddress, KnownPeer, Overview, Peer, PeerState, Progress, RegionPeers,
-    },
-    table::CallSignal,
 };
 use crate::{
     config::{DiscoveryConfig, Identity},

@@ -1,12 +1,22 @@
 //! Probes an address: what runs there, and which functions it has when their hash is new. Where the cluster has a token,
 //! only an instance that proves that it knows it is a peer; the token itself is never sent.
 
-use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    error::Error,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use moka::sync::Cache;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
-use tokio::time;
+use tokio::time::{self, Instant};
+use tower::{Service, layer::layer_fn};
 
 use super::{
     snapshot::Peer,
@@ -49,6 +59,7 @@ impl Prober {
         // A new connection for each probe shows whether a call that needs one could connect.
         let client = client::builder(PROBE_TIMEOUT)
             .pool_max_idle_per_host(0)
+            .connector_layer(layer_fn(Connecting))
             .build()?;
         Ok(Self {
             client,
@@ -60,13 +71,12 @@ impl Prober {
 
     /// The peer at `address`, within a second.
     pub(super) async fn probe(&self, address: SocketAddr) -> Result<ProbeAnswer, ProbeFailure> {
-        let started = time::Instant::now();
+        let started = Instant::now();
         let deadline = started + PROBE_TIMEOUT;
         let no_answer = |_| ProbeFailure::NoAnswer("no answer to the probe within 1 s".to_owned());
-        let introduction = time::timeout_at(deadline, self.introduction(address))
-            .await
-            .map_err(no_answer)??;
-        let rtt = started.elapsed();
+        let asked = timed(started, self.introduction(address));
+        let (introduction, rtt) = time::timeout_at(deadline, asked).await.map_err(no_answer)?;
+        let introduction = introduction?;
         let catalogue = match self.catalogues.get(&introduction.catalogue) {
             Some(catalogue) => Some(catalogue),
             None => {
@@ -90,6 +100,7 @@ impl Prober {
             boot,
             catalogue,
             load: Arc::default(),
+            distance: Arc::default(),
         };
         Ok(ProbeAnswer {
             peer,
@@ -195,6 +206,47 @@ impl ProofCheck<'_> {
         };
         let proof = self.proof.as_ref();
         proof.is_some_and(|proof| challenge.is_answered(token, self.path, who, proof))
+    }
+}
+
+tokio::task_local! {
+    /// When the connection of the probe under way stood.
+    static STOOD: Cell<Instant>;
+}
+
+/// What `asking` gives, and how long that took once its connection stood; as long as from `started` where it had none.
+async fn timed<T>(started: Instant, asking: impl Future<Output = T>) -> (T, Duration) {
+    let timed = async {
+        let answer = asking.await;
+        (answer, STOOD.with(Cell::get).elapsed())
+    };
+    STOOD.scope(Cell::new(started), timed).await
+}
+
+/// A connector that notes in [`STOOD`] when a connection stands: the client makes each in the task that asks for it.
+#[derive(Clone)]
+struct Connecting<S>(S);
+
+impl<R, S> Service<R> for Connecting<S>
+where
+    S: Service<R, Future: Send + 'static>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let connecting = self.0.call(request);
+        Box::pin(async move {
+            let connection = connecting.await;
+            // Elsewhere, nobody measures.
+            let _ = STOOD.try_with(|stood| stood.set(Instant::now()));
+            connection
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-use super::load::Load;
+use super::{distance::Distance, load::Load};
 use crate::{
     declaration::Declaration,
     name::{BootId, FunctionName, InstanceId},
@@ -41,6 +41,8 @@ pub(crate) struct Peer {
     pub catalogue: Option<Arc<Catalogue>>,
     /// How busy it is, as this instance sees it.
     pub load: Arc<Load>,
+    /// How far away it is.
+    pub distance: Arc<Distance>,
 }
 
 impl Peer {
@@ -106,6 +108,9 @@ pub(crate) struct RegionPeers {
     pub last_seen: Option<Instant>,
 }
 
+/// How many peers tell how far away their region is: they stand in one place.
+const TELLING: usize = 8;
+
 /// What a call may expect of a peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Condition {
@@ -162,6 +167,12 @@ impl RegionPeers {
             .or_else(|| pick(&self.others, fits))
             .or_else(|| pick(&self.ready, anyone))
             .or_else(|| pick(&self.others, anyone))
+    }
+
+    /// How far away the region is: the nearest of a few ready peers.
+    pub(crate) fn distance(&self) -> Option<Duration> {
+        let telling = self.ready.iter().take(TELLING);
+        telling.filter_map(|peer| peer.distance.get()).min()
     }
 
     /// What a peer that has the function says that it declares.
@@ -303,8 +314,6 @@ pub(crate) struct KnownPeer {
     pub state: PeerState,
     /// When it last answered.
     pub last_seen: Instant,
-    /// How long its last probe took.
-    pub rtt: Duration,
     /// When a probe last succeeded.
     pub(super) probed: Instant,
     /// How many probes failed since.
@@ -404,6 +413,7 @@ mod tests {
             release: None,
             boot: None,
             load: Arc::default(),
+            distance: Arc::default(),
             catalogue: Some(Arc::new(Catalogue::new(
                 functions
                     .iter()

@@ -67,7 +67,7 @@ pub(super) struct ProbeAnswer {
     pub peer: Peer,
     /// Whether it is draining.
     pub draining: bool,
-    /// How long the answer took.
+    /// The round trip of the question and its answer, on a connection that stood.
     pub rtt: Duration,
 }
 
@@ -375,6 +375,7 @@ impl Table {
                     let is_same_instance = old.instance == peer.instance;
                     if is_same_instance {
                         peer.load = Arc::clone(&old.load);
+                        peer.distance = Arc::clone(&old.distance);
                     }
                     if !is_same_instance || old.region != peer.region {
                         changes.push(Change::new(&old, None, "another instance answers there"));
@@ -385,11 +386,11 @@ impl Table {
                 peer
             }
         };
+        peer.distance.note(rtt);
         entry.occupant = Occupant::Peer(KnownPeer {
             peer,
             state,
             last_seen: now,
-            rtt,
             probed: now,
             failed_probes: 0,
             silence: Silence::Unexplained,

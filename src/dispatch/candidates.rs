@@ -160,6 +160,7 @@ mod tests {
                 boot: None,
                 catalogue: None,
                 load: Arc::default(),
+                distance: Arc::default(),
             })
         };
         RegionPeers {

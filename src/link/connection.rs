@@ -29,7 +29,7 @@ use super::{
     outbox::{Ending, Flushed, Idle, NotTaken, Outbox, Request},
 };
 use crate::{
-    cluster::{CallSignal, Cluster, PeerState},
+    cluster::{CallSignal, Cluster, Distance, PeerState},
     metrics::HopMetrics,
     protocol::lines::{self, Frame, Lines},
 };
@@ -49,6 +49,8 @@ const CLOGGED_AFTER: u32 = 20;
 const IDLE_AFTER: u32 = 40;
 /// Silence, in ticks, after which nothing is waited for any more.
 const LOST_AFTER: u32 = 600;
+/// Ticks between two measurements of the way to a peer that gets calls.
+const MEASURE_AFTER: u32 = 10;
 /// Ticks between two mentions of a peer that answers calls.
 const MENTION_AFTER: u32 = 10;
 
@@ -145,7 +147,7 @@ impl Connection {
 async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surroundings) {
     // However this ends, also when the link stops: what left and was not answered is lost, and nothing leaves any more.
     let connection = scopeguard::guard(connection, |connection| connection.cut());
-    let address = opening.peer.address;
+    let (address, distance) = (opening.peer.address, &opening.peer.distance);
     let opened = match open::open(&opening, connection.started).await {
         Ok(opened) => opened,
         Err(unopened) => return unmade(&connection, &unopened),
@@ -157,6 +159,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         first,
         round_trip,
     } = opened;
+    distance.note(round_trip);
     let mut lines = Lines::new(surroundings.max_line);
     lines.push(&already);
     connection.outbox.open(&first);
@@ -169,6 +172,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         socket,
         surroundings: &surroundings,
         address,
+        distance,
         lines,
         is_blocked: false,
         was_heard: false,
@@ -177,6 +181,8 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         clogged: 0,
         idle: 0,
         since_mention: MENTION_AFTER,
+        since_measured: 0,
+        asked: None,
         probe_after: PING_AFTER + PROBE_AFTER + u32::try_from(usual).unwrap_or(0),
         verdict: None,
     };
@@ -201,6 +207,7 @@ struct Driver<'a> {
     socket: &'a OwnedWriteHalf,
     surroundings: &'a Surroundings,
     address: SocketAddr,
+    distance: &'a Distance,
     lines: Lines,
     /// Whether the kernel takes nothing more for now.
     is_blocked: bool,
@@ -215,6 +222,9 @@ struct Driver<'a> {
     /// Ticks without a call.
     idle: u32,
     since_mention: u32,
+    since_measured: u32,
+    /// When the peer was asked for a sign of life that it has not given yet.
+    asked: Option<Instant>,
     probe_after: u32,
     /// The probe that decides whether the peer is suspect, while it is under way.
     verdict: Option<Verdict>,
@@ -306,6 +316,12 @@ impl Driver<'_> {
                 Frame::Answer(id, result) => answers.push((id, Ending::Answered(result))),
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
                 Frame::Draining => is_draining = true,
+                Frame::Pong => {
+                    let asked = self.asked.take();
+                    asked
+                        .into_iter()
+                        .for_each(|asked| self.distance.note(asked.elapsed()));
+                }
                 Frame::Other => {}
                 Frame::Nonsense => break Err("a line is no answer"),
             }
@@ -343,6 +359,10 @@ impl Driver<'_> {
         self.since_mention = self.since_mention.saturating_add(1);
         let is_heard = std::mem::take(&mut self.was_heard);
         let awaits = self.connection.outbox.awaits();
+        self.since_measured += 1;
+        if self.since_measured >= MEASURE_AFTER && (awaits || self.was_answered) {
+            self.ask()?;
+        }
         if std::mem::take(&mut self.was_answered) {
             self.clogged = 0;
         } else if awaits || self.clogged > 0 {
@@ -374,8 +394,7 @@ impl Driver<'_> {
     /// What follows from silence while calls are under way.
     fn is_quiet(&mut self) -> Result<(), Over> {
         if self.quiet == PING_AFTER {
-            self.connection.outbox.add(lines::PING_LINE);
-            self.flush()?;
+            self.ask()?;
         }
         let since = self.quiet.checked_sub(self.probe_after);
         if since.is_some_and(|since| since % DEAD_AFTER == 0) && self.verdict.is_none() {
@@ -386,6 +405,14 @@ impl Driver<'_> {
             return Err(Over::Closed(io::ErrorKind::TimedOut.into()));
         }
         Ok(())
+    }
+
+    /// Asks the peer for a sign of life, which is a measurement too.
+    fn ask(&mut self) -> Result<(), Over> {
+        self.since_measured = 0;
+        self.asked.get_or_insert_with(Instant::now);
+        self.connection.outbox.add(lines::PING_LINE);
+        self.flush()
     }
 
     fn decide(&mut self, state: PeerState) {

@@ -235,6 +235,7 @@ mod tests {
                 release: None,
                 catalogue: None,
                 load: std::sync::Arc::default(),
+                distance: std::sync::Arc::default(),
             },
             token: Some(secret.parse().unwrap()),
             connect_timeout: HANDSHAKE,

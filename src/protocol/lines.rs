@@ -91,7 +91,9 @@ pub(crate) enum Frame {
     Garbled(u64),
     /// The peer is draining.
     Draining,
-    /// No answer to any call: a pong, or a line that a later release added.
+    /// The answer to [`PING_LINE`].
+    Pong,
+    /// No answer to any call: a line that a later release added.
     Other,
     /// Not a JSON object.
     Nonsense,
@@ -130,6 +132,7 @@ struct Line<'a> {
     consistency: Option<&'a RawValue>,
     problem: Option<Box<ProblemDocument>>,
     state: Option<String>,
+    pong: Option<IgnoredAny>,
 }
 
 /// Keeps a `null`, which is a result like any other.
@@ -161,6 +164,7 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
             ..
         }) => Frame::Answer(id, Err(problem)),
         Ok(Line { id: Some(id), .. }) => Frame::Garbled(id),
+        Ok(Line { pong: Some(_), .. }) => Frame::Pong,
         Ok(Line { state, .. }) if state.as_deref() == Some("draining") => Frame::Draining,
         Ok(_) => Frame::Other,
         Err(_) => id_of(line).map_or(Frame::Nonsense, Frame::Garbled),
@@ -349,10 +353,10 @@ mod tests {
             &b"{}"[..],
             b"{\"weather\":\"fine\"}",
             b"{\"state\":\"resting\"}",
-            PONG_LINE,
         ] {
             assert!(matches!(read_answer(line), Frame::Other), "{line:?}");
         }
+        assert!(matches!(read_answer(PONG_LINE), Frame::Pong));
     }
 
     #[test]

@@ -73,6 +73,7 @@ fn peer(port: u16, number: u8, region_number: u8) -> Peer {
         region: region(region_number),
         instance: instance(number),
         load: std::sync::Arc::default(),
+        distance: std::sync::Arc::default(),
         release: None,
         boot: None,
         catalogue: None,

@@ -61,6 +61,7 @@ impl Story {
             region: region.parse().unwrap(),
             instance: instance.parse().unwrap(),
             load: std::sync::Arc::default(),
+            distance: std::sync::Arc::default(),
             release: None,
             boot,
             catalogue: None,

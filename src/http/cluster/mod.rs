@@ -232,7 +232,7 @@ fn peer(known: &KnownPeer) -> InstanceDocument {
         state: known.state,
         local: false,
         release: known.peer.release.clone(),
-        rtt_ms: Some(milliseconds(known.rtt)),
+        rtt_ms: known.peer.distance.get().map(milliseconds),
         last_seen_ms: Some(whole_milliseconds(known.last_seen.elapsed())),
     }
 }
