@@ -157,10 +157,15 @@ impl Caller {
         client.name.as_str().parse().ok()
     }
 
+    /// The regions that it may call; `None` for all.
+    pub(crate) fn regions(&self) -> Option<&[Region]> {
+        self.0.as_ref()?.regions.as_deref()
+    }
+
     /// Whether it may call anything in `region`.
     pub(crate) fn may_call_in(&self, region: &Region) -> bool {
-        let regions = self.0.as_ref().and_then(|client| client.regions.as_ref());
-        regions.is_none_or(|regions| regions.contains(region))
+        self.regions()
+            .is_none_or(|regions| regions.contains(region))
     }
 
     /// Whether it may call `function` anywhere.

@@ -9,7 +9,7 @@ use crate::{
     cluster,
     declaration::Declaration,
     protocol::{self, Challenge, Exec},
-    region::Target,
+    region::{Target, Targets},
     token::{PresentedToken, Proof, Token},
 };
 
@@ -59,14 +59,18 @@ pub fn lines(bytes: &[u8]) {
     protocol::fuzzing::answers(bytes);
 }
 
-/// A region.
+/// A region, and a list of them.
 pub fn region(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
     if let Ok(Target::Region(region)) = text.parse() {
         assert_eq!(region.as_str(), text);
-        assert!(text.len() <= 32 && !text.contains(['/', '%', '.', '\r', '\n']));
+        assert!(text.len() <= 32 && !text.contains(['/', '%', '.', ',', '\r', '\n']));
+    }
+    if let Ok(targets) = text.parse::<Targets>() {
+        assert_eq!(targets.to_string(), text);
+        assert!((1..=3).contains(&targets.items().len()));
     }
 }
 

@@ -1,38 +1,49 @@
-//! A region, and the target that a path names: a region, or whichever region is the primary.
+//! A region, and where a call is asked to run: regions, the primary one, or the nearest that serves, in an order of preference.
 //! Regions are labels; no list of them is kept anywhere, because Fly adds and removes regions.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use crate::name::{InvalidName, word};
 
 const PRIMARY: &str = "primary";
+const ANY: &str = "any";
+/// What stands for other regions, or for all, and is none itself.
+const RESERVED: [&str; 4] = [PRIMARY, ANY, "all", "each"];
+
+/// How many items a list may have: one for each attempt of a call.
+const MAX_TARGETS: usize = 3;
 
 word! {
-    /// A region such as `syd`: `^[a-z0-9][a-z0-9-]{0,31}$`, never `primary`, which stands for another.
-    pub Region, "a region", "1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\"",
+    /// A region such as `syd`: `^[a-z0-9][a-z0-9-]{0,31}$`, and none of `primary`, `any`, `all` and `each`, which stand for
+    /// others.
+    pub Region, "a region",
+    "1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\", \"any\", \"all\" or \"each\"",
     |text| {
         (1..=32).contains(&text.len())
             && !text.starts_with('-')
-            && text != PRIMARY
+            && !RESERVED.contains(&text)
             && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
     }
 }
 
-/// Where a call is asked to run.
+/// One place where a call is asked to run.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Target {
     /// The region that `PRIMARY_REGION` names at the instance which receives the call.
     Primary,
+    /// The region that answers nearest and serves the function.
+    Any,
     /// This region.
     Region(Region),
 }
 
 impl Target {
-    /// The region meant, where `primary` is the primary region.
-    pub(crate) fn region<'a>(&'a self, primary: &'a Region) -> &'a Region {
+    /// The region meant, where `primary` is the primary region; `None` for any.
+    pub(crate) fn region<'a>(&'a self, primary: &'a Region) -> Option<&'a Region> {
         match self {
-            Self::Primary => primary,
-            Self::Region(region) => region,
+            Self::Primary => Some(primary),
+            Self::Any => None,
+            Self::Region(region) => Some(region),
         }
     }
 }
@@ -43,8 +54,111 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             PRIMARY => Ok(Self::Primary),
+            ANY => Ok(Self::Any),
             region => region.parse().map(Self::Region),
         }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Primary => f.write_str(PRIMARY),
+            Self::Any => f.write_str(ANY),
+            Self::Region(region) => region.fmt(f),
+        }
+    }
+}
+
+/// Where a call is asked to run: one to three targets, the preferred one first, none twice.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Targets {
+    items: Vec<Target>,
+    /// The regions that `any` may stand for; every one when `None`.
+    within: Option<Vec<Region>>,
+}
+
+impl Targets {
+    /// The same where `any` stands for one of `regions`, if these are given.
+    pub(crate) fn within(self, regions: Option<&[Region]>) -> Self {
+        Self {
+            within: regions.map(<[Region]>::to_vec),
+            ..self
+        }
+    }
+
+    /// The targets, the preferred one first.
+    pub(crate) fn items(&self) -> &[Target] {
+        &self.items
+    }
+
+    /// The only region meant, where it is clear without a choice.
+    pub(crate) fn only<'a>(&'a self, primary: &'a Region) -> Option<&'a Region> {
+        match self.items.as_slice() {
+            [only] => only.region(primary),
+            _ => None,
+        }
+    }
+
+    /// The first region that is named.
+    pub(crate) fn first<'a>(&'a self, primary: &'a Region) -> Option<&'a Region> {
+        self.named(primary).next()
+    }
+
+    /// Every region that is named.
+    pub(crate) fn named<'a>(&'a self, primary: &'a Region) -> impl Iterator<Item = &'a Region> {
+        self.items.iter().filter_map(|item| item.region(primary))
+    }
+
+    /// Whether one of them is `any`.
+    pub(crate) fn has_any(&self) -> bool {
+        self.items.contains(&Target::Any)
+    }
+
+    /// Whether `any` stands for some regions only.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.within.is_some()
+    }
+
+    /// Whether `any` may stand for `region`.
+    pub(crate) fn any_may_be(&self, region: &Region) -> bool {
+        let within = self.within.as_ref();
+        within.is_none_or(|regions| regions.contains(region))
+    }
+}
+
+impl FromStr for Targets {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut items = Vec::with_capacity(1);
+        for item in text.split(',') {
+            let item = item.parse()?;
+            if items.len() == MAX_TARGETS {
+                return Err(InvalidName::new("a list of regions", "one to three items"));
+            }
+            if items.contains(&item) {
+                return Err(InvalidName::new(
+                    "each item of a list of regions",
+                    "named once",
+                ));
+            }
+            items.push(item);
+        }
+        Ok(Self {
+            items,
+            within: None,
+        })
+    }
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, item) in self.items.iter().enumerate() {
+            let comma = if number > 0 { "," } else { "" };
+            write!(f, "{comma}{item}")?;
+        }
+        Ok(())
     }
 }
 
@@ -66,6 +180,9 @@ mod tests {
             "a%2Fb",
             "é",
             "primary",
+            "any",
+            "all",
+            "each",
             &"r".repeat(33),
         ] {
             bad.parse::<Region>().unwrap_err();
@@ -76,7 +193,22 @@ mod tests {
     fn primary_is_a_target_that_resolves_to_the_primary_region() {
         let iad: Region = "iad".parse().unwrap();
         let syd: Region = "syd".parse().unwrap();
-        assert_eq!("primary".parse::<Target>().unwrap().region(&iad), &iad);
-        assert_eq!("syd".parse::<Target>().unwrap().region(&iad), &syd);
+        let region = |text: &str| text.parse::<Target>().unwrap().region(&iad).cloned();
+        assert_eq!(region("primary"), Some(iad.clone()));
+        assert_eq!(region("syd"), Some(syd));
+        assert_eq!(region("any"), None);
+    }
+
+    #[test]
+    fn a_list_has_one_to_three_items_each_once() {
+        for good in ["syd", "any", "primary,any", "syd,iad,any", "any,syd"] {
+            assert_eq!(good.parse::<Targets>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "", ",", "syd,", ",syd", "syd,,iad", "syd,syd", "any,any", "syd, iad", "a,b,c,d",
+            "all", "syd,all", "each",
+        ] {
+            bad.parse::<Targets>().unwrap_err();
+        }
     }
 }

@@ -18,7 +18,8 @@ const MAX_TITLE: usize = 256;
 /// Where a call ran, or was tried, and what it took.
 #[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
 pub(crate) struct Meta {
-    /// The region asked for, `primary` resolved; null when the request named none.
+    /// The region asked for, `primary` resolved; of a list, the one in which it ran or was tried last. Null when the request
+    /// named none.
     #[schema(value_type = Option<String>, required, example = "syd")]
     pub region: Option<Region>,
     /// The instance that ran the call or was tried last; null when none was.

@@ -14,7 +14,7 @@ use crate::{
         RequestId,
     },
     problem::{Code, Executed, FunctionError, Problem},
-    region::Target,
+    region::Targets,
 };
 
 /// How a call from this process may run, besides what and where.
@@ -143,8 +143,11 @@ impl Rpc {
         }
     }
 
-    /// Runs `module.function(args)` in `region`, or in the primary region when it is `"primary"`, and waits for its
-    /// result up to the default timeout.
+    /// Runs `module.function(args)` in `region` and waits for its result up to the default timeout.
+    ///
+    /// `region` is one such as `"syd"`; `"primary"`; `"any"`, the region that answers nearest and has a ready instance with
+    /// the function; or a list of up to three of these, such as `"syd,primary"`, of which the next is tried where nothing ran
+    /// in those before.
     ///
     /// `args` is a tuple or list with an item for each argument, `()` for none, or the only argument;
     /// [`CallOptions::by_name`] gives them by name.
@@ -191,7 +194,7 @@ impl Rpc {
         function: &str,
         args: impl Serialize + Send,
     ) -> Result<Answer<R>, CallError> {
-        let target: Target = region.parse().map_err(|invalid: InvalidName| {
+        let targets: Targets = region.parse().map_err(|invalid: InvalidName| {
             Problem::new(Code::InvalidRegion, invalid.to_string())
         })?;
         let fits = |timeout: Duration| !timeout.is_zero() && timeout <= self.timeouts.max;
@@ -225,7 +228,7 @@ impl Rpc {
         let span = request_id.span();
         let outcome = self
             .dispatcher
-            .dispatch(&target, &call, request_id, Instant::now())
+            .dispatch(&targets, &call, request_id, Instant::now())
             .instrument(span)
             .await;
         let answer = outcome.result.and_then(|returned| {

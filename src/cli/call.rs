@@ -15,7 +15,7 @@ use crate::{
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::Code,
-    region::Target,
+    region::Targets,
     reply::{Meta, Reply, milliseconds},
     telemetry::printable_json,
 };
@@ -29,6 +29,7 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc call syd String.upcase fly
+  fly-rpc call syd,iad,any String.upcase fly
   fly-rpc call primary Kernel.+ 1 2 --timeout 500ms
   fly-rpc call syd String.split '\"a,b\"' , --json
   fly-rpc call syd Orders.create '{\"id\": 1234}' --idempotency-key order-1234
@@ -38,7 +39,7 @@ An argument that is JSON is sent as it stands, any other as a string: 12 is a nu
 begins like an array, an object or a string of JSON and is none is refused. \
 Arguments that begin with two dashes come after a lone --. The token in FLY_RPC_TOKEN is sent, if there is one.")]
 pub(super) struct CallArgs {
-    /// A region such as `syd`, or `primary`
+    /// A region such as `syd`, `primary`, `any`, or a list such as `syd,iad,any`: the next is tried where nothing ran
     #[arg(value_parser = region)]
     region: String,
     /// The function, such as `String.upcase`
@@ -164,9 +165,9 @@ fn account(meta: &Meta, took: Duration) -> String {
     )
 }
 
-/// A region, or `primary`, as it was typed.
+/// Where to call, as it was typed.
 fn region(text: &str) -> Result<String, InvalidName> {
-    text.parse::<Target>().map(|_| text.to_owned())
+    text.parse::<Targets>().map(|_| text.to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -1,4 +1,4 @@
-//! `fly-rpc explain`: where calls for a region would run as one instance sees it, and why not elsewhere.
+//! `fly-rpc explain`: where calls for a region, or a list of regions, would run as one instance sees it, and why not elsewhere.
 
 use anstyle::{AnsiColor, Style};
 use clap::Args;
@@ -10,8 +10,8 @@ use super::{
     table::{Cell, header, table},
 };
 use crate::{
-    http::{CandidateDocument, ExplanationDocument, UnplacedDocument},
-    region::Region,
+    http::{CandidateDocument, ChoiceDocument, ExplanationDocument, UnplacedDocument},
+    region::Targets,
     telemetry::printable,
 };
 
@@ -19,10 +19,11 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc explain syd
-  fly-rpc explain syd String.upcase")]
+  fly-rpc explain syd String.upcase
+  fly-rpc explain syd,primary,any")]
 pub(super) struct ExplainArgs {
-    /// A region such as `syd`
-    region: Region,
+    /// A region such as `syd`, `primary`, `any`, or a list of up to three of these
+    region: Targets,
     /// A function that not every instance may have, such as `String.upcase`
     #[arg(value_name = "MODULE.FUNCTION")]
     function: Option<String>,
@@ -45,11 +46,37 @@ pub(super) async fn run(args: ExplainArgs) -> Result<(), Failure> {
     if let Some(error) = &explanation.discovery.last_error {
         say(&format!("stale: {}", printable(error)));
     }
-    let mut parts = vec![candidates(&explanation)];
+    let mut parts = Vec::new();
+    if explanation.choices.len() > 1 {
+        parts.push(format!("{}\n", choices(&explanation.choices)));
+    }
+    parts.push(candidates(&explanation));
     if !explanation.unplaced.is_empty() {
         parts.push(format!("\n{}", unplaced(&explanation.unplaced)));
     }
     print(&parts.join("\n"))
+}
+
+fn choices(choices: &[ChoiceDocument]) -> String {
+    let mut rows = vec![header(["REGION", "CHOSEN", "ITEM", "ROUND TRIP", "WHY"])];
+    rows.extend(choices.iter().map(|choice| {
+        let rtt = choice.rtt_ms.map(|ms| format!("{ms:.1} ms"));
+        vec![
+            choice.region.to_string().into(),
+            yes_or_no(choice.chosen),
+            format!("{} {}", choice.item, choice.target).into(),
+            rtt.unwrap_or_default().into(),
+            choice.reason.clone().into(),
+        ]
+    }));
+    table(&rows)
+}
+
+fn yes_or_no(is_chosen: bool) -> Cell {
+    match is_chosen {
+        true => Cell::styled("yes", AnsiColor::Green.on_default()),
+        false => Cell::styled("no", Style::new()),
+    }
 }
 
 fn candidates(explanation: &ExplanationDocument) -> String {
@@ -63,10 +90,6 @@ fn candidates(explanation: &ExplanationDocument) -> String {
 }
 
 fn row(candidate: &CandidateDocument) -> Vec<Cell> {
-    let chosen = match candidate.chosen {
-        true => Cell::styled("yes", AnsiColor::Green.on_default()),
-        false => Cell::styled("no", Style::new()),
-    };
     let probed = match candidate.local {
         true => "this one".to_owned(),
         false => ago(candidate.last_probe_ms),
@@ -77,7 +100,7 @@ fn row(candidate: &CandidateDocument) -> Vec<Cell> {
     };
     vec![
         candidate.instance.to_string().into(),
-        chosen,
+        yes_or_no(candidate.chosen),
         candidate.state.to_string().into(),
         candidate.address.to_string().into(),
         probed.into(),

@@ -25,10 +25,16 @@ const PAUSE_MS: std::ops::Range<u64> = 10..100;
 pub(super) struct Attempts {
     count: u32,
     last: Option<InstanceId>,
+    /// How many are kept for other regions.
+    kept: u32,
+    /// Whether an instance that may remember the call's key does not answer, so that no other may run it.
+    is_held: bool,
     /// The first one that may have run, or the one that did.
     ran: Option<Problem>,
-    /// Of those that did not run, the one that says most.
+    /// Of those in this region that did not run, the one that says most.
     refused: Option<Problem>,
+    /// Of the regions before, what the one said that says most.
+    left: Option<Problem>,
 }
 
 /// What follows a failed attempt.
@@ -76,20 +82,74 @@ impl Attempts {
             Executed::Maybe => {
                 self.ran.get_or_insert(problem);
             }
-            Executed::No => {
-                let weight_now = weight(problem.code);
-                let is_telling =
-                    |was: &Problem| weight_now.is_none() || weight_now >= weight(was.code);
-                if self.refused.as_ref().is_none_or(is_telling) {
-                    self.refused = Some(problem);
-                }
-            }
+            Executed::No => self.refused = Some(more_telling(self.refused.take(), problem)),
         }
     }
 
-    /// Whether another attempt of `call` follows one that ended with `problem`: the only place that decides it.
+    /// The attempts go on in another region, and `kept` of them are for regions after that.
+    pub(super) fn enter(&mut self, kept: u32) {
+        self.kept = kept;
+    }
+
+    /// Notes that those in a region came to `problem`.
+    pub(super) fn leave(&mut self, problem: Problem) {
+        self.refused = None;
+        match problem.executed {
+            Executed::No => self.left = Some(more_telling(self.left.take(), problem)),
+            Executed::Maybe | Executed::Yes => self.note(problem),
+        }
+    }
+
+    /// Notes that an instance that may remember the call's key does not answer.
+    pub(super) fn hold(&mut self) {
+        self.is_held = true;
+    }
+
+    /// How many there may still be.
+    pub(super) fn left(&self) -> u32 {
+        MAX_ATTEMPTS - self.count
+    }
+
+    /// Which attempt of `call` the contract allows after one that ended with `problem` where `condition` is known of the
+    /// instance: the only place that decides it.
     ///
     /// A call with a key stays with the instance that remembers it, unless it is idempotent as well.
+    fn allowed(&self, problem: &Problem, call: &Call, condition: Condition) -> Retry {
+        let stays = call.key.is_some() && !call.idempotent;
+        let may_have_run = self.ran.is_some() || problem.executed == Executed::Maybe;
+        match problem.executed {
+            Executed::Yes => Retry::No,
+            _ if self.is_held => Retry::No,
+            // Another process than the one that may have run it, or one that does not answer.
+            _ if stays
+                && may_have_run
+                && (problem.code == Code::WrongRegion || condition == Condition::Hanging) =>
+            {
+                Retry::No
+            }
+            _ if stays && may_have_run => Retry::Same,
+            Executed::Maybe if call.idempotent => Retry::Next,
+            Executed::Maybe => Retry::No,
+            // Who may have run it is full, or not known yet.
+            Executed::No
+                if stays && matches!(problem.code, Code::Overloaded | Code::DiscoveryPending) =>
+            {
+                Retry::No
+            }
+            Executed::No if weight(problem.code).is_some() => Retry::Next,
+            Executed::No => Retry::No,
+        }
+    }
+
+    /// Whether `call` goes on to the next region of its list after those in one came to `problem`. No budget is asked: a
+    /// region gets no more first attempts than there are calls.
+    pub(super) fn goes_on(&self, problem: &Problem, call: &Call, deadline: Deadline) -> bool {
+        self.allowed(problem, call, Condition::Doubtful) == Retry::Next
+            && self.left() > 0
+            && !deadline.has_passed()
+    }
+
+    /// Whether another attempt of `call` in the same region follows one that ended with `problem`.
     pub(super) fn decide(
         &self,
         problem: &Problem,
@@ -97,28 +157,17 @@ impl Attempts {
         situation: Situation,
         budget: &impl Budget,
     ) -> Retry {
-        let stays = call.key.is_some() && !call.idempotent;
-        let may_have_run = self.ran.is_some() || problem.executed == Executed::Maybe;
-        let (retry, is_spent) = match problem.executed {
-            Executed::Yes => return Retry::No,
-            // Another process than the one that may have run it, or one that does not answer.
-            _ if stays
-                && may_have_run
-                && (problem.code == Code::WrongRegion
-                    || situation.condition == Condition::Hanging) =>
-            {
-                return Retry::No;
+        let retry = self.allowed(problem, call, situation.condition);
+        let (most, is_spent) = match retry {
+            Retry::No => return Retry::No,
+            Retry::Same => (MAX_ATTEMPTS, true),
+            Retry::Next => {
+                let may_have_run = problem.executed == Executed::Maybe;
+                let is_spent = may_have_run && situation.condition == Condition::Ready;
+                (MAX_ATTEMPTS.saturating_sub(self.kept), is_spent)
             }
-            _ if stays && may_have_run => (Retry::Same, true),
-            Executed::Maybe if call.idempotent => {
-                (Retry::Next, situation.condition == Condition::Ready)
-            }
-            Executed::Maybe => return Retry::No,
-            Executed::No if stays && problem.code == Code::Overloaded => return Retry::No,
-            Executed::No if weight(problem.code).is_some() => (Retry::Next, false),
-            Executed::No => return Retry::No,
         };
-        if self.count == MAX_ATTEMPTS || situation.deadline.has_passed() {
+        if self.count >= most || situation.deadline.has_passed() {
             return Retry::No;
         }
         // The budget keeps a region that is ill from being asked more than it can bear. Where only the instance that was
@@ -130,7 +179,12 @@ impl Attempts {
         }
     }
 
-    /// All attempts as one problem, which is no surer that nothing ran than every attempt was.
+    /// What those in all regions came to, once the last was left.
+    pub(super) fn take_problem(&mut self) -> Option<Problem> {
+        self.ran.take().or(self.left.take())
+    }
+
+    /// Those in `region` as one problem, which is no surer that nothing ran than every attempt was.
     pub(super) fn to_problem(&self, region: &Region, peers: &RegionPeers) -> Problem {
         let Some(problem) = self.ran.clone().or_else(|| self.refused.clone()) else {
             let detail = format!("region \"{region}\": no instance is left");
@@ -166,15 +220,26 @@ impl Attempts {
     }
 }
 
-/// How much a refusal says about the region when attempts ended in different ones; `None` for what any instance would
-/// refuse, so that no other is asked.
+/// How much a refusal says when attempts ended in different ones; `None` for what any instance would refuse, so that no
+/// other is asked.
 fn weight(code: Code) -> Option<u8> {
     match code {
-        Code::Overloaded | Code::Draining => Some(3),
-        Code::PeerUnreachable => Some(2),
-        Code::WrongRegion | Code::FunctionUnavailable => Some(1),
-        Code::FunctionUnknown => Some(0),
+        Code::Overloaded | Code::Draining => Some(5),
+        Code::PeerUnreachable | Code::RegionUnavailable => Some(4),
+        Code::WrongRegion | Code::FunctionUnavailable => Some(3),
+        Code::DiscoveryPending => Some(2),
+        Code::FunctionUnknown => Some(1),
+        Code::RegionUnknown | Code::InstanceUnknown => Some(0),
         _ => None,
+    }
+}
+
+/// Of two refusals, the one that says more; of equal ones the later.
+fn more_telling(was: Option<Problem>, now: Problem) -> Problem {
+    let weight_now = weight(now.code);
+    match was {
+        Some(was) if weight_now.is_some() && weight_now < weight(was.code) => was,
+        _ => now,
     }
 }
 

@@ -1,18 +1,21 @@
-//! Decides where a call runs: here, or on an instance of its region. At most one hop, so there are no loops. Whether
-//! another attempt follows a failed one is decided in `attempts.rs`.
+//! Decides where a call runs: here, or on an instance of its region. At most one hop, so there are no loops. In which
+//! region of a list is decided in `regions.rs`, and whether another attempt follows a failed one in `attempts.rs`.
 
 mod attempts;
 mod budget;
 mod candidates;
+mod regions;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+pub(crate) use self::regions::{Choice, Needs, Standing};
 use self::{
     attempts::{Attempts, Retry, Situation},
     budget::Budgets,
     candidates::{Candidates, Place},
+    regions::Tour,
 };
 use crate::{
     call::{Call, Unsaid},
@@ -25,7 +28,7 @@ use crate::{
     name::{BootId, FunctionName, InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
-    region::{Region, Target},
+    region::{Region, Targets},
     registry::Executor,
     reply::{Meta, Returned, milliseconds},
 };
@@ -79,29 +82,32 @@ impl Dispatcher {
         }
     }
 
-    /// Runs `call` in `target`: the answer to a request that arrived at `arrived`.
+    /// Runs `call` where `targets` say: the answer to a request that arrived at `arrived`.
     pub(crate) async fn dispatch(
         &self,
-        target: &Target,
+        targets: &Targets,
         call: &Call,
         request_id: RequestId,
         arrived: Instant,
     ) -> Outcome {
-        let region = target.region(&self.identity.primary);
-        let call = &*self.under_policy(region, call);
+        let call = &*self.under_policy(targets, call);
         let deadline = Deadline::since(arrived, call.timeout);
         let mut attempts = Attempts::default();
-        let result = if self.runs_here(region, call) {
-            self.run_here(region, call, deadline, &request_id, &mut attempts)
-                .await
-        } else {
-            self.forward(region, call, deadline, &request_id, &mut attempts)
-                .await
+        let (region, result) = match targets.only(&self.identity.primary) {
+            Some(region) => {
+                let ran = self.run_in(region, call, deadline, &request_id, &mut attempts);
+                (Some(region.clone()), ran.await)
+            }
+            None => {
+                self.run_in_one_of(targets, call, deadline, &request_id, &mut attempts)
+                    .await
+            }
         };
         let elapsed = arrived.elapsed();
-        self.count(region, result.as_ref().err(), attempts.count(), elapsed);
+        let problem = result.as_ref().err();
+        self.count(region.as_ref(), problem, attempts.count(), elapsed);
         let meta = Meta {
-            region: Some(region.clone()),
+            region,
             instance: attempts.last_instance().cloned(),
             attempts: attempts.count(),
             elapsed_ms: milliseconds(elapsed),
@@ -110,6 +116,109 @@ impl Dispatcher {
             request_id,
         };
         Outcome { result, meta }
+    }
+
+    /// Runs a call in the first region of a list that takes it: where it ran, or was tried last, and what came of it.
+    async fn run_in_one_of(
+        &self,
+        targets: &Targets,
+        call: &Call,
+        deadline: Deadline,
+        request_id: &RequestId,
+        attempts: &mut Attempts,
+    ) -> (Option<Region>, Result<Returned, Problem>) {
+        let is_strict = call.key.is_some() && !call.idempotent;
+        if is_strict && targets.has_any() {
+            let detail = "a call with an idempotency key needs regions by name, or idempotent: true: \"any\" may mean another \
+                          region when the call is repeated";
+            return (None, Err(Problem::new(Code::InvalidRequest, detail)));
+        }
+        let (mut tour, mut region) = (Tour::default(), None);
+        loop {
+            let choices = self.choices_found(targets, call, deadline).await;
+            let own = &self.identity.region;
+            let Some(stop) = tour.next(&choices, attempts.left(), own, is_strict) else {
+                break;
+            };
+            attempts.enter(stop.kept);
+            let attempts_before = attempts.count();
+            let result = self
+                .run_in(&stop.region, call, deadline, request_id, attempts)
+                .await;
+            if region.is_none() || attempts.count() > attempts_before {
+                region = Some(stop.region);
+            }
+            let problem = match result {
+                Ok(result) => {
+                    self.calls.chosen(Some(stop.item), region.as_ref());
+                    return (region, Ok(result));
+                }
+                Err(problem) => problem,
+            };
+            let goes_on = attempts.goes_on(&problem, call, deadline);
+            attempts.leave(problem);
+            if !goes_on {
+                break;
+            }
+        }
+        self.calls.chosen(None, None);
+        let problem = attempts.take_problem().unwrap_or_else(|| {
+            let detail = format!("no region that may be meant has {}", call.name);
+            Problem::new(Code::FunctionUnknown, detail)
+        });
+        (region, Err(problem))
+    }
+
+    /// The regions that `targets` stand for. Which regions `any` may mean is known once the first round is over.
+    async fn choices_found(
+        &self,
+        targets: &Targets,
+        call: &Call,
+        deadline: Deadline,
+    ) -> Vec<Choice> {
+        let choices = self.choices(targets, Needs::of(call));
+        let is_served = |choice: &Choice| choice.standing == Standing::Serving;
+        if !targets.has_any() || choices.iter().any(is_served) || self.cluster.is_first_round_over()
+        {
+            return choices;
+        }
+        // What is known when the deadline passes has to do.
+        let _ = deadline.bound(self.cluster.first_round()).await;
+        self.choices(targets, Needs::of(call))
+    }
+
+    /// The region of the first attempt of `call`, as far as it is known now.
+    pub(crate) fn first_region(&self, targets: &Targets, call: &Call) -> Option<Region> {
+        if let Some(region) = targets.only(&self.identity.primary) {
+            return Some(region.clone());
+        }
+        let choices = self.choices(targets, Needs::of(call));
+        self.first_of(&choices)
+    }
+
+    /// The region of the first attempt of a call without a key, among `choices`.
+    pub(crate) fn first_of(&self, choices: &[Choice]) -> Option<Region> {
+        let left = Attempts::default().left();
+        let first = Tour::default().next(choices, left, &self.identity.region, false)?;
+        Some(first.region)
+    }
+
+    /// Runs a call in `region`: here if it may, else on an instance there.
+    async fn run_in(
+        &self,
+        region: &Region,
+        call: &Call,
+        deadline: Deadline,
+        request_id: &RequestId,
+        attempts: &mut Attempts,
+    ) -> Result<Returned, Problem> {
+        if self.runs_here(region, call) {
+            self.run_here(region, call, deadline, request_id, attempts)
+                .await
+        } else {
+            self.forward(region, call, deadline, request_id, attempts)
+                .await
+        }
     }
 
     /// Runs a call for the own region here, or on a sibling that has the function where this instance does not.
@@ -142,8 +251,8 @@ impl Dispatcher {
         siblings.is_ok_and(|peers| peers.may_have(name))
     }
 
-    /// The call under the policy of its function, as an instance of `region` declares it.
-    fn under_policy<'a>(&self, region: &Region, call: &'a Call) -> Cow<'a, Call> {
+    /// The call under the policy of its function, as the first region of `targets` declares it that does.
+    fn under_policy<'a>(&self, targets: &Targets, call: &'a Call) -> Cow<'a, Call> {
         let Unsaid {
             timeout,
             idempotent,
@@ -151,23 +260,44 @@ impl Dispatcher {
         if !timeout && !idempotent {
             return Cow::Borrowed(call);
         }
+        let policy = |region: &Region| self.policy(region, call);
+        let mut named = targets.named(&self.identity.primary);
+        let own = targets.has_any().then_some(&self.identity.region);
+        let near = named.find_map(policy).or_else(|| own.and_then(policy));
+        let far = || match targets.has_any() {
+            true => self.cluster.regions().iter().find_map(policy),
+            false => None,
+        };
+        near.or_else(far).unwrap_or(Cow::Borrowed(call))
+    }
+
+    /// The call under the policy that an instance of `region` declares, if one does.
+    fn policy<'a>(&self, region: &Region, call: &'a Call) -> Option<Cow<'a, Call>> {
         let max = self.max_timeout;
         if *region == self.identity.region
             && let Some(declared) = self.executor.catalogue().get(&call.name)
         {
-            return Call::under(call, declared, max);
+            return Some(Call::under(call, declared, max));
         }
-        let peers = self.cluster.region(region);
-        match peers.as_ref().map(|peers| peers.declared(&call.name)) {
-            Ok(Some(declared)) => Call::under(call, declared, max),
-            Ok(None) | Err(_) => Cow::Borrowed(call),
-        }
+        let peers = self.cluster.region(region).ok()?;
+        let declared = peers.declared(&call.name)?;
+        Some(Call::under(call, declared, max))
     }
 
     /// Counts a call; one that failed may have been for a region of the client's invention, which is no label.
-    fn count(&self, region: &Region, problem: Option<&Problem>, attempts: u32, elapsed: Duration) {
-        let is_known = || *region == self.identity.region || self.cluster.region(region).is_ok();
-        let known = (problem.is_none() || is_known()).then_some(region);
+    fn count(
+        &self,
+        region: Option<&Region>,
+        problem: Option<&Problem>,
+        attempts: u32,
+        elapsed: Duration,
+    ) {
+        let is_known = |region: &&Region| {
+            problem.is_none()
+                || **region == self.identity.region
+                || self.cluster.region(region).is_ok()
+        };
+        let known = region.filter(is_known);
         self.calls.ended(known, problem, attempts, elapsed);
     }
 
@@ -245,7 +375,7 @@ impl Dispatcher {
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
         let mut candidates = Candidates::new(&peers, me, call)?;
         let budget = self.budgets.of_call(region);
-        let mut next = candidates.next(call)?;
+        let mut next = next_of(&mut candidates, call, attempts)?;
         let mut call = Cow::Borrowed(call);
         while let Some(place) = next {
             let result = self
@@ -264,7 +394,7 @@ impl Dispatcher {
             attempts.note(problem);
             next = match retry {
                 Retry::No => None,
-                Retry::Next => candidates.next(&call)?,
+                Retry::Next => next_of(&mut candidates, &call, attempts)?,
                 Retry::Same => {
                     attempts::pause(deadline).await;
                     call.to_mut().boot = place.boot();
@@ -376,6 +506,15 @@ impl Dispatcher {
             found => found,
         }
     }
+}
+
+/// The next candidate, noting if it holds the call.
+fn next_of(
+    candidates: &mut Candidates<'_>,
+    call: &Call,
+    attempts: &mut Attempts,
+) -> Result<Option<Place>, Problem> {
+    candidates.next(call).inspect_err(|_| attempts.hold())
 }
 
 /// Whether the instance does not have the function, or not now, and another may.

@@ -84,7 +84,8 @@ pub(super) async fn get_liveness(State(app): AppState) -> Json<StatusDocument> {
     security()
 )]
 pub(super) async fn get_readiness(State(app): AppState) -> Result<Json<StatusDocument>> {
-    let refuse = |code, detail| Refusal::new(Problem::new(code, detail), &app.identity.region);
+    let refuse =
+        |code, detail| Refusal::new(Problem::new(code, detail), Some(&app.identity.region));
     if app.lifecycle.phase() > Phase::Serving {
         return Err(refuse(Code::Draining, "this instance is stopping").into());
     }

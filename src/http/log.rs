@@ -7,7 +7,7 @@ use crate::{
     access::Caller,
     dispatch::Outcome,
     name::{FunctionName, RequestId},
-    region::Region,
+    region::Targets,
     reply::{Meta, ProblemDocument},
 };
 
@@ -43,21 +43,21 @@ pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) 
 pub(super) fn abandoned(
     caller: &Caller,
     function: &FunctionName,
-    region: &Region,
+    targets: &Targets,
     request_id: &RequestId,
 ) {
     let client = caller.name();
-    tracing::warn!(client, %function, %region, executed = "maybe", %request_id, "call abandoned");
+    tracing::warn!(client, %function, region = %targets, executed = "maybe", %request_id, "call abandoned");
 }
 
 /// A call that Fly Proxy is asked to replay in `region`; the instance that gets it there logs what came of it.
 pub(super) fn replay(
     caller: &Caller,
     function: &FunctionName,
-    region: &Region,
+    targets: &Targets,
     request_id: &RequestId,
 ) {
-    tracing::info!(client = caller.name(), %function, %region, %request_id, "replay");
+    tracing::info!(client = caller.name(), %function, region = %targets, %request_id, "replay");
 }
 
 /// A request that was refused before it was a call. Its query and body are in no line.

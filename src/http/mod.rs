@@ -33,7 +33,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 #[cfg(feature = "cli")]
 pub(crate) use self::cluster::{
-    CandidateDocument, ExplanationDocument, InstanceDocument, RegionsDocument, UnplacedDocument,
+    CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, RegionsDocument,
+    UnplacedDocument,
 };
 use crate::{
     access::Access,

@@ -17,7 +17,7 @@ use crate::{
     deadline::Deadline,
     dispatch::Outcome,
     problem::{Code, Problem},
-    region::Region,
+    region::{Region, Targets},
     replay::{self, Machines, Replay},
 };
 
@@ -64,12 +64,13 @@ pub(super) fn ask(
     context: &Context,
     head: &Parts,
     request: &CallRequest,
-    region: &Region,
+    targets: &Targets,
 ) -> Option<Response> {
     let CallRequest { call, route, size } = request;
     if *route == Route::Proxy {
         return None;
     }
+    let region = &app.dispatcher.first_region(targets, call)?;
     let asked = Asked {
         route: *route,
         is_other_region: *region != app.identity.region && replay::is_fly_region(region),
@@ -98,9 +99,15 @@ pub(super) fn ask(
         Some(_) => return None,
         None => (None, left * 9 / 10),
     };
+    let (regions, or_any) = list(targets, region, &app.identity.primary);
     let machines = match &call.instance {
         Some(instance) => Machines::Only(region, instance),
-        None => Machines::Of(region, preferred),
+        None if regions.len() == 1 && !or_any => Machines::Of(region, preferred),
+        None => Machines::OneOf {
+            regions: &regions,
+            or_any,
+            preferred,
+        },
     };
     let asks = Replay {
         machines,
@@ -110,8 +117,24 @@ pub(super) fn ask(
     let detail = format!(
         "Fly Proxy is to replay this call in region \"{region}\"; without it, send the header rpc-route: proxy"
     );
-    let refusal = Refusal::new(Problem::new(Code::Replay, detail), region);
+    let refusal = Refusal::new(Problem::new(Code::Replay, detail), Some(region));
     Some(([(replay::REPLAY, asks.header())], refusal).into_response())
+}
+
+/// What Fly Proxy may be asked for of `targets`, of which `first` comes first: the regions that Fly can have, and whether any
+/// other will do. What a client that is limited to regions means by `any`, Fly Proxy has no word for.
+fn list<'a>(
+    targets: &'a Targets,
+    first: &'a Region,
+    primary: &'a Region,
+) -> (Vec<&'a Region>, bool) {
+    let mut regions = vec![first];
+    for region in targets.named(primary) {
+        if replay::is_fly_region(region) && !regions.contains(&region) {
+            regions.push(region);
+        }
+    }
+    (regions, targets.has_any() && !targets.is_limited())
 }
 
 /// When a call arrived for the first time: what it spent where its replay was asked for, and what Fly Proxy spent on one
@@ -153,10 +176,13 @@ pub(super) fn to_others(
 }
 
 /// Of a call that came back because no Machine was reached in time, while discovery knows none: that may change by itself.
-pub(super) fn came_back(headers: &HeaderMap, region: &Region, outcome: &mut Outcome) {
+pub(super) fn came_back(headers: &HeaderMap, outcome: &mut Outcome) {
     let is_unknown =
         |problem: &Problem| matches!(problem.code, Code::RegionUnknown | Code::InstanceUnknown);
-    if replay::was_unreached(headers) && outcome.result.as_ref().is_err_and(is_unknown) {
+    if let Some(region) = &outcome.meta.region
+        && replay::was_unreached(headers)
+        && outcome.result.as_ref().is_err_and(is_unknown)
+    {
         let detail = format!(
             "region \"{region}\": Fly Proxy could not reach a Machine there within {} ms; it may be starting",
             replay::time_lost(headers).as_millis()

@@ -17,9 +17,10 @@ use tokio::time;
 
 use crate::{
     memory::{Budget, Reserved, Share},
+    name::InvalidName,
     problem::{Code, Problem},
     protocol::lines::NDJSON,
-    region::Target,
+    region::{Target, Targets},
 };
 
 /// How long a body may take to arrive; hyper has no limit of its own.
@@ -30,19 +31,36 @@ const COPIES: usize = 2;
 /// The room for a body whose length is not given, to begin with.
 const FIRST: usize = 4 << 10;
 
-/// The target of `/rpc/{region}`, `/regions/{region}` and what is below.
+/// The target of `/regions/{region}`.
 ///
 /// It is taken as it was sent: an encoded character is no character of a region, and axum's own `Path` would decode it.
 impl<S: Sync> FromRequestParts<S> for Target {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let rule = "a region has 1 to 32 characters of [a-z0-9-] and does not start with '-'";
-        let segment = parts.uri.path().split('/').nth(2).unwrap_or_default();
-        segment
-            .parse()
-            .map_err(|_| Problem::new(Code::InvalidRegion, rule))
+        second_segment(parts).parse().map_err(invalid_region)
     }
+}
+
+/// The targets of `/rpc/{region}` and `/regions/{region}/explain`, in the same way. A comma may be encoded: clients that are
+/// generated from the OpenAPI document encode it.
+impl<S: Sync> FromRequestParts<S> for Targets {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let list = second_segment(parts)
+            .replace("%2C", ",")
+            .replace("%2c", ",");
+        list.parse().map_err(invalid_region)
+    }
+}
+
+fn second_segment(parts: &Parts) -> &str {
+    parts.uri.path().split('/').nth(2).unwrap_or_default()
+}
+
+fn invalid_region(invalid: InvalidName) -> Problem {
+    Problem::new(Code::InvalidRegion, invalid.to_string())
 }
 
 /// A body as it comes: one buffer, however small the pieces are, and what it takes of the memory budget.

@@ -53,10 +53,10 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal of a request that names `region`.
-    pub(super) fn new(problem: Problem, region: &Region) -> Self {
+    /// A refusal of a request that names `region`, if it names one.
+    pub(super) fn new(problem: Problem, region: Option<&Region>) -> Self {
         Self {
-            region: Some(region.clone()),
+            region: region.cloned(),
             ..problem.into()
         }
     }

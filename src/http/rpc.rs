@@ -33,7 +33,7 @@ use crate::{
     name::ConsistencyToken,
     problem::{Code, Problem},
     protocol::FORWARDED,
-    region::Target,
+    region::Targets,
     replay::REPLAY,
     reply::Reply,
     trace::{self, TRACEPARENT},
@@ -106,8 +106,9 @@ pub(super) struct CallHeaders {
 
 /// Call a function in a region
 ///
-/// Runs `module.function(args)` on an instance of the region, the less busy of two at random, or of the primary region
-/// when the path says `primary`, and waits for its result. Every problem says whether the function ran.
+/// Runs `module.function(args)` on an instance of the region, the less busy of two at random, and waits for its result. Of
+/// a list of regions, the next one is tried where nothing ran in those before, or `idempotent` says that the function may
+/// run twice. Every problem says whether the function ran.
 #[utoipa::path(
     post,
     path = "/rpc/{region}",
@@ -117,8 +118,10 @@ pub(super) struct CallHeaders {
         (
             "region" = String,
             Path,
-            description = "A region such as `syd`, or `primary`",
-            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}$",
+            description = "A region such as `syd`; `primary`; `any`, the region that answers nearest and has a ready \
+                instance with the function; or a list of up to three of these, such as `syd,primary`, the preferred one \
+                first",
+            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}(,[a-z0-9][a-z0-9\-]{0,31}){0,2}$",
             example = "syd"
         ),
         CallHeaders,
@@ -180,18 +183,22 @@ pub(super) async fn call_function(
     State(app): AppState,
     Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
-    target: Target,
+    targets: Targets,
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let region = target.region(&app.identity.primary).clone();
-    let refuse = |problem| Refusal::new(problem, &region);
-    caller_may(&caller, caller.may_call_in(&region), "in this region").map_err(refuse)?;
+    let targets = targets.within(caller.regions());
+    let primary = &app.identity.primary;
+    let refuse = |problem| Refusal::new(problem, targets.first(primary));
+    for region in targets.named(primary) {
+        let what = format!("in region \"{region}\"");
+        caller_may(&caller, caller.may_call_in(region), &what).map_err(refuse)?;
+    }
     let request = read(&app, &parts, body).await.map_err(refuse)?;
     let may_call = caller.may_call(&request.call.name);
     caller_may(&caller, may_call, "this function").map_err(refuse)?;
-    if let Some(answer) = replay::ask(&app, &context, &parts, &request, &region) {
-        log::replay(&caller, &request.call.name, &region, &context.request_id);
+    if let Some(answer) = replay::ask(&app, &context, &parts, &request, &targets) {
+        log::replay(&caller, &request.call.name, &targets, &context.request_id);
         return Ok(answer);
     }
     let CallRequest { mut call, size, .. } = request;
@@ -203,18 +210,18 @@ pub(super) async fn call_function(
     // Runs where this future is dropped at its await, because the client went away.
     let awaited = scopeguard::guard((), |()| {
         app.metrics.calls.abandoned();
-        log::abandoned(&caller, &call.name, &region, &request_id);
+        log::abandoned(&caller, &call.name, &targets, &request_id);
     });
     let mut outcome = app
         .dispatcher
-        .dispatch(&target, &call, context.request_id, arrived)
+        .dispatch(&targets, &call, context.request_id, arrived)
         .instrument(span.clone())
         .await;
     ScopeGuard::into_inner(awaited);
-    replay::came_back(&parts.headers, &region, &mut outcome);
+    replay::came_back(&parts.headers, &mut outcome);
     let outcome = with_room(outcome, &app.memory);
     let problem = outcome.result.as_ref().err();
-    trace::ended(&span, &call.name, Some(&region), problem);
+    trace::ended(&span, &call.name, outcome.meta.region.as_ref(), problem);
     app.metrics.calls.of_client(caller.name(), problem);
     log::call(&caller, &call.name, &outcome);
     let others = replay::to_others(&app, &parts, size, &call, arrived, &outcome);

@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 
 use super::{
-    labels::{Client, Outcome, Refusal, Target},
+    labels::{Client, Item, Outcome, Refusal, Target},
     timed::Timed,
 };
 use crate::{
@@ -25,6 +25,7 @@ const ANONYMOUS: &str = "anonymous";
 pub(crate) struct CallMetrics {
     calls: Timed<Target>,
     failovers: Family<Target, Counter>,
+    choices: Family<(Item, Target), Counter>,
     clients: Family<(Client, Outcome), Counter>,
     refused: Family<Refusal, Counter>,
     abandoned: Counter,
@@ -46,6 +47,9 @@ impl CallMetrics {
         let failovers = Family::default();
         let help = "Attempts after the first one of a call";
         registry.register("failovers", help, failovers.clone());
+        let choices = Family::default();
+        let help = "Calls for a list of regions or any, by the item of the list that answered and its region";
+        registry.register("choices", help, choices.clone());
         let clients = Family::default();
         let help = "Calls by HTTP, by the client that made them and what came of them";
         registry.register("client_calls", help, clients.clone());
@@ -58,6 +62,7 @@ impl CallMetrics {
         Self {
             calls,
             failovers,
+            choices,
             clients,
             refused,
             abandoned,
@@ -78,6 +83,12 @@ impl CallMetrics {
             let failovers = self.failovers.get_or_create(&target);
             failovers.inc_by(u64::from(attempts - 1));
         }
+    }
+
+    /// Counts a call for a list of regions, or any, that `item` of the list answered from `region`, or none.
+    pub(crate) fn chosen(&self, item: Option<usize>, region: Option<&Region>) {
+        let labels = (Item::new(item), Target::new(region));
+        self.choices.get_or_create(&labels).inc();
     }
 
     /// Counts a call of the client `name`, which is empty where no token is asked for.

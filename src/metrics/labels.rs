@@ -70,6 +70,25 @@ impl Target {
     }
 }
 
+/// The item of a list of regions that answered.
+#[derive(Clone, Copy, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub(super) struct Item {
+    item: &'static str,
+}
+
+impl Item {
+    /// The item at this place, from 0.
+    pub(super) fn new(place: Option<usize>) -> Self {
+        let item = match place {
+            None => "none",
+            Some(0) => "1",
+            Some(1) => "2",
+            Some(_) => "3",
+        };
+        Self { item }
+    }
+}
+
 /// A function; `None` for one that this instance has not.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub(super) struct Function {

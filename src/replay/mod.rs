@@ -35,14 +35,26 @@ const FLY_PROXY: [HeaderName; 2] = [
 /// this is the smallest that can be meant, head included.
 pub(crate) const MAX_REQUEST: usize = 1_000_000;
 
+/// What stands for every region.
+const ANY: &str = "any";
 /// Names of three letters that stand for several regions.
-const ALIASES: [&str; 2] = ["any", "usa"];
+const ALIASES: [&str; 2] = [ANY, "usa"];
 
 /// The Machines that Fly Proxy may choose from. A region is one that [`is_fly_region`] likes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Machines<'a> {
     /// Those of a region; this one of them, where it can be reached.
     Of(&'a Region, Option<&'a InstanceId>),
+    /// Those of the first of these regions in which one can be reached, else those of any region where that is wanted; this
+    /// one, where it can be reached.
+    OneOf {
+        /// The regions, the preferred one first.
+        regions: &'a [&'a Region],
+        /// Whether any other will do.
+        or_any: bool,
+        /// The preferred one of the first.
+        preferred: Option<&'a InstanceId>,
+    },
     /// This one of a region.
     Only(&'a Region, &'a InstanceId),
     /// All but the one that asks.
@@ -55,6 +67,20 @@ impl fmt::Display for Machines<'_> {
             Self::Of(region, None) => write!(f, "region={region}"),
             Self::Of(region, Some(instance)) => {
                 write!(f, "region={region};prefer_instance={instance}")
+            }
+            Self::OneOf {
+                regions,
+                or_any,
+                preferred,
+            } => {
+                let codes = regions.iter().map(|region| region.as_str());
+                let codes: Vec<_> = codes.chain(or_any.then_some(ANY)).collect();
+                // Fly Proxy wants a list in quotes.
+                write!(f, "region=\"{}\"", codes.join(","))?;
+                match preferred {
+                    Some(instance) => write!(f, ";prefer_instance={instance}"),
+                    None => Ok(()),
+                }
             }
             Self::Only(region, instance) => write!(f, "region={region};instance={instance}"),
             Self::Others => f.write_str("elsewhere=true"),

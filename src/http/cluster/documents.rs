@@ -63,7 +63,8 @@ pub(crate) struct InstanceDocument {
     /// Its release; null when it was told none.
     #[schema(required, example = "registry.fly.io/shop:deployment-01J9")]
     pub release: Option<String>,
-    /// Milliseconds that its last probe took; null for the instance that answers.
+    /// Milliseconds that a few bytes to it and its answer take, smoothed over probes and the connection of calls; null
+    /// for the instance that answers.
     #[schema(required, example = 81.4)]
     pub rtt_ms: Option<f64>,
     /// Milliseconds since it last answered; null for the instance that answers.
@@ -71,22 +72,48 @@ pub(crate) struct InstanceDocument {
     pub last_seen_ms: Option<f64>,
 }
 
-/// Where calls for one region would run, and why.
+/// Where calls for a region, or a list of regions, would run, and why.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[schema(as = Explanation)]
 pub(crate) struct ExplanationDocument {
-    /// The region.
+    /// The region of the first attempt.
     #[schema(value_type = String, example = "syd")]
     pub region: Region,
+    /// The regions that the path stands for, those of `any` by their distance: why the first attempt goes to one of them.
+    pub choices: Vec<ChoiceDocument>,
     /// The function that was asked about; null for any.
     #[schema(required, example = "String.upcase")]
     pub function: Option<String>,
-    /// The instances of the region, sorted by id and address.
+    /// The instances of the region of the first attempt, sorted by id and address.
     pub candidates: Vec<CandidateDocument>,
     /// Addresses that discovery knows and at which no peer was found, of whichever region they may be.
     pub unplaced: Vec<UnplacedDocument>,
     /// How discovery fares.
     pub discovery: DiscoveryDocument,
+}
+
+/// One region that a call may run in, and whether its first attempt goes there.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = RegionChoice)]
+pub(crate) struct ChoiceDocument {
+    /// The place in the path's list of what stands for it, from 1.
+    #[schema(example = 1)]
+    pub item: usize,
+    /// What stands for it: its name, `primary` or `any`.
+    #[schema(example = "any")]
+    pub target: String,
+    /// The region.
+    #[schema(value_type = String, example = "syd")]
+    pub region: Region,
+    /// Milliseconds that a few bytes to its nearest ready instance and their answer take; null for the own region, and
+    /// where no instance is ready.
+    #[schema(required, example = 81.4)]
+    pub rtt_ms: Option<f64>,
+    /// Whether the first attempt goes there.
+    pub chosen: bool,
+    /// Why, or why not.
+    #[schema(example = "a ready instance may have the function")]
+    pub reason: String,
 }
 
 /// One instance of a region, and whether a call would go to it.

@@ -1,5 +1,5 @@
-//! `GET /regions/{region}/explain`: where calls for a region would run, and why; what discovery knows of each address. The
-//! choice itself is made by `dispatch`: this explains it in words.
+//! `GET /regions/{region}/explain`: where calls for a region, or a list of regions, would run, and why; what discovery knows
+//! of each address. The choice itself is made by `dispatch`: this explains it in words.
 
 use axum::{
     extract::{RawQuery, State},
@@ -8,7 +8,7 @@ use axum::{
 
 use super::{
     App, AppState, discovery,
-    documents::{CandidateDocument, ExplanationDocument, UnplacedDocument},
+    documents::{CandidateDocument, ChoiceDocument, ExplanationDocument, UnplacedDocument},
     own_state, whole_milliseconds,
 };
 use crate::http::{
@@ -17,9 +17,11 @@ use crate::http::{
 };
 use crate::{
     cluster::{KnownAddress, KnownPeer, Overview, PeerState},
+    dispatch::{Choice as RegionChoice, Needs, Standing},
     name::FunctionName,
     problem::{Code, Problem},
-    region::{Region, Target},
+    region::{Region, Targets},
+    reply::milliseconds,
 };
 
 /// Why no peer is chosen in the region of the instance that answers.
@@ -27,7 +29,7 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
 
 /// Explain where calls for a region would run
 ///
-/// For each instance of the region, whether a call would go to it and why, its last probe and what was wrong with it; the
+/// Of a list of regions, which one the first attempt goes to and why. For each instance of that region, whether a call would go to it and why, its last probe and what was wrong with it; the
 /// addresses at which no peer was found; and how discovery fares.
 #[utoipa::path(
     get,
@@ -38,8 +40,8 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
         (
             "region" = String,
             Path,
-            description = "A region such as `syd`, or `primary`",
-            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}$",
+            description = "A region such as `syd`, `primary`, `any`, or a list of up to three of these",
+            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}(,[a-z0-9][a-z0-9\-]{0,31}){0,2}$",
             example = "syd"
         ),
         (
@@ -61,6 +63,10 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
                     value = json!({
                         "region": "syd",
                         "function": "String.upcase",
+                        "choices": [{
+                            "item": 1, "target": "syd", "region": "syd", "rtt_ms": 0.412, "chosen": true,
+                            "reason": "a ready instance may have the function",
+                        }],
                         "candidates": [
                             {
                                 "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
@@ -92,16 +98,24 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
 )]
 pub(in crate::http) async fn explain_region(
     State(app): AppState,
-    target: Target,
+    targets: Targets,
     RawQuery(query): RawQuery,
 ) -> Result<Json<ExplanationDocument>> {
-    let region = target.region(&app.identity.primary).clone();
-    let refuse = |problem| Refusal::new(problem, &region);
-    is_known(&app, &region).map_err(refuse)?;
+    let refuse = |problem| Refusal::new(problem, targets.first(&app.identity.primary));
     let function = asked_function(query.as_deref()).map_err(refuse)?;
+    let needs = Needs {
+        function: function.as_ref(),
+        instance: None,
+    };
+    let choices = app.dispatcher.choices(&targets, needs);
+    let first = app.dispatcher.first_of(&choices);
+    // Without a limit to some regions, there is always one.
+    let region = first.unwrap_or_else(|| app.identity.region.clone());
+    is_known(&app, &region).map_err(refuse)?;
     let overview = app.cluster.overview().await;
     let candidates = candidates(&app, &overview, &region, function.as_ref());
     Ok(Json(ExplanationDocument {
+        choices: explained(&choices, &targets, &region),
         function: function.map(|function| function.to_string()),
         candidates,
         unplaced: overview.addresses.iter().filter_map(unplaced).collect(),
@@ -138,6 +152,31 @@ fn asked_function(query: Option<&str>) -> Result<Option<FunctionName>, Problem> 
         module: module.parse().map_err(|_| wrong())?,
         function: function.parse().map_err(|_| wrong())?,
     }))
+}
+
+/// Why the first attempt goes to `chosen`, and not to the others.
+fn explained(choices: &[RegionChoice], targets: &Targets, chosen: &Region) -> Vec<ChoiceDocument> {
+    let mut is_chosen_before = false;
+    let explained = choices.iter().map(|choice| {
+        let is_chosen = choice.region == *chosen && !is_chosen_before;
+        is_chosen_before |= is_chosen;
+        let reason = match choice.standing {
+            Standing::Serving if is_chosen => "a ready instance may have the function",
+            Standing::Serving => "tried where nothing ran in those before",
+            Standing::Doubtful => "who may have the function is suspect or draining: tried last",
+            Standing::Without if choice.is_any => "no instance that may have the function is known",
+            Standing::Without => "no instance that may have the function is known: tried last",
+        };
+        ChoiceDocument {
+            item: choice.item + 1,
+            target: targets.items()[choice.item].to_string(),
+            region: choice.region.clone(),
+            rtt_ms: choice.distance.map(milliseconds),
+            chosen: is_chosen,
+            reason: reason.to_owned(),
+        }
+    });
+    explained.collect()
 }
 
 /// What the choice among the peers of a region hangs on.

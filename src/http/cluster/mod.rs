@@ -12,7 +12,9 @@ use axum::{
 
 use self::documents::{AppDocument, DiscoveryDocument, FunctionsDocument, RegionDocument};
 #[cfg(feature = "cli")]
-pub(crate) use self::documents::{CandidateDocument, ExplanationDocument, UnplacedDocument};
+pub(crate) use self::documents::{
+    CandidateDocument, ChoiceDocument, ExplanationDocument, UnplacedDocument,
+};
 pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
 use super::{
     App, AppState,
@@ -22,6 +24,7 @@ use super::{
 use crate::{
     cluster::{KnownPeer, Overview, PeerState, Progress},
     lifecycle::Phase,
+    problem::{Code, Problem},
     region::{Region, Target},
     registry::CatalogueDocument,
     reply::milliseconds,
@@ -117,14 +120,18 @@ pub(super) async fn get_region(
     State(app): AppState,
     target: Target,
 ) -> Result<Json<RegionDocument>> {
-    let region = target.region(&app.identity.primary).clone();
+    let region = target.region(&app.identity.primary);
+    let region = region.cloned().ok_or_else(|| {
+        let detail = "\"any\" is where a call may run, and no region; /regions lists them";
+        Problem::new(Code::InvalidRegion, detail)
+    })?;
     let overview = app.cluster.overview().await;
     let instances = match regions(&app, &overview).remove(&region) {
         Some(instances) => instances,
         None => match app.dispatcher.peers(&region) {
             // Found since.
             Ok(_) => Vec::new(),
-            Err(problem) => return Err(Refusal::new(problem, &region).into()),
+            Err(problem) => return Err(Refusal::new(problem, Some(&region)).into()),
         },
     };
     Ok(Json(RegionDocument { region, instances }))

@@ -83,7 +83,7 @@ pub(super) async fn exec(
     }
     let answer = match run(&app, context, &parts.headers, body).await {
         Ok(outcome) => outcome.into_response(),
-        Err(problem) => Refusal::new(problem, &app.identity.region).into_response(),
+        Err(problem) => Refusal::new(problem, Some(&app.identity.region)).into_response(),
     };
     let is_draining = app.lifecycle.phase() > Phase::Serving;
     let state = is_draining.then_some([(STATE, DRAINING)]);

@@ -56,7 +56,7 @@ pub(super) fn accept(app: Arc<App>, context: Context, mut request: Request) -> R
     if app.lifecycle.phase() >= Phase::Refusing {
         let detail = "this instance is stopping and takes no new calls";
         let problem = Problem::new(Code::Draining, detail);
-        return Refusal::new(problem, &app.identity.region).into_response();
+        return Refusal::new(problem, Some(&app.identity.region)).into_response();
     }
     let clock_us = request
         .headers()

@@ -224,10 +224,10 @@ fn sample(code: Code) -> (u32, &'static str) {
         Code::InvalidRequest => (0, "member \"function\" is missing"),
         Code::InvalidRegion => (
             0,
-            "a region has 1 to 32 characters of [a-z0-9-] and does not start with '-'",
+            "a region must be 1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\", \"any\", \"all\" or \"each\"",
         ),
         Code::Unauthenticated => (0, "this route wants a client's token"),
-        Code::Forbidden => (0, "client \"desk\" may not call in this region"),
+        Code::Forbidden => (0, "client \"desk\" may not call in region \"syd\""),
         Code::RegionUnknown => (
             0,
             "no instance was ever seen in region \"mars\"; known regions: iad, syd",

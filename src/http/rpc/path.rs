@@ -25,7 +25,7 @@ use crate::{
     json,
     name::{FunctionName, InstanceId, Name},
     problem::{Code, Problem},
-    region::Target,
+    region::Targets,
     reply::Reply,
 };
 
@@ -65,8 +65,9 @@ pub(in crate::http) struct OptionHeaders {
         (
             "region" = String,
             Path,
-            description = "A region such as `syd`, or `primary`",
-            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}$",
+            description = "A region such as `syd`; `primary`; `any`, the region that answers nearest and has a ready \
+                instance with the function; or a list of up to three of these, the preferred one first",
+            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}(,[a-z0-9][a-z0-9\-]{0,31}){0,2}$",
             example = "syd"
         ),
         (
@@ -129,10 +130,10 @@ pub(in crate::http) async fn call_function_by_path(
     app: AppState,
     context: Extension<Context>,
     caller: Extension<Caller>,
-    target: Target,
+    targets: Targets,
     request: Request,
 ) -> Result<Response> {
-    call_function(app, context, caller, target, request).await
+    call_function(app, context, caller, targets, request).await
 }
 
 /// The function that a path names behind its region, if it names one.

@@ -160,6 +160,28 @@ async fn without_fly_proxy_the_answer_says_where_the_call_is_to_go() {
             None,
             1500,
         ),
+        (
+            iad.request("/rpc/syd,iad", &call.to_string()),
+            "\"syd,iad\"",
+            &all,
+            None,
+            1500,
+        ),
+        (
+            iad.request("/rpc/syd,primary,any", &call.to_string()),
+            "\"syd,iad,any\"",
+            &all,
+            None,
+            1500,
+        ),
+        // What Fly can have no region of is left out, and so is a region that no instance was seen in, at first.
+        (
+            iad.request("/rpc/fra,moon,syd", &call.to_string()),
+            "\"syd,fra\"",
+            &all,
+            None,
+            1500,
+        ),
         // Fly Proxy may know a Machine there that discovery does not see, and start it: there is nothing else to try.
         (
             iad.request("/rpc/fra", &call.to_string()),
@@ -181,9 +203,27 @@ async fn without_fly_proxy_the_answer_says_where_the_call_is_to_go() {
         assert!(asks.timeout <= most && asks.timeout + 1 >= asks.left * most / 3000);
         assert_eq!(
             [&told.body["meta"]["region"], &told.body["meta"]["attempts"]],
-            [&json!(region), &json!(0)]
+            [
+                &json!(region.trim_matches('"').split(',').next()),
+                &json!(0)
+            ]
         );
     }
+}
+
+#[tokio::test]
+async fn a_list_whose_first_region_is_here_is_not_replayed() {
+    let cluster = regions().start().await;
+    let proxy = edge(&cluster).await;
+    let call = json!({"module": "Fly.RPC", "function": "my_region"}).to_string();
+    for list in ["iad,syd", "any", "moon,iad,syd"] {
+        let answer = answered(proxy.post(&format!("/rpc/{list}"), call.clone())).await;
+        assert_eq!(answer.result(), "iad");
+        assert_eq!(way(&proxy.deliveries()), ["iad-1"], "{list}");
+    }
+    let there = answered(proxy.post("/rpc/syd,iad,any", call)).await;
+    assert_eq!(there.result(), "syd");
+    assert_eq!(proxy.deliveries().len(), 2);
 }
 
 #[tokio::test]

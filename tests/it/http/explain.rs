@@ -58,6 +58,10 @@ fn timeless(mut body: Value) -> Value {
             (entry["last_probe_ms"], entry["address"]) = (Value::Null, Value::Null);
         }
     }
+    for choice in body["choices"].as_array_mut().unwrap() {
+        assert!(choice["rtt_ms"].is_number(), "{choice}");
+        choice["rtt_ms"] = Value::Null;
+    }
     let discovery = &mut body["discovery"];
     assert!(discovery["last_success_ms"].is_number() && discovery["rounds"].is_number());
     (discovery["last_success_ms"], discovery["rounds"]) = (Value::Null, Value::Null);

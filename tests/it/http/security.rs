@@ -312,7 +312,7 @@ async fn a_client_calls_what_its_limits_name() {
         (
             "syd",
             "String.upcase",
-            "client \"desk\" may not call in this region",
+            "client \"desk\" may not call in region \"syd\"",
         ),
         (
             "iad",

@@ -5,6 +5,7 @@ mod discovery;
 mod dns_answers;
 mod failover;
 mod hostile_discovery;
+mod lists;
 mod outages;
 mod proof;
 mod releases;

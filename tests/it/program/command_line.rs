@@ -283,9 +283,10 @@ async fn what_can_be_no_call_is_wrong_usage() {
         ),
         (&["regions", "--watch=x"], "'--watch[=<DURATION>]'"),
         (&["regions", "--watch=0s"], "must be 10ms or more"),
+        (&["explain", "all"], "invalid value 'all' for '<REGION>'"),
         (
-            &["explain", "primary"],
-            "invalid value 'primary' for '<REGION>'",
+            &["call", "syd,iad,syd", "Kernel.+"],
+            "each item of a list of regions must be named once",
         ),
         (
             &["call", "syd", "Kernel.+", "--named", "1"],
@@ -516,6 +517,20 @@ async fn explain_shows_who_would_be_chosen_and_who_is_nobody() {
     assert_eq!(rows[1][..4], ["syd-1", "yes", "ready", &address]);
     assert_eq!(rows[1][rows[1].len() - 3..], ["s", "ago", "ready"]);
     assert_eq!(rows[4][0], nobody.to_string(), "{table}");
+
+    let (code, table, _) = fly_rpc(iad, &["explain", "syd,any"]).await;
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        (code, &rows[0][..]),
+        (0, &["REGION", "CHOSEN", "ITEM", "ROUND", "TRIP", "WHY"][..])
+    );
+    assert_eq!(rows[1][..4], ["syd", "yes", "1", "syd"]);
+    assert_eq!(rows[2][..4], ["iad", "no", "2", "any"]);
+    let (code, stdout, _) = fly_rpc(iad, &["call", "mars,syd,any", "Fly.RPC.my_region"]).await;
+    assert_eq!((code, stdout.as_str()), (0, "\"syd\"\n"));
 
     let (code, json, _) = fly_rpc(iad, &["explain", "syd", "--json"]).await;
     let json: Value = serde_json::from_str(&json).unwrap();

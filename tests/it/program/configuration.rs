@@ -58,7 +58,7 @@ fn wrong_settings_stop_the_start_with_one_line() {
             &[("MY_REGION", "Sydney")],
             &[],
             "fly-rpc: MY_REGION: \"Sydney\" does not fit: a region must be 1 to 32 characters of [a-z0-9-], not \
-             starting with '-', and not \"primary\"\n",
+             starting with '-', and not \"primary\", \"any\", \"all\" or \"each\"\n",
         ),
         (
             &[("RPC_DNS_SERVER", "127.0.0.1:53")],
@@ -155,5 +155,19 @@ fn every_setting_is_in_the_help() {
             setting.flag.is_empty() || help.contains(&flag),
             "{flag} is not in the help"
         );
+    }
+}
+
+#[test]
+fn no_instance_starts_in_a_region_whose_name_stands_for_others() {
+    for word in ["primary", "any", "all", "each"] {
+        for variable in ["FLY_REGION", "PRIMARY_REGION"] {
+            let refusal = refusal(&[(variable, word)], &[]);
+            assert!(
+                refusal.starts_with(&format!("fly-rpc: {variable} "))
+                    && refusal.contains(&format!("\"{word}\" does not fit: a region must be")),
+                "{refusal}"
+            );
+        }
     }
 }

@@ -1,0 +1,202 @@
+//! The regions in which one call may run, in the order in which they are tried: as its targets name them, those that have
+//! a ready instance with the function before those that have none.
+
+use std::{cmp::Reverse, time::Duration};
+
+use super::Dispatcher;
+use crate::{
+    call::Call,
+    cluster::RegionPeers,
+    name::{FunctionName, InstanceId},
+    region::{Region, Target, Targets},
+};
+
+/// A region in which a call may run.
+#[derive(Clone, Debug)]
+pub(crate) struct Choice {
+    /// The place of the target that stands for it, from 0.
+    pub item: usize,
+    /// Whether that target is `any`.
+    pub is_any: bool,
+    /// The region.
+    pub region: Region,
+    /// What it has of the function.
+    pub standing: Standing,
+    /// The round trip to the nearest ready instance; `None` for the own region, and where there is none.
+    pub distance: Option<Duration>,
+}
+
+/// What a region has of a function.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Standing {
+    /// No instance is known that has it.
+    Without,
+    /// Those that may have it are suspect or draining.
+    Doubtful,
+    /// A ready instance may have it.
+    Serving,
+}
+
+/// What a call needs of a region: the function, or any where none is named, and the instance that it asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs<'a> {
+    pub(crate) function: Option<&'a FunctionName>,
+    pub(crate) instance: Option<&'a InstanceId>,
+}
+
+impl<'a> Needs<'a> {
+    /// What `call` needs.
+    pub(crate) fn of(call: &'a Call) -> Self {
+        Self {
+            function: Some(&call.name),
+            instance: call.instance.as_ref(),
+        }
+    }
+}
+
+impl Dispatcher {
+    /// The regions that `targets` stand for, as they are named; those of `any` by their distance, the own one first.
+    pub(crate) fn choices(&self, targets: &Targets, needs: Needs<'_>) -> Vec<Choice> {
+        let mut choices: Vec<Choice> = Vec::new();
+        for (item, target) in targets.items().iter().enumerate() {
+            let regions = match target.region(&self.identity.primary) {
+                Some(region) => vec![self.choice(item, target, region.clone(), needs)],
+                None => self.nearest(item, targets, needs),
+            };
+            choices.extend(regions);
+        }
+        choices
+    }
+
+    /// Every region that `any` may stand for.
+    fn nearest(&self, item: usize, targets: &Targets, needs: Needs<'_>) -> Vec<Choice> {
+        let own = &self.identity.region;
+        let others = self.cluster.regions().into_iter();
+        let regions = others.filter(|region| region != own).chain([own.clone()]);
+        let allowed = regions.filter(|region| targets.any_may_be(region));
+        let choice = |region| self.choice(item, &Target::Any, region, needs);
+        let mut choices: Vec<_> = allowed.map(choice).collect();
+        choices.sort_by_key(|choice| {
+            (
+                choice.region != *own,
+                choice.distance.unwrap_or(Duration::MAX),
+            )
+        });
+        choices
+    }
+
+    fn choice(&self, item: usize, target: &Target, region: Region, needs: Needs<'_>) -> Choice {
+        let peers = self.cluster.region(&region).unwrap_or_default();
+        let is_here = region == self.identity.region && self.is_here(needs);
+        Choice {
+            item,
+            is_any: *target == Target::Any,
+            standing: if is_here {
+                Standing::Serving
+            } else {
+                standing(&peers, needs)
+            },
+            distance: peers.distance().filter(|_| region != self.identity.region),
+            region,
+        }
+    }
+
+    /// Whether this instance has what is needed.
+    fn is_here(&self, needs: Needs<'_>) -> bool {
+        match needs.instance {
+            Some(instance) => *instance == self.identity.instance,
+            None => needs
+                .function
+                .is_none_or(|name| self.executor.catalogue().has(name)),
+        }
+    }
+}
+
+fn standing(peers: &RegionPeers, needs: Needs<'_>) -> Standing {
+    let fits = |peer: &crate::cluster::Peer| match needs.instance {
+        Some(instance) => peer.instance == *instance,
+        None => needs.function.is_none_or(|name| peer.may_have(name)),
+    };
+    if peers.ready.iter().any(|peer| fits(peer)) {
+        Standing::Serving
+    } else if peers.others.iter().any(|peer| fits(peer)) {
+        Standing::Doubtful
+    } else {
+        Standing::Without
+    }
+}
+
+/// The regions that a call has gone to.
+#[derive(Debug, Default)]
+pub(super) struct Tour {
+    tried: Vec<Region>,
+}
+
+/// Where a call goes next.
+#[derive(Debug)]
+pub(super) struct Stop {
+    pub(super) item: usize,
+    pub(super) region: Region,
+    /// How many attempts are kept for other regions.
+    pub(super) kept: u32,
+}
+
+impl Tour {
+    /// Where among `choices` a call goes next that may have `left` attempts: to the first that serves it, else to the first.
+    /// With `is_strict`, it goes where it is told first whatever is known of that: a call with a key must not run elsewhere
+    /// than before because an instance is silent.
+    ///
+    /// Each target that follows keeps an attempt. A region that only `any` stands for is passed over where nobody has the
+    /// function, unless it is the last resort: the own one, which says so.
+    pub(super) fn next(
+        &mut self,
+        choices: &[Choice],
+        left: u32,
+        own: &Region,
+        is_strict: bool,
+    ) -> Option<Stop> {
+        let may_go = |choice: &&Choice| {
+            !self.tried.contains(&choice.region) && self.kept(choices, choice) < left
+        };
+        let is_last_resort = |choice: &Choice| self.tried.is_empty() && choice.region == *own;
+        let is_of_use = |choice: &&Choice| {
+            !choice.is_any || choice.standing > Standing::Without || is_last_resort(choice)
+        };
+        let open: Vec<_> = choices.iter().filter(may_go).filter(is_of_use).collect();
+        // Of equal ones, the first is taken.
+        let rank = |choice: &&&Choice| {
+            Reverse(match (is_strict, choice.standing) {
+                (true, _) => 0,
+                (false, Standing::Serving) => 2,
+                (false, Standing::Doubtful) if choice.is_any => 1,
+                (false, _) if choice.is_any => 0,
+                (false, _) => 1,
+            })
+        };
+        let choice = open.iter().min_by_key(rank).copied()?;
+        let others = open.iter().any(|other| other.region != choice.region);
+        let kept = match self.kept(choices, choice) {
+            // The last attempt leaves a region in which all are out.
+            0 => u32::from(choice.is_any && others),
+            kept => kept,
+        };
+        self.tried.push(choice.region.clone());
+        Some(Stop {
+            item: choice.item,
+            region: choice.region.clone(),
+            kept,
+        })
+    }
+
+    /// How many targets after that of `choice` still have a region of their own to be tried.
+    fn kept(&self, choices: &[Choice], choice: &Choice) -> u32 {
+        let is_open =
+            |other: &Choice| other.region != choice.region && !self.tried.contains(&other.region);
+        let later = choices
+            .iter()
+            .filter(|other| other.item > choice.item && is_open(other));
+        let mut items: Vec<_> = later.map(|other| other.item).collect();
+        items.dedup();
+        u32::try_from(items.len()).unwrap_or(u32::MAX)
+    }
+}
