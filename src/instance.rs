@@ -206,7 +206,7 @@ impl Core {
         let boot = BootId::random();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let lifecycle = Arc::new(Lifecycle::new());
-        let mut metrics = Metrics::new(&identity, registry.catalogue().names());
+        let mut metrics = Metrics::new(&identity, &boot, registry.catalogue().names());
         let app = app.map(|app| app::App::start(&app, limits.max_result, &tasks, stop.clone()));
         let executor = Arc::new(Executor::new(
             registry,
@@ -220,7 +220,7 @@ impl Core {
             (&identity, &boot),
             internal_address.port(),
             access.own_token(),
-            Arc::clone(&metrics.discovery),
+            &metrics,
             &tasks,
             stop.clone(),
         )?);

@@ -53,6 +53,7 @@ mod documents {
     #[doc = include_str!("../docs/src/crate.md")]
     mod the_crate {}
 }
+mod feed;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -77,6 +78,7 @@ mod reply;
 mod rpc;
 mod server;
 mod signal;
+mod state;
 #[cfg(feature = "cli")]
 mod telemetry;
 mod token;

@@ -14,8 +14,8 @@ use super::{
     write_out,
 };
 use crate::{
-    cluster::PeerState,
     http::{InstanceDocument, RegionsDocument},
+    state::PeerState,
     telemetry::printable,
 };
 

@@ -26,9 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
     distance::Distance,
-    snapshot::{
-        Condition, KnownAddress, KnownPeer, Overview, Peer, PeerState, Progress, RegionPeers,
-    },
+    snapshot::{Condition, KnownAddress, KnownPeer, Overview, Peer, Progress, RegionPeers},
     table::CallSignal,
 };
 use self::{
@@ -40,10 +38,11 @@ use self::{
 };
 use crate::{
     config::{DiscoveryConfig, Identity},
-    metrics::DiscoveryMetrics,
+    metrics::Metrics,
     name::BootId,
     problem::{Code, Problem},
     region::Region,
+    state::PeerState,
     token::Token,
 };
 
@@ -82,7 +81,7 @@ impl Cluster {
         (identity, boot): (&Identity, &BootId),
         own_port: u16,
         token: Option<&Token>,
-        metrics: Arc<DiscoveryMetrics>,
+        metrics: &Metrics,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, DiscoveryError> {
@@ -108,7 +107,7 @@ impl Cluster {
             Table::new(identity.instance.clone(), boot.clone()),
             snapshot.publisher(),
             config.poll_interval,
-            metrics,
+            (Arc::clone(&metrics.discovery), Arc::clone(&metrics.feed)),
         );
         tasks.spawn(poller.run(stop));
         let names: Vec<_> = config.names.iter().map(dns::label).collect();

@@ -21,13 +21,18 @@ use tokio_util::sync::CancellationToken;
 use super::{
     dns::{Dns, DnsAnswer},
     probe::Prober,
-    snapshot::{Overview, PeerState, Progress, Publisher},
+    snapshot::{Overview, Progress, Publisher},
     table::{
         CallSignal, Change, DUPLICATE_ID, Effects, Event, MAX_WITHOUT_PEER, ProbeAnswer,
         ProbeFailure, Table,
     },
 };
-use crate::{metrics::DiscoveryMetrics, region::Region};
+use crate::{
+    feed::{Feed, PeerChange},
+    metrics::DiscoveryMetrics,
+    region::Region,
+    state::PeerState,
+};
 
 /// How many messages may wait for the poller. When it is behind, further ones are dropped: they are hints.
 const INBOX: usize = 1024;
@@ -71,6 +76,7 @@ pub(super) struct Poller {
     progress: watch::Sender<Progress>,
     inbox: mpsc::Receiver<Message>,
     metrics: Arc<DiscoveryMetrics>,
+    feed: Arc<Feed>,
     schedule: ProbeSchedule,
     queries: JoinSet<DnsAnswer>,
     probes: JoinSet<Probed>,
@@ -98,7 +104,7 @@ impl Poller {
         table: Table,
         publisher: Publisher,
         poll_interval: Duration,
-        metrics: Arc<DiscoveryMetrics>,
+        (metrics, feed): (Arc<DiscoveryMetrics>, Arc<Feed>),
     ) -> (Self, mpsc::Sender<Message>, watch::Receiver<Progress>) {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (progress, watched) = watch::channel(Progress::default());
@@ -116,6 +122,7 @@ impl Poller {
             progress,
             inbox,
             metrics,
+            feed,
             schedule: ProbeSchedule::new(now),
             queries: JoinSet::new(),
             probes: JoinSet::new(),
@@ -340,6 +347,7 @@ impl Poller {
         let effects = self.table.apply(event, Instant::now());
         for change in &effects.changes {
             log_change(change);
+            self.tell(change);
             self.changed.insert(change.peer.region.clone());
         }
         for address in &effects.removed {
@@ -349,6 +357,22 @@ impl Poller {
             self.schedule.add_now(*address, self.class(*address));
         }
         effects
+    }
+
+    /// Tells whoever listens of `change`.
+    fn tell(&self, change: &Change) {
+        let Change {
+            peer,
+            state,
+            reason,
+        } = change;
+        self.feed.peer_changed(&PeerChange {
+            region: &peer.region,
+            instance: &peer.instance,
+            address: peer.address,
+            state: *state,
+            reason,
+        });
     }
 
     /// Schedules the next probe of `address` by the state of what is there.

@@ -4,7 +4,6 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    fmt,
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -12,9 +11,7 @@ use std::{
 
 use moka::sync::Cache;
 use rand::RngExt;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
-use utoipa::ToSchema;
 
 use super::{distance::Distance, load::Load};
 use crate::{
@@ -22,6 +19,7 @@ use crate::{
     name::{BootId, FunctionName, InstanceId},
     region::Region,
     registry::Catalogue,
+    state::PeerState,
 };
 
 /// Another instance, as it introduced itself.
@@ -56,38 +54,6 @@ impl Peer {
     pub(crate) fn may_have(&self, name: &FunctionName) -> bool {
         let catalogue = self.catalogue.as_ref();
         catalogue.is_none_or(|catalogue| catalogue.has(name))
-    }
-}
-
-/// What the table knows of a peer's health.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum PeerState {
-    /// It answers and takes calls.
-    Ready,
-    /// It does not answer: used only if the region has no ready instance.
-    Suspect,
-    /// It is stopping.
-    Draining,
-}
-
-impl PeerState {
-    /// Every one.
-    pub(crate) const ALL: [Self; 3] = [Self::Ready, Self::Suspect, Self::Draining];
-
-    /// The word in JSON, in metrics and in logs.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Suspect => "suspect",
-            Self::Draining => "draining",
-        }
-    }
-}
-
-impl fmt::Display for PeerState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

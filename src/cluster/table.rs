@@ -20,10 +20,11 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::snapshot::{KnownAddress, KnownPeer, LastProbe, Peer, PeerState, RegionPeers, Silence};
+use super::snapshot::{KnownAddress, KnownPeer, LastProbe, Peer, RegionPeers, Silence};
 use crate::{
     name::{BootId, InstanceId},
     region::Region,
+    state::PeerState,
 };
 
 /// The pause before a suspect peer is probed again, at first and at most; it doubles with each probe that fails.

@@ -22,6 +22,7 @@ use crate::{
     cluster::{CallSignal, Cluster, Condition, RegionPeers},
     config::Identity,
     deadline::Deadline,
+    feed::{FailedAttempt, Feed},
     lifecycle::Lifecycle,
     link::Link,
     metrics::{CallMetrics, HopMetrics, Metrics},
@@ -46,6 +47,7 @@ pub(crate) struct Dispatcher {
     budgets: Budgets,
     calls: Arc<CallMetrics>,
     hops: Arc<HopMetrics>,
+    feed: Arc<Feed>,
 }
 
 /// What came of a call, and what it took.
@@ -79,6 +81,7 @@ impl Dispatcher {
             budgets: Budgets::default(),
             calls: Arc::clone(&metrics.calls),
             hops: Arc::clone(&metrics.hops),
+            feed: Arc::clone(&metrics.feed),
         }
     }
 
@@ -115,6 +118,8 @@ impl Dispatcher {
             consistency: Returned::consistency(&result).cloned(),
             request_id,
         };
+        self.feed
+            .call_ended(&call.name, &meta, result.as_ref().err());
         Outcome { result, meta }
     }
 
@@ -441,6 +446,14 @@ impl Dispatcher {
                     let (code, executed, detail) =
                         (problem.code, problem.executed, &problem.detail);
                     tracing::warn!(instance = %peer.instance, %code, %executed, detail, "attempt failed");
+                    let attempt = FailedAttempt {
+                        request_id,
+                        region: &peer.region,
+                        instance: &peer.instance,
+                        code: problem.word(),
+                        executed,
+                    };
+                    self.feed.attempt_failed(&call.name, &attempt);
                     if is_missing(problem) && peer.says_it_has(&call.name) {
                         self.cluster.report(peer.address, CallSignal::Outdated);
                     }

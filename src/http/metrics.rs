@@ -13,10 +13,11 @@ use axum::{
 
 use super::AppState;
 use crate::{
-    cluster::{Overview, PeerState},
+    cluster::Overview,
     metrics::Discovered,
     problem::{Code, Problem},
     region::Region,
+    state::PeerState,
 };
 
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/>

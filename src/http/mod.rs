@@ -4,6 +4,7 @@
 mod auth;
 mod cluster;
 mod docs;
+mod events;
 mod head;
 mod health;
 mod internal;
@@ -154,6 +155,7 @@ fn clients() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(cluster::get_region))
         .routes(routes!(cluster::explain::explain_region))
         .routes(routes!(cluster::list_functions))
+        .routes(routes!(events::stream_events))
 }
 
 /// The routes that anybody may use, as far as they are in the OpenAPI document.

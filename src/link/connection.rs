@@ -29,9 +29,10 @@ use super::{
     outbox::{Ending, Flushed, Idle, NotTaken, Outbox, Request},
 };
 use crate::{
-    cluster::{CallSignal, Cluster, Distance, PeerState},
+    cluster::{CallSignal, Cluster, Distance},
     metrics::HopMetrics,
     protocol::lines::{self, Frame, Lines},
+    state::PeerState,
 };
 
 /// How often a connection looks after itself.

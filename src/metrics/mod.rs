@@ -24,7 +24,11 @@ pub(crate) use self::{
     functions::FunctionMetrics,
     hops::HopMetrics,
 };
-use crate::{config::Identity, name::FunctionName};
+use crate::{
+    config::Identity,
+    feed::Feed,
+    name::{BootId, FunctionName},
+};
 
 /// Everything that one instance counts.
 #[derive(Debug)]
@@ -37,12 +41,18 @@ pub(crate) struct Metrics {
     pub(crate) functions: Arc<FunctionMetrics>,
     /// How discovery fares.
     pub(crate) discovery: Arc<DiscoveryMetrics>,
+    /// What happens, for who listens.
+    pub(crate) feed: Arc<Feed>,
     registry: Registry,
 }
 
 impl Metrics {
-    /// The metrics of the instance `identity`, which has `functions`.
-    pub(crate) fn new(identity: &Identity, functions: impl Iterator<Item = FunctionName>) -> Self {
+    /// The metrics of the run `boot` of the instance `identity`, which has `functions`.
+    pub(crate) fn new(
+        identity: &Identity,
+        boot: &BootId,
+        functions: impl Iterator<Item = FunctionName>,
+    ) -> Self {
         let mut registry = Registry::with_prefix("fly_rpc");
         let build = Family::<Build, Gauge>::default();
         build.get_or_create(&Build::of(identity)).set(1);
@@ -53,6 +63,7 @@ impl Metrics {
             hops: Arc::new(HopMetrics::register(&mut registry)),
             functions: Arc::new(FunctionMetrics::register(&mut registry, functions)),
             discovery: Arc::new(DiscoveryMetrics::register(&mut registry)),
+            feed: Arc::new(Feed::new(boot)),
             registry,
         }
     }

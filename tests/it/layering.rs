@@ -9,6 +9,7 @@ use std::{
 const LAYERS: &[&[&str]] = &[
     &["name"],
     &["region"],
+    &["state"],
     &["token"],
     &["access"],
     &["deadline"],
@@ -24,6 +25,7 @@ const LAYERS: &[&[&str]] = &[
     &["client"],
     &["gate"],
     &["app"],
+    &["feed"],
     &["metrics"],
     &["registry"],
     &["protocol"],

@@ -10,11 +10,11 @@ use utoipa::ToSchema;
 
 use crate::{
     app::AppHealth,
-    cluster::PeerState,
     declaration::Declaration,
     name::{InstanceId, Name},
     region::Region,
     registry::CatalogueHash,
+    state::PeerState,
 };
 
 /// The cluster as this instance knows it.

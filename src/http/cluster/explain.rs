@@ -16,12 +16,13 @@ use crate::http::{
     response::{Json, Refusal},
 };
 use crate::{
-    cluster::{KnownAddress, KnownPeer, Overview, PeerState},
+    cluster::{KnownAddress, KnownPeer, Overview},
     dispatch::{Choice as RegionChoice, Needs, Standing},
     name::FunctionName,
     problem::{Code, Problem},
     region::{Region, Targets},
     reply::milliseconds,
+    state::PeerState,
 };
 
 /// Why no peer is chosen in the region of the instance that answers.

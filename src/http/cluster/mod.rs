@@ -22,12 +22,13 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
-    cluster::{KnownPeer, Overview, PeerState, Progress},
+    cluster::{KnownPeer, Overview, Progress},
     lifecycle::Phase,
     problem::{Code, Problem},
     region::{Region, Target},
     registry::CatalogueDocument,
     reply::milliseconds,
+    state::PeerState,
 };
 
 /// List the regions and their instances

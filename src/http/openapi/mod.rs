@@ -21,10 +21,19 @@ use utoipa::{
 };
 
 pub(super) use self::problems::{
-    CallProblems, ClusterProblems, ExplainProblems, OpenProblems, ReadinessProblems, RegionProblems,
+    CallProblems, ClusterProblems, EventProblems, ExplainProblems, OpenProblems, ReadinessProblems,
+    RegionProblems,
 };
-use super::served::Document as Served;
-use crate::{declaration::MAX_PARAMS, problem::Code, reply::ProblemDocument};
+use super::{
+    events::{Counts, Lagged},
+    served::Document as Served,
+};
+use crate::{
+    declaration::MAX_PARAMS,
+    feed::{EndedCall, FailedAttempt, PeerChange},
+    problem::Code,
+    reply::ProblemDocument,
+};
 
 const DESCRIPTION: &str = "\
 Run a named function in a chosen region. Every problem says whether the function ran (`executed`).
@@ -39,7 +48,8 @@ that you do not know by its status and `executed`. `executed` and `state` get no
         title = "fly-rpc",
         description = DESCRIPTION,
     ),
-    components(schemas(ProblemDocument)),
+    // No schema refers to the data of events.
+    components(schemas(ProblemDocument, PeerChange<'_>, EndedCall<'_>, FailedAttempt<'_>, Counts, Lagged)),
     tags(
         (name = "rpc", description = "Calls"),
         (name = "cluster", description = "Regions, instances and functions"),

@@ -52,6 +52,8 @@ problems! {
         InvalidRequest InvalidRegion Unauthenticated RegionUnknown MethodNotAllowed TargetTooLong HeadersTooLarge;
     /// Of what else clients may read.
     ClusterProblems: InvalidRequest Unauthenticated MethodNotAllowed TargetTooLong HeadersTooLarge;
+    /// Of the stream of events.
+    EventProblems: InvalidRequest Unauthenticated MethodNotAllowed TargetTooLong HeadersTooLarge Draining Overloaded;
     /// Of readiness.
     ReadinessProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge FunctionUnavailable DiscoveryPending Draining;
     /// Of what anybody may read.

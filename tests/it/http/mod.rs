@@ -1,5 +1,6 @@
 //! The HTTP surface beside calls: what is read, documented, allowed, and what stands in front.
 
+mod events;
 mod examples;
 mod explain;
 mod https;

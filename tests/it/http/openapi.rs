@@ -233,7 +233,10 @@ fn every_operation_takes_what_a_later_release_may_answer() {
 
 /// The named examples of a body, each with the schema's name.
 fn examples(content: &Value) -> Vec<&Value> {
-    let examples = content["application/json"]["examples"].as_object();
+    let media = content
+        .as_object()
+        .and_then(|content| content.values().next());
+    let examples = media.and_then(|media| media["examples"].as_object());
     examples
         .into_iter()
         .flatten()

@@ -1,0 +1,391 @@
+//! What happens in this instance, as it happens, for whoever listens: peers that change, attempts that fail, a sample of
+//! the calls that end, and counts of all of them. While nobody listens, nothing is gathered: a call costs one look at a
+//! number. `http` writes what comes out of here as the stream of `GET /events`.
+
+mod tally;
+
+use std::{
+    fmt::Write,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use serde::Serialize;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::Instant,
+};
+use utoipa::ToSchema;
+
+pub(crate) use self::tally::{RegionCounts, Totals};
+use self::tally::{Sampler, Tally};
+use crate::{
+    name::{BootId, FunctionName, InstanceId, RequestId},
+    problem::{Executed, Problem},
+    region::Region,
+    reply::Meta,
+    state::PeerState,
+};
+
+/// The most listeners at once.
+const MAX_LISTENERS: usize = 16;
+/// How many events wait for the slowest listener; it misses those before.
+const BACKLOG: usize = 256;
+/// How many digits of the boot id stand in the id of an event.
+const BOOT_DIGITS: usize = 8;
+
+/// An instance of the cluster is new, in another state, or gone.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct PeerChange<'a> {
+    /// Its region.
+    #[schema(value_type = String, example = "syd")]
+    pub region: &'a Region,
+    /// Its id.
+    #[schema(value_type = String, example = "148e21dad76789")]
+    pub instance: &'a InstanceId,
+    /// Where it answers its peers.
+    #[schema(value_type = String, example = "[fdaa:0:18:a7b:7d:f066:b83b:2]:8080")]
+    pub address: SocketAddr,
+    /// Its state from now on; null when it is no longer an instance of the cluster.
+    #[schema(value_type = Option<String>, required, example = "suspect")]
+    pub state: Option<PeerState>,
+    /// Why.
+    #[schema(example = "nobody listens there")]
+    pub reason: &'a str,
+}
+
+/// An attempt at an instance failed; the call may go on to another one.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct FailedAttempt<'a> {
+    /// The id of the call's request.
+    #[schema(value_type = String, example = "01J9ZK3V6T8Q4W2XB5N7RCM1DE")]
+    pub request_id: &'a RequestId,
+    /// The region of the instance.
+    #[schema(value_type = String, example = "syd")]
+    pub region: &'a Region,
+    /// The instance.
+    #[schema(value_type = String, example = "148e21dad76789")]
+    pub instance: &'a InstanceId,
+    /// Why it failed, a problem's code.
+    #[schema(example = "peer_unreachable")]
+    pub code: &'a str,
+    /// Whether the function ran there.
+    pub executed: Executed,
+}
+
+/// A call that the instance took has ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct EndedCall<'a> {
+    /// The id of its request.
+    #[schema(value_type = String, example = "01J9ZK3V6T8Q4W2XB5N7RCM1DE")]
+    pub request_id: &'a RequestId,
+    /// The function.
+    #[schema(example = "String.upcase")]
+    pub function: String,
+    /// The region that it was for, or was tried in last.
+    #[schema(value_type = Option<String>, required, example = "syd")]
+    pub region: Option<&'a Region>,
+    /// The instance that ran it or was tried last; null when none was.
+    #[schema(value_type = Option<String>, required, example = "148e21dad76789")]
+    pub instance: Option<&'a InstanceId>,
+    /// How many instances were tried.
+    #[schema(example = 1)]
+    pub attempts: u32,
+    /// Whether the function ran.
+    pub executed: Executed,
+    /// The problem's code; null when there was a result.
+    #[schema(required, example = "peer_lost")]
+    pub code: Option<&'a str>,
+    /// Milliseconds from its arrival to its answer.
+    #[schema(example = 83.2)]
+    pub elapsed_ms: f64,
+}
+
+/// What happens in one instance, for whoever listens.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    boot: String,
+    started: Instant,
+    listeners: Arc<AtomicUsize>,
+    gathered: Mutex<Gathered>,
+    events: broadcast::Sender<Event>,
+}
+
+/// What changes with each event.
+#[derive(Debug, Default)]
+struct Gathered {
+    tally: Tally,
+    sampler: Sampler,
+    /// The number of the last event.
+    number: u64,
+}
+
+/// One event, as it is written.
+#[derive(Clone, Debug)]
+pub(crate) struct Event {
+    /// The call that it is about, if it is about one.
+    pub subject: Option<Arc<Subject>>,
+    /// A whole event of the format `text/event-stream`.
+    pub text: bytes::Bytes,
+}
+
+/// A call, as far as it decides who may see it.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub region: Option<Region>,
+    pub function: FunctionName,
+}
+
+/// Somebody who listens, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    events: broadcast::Receiver<Event>,
+    listeners: Arc<AtomicUsize>,
+}
+
+/// What a listener hears next.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// An event.
+    Event(Event),
+    /// So many were missed.
+    Missed(u64),
+}
+
+impl Feed {
+    /// The feed of the run `boot`, which nobody listens to.
+    pub(crate) fn new(boot: &BootId) -> Self {
+        Self {
+            boot: boot.as_str().chars().take(BOOT_DIGITS).collect(),
+            started: Instant::now(),
+            listeners: Arc::default(),
+            gathered: Mutex::default(),
+            events: broadcast::Sender::new(BACKLOG),
+        }
+    }
+
+    /// A further listener; `None` when there are as many as may be.
+    pub(crate) fn listen(&self) -> Option<Listener> {
+        let more = |count: usize| (count < MAX_LISTENERS).then_some(count + 1);
+        let counted = self
+            .listeners
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
+        counted.ok()?;
+        Some(Listener {
+            events: self.events.subscribe(),
+            listeners: Arc::clone(&self.listeners),
+        })
+    }
+
+    /// How many events somebody missed who heard the one with the id `last`; `None` when that was of another run.
+    pub(crate) fn missed_since(&self, last: &str) -> Option<u64> {
+        let (boot, number) = last.split_once('.')?;
+        let number: u64 = number.parse().ok().filter(|_| boot == self.boot)?;
+        Some(self.gathered().number.saturating_sub(number))
+    }
+
+    /// A peer is new, in another state, or gone.
+    pub(crate) fn peer_changed(&self, change: &PeerChange<'_>) {
+        if self.is_heard() {
+            self.tell(&mut self.gathered(), "peer", None, change);
+        }
+    }
+
+    /// An attempt of a call of `function` failed.
+    pub(crate) fn attempt_failed(&self, function: &FunctionName, attempt: &FailedAttempt<'_>) {
+        if !self.is_heard() {
+            return;
+        }
+        let mut gathered = self.gathered();
+        if gathered.sampler.has_room(self.now().as_secs(), true) {
+            let subject = Subject {
+                region: Some(attempt.region.clone()),
+                function: function.clone(),
+            };
+            self.tell(&mut gathered, "attempt", Some(subject), attempt);
+        }
+    }
+
+    /// A call of `function` ended.
+    pub(crate) fn call_ended(
+        &self,
+        function: &FunctionName,
+        meta: &Meta,
+        problem: Option<&Problem>,
+    ) {
+        if self.is_heard() {
+            self.gather(function, meta, problem);
+        }
+    }
+
+    #[cold]
+    fn gather(&self, function: &FunctionName, meta: &Meta, problem: Option<&Problem>) {
+        let now = self.now();
+        let mut gathered = self.gathered();
+        let region = meta.region.as_ref();
+        gathered.tally.count(region, problem, meta.elapsed_ms, now);
+        if !gathered.sampler.has_room(now.as_secs(), problem.is_some()) {
+            return;
+        }
+        let subject = Subject {
+            region: meta.region.clone(),
+            function: function.clone(),
+        };
+        let call = EndedCall {
+            request_id: &meta.request_id,
+            function: function.to_string(),
+            region,
+            instance: meta.instance.as_ref(),
+            attempts: meta.attempts,
+            executed: problem.map_or(Executed::Yes, |problem| problem.executed),
+            code: problem.map(Problem::word),
+            elapsed_ms: meta.elapsed_ms,
+        };
+        self.tell(&mut gathered, "call", Some(subject), &call);
+    }
+
+    /// What was counted while somebody listened.
+    pub(crate) fn totals(&self) -> Totals {
+        self.gathered().tally.totals(self.now())
+    }
+
+    /// Whether somebody listens.
+    fn is_heard(&self) -> bool {
+        self.listeners.load(Ordering::Relaxed) > 0
+    }
+
+    fn now(&self) -> std::time::Duration {
+        self.started.elapsed()
+    }
+
+    /// Sends an event under the next number, which `gathered`, being locked, keeps in order.
+    fn tell(
+        &self,
+        gathered: &mut Gathered,
+        name: &str,
+        subject: Option<Subject>,
+        data: &impl Serialize,
+    ) {
+        gathered.number += 1;
+        let id = format!("{}.{}", self.boot, gathered.number);
+        let event = Event {
+            subject: subject.map(Arc::new),
+            text: written(Some(&id), name, data).into(),
+        };
+        // Nobody may be left to hear it.
+        let _ = self.events.send(event);
+    }
+
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listener {
+    /// What comes next; `None` once the instance is gone.
+    pub(crate) async fn next(&mut self) -> Option<Heard> {
+        match self.events.recv().await {
+            Ok(event) => Some(Heard::Event(event)),
+            Err(RecvError::Lagged(count)) => Some(Heard::Missed(count)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.listeners.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// An event in the format `text/event-stream`: <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
+pub(crate) fn written(id: Option<&str>, name: &str, data: &impl Serialize) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail, and JSON has no raw line break.
+    if let Some(id) = id {
+        let _ = writeln!(text, "id: {id}");
+    }
+    let data = String::from_utf8(crate::json::to_vec(data)).unwrap_or_default();
+    let _ = write!(text, "event: {name}\ndata: {data}\n\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn feed() -> Feed {
+        Feed::new(&BootId::random())
+    }
+
+    fn call(feed: &Feed) {
+        let function = FunctionName {
+            module: "Kernel".parse().unwrap(),
+            function: "+".parse().unwrap(),
+        };
+        let meta = Meta::untried(
+            "syd".parse().ok(),
+            Duration::from_millis(2),
+            RequestId::fresh(),
+        );
+        feed.call_ended(&function, &meta, None);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_gathered_while_nobody_listens() {
+        let feed = feed();
+        call(&feed);
+        assert!(feed.totals().regions.is_empty());
+        let mut listener = feed.listen().unwrap();
+        call(&feed);
+        assert_eq!(feed.totals().regions.len(), 1);
+        let Some(Heard::Event(event)) = listener.next().await else {
+            panic!("no event");
+        };
+        let text = String::from_utf8(event.text.to_vec()).unwrap();
+        let id = text.lines().next().unwrap().strip_prefix("id: ").unwrap();
+        assert_eq!(feed.missed_since(id), Some(0));
+        call(&feed);
+        assert_eq!(feed.missed_since(id), Some(1));
+        for other in ["", "1", "00000000.1", "x.y"] {
+            assert_eq!(feed.missed_since(other), None, "{other}");
+        }
+        drop(listener);
+        call(&feed);
+        assert_eq!(feed.missed_since(id), Some(1));
+    }
+
+    #[tokio::test]
+    async fn who_is_behind_learns_how_many_were_missed() {
+        let feed = feed();
+        let mut listener = feed.listen().unwrap();
+        let address = ([127, 0, 0, 1], 1).into();
+        let (region, instance) = ("syd".parse().unwrap(), "syd-1".parse().unwrap());
+        let change = PeerChange {
+            region: &region,
+            instance: &instance,
+            address,
+            state: Some(PeerState::Ready),
+            reason: "it answers",
+        };
+        for _ in 0..BACKLOG + 7 {
+            feed.peer_changed(&change);
+        }
+        assert!(matches!(listener.next().await, Some(Heard::Missed(7))));
+        assert!(matches!(listener.next().await, Some(Heard::Event(_))));
+    }
+
+    #[test]
+    fn there_are_so_many_listeners_at_most() {
+        let feed = feed();
+        let mut listeners: Vec<_> = std::iter::from_fn(|| feed.listen()).collect();
+        assert_eq!(listeners.len(), MAX_LISTENERS);
+        listeners.pop();
+        assert!(feed.listen().is_some());
+    }
+}

@@ -1,0 +1,331 @@
+//! Counts of calls by region while somebody listens, how long they took in the last minute, and which of them are shown.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    problem::{Code, Executed, Problem},
+    region::Region,
+};
+
+/// How many calls that went well are shown in a second, and how many failures.
+const SHOWN: u32 = 20;
+/// The most regions that are told apart.
+const MAX_REGIONS: usize = 256;
+/// The parts of the minute for which times are kept, and how long each is, in seconds.
+const PARTS: usize = 7;
+const PART: u64 = 10;
+/// Times are told apart by buckets, four to a doubling: 9 % to either side of the middle of one.
+const BUCKETS: usize = 88;
+const PER_DOUBLING: f64 = 4.0;
+/// The lower end of the first bucket, in milliseconds; the last ends at 210 s.
+const LEAST_MS: f64 = 0.05;
+
+/// Which calls are shown: the first of each second.
+#[derive(Debug, Default)]
+pub(super) struct Sampler {
+    second: u64,
+    good: u32,
+    failed: u32,
+}
+
+impl Sampler {
+    /// Whether one more is shown in this `second`.
+    pub(super) fn has_room(&mut self, second: u64, is_failure: bool) -> bool {
+        if self.second != second {
+            *self = Self {
+                second,
+                ..Self::default()
+            };
+        }
+        let shown = if is_failure {
+            &mut self.failed
+        } else {
+            &mut self.good
+        };
+        *shown += 1;
+        *shown <= SHOWN
+    }
+}
+
+/// Calls by region.
+#[derive(Debug, Default)]
+pub(super) struct Tally(BTreeMap<Option<Region>, Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    calls: u64,
+    failures: Vec<((Code, Executed), u64)>,
+    parts: [Part; PARTS],
+}
+
+/// The times of one part of a minute.
+#[derive(Debug)]
+struct Part {
+    number: u64,
+    buckets: [u32; BUCKETS],
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self {
+            number: 0,
+            buckets: [0; BUCKETS],
+        }
+    }
+}
+
+/// What was counted, by region.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals {
+    pub regions: Vec<RegionCounts>,
+}
+
+/// Calls for one region.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct RegionCounts {
+    /// The region; null for all in which no instance was ever seen.
+    #[schema(value_type = Option<String>, required, example = "syd")]
+    pub region: Option<Region>,
+    /// Calls since the event before.
+    #[schema(example = 12)]
+    pub calls: u64,
+    /// Those of them that failed.
+    pub failures: Vec<FailureCount>,
+    /// The median of the time that calls of the last minute took, in milliseconds; null when there were none.
+    #[schema(required, example = 81.4)]
+    pub p50_ms: Option<f64>,
+    /// The time that 99 of 100 of them did not exceed.
+    #[schema(required, example = 140.2)]
+    pub p99_ms: Option<f64>,
+}
+
+/// Calls that failed in the same way.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
+pub(crate) struct FailureCount {
+    /// The problem's code.
+    #[schema(value_type = String, example = "peer_lost")]
+    pub code: Code,
+    /// Whether the function ran.
+    pub executed: Executed,
+    /// How many.
+    #[schema(example = 1)]
+    pub calls: u64,
+}
+
+impl Tally {
+    /// Counts a call for `region` that took `elapsed_ms` and ended `now`, so long after the start.
+    pub(super) fn count(
+        &mut self,
+        region: Option<&Region>,
+        problem: Option<&Problem>,
+        elapsed_ms: f64,
+        now: Duration,
+    ) {
+        let region = region
+            .filter(|_| problem.is_none_or(is_about_a_region))
+            .cloned();
+        let is_full = self.0.len() >= MAX_REGIONS && !self.0.contains_key(&region);
+        let counts = self.0.entry(region.filter(|_| !is_full)).or_default();
+        counts.calls += 1;
+        if let Some(problem) = problem {
+            counts.failed((problem.code, problem.executed));
+        }
+        counts.took(elapsed_ms, now);
+    }
+
+    /// What was counted until `now`.
+    pub(super) fn totals(&self, now: Duration) -> Totals {
+        let regions = self.0.iter().map(|(region, counts)| {
+            let times = counts.last_minute(now);
+            RegionCounts {
+                region: region.clone(),
+                calls: counts.calls,
+                failures: counts.failures.iter().map(failure_count).collect(),
+                p50_ms: quantile(&times, 0.5),
+                p99_ms: quantile(&times, 0.99),
+            }
+        });
+        Totals {
+            regions: regions.collect(),
+        }
+    }
+}
+
+impl Counts {
+    fn failed(&mut self, how: (Code, Executed)) {
+        match self.failures.iter_mut().find(|(known, _)| *known == how) {
+            Some((_, calls)) => *calls += 1,
+            None => self.failures.push((how, 1)),
+        }
+    }
+
+    fn took(&mut self, elapsed_ms: f64, now: Duration) {
+        let number = now.as_secs() / PART;
+        let place = usize::try_from(number).unwrap_or_default() % PARTS;
+        let part = &mut self.parts[place];
+        if part.number != number {
+            *part = Part {
+                number,
+                ..Part::default()
+            };
+        }
+        part.buckets[bucket(elapsed_ms)] += 1;
+    }
+
+    fn last_minute(&self, now: Duration) -> [u32; BUCKETS] {
+        let last = now.as_secs() / PART;
+        let recent = |part: &&Part| last - part.number.min(last) < PARTS as u64;
+        let mut sums = [0; BUCKETS];
+        for part in self.parts.iter().filter(recent) {
+            for (sum, count) in sums.iter_mut().zip(part.buckets) {
+                *sum += count;
+            }
+        }
+        sums
+    }
+}
+
+impl Totals {
+    /// What came since `before`, with the times as they are.
+    pub(crate) fn since(&self, before: &Self) -> Vec<RegionCounts> {
+        let one = |now: &RegionCounts| {
+            let mut before = before.regions.iter();
+            match before.find(|counts| counts.region == now.region) {
+                Some(before) => now.since(before),
+                None => now.clone(),
+            }
+        };
+        self.regions.iter().map(one).collect()
+    }
+}
+
+impl RegionCounts {
+    fn since(&self, before: &Self) -> Self {
+        let failure = |now: &FailureCount| {
+            let is_same = |it: &&FailureCount| (it.code, it.executed) == (now.code, now.executed);
+            let before = before.failures.iter().find(is_same);
+            let calls = now.calls - before.map_or(0, |before| before.calls);
+            (calls > 0).then(|| FailureCount {
+                calls,
+                ..now.clone()
+            })
+        };
+        Self {
+            calls: self.calls - before.calls,
+            failures: self.failures.iter().filter_map(failure).collect(),
+            ..self.clone()
+        }
+    }
+}
+
+/// Whether an instance may have been seen in the region that a call with this problem names: a client may invent any.
+fn is_about_a_region(problem: &Problem) -> bool {
+    !matches!(problem.code, Code::RegionUnknown | Code::DiscoveryPending)
+}
+
+fn failure_count(((code, executed), calls): &((Code, Executed), u64)) -> FailureCount {
+    FailureCount {
+        code: *code,
+        executed: *executed,
+        calls: *calls,
+    }
+}
+
+fn bucket(elapsed_ms: f64) -> usize {
+    let place = (elapsed_ms.max(LEAST_MS) / LEAST_MS).log2() * PER_DOUBLING;
+    let last = BUCKETS - 1;
+    // A search, because a float does not turn into an index without a cast that may lose.
+    (0..last)
+        .find(|index| place < *index as f64 + 1.0)
+        .unwrap_or(last)
+}
+
+/// The middle of the bucket in which the time lies that `part` of all do not exceed.
+fn quantile(buckets: &[u32; BUCKETS], part: f64) -> Option<f64> {
+    let count: u32 = buckets.iter().sum();
+    if count == 0 {
+        return None;
+    }
+    let rank = (f64::from(count) * part).max(1.0);
+    let mut seen = 0;
+    let found = buckets.iter().position(|bucket| {
+        seen += bucket;
+        f64::from(seen) >= rank
+    })?;
+    let middle = LEAST_MS * ((found as f64 + 0.5) / PER_DOUBLING).exp2();
+    Some((middle * 1e3).round() / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn times_are_those_of_the_last_minute() {
+        let mut tally = Tally::default();
+        let syd: Region = "syd".parse().unwrap();
+        for number in 1..=100_u32 {
+            tally.count(Some(&syd), None, f64::from(number), at(number.into()));
+        }
+        let times = |now| {
+            let totals = tally.totals(at(now));
+            let counts = totals.regions[0].clone();
+            (counts.calls, counts.p50_ms, counts.p99_ms)
+        };
+        // Those of 40 s to 100 s, to within a bucket.
+        let (calls, p50, p99) = times(100);
+        assert_eq!(calls, 100);
+        assert!((p50.unwrap() - 70.0).abs() < 7.0, "{p50:?}");
+        assert!((p99.unwrap() - 99.0).abs() < 10.0, "{p99:?}");
+        assert_eq!(times(180), (100, None, None));
+    }
+
+    #[test]
+    fn every_time_has_a_bucket() {
+        for (elapsed, middle) in [(0.0, 0.0545), (0.05, 0.0545), (1.0, 1.037), (1e9, 192.0e3)] {
+            let mut buckets = [0; BUCKETS];
+            buckets[bucket(elapsed)] += 1;
+            let found = quantile(&buckets, 0.5).unwrap();
+            assert!((found / middle - 1.0).abs() < 0.1, "{elapsed}: {found}");
+        }
+    }
+
+    #[test]
+    fn what_came_since_is_the_difference() {
+        let mut tally = Tally::default();
+        let lost = Problem::new(Code::PeerLost, "gone");
+        tally.count(None, Some(&lost), 1.0, at(1));
+        let before = tally.totals(at(1));
+        tally.count(None, Some(&lost), 1.0, at(2));
+        tally.count(None, None, 1.0, at(2));
+        let since = tally.totals(at(2)).since(&before);
+        let failure = FailureCount {
+            code: Code::PeerLost,
+            executed: Executed::Maybe,
+            calls: 1,
+        };
+        assert_eq!((since[0].calls, &since[0].failures), (2, &vec![failure]));
+        let nothing = tally.totals(at(2)).since(&tally.totals(at(2)));
+        assert_eq!((nothing[0].calls, nothing[0].failures.len()), (0, 0));
+    }
+
+    #[test]
+    fn failures_are_shown_besides_the_others() {
+        let mut sampler = Sampler::default();
+        let shown = |sampler: &mut Sampler, second, is_failure| {
+            (0..100)
+                .filter(|_| sampler.has_room(second, is_failure))
+                .count()
+        };
+        assert_eq!(shown(&mut sampler, 1, false), 20);
+        assert_eq!(shown(&mut sampler, 1, true), 20);
+        assert_eq!(shown(&mut sampler, 2, false), 20);
+    }
+}

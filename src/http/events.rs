@@ -1,0 +1,234 @@
+//! `GET /events`: what happens in this instance, as a stream of server-sent events. What there is to hear is gathered in
+//! `feed`; here each client gets what it may see, and counts once a second.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    Extension,
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE},
+    response::{Response, Result},
+};
+use futures_util::stream;
+use serde::Serialize;
+use tokio::{
+    sync::watch,
+    time::{self, Interval, MissedTickBehavior},
+};
+use utoipa::ToSchema;
+
+use super::{App, AppState, openapi::EventProblems};
+use crate::{
+    access::Caller,
+    feed::{Event, Heard, Listener, PeerChange, RegionCounts, Totals, written},
+    lifecycle::Phase,
+    problem::{Code, Problem},
+    state::PeerState,
+};
+
+/// The time between two events with counts.
+const PERIOD: Duration = Duration::from_secs(1);
+/// The id of the last event that a client had (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
+const LAST_EVENT_ID: &str = "last-event-id";
+/// Has nginx pass on what comes at once.
+const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// What an instance has at work, and the calls that it took, by region.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Counts {
+    /// Calls that were accepted and are not answered yet, run here or forwarded.
+    #[schema(example = 3)]
+    in_flight: usize,
+    /// Functions that run here.
+    #[schema(example = 1)]
+    running: usize,
+    /// Calls that wait to leave for a peer.
+    #[schema(example = 0)]
+    queued: usize,
+    /// Calls by region, of those for which there was one since somebody listens.
+    regions: Vec<RegionCounts>,
+}
+
+/// Events that a client did not get.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Lagged {
+    /// How many; null when the instance was started again since.
+    #[schema(required, example = 12)]
+    missed: Option<u64>,
+}
+
+/// Stream what happens
+///
+/// Server-sent events (`text/event-stream`) until the client goes or the instance stops. The data of each is one JSON object:
+///
+/// | event | when | data |
+/// |---|---|---|
+/// | `peer` | an instance is new, in another state, or gone | `PeerChange` |
+/// | `call` | a call that this instance took has ended; of each second the first 20 that went well and the first 20 that failed | `EndedCall` |
+/// | `attempt` | an attempt of a call failed; counted among those that failed | `FailedAttempt` |
+/// | `counts` | at once, and then once a second | `Counts` |
+/// | `lagged` | the client took events too slowly, or comes back after it missed some | `Lagged` |
+///
+/// An event but `counts` has an id; a client that sends it as `last-event-id` when it comes back learns how many it missed.
+/// They are not sent again: `GET /regions` has what they led to. A client that is limited to regions and functions gets the
+/// calls among these only. There are at most 16 streams at once. No event has arguments, results or tokens in it.
+#[utoipa::path(
+    get,
+    path = "/events",
+    operation_id = "streamEvents",
+    tag = "cluster",
+    params((
+        "last-event-id" = Option<String>,
+        Header,
+        description = "The id of the last event that the client had",
+        pattern = r"^[0-9a-f]{8}\.[0-9]{1,20}$"
+    )),
+    responses(
+        (
+            status = 200,
+            description = "The stream",
+            content_type = "text/event-stream",
+            body = String,
+            examples((
+                "start" = (
+                    summary = "How it begins, and a call",
+                    value = json!("event: counts\ndata: {\"in_flight\":0,\"running\":0,\"queued\":0,\"regions\":[]}\n\nid: 5d41402a.1\nevent: call\ndata: {\"request_id\":\"01M8452GRJX2VJVKXD6FQ0T3AB\",\"function\":\"String.upcase\",\"region\":\"syd\",\"instance\":\"syd-1\",\"attempts\":1,\"executed\":\"yes\",\"code\":null,\"elapsed_ms\":0.731}\n\n")
+                )
+            ))
+        ),
+        EventProblems,
+    ),
+    security(("client_token" = []), ())
+)]
+pub(super) async fn stream_events(
+    State(app): AppState,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    if app.lifecycle.phase() > Phase::Serving {
+        let detail = "this instance is stopping and starts no stream";
+        return Err(Problem::new(Code::Draining, detail).into());
+    }
+    let listener = app.metrics.feed.listen().ok_or_else(|| {
+        let detail = "as many clients listen as this instance has streams for";
+        Problem::new(Code::Overloaded, detail)
+    })?;
+    let last = headers.get(LAST_EVENT_ID);
+    let missed = last.and_then(|last| missed(&app, last.to_str().ok()?));
+    let events = Stream::new(app, caller, listener, missed);
+    let events = stream::unfold(events, async |mut events| {
+        let text = events.next().await?;
+        Some((Ok::<_, Infallible>(text), events))
+    });
+    let mut response = Response::new(Body::from_stream(events));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(BUFFERING, HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// What to say to a client that had the event `last`, if it missed any.
+fn missed(app: &App, last: &str) -> Option<Lagged> {
+    let missed = app.metrics.feed.missed_since(last);
+    (missed != Some(0)).then_some(Lagged { missed })
+}
+
+/// One client's stream.
+struct Stream {
+    app: Arc<App>,
+    caller: Caller,
+    listener: Listener,
+    missed: Option<Lagged>,
+    tick: Interval,
+    counted: Totals,
+    phase: watch::Receiver<Phase>,
+    /// Whether it said that this instance is stopping.
+    said_stopping: bool,
+}
+
+impl Stream {
+    fn new(app: Arc<App>, caller: Caller, listener: Listener, missed: Option<Lagged>) -> Self {
+        let mut tick = time::interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            counted: app.metrics.feed.totals(),
+            phase: app.lifecycle.watch(),
+            app,
+            caller,
+            listener,
+            missed,
+            tick,
+            said_stopping: false,
+        }
+    }
+
+    /// The next event; `None` once the instance refuses calls.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(missed) = self.missed.take() {
+            return Some(written(None, "lagged", &missed).into());
+        }
+        loop {
+            let phase = *self.phase.borrow_and_update();
+            if phase > Phase::Serving && !self.said_stopping {
+                self.said_stopping = true;
+                return Some(self.stopping());
+            }
+            if phase >= Phase::Refusing {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                Ok(()) = self.phase.changed() => {}
+                _ = self.tick.tick() => return Some(self.counts()),
+                heard = self.listener.next() => match heard? {
+                    Heard::Event(event) if self.may_see(&event) => return Some(event.text),
+                    Heard::Event(_) => {}
+                    Heard::Missed(count) => {
+                        let missed = Lagged { missed: Some(count) };
+                        return Some(written(None, "lagged", &missed).into());
+                    }
+                },
+            }
+        }
+    }
+
+    fn may_see(&self, event: &Event) -> bool {
+        event.subject.as_ref().is_none_or(|subject| {
+            let may_call_in = |region| self.caller.may_call_in(region);
+            subject.region.as_ref().is_none_or(may_call_in)
+                && self.caller.may_call(&subject.function)
+        })
+    }
+
+    fn counts(&mut self) -> Bytes {
+        let totals = self.app.metrics.feed.totals();
+        let mut regions = totals.since(&self.counted);
+        self.counted = totals;
+        let may_see = |counts: &RegionCounts| match &counts.region {
+            Some(region) => self.caller.may_call_in(region),
+            None => true,
+        };
+        regions.retain(may_see);
+        let counts = Counts {
+            in_flight: self.app.lifecycle.in_flight(),
+            running: self.app.executor.running(),
+            queued: self.app.dispatcher.queued(),
+            regions,
+        };
+        written(None, "counts", &counts).into()
+    }
+
+    /// That this instance is stopping, as its peers learn it too.
+    fn stopping(&self) -> Bytes {
+        let identity = &self.app.identity;
+        let change = PeerChange {
+            region: &identity.region,
+            instance: &identity.instance,
+            address: self.app.address,
+            state: Some(PeerState::Draining),
+            reason: "it is stopping",
+        };
+        written(None, "peer", &change).into()
+    }
+}
