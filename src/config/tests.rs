@@ -165,7 +165,7 @@ fn every_error_names_the_setting_and_what_is_right() {
             "FLY_REGION",
             "IAD",
             "FLY_REGION (--region): \"IAD\" does not fit: a region must be 1 to 32 characters of [a-z0-9-], \
-             not starting with '-', and not \"primary\"",
+             not starting with '-', and not \"primary\", \"any\", \"all\" or \"each\"",
         ),
         (
             "RPC_DNS_NAME",

@@ -69,7 +69,6 @@ async fn paths_reach_no_route_that_the_plain_path_would_not() {
         "/rpc/iad%20",
         "/rpc/a%2Fb",
         "/rpc/%ff%fe",
-        "/rpc/%69ad",
         "/rpc/iad%00",
         "/rpc/iad;a=b",
         "/rpc/-iad",

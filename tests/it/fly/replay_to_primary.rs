@@ -307,7 +307,7 @@ async fn a_write_that_is_cut_short_is_refused() {
 #[test]
 fn a_primary_region_that_fly_cannot_have_is_refused_at_the_start() {
     let mut identity = identity("syd");
-    for primary in ["local", "any", "us-east-1"] {
+    for primary in ["local", "nowhere", "us-east-1"] {
         identity.primary = primary.parse().unwrap();
         let refused = ReplayToPrimary::new(&identity).unwrap_err().to_string();
         let expected = format!(

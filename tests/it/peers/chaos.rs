@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use crate::support::{
     cluster::{Cluster, instances_in_state, ready_instances},
     fault::{Fault, Scope},
-    load::{Load, Report, quiet},
+    load::{Load, Outcome, Report, quiet},
     patience::eventually,
 };
 
@@ -106,8 +106,15 @@ async fn a_stopped_instance_makes_no_answer_late_and_is_used_again() {
     assert_eq!(taken.count(), 0, "{taken}");
     assert!(back.is_some(), "never used again: {report}");
     let failures = report.failures();
-    let expected = |code: &str, executed: &str| (code, executed) == ("deadline_exceeded", "maybe");
-    let others = failures.only(|call| !expected(&call.code, &call.executed));
+    // Nothing but waiting for it failed; a machine too busy for the others lets a call's time pass before it is sent.
+    let expected = [
+        "deadline_exceeded/maybe",
+        "deadline_exceeded/no",
+        "peer_unreachable/no",
+    ];
+    let expected =
+        |call: &Outcome| expected.contains(&&*format!("{}/{}", call.code, call.executed));
+    let others = failures.only(|call| !expected(call));
     assert_eq!(others.count(), 0, "{others}");
     assert_truth(&report, &cluster);
 }
