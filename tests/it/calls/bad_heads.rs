@@ -75,7 +75,9 @@ async fn paths_reach_no_route_that_the_plain_path_would_not() {
         "/rpc/..",
         "/rpc/.",
         "/rpc/%2e%2e",
-        "/rpc/iad,syd",
+        "/rpc/iad,",
+        "/rpc/iad,,syd",
+        "/rpc/iad,syd,fra,ord",
         "/rpc/PRIMARY",
     ];
     for long in [
