@@ -8,10 +8,12 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::embedded::Embedded;
+#[cfg(feature = "redis")]
+use crate::registry::Store;
 use crate::{
     app,
     cluster::{Cluster, DiscoveryError},
-    config::{Config, ConfigError, Identity, Limits},
+    config::{Config, ConfigError, Identity, KeyStoreUrl, Limits},
     dispatch::Dispatcher,
     http::{self, App},
     lifecycle::{Lifecycle, Phase},
@@ -19,7 +21,7 @@ use crate::{
     memory::{self, Budget},
     metrics::Metrics,
     name::BootId,
-    registry::{Executor, Registry, RegistryError},
+    registry::{Executor, Keys, Registry, RegistryError},
     rpc::Rpc,
     server::{self, Door, Drained, Server, Shares},
     signal::Signals,
@@ -193,6 +195,7 @@ impl Core {
             connect_timeout,
             route,
             app,
+            key_store,
             limits,
             drain,
             ..
@@ -208,9 +211,14 @@ impl Core {
         let lifecycle = Arc::new(Lifecycle::new());
         let mut metrics = Metrics::new(&identity, &boot, registry.catalogue().names());
         let app = app.map(|app| app::App::start(&app, limits.max_result, &tasks, stop.clone()));
+        let keys = match key_store {
+            Some(url) => shared_keys(&url, (&identity, &boot), &mut metrics, &tasks, stop.clone())?,
+            None => Keys::here(),
+        };
         let executor = Arc::new(Executor::new(
             registry,
             app,
+            keys,
             limits,
             Arc::clone(&lifecycle),
             Arc::clone(&metrics.functions),
@@ -298,6 +306,36 @@ impl Core {
         self.tasks.wait().await;
         drained
     }
+}
+
+/// Keys that all instances remember in the store at `url`.
+#[cfg(feature = "redis")]
+fn shared_keys(
+    url: &KeyStoreUrl,
+    (identity, boot): (&Identity, &BootId),
+    metrics: &mut Metrics,
+    tasks: &TaskTracker,
+    stop: CancellationToken,
+) -> Result<Keys, ConfigError> {
+    let (store, keep) =
+        Store::new(url, identity, boot, stop).map_err(|_| KeyStoreUrl::refused())?;
+    tasks.spawn(keep);
+    let seen = Arc::clone(&store);
+    let help = "1 while the store of idempotency keys answers.";
+    metrics.gauge("key_store_up", help, move || usize::from(seen.is_up()));
+    Ok(Keys::Stored(store))
+}
+
+/// No URL is read that this program has no client for.
+#[cfg(not(feature = "redis"))]
+fn shared_keys(
+    _: &KeyStoreUrl,
+    _: (&Identity, &BootId),
+    _: &mut Metrics,
+    _: &TaskTracker,
+    _: CancellationToken,
+) -> Result<Keys, ConfigError> {
+    Err(KeyStoreUrl::refused())
 }
 
 /// Adds what is read when somebody asks for the metrics.

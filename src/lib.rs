@@ -31,7 +31,8 @@
 //! | send writes to the primary region of any tower service | [`ReplayToPrimary`] |
 //!
 //! Features, all on by default: `cli` builds the program `fly-rpc`, `dev` its command for a cluster on one machine, `otlp`
-//! the export of traces. A program that embeds the crate needs none of them.
+//! the export of traces, `redis` the client of a store for idempotency keys. A program that embeds the crate needs none of
+//! them.
 
 mod access;
 mod app;
@@ -90,7 +91,7 @@ pub use self::{
     cluster::DiscoveryError,
     config::{
         AppAddress, AppConfig, AppUrl, Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig,
-        Identity, Limits, Machine, Route, SETTINGS, Setting,
+        Identity, KeyStoreUrl, Limits, Machine, Route, SETTINGS, Setting,
     },
     declaration::{Declaration, Param},
     http::{Reached, openapi_json},

@@ -4,6 +4,7 @@
 mod app;
 #[cfg(feature = "cli")]
 mod commands;
+mod key_store;
 mod parts;
 mod rules;
 mod service_links;
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 
 pub use self::{
     app::{AppAddress, AppConfig, AppUrl},
+    key_store::KeyStoreUrl,
     parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine, Route},
     settings::{SETTINGS, Setting},
 };
@@ -139,6 +141,7 @@ impl Config {
             connect_timeout: values.get(RPC_CONNECT_TIMEOUT, duration)?,
             route: values.get(RPC_ROUTE, word)?,
             app: app::read(values)?,
+            key_store: key_store::read(values)?,
             limits: Limits {
                 max_body: values.get(RPC_MAX_BODY, size)?,
                 max_result: values.get(RPC_MAX_RESULT, size)?,

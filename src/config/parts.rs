@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::AppConfig;
+use super::{AppConfig, KeyStoreUrl};
 use crate::{
     access::Access,
     call::Timeouts,
@@ -144,6 +144,8 @@ pub struct Config {
     pub route: Route,
     /// The app beside it, whose functions it offers.
     pub app: Option<AppConfig>,
+    /// Where all instances remember idempotency keys; each by itself when `None`.
+    pub key_store: Option<KeyStoreUrl>,
     /// What this instance takes on.
     pub limits: Limits,
     /// How it stops.

@@ -80,6 +80,8 @@ settings! {
     RPC_APP_STOP_TIMEOUT "app-stop-timeout" "DURATION" "10s", "how long the command of fly-rpc run may take to stop";
     RPC_APP_ALLOW_ANONYMOUS "app-allow-anonymous" "true|false" "false",
         "offer the functions of an app that gives its list without RPC_APP_TOKEN too";
+    RPC_KEY_STORE "" "URL" "none: each instance remembers by itself",
+        "where all instances remember idempotency keys: redis://HOST:PORT of a Redis 7 or a Valkey";
     RPC_TOKEN "" "TOKEN,…" "none", "the cluster's secret: the first is used, all are accepted";
     RPC_CLIENT_TOKENS "" "NAME:TOKEN,…" "none", "the clients that may use the public routes";
     RPC_ALLOW_ANONYMOUS "allow-anonymous" "true|false" "false", "let anyone who reaches RPC_LISTEN call functions";

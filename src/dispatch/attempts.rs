@@ -23,6 +23,8 @@ const PAUSE_MS: std::ops::Range<u64> = 10..100;
 /// The attempts of one call so far.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
+    /// Whether any instance knows what another has run under a key.
+    shares_keys: bool,
     count: u32,
     last: Option<InstanceId>,
     /// How many are kept for other regions.
@@ -59,6 +61,14 @@ pub(super) struct Situation {
 }
 
 impl Attempts {
+    /// None so far.
+    pub(super) fn new(shares_keys: bool) -> Self {
+        Self {
+            shares_keys,
+            ..Self::default()
+        }
+    }
+
     /// Counts an attempt on `instance`.
     pub(super) fn begin(&mut self, instance: &InstanceId) {
         self.count += 1;
@@ -113,9 +123,11 @@ impl Attempts {
     /// Which attempt of `call` the contract allows after one that ended with `problem` where `condition` is known of the
     /// instance: the only place that decides it.
     ///
-    /// A call with a key stays with the instance that remembers it, unless it is idempotent as well.
+    /// A call with a key stays with the instance that remembers it, unless it is idempotent as well. Where all instances
+    /// share what they remember, it may go anywhere, because none runs it twice.
     fn allowed(&self, problem: &Problem, call: &Call, condition: Condition) -> Retry {
-        let stays = call.key.is_some() && !call.idempotent;
+        let is_known_to_all = self.shares_keys && call.key.is_some();
+        let stays = call.key.is_some() && !call.idempotent && !is_known_to_all;
         let may_have_run = self.ran.is_some() || problem.executed == Executed::Maybe;
         match problem.executed {
             Executed::Yes => Retry::No,
@@ -128,7 +140,7 @@ impl Attempts {
                 Retry::No
             }
             _ if stays && may_have_run => Retry::Same,
-            Executed::Maybe if call.idempotent => Retry::Next,
+            Executed::Maybe if call.idempotent || is_known_to_all => Retry::Next,
             Executed::Maybe => Retry::No,
             // Who may have run it is full, or not known yet.
             Executed::No

@@ -45,7 +45,8 @@ pub(super) enum Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// The candidates for `call` among `peers`, and this instance `me` when it is in the region.
+    /// The candidates for `call` among `peers`, and this instance `me` when it is in the region; a key picks one unless all
+    /// instances share what they remember.
     ///
     /// # Errors
     /// [`Code::InstanceUnknown`] when the call asks for an instance that is not in the region.
@@ -53,6 +54,7 @@ impl<'a> Candidates<'a> {
         peers: &'a RegionPeers,
         me: Option<&InstanceId>,
         call: &Call,
+        shares_keys: bool,
     ) -> Result<Self, Problem> {
         if let Some(instance) = &call.instance {
             let found = peers.find(instance).cloned().map(Place::There);
@@ -61,8 +63,10 @@ impl<'a> Candidates<'a> {
             return Ok(Self::Pinned(Some(place)));
         }
         Ok(match &call.key {
-            Some(key) => Self::Ranked(ranked(peers, me, key, call.idempotent).into_iter()),
-            None => Self::Any {
+            Some(key) if !shares_keys => {
+                Self::Ranked(ranked(peers, me, key, call.idempotent).into_iter())
+            }
+            Some(_) | None => Self::Any {
                 peers,
                 tried: Vec::new(),
             },

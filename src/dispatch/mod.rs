@@ -95,7 +95,7 @@ impl Dispatcher {
     ) -> Outcome {
         let call = &*self.under_policy(targets, call);
         let deadline = Deadline::since(arrived, call.timeout);
-        let mut attempts = Attempts::default();
+        let mut attempts = Attempts::new(self.executor.shares_keys());
         let (region, result) = match targets.only(&self.identity.primary) {
             Some(region) => {
                 let ran = self.run_in(region, call, deadline, &request_id, &mut attempts);
@@ -132,7 +132,7 @@ impl Dispatcher {
         request_id: &RequestId,
         attempts: &mut Attempts,
     ) -> (Option<Region>, Result<Returned, Problem>) {
-        let is_strict = call.key.is_some() && !call.idempotent;
+        let is_strict = call.key.is_some() && !call.idempotent && !self.executor.shares_keys();
         if is_strict && targets.has_any() {
             let detail = "a call with an idempotency key needs regions by name, or idempotent: true: \"any\" may mean another \
                           region when the call is repeated";
@@ -341,12 +341,13 @@ impl Dispatcher {
         Outcome { result, meta }
     }
 
-    /// Whether the call runs here without a choice. A call with a key is the region's: its key chooses the instance.
+    /// Whether the call runs here without a choice. A call with a key is the region's: its key chooses the instance, unless
+    /// all instances share what they remember.
     fn runs_here(&self, region: &Region, call: &Call) -> bool {
         *region == self.identity.region
             && match &call.instance {
                 Some(asked) => *asked == self.identity.instance,
-                None => call.key.is_none(),
+                None => call.key.is_none() || self.executor.shares_keys(),
             }
     }
 
@@ -378,7 +379,7 @@ impl Dispatcher {
         let _in_flight = self.lifecycle.admit()?;
         let peers = self.found(region, call, deadline).await?;
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
-        let mut candidates = Candidates::new(&peers, me, call)?;
+        let mut candidates = Candidates::new(&peers, me, call, self.executor.shares_keys())?;
         let budget = self.budgets.of_call(region);
         let mut next = next_of(&mut candidates, call, attempts)?;
         let mut call = Cow::Borrowed(call);
@@ -478,7 +479,8 @@ impl Dispatcher {
         call: &Call,
         deadline: Deadline,
     ) -> Result<Arc<RegionPeers>, Problem> {
-        let any_will_do = call.key.is_none() && call.instance.is_none();
+        let any_will_do =
+            (call.key.is_none() || self.executor.shares_keys()) && call.instance.is_none();
         let found = self.peers(region);
         if (any_will_do && found.is_ok()) || self.cluster.is_first_round_over() {
             return found;

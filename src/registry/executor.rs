@@ -19,7 +19,7 @@ use tracing::{Instrument, Span};
 use super::{
     Block, CallContext, Catalogue, InApp, Prepared, Registry, Run,
     endings::{bounded, failed, never_started, panicked, stopped, timed_out},
-    memory::{self, Claim, Memory, Recall},
+    keys::{Claim, Keys, Known},
 };
 use crate::{
     app::{Answered, App, Listing},
@@ -53,7 +53,7 @@ pub(crate) struct Executor {
     metrics: Arc<FunctionMetrics>,
     slots: Arc<Semaphore>,
     threads: Arc<Semaphore>,
-    memory: Arc<Memory>,
+    keys: Keys,
 }
 
 /// What a running call holds until its function has ended.
@@ -82,6 +82,7 @@ impl Executor {
     pub(crate) fn new(
         registry: Registry,
         app: Option<Arc<App>>,
+        keys: Keys,
         limits: Limits,
         lifecycle: Arc<Lifecycle>,
         metrics: Arc<FunctionMetrics>,
@@ -98,7 +99,7 @@ impl Executor {
             metrics,
             slots: Arc::new(Semaphore::new(limits.max_in_flight)),
             threads: Arc::new(Semaphore::new(BLOCKING)),
-            memory: Arc::new(Memory::new()),
+            keys,
         }
     }
 
@@ -119,6 +120,11 @@ impl Executor {
     /// The app beside this instance, if there is one.
     pub(crate) fn app(&self) -> Option<&Arc<App>> {
         self.app.as_ref()
+    }
+
+    /// Whether any instance knows what another has run under a key.
+    pub(crate) fn shares_keys(&self) -> bool {
+        self.keys.are_shared()
     }
 
     /// How many functions run now.
@@ -147,14 +153,9 @@ impl Executor {
                 let running = Running::start(self, call, request_id, deadline).await?;
                 running.outcome().await
             }
-            Some(key) => match self.memory.recall(key, call) {
-                Recall::New(claim) => self.run_claimed(claim, call, request_id, deadline).await,
-                Recall::Running(outcome) => {
-                    let awaited = deadline.bound(memory::awaited(outcome)).await;
-                    Returned::replayed(awaited.unwrap_or_else(|| Err(timed_out(&call.name))))
-                }
-                Recall::Ended(outcome) => Returned::replayed(outcome.as_ref().clone()),
-                Recall::Refused(problem) => Err(problem),
+            Some(key) => match self.keys.claim(key, call, deadline).await {
+                Known::Nothing(claim) => self.run_claimed(claim, call, request_id, deadline).await,
+                Known::Outcome(outcome) => outcome,
             },
         }
     }
@@ -170,14 +171,16 @@ impl Executor {
             Ok(running) => running,
             Err(problem) => {
                 let refused = Err(problem);
-                claim.settle(&refused);
+                claim.settle(&refused).await;
                 return refused;
             }
         };
-        // In a task of its own: the outcome is remembered also when the caller goes away.
+        // In a task of its own: the outcome is remembered also when the caller goes away, and before the process ends.
+        let in_flight = self.lifecycle.admit().ok();
         let settled = task::spawn(async move {
+            let _in_flight = in_flight;
             let outcome = running.outcome().await;
-            claim.settle(&outcome);
+            claim.settle(&outcome).await;
             outcome
         });
         settled.await.unwrap_or_else(|_| Err(stopped()))

@@ -23,6 +23,12 @@ impl Fingerprint {
     }
 }
 
+impl std::fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// Reads text that is JSON, as was checked before, and writes each value in one form that no other value has.
 struct Reader<'a> {
     text: &'a [u8],

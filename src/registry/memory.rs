@@ -50,7 +50,7 @@ type Awaited = watch::Receiver<Option<Arc<Outcome>>>;
 
 /// The outcomes by owner and key.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     bounds: Bounds,
     known: Mutex<Known>,
 }

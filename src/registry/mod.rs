@@ -8,7 +8,10 @@ mod context;
 mod endings;
 mod executor;
 mod fingerprint;
+mod keys;
 mod memory;
+#[cfg(feature = "redis")]
+mod store;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,9 +24,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 pub use self::context::CallContext;
+#[cfg(feature = "redis")]
+pub(crate) use self::store::Store;
 pub(crate) use self::{
     catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
     executor::Executor,
+    keys::Keys,
 };
 use crate::{
     app::{Answered, Listing},

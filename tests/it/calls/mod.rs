@@ -8,6 +8,7 @@ mod by_path;
 mod executed;
 mod hanging;
 mod idempotency;
+mod key_store;
 mod keys;
 mod memory_bound;
 mod results;

@@ -16,4 +16,5 @@ pub(crate) mod open_files;
 pub(crate) mod patience;
 pub(crate) mod process;
 pub(crate) mod raw;
+pub(crate) mod redis;
 pub(crate) mod stranger;

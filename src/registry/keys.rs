@@ -1,0 +1,90 @@
+//! Where the outcomes of calls with an idempotency key are remembered: in this process, or in a store that outlives it and
+//! that all instances share. Owns the choice and nothing of either.
+
+use std::sync::Arc;
+
+#[cfg(feature = "redis")]
+use super::store::{self, Store};
+use super::{
+    endings::timed_out,
+    memory::{self, Memory, Recall},
+};
+use crate::{
+    call::Call,
+    deadline::Deadline,
+    name::IdempotencyKey,
+    reply::{Outcome, Returned},
+};
+
+/// What remembers keys.
+#[derive(Clone, Debug)]
+pub(crate) enum Keys {
+    /// This process.
+    Here(Arc<Memory>),
+    /// A store.
+    #[cfg(feature = "redis")]
+    Stored(Arc<Store>),
+}
+
+/// What is known of a call with a key.
+pub(super) enum Known {
+    /// Nothing: whoever holds the claim runs it.
+    Nothing(Claim),
+    /// What came of it before, or why it is not to be run now.
+    Outcome(Outcome),
+}
+
+/// The right, and the duty, to run a call; its outcome is what all others wait for.
+pub(super) enum Claim {
+    Here(memory::Claim),
+    #[cfg(feature = "redis")]
+    Stored(store::Claim),
+}
+
+impl Keys {
+    /// Those of this process.
+    pub(crate) fn here() -> Self {
+        Self::Here(Arc::new(Memory::new()))
+    }
+
+    /// Whether any instance knows what another has run.
+    pub(crate) fn are_shared(&self) -> bool {
+        !matches!(self, Self::Here(_))
+    }
+
+    /// What is known of `call` under `key`; waits until `deadline` for one that runs.
+    pub(super) async fn claim(
+        &self,
+        key: &IdempotencyKey,
+        call: &Call,
+        deadline: Deadline,
+    ) -> Known {
+        match self {
+            Self::Here(memory) => match memory.recall(key, call) {
+                Recall::New(claim) => Known::Nothing(Claim::Here(claim)),
+                Recall::Running(outcome) => {
+                    let awaited = deadline.bound(memory::awaited(outcome)).await;
+                    let outcome = awaited.unwrap_or_else(|| Err(timed_out(&call.name)));
+                    Known::Outcome(Returned::replayed(outcome))
+                }
+                Recall::Ended(outcome) => {
+                    Known::Outcome(Returned::replayed(outcome.as_ref().clone()))
+                }
+                Recall::Refused(problem) => Known::Outcome(Err(problem)),
+            },
+            #[cfg(feature = "redis")]
+            Self::Stored(store) => store.claim(key, call, deadline).await,
+        }
+    }
+}
+
+impl Claim {
+    /// Gives the outcome to all who wait, and remembers it unless the function provably did not run.
+    pub(super) async fn settle(self, outcome: &Outcome) {
+        match self {
+            Self::Here(claim) => claim.settle(outcome),
+            #[cfg(feature = "redis")]
+            Self::Stored(claim) => claim.settle(outcome).await,
+        }
+    }
+}

@@ -1,0 +1,580 @@
+//! The outcomes of calls with an idempotency key in a Redis or Valkey that all instances share: a key is claimed before its
+//! function runs and gets its outcome after that, so that any instance may take a repeat.
+//!
+//! A claim is a value that nobody else writes. Whoever settles it replaces exactly that value, and so cannot where it lost
+//! the claim. A process says once a second that it lives, and claims nothing unless it just did: a claim of one that has
+//! been silent for [`LEASE`] is marked as lost, and its call is never run again, because it may have run.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use redis::{AsyncConnectionConfig, Client, aio::MultiplexedConnection};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use tokio::{
+    sync::{Semaphore, watch},
+    task,
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{endings::timed_out, fingerprint::Fingerprint, keys, keys::Known};
+use crate::{
+    call::Call,
+    config::{Identity, KeyStoreUrl},
+    deadline::Deadline,
+    json,
+    name::{BootId, ConsistencyToken, IdempotencyKey, RequestId},
+    problem::{Code, Executed, Problem},
+    reply::{Meta, Outcome, ProblemDocument, Returned},
+};
+
+/// How long a key is remembered after its call ended.
+const LIFE: Duration = Duration::from_secs(600);
+/// How long a process is taken to live after it said so.
+const LEASE: Duration = Duration::from_secs(4);
+/// How often it says so.
+const BEAT: Duration = Duration::from_secs(1);
+/// How long after it said so it may claim: well before anybody takes it for dead.
+const FRESH: Duration = Duration::from_secs(3);
+/// How long a command may take.
+const COMMAND: Duration = Duration::from_secs(1);
+/// How long a store that is away is left alone.
+const REST: Duration = Duration::from_millis(200);
+/// The shortest and the longest time between two looks at a call that runs elsewhere.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+/// How many repeats wait here for calls that run.
+const WAITERS: usize = 1024;
+/// The largest outcome that is kept, in bytes.
+const MAX_KEPT: usize = 1 << 20;
+/// How many bytes of outcomes are held for a store that is away.
+const MAX_OWED: usize = 32 << 20;
+
+/// Replaces a value by another, or by nothing, if it is still the same.
+const REPLACE: &str = "if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end \
+                       if ARGV[2]=='' then redis.call('DEL',KEYS[1]) else redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) end \
+                       return 1";
+
+/// The store, as one process sees it.
+pub(crate) struct Store {
+    client: Client,
+    /// What every name in it begins with.
+    prefix: String,
+    boot: BootId,
+    /// The connection, as long as this process is known to live.
+    live: watch::Sender<Option<Live>>,
+    waiters: Semaphore,
+    owed: Mutex<Owed>,
+}
+
+/// Not its client, which has the password.
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let live = self.live.borrow();
+        f.debug_struct("Store")
+            .field("live", &*live)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Changes that could not be made while the store was away.
+#[derive(Debug, Default)]
+struct Owed {
+    changes: Vec<Change>,
+    bytes: usize,
+}
+
+/// A connection over which this process said that it lives.
+#[derive(Clone)]
+struct Live {
+    connection: MultiplexedConnection,
+    said: Instant,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live")
+            .field("said", &self.said)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What becomes of a value that is still the same.
+#[derive(Debug)]
+struct Change {
+    name: String,
+    from: String,
+    /// Nothing: it never ran.
+    to: Option<String>,
+}
+
+/// What is stored of a key.
+#[derive(Debug, Deserialize, Serialize)]
+struct Record {
+    fingerprint: String,
+    state: State,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    /// It runs in the process `boot`; `claim` is there once.
+    Running {
+        boot: BootId,
+        claim: String,
+    },
+    Returned {
+        result: Box<RawValue>,
+        consistency: Option<ConsistencyToken>,
+    },
+    Failed(Box<ProblemDocument>),
+    /// It ran, and what came of it was too large to be kept.
+    NotKept,
+    /// Its process ended, and may have run it.
+    Lost,
+}
+
+/// The right, and the duty, to run a call; or a claim that is being made.
+pub(super) struct Claim {
+    store: Arc<Store>,
+    fingerprint: String,
+    name: String,
+    /// What is stored as long as nobody took the claim away; empty once it is settled.
+    value: String,
+    /// Whether the call may have run.
+    is_held: bool,
+}
+
+impl Store {
+    /// The store at `url` for the process `boot` of the instance `identity`, and what keeps it up until `stop`.
+    ///
+    /// # Errors
+    /// The URL is none, which its setting has excluded.
+    pub(crate) fn new(
+        url: &KeyStoreUrl,
+        identity: &Identity,
+        boot: &BootId,
+        stop: CancellationToken,
+    ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + use<>), redis::RedisError> {
+        let app = identity.app.as_deref().unwrap_or_default();
+        let store = Arc::new(Self {
+            client: Client::open(url.secret())?,
+            prefix: format!("fly-rpc:{app}"),
+            boot: boot.clone(),
+            live: watch::Sender::new(None),
+            waiters: Semaphore::new(WAITERS),
+            owed: Mutex::default(),
+        });
+        let kept = Arc::clone(&store);
+        Ok((store, async move {
+            stop.run_until_cancelled(kept.keep()).await;
+        }))
+    }
+
+    /// Whether it can be reached.
+    pub(crate) fn is_up(&self) -> bool {
+        self.live.borrow().as_ref().is_some_and(Live::is_fresh)
+    }
+
+    /// Connects, says again and again that this process lives, and connects anew when that fails.
+    async fn keep(&self) {
+        let mut is_told = false;
+        loop {
+            match self.connect().await {
+                Ok(mut connection) => {
+                    tracing::info!("the store of idempotency keys is there");
+                    let why = self.beat(&mut connection).await;
+                    self.live.send_replace(None);
+                    tracing::warn!(%why, "the store of idempotency keys is away: calls with a key are refused");
+                    is_told = true;
+                }
+                Err(why) if !is_told => {
+                    is_told = true;
+                    tracing::warn!(%why, "the store of idempotency keys cannot be reached: calls with a key are refused");
+                }
+                Err(_) => {}
+            }
+            time::sleep(REST).await;
+        }
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, redis::RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(COMMAND))
+            .set_response_timeout(Some(COMMAND));
+        let connected = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config);
+        let mut connection = connected.await?;
+        self.say_alive(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// Says that this process lives, until that fails.
+    async fn beat(&self, connection: &mut MultiplexedConnection) -> redis::RedisError {
+        loop {
+            let paid = self.pay(connection).await;
+            time::sleep(BEAT).await;
+            if let Err(why) = paid.and(self.say_alive(connection).await) {
+                return why;
+            }
+        }
+    }
+
+    async fn say_alive(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), redis::RedisError> {
+        let said = Instant::now();
+        let mut alive = redis::cmd("SET");
+        alive
+            .arg(self.process(&self.boot))
+            .arg(1)
+            .arg("PX")
+            .arg(milliseconds(LEASE));
+        alive.query_async::<()>(connection).await?;
+        let connection = connection.clone();
+        self.live.send_replace(Some(Live { connection, said }));
+        Ok(())
+    }
+
+    /// Makes the changes that could not be made before.
+    async fn pay(&self, connection: &mut MultiplexedConnection) -> Result<(), redis::RedisError> {
+        loop {
+            let Some(change) = self.owed().take() else {
+                return Ok(());
+            };
+            match change.make(connection).await {
+                Ok(made) => change.note(made),
+                Err(why) => {
+                    self.owed().put(change);
+                    return Err(why);
+                }
+            }
+        }
+    }
+
+    /// Has a change made later.
+    fn owe(&self, change: Change) {
+        self.owed().put(change);
+    }
+
+    fn owed(&self) -> MutexGuard<'_, Owed> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn process(&self, boot: &BootId) -> String {
+        format!("{}:process:{boot}", self.prefix)
+    }
+
+    /// What is known of `call` under `key`; waits until `deadline` for one that runs.
+    pub(super) async fn claim(
+        self: &Arc<Self>,
+        key: &IdempotencyKey,
+        call: &Call,
+        deadline: Deadline,
+    ) -> Known {
+        let fingerprint = Fingerprint::of(call).to_string();
+        let owner = call.key_owner.as_ref().map_or("", |owner| owner.as_str());
+        let hash = hex(&Sha256::digest(key.as_str())[..16]);
+        let running = Record {
+            fingerprint: fingerprint.clone(),
+            state: State::Running {
+                boot: self.boot.clone(),
+                claim: format!("{:032x}", rand::random::<u128>()),
+            },
+        };
+        let claim = Claim {
+            store: Arc::clone(self),
+            fingerprint,
+            name: format!("{}:key:{owner}:{hash}", self.prefix),
+            value: running.text(),
+            is_held: false,
+        };
+        let known = self.known(claim, call, deadline).await;
+        known.unwrap_or_else(|why| Known::Outcome(Err(away(&why))))
+    }
+
+    async fn known(
+        self: &Arc<Self>,
+        mut claim: Claim,
+        call: &Call,
+        deadline: Deadline,
+    ) -> Result<Known, Away> {
+        // It may run until its deadline, and is remembered for longer than that.
+        let life = LIFE + deadline.remaining();
+        let mut pause = LOOKS.0;
+        let mut waits = None;
+        loop {
+            // Where this fails, or ends here, it may have been claimed all the same, which the drop of the claim undoes.
+            let Some(found) = self.claim_or_look(&mut claim, life).await? else {
+                claim.is_held = true;
+                return Ok(Known::Nothing(keys::Claim::Stored(claim)));
+            };
+            let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
+            if record.fingerprint != claim.fingerprint {
+                claim.forget();
+                return Ok(Known::Outcome(Err(mismatch())));
+            }
+            let State::Running { boot, .. } = &record.state else {
+                claim.forget();
+                return Ok(Known::Outcome(record.outcome()));
+            };
+            if *boot != self.boot && !self.lives(boot).await? {
+                self.mark_lost(&claim, found).await?;
+                continue;
+            }
+            if waits.is_none() {
+                match self.waiters.try_acquire() {
+                    Ok(place) => waits = Some(place),
+                    Err(_) => {
+                        claim.forget();
+                        return Ok(Known::Outcome(Err(too_many_wait())));
+                    }
+                }
+            }
+            if deadline.bound(time::sleep(pause)).await.is_none() {
+                claim.forget();
+                let problem = timed_out(&call.name);
+                return Ok(Known::Outcome(Returned::replayed(Err(problem))));
+            }
+            pause = (pause * 2).min(LOOKS.1);
+        }
+    }
+
+    /// The connection of a process that is known to live.
+    fn live(&self) -> Result<MultiplexedConnection, Away> {
+        let live = self.live.borrow();
+        let fresh = live.as_ref().filter(|live| live.is_fresh());
+        fresh
+            .map(|live| live.connection.clone())
+            .ok_or(Away::Silent)
+    }
+
+    /// Claims a key that nobody has, or gives what is stored of it.
+    async fn claim_or_look(
+        &self,
+        claim: &mut Claim,
+        life: Duration,
+    ) -> Result<Option<String>, Away> {
+        let mut connection = self.live().inspect_err(|_| claim.forget())?;
+        let mut set = redis::cmd("SET");
+        set.arg(&claim.name).arg(&claim.value);
+        set.arg("NX").arg("GET").arg("PX").arg(milliseconds(life));
+        Ok(set.query_async(&mut connection).await?)
+    }
+
+    async fn lives(&self, boot: &BootId) -> Result<bool, Away> {
+        let mut exists = redis::cmd("EXISTS");
+        exists.arg(self.process(boot));
+        Ok(exists.query_async(&mut self.live()?).await?)
+    }
+
+    /// Takes a claim away from a process that ended.
+    async fn mark_lost(&self, claim: &Claim, from: String) -> Result<(), Away> {
+        let lost = Record {
+            fingerprint: claim.fingerprint.clone(),
+            state: State::Lost,
+        };
+        let change = Change {
+            name: claim.name.clone(),
+            from,
+            to: Some(lost.text()),
+        };
+        change.make(&mut self.live()?).await?;
+        Ok(())
+    }
+}
+
+impl Live {
+    fn is_fresh(&self) -> bool {
+        self.said.elapsed() < FRESH
+    }
+}
+
+impl Owed {
+    fn take(&mut self) -> Option<Change> {
+        let change = self.changes.pop()?;
+        self.bytes -= change.size();
+        Some(change)
+    }
+
+    /// One for which there is no room is given up.
+    fn put(&mut self, change: Change) {
+        if self.bytes + change.size() > MAX_OWED {
+            tracing::warn!(
+                "an outcome is not kept: the store of idempotency keys is away for too long"
+            );
+            return;
+        }
+        self.bytes += change.size();
+        self.changes.push(change);
+    }
+}
+
+impl Change {
+    /// Whether the value was still the same.
+    async fn make(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<bool, redis::RedisError> {
+        let mut replace = redis::cmd("EVAL");
+        replace.arg(REPLACE).arg(1).arg(&self.name).arg(&self.from);
+        replace
+            .arg(self.to.as_deref().unwrap_or_default())
+            .arg(milliseconds(LIFE));
+        replace.query_async(connection).await
+    }
+
+    /// Says so where an outcome was not `made` what is stored.
+    fn note(&self, made: bool) {
+        if !made && self.to.is_some() {
+            tracing::warn!("a call with an idempotency key ended after its claim was taken away");
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.name.len() + self.from.len() + self.to.as_ref().map_or(0, String::len)
+    }
+}
+
+impl Claim {
+    /// Stores the outcome for all who wait, and for repeats, unless the function provably did not run.
+    pub(super) async fn settle(mut self, outcome: &Outcome) {
+        let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
+        let change = self.change(ran.then(|| State::of(outcome)));
+        let store = Arc::clone(&self.store);
+        // In a task of its own: it is stored also when the caller goes away.
+        let settled = task::spawn(async move {
+            let made = match store.live() {
+                Ok(mut connection) => change.make(&mut connection).await.ok(),
+                Err(_) => None,
+            };
+            match made {
+                Some(made) => change.note(made),
+                None => store.owe(change),
+            }
+        });
+        let _ = settled.await;
+    }
+
+    /// What becomes of the claim, which is nobody's from then on.
+    fn change(&mut self, state: Option<State>) -> Change {
+        let text = |state| {
+            let fingerprint = self.fingerprint.clone();
+            Record { fingerprint, state }.text()
+        };
+        let to = state.map(text);
+        let is_kept = to.as_ref().is_none_or(|to| to.len() <= MAX_KEPT);
+        Change {
+            to: if is_kept {
+                to
+            } else {
+                Some(text(State::NotKept))
+            },
+            name: self.name.clone(),
+            from: std::mem::take(&mut self.value),
+        }
+    }
+
+    /// It never was one.
+    fn forget(&mut self) {
+        self.value.clear();
+    }
+}
+
+impl Drop for Claim {
+    /// A call whose task ended without an outcome may have run, and nobody can tell what came of it. One whose claim was
+    /// not confirmed did not.
+    fn drop(&mut self) {
+        if !self.value.is_empty() {
+            let change = self.change(self.is_held.then_some(State::Lost));
+            self.store.owe(change);
+        }
+    }
+}
+
+impl State {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Ok(returned) => Self::Returned {
+                result: returned.json.clone(),
+                consistency: returned.consistency.clone(),
+            },
+            Err(problem) => {
+                let meta = Meta::untried(None, Duration::ZERO, RequestId::fresh());
+                Self::Failed(Box::new(ProblemDocument::new(problem.clone(), meta)))
+            }
+        }
+    }
+}
+
+impl Record {
+    fn text(&self) -> String {
+        String::from_utf8(json::to_vec(self)).unwrap_or_default()
+    }
+
+    /// The outcome of a call that ended.
+    fn outcome(self) -> Outcome {
+        match self.state {
+            State::Returned {
+                result,
+                consistency,
+            } => Ok(Returned {
+                json: result,
+                consistency,
+                replayed: true,
+            }),
+            State::Failed(document) => Returned::replayed(Err(document.into_problem())),
+            State::NotKept => {
+                let detail = "the call with this key ran, and its result was too large to be kept";
+                Err(Problem::new(Code::ResultNotKept, detail))
+            }
+            State::Lost | State::Running { .. } => {
+                let detail =
+                    "the process that had the call with this key ended, and may have run it";
+                Err(Problem::new(Code::PeerLost, detail))
+            }
+        }
+    }
+}
+
+/// Why the store does not answer.
+#[derive(Debug, thiserror::Error)]
+enum Away {
+    #[error("it has not answered for {} s", FRESH.as_secs())]
+    Silent,
+    #[error("{0}")]
+    Failed(#[from] redis::RedisError),
+    #[error("what is stored is of another release")]
+    Strange,
+}
+
+/// Without the store nobody knows whether the call ran before: it is not run.
+fn away(why: &Away) -> Problem {
+    tracing::debug!(%why, "a call with an idempotency key is refused");
+    let detail = "the store of RPC_KEY_STORE does not answer this instance; calls without an idempotency key run";
+    Problem::new(Code::Overloaded, detail)
+}
+
+fn mismatch() -> Problem {
+    let detail =
+        "the idempotency key belongs to a call of another function or with other arguments";
+    Problem::new(Code::IdempotencyMismatch, detail)
+}
+
+fn too_many_wait() -> Problem {
+    let detail = format!("the call with this key runs, and {WAITERS} repeats wait here already");
+    Problem::new(Code::Overloaded, detail).executed(Executed::Maybe)
+}
+
+fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,310 @@
+//! Keys in a store that outlives processes: any instance takes a repeat, whoever ran the call, and nothing runs twice
+//! whatever dies.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::support::{
+    asking::run,
+    cluster::Cluster,
+    load::quiet,
+    patience::eventually,
+    process::{Answer, Process, answer},
+    redis::Redis,
+};
+
+/// A cluster whose instances share what they remember.
+async fn cluster(redis: &Redis) -> Cluster {
+    let cluster = Cluster::builder().region("iad", 1).region("syd", 2);
+    let cluster = cluster.functions().set("RPC_KEY_STORE", &redis.url());
+    let cluster = cluster.start().await;
+    for instance in &cluster.instances {
+        until_up(instance, 1.0).await;
+    }
+    cluster
+}
+
+async fn until_up(instance: &Process, up: f64) {
+    let look = async || {
+        let metrics = instance.get("/metrics").await.body;
+        let mut lines = metrics.as_str().unwrap().lines();
+        let line = lines.find_map(|line| line.strip_prefix("fly_rpc_key_store_up "));
+        line.unwrap().parse::<f64>().unwrap()
+    };
+    eventually("the store's state", look, |now| (*now - up).abs() < 0.1).await;
+}
+
+async fn keyed(via: &Process, region: &str, key: &str, call: &Value) -> Answer {
+    let request = via.request(&format!("/rpc/{region}"), &call.to_string());
+    answer(request.header("idempotency-key", key))
+        .await
+        .unwrap()
+}
+
+fn is_replayed(answer: &Answer) -> bool {
+    answer.headers.contains_key("idempotency-replayed")
+}
+
+#[tokio::test]
+async fn any_instance_takes_a_repeat_also_when_who_ran_it_is_gone() {
+    let redis = Redis::start().await;
+    let mut cluster = cluster(&redis).await;
+    let call = run("a", &json!({}));
+    let first = keyed(cluster.instance("iad-1"), "syd", "key", &call).await;
+    assert_eq!((first.result(), is_replayed(&first)), (&json!("a"), false));
+    let ran = first.instance().to_owned();
+    cluster.instance(&ran).kill();
+    cluster.instance_mut(&ran).ended().await;
+    // In another region too, and by the other one in syd.
+    for (via, region) in [("iad-1", "syd"), ("iad-1", "iad")] {
+        let again = keyed(cluster.instance(via), region, "key", &call).await;
+        assert_eq!((again.result(), is_replayed(&again)), (&json!("a"), true));
+    }
+    assert_eq!(cluster.runs()["a"], 1);
+    let other = keyed(
+        cluster.instance("iad-1"),
+        "syd",
+        "key",
+        &run("b", &json!({})),
+    )
+    .await;
+    assert_eq!(other.problem(), (422, "idempotency_mismatch", "no"));
+    // What a function says of its data, its own error, and that a result was too large, are known everywhere.
+    let fail = json!({"module": "Test", "function": "token_fail", "args": ["0/7"]});
+    for (region, is_repeat) in [("syd", false), ("iad", true)] {
+        let failed = keyed(cluster.instance("iad-1"), region, "fail", &fail).await;
+        assert_eq!(failed.problem(), (424, "function_failed", "yes"));
+        assert_eq!(failed.body["error"]["kind"], "Refusal");
+        assert_eq!(failed.body["meta"]["consistency"], "0/7");
+        assert_eq!(is_replayed(&failed), is_repeat);
+    }
+    let large = json!({"module": "Test", "function": "large", "args": ["l", 2 << 20]});
+    keyed(cluster.instance("iad-1"), "syd", "large", &large)
+        .await
+        .result();
+    let again = keyed(cluster.instance("iad-1"), "iad", "large", &large).await;
+    assert_eq!(again.problem(), (410, "result_not_kept", "yes"));
+    assert_eq!(cluster.runs()["l"], 1);
+}
+
+#[tokio::test]
+async fn a_repeat_waits_for_the_call_that_runs_elsewhere() {
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let block =
+        json!({"module": "Test", "function": "block", "args": ["latch"], "timeout_ms": 20_000});
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let repeats = async {
+        cluster.until_started("latch").await;
+        let early =
+            json!({"module": "Test", "function": "block", "args": ["latch"], "timeout_ms": 50});
+        let late = keyed(syd, "syd", "key", &early).await;
+        assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
+        let repeat = keyed(iad, "iad", "key", &block);
+        let release = async {
+            sleep(Duration::from_millis(20)).await;
+            cluster.release("latch");
+        };
+        tokio::join!(repeat, release).0
+    };
+    let (first, repeat) = tokio::join!(keyed(iad, "syd", "key", &block), repeats);
+    assert_eq!(
+        (first.result(), is_replayed(&first)),
+        (&json!("released"), false)
+    );
+    assert_eq!(
+        (repeat.result(), is_replayed(&repeat)),
+        (&json!("released"), true)
+    );
+    assert_eq!(cluster.starts("latch").len(), 1);
+}
+
+#[tokio::test]
+async fn a_call_whose_process_died_may_have_run_and_is_not_run_again() {
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let block =
+        json!({"module": "Test", "function": "block", "args": ["latch"], "timeout_ms": 30_000});
+    let iad = cluster.instance("iad-1");
+    let killing = async {
+        let ran = cluster.until_started("latch").await;
+        cluster.instance(&ran).kill();
+    };
+    let (first, ()) = tokio::join!(keyed(iad, "syd", "key", &block), killing);
+    assert_eq!(first.problem(), (502, "peer_lost", "maybe"));
+    for region in ["iad", "syd"] {
+        let again = keyed(iad, region, "key", &block).await;
+        assert_eq!(again.problem(), (502, "peer_lost", "maybe"));
+    }
+    assert_eq!(cluster.starts("latch").len(), 1);
+}
+
+#[tokio::test]
+async fn a_process_that_lost_its_claim_cannot_settle_it() {
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let block =
+        json!({"module": "Test", "function": "block", "args": ["latch"], "timeout_ms": 60_000});
+    let iad = cluster.instance("iad-1");
+    let repeat = async {
+        let ran = cluster.until_started("latch").await;
+        // It lives, and nobody can know.
+        cluster.instance(&ran).pause().await;
+        let repeat = keyed(iad, "iad", "key", &block).await;
+        assert_eq!(repeat.problem(), (502, "peer_lost", "maybe"));
+        cluster.release("latch");
+        cluster.instance(&ran).resume();
+        let warned = async || cluster.instance(&ran).log();
+        let lost = "ended after its claim was taken away";
+        eventually("the end", warned, |log| log.contains(lost)).await;
+    };
+    tokio::join!(keyed(iad, "syd", "key", &block), repeat);
+    let again = keyed(iad, "iad", "key", &block).await;
+    assert_eq!(again.problem(), (502, "peer_lost", "maybe"));
+    assert_eq!(cluster.starts("latch").len(), 1);
+}
+
+#[tokio::test]
+async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
+    let mut redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let iad = cluster.instance("iad-1");
+    redis.kill().await;
+    let before = Instant::now();
+    let refused = keyed(iad, "syd", "key", &run("a", &json!({}))).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    assert!(refused.detail().contains("RPC_KEY_STORE"), "{refused:?}");
+    assert!(before.elapsed() < Duration::from_secs(4));
+    let ran = iad.rpc("syd", &run("b", &json!({}))).await;
+    assert_eq!(ran.result(), "b");
+    assert!(!cluster.runs().contains_key("a"));
+    redis.restart().await;
+    let call = run("a", &json!({}));
+    let again = async || keyed(iad, "syd", "key", &call).await.status;
+    eventually("calls with a key", again, |status| *status == 200).await;
+    assert_eq!(cluster.runs()["a"], 1);
+    for instance in &cluster.instances {
+        let key = format!("at-{}", instance.name);
+        let call = run(&key, &json!({}));
+        let runs = async || keyed(instance, &instance.region, &key, &call).await.status;
+        eventually("calls with a key", runs, |status| *status == 200).await;
+    }
+    // One that stands still is as good as none, and what ends meanwhile is stored when it goes on.
+    let block =
+        json!({"module": "Test", "function": "block", "args": ["latch"], "timeout_ms": 60_000});
+    let standing = async {
+        cluster.until_started("latch").await;
+        redis.signal(Signal::SIGSTOP);
+        for instance in &cluster.instances {
+            until_up(instance, 0.0).await;
+        }
+        let refused = keyed(iad, "syd", "other", &run("c", &json!({}))).await;
+        assert_eq!(refused.problem(), (503, "overloaded", "no"));
+        cluster.release("latch");
+    };
+    let (first, ()) = tokio::join!(keyed(iad, "syd", "block", &block), standing);
+    assert_eq!(first.result(), "released");
+    redis.signal(Signal::SIGCONT);
+    for instance in &cluster.instances {
+        until_up(instance, 1.0).await;
+    }
+    // Whoever looked first may have taken the process for dead.
+    let again = keyed(iad, "iad", "block", &block).await;
+    assert!(again.status == 200 || again.problem() == (502, "peer_lost", "maybe"));
+    assert_eq!(cluster.starts("latch").len(), 1);
+    let ran = keyed(iad, "syd", "other", &run("c", &json!({}))).await;
+    assert_eq!(ran.result(), "c");
+    assert_eq!(cluster.runs()["c"], 1);
+}
+
+/// Keys, each sent twice.
+const KEYS: usize = 4_000;
+/// How many send them at once.
+const SENDERS: usize = 24;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_thousand_keys_sent_twice_run_once_while_instances_of_all_kinds_are_killed() {
+    let _quiet = quiet().await;
+    let redis = Redis::start().await;
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let cluster = Cluster::builder().region("iad", 2).region("syd", 3);
+    let cluster = cluster.functions().set("RPC_KEY_STORE", &redis.url());
+    let mut cluster = cluster.start().await;
+    let entries = ["iad-1", "iad-2"].map(|name| cluster.instance(name).address);
+    let mut senders = JoinSet::new();
+    for sender in 0..SENDERS {
+        senders.spawn(async move {
+            let client = Client::builder().no_proxy().build().unwrap();
+            let mut ends = Vec::new();
+            for number in (sender..KEYS).step_by(SENDERS) {
+                for entry in [entries[number % 2], entries[(number + 1) % 2]] {
+                    ends.push(send(&client, entry, number).await);
+                }
+            }
+            ends
+        });
+    }
+    let (mut kills, started) = (0, Instant::now());
+    while !senders.is_empty() && kills < 20 {
+        // Three of four are of instances that run calls.
+        let names = ["syd-1", "syd-2", "syd-3", "iad-1", "iad-2"];
+        let name = match kills % 4 {
+            3 => names[random.random_range(3..5)],
+            _ => names[random.random_range(0..3)],
+        };
+        sleep(Duration::from_millis(random.random_range(200..600))).await;
+        cluster.instance(name).kill();
+        kills += 1;
+        cluster.restart(name).await;
+    }
+    let ends: Vec<End> = senders.join_all().await.into_iter().flatten().collect();
+    let runs = cluster.runs();
+    let twice = runs.values().filter(|runs| **runs > 1).count();
+    let count = |end: End| ends.iter().filter(|other| **other == end).count();
+    println!(
+        "{:.1?}: {KEYS} keys sent twice, {kills} kills: {} ran, {twice} twice; {} results, {} maybe, {} not answered",
+        started.elapsed(),
+        runs.len(),
+        count(End::Ran),
+        count(End::Maybe),
+        count(End::Nothing)
+    );
+    assert_eq!((twice, ends.len()), (0, 2 * KEYS));
+    assert!(kills >= 15 && count(End::Ran) > KEYS, "{kills} kills");
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum End {
+    Ran,
+    Maybe,
+    Nothing,
+}
+
+/// Sends a key until the answer is no refusal.
+async fn send(client: &Client, entry: std::net::SocketAddr, number: usize) -> End {
+    let body = run(&format!("id-{number}"), &json!({})).to_string();
+    for _ in 0..200 {
+        let request = client
+            .post(format!("http://{entry}/rpc/syd"))
+            .header("content-type", "application/json")
+            .header("idempotency-key", format!("key-{number}"))
+            .body(body.clone());
+        match answer(request).await {
+            Ok(answer) if answer.status == 200 => return End::Ran,
+            Ok(answer) if answer.body["executed"] == "maybe" => return End::Maybe,
+            // Its entry is gone, or it did not run.
+            Ok(_) | Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    }
+    End::Nothing
+}

@@ -1,0 +1,75 @@
+//! A real Redis, of the Debian package `redis-server`, at an address that no other test uses.
+
+use std::{net::SocketAddr, process::Stdio};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpStream,
+    process::{Child, Command},
+};
+
+use super::{network::Network, patience::eventually};
+
+/// A running Redis that keeps nothing on disk; killed when it is dropped.
+pub(crate) struct Redis {
+    address: SocketAddr,
+    child: Child,
+    folder: TempDir,
+}
+
+impl Redis {
+    /// One that answers.
+    pub(crate) async fn start() -> Self {
+        let (address, folder) = (Network::free().next_address(), TempDir::new().unwrap());
+        let child = spawn(address, &folder);
+        let redis = Self {
+            address,
+            child,
+            folder,
+        };
+        redis.until_it_answers().await;
+        redis
+    }
+
+    /// The setting that names it.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Ends it, and with it all that it knew.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Starts it again, empty.
+    pub(crate) async fn restart(&mut self) {
+        self.child = spawn(self.address, &self.folder);
+        self.until_it_answers().await;
+    }
+
+    /// It keeps its sockets and answers nothing, or goes on.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    async fn until_it_answers(&self) {
+        let connect = async || TcpStream::connect(self.address).await.is_ok();
+        eventually("Redis", connect, |is_there| *is_there).await;
+    }
+}
+
+fn spawn(address: SocketAddr, folder: &TempDir) -> Child {
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", &ip, "--port", &port, "--save", "", "--dir"]);
+    command
+        .arg(folder.path())
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
+    command.spawn().unwrap()
+}
