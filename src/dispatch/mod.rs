@@ -156,6 +156,9 @@ impl Dispatcher {
             let problem = match result {
                 Ok(result) => {
                     self.calls.chosen(Some(stop.item), region.as_ref());
+                    if let (true, 1.., Some(region)) = (call.after.is_some(), stop.item, &region) {
+                        self.calls.passed_on(region);
+                    }
                     return (region, Ok(result));
                 }
                 Err(problem) => problem,

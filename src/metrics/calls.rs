@@ -29,6 +29,7 @@ pub(crate) struct CallMetrics {
     clients: Family<(Client, Outcome), Counter>,
     refused: Family<Refusal, Counter>,
     abandoned: Counter,
+    passed_on: Family<Target, Counter>,
 }
 
 impl CallMetrics {
@@ -59,7 +60,11 @@ impl CallMetrics {
         let abandoned = Counter::default();
         let help = "Calls by HTTP whose client went away before there was an answer";
         registry.register("abandoned_calls", help, abandoned.clone());
+        let passed_on = Family::default();
+        let help = "Calls with a consistency token that a later region of their list answered, by that region";
+        registry.register("token_passed_on", help, passed_on.clone());
         Self {
+            passed_on,
             calls,
             failovers,
             choices,
@@ -89,6 +94,12 @@ impl CallMetrics {
     pub(crate) fn chosen(&self, item: Option<usize>, region: Option<&Region>) {
         let labels = (Item::new(item), Target::new(region));
         self.choices.get_or_create(&labels).inc();
+    }
+
+    /// Counts a call with a consistency token that `region` answered, because one before it in the list did not.
+    pub(crate) fn passed_on(&self, region: &Region) {
+        let target = Target::new(Some(region));
+        self.passed_on.get_or_create(&target).inc();
     }
 
     /// Counts a call of the client `name`, which is empty where no token is asked for.

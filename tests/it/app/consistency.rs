@@ -106,6 +106,34 @@ async fn who_is_behind_says_that_it_did_not_run() {
 }
 
 #[tokio::test]
+async fn a_replica_that_is_behind_passes_the_call_on_to_the_next_region_of_the_list() {
+    let cluster = Cluster::builder().region("iad", 1).region("syd", 2);
+    let cluster = cluster.functions().start().await;
+    for (via, attempts) in [("syd-1", 2), ("iad-1", 3)] {
+        let via = cluster.instance(via);
+        let read = after(via, "syd,primary", "1", "behind_in", &json!(["syd"])).await;
+        let meta = &read.body["meta"];
+        assert_eq!(
+            (read.result(), &meta["region"]),
+            (&json!("read"), &json!("iad"))
+        );
+        assert_eq!(meta["attempts"], attempts, "{meta}");
+        let metrics = via.get("/metrics").await.body;
+        let count = "fly_rpc_token_passed_on_total{target_region=\"iad\"} 1";
+        assert!(metrics.as_str().unwrap().contains(count), "{metrics}");
+        // Whoever names nothing reads at once, where it is nearest.
+        let read = via
+            .call("syd,primary", "Test.behind_in", json!(["syd"]))
+            .await;
+        assert_eq!(read.body["meta"]["region"], "syd");
+        // By a path for the function too.
+        let request = via.request("/rpc/syd,primary/Test/behind_in", "[\"syd\"]");
+        let read = answer(request.header("rpc-after", "1")).await.unwrap();
+        assert_eq!(read.body["meta"]["region"], "iad");
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_token_is_refused() {
     let cluster = cluster().await;
     let via = cluster.instance("iad-1");

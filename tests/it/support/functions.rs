@@ -68,7 +68,7 @@ fn registry(directory: &Path, instance: String) -> Registry {
     );
     let (failures, panics, threads) = (runs.clone(), runs.clone(), runs.clone());
     let larges = runs.clone();
-    let latches = directory.to_owned();
+    let (latches, behind) = (directory.to_owned(), instance.clone());
     Registry::builtin()
         .function(
             "Test",
@@ -150,6 +150,15 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 Err::<(), _>(FunctionError::new("Refusal", token))
             },
         )
+        .function_with_context("Test", "behind_in", move |call, (region,): (String,)| {
+            let is_behind = behind.starts_with(&region) && call.after().is_some();
+            async move {
+                match is_behind {
+                    true => Err(FunctionError::not_run("behind")),
+                    false => Ok("read"),
+                }
+            }
+        })
         .function_with_context("Test", "behind", |call, (ms,): (u64,)| async move {
             if call.after().is_some() {
                 call.wait_until(Duration::from_millis(ms), std::future::pending())
