@@ -101,7 +101,7 @@ fn parse_all<T: FromStr>(list: &str) -> Result<Vec<T>, T::Err> {
 }
 
 /// One function, `Module.function`, or all of a module, `Module.*`.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct FunctionPattern {
     module: Name,
     function: Option<Name>,
@@ -168,9 +168,14 @@ impl Caller {
             .is_none_or(|regions| regions.contains(region))
     }
 
+    /// The functions that it may call; all when `None`.
+    pub(crate) fn functions(&self) -> Option<&[FunctionPattern]> {
+        self.0.as_ref()?.functions.as_deref()
+    }
+
     /// Whether it may call `function` anywhere.
     pub(crate) fn may_call(&self, function: &FunctionName) -> bool {
-        let functions = self.0.as_ref().and_then(|client| client.functions.as_ref());
+        let functions = self.functions();
         functions.is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(function)))
     }
 }

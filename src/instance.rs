@@ -15,7 +15,7 @@ use crate::{
     cluster::{Cluster, DiscoveryError},
     config::{Config, ConfigError, Identity, KeyStoreUrl, Limits},
     dispatch::Dispatcher,
-    http::{self, App},
+    http::{self, App, Descriptions},
     lifecycle::{Lifecycle, Phase},
     link::Link,
     memory::{self, Budget},
@@ -266,6 +266,7 @@ impl Core {
             cluster: Arc::clone(&cluster),
             dispatcher,
             metrics,
+            descriptions: Descriptions::default(),
         });
         let shares = is_peer && own.is_none();
         let places = Shares::of(server::open_files(), memory.limit());

@@ -1,6 +1,7 @@
 //! The words that name things: each a short text that was checked once, shared cheaply and never checked again.
 //! Owns their rules; regions have a file of their own.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tracing::field::Empty;
 use ulid::Ulid;
 
@@ -183,6 +184,27 @@ pub(crate) struct FunctionName {
     pub function: Name,
 }
 
+/// What stays as it is in a path: what RFC 3986 calls unreserved.
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+impl FunctionName {
+    /// Its path: its names as two segments, whatever is in them.
+    pub(crate) fn path(&self) -> String {
+        let segment = |name: &Name| utf8_percent_encode(name.as_str(), UNRESERVED).to_string();
+        format!("{}/{}", segment(&self.module), segment(&self.function))
+    }
+
+    /// Whether each name stays a segment of a path: `.` and `..` lead elsewhere, also when they are encoded.
+    pub(crate) fn is_segments(&self) -> bool {
+        let names = [&self.module, &self.function];
+        !names.iter().any(|name| matches!(name.as_str(), "." | ".."))
+    }
+}
+
 impl std::fmt::Display for FunctionName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.module, self.function)
@@ -201,6 +223,22 @@ mod tests {
         for bad in ["", " ", "a b", "a\u{0}", "é", &"x".repeat(129)] {
             bad.parse::<Name>().unwrap_err();
         }
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_segment() {
+        let path = |module: &str, function: &str| {
+            let name = FunctionName {
+                module: module.parse().unwrap(),
+                function: function.parse().unwrap(),
+            };
+            name.path()
+        };
+        assert_eq!(path("Fly.RPC", "is_primary?"), "Fly.RPC/is_primary%3F");
+        assert_eq!(path("a/b", "#?%2e"), "a%2Fb/%23%3F%252e");
+        assert_eq!(path("Kernel", "+"), "Kernel/%2B");
+        assert_eq!(path("\\", "/"), "%5C/%2F");
+        assert_eq!(path("{region}", "f"), "%7Bregion%7D/f");
     }
 
     #[test]

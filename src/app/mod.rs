@@ -19,7 +19,6 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use http_body_util::Full;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use tokio::{
     sync::{mpsc, oneshot, watch as tokio_watch},
@@ -46,12 +45,6 @@ use crate::{
     trace::{self, TRACEPARENT},
 };
 
-/// What stays as it is in a path: what RFC 3986 calls unreserved.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
 /// How many calls may wait for the list to be asked again.
 const ASKS: usize = 1024;
 
@@ -196,7 +189,7 @@ impl App {
         let request = Prepared {
             app: Arc::clone(self),
             name: call.name.clone(),
-            path: path(self.channel.url().base(), &call.name),
+            path: format!("{}/{}", self.channel.url().base(), call.name.path()),
             body: Bytes::from(format!("{{\"args\":{}}}", args.raw())),
             headers: headers(call, request_id),
             deadline,
@@ -416,13 +409,6 @@ fn headers(call: &Call, request_id: &RequestId) -> Vec<(HeaderName, HeaderValue)
     headers
 }
 
-/// The path of a function: its names as two segments, whatever is in them.
-fn path(base: &str, name: &FunctionName) -> String {
-    let segment = |text| utf8_percent_encode(text, ESCAPED);
-    let (module, function) = (name.module.as_str(), name.function.as_str());
-    format!("{base}/{}/{}", segment(module), segment(function))
-}
-
 fn bearing(token: &Token) -> Option<HeaderValue> {
     // The alphabet of tokens is one of header values.
     let mut value = HeaderValue::try_from(token.bearer()).ok()?;
@@ -432,23 +418,3 @@ fn bearing(token: &Token) -> Option<HeaderValue> {
 
 /// How long the app has to answer with its list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_cannot_leave_its_segment() {
-        let path = |module: &str, function: &str| {
-            let name = FunctionName {
-                module: module.parse().unwrap(),
-                function: function.parse().unwrap(),
-            };
-            path("/rpc", &name)
-        };
-        assert_eq!(path("Fly.RPC", "is_primary?"), "/rpc/Fly.RPC/is_primary%3F");
-        assert_eq!(path("a/b", "#?%2e"), "/rpc/a%2Fb/%23%3F%252e");
-        assert_eq!(path("Kernel", "+"), "/rpc/Kernel/%2B");
-        assert_eq!(path("\\", "/"), "/rpc/%5C/%2F");
-    }
-}

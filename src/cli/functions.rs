@@ -7,7 +7,12 @@ use super::{
     ask::{AskArgs, Endpoint},
     print, say,
 };
-use crate::{AppUrl, app::App, config, json, registry::Catalogue};
+use crate::{
+    AppUrl,
+    app::{App, Listing},
+    config, json,
+    registry::Catalogue,
+};
 
 /// Which instance, or which app.
 #[derive(Args)]
@@ -31,8 +36,24 @@ pub(super) async fn run(args: FunctionsArgs) -> Result<(), Failure> {
     }
 }
 
-/// Prints what the app lists and declares, and says what is wrong.
-async fn check(url: AppUrl) -> Result<(), Failure> {
+/// What an app lists.
+pub(super) struct Listed {
+    pub(super) listing: Listing,
+    /// Whether it gives its list without the token too.
+    is_open: bool,
+}
+
+impl Listed {
+    /// Says what is wrong with the list.
+    pub(super) fn remark(&self) {
+        for remark in self.listing.remarks() {
+            say(&format!("fly-rpc: {remark}"));
+        }
+    }
+}
+
+/// What the app at `url` lists.
+pub(super) async fn listed(url: AppUrl) -> Result<Listed, Failure> {
     let config = config::app_to_check(url).map_err(|error| Failure::Usage(error.to_string()))?;
     let checked = App::check(&config).await;
     let (listing, is_open) = checked.map_err(|why| {
@@ -41,21 +62,25 @@ async fn check(url: AppUrl) -> Result<(), Failure> {
                     Bearer $RPC_APP_TOKEN`";
         Failure::Failed(format!("{url}: {why}; {hint}"))
     })?;
-    for (name, declared) in listing.iter() {
+    Ok(Listed { listing, is_open })
+}
+
+/// Prints what the app lists and declares, and says what is wrong.
+async fn check(url: AppUrl) -> Result<(), Failure> {
+    let listed = listed(url).await?;
+    for (name, declared) in listed.listing.iter() {
         let declared = String::from_utf8_lossy(&json::to_vec(declared)).into_owned();
         print(&format!("{name} {declared}"))?;
     }
-    for remark in listing.remarks() {
-        say(&format!("fly-rpc: {remark}"));
-    }
-    if is_open {
+    listed.remark();
+    if listed.is_open {
         return Err(Failure::Failed(
             "the app gives its list to whoever asks: have it answer 401 to each request without `authorization: Bearer \
              $RPC_APP_TOKEN`"
                 .to_owned(),
         ));
     }
-    match listing.remarks() {
+    match listed.listing.remarks() {
         [] => Ok(()),
         _ => Err(Failure::Told),
     }

@@ -10,6 +10,7 @@ mod example;
 mod exchange;
 mod explain;
 mod functions;
+mod openapi;
 mod regions;
 mod run;
 mod serve;
@@ -58,8 +59,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// List the functions of an instance, or check an app
     Functions(functions::FunctionsArgs),
-    /// Print the OpenAPI document
-    Openapi,
+    /// Print the OpenAPI document, of the service or of an app
+    Openapi(openapi::OpenapiArgs),
     /// Print a script by which a shell completes commands and flags
     Completions(completions::CompletionsArgs),
 }
@@ -146,7 +147,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Regions(args) => regions::run(args).await,
         Command::Explain(args) => explain::run(args).await,
         Command::Functions(args) => functions::run(args).await,
-        Command::Openapi => print(&crate::openapi_json()),
+        Command::Openapi(args) => openapi::run(args).await,
         Command::Completions(args) => completions::run(&args),
     }
 }

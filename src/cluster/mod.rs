@@ -16,7 +16,7 @@ mod probe;
 mod snapshot;
 mod table;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -42,6 +42,7 @@ use crate::{
     name::BootId,
     problem::{Code, Problem},
     region::Region,
+    registry::{Catalogue, CatalogueHash},
     state::PeerState,
     token::Token,
 };
@@ -152,6 +153,21 @@ impl Cluster {
     /// The regions in which a peer was ever seen, sorted.
     pub(crate) fn regions(&self) -> Vec<Region> {
         self.snapshot.regions()
+    }
+
+    /// The catalogues of all peers, each once, in the order of their hashes, which is the same on every instance.
+    pub(crate) fn catalogues(&self) -> BTreeMap<CatalogueHash, Arc<Catalogue>> {
+        let mut found = BTreeMap::new();
+        for region in self.snapshot.regions() {
+            let peers = self.snapshot.region(&region).unwrap_or_default();
+            let all = peers.ready.iter().chain(&peers.others);
+            for catalogue in all.filter_map(|peer| peer.catalogue.as_ref()) {
+                if !found.contains_key(catalogue.hash()) {
+                    found.insert(catalogue.hash().clone(), Arc::clone(catalogue));
+                }
+            }
+        }
+        found
     }
 
     /// Whether the first round is over, or there is nothing to discover.

@@ -13,13 +13,14 @@ use axum::{
 
 use super::{App, AppState, Crowded, Reached, internal, response::Refusal, site};
 use crate::{
+    access::Caller,
     problem::{Code, Problem},
     protocol::{Challenge, NONCE, PROOF, PROVABLE, Who},
     replay::came_through_fly_proxy,
     token::{PresentedToken, Proof},
 };
 
-/// Lets a request pass that has the token of a client, where there are clients; its [`Caller`](crate::access::Caller)
+/// Lets a request pass that has the token of a client, where there are clients; its [`Caller`]
 /// becomes an extension of it.
 pub(super) async fn clients(
     State(app): AppState,
@@ -43,6 +44,15 @@ pub(super) async fn clients(
         refusal.client = Some(caller);
     }
     Ok(response)
+}
+
+/// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.
+pub(super) fn known_caller(app: &App, request: &Request) -> Option<Caller> {
+    if app.access.clients.is_empty() {
+        check_site(request, app.access.allow_anonymous).ok()?;
+    }
+    let token = presented_token(request.headers());
+    app.access.caller(token.as_ref())
 }
 
 /// Lets a request pass that has the cluster's token, or a proof that its sender knows it; the answer to a probe with a

@@ -37,16 +37,18 @@ pub(crate) use self::cluster::{
     CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, RegionsDocument,
     UnplacedDocument,
 };
+pub(crate) use self::openapi::route::Descriptions;
 use crate::{
     access::Access,
     call::Timeouts,
     cluster::Cluster,
     config::{Identity, Limits, Route},
+    declaration::Declaration,
     dispatch::Dispatcher,
     lifecycle::Lifecycle,
     memory::Budget,
     metrics::Metrics,
-    name::BootId,
+    name::{BootId, FunctionName},
     problem::{Code, Problem},
     protocol,
     registry::Executor,
@@ -87,6 +89,8 @@ pub(crate) struct App {
     pub dispatcher: Arc<Dispatcher>,
     /// What it counts.
     pub metrics: Metrics,
+    /// Its descriptions with functions.
+    pub descriptions: Descriptions,
 }
 
 /// The address by which a request reached this instance, as an extension of the request.
@@ -139,6 +143,14 @@ pub fn openapi_json() -> String {
     openapi::to_json(&openapi::finished(documented().into_openapi()))
 }
 
+/// The same with an operation for each of `functions` that declares its parameters.
+pub(crate) fn openapi_json_with<'a>(
+    functions: impl IntoIterator<Item = (FunctionName, &'a Declaration)>,
+) -> String {
+    let document = openapi::finished(documented().into_openapi());
+    openapi::to_json_with(&document, functions)
+}
+
 /// The routes that are in the OpenAPI document.
 fn documented() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(openapi::description())
@@ -163,7 +175,7 @@ fn documented_open() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(health::get_liveness))
         .routes(routes!(health::get_readiness))
-        .routes(routes!(openapi::get_description))
+        .routes(routes!(openapi::route::get_description))
 }
 
 /// The routes that anybody may use.

@@ -18,7 +18,8 @@ use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 
 /// A document in both forms, plain and compressed.
-pub(super) struct Document {
+#[derive(Debug)]
+pub(crate) struct Document {
     content_type: &'static str,
     plain: Bytes,
     /// `None` where it could not be compressed.

@@ -1,10 +1,13 @@
-//! What the OpenAPI document says besides the routes, and the route that serves it.
+//! What the OpenAPI document says besides the routes; `functions.rs` adds operations to it, `route.rs` serves it.
 
+mod functions;
+mod names;
 mod problems;
+pub(super) mod route;
+mod schema;
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::collections::BTreeMap;
 
-use axum::{http::HeaderMap, response::Response};
 use serde_json::Value;
 use utoipa::{
     OpenApi,
@@ -24,13 +27,11 @@ pub(super) use self::problems::{
     CallProblems, ClusterProblems, EventProblems, ExplainProblems, OpenProblems, ReadinessProblems,
     RegionProblems,
 };
-use super::{
-    events::{Counts, Lagged},
-    served::Document as Served,
-};
+use super::events::{Counts, Lagged};
 use crate::{
-    declaration::MAX_PARAMS,
+    declaration::{Declaration, MAX_PARAMS},
     feed::{EndedCall, FailedAttempt, PeerChange},
+    name::FunctionName,
     problem::Code,
     reply::ProblemDocument,
 };
@@ -184,6 +185,16 @@ fn list_codes(problem: &mut RefOr<Schema>) {
     }
 }
 
+/// `document` as JSON, with an operation for each of `functions` that declares its parameters.
+pub(super) fn to_json_with<'a>(
+    document: &Document,
+    functions: impl IntoIterator<Item = (FunctionName, &'a Declaration)>,
+) -> String {
+    let stock = serde_json::to_value(document)
+        .unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"));
+    format!("{:#}", functions::with_functions(stock, functions))
+}
+
 /// `document` as JSON.
 pub(super) fn to_json(document: &Document) -> String {
     let json = document.to_pretty_json();
@@ -212,38 +223,4 @@ fn header(kind: Type, description: &str, example: Value) -> Header {
         .description(Some(description))
         .example(Some(example))
         .build()
-}
-
-/// Get this document
-#[utoipa::path(
-    get,
-    path = "/openapi.json",
-    operation_id = "getDescription",
-    tag = "description",
-    params((
-        "If-None-Match" = Option<String>,
-        Header,
-        description = "The `etag` of the document that the client has"
-    )),
-    responses(
-        (
-            status = 200,
-            description = "The OpenAPI document, with an `etag`; compressed where `accept-encoding` names gzip",
-            body = Value,
-            examples((
-                "start" = (
-                    summary = "How it begins",
-                    value = json!({"openapi": "3.1.0", "info": {"title": "fly-rpc", "version": "0.1.0"}})
-                )
-            ))
-        ),
-        (status = 304, description = "The client has it"),
-        OpenProblems,
-    ),
-    security()
-)]
-pub(super) async fn get_description(headers: HeaderMap) -> Response {
-    static DOCUMENT: LazyLock<Served> =
-        LazyLock::new(|| Served::new("application/json", crate::http::openapi_json()));
-    DOCUMENT.answer(&headers)
 }

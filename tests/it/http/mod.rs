@@ -9,3 +9,4 @@ mod places;
 mod proxies;
 mod reading;
 mod security;
+mod typed;

@@ -83,7 +83,10 @@ fn registry(directory: &Path, instance: String) -> Registry {
         .declare(
             "Test",
             "pair",
-            Declaration::new().params([("first", json!({})), ("second", json!({}))]),
+            Declaration::new()
+                .doc("Both as they came")
+                .params([("first", json!({})), ("second", json!({"type": "array"}))])
+                .result(json!({"type": "array", "description": "The two"})),
         )
         .function("Test", "not_json", |(): ()| async move {
             Ok(BTreeMap::from([((1, 2), 3)]))

@@ -1,0 +1,32 @@
+//! `fly-rpc openapi`: the document of the service, or that of an app, with an operation for each of its functions that
+//! declares its parameters.
+
+use clap::Args;
+
+use super::{Failure, functions::listed, print};
+use crate::{AppUrl, http::openapi_json_with, openapi_json};
+
+/// Whose document.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  fly-rpc openapi
+  RPC_APP_TOKEN=… fly-rpc openapi --app-url http://127.0.0.1:3000/rpc > openapi.json")]
+pub(super) struct OpenapiArgs {
+    /// Add an operation for each function of the app at this URL that declares its parameters. It is sent the token in
+    /// `RPC_APP_TOKEN`
+    #[arg(long, value_name = "URL")]
+    app_url: Option<AppUrl>,
+}
+
+/// Prints the document.
+pub(super) async fn run(args: OpenapiArgs) -> Result<(), Failure> {
+    let Some(url) = args.app_url else {
+        return print(&openapi_json());
+    };
+    let listed = listed(url).await?;
+    listed.remark();
+    let functions = listed.listing.iter();
+    print(&openapi_json_with(
+        functions.map(|(name, declared)| (name.clone(), declared)),
+    ))
+}
