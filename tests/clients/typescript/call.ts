@@ -1,6 +1,7 @@
-// A client that openapi-typescript typed, with openapi-fetch: a call, a problem, the regions.
+// A client that openapi-typescript typed, with openapi-fetch: a call, a problem, the regions, the functions of an app.
 //
-// FLY_RPC_URL names the instance to ask; FLY_RPC_TOKEN is a client's token, where the instance wants one.
+// FLY_RPC_URL names the instance to ask; FLY_RPC_TOKEN is a client's token, where the instance wants one. NOTES_URL names an
+// instance beside the app.
 
 import createClient from "openapi-fetch";
 import type { components, paths } from "./schema.js";
@@ -29,3 +30,18 @@ console.log(`error ${failed?.error?.kind}: ${failed?.error?.message} executed ${
 
 const { data: regions } = await client.GET("/regions");
 console.log("regions", ...(regions?.regions ?? []).map(({ region }) => region));
+
+const notes = createClient<paths>({ baseUrl: process.env.NOTES_URL });
+
+function create(region: string, body: components["schemas"]["NotesCreateArgs"]) {
+  return notes.POST("/rpc/{region}/Notes/create", { params: { path: { region } }, body });
+}
+
+const { data: created } = await create("syd", { title: "Milk", tags: ["dairy", "cold"] });
+const { data: counted } = await notes.POST("/rpc/{region}/Notes/count", { params: { path: { region: "iad" } } });
+if (!created || !counted) throw new Error("no note");
+const { number, title } = created.result;
+console.log(`note ${number} ${title} from ${created.meta.region}, ${counted.result} in ${counted.meta.region}`);
+
+const { error: untitled } = await create("syd", { title: "", tags: [] });
+console.log(`error ${untitled?.error?.kind}: ${untitled?.error?.message} executed ${untitled?.executed}`);

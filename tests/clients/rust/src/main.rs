@@ -1,6 +1,7 @@
-//! A client that progenitor generated: a call, a problem, the regions.
+//! A client that progenitor generated: a call, a problem, the regions, the functions of an app.
 //!
-//! `FLY_RPC_URL` names the instance to ask; `FLY_RPC_TOKEN` is a client's token, where the instance wants one.
+//! `FLY_RPC_URL` names the instance to ask; `FLY_RPC_TOKEN` is a client's token, where the instance wants one. `NOTES_URL`
+//! names an instance beside the app.
 
 use std::{env, error::Error};
 
@@ -9,7 +10,7 @@ use serde_json::json;
 
 use fly_rpc::{
     Client,
-    types::{CallRequest, Problem},
+    types::{CallRequest, NotesCreateArgs, Problem},
 };
 
 mod fly_rpc {
@@ -54,6 +55,34 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .map(|region| region.region)
         .collect();
     println!("regions {}", names.join(" "));
+
+    let notes = Client::new(&env::var("NOTES_URL")?);
+    let milk = NotesCreateArgs::builder()
+        .title("Milk")
+        .tags(vec!["dairy".to_owned(), "cold".to_owned()]);
+    let created = notes.notes_create().region("syd").body(milk).send().await?.into_inner();
+    let counted = notes.notes_count().region("iad").send().await?.into_inner();
+    let place = |meta: fly_rpc::types::Meta| meta.region.unwrap_or_default();
+    println!(
+        "note {} {} from {}, {} in {}",
+        created.result.number,
+        created.result.title,
+        place(created.meta),
+        counted.result,
+        place(counted.meta)
+    );
+
+    let nameless = NotesCreateArgs::builder().title("").tags(Vec::new());
+    let untitled = match notes.notes_create().region("syd").body(nameless).send().await {
+        Err(fly_rpc::Error::ErrorResponse(problem)) => problem.into_inner(),
+        Err(error) => return Err(error.into()),
+        Ok(reply) => return Err(format!("a note: {:?}", reply.into_inner()).into()),
+    };
+    let error = untitled.error.0.ok_or("no error of the function")?;
+    println!(
+        "error {}: {} executed {}",
+        error.kind, error.message, untitled.executed
+    );
     Ok(())
 }
 
