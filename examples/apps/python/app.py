@@ -4,20 +4,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 def fail(message):
     raise ValueError(message)
 
-def call(region, name, *args):  # a function in another region, through the instance beside this app
-    module, function = name.rsplit(".", 1)
+def add_in(region, a, b):  # in another region, through the instance beside this app
     headers = {"content-type": "application/json", "authorization": f"Bearer {os.environ.get('FLY_RPC_TOKEN')}"}
-    body = json.dumps({"module": module, "function": function, "args": args}).encode()
-    request = urllib.request.Request(f"{os.environ['FLY_RPC_URL']}/rpc/{region}", body, headers)
+    url = f"{os.environ['FLY_RPC_URL']}/rpc/{region}/Math/add"
+    request = urllib.request.Request(url, json.dumps([a, b]).encode(), headers)
     return json.load(urllib.request.urlopen(request))["result"]
 
-FUNCTIONS = {"Math.add": lambda a, b: a + b, "Demo.fail": fail, "Demo.sleep": lambda ms: time.sleep(ms / 1000),
-             "Demo.add_in": lambda region, a, b: call(region, "Math.add", a, b)}
+FUNCTIONS = {"Math.add": lambda a, b: a + b, "Demo.fail": fail, "Demo.sleep": lambda ms: time.sleep(ms / 1000), "Demo.add_in": add_in}
 
 class App(BaseHTTPRequestHandler):
-    def do_GET(self, run=lambda: (200, {"functions": {name: {} for name in FUNCTIONS}})):
-        allowed = self.headers["authorization"] == f"Bearer {os.environ['RPC_APP_TOKEN']}"
-        status, value = run() if allowed else (401, None)
+    def do_GET(self, run=lambda: {"functions": {name: {} for name in FUNCTIONS}}):
+        is_allowed = self.headers["authorization"] == f"Bearer {os.environ['RPC_APP_TOKEN']}"
+        try: status, value = (200, run()) if is_allowed else (401, None)
+        except Exception as error: status, value = 500, {"kind": type(error).__name__, "message": str(error)}
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.end_headers()
@@ -25,9 +24,6 @@ class App(BaseHTTPRequestHandler):
 
     def do_POST(self):  # /rpc/Math/add
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        def run():
-            try: return 200, FUNCTIONS[".".join(self.path.split("/")[2:])](*body["args"])
-            except Exception as error: return 500, {"kind": type(error).__name__, "message": str(error)}
-        self.do_GET(run)
+        self.do_GET(lambda: FUNCTIONS[".".join(self.path.split("/")[2:])](*body["args"]))
 
 ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()

@@ -1,5 +1,5 @@
-//! `fly-rpc run`: the app as a child of its instance, how it starts and how both end. And the apps in `examples/apps`,
-//! under `fly-rpc dev` in two regions.
+//! `fly-rpc run`: the app as a child of its instance, how it starts and how both end. And the app in
+//! `examples/apps/python`, under `fly-rpc dev` in two regions; `.ci/apps` does the same with those that need packages.
 
 use std::{
     process::{ExitStatus, Stdio},
@@ -136,11 +136,6 @@ async fn the_port_of_the_app_is_not_that_of_the_instance() {
 #[tokio::test]
 async fn the_python_example_runs_in_two_regions() {
     example("python/app.py", &["python3"], "ValueError").await;
-}
-
-#[tokio::test]
-async fn the_node_example_runs_in_two_regions() {
-    example("node/app.mjs", &["node"], "RangeError").await;
 }
 
 /// Runs an example under `dev`, and calls each of its functions from one region in the other.

@@ -1,0 +1,37 @@
+Mix.install([:bandit, :req])
+
+defmodule App do
+  use Plug.Router
+  plug :check
+  plug Plug.Parsers, parsers: [:json], json_decoder: Jason
+  plug :match
+  plug :dispatch
+
+  @functions %{"Math.add" => %{}, "Demo.fail" => %{}, "Demo.sleep" => %{}, "Demo.add_in" => %{}}
+
+  def run("Math.add", [a, b]), do: a + b
+  def run("Demo.fail", [message]), do: raise(ArgumentError, message)
+  def run("Demo.sleep", [ms]), do: Process.sleep(ms) && nil
+  def run("Demo.add_in", [region | args]) do # in another region, through the instance beside this app
+    call = [json: args, auth: {:bearer, System.get_env("FLY_RPC_TOKEN", "none")}]
+    Req.post!(System.fetch_env!("FLY_RPC_URL") <> "/rpc/#{region}/Math/add", call).body["result"]
+  end
+
+  get "/rpc", do: answer(conn, 200, %{functions: @functions})
+  post "/rpc/:module/:function" do
+    try do
+      answer(conn, 200, run("#{module}.#{function}", conn.body_params["args"]))
+    rescue
+      error -> answer(conn, 500, %{kind: inspect(error.__struct__), message: Exception.message(error)})
+    end
+  end
+
+  defp check(conn, _) do
+    locked = get_req_header(conn, "authorization") != ["Bearer " <> System.fetch_env!("RPC_APP_TOKEN")]
+    if locked, do: conn |> answer(401, nil) |> halt(), else: conn
+  end
+  defp answer(conn, status, value), do: conn |> put_resp_content_type("application/json") |> send_resp(status, Jason.encode!(value))
+end
+
+{:ok, _} = Bandit.start_link(plug: App, ip: :loopback, port: String.to_integer(System.fetch_env!("PORT")))
+Process.sleep(:infinity)
