@@ -2,7 +2,7 @@
 
 mod embedded;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -13,7 +13,7 @@ use crate::registry::Store;
 use crate::{
     app,
     cluster::{Cluster, DiscoveryError},
-    config::{Config, ConfigError, Identity, KeyStoreUrl, Limits},
+    config::{Config, ConfigError, DrainConfig, Identity, KeyStoreUrl, Limits},
     dispatch::Dispatcher,
     http::{self, App, Descriptions},
     lifecycle::{Lifecycle, Phase},
@@ -71,8 +71,32 @@ impl Instance {
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
         config.validate()?;
         let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
-        let (core, _, _) = Core::start(config, registry, address, Some(listener)).await?;
+        let (core, _, _) = Core::start(config, registry, address, Some(listener), None).await?;
         Ok(Self { address, core })
+    }
+
+    /// The same with a listener of its own for the app that this process runs as its child: it stays open until
+    /// [`Instance::end`], so that the app's calls are forwarded while it stops, when nobody else's are taken any more.
+    #[cfg(feature = "cli")]
+    pub(crate) async fn start_with_child(
+        config: Config,
+        registry: Registry,
+    ) -> Result<Self, StartError> {
+        config.validate()?;
+        let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
+        let child = listen("FLY_RPC_URL, which the app gets", "127.0.0.1:0").await?;
+        let (core, _, _) =
+            Core::start(config, registry, address, Some(listener), Some(child)).await?;
+        Ok(Self { address, core })
+    }
+
+    /// Where the child of this process finds it.
+    #[cfg(feature = "cli")]
+    pub(crate) fn child_address(&self) -> SocketAddr {
+        self.core
+            .child
+            .as_ref()
+            .map_or(self.address, |(address, _)| *address)
     }
 
     /// Where it serves the public routes.
@@ -127,6 +151,18 @@ impl Instance {
     pub(crate) async fn run_until_or(
         self,
         stop: impl Future<Output = ()> + Send,
+        signals: Signals,
+    ) -> Drained {
+        let drained = self.drain_after(stop, signals).await;
+        self.end().await;
+        drained
+    }
+
+    /// Serves until `stop` or a signal, then drains; a signal during the drain ends it at once. What runs in the background
+    /// goes on until [`Instance::end`].
+    pub(crate) async fn drain_after(
+        &self,
+        stop: impl Future<Output = ()> + Send,
         mut signals: Signals,
     ) -> Drained {
         tokio::select! {
@@ -135,9 +171,14 @@ impl Instance {
         }
         tracing::info!("stopping: draining; a second signal ends it at once");
         tokio::select! {
-            drained = self.shutdown() => drained,
+            drained = self.core.server.drain() => drained,
             () = signals.next() => Drained::Cut,
         }
+    }
+
+    /// Ends what runs in the background, and what is served to a child of this process.
+    pub(crate) async fn end(&self) {
+        self.core.end().await;
     }
 
     /// Stops in order: tells the peers and still serves for the drain delay; then refuses new calls and finishes those
@@ -156,18 +197,21 @@ struct Core {
     rpc: Rpc,
     cluster: Arc<Cluster>,
     server: Server,
+    /// What serves a child of this process, and where.
+    child: Option<(SocketAddr, Server)>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Core {
-    /// Starts everything; the public routes, at `address`, are served on `listener` if there is one. Gives what the routes
-    /// share, and whether the public ones share their listener with `/internal/*`.
+    /// Starts everything; the public routes, at `address`, are served on `listener` if there is one, and those for clients on
+    /// `child` too. Gives what the routes share, and whether the public ones share their listener with `/internal/*`.
     async fn start(
         config: Config,
         registry: Registry,
         address: SocketAddr,
         listener: Option<TcpListener>,
+        child: Option<(TcpListener, SocketAddr)>,
     ) -> Result<(Self, Arc<App>, bool), StartError> {
         config.validate()?;
         // Without /internal/*, it is nobody's peer.
@@ -208,9 +252,12 @@ impl Core {
         let registry = registry.finish(&identity)?;
         let boot = BootId::random();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let lifecycle = Arc::new(Lifecycle::new());
+        let (lifecycle, of_child) = (Arc::new(Lifecycle::new()), Arc::new(Lifecycle::new()));
         let mut metrics = Metrics::new(&identity, &boot, registry.catalogue().names());
-        let app = app.map(|app| app::App::start(&app, limits.max_result, &tasks, stop.clone()));
+        let app = app.map(|app| {
+            let memory = Arc::clone(&memory);
+            app::App::start(&app, limits.max_result, memory, &tasks, stop.clone())
+        });
         let keys = match key_store {
             Some(url) => shared_keys(&url, (&identity, &boot), &mut metrics, &tasks, stop.clone())?,
             None => Keys::here(),
@@ -250,7 +297,8 @@ impl Core {
             link,
             &metrics,
         ));
-        show_now(&mut metrics, &lifecycle, &executor, &dispatcher, limits);
+        let admitting = [&lifecycle, &of_child];
+        show_now(&mut metrics, admitting, &executor, &dispatcher, limits);
         let rpc = Rpc::new(Arc::clone(&dispatcher), timeouts);
         let app = Arc::new(App {
             identity: identity.clone(),
@@ -265,7 +313,7 @@ impl Core {
             executor,
             cluster: Arc::clone(&cluster),
             dispatcher,
-            metrics,
+            metrics: Arc::new(metrics),
             descriptions: Descriptions::default(),
         });
         let shares = is_peer && own.is_none();
@@ -286,6 +334,23 @@ impl Core {
         ];
         let doors = doors.into_iter().flatten();
         let server = Server::start(doors, lifecycle, drain, &memory);
+        let child = child.map(|(listener, address)| {
+            let dispatcher = app.dispatcher.admitted_by(Arc::clone(&of_child));
+            let app = App {
+                lifecycle: Arc::clone(&of_child),
+                dispatcher: Arc::new(dispatcher),
+                ..App::clone(&app)
+            };
+            let router = http::public_router(Arc::new(app), false);
+            let door = Door::of_instances(listener, router, places.internal / 2);
+            // Its peers have been told long before.
+            let drain = DrainConfig {
+                delay: Duration::ZERO,
+                ..drain
+            };
+            let server = Server::start([door].into_iter(), of_child, drain, &memory);
+            (address, server)
+        });
         let core = Self {
             internal_address,
             metrics_address,
@@ -293,6 +358,7 @@ impl Core {
             rpc,
             cluster,
             server,
+            child,
             stop,
             tasks,
         };
@@ -302,10 +368,18 @@ impl Core {
     /// Drains, and then ends everything that runs in the background.
     async fn shutdown(&self) -> Drained {
         let drained = self.server.drain().await;
+        self.end().await;
+        drained
+    }
+
+    /// Ends everything that is left after the drain.
+    async fn end(&self) {
+        if let Some((_, server)) = &self.child {
+            server.drain().await;
+        }
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        drained
     }
 }
 
@@ -342,17 +416,18 @@ fn shared_keys(
 /// Adds what is read when somebody asks for the metrics.
 fn show_now(
     metrics: &mut Metrics,
-    lifecycle: &Arc<Lifecycle>,
+    [lifecycle, of_child]: [&Arc<Lifecycle>; 2],
     executor: &Arc<Executor>,
     dispatcher: &Arc<Dispatcher>,
     limits: Limits,
 ) {
-    let (here, drains) = (Arc::clone(lifecycle), Arc::clone(lifecycle));
+    let (here, of_child) = (Arc::clone(lifecycle), Arc::clone(of_child));
+    let drains = Arc::clone(lifecycle);
     let (executor, dispatcher) = (Arc::clone(executor), Arc::clone(dispatcher));
     metrics.gauge(
         "in_flight",
         "Calls that were accepted and are not answered yet, run here or forwarded.",
-        move || here.in_flight(),
+        move || here.in_flight() + of_child.in_flight(),
     );
     metrics.gauge("running", "Functions that run here now.", move || {
         executor.running()

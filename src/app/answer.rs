@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::channel::Answer;
+use super::channel::{Answer, Unread};
 use crate::{
     json,
     name::{ConsistencyToken, FunctionName},
@@ -88,10 +88,9 @@ fn refused(name: &FunctionName, answer: &Answer) -> Problem {
 }
 
 fn result(name: &FunctionName, answer: &Answer, limit: usize) -> Outcome {
-    let Some(body) = &answer.body else {
-        let message = format!("the result has more than the {limit} bytes of RPC_MAX_RESULT");
-        let error = FunctionError::new("ResultTooLarge", message);
-        return Err(Problem::function_failed(error));
+    let body = match &answer.body {
+        Ok(body) => body,
+        Err(unread) => return Err(dropped("Result", *unread, limit)),
     };
     if body.is_empty() {
         return Ok(Returned::fresh(RawValue::NULL.to_owned()));
@@ -111,7 +110,7 @@ fn result(name: &FunctionName, answer: &Answer, limit: usize) -> Outcome {
 /// A 5xx.
 fn error(name: &FunctionName, answer: &Answer, limit: usize) -> Problem {
     let status = answer.status;
-    if answer.body.is_none() || document(answer).is_some() {
+    if answer.body.is_err() || document(answer).is_some() {
         return failed(answer, limit);
     }
     match status {
@@ -125,9 +124,8 @@ fn error(name: &FunctionName, answer: &Answer, limit: usize) -> Problem {
 
 /// The function ran and returned an error: what the body says of it, if that is JSON.
 fn failed(answer: &Answer, limit: usize) -> Problem {
-    if answer.body.is_none() {
-        let message = format!("the error has more than the {limit} bytes of RPC_MAX_RESULT");
-        return Problem::function_failed(FunctionError::new("ErrorTooLarge", message));
+    if let Err(unread) = answer.body {
+        return dropped("Error", unread, limit);
     }
     let document = document(answer).unwrap_or_default();
     let kind = document.kind.clone();
@@ -137,6 +135,22 @@ fn failed(answer: &Answer, limit: usize) -> Problem {
     let mut error = FunctionError::new(kind, message);
     error.data = document.data;
     Problem::function_failed(error)
+}
+
+/// The function ran, and what it returned was not read.
+fn dropped(what: &str, unread: Unread, limit: usize) -> Problem {
+    let name = what.to_lowercase();
+    let (kind, message) = match unread {
+        Unread::TooLong => (
+            format!("{what}TooLarge"),
+            format!("the {name} has more than the {limit} bytes of RPC_MAX_RESULT"),
+        ),
+        Unread::NoRoom => (
+            format!("{what}Dropped"),
+            format!("the {name} found no room in RPC_MAX_MEMORY"),
+        ),
+    };
+    Problem::function_failed(FunctionError::new(kind, message))
 }
 
 pub(super) fn lost(detail: String) -> Problem {
@@ -170,6 +184,7 @@ fn document(answer: &Answer) -> Option<Document> {
     let body = answer
         .body
         .as_deref()
+        .ok()
         .filter(|_| is_json(&answer.headers))?;
     let whole = json::value(body).ok()?;
     let text = |raw: Option<Box<RawValue>>| serde_json::from_str::<String>(raw?.get()).ok();
@@ -230,7 +245,10 @@ mod tests {
             headers: [(header.0.parse().unwrap(), header.1.parse().unwrap())]
                 .into_iter()
                 .collect(),
-            body: body.map(|body| body.as_bytes().to_vec()),
+            body: body
+                .map(|body| body.as_bytes().to_vec())
+                .ok_or(Unread::TooLong),
+            _memory: None,
         };
         let said = |outcome: Outcome| match outcome {
             Ok(returned) => returned.json.get().to_owned(),

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::{AppAddress, AppUrl};
+use crate::{
+    config::{AppAddress, AppUrl},
+    memory::{Budget, Reserved, Share},
+};
 
 /// How long an idle connection is kept. Measured: gunicorn's sync worker closes at once and says so, its gthread after
 /// 2 s, uvicorn after 5 s, Node after 5 s, Puma after 20 s.
@@ -40,6 +43,8 @@ const MAX_HEAD: usize = 64 << 10;
 pub(super) struct Channel {
     url: AppUrl,
     host: HeaderValue,
+    /// What answers count in while they are read.
+    memory: Arc<Budget>,
     idle: Mutex<Vec<Idle>>,
 }
 
@@ -61,8 +66,18 @@ struct Connection {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
-    /// `None` when it is longer than asked for.
-    pub(super) body: Option<Vec<u8>>,
+    pub(super) body: Result<Vec<u8>, Unread>,
+    /// For the body.
+    pub(super) _memory: Option<Reserved>,
+}
+
+/// Why the body of an answer was not read to its end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Unread {
+    /// It is longer than asked for.
+    TooLong,
+    /// The memory budget has no room for it.
+    NoRoom,
 }
 
 /// Why there is no whole answer.
@@ -78,7 +93,7 @@ pub(super) enum Broken {
 
 impl Channel {
     /// The connections to the app at `url`; none yet.
-    pub(super) fn new(url: &AppUrl) -> Self {
+    pub(super) fn new(url: &AppUrl, memory: Arc<Budget>) -> Self {
         let host = match &url.address {
             AppAddress::Tcp(address) => HeaderValue::from_str(address).ok(),
             AppAddress::Unix(_) => None,
@@ -86,6 +101,7 @@ impl Channel {
         Self {
             url: url.clone(),
             host: host.unwrap_or(HeaderValue::from_static("localhost")),
+            memory,
             idle: Mutex::default(),
         }
     }
@@ -131,15 +147,17 @@ impl Channel {
         limit: usize,
     ) -> Result<Answer, Broken> {
         let (head, body) = response.into_parts();
-        let body = read(body, limit).await?;
+        let mut memory = self.memory.take(0);
+        let body = read(body, limit, &mut memory).await?;
         // One whose answer was not read to its end is closed.
-        if body.is_some() {
+        if body.is_ok() {
             self.keep(connection);
         }
         Ok(Answer {
             status: head.status,
             headers: head.headers,
             body,
+            _memory: Some(memory),
         })
     }
 
@@ -233,11 +251,15 @@ impl Connection {
     }
 }
 
-/// A body of at most `limit` bytes; `None` when it is longer.
-async fn read(mut body: Incoming, limit: usize) -> Result<Option<Vec<u8>>, Broken> {
+/// A body of at most `limit` bytes, which `memory` has room for.
+async fn read(
+    mut body: Incoming,
+    limit: usize,
+    memory: &mut Reserved,
+) -> Result<Result<Vec<u8>, Unread>, Broken> {
     let promised = body.size_hint().lower();
     if promised > limit as u64 {
-        return Ok(None);
+        return Ok(Err(Unread::TooLong));
     }
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -246,11 +268,14 @@ async fn read(mut body: Incoming, limit: usize) -> Result<Option<Vec<u8>>, Broke
             continue;
         };
         if bytes.len() + data.len() > limit {
-            return Ok(None);
+            return Ok(Err(Unread::TooLong));
+        }
+        if memory.grow(data.len(), Share::Results).is_err() {
+            return Ok(Err(Unread::NoRoom));
         }
         bytes.extend_from_slice(&data);
     }
-    Ok(Some(bytes))
+    Ok(Ok(bytes))
 }
 
 fn lost(error: &hyper::Error) -> Broken {

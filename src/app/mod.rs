@@ -9,6 +9,7 @@ mod watch;
 use std::{
     borrow::Cow,
     collections::HashMap,
+    fmt,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 use http_body_util::Full;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot, watch as tokio_watch},
     time::Instant,
@@ -38,6 +39,7 @@ use crate::{
     config::{AppConfig, AppUrl},
     deadline::Deadline,
     gate::{Gate, Pass},
+    memory::Budget,
     name::{ConsistencyToken, FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     reply::{Outcome, Returned},
@@ -49,7 +51,7 @@ use crate::{
 const ASKS: usize = 1024;
 
 /// How an app is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AppHealth {
     /// It has not given its list yet.
@@ -114,10 +116,11 @@ impl App {
     pub(crate) fn start(
         config: &AppConfig,
         max_result: usize,
+        memory: Arc<Budget>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let (app, asked) = Self::new(config, max_result);
+        let (app, asked) = Self::new(config, max_result, memory);
         let watch = Watch::new(Arc::clone(&app), config.allow_anonymous, asked);
         tasks.spawn(watch.run(stop));
         app
@@ -129,7 +132,7 @@ impl App {
     /// Why there is no list, in words.
     #[cfg(feature = "cli")]
     pub(crate) async fn check(config: &AppConfig) -> Result<(Listing, bool), String> {
-        let (app, _) = Self::new(config, 0);
+        let (app, _) = Self::new(config, 0, Budget::new(usize::MAX));
         let body = app.list().await.map_err(|why| why.to_string())?;
         let listing = Listing::parse(&body)?;
         let is_open = app.is_open().await.map_err(|why| why.to_string())?;
@@ -139,11 +142,12 @@ impl App {
     fn new(
         config: &AppConfig,
         max_result: usize,
+        memory: Arc<Budget>,
     ) -> (Arc<Self>, mpsc::Receiver<oneshot::Sender<Asked>>) {
         let (asks, asked) = mpsc::channel(ASKS);
         let none = Arc::<Listing>::default();
         let app = Arc::new(Self {
-            channel: Channel::new(&config.url),
+            channel: Channel::new(&config.url, memory),
             token: config.token.clone(),
             max_result,
             gate: Gate::new(config.concurrency),
@@ -252,6 +256,17 @@ impl App {
             Some((name.clone(), gate))
         });
         *gates = declared.collect();
+    }
+}
+
+impl fmt::Display for AppHealth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Open => "open",
+        })
     }
 }
 

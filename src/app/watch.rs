@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     App, AppHealth, LIST_TIMEOUT, Listing, Status,
     answer::is_json,
-    channel::{Answer, Broken},
+    channel::{Answer, Broken, Unread},
 };
 use crate::token::Token;
 
@@ -219,15 +219,19 @@ impl App {
                 Err(NoList::Wrong(why))
             }
             _ if status != StatusCode::OK => Err(NoList::Wrong(format!("it answered {status}"))),
-            None => {
+            Err(Unread::TooLong) => {
                 let why = format!("its list has more than {MAX_LIST} bytes");
                 Err(NoList::Wrong(why))
             }
-            Some(_) if !is_json(&answer.headers) => {
+            Err(Unread::NoRoom) => {
+                let why = "its list found no room in RPC_MAX_MEMORY";
+                Err(NoList::Silent(why.to_owned()))
+            }
+            Ok(_) if !is_json(&answer.headers) => {
                 let why = "its list does not have the content-type application/json";
                 Err(NoList::Wrong(why.to_owned()))
             }
-            Some(body) => Ok(body),
+            Ok(body) => Ok(body),
         }
     }
 

@@ -3,6 +3,7 @@
 mod advice;
 mod ask;
 mod call;
+mod child;
 mod completions;
 #[cfg(feature = "dev")]
 mod dev;
@@ -46,6 +47,9 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Run one instance and the app beside it
     Run(run::RunArgs),
+    /// For `run`: become the app that it runs
+    #[command(name = child::BECOME, hide = true)]
+    Become(child::BecomeArgs),
     /// Run a whole cluster on this machine, to try things out
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
@@ -140,6 +144,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Run(args) => run::run(args).await,
+        Command::Become(args) => child::become_app(&args),
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args).await,
         Command::Example(args) => example::run(&args),

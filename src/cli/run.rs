@@ -1,37 +1,19 @@
 //! `fly-rpc run -- COMMAND`: one instance, and the app beside it as a child process, started and stopped with it.
 
 use std::{
-    ffi::OsString,
-    io,
-    net::{Ipv4Addr, SocketAddr},
-    os::{fd::AsFd, unix::process::ExitStatusExt},
-    process::{ExitStatus, Stdio},
-    sync::Arc,
-    time::Duration,
+    ffi::OsString, net::SocketAddr, os::unix::process::ExitStatusExt, sync::Arc, time::Duration,
 };
 
 use clap::Args;
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
-use tokio::{
-    process::{Child, Command},
-    time,
-};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Failure,
+    child::AppChild,
     serve::{self, ServeArgs},
 };
-use crate::{
-    Client, Config, Identity, Token,
-    config::{self, SETTINGS},
-};
+use crate::{Client, Config, Identity, Token, config};
 
-/// The pause before an app that ended is started again.
-const AGAIN: Duration = Duration::from_secs(1);
 /// What the instance calls its app as a client.
 const CLIENT: &str = "fly-rpc-run";
 
@@ -56,14 +38,6 @@ pub(super) struct RunArgs {
     command: Vec<OsString>,
 }
 
-/// What the app is started with.
-struct App {
-    command: Vec<OsString>,
-    environment: Vec<(&'static str, String)>,
-    again: bool,
-    stop_timeout: Duration,
-}
-
 /// Serves, and runs the app, until a signal or the end of the app.
 pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let RunArgs {
@@ -86,36 +60,42 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     }
     let mut config = serve::config(&serve)?;
     check_port(&config, port)?;
-    let stop_timeout = config.app.as_ref().map_or(AGAIN, |app| app.stop_timeout);
+    let stop_timeout = config
+        .app
+        .as_ref()
+        .map_or(Duration::ZERO, |app| app.stop_timeout);
     let mut environment = vec![("PORT", port.to_string())];
     if !config::is_set("RPC_APP_TOKEN") {
         environment.push(("RPC_APP_TOKEN", token));
     }
     environment.extend(own_client(&mut config)?);
-    let serving = serve::start(serve, config).await?;
+    let serving = serve::start(serve, config, true).await?;
     environment.extend(whereabouts(
         serving.instance.identity(),
-        serving.instance.address(),
+        serving.instance.child_address(),
     ));
-    let app = App {
+    let app = AppChild {
         command,
         environment,
         again,
         stop_timeout,
     };
-    let stop = CancellationToken::new();
-    let mut kept = AbortOnDropHandle::new(tokio::spawn(app.keep(stop.clone())));
-    let mut ended = None;
-    let drained = serving
-        .until(async {
-            ended = Some((&mut kept).await);
-        })
-        .await;
-    stop.cancel();
-    let ended = match ended {
-        Some(ended) => ended,
-        None => kept.await,
+    let (stop, over) = (CancellationToken::new(), CancellationToken::new());
+    let kept = {
+        let (stop, over) = (stop.clone(), over.clone());
+        async move {
+            let _over = over.drop_guard();
+            app.keep(stop).await
+        }
     };
+    let kept = AbortOnDropHandle::new(tokio::spawn(kept));
+    // It is stopped once the instance has drained, and may still call others until it has ended.
+    let last = async {
+        stop.cancel();
+        over.cancelled().await;
+    };
+    let drained = serving.until(over.clone().cancelled_owned(), last).await;
+    let ended = kept.await;
     let status = ended.map_err(|error| Failure::Failed(error.to_string()))??;
     match status.code() {
         Some(0) => drained,
@@ -175,12 +155,8 @@ fn own_client(config: &mut Config) -> Result<Option<(&'static str, String)>, Fai
 
 /// Where the app finds its instance, and in which region it is.
 fn whereabouts(identity: &Identity, address: SocketAddr) -> Vec<(&'static str, String)> {
-    let mut reached = address;
-    if address.ip().is_unspecified() {
-        reached.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
     vec![
-        ("FLY_RPC_URL", format!("http://{reached}")),
+        ("FLY_RPC_URL", format!("http://{address}")),
         ("FLY_REGION", identity.region.to_string()),
         ("PRIMARY_REGION", identity.primary.to_string()),
     ]
@@ -192,73 +168,4 @@ fn secret() -> String {
         rand::random::<u128>(),
         rand::random::<u128>()
     )
-}
-
-impl App {
-    /// Runs it until it ends or is stopped; how it ended.
-    async fn keep(self, stop: CancellationToken) -> io::Result<ExitStatus> {
-        loop {
-            let mut child = self.start()?;
-            let status = tokio::select! {
-                status = child.wait() => status?,
-                () = stop.cancelled() => return self.stop(child).await,
-            };
-            if !self.again {
-                tracing::error!(%status, "the app has ended");
-                return Ok(status);
-            }
-            tracing::warn!(%status, "the app has ended; it is started again");
-            tokio::select! {
-                () = time::sleep(AGAIN) => {}
-                () = stop.cancelled() => return Ok(ExitStatus::default()),
-            }
-        }
-    }
-
-    fn start(&self) -> io::Result<Child> {
-        let (program, args) = self
-            .command
-            .split_first()
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        let mut command = Command::new(program);
-        // The instance's own settings, and the secrets among them, are none of the app's.
-        let own = SETTINGS.iter().map(|setting| setting.variable);
-        own.filter(|variable| variable.starts_with("RPC_") && *variable != "RPC_APP_TOKEN")
-            .for_each(|variable| {
-                command.env_remove(variable);
-            });
-        command.args(args).envs(self.environment.iter().cloned());
-        // A group of its own: Ctrl-C reaches this process alone, which stops the app in order.
-        command
-            .process_group(0)
-            .kill_on_drop(true)
-            .stdin(Stdio::null());
-        if self.again {
-            command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
-        }
-        let named = |error: io::Error| {
-            io::Error::new(error.kind(), format!("{}: {error}", program.display()))
-        };
-        command.spawn().map_err(named)
-    }
-
-    /// SIGTERM to the app and what it started; SIGKILL when that takes too long.
-    async fn stop(&self, mut child: Child) -> io::Result<ExitStatus> {
-        let group = child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .map(Pid::from_raw);
-        let send = |signal| group.map(|group| killpg(group, signal));
-        // What ends at this very moment needs no signal.
-        let _ = send(Signal::SIGTERM);
-        if let Ok(status) = time::timeout(self.stop_timeout, child.wait()).await {
-            return status;
-        }
-        tracing::warn!(
-            "the app did not stop within {:?}: killed",
-            self.stop_timeout
-        );
-        let _ = send(Signal::SIGKILL);
-        child.wait().await
-    }
 }

@@ -87,7 +87,8 @@ pub(super) struct Serving {
 /// Serves until a signal, then drains.
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = config(&args)?;
-    start(args, config).await?.until(future::pending()).await
+    let serving = start(args, config, false).await?;
+    serving.until(future::pending(), future::ready(())).await
 }
 
 /// The configuration that the flags and the environment describe.
@@ -109,8 +110,12 @@ impl ServeArgs {
 }
 
 impl Serving {
-    /// Serves until a signal or `stop`, then drains.
-    pub(super) async fn until(self, stop: impl Future<Output = ()> + Send) -> Result<(), Failure> {
+    /// Serves until a signal or `stop`, then drains, and lets `last` happen before everything else ends.
+    pub(super) async fn until(
+        self,
+        stop: impl Future<Output = ()> + Send,
+        last: impl Future<Output = ()>,
+    ) -> Result<(), Failure> {
         let stdin = async {
             match self.until_stdin_closes {
                 true => stdin_closed().await,
@@ -123,7 +128,10 @@ impl Serving {
                 () = stdin => {}
             }
         };
-        match self.instance.run_until_or(stop, self.signals).await {
+        let drained = self.instance.drain_after(stop, self.signals).await;
+        last.await;
+        self.instance.end().await;
+        match drained {
             Drained::Whole => Ok(()),
             Drained::Cut => {
                 tracing::error!("stopped before everything in flight was finished");
@@ -133,8 +141,12 @@ impl Serving {
     }
 }
 
-/// Starts to serve.
-pub(super) async fn start(args: ServeArgs, config: Config) -> Result<Serving, Failure> {
+/// Starts to serve, also to a child of this process where it has one.
+pub(super) async fn start(
+    args: ServeArgs,
+    config: Config,
+    has_child: bool,
+) -> Result<Serving, Failure> {
     let export = TraceExport::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
     let (log, mut volume) = telemetry::init(&config, export.as_ref())
         .map_err(|error| Failure::Failed(error.to_string()))?;
@@ -154,9 +166,11 @@ pub(super) async fn start(args: ServeArgs, config: Config) -> Result<Serving, Fa
         Some(_) => Registry::new(),
         None => Registry::builtin(),
     };
-    let instance = Instance::start(config, registry)
-        .await
-        .map_err(|error| refused(&error))?;
+    let started = match has_child {
+        true => Instance::start_with_child(config, registry).await,
+        false => Instance::start(config, registry).await,
+    };
+    let instance = started.map_err(|error| refused(&error))?;
     let identity = instance.identity();
     print(&format!(
         "listening on http://{} (region {}, primary {}, instance {})",

@@ -22,6 +22,7 @@ use crate::{
     cluster::{CallSignal, Cluster, Condition, RegionPeers},
     config::Identity,
     deadline::Deadline,
+    declaration::Declaration,
     feed::{FailedAttempt, Feed},
     lifecycle::Lifecycle,
     link::Link,
@@ -35,7 +36,7 @@ use crate::{
 };
 
 /// Where calls come in and answers go out.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Dispatcher {
     identity: Identity,
     max_timeout: Duration,
@@ -43,8 +44,8 @@ pub(crate) struct Dispatcher {
     lifecycle: Arc<Lifecycle>,
     executor: Arc<Executor>,
     cluster: Arc<Cluster>,
-    link: Link,
-    budgets: Budgets,
+    link: Arc<Link>,
+    budgets: Arc<Budgets>,
     calls: Arc<CallMetrics>,
     hops: Arc<HopMetrics>,
     feed: Arc<Feed>,
@@ -77,11 +78,19 @@ impl Dispatcher {
             lifecycle,
             executor,
             cluster,
-            link,
-            budgets: Budgets::default(),
+            link: Arc::new(link),
+            budgets: Arc::default(),
             calls: Arc::clone(&metrics.calls),
             hops: Arc::clone(&metrics.hops),
             feed: Arc::clone(&metrics.feed),
+        }
+    }
+
+    /// The same for callers whose calls are admitted by `lifecycle`.
+    pub(crate) fn admitted_by(&self, lifecycle: Arc<Lifecycle>) -> Self {
+        Self {
+            lifecycle,
+            ..self.clone()
         }
     }
 
@@ -229,7 +238,8 @@ impl Dispatcher {
         }
     }
 
-    /// Runs a call for the own region here, or on a sibling that has the function where this instance does not.
+    /// Runs a call for the own region here, or on a sibling that has the function where this instance has it not, or not any
+    /// more: it refuses new calls while its own app, which stops after it, may still call others.
     async fn run_here(
         &self,
         region: &Region,
@@ -242,7 +252,7 @@ impl Dispatcher {
         let ran = self.executor.run(call, request_id, deadline).await;
         match ran {
             Err(problem)
-                if is_missing(&problem)
+                if (is_missing(&problem) || problem.code == Code::Draining)
                     && call.instance.is_none()
                     && self.a_sibling_may_have(&call.name) =>
             {
@@ -259,6 +269,18 @@ impl Dispatcher {
         siblings.is_ok_and(|peers| peers.may_have(name))
     }
 
+    /// Puts `call` under the policy of its function before it is dispatched, for whoever needs to know its deadline.
+    pub(crate) fn put_under_policy(&self, targets: &Targets, call: &mut Call) {
+        let under = match self.under_policy(targets, call) {
+            Cow::Owned(under) => Some(under),
+            Cow::Borrowed(_) => None,
+        };
+        if let Some(under) = under {
+            *call = under;
+        }
+        call.unsaid = Unsaid::default();
+    }
+
     /// The call under the policy of its function, as the first region of `targets` declares it that does.
     fn under_policy<'a>(&self, targets: &Targets, call: &'a Call) -> Cow<'a, Call> {
         let Unsaid {
@@ -268,28 +290,37 @@ impl Dispatcher {
         if !timeout && !idempotent {
             return Cow::Borrowed(call);
         }
-        let policy = |region: &Region| self.policy(region, call);
-        let mut named = targets.named(&self.identity.primary);
-        let own = targets.has_any().then_some(&self.identity.region);
-        let near = named.find_map(policy).or_else(|| own.and_then(policy));
-        let far = || match targets.has_any() {
-            true => self.cluster.regions().iter().find_map(policy),
-            false => None,
-        };
-        near.or_else(far).unwrap_or(Cow::Borrowed(call))
+        let under = |declared: &Declaration| Call::under(call, declared, self.max_timeout);
+        let found = self.policy(targets, &call.name, under);
+        found.unwrap_or(Cow::Borrowed(call))
     }
 
-    /// The call under the policy that an instance of `region` declares, if one does.
-    fn policy<'a>(&self, region: &Region, call: &'a Call) -> Option<Cow<'a, Call>> {
-        let max = self.max_timeout;
-        if *region == self.identity.region
-            && let Some(declared) = self.executor.catalogue().get(&call.name)
-        {
-            return Some(Call::under(call, declared, max));
-        }
-        let peers = self.cluster.region(region).ok()?;
-        let declared = peers.declared(&call.name)?;
-        Some(Call::under(call, declared, max))
+    /// What `read` makes of the declaration of the function `name`, as the first region of `targets` has it that does.
+    pub(crate) fn policy<T>(
+        &self,
+        targets: &Targets,
+        name: &FunctionName,
+        read: impl Fn(&Declaration) -> T,
+    ) -> Option<T> {
+        let in_region = |region: &Region| {
+            if *region == self.identity.region
+                && let Some(declared) = self.executor.catalogue().get(name)
+            {
+                return Some(read(declared));
+            }
+            let peers = self.cluster.region(region).ok()?;
+            Some(read(peers.declared(name)?))
+        };
+        let mut named = targets.named(&self.identity.primary);
+        let own = targets.has_any().then_some(&self.identity.region);
+        let near = named
+            .find_map(in_region)
+            .or_else(|| own.and_then(in_region));
+        let far = || match targets.has_any() {
+            true => self.cluster.regions().iter().find_map(in_region),
+            false => None,
+        };
+        near.or_else(far)
     }
 
     /// Counts a call; one that failed may have been for a region of the client's invention, which is no label.

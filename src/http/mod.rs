@@ -61,7 +61,7 @@ const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 type AppState = State<Arc<App>>;
 
 /// What the handlers share.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct App {
     /// Who this instance is.
     pub identity: Identity,
@@ -88,7 +88,7 @@ pub(crate) struct App {
     /// Where calls go.
     pub dispatcher: Arc<Dispatcher>,
     /// What it counts.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// Its descriptions with functions.
     pub descriptions: Descriptions,
 }

@@ -194,9 +194,10 @@ pub(super) async fn call_function(
         let what = format!("in region \"{region}\"");
         caller_may(&caller, caller.may_call_in(region), &what).map_err(refuse)?;
     }
-    let request = read(&app, &parts, body).await.map_err(refuse)?;
+    let mut request = read(&app, &parts, body).await.map_err(refuse)?;
     let may_call = caller.may_call(&request.call.name);
     caller_may(&caller, may_call, "this function").map_err(refuse)?;
+    app.dispatcher.put_under_policy(&targets, &mut request.call);
     if let Some(answer) = replay::ask(&app, &context, &parts, &request, &targets) {
         log::replay(&caller, &request.call.name, &targets, &context.request_id);
         return Ok(answer);

@@ -243,6 +243,25 @@ async fn an_endless_answer_is_cut_at_the_limit() {
     assert!(grown < 40 * 1024, "{grown} KiB");
 }
 
+#[tokio::test]
+async fn answers_count_in_the_memory_budget_while_they_are_read() {
+    let app = App::start().await;
+    let memory = ("RPC_MAX_MEMORY", "32MiB");
+    let instance = app.instance(&[memory, ("RPC_MAX_RESULT", "64MiB")]).await;
+    let before = instance.peak_memory();
+    let answer = call(&instance, "App.endless", json!(["a"]), 60_000).await;
+    assert_eq!(answer.problem(), (424, "function_failed", "yes"));
+    let error = json!({
+        "kind": "ResultDropped", "message": "the result found no room in RPC_MAX_MEMORY", "data": null,
+    });
+    assert_eq!(answer.body["error"], error);
+    // What was read grows by doubling, and so is held twice for a moment.
+    let grown = instance.peak_memory() - before;
+    assert!(grown < 3 * 32 * 1024, "{grown} KiB");
+    let after = told(&instance, "App.run", json!(["b"])).await;
+    assert_eq!(after, pair("ok", "\"b\""));
+}
+
 /// Calls of `function`, which holds until it is released, one for each of `ids`, under way.
 fn started(instance: &Process, function: &str, ids: &[&str]) -> JoinSet<Answer> {
     let call = |id: &&str| {

@@ -171,3 +171,28 @@ async fn a_deploy_in_which_half_lack_a_function_fails_no_call() {
         assert_eq!(parts(&answer), ("ok".to_owned(), "\"x\"".to_owned()));
     }
 }
+
+#[tokio::test]
+async fn a_replay_is_asked_for_within_the_declared_timeout() {
+    let (cluster, apps) = cluster(1).await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    apps[0].offer(&json!({"functions": {"App.run": {"timeout_ms": 30_000}}}));
+    let body = json!({"module": "App", "function": "run", "args": ["a"]}).to_string();
+    let asked = async || {
+        let request = iad.request("/rpc/syd", &body).header("rpc-route", "replay");
+        let told = answer(request).await.unwrap();
+        assert_eq!(told.problem(), (409, "replay", "no"));
+        let header = told.headers["fly-replay"].clone();
+        let state = header.split_once("state=").unwrap().1;
+        let (_, left) = state.split(';').next().unwrap().split_once('~').unwrap();
+        left.parse::<u64>().unwrap()
+    };
+    let left = eventually("the declared timeout", asked, |left| *left > 5_000).await;
+    // Where it is replayed, what is left counts against the same timeout.
+    let request = syd.request("/rpc/syd", &body).header(
+        "fly-replay-src",
+        format!("instance=iad-1;region=iad;t=1;state=one~{left}"),
+    );
+    let ran = answer(request).await.unwrap();
+    assert_eq!(parts(&ran), ("ok".to_owned(), "\"a\"".to_owned()));
+}

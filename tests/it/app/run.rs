@@ -17,7 +17,11 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-use crate::support::patience::{eventually, in_time};
+use crate::support::{
+    cluster::Cluster,
+    patience::{eventually, in_time},
+    process::Environment,
+};
 
 /// `fly-rpc run` with a shell script as its app.
 struct Run {
@@ -27,15 +31,18 @@ struct Run {
 
 impl Run {
     async fn start(flags: &[&str], script: &str) -> Self {
+        let mut environment = Environment::new();
+        environment.insert("RPC_LISTEN", "127.0.0.1:0".to_owned());
+        environment.insert("RPC_DRAIN_DELAY", "0s".to_owned());
+        environment.insert("FLY_REGION", "syd".to_owned());
+        environment.insert("RPC_CLIENT_TOKENS", format!("ci:{}", "c".repeat(32)));
+        Self::start_in(&environment, flags, script).await
+    }
+
+    async fn start_in(environment: &Environment, flags: &[&str], script: &str) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        command.args([
-            "run",
-            "--listen=127.0.0.1:0",
-            "--drain-delay=0s",
-            "--region=syd",
-        ]);
-        command.args(flags).args(["--", "sh", "-c", script]);
-        command.env("RPC_CLIENT_TOKENS", format!("ci:{}", "c".repeat(32)));
+        command.arg("run").args(flags);
+        command.args(["--", "sh", "-c", script]).envs(environment);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -82,13 +89,71 @@ async fn the_app_gets_what_it_needs_and_none_of_the_secrets() {
     let script = "echo $PORT $FLY_REGION $PRIMARY_REGION ${#RPC_APP_TOKEN} ${#FLY_RPC_TOKEN}; echo [$RPC_CLIENT_TOKENS]; echo $FLY_RPC_URL";
     let mut run = Run::start(&["--primary=iad"], script).await;
     let listening = run.line().await;
+    assert!(listening.starts_with("listening on "), "{listening}");
     assert_eq!(run.line().await, "3000 syd iad 64 64");
     assert_eq!(run.line().await, "[]");
     let url = run.line().await;
-    assert!(
-        listening.starts_with(&format!("listening on {url} (region syd")),
-        "{listening} {url}"
-    );
+    assert!(url.starts_with("http://127.0.0.1:"), "{url}");
+}
+
+#[tokio::test]
+async fn the_calls_of_the_app_are_forwarded_until_it_has_ended() {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let address = cluster.free_address();
+    let environment = cluster.environment("syd", "syd-1", address);
+    let script = r#"
+        call() {
+            curl -s "$FLY_RPC_URL/rpc/iad/Fly.RPC/my_region" -H 'content-type: application/json' -d '[]' | cut -d, -f1
+        }
+        until call | grep -q '"iad"'; do sleep 0.05; done
+        trap 'echo "stopping: $(call)"; exit 5' TERM
+        echo up
+        while :; do sleep 0.05; done"#;
+    let mut run = Run::start_in(&environment, &[], script).await;
+    run.until("up").await;
+    run.signal(Signal::SIGTERM);
+    run.until(r#"stopping: {"result":"iad""#).await;
+    assert_eq!(run.ended().await.code(), Some(5));
+}
+
+#[tokio::test]
+async fn a_kill_of_the_instance_ends_the_app_too() {
+    let script = "trap '' TERM; echo up; while :; do sleep 0.05; done";
+    let mut run = Run::start(&[], script).await;
+    run.until("up").await;
+    run.signal(Signal::SIGKILL);
+    // The app holds the other end as long as it runs.
+    in_time("the end of the output", async {
+        while let Ok(Some(_)) = run.lines.next_line().await {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_app_that_ends_again_and_again_is_started_after_longer_pauses() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    command.args(["run", "--listen=127.0.0.1:0", "--again", "--", "sh", "-c"]);
+    command.arg("echo started; exit 3").kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut run = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
+    let mut told = Vec::new();
+    in_time("four starts", async {
+        while told.len() < 7 {
+            let line = lines.next_line().await.unwrap().unwrap();
+            let pause = line.split_once("it is started again in ");
+            match pause {
+                Some((_, pause)) => told.push(pause.split('"').next().unwrap().to_owned()),
+                None if line == "started" => told.push(line),
+                None => {}
+            }
+        }
+    })
+    .await;
+    let expected = [
+        "started", "200ms", "started", "400ms", "started", "800ms", "started",
+    ];
+    assert_eq!(told, expected);
 }
 
 #[tokio::test]
@@ -188,7 +253,9 @@ async fn example(file: &str, program: &[&str], kind: &str) {
         json!({"kind": kind, "message": "no", "data": null})
     );
     assert_eq!(call("Demo.sleep", json!([20])).await["result"], Value::Null);
-    assert_eq!(call("Demo.add_in", json!(["iad", 3, 4])).await["result"], 7);
+    // The app in iad may start later.
+    let add_in = async || call("Demo.add_in", json!(["iad", 3, 4])).await["result"].clone();
+    eventually("a sum across", add_in, |sum| *sum == 7).await;
     let pid = i32::try_from(dev.id().unwrap()).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
     let status = tokio::time::timeout(Duration::from_secs(30), dev.wait()).await;

@@ -1,0 +1,156 @@
+//! The app as a child of `fly-rpc run`: started, kept running where that is wanted, and stopped with what it started.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{fd::AsFd, unix::process::CommandExt},
+    process::{self, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use clap::Args;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    process::{Child, Command},
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, say};
+use crate::config::SETTINGS;
+
+/// The subcommand that becomes the app.
+pub(super) const BECOME: &str = "become-app";
+/// What runs this very program, also after its file was replaced.
+const MYSELF: &str = "/proc/self/exe";
+/// The pause before an app that ended is started again; each one is twice as long as the one before.
+const PAUSE: Duration = Duration::from_millis(200);
+/// The longest of these.
+const LONGEST: Duration = Duration::from_secs(10);
+/// How long an app runs that did not end because of how it starts: the next pause is the first again.
+const STEADY: Duration = Duration::from_secs(10);
+/// What a shell says of a command that cannot be run.
+const NOT_RUN: u8 = 127;
+
+/// How an app is run.
+pub(super) struct AppChild {
+    pub(super) command: Vec<OsString>,
+    pub(super) environment: Vec<(&'static str, String)>,
+    /// For `dev`: it is started again when it ends, and what it prints goes to stderr.
+    pub(super) again: bool,
+    pub(super) stop_timeout: Duration,
+}
+
+impl AppChild {
+    /// Runs it until it ends or is stopped; how it ended.
+    pub(super) async fn keep(self, stop: CancellationToken) -> io::Result<ExitStatus> {
+        let mut pause = PAUSE;
+        loop {
+            let started = Instant::now();
+            let mut child = self.start()?;
+            let status = tokio::select! {
+                status = child.wait() => status?,
+                () = stop.cancelled() => return self.stop(child).await,
+            };
+            if !self.again {
+                tracing::error!(%status, "the app has ended");
+                return Ok(status);
+            }
+            if started.elapsed() >= STEADY {
+                pause = PAUSE;
+            }
+            tracing::warn!(%status, "the app has ended; it is started again in {pause:?}");
+            tokio::select! {
+                () = time::sleep(pause) => {}
+                () = stop.cancelled() => return Ok(ExitStatus::default()),
+            }
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+
+    fn start(&self) -> io::Result<Child> {
+        // Not the command itself: only what the system starts can ask it to be ended with its parent.
+        let mut command = Command::new(MYSELF);
+        command.arg(BECOME).arg(process::id().to_string()).arg("--");
+        // The instance's own settings, and the secrets among them, are none of the app's.
+        let own = SETTINGS.iter().map(|setting| setting.variable);
+        own.filter(|variable| variable.starts_with("RPC_") && *variable != "RPC_APP_TOKEN")
+            .for_each(|variable| {
+                command.env_remove(variable);
+            });
+        command
+            .args(&self.command)
+            .envs(self.environment.iter().cloned());
+        // A group of its own: Ctrl-C reaches this process alone, which stops the app in order.
+        command
+            .process_group(0)
+            .kill_on_drop(true)
+            .stdin(Stdio::null());
+        if self.again {
+            command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
+        }
+        command.spawn()
+    }
+
+    /// SIGTERM to the app and what it started; SIGKILL when that takes too long.
+    async fn stop(&self, mut child: Child) -> io::Result<ExitStatus> {
+        let group = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .map(Pid::from_raw);
+        let send = |signal| group.map(|group| killpg(group, signal));
+        // What ends at this very moment needs no signal.
+        let _ = send(Signal::SIGTERM);
+        if let Ok(status) = time::timeout(self.stop_timeout, child.wait()).await {
+            return status;
+        }
+        tracing::warn!(
+            "the app did not stop within {:?}: killed",
+            self.stop_timeout
+        );
+        let _ = send(Signal::SIGKILL);
+        child.wait().await
+    }
+}
+
+/// Who to become.
+#[derive(Args)]
+pub(super) struct BecomeArgs {
+    /// The process that starts it
+    parent: u32,
+    /// The command of the app
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// Becomes the app, which the system ends when its parent has ended, however that did: an app that was left behind would
+/// hold the port that its next one needs.
+pub(super) fn become_app(args: &BecomeArgs) -> Result<(), Failure> {
+    end_with_parent(args.parent)?;
+    let Some((program, rest)) = args.command.split_first() else {
+        return Err(Failure::Ended(NOT_RUN));
+    };
+    let error = process::Command::new(program).args(rest).exec();
+    say(&format!("fly-rpc: {}: {error}", program.display()));
+    Err(Failure::Ended(NOT_RUN))
+}
+
+#[cfg(target_os = "linux")]
+fn end_with_parent(parent: u32) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // It may have ended before that was said.
+    match nix::unistd::getppid().as_raw() == i32::try_from(parent).unwrap_or(0) {
+        true => Ok(()),
+        false => Err(io::Error::other(
+            "the process that started this one has ended",
+        )),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_with_parent(_: u32) -> io::Result<()> {
+    Ok(())
+}
