@@ -162,7 +162,8 @@ fn whereabouts(identity: &Identity, address: SocketAddr) -> Vec<(&'static str, S
     ]
 }
 
-fn secret() -> String {
+/// A fresh token.
+pub(super) fn secret() -> String {
     format!(
         "{:032x}{:032x}",
         rand::random::<u128>(),

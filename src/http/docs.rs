@@ -23,7 +23,7 @@ const PAGE: &str = include_str!("../../openapi/docs.html");
 const SCRIPT: &str = include_str!("../../openapi/docs.js");
 const STYLE: &str = include_str!("../../openapi/docs.css");
 
-/// What the pages may load: files and answers of this instance. Swagger UI draws its icons from `data:`.
+/// What pages may load: files and answers of this instance. Swagger UI draws its icons from `data:`.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src 'self' data:; script-src 'self'; style-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -69,9 +69,16 @@ fn swagger_ui(name: &str) -> Result<Response, Problem> {
 
 fn file(content_type: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    with_policy(response)
+}
+
+/// `response` with the headers that a file of a page has.
+pub(super) fn with_policy(mut response: Response) -> Response {
     response.headers_mut().extend(
         [
-            (CONTENT_TYPE, content_type),
             (CONTENT_SECURITY_POLICY, POLICY),
             (REFERRER_POLICY, "no-referrer"),
             (X_CONTENT_TYPE_OPTIONS, "nosniff"),

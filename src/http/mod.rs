@@ -18,6 +18,7 @@ mod response;
 mod rpc;
 mod served;
 mod site;
+mod ui;
 
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ pub(crate) use self::cluster::{
     UnplacedDocument,
 };
 pub(crate) use self::openapi::route::Descriptions;
+#[cfg(feature = "dev")]
+pub(crate) use self::site::check as check_site;
 use crate::{
     access::Access,
     call::Timeouts,
@@ -184,6 +187,8 @@ fn open() -> Router<Arc<App>> {
         .route("/docs", routing::get(docs::show))
         .route("/docs/problems", routing::get(docs::show_problems))
         .route("/docs/{*file}", routing::get(docs::show_file))
+        .route("/ui", routing::get(ui::show))
+        .route("/ui/{*file}", routing::get(ui::show))
         .method_not_allowed_fallback(method_not_allowed)
 }
 
@@ -236,7 +241,7 @@ async fn method_not_allowed() -> Problem {
 pub(crate) fn mounted_router(app: Arc<App>, with_internal: bool) -> Router {
     let paths = documented().into_openapi().paths.paths.into_keys();
     let internal: &[&str] = if with_internal { &INTERNAL } else { &[] };
-    let others = ["/docs", "/docs/{*file}"]
+    let others = ["/docs", "/docs/{*file}", "/ui", "/ui/{*file}"]
         .iter()
         .chain(internal)
         .map(|path| (*path).to_owned());

@@ -18,7 +18,7 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 ///
 /// # Errors
 /// [`Code::Forbidden`] for a page of another site, or a host that is neither a loopback name or address nor `reached`.
-pub(super) fn check(
+pub(crate) fn check(
     headers: &HeaderMap,
     reached: Option<SocketAddr>,
     any_host: bool,

@@ -77,6 +77,11 @@ impl Catalogue {
         })
     }
 
+    /// How many functions are in it.
+    pub(crate) fn len(&self) -> usize {
+        self.functions.values().map(BTreeMap::len).sum()
+    }
+
     /// The names in it, sorted.
     pub(crate) fn names(&self) -> impl Iterator<Item = FunctionName> {
         self.iter().map(|(name, _)| name)

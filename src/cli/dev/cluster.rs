@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use super::{
     chaos::Command,
     child::{Child, Plan},
+    control::InstanceStatus,
     dns::Dns,
     latency::Latency,
     way::Way,
@@ -65,6 +66,15 @@ impl Cluster {
             approaches,
         });
         Ok(())
+    }
+
+    /// The instances as the page shows them.
+    pub(super) fn statuses(&self) -> Vec<InstanceStatus> {
+        let status = |member: &Member| InstanceStatus {
+            name: member.child.name().to_owned(),
+            has_ended: member.has_ended,
+        };
+        self.members.iter().map(status).collect()
     }
 
     /// Where its DNS server answers.

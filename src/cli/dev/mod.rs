@@ -3,6 +3,7 @@
 mod chaos;
 mod child;
 mod cluster;
+mod control;
 mod dns;
 mod latency;
 mod log;
@@ -10,7 +11,7 @@ mod regions;
 mod way;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     time::Duration,
@@ -22,6 +23,7 @@ use tokio::{sync::mpsc, time};
 use self::{
     child::{Child, Plan},
     cluster::Cluster,
+    control::{Control, Order},
     dns::Dns,
     latency::Latency,
     regions::Shape,
@@ -64,7 +66,7 @@ pub(super) struct DevArgs {
     /// How long packets take between two regions, one way: `realistic`, by the distance of their cities, or such as 50ms
     #[arg(long, value_name = "realistic|DURATION")]
     latency: Option<Latency>,
-    /// Take commands on stdin that kill, stop, drain and start instances, and take DNS down
+    /// Take commands, on stdin and from the page, that kill, stop, drain and start instances, and take DNS down
     #[arg(long)]
     chaos: bool,
     /// The command of an app in any language: one runs beside each instance, and is started again when it ends
@@ -113,7 +115,11 @@ async fn run_cluster(
             "the instances did not see each other within {PATIENCE:?}"
         ))
     })??;
-    print(&welcome(args, cluster, taken))?;
+    let mut control = match args.chaos {
+        true => Some(Control::start(addresses(cluster)).await?),
+        false => None,
+    };
+    print(&welcome(args, cluster, control.as_ref(), taken))?;
     let mut typed = args.chaos.then(chaos::lines);
     loop {
         // An end is noted before the command that may be its consequence.
@@ -125,15 +131,40 @@ async fn run_cluster(
                     return Err(Failure::Failed("every instance has ended".to_owned()));
                 }
             }
-            Some(line) = next(&mut typed) => match line.parse() {
-                Ok(command) => match cluster.obey(command).await {
-                    Ok(done) => say(&done),
-                    Err(failure) => say(&failure.to_string()),
-                },
-                Err(help) => say(&help),
+            Some(line) = next(&mut typed) => say(&obey(cluster, &line).await),
+            Some(order) = ordered(&mut control) => match order {
+                Order::Do(line, answer) => {
+                    let done = obey(cluster, &line).await;
+                    say(&done);
+                    // The page may be gone.
+                    let _ = answer.send(done);
+                }
+                Order::Show(answer) => drop(answer.send(cluster.statuses())),
             },
         }
     }
+}
+
+/// Does what a line says; what there is to say then.
+async fn obey(cluster: &mut Cluster, line: &str) -> String {
+    match line.parse() {
+        Ok(command) => match cluster.obey(command).await {
+            Ok(done) => done,
+            Err(failure) => failure.to_string(),
+        },
+        Err(help) => help,
+    }
+}
+
+/// Where each instance is.
+fn addresses(cluster: &Cluster) -> BTreeMap<String, SocketAddr> {
+    let address = |child: &Child| (child.name().to_owned(), child.address());
+    cluster.children().map(address).collect()
+}
+
+/// What the page asks for next; never anything where it cannot ask.
+async fn ordered(control: &mut Option<Control>) -> Option<Order> {
+    control.as_mut()?.next().await
 }
 
 /// The next line that was typed; `None` where none can be any more.
@@ -247,7 +278,12 @@ async fn instances_seen(client: &reqwest::Client, address: SocketAddr) -> Option
     )
 }
 
-fn welcome(args: &DevArgs, cluster: &Cluster, taken: Option<String>) -> String {
+fn welcome(
+    args: &DevArgs,
+    cluster: &Cluster,
+    control: Option<&Control>,
+    taken: Option<String>,
+) -> String {
     let mut rows = vec![header(["REGION", "INSTANCE", "ADDRESS"])];
     rows.extend(cluster.children().map(row));
     let first = cluster.children().next().map(Child::address);
@@ -268,7 +304,12 @@ fn welcome(args: &DevArgs, cluster: &Cluster, taken: Option<String>) -> String {
         )
     };
     let mut parts = Vec::from_iter(taken.map(|line| format!("\n{line}")));
+    let page = match (control, cluster.children().next()) {
+        (Some(control), Some(first)) => control.page(first.name()),
+        _ => format!("http://localhost:{port}/ui"),
+    };
     parts.extend([
+        format!("\nLook at it: {page}"),
         format!("\n{} instances see each other:\n", rows.len() - 1),
         table(&rows),
         "\nTry:".to_owned(),

@@ -70,6 +70,12 @@ pub(crate) struct InstanceDocument {
     /// Milliseconds since it last answered; null for the instance that answers.
     #[schema(required, example = 1204.0)]
     pub last_seen_ms: Option<f64>,
+    /// How many functions it offers; null when it did not list them.
+    #[schema(required, example = 17)]
+    pub functions: Option<usize>,
+    /// The hash of its functions and of what they declare, as `GET /functions` has it: equal hashes, equal functions.
+    #[schema(value_type = Option<String>, required, example = "5d41402abc4b2a76b9719d911017c592")]
+    pub catalogue: Option<CatalogueHash>,
 }
 
 /// Where calls for a region, or a list of regions, would run, and why.

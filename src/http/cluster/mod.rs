@@ -26,7 +26,7 @@ use crate::{
     lifecycle::Phase,
     problem::{Code, Problem},
     region::{Region, Target},
-    registry::CatalogueDocument,
+    registry::{Catalogue, CatalogueDocument},
     reply::milliseconds,
     state::PeerState,
 };
@@ -50,11 +50,13 @@ use crate::{
                         "regions": [
                             {"region": "iad", "instances": [{
                                 "instance": "iad-1", "address": "127.8.0.1:8080", "state": "ready", "local": true,
-                                "release": null, "rtt_ms": null, "last_seen_ms": null,
+                                "release": null, "rtt_ms": null, "last_seen_ms": null, "functions": 17,
+                                "catalogue": "5d41402abc4b2a76b9719d911017c592",
                             }]},
                             {"region": "syd", "instances": [{
                                 "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
-                                "release": null, "rtt_ms": 0.412, "last_seen_ms": 1204.0,
+                                "release": null, "rtt_ms": 0.412, "last_seen_ms": 1204.0, "functions": 17,
+                                "catalogue": "5d41402abc4b2a76b9719d911017c592",
                             }]},
                         ],
                         "discovery": {
@@ -108,7 +110,8 @@ pub(super) async fn list_regions(State(app): AppState) -> Json<RegionsDocument> 
                     summary = "syd as iad sees it",
                     value = json!({"region": "syd", "instances": [{
                         "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
-                        "release": null, "rtt_ms": 0.412, "last_seen_ms": 1204.0,
+                        "release": null, "rtt_ms": 0.412, "last_seen_ms": 1204.0, "functions": 17,
+                                "catalogue": "5d41402abc4b2a76b9719d911017c592",
                     }]})
                 )
             ))
@@ -214,6 +217,7 @@ fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocum
 }
 
 fn this_instance(app: &App) -> InstanceDocument {
+    let catalogue = app.executor.catalogue();
     InstanceDocument {
         instance: app.identity.instance.clone(),
         address: app.address,
@@ -222,6 +226,8 @@ fn this_instance(app: &App) -> InstanceDocument {
         release: app.identity.release.clone(),
         rtt_ms: None,
         last_seen_ms: None,
+        functions: Some(catalogue.len()),
+        catalogue: Some(catalogue.hash().clone()),
     }
 }
 
@@ -234,6 +240,7 @@ pub(super) fn own_state(app: &App) -> PeerState {
 }
 
 fn peer(known: &KnownPeer) -> InstanceDocument {
+    let catalogue = known.peer.catalogue.as_deref();
     InstanceDocument {
         instance: known.peer.instance.clone(),
         address: known.peer.address,
@@ -242,6 +249,8 @@ fn peer(known: &KnownPeer) -> InstanceDocument {
         release: known.peer.release.clone(),
         rtt_ms: known.peer.distance.get().map(milliseconds),
         last_seen_ms: Some(whole_milliseconds(known.last_seen.elapsed())),
+        functions: catalogue.map(Catalogue::len),
+        catalogue: catalogue.map(|catalogue| catalogue.hash().clone()),
     }
 }
 

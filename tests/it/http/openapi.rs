@@ -125,6 +125,54 @@ async fn the_page_asks_nobody_but_the_instance() {
 }
 
 #[tokio::test]
+async fn the_page_of_the_cluster_comes_whole_from_the_instance() {
+    let instance = Process::start(&listening()).await;
+    let page = instance.get("/ui").await;
+    assert_eq!(
+        (page.status, page.content_type.as_str()),
+        (200, "text/html; charset=utf-8")
+    );
+    let page = page.body.as_str().unwrap().to_owned();
+    let names = ["src=\"", "href=\"ui/"].map(|at| page.split_once(at).unwrap().1);
+    let mut paths: Vec<_> = names
+        .map(|rest| rest.split('"').next().unwrap().trim_start_matches("ui/"))
+        .map(str::to_owned)
+        .to_vec();
+    let mut size = page.len();
+    let mut next = 0;
+    while let Some(name) = paths.get(next).cloned() {
+        let file = instance.get(&format!("/ui/{name}")).await;
+        assert_eq!(file.status, 200, "{name}");
+        let policy = &file.headers["content-security-policy"];
+        assert!(
+            policy.starts_with("default-src 'none'; connect-src 'self';"),
+            "{policy}"
+        );
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(file.headers["x-content-type-options"], "nosniff");
+        assert_eq!(file.headers["cache-control"], "no-cache");
+        assert!(file.headers["etag"].starts_with("W/"), "{name}");
+        let text = file.body.as_str().unwrap();
+        size += text.len();
+        for imported in text
+            .lines()
+            .filter_map(|line| line.split_once(" from \"./"))
+        {
+            let imported = imported.1.split('"').next().unwrap().to_owned();
+            if !paths.contains(&imported) {
+                paths.push(imported);
+            }
+        }
+        next += 1;
+    }
+    assert_eq!(paths.len(), 9, "{paths:?}");
+    assert!(size < 100 << 10, "{size} bytes");
+    assert!(!page.contains("style=") && !page.contains("onclick"));
+    assert_eq!(instance.get("/ui/").await.problem().0, 404);
+    assert_eq!(instance.get("/ui/index.html").await.problem().0, 404);
+}
+
+#[tokio::test]
 async fn the_type_of_a_problem_leads_to_its_explanation() {
     let instance = Process::start(&listening()).await;
     let refused = instance.get("/regions/mars").await;

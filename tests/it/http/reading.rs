@@ -12,6 +12,7 @@ use crate::support::{
 async fn regions_show_every_instance_and_how_discovery_fares() {
     let cluster = two_regions().set("FLY_IMAGE_REF", "v7").start().await;
     let answer = cluster.instance("syd-1").get("/regions").await;
+    let catalogue = cluster.instance("syd-1").get("/functions").await.body["catalogue"].clone();
     let peer = &answer.body["regions"][0]["instances"][0];
     let discovery = &answer.body["discovery"];
     let (rtt_ms, last_seen_ms) = (peer["rtt_ms"].clone(), peer["last_seen_ms"].clone());
@@ -33,10 +34,12 @@ async fn regions_show_every_instance_and_how_discovery_fares() {
             {"region": "iad", "instances": [{
                 "instance": "iad-1", "address": cluster.instance("iad-1").address, "state": "ready",
                 "local": false, "release": "v7", "rtt_ms": rtt_ms, "last_seen_ms": last_seen_ms,
+                "functions": 15, "catalogue": catalogue,
             }]},
             {"region": "syd", "instances": [{
                 "instance": "syd-1", "address": cluster.instance("syd-1").address, "state": "ready",
                 "local": true, "release": "v7", "rtt_ms": null, "last_seen_ms": null,
+                "functions": 15, "catalogue": catalogue,
             }]},
         ],
         "discovery": {

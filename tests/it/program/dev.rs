@@ -102,7 +102,8 @@ impl Dev {
         let region = &name[..3];
         let seen = async || {
             let region = self.get("iad-1", &format!("/regions/{region}")).await;
-            let instances = region["instances"].as_array().unwrap().clone();
+            // An instance that has just started knows no region yet.
+            let instances = region["instances"].as_array().cloned().unwrap_or_default();
             let found = instances.into_iter().find(|it| it["instance"] == name);
             found.map_or(Value::Null, |it| it["state"].clone())
         };
@@ -210,6 +211,100 @@ async fn what_is_typed_breaks_the_cluster_and_mends_it() {
     dev.type_line("start syd-2", "syd-2 is back").await;
     dev.until_state("syd-2", "ready").await;
     assert_eq!(dev.interrupt().await.code(), Some(0));
+}
+
+/// The address in the first line of the welcome, and the token in its fragment.
+fn page(dev: &Dev) -> (String, String) {
+    let line = dev.welcome.iter().find(|line| !line.is_empty()).unwrap();
+    let page = line.strip_prefix("Look at it: ").unwrap();
+    let (page, fragment) = page.split_once('#').unwrap_or((page, ""));
+    // A name needs no resolver here.
+    let page = page.replace("localhost", "127.0.0.1");
+    (page, fragment.replace("control=", ""))
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().build().unwrap()
+}
+
+#[tokio::test]
+async fn the_page_is_that_of_the_first_instance() {
+    let dev = Dev::start(&["--regions", "iad,syd"]).await;
+    let (page, token) = page(&dev);
+    let port = dev.ports["iad-1"];
+    assert_eq!(
+        (page.as_str(), token.as_str()),
+        (format!("http://127.0.0.1:{port}/ui").as_str(), "")
+    );
+    assert_eq!(client().get(page).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn the_page_of_chaos_does_what_is_typed_for_who_has_its_token() {
+    let dev = Dev::start(&["--regions", "iad,syd", "--chaos"]).await;
+    let (page, token) = page(&dev);
+    let (root, _) = page.split_once("/at/iad-1/ui").unwrap();
+    let client = client();
+    assert_eq!(client.get(&page).send().await.unwrap().status(), 200);
+
+    let control = format!("{root}/control");
+    let kill = || client.post(&control).body("kill syd-1");
+    let own = || kill().bearer_auth(&token);
+    for (request, status) in [
+        (kill(), 401),
+        (kill().bearer_auth("another"), 401),
+        (client.get(&control), 401),
+        (own().header("host", "evil.example"), 403),
+        (own().header("origin", "http://evil.example"), 403),
+        (own().header("sec-fetch-site", "cross-site"), 403),
+        (own().header("sec-fetch-site", "same-site"), 403),
+        (client.get(&page).header("host", "evil.example"), 403),
+        (client.get(format!("{root}/at/mars-1/ui")), 404),
+        (client.get(format!("{root}/")), 404),
+    ] {
+        assert_eq!(request.send().await.unwrap().status(), status);
+    }
+
+    let json = async |request: reqwest::RequestBuilder| -> Value {
+        let answer = request.bearer_auth(&token).send().await.unwrap();
+        serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
+    };
+    let shown = async || json(client.get(&control)).await["instances"].clone();
+    let instances = |iad: bool, syd: bool| json!([{"name": "iad-1", "has_ended": iad}, {"name": "syd-1", "has_ended": syd}]);
+    assert_eq!(shown().await, instances(false, false));
+    let say =
+        async |line: &'static str| json(client.post(&control).body(line)).await["said"].clone();
+    assert_eq!(
+        say("kill syd-1").await,
+        "syd-1 is killed; `start syd-1` starts it again"
+    );
+    dev.until_state("syd-1", "suspect").await;
+    eventually("an end", shown, |seen| *seen == instances(false, true)).await;
+    assert_eq!(say("kill mars-1").await, "mars-1 is none of iad-1, syd-1");
+
+    // The page outlives the instance that it shows.
+    say("kill iad-1").await;
+    eventually("no instance", shown, |seen| *seen == instances(true, true)).await;
+    let gone = client.get(&page).send().await.unwrap();
+    assert_eq!(gone.status(), 502);
+    assert_eq!(say("start iad-1").await, "iad-1 is back");
+    assert_eq!(say("start syd-1").await, "syd-1 is back");
+    dev.until_state("syd-1", "ready").await;
+
+    // A call, with its answer as the instance gave it.
+    let call = client
+        .post(format!("{root}/at/iad-1/rpc/syd"))
+        .header("content-type", "application/json")
+        .body(r#"{"module":"Kernel","function":"+","args":[1,2]}"#);
+    assert_eq!(json(call).await["result"], 3);
+    let mut events = client
+        .get(format!("{root}/at/iad-1/events"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(events.headers()["content-type"], "text/event-stream");
+    let first = in_time("an event", events.chunk()).await.unwrap().unwrap();
+    assert!(first.starts_with(b"event: counts"), "{first:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,251 @@
+//! What the page needs beyond an instance: the program of `dev --chaos` serves each instance below `/at/NAME/`, so that the
+//! page outlives the instance that it shows, and takes at `/control` what else is typed.
+//!
+//! It listens on loopback, for pages of its own address only: a page of another site, or a name that is made to point here
+//! (DNS rebinding), is refused. `/control` wants a token besides, which the page has from its fragment and nobody else knows.
+
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{Path, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing,
+};
+use futures_util::stream;
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    cli::{Failure, run::secret},
+    client,
+    config::DrainConfig,
+    http::{Reached, check_site},
+    json,
+    lifecycle::Lifecycle,
+    memory::Budget,
+    server::{self, Door, Server},
+    token::{PresentedToken, Token},
+};
+
+/// Connections, and bytes that wait in them.
+const CONNECTIONS: usize = 64;
+const MEMORY: usize = 64 << 20;
+/// The largest body that is passed on, in bytes: what an instance takes by default.
+const MAX_BODY: usize = 1 << 20;
+/// Requests that wait for the loop that has the cluster.
+const WAITING: usize = 16;
+/// How long a connection to an instance may take.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// The headers of a request that are passed on.
+const PASSED_ON: [HeaderName; 5] = [
+    header::ACCEPT,
+    header::ACCEPT_ENCODING,
+    header::AUTHORIZATION,
+    header::CONTENT_TYPE,
+    header::IF_NONE_MATCH,
+];
+/// Headers of an answer that are about its connection.
+const OF_A_CONNECTION: [HeaderName; 3] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+];
+
+/// What the page asks of the loop that has the cluster.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Do what the line says, as if it was typed, and say what was done.
+    Do(String, oneshot::Sender<String>),
+    /// Say which instances there are.
+    Show(oneshot::Sender<Vec<InstanceStatus>>),
+}
+
+/// An instance of the cluster.
+#[derive(Debug, Serialize)]
+pub(super) struct InstanceStatus {
+    pub(super) name: String,
+    pub(super) has_ended: bool,
+}
+
+/// The endpoint, while this lives.
+pub(super) struct Control {
+    address: SocketAddr,
+    token: String,
+    orders: mpsc::Receiver<Order>,
+    _server: Server,
+}
+
+/// What its handlers share.
+#[derive(Debug)]
+struct Shared {
+    instances: BTreeMap<String, SocketAddr>,
+    client: reqwest::Client,
+    token: Token,
+    orders: mpsc::Sender<Order>,
+}
+
+impl Control {
+    /// Starts to listen, for the cluster of `instances`.
+    pub(super) async fn start(instances: BTreeMap<String, SocketAddr>) -> Result<Self, Failure> {
+        let token = secret();
+        let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+        let (sender, orders) = mpsc::channel(WAITING);
+        let shared = Shared {
+            instances,
+            client: client::builder(CONNECT)
+                .build()
+                .map_err(|error| failed(&error))?,
+            token: token.parse().map_err(|error| failed(&error))?,
+            orders: sender,
+        };
+        let (listener, address) = server::bind("127.0.0.1:0").await?;
+        let door = Door::of_instances(listener, router(shared), CONNECTIONS);
+        let drain = DrainConfig {
+            delay: Duration::ZERO,
+            timeout: Duration::ZERO,
+        };
+        let lifecycle = Arc::new(Lifecycle::new());
+        let memory = Budget::new(MEMORY);
+        Ok(Self {
+            address,
+            token,
+            orders,
+            _server: Server::start([door].into_iter(), lifecycle, drain, &memory),
+        })
+    }
+
+    /// The address of the page of the instance `name`.
+    pub(super) fn page(&self, name: &str) -> String {
+        let (port, token) = (self.address.port(), &self.token);
+        format!("http://localhost:{port}/at/{name}/ui#control={token}")
+    }
+
+    /// What the page asks for next.
+    pub(super) async fn next(&mut self) -> Option<Order> {
+        self.orders.recv().await
+    }
+}
+
+fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/at/{name}/{*rest}", routing::any(pass_on))
+        .route("/control", routing::get(show).post(obey))
+        .layer(middleware::from_fn(own_pages))
+        .with_state(Arc::new(shared))
+}
+
+/// Refuses a request from a page of another site, or for another host than this machine.
+async fn own_pages(request: Request, next: Next) -> Response {
+    let reached = request.extensions().get::<Reached>();
+    let reached = reached.map(|Reached(address)| *address);
+    match check_site(request.headers(), reached, false) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => said(StatusCode::FORBIDDEN, &problem.detail),
+    }
+}
+
+/// `GET /control`: the instances.
+async fn show(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
+    if !shared.is_allowed(&headers) {
+        return unauthenticated();
+    }
+    let (sender, instances) = oneshot::channel();
+    // Where the loop has ended, so has everything.
+    let _ = shared.orders.send(Order::Show(sender)).await;
+    let instances = instances.await.unwrap_or_default();
+    answer(
+        StatusCode::OK,
+        &serde_json::json!({ "instances": instances }),
+    )
+}
+
+/// `POST /control`: one line of what may be typed.
+async fn obey(State(shared): State<Arc<Shared>>, headers: HeaderMap, line: String) -> Response {
+    if !shared.is_allowed(&headers) {
+        return unauthenticated();
+    }
+    let (sender, done) = oneshot::channel();
+    let _ = shared.orders.send(Order::Do(line, sender)).await;
+    match done.await {
+        Ok(done) => said(StatusCode::OK, &done),
+        Err(_) => said(StatusCode::SERVICE_UNAVAILABLE, "the cluster stops"),
+    }
+}
+
+/// `/at/{name}/…`: whatever the instance answers.
+async fn pass_on(
+    State(shared): State<Arc<Shared>>,
+    Path((name, _)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    let Some(address) = shared.instances.get(&name) else {
+        return said(StatusCode::NOT_FOUND, "no such instance");
+    };
+    let (parts, body) = request.into_parts();
+    // As it came: what axum gives is decoded.
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    let path = path.trim_start_matches("/at/");
+    let path = path.find('/').map_or("/", |slash| &path[slash..]);
+    let Ok(body) = to_bytes(body, MAX_BODY).await else {
+        return said(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+    };
+    let url = format!("http://{address}{path}");
+    let mut asked = shared.client.request(parts.method, url).body(body);
+    let last_event = HeaderName::from_static("last-event-id");
+    for name in PASSED_ON.iter().chain([&last_event]) {
+        if let Some(value) = parts.headers.get(name) {
+            asked = asked.header(name, value);
+        }
+    }
+    match asked.send().await {
+        Ok(answered) => passed_back(answered),
+        Err(_) => said(StatusCode::BAD_GATEWAY, &format!("{name} does not answer")),
+    }
+}
+
+fn passed_back(mut answered: reqwest::Response) -> Response {
+    let (status, mut headers) = (answered.status(), std::mem::take(answered.headers_mut()));
+    for name in OF_A_CONNECTION {
+        headers.remove(name);
+    }
+    // A stream that breaks ends: the page connects again.
+    let pieces = stream::unfold(answered, async |mut answered| {
+        let piece = answered.chunk().await.ok()??;
+        Some((Ok::<_, Infallible>(piece), answered))
+    });
+    (status, headers, Body::from_stream(pieces)).into_response()
+}
+
+impl Shared {
+    fn is_allowed(&self, headers: &HeaderMap) -> bool {
+        let presented = headers.get(header::AUTHORIZATION);
+        let presented = presented.map(HeaderValue::as_bytes);
+        let presented = presented.and_then(PresentedToken::from_authorization);
+        presented.is_some_and(|presented| presented.position([&self.token]).is_some())
+    }
+}
+
+fn unauthenticated() -> Response {
+    said(
+        StatusCode::UNAUTHORIZED,
+        "this wants the token of the page's address, as `fly-rpc dev` printed it",
+    )
+}
+
+/// An answer for people; a page that expects a problem document finds its detail.
+fn said(status: StatusCode, what: &str) -> Response {
+    answer(status, &serde_json::json!({ "said": what, "detail": what }))
+}
+
+fn answer(status: StatusCode, document: &impl Serialize) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (status, headers, json::to_vec(document)).into_response()
+}
