@@ -291,7 +291,7 @@ impl Core {
         let dispatcher = Arc::new(Dispatcher::new(
             (identity.clone(), boot.clone()),
             timeouts.max,
-            Arc::clone(&lifecycle),
+            (Arc::clone(&lifecycle), Arc::clone(&memory)),
             Arc::clone(&executor),
             Arc::clone(&cluster),
             link,

@@ -87,7 +87,7 @@ mod trace;
 
 pub use self::{
     access::{Access, Client, ClientName, FunctionPattern},
-    call::Timeouts,
+    call::{Per, Timeouts},
     cluster::DiscoveryError,
     config::{
         AppAddress, AppConfig, AppUrl, Config, ConfigError, DiscoveryConfig, DnsName, DrainConfig,
@@ -101,7 +101,7 @@ pub use self::{
     region::Region,
     registry::{CallContext, Registry, RegistryError},
     replay::{ReplayToPrimary, ReplayToPrimaryService},
-    rpc::{Answer, CallError, CallOptions, Rpc},
+    rpc::{Answer, CallError, CallOptions, EachAnswer, Rpc},
     server::Drained,
     token::Token,
     trace::continue_traces,

@@ -2,6 +2,7 @@
 //! Owns their rules; regions have a file of their own.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use sha2::{Digest, Sha256};
 use tracing::field::Empty;
 use ulid::Ulid;
 
@@ -141,6 +142,15 @@ impl InstanceId {
     /// A new id of 14 hexadecimal digits, the shape of a Fly Machine's id.
     pub fn random() -> Self {
         Self(format!("{:014x}", rand::random::<u64>() >> 8).into())
+    }
+}
+
+impl IdempotencyKey {
+    /// The key that stands for this one at one of many places where a call runs.
+    pub(crate) fn of_place(&self, place: &str) -> Self {
+        let hash = Sha256::digest(format!("{self}\0{place}"));
+        let digits = hash.iter().map(|byte| format!("{byte:02x}"));
+        Self(digits.collect::<String>().into())
     }
 }
 

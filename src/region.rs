@@ -1,4 +1,5 @@
-//! A region, and where a call is asked to run: regions, the primary one, or the nearest that serves, in an order of preference.
+//! A region, and where a call is asked to run: regions, the primary one, or the nearest that serves, in an order of preference;
+//! or, of one that many instances run, in which regions.
 //! Regions are labels; no list of them is kept anywhere, because Fly adds and removes regions.
 
 use std::{fmt, str::FromStr};
@@ -7,11 +8,14 @@ use crate::name::{InvalidName, word};
 
 const PRIMARY: &str = "primary";
 const ANY: &str = "any";
+const ALL: &str = "all";
 /// What stands for other regions, or for all, and is none itself.
-const RESERVED: [&str; 4] = [PRIMARY, ANY, "all", "each"];
+const RESERVED: [&str; 4] = [PRIMARY, ANY, ALL, "each"];
 
 /// How many items a list may have: one for each attempt of a call.
 const MAX_TARGETS: usize = 3;
+/// How many regions a fan-out may name; of more, `all` is shorter.
+const MAX_REGIONS: usize = 32;
 
 word! {
     /// A region such as `syd`: `^[a-z0-9][a-z0-9-]{0,31}$`, and none of `primary`, `any`, `all` and `each`, which stand for
@@ -154,12 +158,76 @@ impl FromStr for Targets {
 
 impl fmt::Display for Targets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, item) in self.items.iter().enumerate() {
-            let comma = if number > 0 { "," } else { "" };
-            write!(f, "{comma}{item}")?;
-        }
-        Ok(())
+        list(&self.items, f)
     }
+}
+
+/// In which regions a fan-out runs: in all, or in up to 32 that are named, each once.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Regions {
+    /// In every one in which there is an instance.
+    All,
+    /// In these, none of which is `any`.
+    Named(Vec<Target>),
+}
+
+impl Regions {
+    /// Every region that is named.
+    pub(crate) fn named<'a>(&'a self, primary: &'a Region) -> impl Iterator<Item = &'a Region> {
+        let items = match self {
+            Self::All => &[],
+            Self::Named(items) => items.as_slice(),
+        };
+        items.iter().filter_map(|item| item.region(primary))
+    }
+}
+
+impl FromStr for Regions {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == ALL {
+            return Ok(Self::All);
+        }
+        let mut items = Vec::new();
+        for item in text.split(',') {
+            let item = match item.parse()? {
+                Target::Any => {
+                    let rule = "a region or \"primary\": \"any\" is one of them and says not which";
+                    return Err(InvalidName::new("each item of a fan-out", rule));
+                }
+                item => item,
+            };
+            if items.len() == MAX_REGIONS {
+                return Err(InvalidName::new(
+                    "a fan-out",
+                    "in one to 32 regions, or in all",
+                ));
+            }
+            if items.contains(&item) {
+                return Err(InvalidName::new("each region of a fan-out", "named once"));
+            }
+            items.push(item);
+        }
+        Ok(Self::Named(items))
+    }
+}
+
+impl fmt::Display for Regions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str(ALL),
+            Self::Named(items) => list(items, f),
+        }
+    }
+}
+
+fn list(items: &[Target], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for (number, item) in items.iter().enumerate() {
+        let comma = if number > 0 { "," } else { "" };
+        write!(f, "{comma}{item}")?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -209,6 +277,25 @@ mod tests {
             "all", "syd,all", "each",
         ] {
             bad.parse::<Targets>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_fan_out_runs_in_all_regions_or_in_those_that_are_named() {
+        for good in ["all", "syd", "primary", "syd,primary,iad,fra"] {
+            assert_eq!(good.parse::<Regions>().unwrap().to_string(), good);
+        }
+        let many: Vec<_> = (0..33).map(|number| format!("r{number}")).collect();
+        for bad in [
+            "",
+            "any",
+            "syd,any",
+            "syd,all",
+            "syd,syd",
+            "syd,",
+            &many.join(","),
+        ] {
+            bad.parse::<Regions>().unwrap_err();
         }
     }
 }

@@ -7,14 +7,14 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::{
-    call::{Args, Call, Options, Timeouts},
-    dispatch::Dispatcher,
+    call::{Args, Call, Options, Per, Timeouts},
+    dispatch::{Dispatcher, FanOut, Outcome, Told},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
         RequestId,
     },
     problem::{Code, Executed, FunctionError, Problem},
-    region::Targets,
+    region::{Region, Regions, Targets},
 };
 
 /// How a call from this process may run, besides what and where.
@@ -45,6 +45,17 @@ pub struct Answer<R> {
     pub consistency: Option<ConsistencyToken>,
     /// Whether it is what came of an earlier call with the same idempotency key.
     pub replayed: bool,
+}
+
+/// What came of a fan-out on one instance.
+#[derive(Clone, Debug)]
+pub struct EachAnswer<R> {
+    /// Its region.
+    pub region: Region,
+    /// The instance; `None` where nobody was found in the region.
+    pub instance: Option<InstanceId>,
+    /// What the function returned, or why there is nothing.
+    pub result: Result<R, CallError>,
 }
 
 /// Calls functions in other regions, or in this one, from this process; cheap to clone.
@@ -194,9 +205,102 @@ impl Rpc {
         function: &str,
         args: impl Serialize + Send,
     ) -> Result<Answer<R>, CallError> {
-        let targets: Targets = region.parse().map_err(|invalid: InvalidName| {
-            Problem::new(Code::InvalidRegion, invalid.to_string())
-        })?;
+        let targets: Targets = region.parse().map_err(invalid_region)?;
+        let call = self.prepared(options, module, function, &args)?;
+        let request_id = RequestId::fresh();
+        let span = request_id.span();
+        let outcome = self
+            .dispatcher
+            .dispatch(&targets, &call, request_id, Instant::now())
+            .instrument(span)
+            .await;
+        let consistency = outcome.meta.consistency.clone();
+        let replayed = outcome.meta.replayed;
+        Ok(Answer {
+            result: read(outcome)?,
+            consistency,
+            replayed,
+        })
+    }
+
+    /// Runs `module.function(args)` on every instance of `regions`, at the same time, and waits for all of them up to the
+    /// default timeout: in every region when it is `"all"`, else in those of a list such as `"syd,primary"`.
+    ///
+    /// Asked is who is known when this is called, this instance and those that do not answer included; who is silent has
+    /// [`Code::DeadlineExceeded`]. The answers are sorted by region and instance.
+    ///
+    /// # Errors
+    /// Nobody was asked: a bad name, [`Code::InvalidRegion`], [`Code::Draining`], [`Code::DiscoveryPending`].
+    ///
+    /// # Cancel safety
+    /// When this is dropped, what has not started never does.
+    pub async fn each<R: DeserializeOwned>(
+        &self,
+        regions: &str,
+        module: &str,
+        function: &str,
+        args: impl Serialize + Send,
+    ) -> Result<Vec<EachAnswer<R>>, CallError> {
+        let options = CallOptions::default();
+        self.each_with(options, Per::Instance, regions, module, function, args)
+            .await
+    }
+
+    /// The same with `options`, which name no instance, on as many instances of each region as `per` says.
+    ///
+    /// # Errors
+    /// As [`Rpc::each`].
+    pub async fn each_with<R: DeserializeOwned>(
+        &self,
+        options: CallOptions,
+        per: Per,
+        regions: &str,
+        module: &str,
+        function: &str,
+        args: impl Serialize + Send,
+    ) -> Result<Vec<EachAnswer<R>>, CallError> {
+        let regions: Regions = regions.parse().map_err(invalid_region)?;
+        if options.instance.is_some() {
+            let detail = "a fan-out is for more than one instance; Rpc::call_with is for one";
+            return Err(Problem::new(Code::InvalidRequest, detail).into());
+        }
+        let call = self.prepared(options, module, function, &args)?;
+        let request_id = RequestId::fresh();
+        let span = request_id.span();
+        let fan_out = async {
+            let now = Instant::now();
+            let begun = FanOut::begin(&self.dispatcher, &regions, per, call, request_id, now);
+            let mut fan_out = begun.await?;
+            let mut answers = Vec::with_capacity(fan_out.asked());
+            while let Some(told) = fan_out.next().await {
+                let Told {
+                    region,
+                    instance,
+                    outcome,
+                    ..
+                } = told;
+                answers.push(EachAnswer {
+                    region,
+                    instance,
+                    result: read(outcome),
+                });
+            }
+            Ok::<_, Problem>(answers)
+        };
+        let mut answers: Vec<EachAnswer<R>> = fan_out.instrument(span).await?;
+        answers.sort_by(|one, other| {
+            (&one.region, &one.instance).cmp(&(&other.region, &other.instance))
+        });
+        Ok(answers)
+    }
+
+    fn prepared(
+        &self,
+        options: CallOptions,
+        module: &str,
+        function: &str,
+        args: &(impl Serialize + Send),
+    ) -> Result<Call, CallError> {
         let fits = |timeout: Duration| !timeout.is_zero() && timeout <= self.timeouts.max;
         if !options.timeout.is_none_or(fits) {
             let detail = format!(
@@ -210,40 +314,37 @@ impl Rpc {
             function: function.parse()?,
         };
         let args = match options.by_name {
-            true => Args::from_members(&args)?,
-            false => Args::from_values(&args)?,
+            true => Args::from_members(args)?,
+            false => Args::from_values(args)?,
         };
         let said = Options {
             timeout: options.timeout,
             idempotent: options.idempotent.then_some(true),
             instance: options.instance,
         };
-        let call = Call {
+        Ok(Call {
             key: options.idempotency_key,
             key_owner: Some(KeyOwner::program()),
             after: options.after,
             ..Call::new(name, args, said, self.timeouts.default)
-        };
-        let request_id = RequestId::fresh();
-        let span = request_id.span();
-        let outcome = self
-            .dispatcher
-            .dispatch(&targets, &call, request_id, Instant::now())
-            .instrument(span)
-            .await;
-        let answer = outcome.result.and_then(|returned| {
-            let result = serde_json::from_str(returned.json.get());
-            Ok(Answer {
-                result: result.map_err(|error| unexpected(&error))?,
-                consistency: returned.consistency,
-                replayed: returned.replayed,
-            })
-        });
-        answer.map_err(|problem| CallError {
-            problem: Box::new(problem),
-            request_id: Some(outcome.meta.request_id),
         })
     }
+}
+
+/// The result of a call, as the type that its caller wants.
+fn read<R: DeserializeOwned>(outcome: Outcome) -> Result<R, CallError> {
+    let Outcome { result, meta } = outcome;
+    let read = result.and_then(|returned| {
+        serde_json::from_str(returned.json.get()).map_err(|error| unexpected(&error))
+    });
+    read.map_err(|problem| CallError {
+        problem: Box::new(problem),
+        request_id: Some(meta.request_id),
+    })
+}
+
+fn invalid_region(invalid: InvalidName) -> Problem {
+    Problem::new(Code::InvalidRegion, invalid.to_string())
 }
 
 fn unexpected(error: &serde_json::Error) -> Problem {

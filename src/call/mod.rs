@@ -90,6 +90,22 @@ pub(crate) const MEMBERS: &[&str; 6] = &[
     "instance",
 ];
 
+/// How many instances of each region a fan-out asks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Per {
+    /// Every instance.
+    #[default]
+    Instance,
+    /// One instance of each region: the call runs there as one for the region does.
+    Region,
+}
+
+/// The members of a fan-out in JSON.
+const EACH_MEMBERS: &[&str; MEMBERS.len() + 1] = &[
+    MEMBERS[0], MEMBERS[1], MEMBERS[2], MEMBERS[3], MEMBERS[4], MEMBERS[5], "per",
+];
+
 impl Call {
     /// The call of `name` with `args` under `options`, which takes `default` where it names no timeout.
     pub(crate) fn new(name: FunctionName, args: Args, options: Options, default: Duration) -> Self {
@@ -166,6 +182,25 @@ impl Call {
     pub(crate) fn from_json(body: &[u8], timeouts: Timeouts) -> Result<Self, Problem> {
         let members = json::members(body, MEMBERS, Unknown::Refused)?;
         Self::from_members(members, timeouts)
+    }
+
+    /// The call in the body of `POST /each/{regions}`, and on how many instances of each region it is to run.
+    ///
+    /// # Errors
+    /// As [`Call::from_json`]; and for one that names an instance.
+    pub(crate) fn from_fan_out(body: &[u8], timeouts: Timeouts) -> Result<(Self, Per), Problem> {
+        let members = json::members(body, EACH_MEMBERS, Unknown::Refused)?;
+        let [call @ .., per] = members;
+        let per = per.map_or(Ok(Per::default()), |raw| {
+            parsed("per", raw, "\"instance\" or \"region\"")
+        })?;
+        let call = Self::from_members(call, timeouts)?;
+        if call.instance.is_some() {
+            let detail =
+                "member \"instance\" is for a call on one instance; POST /rpc/{region} takes it";
+            return Err(Problem::new(Code::InvalidRequest, detail));
+        }
+        Ok((call, per))
     }
 
     /// The call in the values of [`MEMBERS`].

@@ -9,13 +9,13 @@ use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use tokio::time::Instant;
 
-use super::{Failure, advice::Again, ask::Endpoint, functions, print, say};
+use super::{Failure, advice::Again, ask::Endpoint, each, functions, print, say};
 use crate::{
-    call::MAX_TIMEOUT,
+    call::{MAX_TIMEOUT, Per},
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::Code,
-    region::Targets,
+    region::{Regions, Targets},
     reply::{Meta, Reply, milliseconds},
     telemetry::printable_json,
 };
@@ -34,12 +34,14 @@ const GRACE: Duration = Duration::from_secs(5);
   fly-rpc call syd String.split '\"a,b\"' , --json
   fly-rpc call syd Orders.create '{\"id\": 1234}' --idempotency-key order-1234
   fly-rpc call syd Notes.create --named title=Milk due=2026-12-01
+  fly-rpc call --each all Cache.clear
 
 An argument that is JSON is sent as it stands, any other as a string: 12 is a number, '\"12\"' a string. One that \
 begins like an array, an object or a string of JSON and is none is refused. \
 Arguments that begin with two dashes come after a lone --. The token in FLY_RPC_TOKEN is sent, if there is one.")]
 pub(super) struct CallArgs {
-    /// A region such as `syd`, `primary`, `any`, or a list such as `syd,iad,any`: the next is tried where nothing ran
+    /// A region such as `syd`, `primary`, `any`, or a list such as `syd,iad,any`: the next is tried where nothing ran. With
+    /// --each, `all` or a list of regions
     #[arg(value_parser = region)]
     region: String,
     /// The function, such as `String.upcase`
@@ -51,6 +53,17 @@ pub(super) struct CallArgs {
     /// Take the arguments as NAME=VALUE, by the names of the function's parameters
     #[arg(long)]
     named: bool,
+    /// Call on every instance of the regions at the same time, or with --each=region on one instance of each
+    #[arg(
+        long,
+        value_name = "PER",
+        value_parser = per,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "instance",
+        conflicts_with = "instance"
+    )]
+    each: Option<Per>,
     /// How long to wait, such as 500ms or 5s, at most 24h
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
@@ -76,7 +89,7 @@ pub(super) struct CallArgs {
     endpoint: Endpoint,
 }
 
-/// The body of `POST /rpc/{region}`.
+/// The body of `POST /rpc/{region}` and `POST /each/{regions}`.
 #[derive(Serialize)]
 struct Body<'a> {
     module: &'a str,
@@ -87,6 +100,8 @@ struct Body<'a> {
     idempotent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     instance: Option<&'a InstanceId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per: Option<Per>,
 }
 
 /// The arguments of a call, by position or by name.
@@ -117,10 +132,11 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
             .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
         idempotent: args.idempotent,
         instance: args.instance.as_ref(),
+        per: args.each,
     });
     let patience = args.timeout.unwrap_or(LONGEST).saturating_add(GRACE);
-    let mut request =
-        Request::post(format!("/rpc/{}", args.region)).header(CONTENT_TYPE, "application/json");
+    let path = path(&args)?;
+    let mut request = Request::post(path).header(CONTENT_TYPE, "application/json");
     if let Some(key) = &args.idempotency_key {
         request = request.header("idempotency-key", key.as_str());
     }
@@ -133,6 +149,9 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     let took = asked.elapsed();
     if args.json {
         return answer.print_json();
+    }
+    if args.each.is_some() {
+        return each::show(&answer, took, args.quiet);
     }
     answer.asked.again = match &args.idempotency_key {
         Some(_) => Again::Keyed,
@@ -165,9 +184,39 @@ fn account(meta: &Meta, took: Duration) -> String {
     )
 }
 
-/// Where to call, as it was typed.
+/// The path of the request.
+fn path(args: &CallArgs) -> Result<String, Failure> {
+    let region = &args.region;
+    let (path, is_right) = match args.each {
+        None => (
+            format!("/rpc/{region}"),
+            region.parse::<Targets>().map(drop),
+        ),
+        Some(_) => (
+            format!("/each/{region}"),
+            region.parse::<Regions>().map(drop),
+        ),
+    };
+    match is_right {
+        Ok(()) => Ok(path),
+        Err(invalid) => Err(Failure::Usage(format!("{region:?}: {invalid}"))),
+    }
+}
+
+/// Where to call, as it was typed; whether it goes with the other arguments shows later.
 fn region(text: &str) -> Result<String, InvalidName> {
-    text.parse::<Targets>().map(|_| text.to_owned())
+    match text.parse::<Regions>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => text.parse::<Targets>().map(|_| text.to_owned()),
+    }
+}
+
+fn per(text: &str) -> Result<Per, String> {
+    match text {
+        "instance" => Ok(Per::Instance),
+        "region" => Ok(Per::Region),
+        _ => Err("must be instance or region".to_owned()),
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -7,6 +7,7 @@ mod child;
 mod completions;
 #[cfg(feature = "dev")]
 mod dev;
+mod each;
 mod example;
 mod exchange;
 mod explain;

@@ -4,18 +4,22 @@
 mod attempts;
 mod budget;
 mod candidates;
+mod fan_out;
 mod regions;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-pub(crate) use self::regions::{Choice, Needs, Standing};
 use self::{
     attempts::{Attempts, Retry, Situation},
     budget::Budgets,
     candidates::{Candidates, Place},
     regions::Tour,
+};
+pub(crate) use self::{
+    fan_out::{FanOut, Told},
+    regions::{Choice, Needs, Standing},
 };
 use crate::{
     call::{Call, Unsaid},
@@ -26,6 +30,7 @@ use crate::{
     feed::{FailedAttempt, Feed},
     lifecycle::Lifecycle,
     link::Link,
+    memory::Budget,
     metrics::{CallMetrics, HopMetrics, Metrics},
     name::{BootId, FunctionName, InstanceId, RequestId},
     problem::{Code, Executed, Problem},
@@ -45,6 +50,7 @@ pub(crate) struct Dispatcher {
     executor: Arc<Executor>,
     cluster: Arc<Cluster>,
     link: Arc<Link>,
+    memory: Arc<Budget>,
     budgets: Arc<Budgets>,
     calls: Arc<CallMetrics>,
     hops: Arc<HopMetrics>,
@@ -65,7 +71,7 @@ impl Dispatcher {
     pub(crate) fn new(
         (identity, boot): (Identity, BootId),
         max_timeout: Duration,
-        lifecycle: Arc<Lifecycle>,
+        (lifecycle, memory): (Arc<Lifecycle>, Arc<Budget>),
         executor: Arc<Executor>,
         cluster: Arc<Cluster>,
         link: Link,
@@ -79,6 +85,7 @@ impl Dispatcher {
             executor,
             cluster,
             link: Arc::new(link),
+            memory,
             budgets: Arc::default(),
             calls: Arc::clone(&metrics.calls),
             hops: Arc::clone(&metrics.hops),
@@ -302,15 +309,7 @@ impl Dispatcher {
         name: &FunctionName,
         read: impl Fn(&Declaration) -> T,
     ) -> Option<T> {
-        let in_region = |region: &Region| {
-            if *region == self.identity.region
-                && let Some(declared) = self.executor.catalogue().get(name)
-            {
-                return Some(read(declared));
-            }
-            let peers = self.cluster.region(region).ok()?;
-            Some(read(peers.declared(name)?))
-        };
+        let in_region = |region: &Region| self.policy_in(region, name, &read);
         let mut named = targets.named(&self.identity.primary);
         let own = targets.has_any().then_some(&self.identity.region);
         let near = named
@@ -321,6 +320,22 @@ impl Dispatcher {
             false => None,
         };
         near.or_else(far)
+    }
+
+    /// What `read` makes of the declaration of the function `name` in `region`, if one has it there.
+    fn policy_in<T>(
+        &self,
+        region: &Region,
+        name: &FunctionName,
+        read: impl Fn(&Declaration) -> T,
+    ) -> Option<T> {
+        if *region == self.identity.region
+            && let Some(declared) = self.executor.catalogue().get(name)
+        {
+            return Some(read(declared));
+        }
+        let peers = self.cluster.region(region).ok()?;
+        Some(read(peers.declared(name)?))
     }
 
     /// Counts a call; one that failed may have been for a region of the client's invention, which is no label.

@@ -1,13 +1,16 @@
 //! One line for each call, on the instance that received it and on the one that ran it, under the same request id; and
 //! one for each request that was refused before it was a call. Never arguments, results or tokens.
 
+use std::fmt::Display;
+
 use axum::http::Method;
 
+use super::each::FanOutMeta;
 use crate::{
     access::Caller,
     dispatch::Outcome,
     name::{FunctionName, RequestId},
-    region::Targets,
+    region::{Regions, Targets},
     reply::{Meta, ProblemDocument},
 };
 
@@ -43,11 +46,25 @@ pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) 
 pub(super) fn abandoned(
     caller: &Caller,
     function: &FunctionName,
-    targets: &Targets,
+    places: &impl Display,
     request_id: &RequestId,
 ) {
     let client = caller.name();
-    tracing::warn!(client, %function, region = %targets, executed = "maybe", %request_id, "call abandoned");
+    tracing::warn!(client, %function, region = %places, executed = "maybe", %request_id, "call abandoned");
+}
+
+/// A fan-out of a client, and what came of it; each call is in the log of the instance that ran it.
+pub(super) fn fan_out(
+    caller: &Caller,
+    function: &FunctionName,
+    regions: &Regions,
+    meta: &FanOutMeta,
+) {
+    let (client, request_id) = (caller.name(), &meta.request_id);
+    let (asked, succeeded, elapsed_ms) = (meta.asked, meta.succeeded, meta.elapsed_ms);
+    tracing::info!(
+        client, %function, %regions, asked, succeeded, elapsed_ms, %request_id, "fan-out"
+    );
 }
 
 /// A call that Fly Proxy is asked to replay in `region`; the instance that gets it there logs what came of it.

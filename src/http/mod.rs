@@ -4,6 +4,7 @@
 mod auth;
 mod cluster;
 mod docs;
+mod each;
 mod events;
 mod head;
 mod health;
@@ -38,6 +39,8 @@ pub(crate) use self::cluster::{
     CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, RegionsDocument,
     UnplacedDocument,
 };
+#[cfg(feature = "cli")]
+pub(crate) use self::each::{EntryDocument, FanOutReply};
 pub(crate) use self::openapi::route::Descriptions;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
@@ -170,6 +173,7 @@ fn clients() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(cluster::get_region))
         .routes(routes!(cluster::explain::explain_region))
         .routes(routes!(cluster::list_functions))
+        .routes(routes!(each::call_each))
         .routes(routes!(events::stream_events))
 }
 

@@ -20,7 +20,7 @@ use crate::{
     name::InvalidName,
     problem::{Code, Problem},
     protocol::lines::NDJSON,
-    region::{Target, Targets},
+    region::{Regions, Target, Targets},
 };
 
 /// How long a body may take to arrive; hyper has no limit of its own.
@@ -48,11 +48,26 @@ impl<S: Sync> FromRequestParts<S> for Targets {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let list = second_segment(parts)
-            .replace("%2C", ",")
-            .replace("%2c", ",");
-        list.parse().map_err(invalid_region)
+        commas(second_segment(parts))
+            .parse()
+            .map_err(invalid_region)
     }
+}
+
+/// The regions of `/each/{regions}`, in the same way.
+impl<S: Sync> FromRequestParts<S> for Regions {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        commas(second_segment(parts))
+            .parse()
+            .map_err(invalid_region)
+    }
+}
+
+/// `list` with encoded commas as commas.
+fn commas(list: &str) -> String {
+    list.replace("%2C", ",").replace("%2c", ",")
 }
 
 fn second_segment(parts: &Parts) -> &str {

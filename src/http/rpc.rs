@@ -231,7 +231,7 @@ pub(super) async fn call_function(
 }
 
 /// Checks a limit of the client.
-fn caller_may(caller: &Caller, may: bool, what: &str) -> Result<(), Problem> {
+pub(super) fn caller_may(caller: &Caller, may: bool, what: &str) -> Result<(), Problem> {
     if may {
         return Ok(());
     }
@@ -250,10 +250,7 @@ pub(super) struct CallRequest {
 
 async fn read(app: &App, head: &Parts, body: Body) -> Result<CallRequest, Problem> {
     let headers = &head.headers;
-    if headers.contains_key(FORWARDED) {
-        let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
-        return Err(Problem::new(Code::LoopDetected, detail));
-    }
+    refuse_forwarded(headers)?;
     let route = replay::route(headers, app.route)?;
     let (call, body) = match path::function(&head.uri)? {
         Some(name) => path::read(app, name, headers, body).await?,
@@ -262,13 +259,30 @@ async fn read(app: &App, head: &Parts, body: Body) -> Result<CallRequest, Proble
             (Call::from_json(&body.bytes, app.timeouts)?, body)
         }
     };
-    let call = with_key(call, headers)?;
-    let mut call = with_token(call, headers)?;
-    let trace = headers.get(TRACEPARENT);
-    call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
+    let mut call = with_headers(call, headers)?;
     let size = body.bytes.len();
     call.memory = Some(Arc::new(body.reserved));
     Ok(CallRequest { call, route, size })
+}
+
+/// Refuses a request of another instance, which would have this one forward it.
+pub(super) fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
+    if !headers.contains_key(FORWARDED) {
+        return Ok(());
+    }
+    let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
+    Err(Problem::new(Code::LoopDetected, detail))
+}
+
+/// `call` with what the headers of a request say of it: its key, its token, and what called it.
+pub(super) fn with_headers(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
+    let call = with_key(call, headers)?;
+    let call = with_token(call, headers)?;
+    let trace = headers.get(TRACEPARENT);
+    Ok(Call {
+        trace: trace.and_then(|trace| trace.to_str().ok()?.parse().ok()),
+        ..call
+    })
 }
 
 /// `call` under the key of the request, if it has one.

@@ -30,6 +30,7 @@ pub(crate) struct CallMetrics {
     refused: Family<Refusal, Counter>,
     abandoned: Counter,
     passed_on: Family<Target, Counter>,
+    fan_outs: Counter,
 }
 
 impl CallMetrics {
@@ -63,6 +64,9 @@ impl CallMetrics {
         let passed_on = Family::default();
         let help = "Calls with a consistency token that a later region of their list answered, by that region";
         registry.register("token_passed_on", help, passed_on.clone());
+        let fan_outs = Counter::default();
+        let help = "Fan-outs by HTTP; each of their calls is counted as one by its region";
+        registry.register("fan_outs", help, fan_outs.clone());
         Self {
             passed_on,
             calls,
@@ -71,6 +75,7 @@ impl CallMetrics {
             clients,
             refused,
             abandoned,
+            fan_outs,
         }
     }
 
@@ -115,6 +120,11 @@ impl CallMetrics {
     /// Counts a call whose client went away.
     pub(crate) fn abandoned(&self) {
         self.abandoned.inc();
+    }
+
+    /// Counts a fan-out.
+    pub(crate) fn fan_out(&self) {
+        self.fan_outs.inc();
     }
 
     /// Counts a request that was refused before it was a call.

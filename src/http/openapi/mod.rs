@@ -24,8 +24,8 @@ use utoipa::{
 };
 
 pub(super) use self::problems::{
-    CallProblems, ClusterProblems, EventProblems, ExplainProblems, OpenProblems, ReadinessProblems,
-    RegionProblems,
+    CallProblems, ClusterProblems, EachProblems, EventProblems, ExplainProblems, OpenProblems,
+    ReadinessProblems, RegionProblems,
 };
 use super::events::{Counts, Lagged};
 use crate::{
@@ -103,6 +103,11 @@ pub(super) fn finished(mut document: Document) -> Document {
         paths, components, ..
     } = &mut document;
     let components = components.get_or_insert_default();
+    if let Some(mut problem) = components.schemas.get("Problem").cloned() {
+        list_codes(&mut problem);
+        allow_null(&mut problem);
+        components.schemas.insert(ENTRY_PROBLEM.to_owned(), problem);
+    }
     for (name, schema) in &mut components.schemas {
         match name.as_str() {
             "FunctionError" => allow_null(schema),
@@ -171,6 +176,16 @@ fn allow_null(schema: &mut RefOr<Schema>) {
     if let RefOr::T(Schema::Object(object)) = schema {
         object.schema_type = SchemaType::from_iter([Type::Object, Type::Null]);
     }
+}
+
+/// The schema of a problem in an entry of a fan-out, which may be null.
+const ENTRY_PROBLEM: &str = "FanOutProblem";
+
+/// A reference to it.
+pub(super) fn entry_problem() -> RefOr<Schema> {
+    let mut problem = Ref::from_schema_name(ENTRY_PROBLEM);
+    "Why there is no result; null where there is one.".clone_into(&mut problem.description);
+    problem.into()
 }
 
 /// The codes of this release, where generators do not make a closed type of them: `code` is an open set.

@@ -43,6 +43,10 @@ problems! {
         Replay BodyTooLarge TargetTooLong UnsupportedMediaType HeadersTooLarge InvalidArguments IdempotencyMismatch FunctionFailed ResultNotKept
         FunctionPanicked Internal PeerUnreachable PeerLost FunctionLost FunctionUnavailable RegionUnavailable DiscoveryPending Draining Overloaded
         DeadlineExceeded LoopDetected;
+    /// Of a fan-out: what becomes of its calls is in its entries.
+    EachProblems:
+        InvalidJson InvalidRequest InvalidRegion Unauthenticated Forbidden MethodNotAllowed BodyTooLarge TargetTooLong UnsupportedMediaType
+        HeadersTooLarge DiscoveryPending Draining Overloaded LoopDetected;
     /// Of one region.
     RegionProblems:
         InvalidRequest InvalidRegion Unauthenticated RegionUnknown MethodNotAllowed TargetTooLong HeadersTooLarge

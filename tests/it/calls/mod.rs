@@ -5,6 +5,7 @@ mod bad_bodies;
 mod bad_heads;
 mod blocking;
 mod by_path;
+mod each;
 mod executed;
 mod hanging;
 mod idempotency;

@@ -581,3 +581,61 @@ async fn what_others_say_moves_no_cursor_and_makes_no_line() {
     let (_, json, _) = run(&["regions", "--json", "--url", &url]).await;
     assert!(!json.trim_end().contains(char::is_control), "{json}");
 }
+
+#[tokio::test]
+async fn call_each_shows_what_came_of_each() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    let (code, table, stderr) = fly_rpc(iad, &["call", "--each", "all", "Fly.RPC.my_region"]).await;
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            ["REGION", "INSTANCE", "RESULT"],
+            ["iad", "iad-1", "\"iad\""],
+            ["syd", "syd-1", "\"syd\""]
+        ]
+    );
+    assert_eq!(code, 0);
+    assert!(stderr.starts_with("2 of 2 have a result"), "{stderr}");
+    let arguments = [
+        "call",
+        "--each=region",
+        "syd,mars",
+        "Fly.RPC.my_region",
+        "-q",
+    ];
+    let (code, table, stderr) = fly_rpc(iad, &arguments).await;
+    assert_eq!((code, stderr.as_str()), (1, ""));
+    assert!(
+        table.contains(
+            "region_unknown (executed: no): no instance was ever seen in region \"mars\""
+        ),
+        "{table}"
+    );
+    let arguments = ["call", "--each", "all", "Fly.RPC.my_region", "--json"];
+    let (code, json, _) = fly_rpc(iad, &arguments).await;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &json["meta"]["succeeded"]), (0, &json!(2)));
+    for (arguments, what) in [
+        (
+            &["call", "all", "Fly.RPC.my_region"][..],
+            "fly-rpc: \"all\": a region must be 1 to 32",
+        ),
+        (
+            &["call", "--each", "any", "Fly.RPC.my_region"],
+            "fly-rpc: \"any\": each item of a fan-out",
+        ),
+        (
+            &["call", "--each=node", "all", "Fly.RPC.my_region"],
+            "must be instance or region",
+        ),
+    ] {
+        let (code, stdout, stderr) = fly_rpc(iad, arguments).await;
+        assert_eq!((code, stdout.as_str()), (64, ""), "{arguments:?}");
+        assert!(stderr.contains(what), "{stderr}");
+    }
+}

@@ -1,8 +1,8 @@
 //! The crate as a program uses it: its own functions, calls from its own process, errors that say whether it ran.
 
 use fly_rpc::{
-    CallOptions, Code, Config, Declaration, DnsName, Drained, Executed, FunctionError, Instance,
-    Registry,
+    CallOptions, Code, Config, Declaration, DnsName, Drained, EachAnswer, Executed, FunctionError,
+    Instance, Per, Registry,
 };
 use serde_json::{Value, json};
 
@@ -212,4 +212,44 @@ async fn what_a_function_fails_with_through_a_question_mark_is_for_the_log_only(
         line["span"]["request_id"],
         answer.body["meta"]["request_id"]
     );
+}
+
+#[tokio::test]
+async fn a_program_calls_many_instances_and_lists_of_regions() {
+    let syd = start("syd", &[]).await;
+    let iad = start("iad", &[&syd]).await;
+    iad.ready().await;
+    let rpc = iad.rpc();
+    let told = |answers: Vec<EachAnswer<i64>>| -> Vec<_> {
+        let told = answers.into_iter().map(|answer| {
+            let result = answer
+                .result
+                .map_err(|error| (error.code(), error.executed()));
+            (answer.region.to_string(), answer.instance.is_some(), result)
+        });
+        told.collect()
+    };
+    let all = rpc.each("all", "Math", "add", (1, 2)).await.unwrap();
+    let of = |region: &str, result| (region.to_owned(), true, result);
+    assert_eq!(told(all), [of("iad", Ok(3)), of("syd", Ok(3))]);
+    let options = CallOptions {
+        idempotent: true,
+        ..CallOptions::default()
+    };
+    let some = rpc.each_with(options, Per::Region, "syd,mars", "Math", "div", (1, 0));
+    assert_eq!(
+        told(some.await.unwrap()),
+        [
+            (
+                "mars".to_owned(),
+                false,
+                Err((Code::RegionUnknown, Executed::No))
+            ),
+            of("syd", Err((Code::FunctionFailed, Executed::Yes))),
+        ]
+    );
+    let wrong = rpc.each::<i64>("any", "Math", "add", (1, 2)).await;
+    assert_eq!(wrong.unwrap_err().code(), Code::InvalidRegion);
+    let list = rpc.call::<String>("mars,syd,any", "Fly.RPC", "my_region", ());
+    assert_eq!(list.await.unwrap(), "syd");
 }

@@ -69,6 +69,7 @@ fn registry(directory: &Path, instance: String) -> Registry {
     let (failures, panics, threads) = (runs.clone(), runs.clone(), runs.clone());
     let larges = runs.clone();
     let (latches, behind) = (directory.to_owned(), instance.clone());
+    let (held_in, held_here) = (directory.to_owned(), instance.clone());
     Registry::builtin()
         .function(
             "Test",
@@ -110,6 +111,23 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 Ok("released")
             }
         })
+        .function(
+            "Test",
+            "block_in",
+            move |(region, name): (String, String)| {
+                let (directory, instance) = (held_in.clone(), held_here.clone());
+                async move {
+                    if !instance.starts_with(&region) {
+                        return Ok("passed");
+                    }
+                    append(&directory.join(format!("{name}.started")), &instance)?;
+                    while !directory.join(format!("{name}.released")).exists() {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                    Ok("released")
+                }
+            },
+        )
         .function("Test", "witness", move |(name,): (String,)| {
             let witness = Witness(drops.join(format!("{name}.dropped")));
             touch(&drops, &format!("{name}.started"));

@@ -1,0 +1,372 @@
+//! One call on many instances: on each of some regions, or on one of each region. Owns whom it asks, and how many at once;
+//! each call runs as any other to a chosen instance does.
+//!
+//! What is bounded is bytes. Arguments that are sent and results that came are counted in the memory budget; a result that
+//! finds no room becomes a problem. So that this is rare, calls begin slowly where results are large: those that began
+//! lately may not together bring more than half of the room that is left. One that takes longer counts no more, so that
+//! instances that hang hold up nobody else.
+
+use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{self, Instant};
+
+use super::{Dispatcher, Outcome, attempts::Attempts, candidates::Place};
+use crate::{
+    call::{Call, Per},
+    cluster::Peer,
+    deadline::Deadline,
+    declaration::Declaration,
+    lifecycle::InFlight,
+    memory::{Reserved, Share},
+    name::{InstanceId, RequestId},
+    problem::{Code, FunctionError, Problem},
+    region::{Region, Regions},
+    reply::{Meta, Returned, milliseconds},
+};
+
+/// How many calls begin before anything is known of the size of results.
+const FIRST: usize = 32;
+/// For how long a call counts as one that began lately.
+const LATELY: Duration = Duration::from_millis(250);
+/// The size of arguments and of results that are not counted, in bytes: each costs as much besides.
+const SMALL: usize = 1 << 10;
+
+/// Whom a fan-out asks.
+#[derive(Clone, Debug)]
+enum Asked {
+    /// This instance.
+    Here(Region),
+    /// A peer.
+    Peer(Arc<Peer>),
+    /// One instance of a region.
+    OneOf(Region),
+    /// Nobody: why there is none in a region that is named.
+    Nobody(Region, Problem),
+}
+
+/// What came of the call that one instance, or region, was asked for.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// The region, and the instance where one was asked.
+    pub(crate) region: Region,
+    pub(crate) instance: Option<InstanceId>,
+    /// What came of it.
+    pub(crate) outcome: Outcome,
+    /// What its result takes of the memory budget.
+    pub(crate) held: Option<Reserved>,
+}
+
+/// A call at work, with what it holds.
+type Running = Pin<Box<dyn Future<Output = Told> + Send>>;
+/// A call that began lately, until it ends or began so long ago that it counts no more.
+type Beginning = Pin<Box<dyn Future<Output = Result<Told, Running>> + Send>>;
+
+/// A fan-out under way. Dropping it cancels what was asked and has not started; what runs, runs on to its deadline.
+pub(crate) struct FanOut {
+    dispatcher: Arc<Dispatcher>,
+    call: Arc<Call>,
+    request_id: RequestId,
+    arrived: Instant,
+    waiting: VecDeque<Asked>,
+    lately: FuturesUnordered<Beginning>,
+    running: FuturesUnordered<Running>,
+    /// The largest result so far, in bytes.
+    largest: Option<usize>,
+    asked: usize,
+    succeeded: usize,
+    _in_flight: InFlight,
+}
+
+impl FanOut {
+    /// A fan-out of `call` in `regions`, to whoever is known there now.
+    ///
+    /// # Errors
+    /// [`Code::Draining`] when this instance takes no new calls; [`Code::DiscoveryPending`] when nobody is known before the
+    /// call's deadline.
+    pub(crate) async fn begin(
+        dispatcher: &Arc<Dispatcher>,
+        regions: &Regions,
+        per: Per,
+        call: Call,
+        request_id: RequestId,
+        arrived: Instant,
+    ) -> Result<Self, Problem> {
+        let in_flight = dispatcher.lifecycle.admit()?;
+        let deadline = Deadline::since(arrived, call.timeout);
+        let first_round = dispatcher.cluster.first_round();
+        deadline.bound(first_round).await.ok_or_else(|| {
+            let detail = "the first discovery round has not finished yet";
+            Problem::new(Code::DiscoveryPending, detail)
+        })?;
+        let waiting = dispatcher.asked(regions, per);
+        let places = waiting.iter().map(Asked::region);
+        let under = |declared: &Declaration| {
+            let under = Call::under(&call, declared, dispatcher.max_timeout);
+            under.into_owned()
+        };
+        let mut policies = places.map(|region| dispatcher.policy_in(region, &call.name, under));
+        let policy = policies.find_map(|policy| policy);
+        Ok(Self {
+            dispatcher: Arc::clone(dispatcher),
+            call: Arc::new(policy.unwrap_or(call)),
+            request_id,
+            arrived,
+            asked: waiting.len(),
+            succeeded: 0,
+            waiting: waiting.into(),
+            lately: FuturesUnordered::new(),
+            running: FuturesUnordered::new(),
+            largest: None,
+            _in_flight: in_flight,
+        })
+    }
+
+    /// How many are asked.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked
+    }
+
+    /// Of how many a result came so far.
+    pub(crate) fn succeeded(&self) -> usize {
+        self.succeeded
+    }
+
+    /// What came of the next call that ends; `None` when all have.
+    pub(crate) async fn next(&mut self) -> Option<Told> {
+        loop {
+            while self.may_begin()
+                && let Some(asked) = self.waiting.pop_front()
+            {
+                let running = self.start(asked);
+                self.lately.push(Box::pin(lately(running)));
+            }
+            let told = tokio::select! {
+                Some(began) = self.lately.next() => match began {
+                    Ok(told) => told,
+                    Err(running) => {
+                        self.running.push(running);
+                        continue;
+                    }
+                },
+                Some(told) = self.running.next() => told,
+                else => return None,
+            };
+            return Some(self.count(told));
+        }
+    }
+
+    /// Whether another call may begin: nobody waits for those that hang, and results find room.
+    fn may_begin(&self) -> bool {
+        let lately = self.lately.len();
+        let memory = &self.dispatcher.memory;
+        match self.largest {
+            _ if lately == 0 => true,
+            None => lately < FIRST,
+            Some(largest) => {
+                let each = largest.max(SMALL);
+                memory.has_room(2 * each * (lately + 1), Share::Results)
+            }
+        }
+    }
+
+    fn start(&self, asked: Asked) -> Running {
+        let (dispatcher, call) = (Arc::clone(&self.dispatcher), Arc::clone(&self.call));
+        let (request_id, arrived) = (self.request_id.clone(), self.arrived);
+        Box::pin(async move { ask(&dispatcher, &call, asked, request_id, arrived).await })
+    }
+
+    /// Counts what came of a call, and its result in the memory budget.
+    fn count(&mut self, mut told: Told) -> Told {
+        let result = &mut told.outcome.result;
+        let size = result.as_ref().map_or(0, |result| result.json.get().len());
+        if result.is_ok() {
+            self.largest = self.largest.max(Some(size));
+        }
+        if size > SMALL {
+            match self.dispatcher.memory.reserve(size, Share::Results) {
+                Ok(held) => told.held = Some(held),
+                Err(_) => *result = Err(dropped(size)),
+            }
+        }
+        self.succeeded += usize::from(result.is_ok());
+        told
+    }
+}
+
+/// The problem of a result that ran and found no room.
+fn dropped(size: usize) -> Problem {
+    let detail = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
+    Problem::function_failed(FunctionError::new("ResultDropped", detail))
+}
+
+/// `running`, or what is left of it once it no longer counts as one that began lately.
+async fn lately(mut running: Running) -> Result<Told, Running> {
+    match time::timeout(LATELY, &mut running).await {
+        Ok(told) => Ok(told),
+        Err(_) => Err(running),
+    }
+}
+
+/// Asks one: a chosen instance once, because what its answer says of it is what the caller wants to know, and only the caller
+/// knows whether to ask it again; one of a region as any call there is asked.
+async fn ask(
+    dispatcher: &Dispatcher,
+    call: &Call,
+    asked: Asked,
+    request_id: RequestId,
+    arrived: Instant,
+) -> Told {
+    let deadline = Deadline::since(arrived, call.timeout);
+    let mut attempts = Attempts::default();
+    let region = asked.region().clone();
+    let call = &*asked.keyed(call, &dispatcher.identity.instance);
+    let result = match &asked {
+        Asked::Here(_) => {
+            let place = Place::Here;
+            let attempt = dispatcher.attempt(&place, call, deadline, &request_id, &mut attempts);
+            attempt.await
+        }
+        Asked::Peer(peer) => {
+            dispatcher
+                .ask_peer(peer, call, deadline, &request_id, &mut attempts)
+                .await
+        }
+        Asked::OneOf(region) => {
+            dispatcher
+                .run_in(region, call, deadline, &request_id, &mut attempts)
+                .await
+        }
+        Asked::Nobody(_, problem) => Err(problem.clone()),
+    };
+    let elapsed = arrived.elapsed();
+    let problem = result.as_ref().err();
+    dispatcher.count(Some(&region), problem, attempts.count(), elapsed);
+    let tried = attempts.last_instance();
+    let instance = tried.cloned().or_else(|| asked.instance());
+    let meta = Meta {
+        region: Some(region.clone()),
+        instance: instance.clone(),
+        attempts: attempts.count(),
+        elapsed_ms: milliseconds(elapsed),
+        replayed: Returned::is_replayed(&result),
+        consistency: Returned::consistency(&result).cloned(),
+        request_id,
+    };
+    dispatcher
+        .feed
+        .call_ended(&call.name, &meta, result.as_ref().err());
+    Told {
+        region,
+        instance,
+        outcome: Outcome { result, meta },
+        held: None,
+    }
+}
+
+impl Dispatcher {
+    /// Whom a fan-out in `regions` asks: who is known there now, also who does not answer.
+    fn asked(&self, regions: &Regions, per: Per) -> Vec<Asked> {
+        let own = &self.identity.region;
+        let (named, is_all) = match regions {
+            Regions::All => {
+                let mut all = self.cluster.regions();
+                all.push(own.clone());
+                all.sort();
+                all.dedup();
+                (all, true)
+            }
+            Regions::Named(_) => {
+                let mut named = Vec::new();
+                for region in regions.named(&self.identity.primary) {
+                    if !named.contains(region) {
+                        named.push(region.clone());
+                    }
+                }
+                (named, false)
+            }
+        };
+        let mut asked = Vec::new();
+        for region in named {
+            let before = asked.len();
+            let peers = self.peers(&region);
+            let is_here = region == *own;
+            let found = peers.as_ref().map_or(0, |peers| peers.count());
+            match per {
+                Per::Region if is_here || found > 0 => asked.push(Asked::OneOf(region.clone())),
+                Per::Region => {}
+                Per::Instance => {
+                    asked.extend(is_here.then(|| Asked::Here(region.clone())));
+                    let peers = peers
+                        .iter()
+                        .flat_map(|peers| peers.ready.iter().chain(&peers.others));
+                    asked.extend(peers.cloned().map(Asked::Peer));
+                }
+            }
+            if asked.len() == before && !is_all {
+                let problem = peers.err().unwrap_or_else(|| {
+                    let detail = format!("region \"{region}\": no instance is left");
+                    Problem::new(Code::RegionUnavailable, detail)
+                });
+                asked.push(Asked::Nobody(region, problem));
+            }
+        }
+        asked
+    }
+
+    /// Has `peer`, and no other that answers at its address, run `call`, if the arguments find room.
+    async fn ask_peer(
+        &self,
+        peer: &Arc<Peer>,
+        call: &Call,
+        deadline: Deadline,
+        request_id: &RequestId,
+        attempts: &mut Attempts,
+    ) -> Result<Returned, Problem> {
+        let size = call.args.raw().get().len();
+        // Once in the call, and once in the line that is sent.
+        let counted = if size > SMALL { 2 * size } else { 0 };
+        let _held = self.memory.reserve(counted, Share::Results)?;
+        let call = Call {
+            instance: Some(peer.instance.clone()),
+            ..call.clone()
+        };
+        let place = Place::There(Arc::clone(peer));
+        self.attempt(&place, &call, deadline, request_id, attempts)
+            .await
+    }
+}
+
+impl Asked {
+    fn region(&self) -> &Region {
+        match self {
+            Self::Here(region) | Self::OneOf(region) | Self::Nobody(region, _) => region,
+            Self::Peer(peer) => &peer.region,
+        }
+    }
+
+    /// The call with a key of its own in place of that of the fan-out, so that each remembers its own outcome also where all
+    /// share a store of keys. It is the same for each repeat.
+    fn keyed<'a>(&self, call: &'a Call, me: &InstanceId) -> Cow<'a, Call> {
+        let Some(key) = &call.key else {
+            return Cow::Borrowed(call);
+        };
+        let place = match self {
+            Self::Here(region) => format!("{region}\0{me}"),
+            Self::Peer(peer) => format!("{}\0{}", peer.region, peer.instance),
+            Self::OneOf(region) | Self::Nobody(region, _) => region.to_string(),
+        };
+        Cow::Owned(Call {
+            key: Some(key.of_place(&place)),
+            ..call.clone()
+        })
+    }
+
+    /// The one that was to be asked, also where it was not.
+    fn instance(&self) -> Option<InstanceId> {
+        match self {
+            Self::Peer(peer) => Some(peer.instance.clone()),
+            Self::Here(_) | Self::OneOf(_) | Self::Nobody(..) => None,
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! `POST /each/{regions}`: a call from a client that many instances run. What came of each is an entry of one answer, or a
+//! line as soon as it is there.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Extension,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{
+        HeaderMap, HeaderValue,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
+    response::{Response, Result},
+};
+use futures_util::stream;
+use scopeguard::ScopeGuard;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+use tracing::Instrument;
+use utoipa::ToSchema;
+
+use super::{
+    App, AppState,
+    layers::Context,
+    log,
+    openapi::{EachProblems, entry_problem},
+    request::json_body,
+    response::Refusal,
+    rpc::{caller_may, refuse_forwarded, with_headers},
+};
+use crate::{
+    access::Caller,
+    call::{Call, Per},
+    dispatch::{FanOut, Told},
+    json,
+    memory::Reserved,
+    name::{FunctionName, InstanceId, RequestId},
+    problem::Problem,
+    protocol::lines::NDJSON,
+    region::{Region, Regions},
+    reply::{ProblemDocument, milliseconds},
+    trace,
+};
+
+/// A call that many instances run.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = FanOutRequest)]
+pub(super) struct FanOutDocument {
+    /// The function's module.
+    #[schema(pattern = r"^[!-~]{1,128}$", example = "String")]
+    module: String,
+    /// The function.
+    #[schema(pattern = r"^[!-~]{1,128}$", example = "upcase")]
+    function: String,
+    /// Its arguments, any JSON values, passed on exactly as received.
+    #[schema(value_type = Vec<Value>, required = false, max_items = 256, example = json!(["fly"]))]
+    args: Option<Vec<Box<RawValue>>>,
+    /// How long to wait for all of them, in milliseconds, as for a call.
+    #[schema(value_type = u64, required = false, minimum = 1, maximum = 86_400_000, example = 5000)]
+    timeout_ms: Option<u64>,
+    /// Whether the function may run twice: with `per` `region`, it allows another attempt after one that may have run.
+    #[schema(value_type = bool, required = false, example = false)]
+    idempotent: Option<bool>,
+    /// Whether every instance of each region is asked, or one of each: `instance` when it is not given.
+    #[schema(value_type = String, required = false, pattern = "^(instance|region)$", example = "instance")]
+    per: Option<Per>,
+}
+
+/// What came of the call on one instance: a result, which may be null, or a problem.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = FanOutEntry)]
+pub(crate) struct EntryDocument {
+    /// Its region.
+    #[schema(value_type = String, example = "syd")]
+    pub region: Region,
+    /// The instance; null where nobody was found in the region.
+    #[schema(value_type = Option<String>, required, example = "syd-1")]
+    pub instance: Option<InstanceId>,
+    /// What the function returned, any JSON value; null where there is a problem.
+    #[schema(value_type = Value, required, example = 3)]
+    pub result: Option<Box<RawValue>>,
+    /// Why there is no result; null where there is one.
+    #[schema(schema_with = entry_problem, required)]
+    pub problem: Option<ProblemDocument>,
+}
+
+/// What came of a fan-out.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = FanOutMeta)]
+pub(crate) struct FanOutMeta {
+    /// How many were asked; each has an entry.
+    #[schema(example = 2)]
+    pub asked: usize,
+    /// How many have a result.
+    #[schema(example = 2)]
+    pub succeeded: usize,
+    /// Milliseconds from the request's arrival to this answer, to the microsecond.
+    #[schema(example = 83.1)]
+    pub elapsed_ms: f64,
+    /// The request's id, in the header `x-request-id` and in the logs of every instance that was asked.
+    #[schema(value_type = String, example = "01J9ZK3V6T8Q4W2XB5N7RCM1DE")]
+    pub request_id: RequestId,
+}
+
+/// The answer to a fan-out.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = FanOutReply)]
+pub(crate) struct FanOutReply {
+    /// What came of each call, sorted by region and instance.
+    pub results: Vec<EntryDocument>,
+    /// How many there are, and what it took.
+    pub meta: FanOutMeta,
+}
+
+/// Call a function on many instances
+///
+/// Runs `module.function(args)` on every instance of the regions that is known when the call arrives, or on one of each
+/// region, at the same time. The status is 200 whatever came of the single calls: each has an entry with its result or its
+/// problem, and who is silent has `deadline_exceeded`. With `accept: application/x-ndjson` each entry is a line, sent as
+/// soon as it is there, and the last line has `meta` alone. A client that goes away cancels what has not started.
+#[utoipa::path(
+    post,
+    path = "/each/{regions}",
+    operation_id = "callEach",
+    tag = "rpc",
+    params(
+        (
+            "regions" = String,
+            Path,
+            description = "`all`, or a list of up to 32 regions such as `syd,primary`",
+            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}(,[a-z0-9][a-z0-9\-]{0,31}){0,31}$",
+            example = "all"
+        ),
+        (
+            "Idempotency-Key" = Option<String>,
+            Header,
+            description = "As for a call; every instance that is asked remembers its own outcome, so that a repeat runs \
+                nowhere twice, and on instances that were not asked before",
+            pattern = "^(\"[!-~]{1,128}\"|[!#-~][!-~]{0,127})$"
+        ),
+        (
+            "rpc-after" = Option<String>,
+            Header,
+            description = "A consistency token, as for a call",
+            pattern = "^[!-~]{1,256}$"
+        ),
+        (
+            "x-request-id" = Option<String>,
+            Header,
+            description = "Kept when it fits, else replaced; in the answer, and in the logs of every instance it met",
+            pattern = r"^[A-Za-z0-9._\-]{1,128}$"
+        ),
+        (
+            "traceparent" = Option<String>,
+            Header,
+            description = "The trace that the call is part of (W3C Trace Context); passed on to the instances that run it",
+            pattern = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+        ),
+    ),
+    request_body(
+        content = FanOutDocument,
+        content_type = "application/json",
+        examples((
+            "region" = (
+                summary = "Where is everybody?",
+                value = json!({"module": "Fly.RPC", "function": "my_region"})
+            )
+        ))
+    ),
+    responses(
+        (
+            status = 200,
+            description = "What came of each call; lines with `accept: application/x-ndjson`",
+            content(
+                (
+                    FanOutReply = "application/json",
+                    examples((
+                        "region" = (
+                            summary = "Two instances, asked of iad",
+                            value = json!({
+                                "results": [
+                                    {"region": "iad", "instance": "iad-1", "result": "iad", "problem": null},
+                                    {"region": "syd", "instance": "syd-1", "result": "syd", "problem": null},
+                                ],
+                                "meta": {
+                                    "asked": 2, "succeeded": 2, "elapsed_ms": 0.731,
+                                    "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
+                                },
+                            })
+                        )
+                    ))
+                ),
+                (String = "application/x-ndjson"),
+            )
+        ),
+        EachProblems,
+    ),
+    security(("client_token" = []), ())
+)]
+pub(super) async fn call_each(
+    State(app): AppState,
+    Extension(context): Extension<Context>,
+    Extension(caller): Extension<Caller>,
+    regions: Regions,
+    request: Request,
+) -> Result<Response> {
+    let (parts, body) = request.into_parts();
+    let primary = &app.identity.primary;
+    let first = regions.named(primary).next();
+    let refuse = |problem| Refusal::new(problem, first);
+    may_ask(&caller, &regions, primary).map_err(refuse)?;
+    let headers = &parts.headers;
+    let (call, per) = read(&app, headers, body).await.map_err(refuse)?;
+    caller_may(&caller, caller.may_call(&call.name), "this function").map_err(refuse)?;
+    let call = Call {
+        key_owner: caller.key_owner(),
+        ..call
+    };
+    let span = context.request_id.span();
+    trace::join(&span, call.trace);
+    let about = About {
+        function: call.name.clone(),
+        regions: regions.clone(),
+        request_id: context.request_id.clone(),
+        arrived: context.arrived,
+        app: Arc::clone(&app),
+        caller,
+    };
+    let begun = FanOut::begin(
+        &app.dispatcher,
+        &regions,
+        per,
+        call,
+        context.request_id,
+        context.arrived,
+    );
+    let fan_out = begun.instrument(span.clone()).await.map_err(refuse)?;
+    // Runs where the request, or the rest of its answer, is dropped because the client went away.
+    let awaited = scopeguard::guard(about, |about| about.abandoned());
+    Ok(match wants_lines(headers) {
+        true => lines(fan_out, awaited),
+        false => whole(fan_out, awaited).instrument(span).await,
+    })
+}
+
+/// Checks the limits of the client: every region that is named counts, and `all` would promise what a client that is limited
+/// to some cannot have.
+fn may_ask(caller: &Caller, regions: &Regions, primary: &Region) -> Result<(), Problem> {
+    if *regions == Regions::All && caller.regions().is_some() {
+        return caller_may(caller, false, "in all regions");
+    }
+    for region in regions.named(primary) {
+        let what = format!("in region \"{region}\"");
+        caller_may(caller, caller.may_call_in(region), &what)?;
+    }
+    Ok(())
+}
+
+async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<(Call, Per), Problem> {
+    refuse_forwarded(headers)?;
+    let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
+    let (call, per) = Call::from_fan_out(&body.bytes, app.timeouts)?;
+    let call = Call {
+        memory: Some(Arc::new(body.reserved)),
+        ..with_headers(call, headers)?
+    };
+    Ok((call, per))
+}
+
+/// Whether the client takes lines: `application/x-ndjson` is among what it accepts.
+fn wants_lines(headers: &HeaderMap) -> bool {
+    let accepted = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|accept| accept.to_str().ok());
+    let mut types = accepted.flat_map(|accept| accept.split(',')).map(|range| {
+        let (media_type, _) = range.split_once(';').unwrap_or((range, ""));
+        media_type.trim()
+    });
+    types.any(|media_type| media_type.eq_ignore_ascii_case(NDJSON))
+}
+
+/// What the log, and the last line, say of a fan-out.
+struct About {
+    app: Arc<App>,
+    caller: Caller,
+    function: FunctionName,
+    regions: Regions,
+    request_id: RequestId,
+    arrived: Instant,
+}
+
+impl About {
+    fn meta(&self, fan_out: &FanOut) -> FanOutMeta {
+        FanOutMeta {
+            asked: fan_out.asked(),
+            succeeded: fan_out.succeeded(),
+            elapsed_ms: milliseconds(self.arrived.elapsed()),
+            request_id: self.request_id.clone(),
+        }
+    }
+
+    fn ended(&self, meta: &FanOutMeta) {
+        self.app.metrics.calls.fan_out();
+        log::fan_out(&self.caller, &self.function, &self.regions, meta);
+    }
+
+    fn abandoned(&self) {
+        self.app.metrics.calls.abandoned();
+        log::abandoned(
+            &self.caller,
+            &self.function,
+            &self.regions,
+            &self.request_id,
+        );
+    }
+}
+
+/// A guard that says in the log that a client went away.
+type Awaited<F> = ScopeGuard<About, F>;
+
+/// The whole answer, once all calls have ended. Its entries are written as they come, and sorted as pieces.
+async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Response {
+    let mut entries = Vec::with_capacity(fan_out.asked());
+    while let Some(told) = fan_out.next().await {
+        let place = (told.region.clone(), told.instance.clone());
+        entries.push((place, entry(told)));
+    }
+    let about = ScopeGuard::into_inner(awaited);
+    let meta = about.meta(&fan_out);
+    about.ended(&meta);
+    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let end = [&b"],\"meta\":"[..], &json::to_vec(&meta), b"}"].concat();
+    let entries = entries.into_iter().enumerate();
+    let pieces = entries.flat_map(|(number, (_, piece))| {
+        let before: &[u8] = if number > 0 { b"," } else { b"" };
+        [Piece::from(before), piece]
+    });
+    let start: &[u8] = b"{\"results\":[";
+    let pieces = [Piece::from(start)]
+        .into_iter()
+        .chain(pieces)
+        .chain([Piece::from(end.as_slice())]);
+    // What a piece holds of the memory budget is free once hyper has it: there it is counted by the connection.
+    let pieces = pieces.map(|piece| Ok::<_, Infallible>(piece.bytes));
+    let mut response = Response::new(Body::from_stream(stream::iter(pieces)));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+/// A line for each call as it ends. A client that takes its time is waited for, and no further call begins meanwhile.
+fn lines(fan_out: FanOut, awaited: Awaited<impl FnOnce(About) + Send + 'static>) -> Response {
+    let pieces = stream::unfold(Some((fan_out, awaited)), async |state| {
+        let (mut fan_out, awaited) = state?;
+        if let Some(told) = fan_out.next().await {
+            let Piece { mut bytes, .. } = entry(told);
+            json::join_lines(&mut bytes);
+            bytes.push(b'\n');
+            return Some((bytes, Some((fan_out, awaited))));
+        }
+        let about = ScopeGuard::into_inner(awaited);
+        let meta = about.meta(&fan_out);
+        about.ended(&meta);
+        let line = [&b"{\"meta\":"[..], &json::to_vec(&meta), b"}\n"].concat();
+        Some((line, None))
+    });
+    let pieces =
+        futures_util::StreamExt::map(pieces, |line| Ok::<_, Infallible>(Bytes::from(line)));
+    let mut response = Response::new(Body::from_stream(pieces));
+    let ndjson = HeaderValue::from_static(NDJSON);
+    response.headers_mut().insert(CONTENT_TYPE, ndjson);
+    response
+}
+
+/// A part of an answer, and what it takes of the memory budget.
+struct Piece {
+    bytes: Vec<u8>,
+    _held: Option<Reserved>,
+}
+
+impl From<&[u8]> for Piece {
+    fn from(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.to_vec(),
+            _held: None,
+        }
+    }
+}
+
+/// The entry of what came of one call.
+fn entry(told: Told) -> Piece {
+    let Told {
+        region,
+        instance,
+        outcome,
+        held,
+    } = told;
+    let (result, problem) = match outcome.result {
+        Ok(returned) => (Some(returned.json), None),
+        Err(problem) => (None, Some(ProblemDocument::new(problem, outcome.meta))),
+    };
+    let entry = EntryDocument {
+        region,
+        instance,
+        result,
+        problem,
+    };
+    Piece {
+        bytes: json::to_vec(&entry),
+        _held: held,
+    }
+}
