@@ -1,5 +1,6 @@
 // Reads and tries /docs as a person would: node docs.mjs URL TOKEN SCREENSHOT
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { chromium } from "playwright-core";
 
 const [url, token, picture] = process.argv.slice(2);
@@ -62,6 +63,17 @@ try {
   assert.equal(sent.authorization, `Bearer ${token}`);
   // The line to copy is one that a shell reads as it was sent.
   assert.ok(called.curl.includes("'Idempotency-Key: it'\\''s-1234'"), called.curl);
+  // Nor does a program that is shown for it do anything else.
+  assert.equal(await page.locator(".request-snippets .btn").count(), 3);
+  const shown = page.locator('.opblock[id$="-callFunction"] .request-snippets');
+  for (const [language, program] of [["Python", ["python3", "-c"]], ["TypeScript", ["node", "--input-type=module", "-e"]]]) {
+    await shown.locator(".btn", { hasText: language }).click();
+    const sample = await shown.locator(".curl").innerText();
+    const said = execFileSync(program[0], [...program.slice(1), sample], { encoding: "utf8" });
+    assert.match(said, /['"]?result['"]?: 3\b/, sample);
+  }
+  // Schemas are open, down to their members.
+  await page.locator("section.models .json-schema-2020-12__title", { hasText: "Explanation" }).first().waitFor();
   await page.screenshot({ path: picture });
 
   // A query parameter goes into the query.
@@ -84,7 +96,7 @@ try {
   for (const [, pattern] of patterns) new RegExp(JSON.parse(pattern), "v");
   assert.deepEqual(errors, []);
   assert.deepEqual(asked.map((request) => request.url()).filter((to) => !to.startsWith(`${url}/`)), []);
-  console.log(`${asked.length} requests, all to the instance; ${operations.length} operations answered; see ${picture}`);
+  console.log(`${asked.length} requests, all to the instance; ${operations.length - 1} operations answered; see ${picture}`);
 } finally {
   await browser.close();
 }

@@ -1,11 +1,66 @@
 // Swagger UI over this instance's own document; what is tried goes to the instance that served the page.
-const description = fetch("/openapi.json").then((response) => response.json());
+
+/** The request that was sent, for a sample of it in a language. */
+const sent = (request) => ({
+  url: request.get("url"),
+  method: request.get("method"),
+  headers: request.get("headers")?.entrySeq().toArray() ?? [],
+  body: request.get("body"),
+});
+// A string of JSON is one of Python and of TypeScript.
+const quoted = JSON.stringify;
+
+function python(request) {
+  const { url, method, headers, body } = sent(request);
+  return [
+    "import json, urllib.error, urllib.request",
+    "",
+    `request = urllib.request.Request(${quoted(url)}, method=${quoted(method)})`,
+    ...headers.map(([name, value]) => `request.add_header(${quoted(name)}, ${quoted(value)})`),
+    ...(body ? [`request.data = ${quoted(body)}.encode()`] : []),
+    "try:",
+    "    answer = json.load(urllib.request.urlopen(request))",
+    "except urllib.error.HTTPError as problem:",
+    "    answer = json.load(problem)",
+    "print(answer)",
+  ].join("\n");
+}
+
+function typescript(request) {
+  const { url, method, headers, body } = sent(request);
+  return [
+    `const response = await fetch(${quoted(url)}, {`,
+    `  method: ${quoted(method)},`,
+    `  headers: ${quoted(Object.fromEntries(headers))},`,
+    ...(body ? [`  body: ${quoted(body)},`] : []),
+    "});",
+    "console.log(response.status, await response.json());",
+  ].join("\n");
+}
+
+const samples = () => ({
+  fn: { requestSnippetGenerator_python: python, requestSnippetGenerator_typescript: typescript },
+});
+
+const description = fetch("openapi.json").then((response) => response.json());
 description.then((spec) => SwaggerUIBundle({
   dom_id: "#docs",
-  spec: { ...spec, servers: [{ url: location.origin, description: "This instance" }] },
+  spec: { ...spec, servers: [{ url: new URL(".", location).href.slice(0, -1), description: "This instance" }] },
   deepLinking: true,
   displayRequestDuration: true,
   tryItOutEnabled: true,
+  defaultModelExpandDepth: 4,
+  defaultModelsExpandDepth: 2,
+  plugins: [samples],
+  requestSnippetsEnabled: true,
+  requestSnippets: {
+    languages: ["curl_bash", "python", "typescript"],
+    generators: {
+      curl_bash: { title: "curl", syntax: "bash" },
+      python: { title: "Python", syntax: "python" },
+      typescript: { title: "TypeScript", syntax: "javascript" },
+    },
+  },
   // No badge of a validator on another host.
   validatorUrl: null,
 }));
