@@ -10,7 +10,10 @@ use super::{
     table::{Cell, header, table},
 };
 use crate::{
-    http::{CandidateDocument, ChoiceDocument, ExplanationDocument, UnplacedDocument},
+    http::{
+        CandidateDocument, ChoiceDocument, ExplanationDocument, PolicyDocument, PolicySource,
+        UnplacedDocument,
+    },
     region::Targets,
     telemetry::printable,
 };
@@ -54,6 +57,7 @@ pub(super) async fn run(args: ExplainArgs) -> Result<(), Failure> {
     if !explanation.unplaced.is_empty() {
         parts.push(format!("\n{}", unplaced(&explanation.unplaced)));
     }
+    parts.extend(explanation.policy.as_ref().map(policy));
     print(&parts.join("\n"))
 }
 
@@ -70,6 +74,24 @@ fn choices(choices: &[ChoiceDocument]) -> String {
         ]
     }));
     table(&rows)
+}
+
+fn policy(policy: &PolicyDocument) -> String {
+    let from = |source| match source {
+        PolicySource::Function => "declared by the function",
+        PolicySource::Setting => "as this instance is set",
+    };
+    let concurrency = policy
+        .concurrency
+        .map(|calls| format!(", {calls} at once on an instance (declared by the function)"));
+    format!(
+        "\na call that does not say otherwise: {} ms ({}), idempotent: {} ({}){}",
+        policy.timeout_ms,
+        from(policy.timeout_from),
+        policy.idempotent,
+        from(policy.idempotent_from),
+        concurrency.unwrap_or_default(),
+    )
 }
 
 fn yes_or_no(is_chosen: bool) -> Cell {

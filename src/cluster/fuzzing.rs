@@ -67,6 +67,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
             release: None,
             boot: None,
             catalogue: None,
+            app_state: None,
         },
         draining: false,
         rtt: Duration::ZERO,

@@ -27,6 +27,7 @@ impl Peers {
                 release: None,
                 boot: None,
                 catalogue: None,
+                app_state: None,
             }))
         };
         let snapshot = Snapshot::new();

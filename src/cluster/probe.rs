@@ -90,6 +90,7 @@ impl Prober {
             boot,
             release,
             state,
+            app_state,
             ..
         } = introduction;
         let peer = Peer {
@@ -99,6 +100,7 @@ impl Prober {
             release,
             boot,
             catalogue,
+            app_state,
             load: Arc::default(),
             distance: Arc::default(),
         };

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::{distance::Distance, load::Load};
 use crate::{
+    app::AppHealth,
     declaration::Declaration,
     name::{BootId, FunctionName, InstanceId},
     region::Region,
@@ -37,6 +38,8 @@ pub(crate) struct Peer {
     pub boot: Option<BootId>,
     /// Its functions; `None` when it did not list them.
     pub catalogue: Option<Arc<Catalogue>>,
+    /// How the app beside it is; `None` without one.
+    pub app_state: Option<AppHealth>,
     /// How busy it is, as this instance sees it.
     pub load: Arc<Load>,
     /// How far away it is.
@@ -48,6 +51,11 @@ impl Peer {
     pub(crate) fn says_it_has(&self, name: &FunctionName) -> bool {
         let catalogue = self.catalogue.as_ref();
         catalogue.is_some_and(|catalogue| catalogue.has(name))
+    }
+
+    /// Whether the app beside it does not offer its functions now, which their instance knows all the same.
+    pub(crate) fn app_is_out(&self) -> bool {
+        self.app_state.is_some_and(|state| state != AppHealth::Up)
     }
 
     /// Whether it may have the function; a peer whose catalogue is not known may have any.
@@ -122,15 +130,17 @@ impl RegionPeers {
     }
 
     /// A peer that was not tried yet and may have the function: one of the ready ones that have room, else one of the
-    /// ready ones that are full, else one of the others. If none has the function, one peer is tried all the same: its
-    /// catalogue may be out of date.
+    /// ready ones that are full, else one of the others. If none has the function, one peer is tried all the same: one whose
+    /// app is out, which can say whether the function is that app's, else any, since its catalogue may be out of date.
     pub(crate) fn choose(&self, name: &FunctionName, tried: &[SocketAddr]) -> Option<&Arc<Peer>> {
         let fits = |peer: &Peer| peer.may_have(name) && !tried.contains(&peer.address);
         let has_room = |peer: &Peer| fits(peer) && !peer.load.is_resting();
         let anyone = |_: &Peer| tried.is_empty();
+        let knows_more = |peer: &Peer| tried.is_empty() && peer.app_is_out();
         pick(&self.ready, has_room)
             .or_else(|| pick(&self.ready, fits))
             .or_else(|| pick(&self.others, fits))
+            .or_else(|| pick(&self.ready, knows_more))
             .or_else(|| pick(&self.ready, anyone))
             .or_else(|| pick(&self.others, anyone))
     }
@@ -147,10 +157,10 @@ impl RegionPeers {
         all.find_map(|peer| peer.catalogue.as_ref()?.get(name))
     }
 
-    /// Whether some peer may have the function.
-    pub(crate) fn may_have(&self, name: &FunctionName) -> bool {
+    /// Whether some peer may have the function, or may know it as one of its app, which is out.
+    pub(crate) fn may_know(&self, name: &FunctionName) -> bool {
         let mut all = self.ready.iter().chain(&self.others);
-        all.any(|peer| peer.may_have(name))
+        all.any(|peer| peer.may_have(name) || peer.app_is_out())
     }
 
     /// Whether [`RegionPeers::choose`] would return a ready peer that has room.
@@ -380,6 +390,7 @@ mod tests {
             boot: None,
             load: Arc::default(),
             distance: Arc::default(),
+            app_state: None,
             catalogue: Some(Arc::new(Catalogue::new(
                 functions
                     .iter()

@@ -586,6 +586,7 @@ fn is_same(old: &Peer, new: &Peer) -> bool {
         && old.boot == new.boot
         && old.region == new.region
         && old.release == new.release
+        && old.app_state == new.app_state
         // A peer that could not list its functions this time still has those that it listed before.
         && (new.catalogue.is_none() || hash(old) == hash(new))
 }

@@ -163,6 +163,7 @@ mod tests {
                 release: None,
                 boot: None,
                 catalogue: None,
+                app_state: None,
                 load: Arc::default(),
                 distance: Arc::default(),
             })

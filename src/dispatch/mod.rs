@@ -261,7 +261,7 @@ impl Dispatcher {
             Err(problem)
                 if (is_missing(&problem) || problem.code == Code::Draining)
                     && call.instance.is_none()
-                    && self.a_sibling_may_have(&call.name) =>
+                    && self.a_sibling_may_know(&call.name) =>
             {
                 attempts.note(problem);
                 self.forward(region, call, deadline, request_id, attempts)
@@ -271,9 +271,9 @@ impl Dispatcher {
         }
     }
 
-    fn a_sibling_may_have(&self, name: &FunctionName) -> bool {
+    fn a_sibling_may_know(&self, name: &FunctionName) -> bool {
         let siblings = self.cluster.region(&self.identity.region);
-        siblings.is_ok_and(|peers| peers.may_have(name))
+        siblings.is_ok_and(|peers| peers.may_know(name))
     }
 
     /// Puts `call` under the policy of its function before it is dispatched, for whoever needs to know its deadline.

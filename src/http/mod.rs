@@ -36,8 +36,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 #[cfg(feature = "cli")]
 pub(crate) use self::cluster::{
-    CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, RegionsDocument,
-    UnplacedDocument,
+    CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, PolicyDocument,
+    PolicySource, RegionsDocument, UnplacedDocument,
 };
 #[cfg(feature = "cli")]
 pub(crate) use self::each::{EntryDocument, FanOutReply};

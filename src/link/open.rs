@@ -234,6 +234,7 @@ mod tests {
                 boot: None,
                 release: None,
                 catalogue: None,
+                app_state: None,
                 load: std::sync::Arc::default(),
                 distance: std::sync::Arc::default(),
             },

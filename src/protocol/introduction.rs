@@ -1,8 +1,10 @@
 //! How an instance introduces itself to whoever probes it: the object that `GET /internal/region` answers with.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::{
+    app::AppHealth,
     name::{BootId, InstanceId},
     region::Region,
     registry::CatalogueHash,
@@ -39,4 +41,16 @@ pub(crate) struct Introduction {
     pub protocol: u32,
     /// The hash of its catalogue.
     pub catalogue: CatalogueHash,
+    /// How the app beside it is; `None` without one, and where it says what this release does not know.
+    #[serde(
+        default,
+        deserialize_with = "if_known",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub app_state: Option<AppHealth>,
+}
+
+fn if_known<'de, D: Deserializer<'de>>(from: D) -> Result<Option<AppHealth>, D::Error> {
+    let said = Value::deserialize(from)?;
+    Ok(AppHealth::deserialize(said).ok())
 }

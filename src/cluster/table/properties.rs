@@ -77,6 +77,7 @@ fn peer(port: u16, number: u8, region_number: u8) -> Peer {
         release: None,
         boot: None,
         catalogue: None,
+        app_state: None,
     }
 }
 

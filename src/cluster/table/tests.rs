@@ -65,6 +65,7 @@ impl Story {
             release: None,
             boot,
             catalogue: None,
+            app_state: None,
         };
         self.apply(Event::Probed(
             address(port),

@@ -90,12 +90,45 @@ pub(crate) struct ExplanationDocument {
     /// The function that was asked about; null for any.
     #[schema(required, example = "String.upcase")]
     pub function: Option<String>,
+    /// The policy of a call of that function which says nothing of its own; left out for any function.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = PolicyDocument, required = false)]
+    pub policy: Option<PolicyDocument>,
     /// The instances of the region of the first attempt, sorted by id and address.
     pub candidates: Vec<CandidateDocument>,
     /// Addresses that discovery knows and at which no peer was found, of whichever region they may be.
     pub unplaced: Vec<UnplacedDocument>,
     /// How discovery fares.
     pub discovery: DiscoveryDocument,
+}
+
+/// What holds for a call of a function that does not say otherwise, and where it comes from: from the function, as an
+/// instance declares it, or from the instance that was asked.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = Policy)]
+pub(crate) struct PolicyDocument {
+    /// How long the call may take, in milliseconds.
+    #[schema(example = 2000)]
+    pub timeout_ms: u64,
+    /// Where that comes from.
+    pub timeout_from: PolicySource,
+    /// Whether it may run twice.
+    pub idempotent: bool,
+    /// Where that comes from.
+    pub idempotent_from: PolicySource,
+    /// Calls of the function that run on one instance at once; null for no limit of its own.
+    #[schema(required, example = 8)]
+    pub concurrency: Option<usize>,
+}
+
+/// Where a part of a policy comes from.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PolicySource {
+    /// The function declares it.
+    Function,
+    /// The instance that was asked has it from its settings, or from how it was built.
+    Setting,
 }
 
 /// One region that a call may run in, and whether its first attempt goes there.
@@ -141,6 +174,10 @@ pub(crate) struct CandidateDocument {
     /// Why, or why not.
     #[schema(example = "ready")]
     pub reason: String,
+    /// How the app beside it is; left out without one, and of an instance that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = AppHealth, required = false)]
+    pub app: Option<AppHealth>,
     /// Whether it is in the last whole DNS answer; null for the instance that answers.
     #[schema(required, example = true)]
     pub listed: Option<bool>,

@@ -8,7 +8,10 @@ use axum::{
 
 use super::{
     App, AppState, discovery,
-    documents::{CandidateDocument, ChoiceDocument, ExplanationDocument, UnplacedDocument},
+    documents::{
+        CandidateDocument, ChoiceDocument, ExplanationDocument, PolicyDocument, PolicySource,
+        UnplacedDocument,
+    },
     own_state, whole_milliseconds,
 };
 use crate::http::{
@@ -16,7 +19,9 @@ use crate::http::{
     response::{Json, Refusal},
 };
 use crate::{
+    call::Timeouts,
     cluster::{KnownAddress, KnownPeer, Overview},
+    declaration::Declaration,
     dispatch::{Choice as RegionChoice, Needs, Standing},
     name::FunctionName,
     problem::{Code, Problem},
@@ -68,6 +73,10 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
                             "item": 1, "target": "syd", "region": "syd", "rtt_ms": 0.412, "chosen": true,
                             "reason": "a ready instance may have the function",
                         }],
+                        "policy": {
+                            "timeout_ms": 5000, "timeout_from": "setting", "idempotent": false,
+                            "idempotent_from": "setting", "concurrency": null,
+                        },
                         "candidates": [
                             {
                                 "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
@@ -115,14 +124,42 @@ pub(in crate::http) async fn explain_region(
     is_known(&app, &region).map_err(refuse)?;
     let overview = app.cluster.overview().await;
     let candidates = candidates(&app, &overview, &region, function.as_ref());
+    let function_policy = function.as_ref().map(|name| policy(&app, &targets, name));
     Ok(Json(ExplanationDocument {
         choices: explained(&choices, &targets, &region),
         function: function.map(|function| function.to_string()),
+        policy: function_policy,
         candidates,
         unplaced: overview.addresses.iter().filter_map(unplaced).collect(),
         discovery: discovery(&app, &overview.progress),
         region,
     }))
+}
+
+/// The policy of a call of `name` that says nothing of its own.
+fn policy(app: &App, targets: &Targets, name: &FunctionName) -> PolicyDocument {
+    let read = |declared: &Declaration| {
+        (
+            declared.declared_timeout(),
+            declared.idempotent,
+            declared.concurrency,
+        )
+    };
+    let declared = app.dispatcher.policy(targets, name, read);
+    let (timeout, idempotent, concurrency) = declared.unwrap_or_default();
+    let Timeouts { default, max } = app.timeouts;
+    let from = |is_declared| match is_declared {
+        true => PolicySource::Function,
+        false => PolicySource::Setting,
+    };
+    let holds = timeout.map_or(default, |timeout| timeout.min(max));
+    PolicyDocument {
+        timeout_ms: u64::try_from(holds.as_millis()).unwrap_or(u64::MAX),
+        timeout_from: from(timeout.is_some()),
+        idempotent: idempotent.unwrap_or(false),
+        idempotent_from: from(idempotent.is_some()),
+        concurrency,
+    }
 }
 
 /// Refuses a region that no instance was ever seen in. While discovery has found nothing yet, there is something to explain.
@@ -186,6 +223,7 @@ struct Choice<'a> {
     is_here: bool,
     one_is_ready: bool,
     one_has_it: bool,
+    an_app_is_out: bool,
     a_ready_one_has_it: bool,
 }
 
@@ -199,6 +237,9 @@ impl<'a> Choice<'a> {
             is_here,
             one_is_ready: peers.iter().any(is_ready),
             one_has_it: peers.iter().any(&has_it),
+            an_app_is_out: peers
+                .iter()
+                .any(|known| is_ready(known) && known.peer.app_is_out()),
             a_ready_one_has_it: ready.any(|state| has_it(&state)),
         }
     }
@@ -212,11 +253,29 @@ impl<'a> Choice<'a> {
             return no(RUNS_HERE.to_owned());
         }
         match self.function {
-            Some(name) if !self.one_has_it && (is_ready || !self.one_is_ready) => (
-                true,
-                format!("{state}; none has {name}, and any may say so"),
-            ),
-            Some(name) if !has => no(format!("it has no function {name}")),
+            Some(name) if !self.one_has_it && (is_ready || !self.one_is_ready) => {
+                match known.peer.app_state {
+                    Some(app) if known.peer.app_is_out() => {
+                        let reason = format!(
+                            "{state}; none has {name}, and its app, which is {app}, may know it"
+                        );
+                        (true, reason)
+                    }
+                    _ if self.an_app_is_out => no(format!(
+                        "{state}; none has {name}: who has an app that is out is asked"
+                    )),
+                    _ => (
+                        true,
+                        format!("{state}; none has {name}, and any may say so"),
+                    ),
+                }
+            }
+            Some(name) if !has => no(match known.peer.app_state {
+                Some(app) if known.peer.app_is_out() => {
+                    format!("it has no function {name}; its app is {app}")
+                }
+                _ => format!("it has no function {name}"),
+            }),
             _ if is_ready => (true, "ready".to_owned()),
             _ if !self.a_ready_one_has_it => (true, format!("{state}, and no ready one is left")),
             _ => no(format!("{state}: used only when no ready one is left")),
@@ -238,8 +297,11 @@ fn candidates(
     };
     let seen: Vec<_> = overview.addresses.iter().filter(in_region).collect();
     let peers: Vec<_> = seen.iter().filter_map(|seen| seen.peer.as_ref()).collect();
-    let may_have = |name: &FunctionName| peers.iter().any(|known| known.peer.may_have(name));
-    let is_here = is_own && (has_it || !function.is_some_and(may_have));
+    let may_know = |name: &FunctionName| {
+        let mut peers = peers.iter().map(|known| &known.peer);
+        peers.any(|peer| peer.may_have(name) || peer.app_is_out())
+    };
+    let is_here = is_own && (has_it || !function.is_some_and(may_know));
     let choice = Choice::among(&peers, function, is_here);
     let mut candidates: Vec<_> = seen
         .iter()
@@ -261,6 +323,7 @@ fn candidate(seen: &KnownAddress, choice: &Choice<'_>) -> Option<CandidateDocume
         local: false,
         chosen,
         reason,
+        app: known.peer.app_state,
         listed: Some(seen.listed),
         last_probe_ms,
         last_probe_error,
@@ -283,6 +346,7 @@ fn this_instance(app: &App, missing: Option<&FunctionName>, is_here: bool) -> Ca
             Some(name) => format!("{}; a call goes on to an instance that has it", why(name)),
             None => RUNS_HERE.to_owned(),
         },
+        app: app.executor.app().map(|beside| beside.status().health),
         listed: None,
         last_probe_ms: None,
         last_probe_error: None,

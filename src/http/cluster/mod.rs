@@ -13,7 +13,8 @@ use axum::{
 use self::documents::{AppDocument, DiscoveryDocument, FunctionsDocument, RegionDocument};
 #[cfg(feature = "cli")]
 pub(crate) use self::documents::{
-    CandidateDocument, ChoiceDocument, ExplanationDocument, UnplacedDocument,
+    CandidateDocument, ChoiceDocument, ExplanationDocument, PolicyDocument, PolicySource,
+    UnplacedDocument,
 };
 pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
 use super::{

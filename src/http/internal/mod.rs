@@ -60,6 +60,7 @@ pub(super) async fn introduce(State(app): AppState) -> Json<Introduction> {
         },
         protocol: PROTOCOL,
         catalogue: app.executor.catalogue().hash().clone(),
+        app_state: app.executor.app().map(|beside| beside.status().health),
     })
 }
 

@@ -1,9 +1,10 @@
 //! Apps that crash, hang, start late and come back: what callers get meanwhile, and what is offered.
 
-use std::time::Duration;
+use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
+use futures_util::future::join_all;
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{App, call, parts, told, until_state};
 use crate::support::{
@@ -208,4 +209,77 @@ async fn a_keyed_outcome_survives_the_app() {
     until_state(&instance, "down").await;
     assert_eq!(keyed().await, pair("ok", "\"a\""));
     assert_eq!(app.runs()["a"], 1);
+}
+
+#[tokio::test]
+async fn kills_under_load_are_told_as_what_they_were() {
+    let mut app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let is_over = Cell::new(false);
+    let caller = async |caller: u32| {
+        let mut told = Vec::new();
+        while !is_over.get() {
+            let id = format!("{caller}-{}", told.len());
+            let ran = call(&instance, "App.run", json!([id]), 5_000).await;
+            told.push((id, parts(&ran)));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        told
+    };
+    let callers = join_all((0..8).map(caller));
+    let kills = async {
+        for number in 1..=3 {
+            let ran = async || app.runs().len();
+            eventually("some runs", ran, |runs| *runs >= 100 * number).await;
+            app.kill().await;
+            app.restart().await;
+            until_state(&instance, "up").await;
+        }
+        is_over.set(true);
+        app
+    };
+    let (told, app) = tokio::join!(callers, kills);
+    let mut codes = BTreeMap::<String, u32>::new();
+    let runs = app.runs();
+    for (id, (code, executed)) in told.into_iter().flatten() {
+        let runs = runs.get(&id).copied().unwrap_or(0);
+        let is_right = match (code.as_str(), executed.as_str()) {
+            ("ok", _) => runs == 1,
+            ("function_lost", "maybe") => runs <= 1,
+            ("function_unavailable", "no") => runs == 0,
+            _ => false,
+        };
+        assert!(is_right, "{id}: {code} {executed}, ran {runs} times");
+        *codes.entry(code).or_default() += 1;
+    }
+    eprintln!("{codes:?}");
+    assert!(codes["ok"] >= 200, "{codes:?}");
+}
+
+#[tokio::test]
+async fn a_list_that_changes_all_the_time_costs_no_call() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    for generation in 0..5 {
+        let mut functions: Map<String, Value> = (0..200)
+            .map(|number| (format!("G{generation}.f{number}"), json!({})))
+            .collect();
+        functions.insert("App.run".to_owned(), json!({"concurrency": 1 + generation}));
+        app.offer(&json!({"functions": functions}));
+        let module = format!("G{generation}");
+        let offered = async || instance.get("/functions").await.body["functions"].clone();
+        let is_new = |functions: &Value| functions[&module].as_array().map(Vec::len) == Some(200);
+        let functions = eventually("the new list", offered, is_new).await;
+        assert_eq!(functions.as_object().map(Map::len), Some(3), "{functions}");
+        for number in 0..10 {
+            let ran = told(&instance, "App.run", json!([number])).await;
+            assert_eq!(ran, pair("ok", &number.to_string()));
+        }
+    }
+    let gone = told(&instance, "G0.f1", json!([])).await;
+    assert_eq!(gone, pair("function_unknown", "no"));
+    let metrics = instance.get("/metrics").await.body;
+    let lines = metrics.as_str().unwrap().lines();
+    let named = lines.filter(|line| line.contains("function=\"G")).count();
+    assert_eq!(named, 0, "only functions that ran have labels");
 }

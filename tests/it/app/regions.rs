@@ -69,17 +69,39 @@ async fn a_call_goes_where_the_function_is_also_to_a_sibling() {
             .collect()
     };
     assert_eq!(chosen(&explained), [false, true]);
-    // When its app ends, the region has nobody who could: as its instance says, until the others know.
+    let policy = |timeout: u64, from: &str, concurrency: Value| {
+        json!({
+            "timeout_ms": timeout, "timeout_from": from, "idempotent": false, "idempotent_from": "setting",
+            "concurrency": concurrency,
+        })
+    };
+    assert_eq!(explained["policy"], policy(5_000, "setting", Value::Null));
+    let declared = json!({"App.run": {"timeout_ms": 900, "concurrency": 3}});
+    apps[1].offer(&json!({"functions": declared}));
+    let explained = async || {
+        let path = "/regions/syd/explain?function=App.run";
+        iad.get(path).await.body["policy"].clone()
+    };
+    let expected = policy(900, "function", json!(3));
+    eventually("the policy", explained, |policy| *policy == expected).await;
+    // When its app ends, the region has nobody who could, and whose function it was is known, before and after the others
+    // have been told.
     apps[1].kill().await;
-    for via in [iad, first] {
-        let gone = call(via, "syd", "App.run", json!(["c"])).await;
-        let told = gone.problem();
-        let ways = [
-            (503, "function_unavailable", "no"),
-            (404, "function_unknown", "no"),
-        ];
-        assert!(ways.contains(&told), "{told:?}");
-    }
+    let is_told = async || {
+        for via in [iad, first] {
+            let gone = call(via, "syd", "App.run", json!(["c"])).await;
+            assert_eq!(gone.problem(), (503, "function_unavailable", "no"));
+        }
+        let path = "/regions/syd/explain?function=App.run";
+        let told = iad.get(path).await.body;
+        let second = told["candidates"][1].clone();
+        (second["app"].clone(), second["reason"].clone())
+    };
+    let down = (
+        json!("down"),
+        json!("ready; none has App.run, and its app, which is down, may know it"),
+    );
+    eventually("the app's end", is_told, |told| *told == down).await;
 }
 
 #[tokio::test]
@@ -195,4 +217,33 @@ async fn a_replay_is_asked_for_within_the_declared_timeout() {
     );
     let ran = answer(request).await.unwrap();
     assert_eq!(parts(&ran), ("ok".to_owned(), "\"a\"".to_owned()));
+}
+
+#[tokio::test]
+async fn half_a_region_without_a_function_costs_no_second_attempts() {
+    let (cluster, apps) = cluster(2).await;
+    let iad = cluster.instance("iad-1");
+    let (with, without) = (
+        json!({"functions": {"App.run": {}}}),
+        json!({"functions": {"Other.only": {}}}),
+    );
+    apps[0].offer(&without);
+    apps[1].offer(&with);
+    let explained = async || {
+        let path = "/regions/syd/explain?function=App.run";
+        let told = iad.get(path).await.body;
+        [0, 1].map(|number| told["candidates"][number]["chosen"].clone())
+    };
+    let changed = tokio::time::Instant::now();
+    let is_known = |chosen: &[Value; 2]| *chosen == [json!(false), json!(true)];
+    eventually("who has it", explained, is_known).await;
+    let known = changed.elapsed();
+    let mut second_attempts = 0;
+    for number in 0..300 {
+        let answer = call(iad, "syd", "App.run", json!([number.to_string()])).await;
+        assert_eq!(parts(&answer).0, "ok");
+        second_attempts += u32::from(answer.body["meta"]["attempts"] != 1);
+    }
+    eprintln!("known after {known:?}; second attempts: {second_attempts} of 300 calls");
+    assert!(second_attempts <= 3);
 }

@@ -1,12 +1,12 @@
 //! Functions that block their thread: they hold up each other, and nothing else.
 
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::{
     asking::{run, told, two_regions},
     cluster::Cluster,
-    patience::eventually,
+    patience::{eventually, in_time},
     process::{Answer, Process, answer},
 };
 
@@ -114,4 +114,28 @@ async fn a_panic_on_a_thread_is_told_and_harms_nothing() {
             3
         );
     }
+}
+
+#[tokio::test]
+async fn a_declared_concurrency_holds_for_functions_in_rust() {
+    let cluster = cluster().await;
+    let iad = cluster.instance("iad-1");
+    let mut calls: JoinSet<Answer> = (0..5)
+        .map(|number| {
+            let name = format!("few-{number}");
+            let call =
+                json!({"module": "Test", "function": "few", "args": [name], "timeout_ms": 60_000});
+            let request = iad.request("/rpc/syd", &call.to_string());
+            async { answer(request).await.unwrap() }
+        })
+        .collect();
+    // Two run, two wait, and the fifth is refused while they do.
+    let refused = in_time("a refusal", calls.join_next()).await.unwrap();
+    assert_eq!(refused.unwrap().problem(), (503, "overloaded", "no"));
+    until_runs(&cluster, 2).await;
+    cluster.release("few");
+    for answer in calls.join_all().await {
+        assert_eq!(answer.status, 200);
+    }
+    assert_eq!(cluster.runs().len(), 4);
 }

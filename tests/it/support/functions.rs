@@ -66,6 +66,7 @@ fn registry(directory: &Path, instance: String) -> Registry {
         directory.to_owned(),
         directory.join(RUNS),
     );
+    let few = directory.to_owned();
     let (failures, panics, threads) = (runs.clone(), runs.clone(), runs.clone());
     let larges = runs.clone();
     let (latches, behind) = (directory.to_owned(), instance.clone());
@@ -128,6 +129,17 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 }
             },
         )
+        .function("Test", "few", move |(name,): (String,)| {
+            let directory = few.clone();
+            async move {
+                append(&directory.join(RUNS), &name)?;
+                while !directory.join("few.released").exists() {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                Ok(name)
+            }
+        })
+        .declare("Test", "few", Declaration::new().concurrency(2))
         .function("Test", "witness", move |(name,): (String,)| {
             let witness = Witness(drops.join(format!("{name}.dropped")));
             touch(&drops, &format!("{name}.started"));
