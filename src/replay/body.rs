@@ -13,10 +13,14 @@ use tokio::time;
 /// The most bytes that are read: what an edge of Fly keeps of a request (PA01 in
 /// <https://fly.io/docs/monitoring/error-codes/>).
 const MAX_BYTES: usize = 10_000_000;
-/// How long the next bytes may take.
-const STALL: Duration = Duration::from_secs(10);
-/// How long all of them may take.
-const ARRIVAL: Duration = Duration::from_secs(60);
+/// How long a body may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// Until its next bytes.
+    pub(super) stall: Duration,
+    /// Until its end.
+    pub(super) arrival: Duration,
+}
 
 /// How far a body was read.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,20 +34,20 @@ pub(super) enum Discarded {
 }
 
 /// Reads `body` to its end, as far as the bounds allow; one that says that it is above them is not read at all.
-pub(super) async fn discard<B: Body>(body: B) -> Discarded {
+pub(super) async fn discard<B: Body>(body: B, patience: Patience) -> Discarded {
     if body.size_hint().lower() > MAX_BYTES as u64 {
         return Discarded::TooLarge;
     }
-    time::timeout(ARRIVAL, read(body))
+    time::timeout(patience.arrival, read(body, patience.stall))
         .await
         .unwrap_or(Discarded::Cut)
 }
 
-async fn read<B: Body>(body: B) -> Discarded {
+async fn read<B: Body>(body: B, stall: Duration) -> Discarded {
     let mut body = pin!(body);
     let mut size = 0;
     loop {
-        match time::timeout(STALL, body.frame()).await {
+        match time::timeout(stall, body.frame()).await {
             Ok(None) => return Discarded::Whole(size),
             Ok(Some(Ok(frame))) => size += frame.data_ref().map_or(0, Buf::remaining),
             Ok(Some(Err(_))) | Err(_) => return Discarded::Cut,
@@ -65,17 +69,25 @@ mod tests {
 
     use super::*;
 
+    async fn discarded<B: Body>(body: B) -> Discarded {
+        let patience = Patience {
+            stall: Duration::from_secs(10),
+            arrival: Duration::from_secs(60),
+        };
+        discard(body, patience).await
+    }
+
     #[tokio::test(start_paused = true)]
     async fn every_body_comes_to_an_end() {
         const MB: usize = 1_000_000;
         let piece = |_| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; MB])));
         let pieces = |count| StreamBody::new(stream::iter((0..count).map(piece)));
-        assert_eq!(discard(pieces(10)).await, Discarded::Whole(10 * MB));
-        assert_eq!(discard(pieces(usize::MAX)).await, Discarded::TooLarge);
+        assert_eq!(discarded(pieces(10)).await, Discarded::Whole(10 * MB));
+        assert_eq!(discarded(pieces(usize::MAX)).await, Discarded::TooLarge);
         let said = Full::new(Bytes::from(vec![0; 10 * MB + 1]));
-        assert_eq!(discard(said).await, Discarded::TooLarge);
+        assert_eq!(discarded(said).await, Discarded::TooLarge);
         let silent = StreamBody::new(stream::once(pending::<Result<Frame<Bytes>, Infallible>>()));
-        assert_eq!(discard(silent).await, Discarded::Cut);
+        assert_eq!(discarded(silent).await, Discarded::Cut);
         let slow = stream::unfold((), |()| async {
             time::sleep(Duration::from_secs(9)).await;
             Some((
@@ -84,8 +96,8 @@ mod tests {
             ))
         });
         let slow = StreamBody::new(Box::pin(slow));
-        assert_eq!(discard(slow).await, Discarded::Cut);
+        assert_eq!(discarded(slow).await, Discarded::Cut);
         let failing = stream::iter([Err::<Frame<Bytes>, _>("reset")]);
-        assert_eq!(discard(StreamBody::new(failing)).await, Discarded::Cut);
+        assert_eq!(discarded(StreamBody::new(failing)).await, Discarded::Cut);
     }
 }

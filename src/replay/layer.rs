@@ -1,39 +1,30 @@
 //! A tower layer for any HTTP application that writes in one region of Fly and reads in all: what writes is replayed in
-//! the primary region, whichever region the request reached first.
+//! the primary region, whichever region the request reached first. What becomes of a request is decided in `rules.rs`.
 
 use std::{
-    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Request, Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, RETRY_AFTER, SET_COOKIE},
-    request::Parts,
-};
+use http::{Request, Response, header::SET_COOKIE, request::Parts, response};
 use http_body::Body;
-use serde::Serialize;
 use tower::{Layer, Service};
 
 use super::{
-    MAX_REQUEST, Machines, REPLAY, Replay,
-    body::{Discarded, discard},
-    is_fly_region, request_size, was_replayed,
+    MAX_REQUEST,
+    body::{Discarded, Patience, discard},
+    cookie::Bounds,
+    forward::Connection,
+    is_fly_region, request_size,
+    rules::{Rules, Step, now},
 };
 use crate::{
     config::{ConfigError, Identity, settings::PRIMARY_REGION},
-    json,
-    region::Region,
+    name::ConsistencyToken,
 };
-
-/// The cookie of a client that wrote: until when, in seconds since 1970, it reads in the primary region.
-const THRESHOLD: &str = "fly-replay-threshold";
-/// How long Fly Proxy tries to reach the primary region.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Replays requests that write in the primary region, by the answer `fly-replay` to Fly Proxy; for axum and every other
 /// service of tower.
@@ -41,16 +32,17 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// A request that writes runs in the primary region or not at all: the application is not asked elsewhere. Every method
 /// but GET, HEAD, OPTIONS and TRACE writes, unless [`ReplayToPrimary::writes`] says otherwise. After a write, a cookie
 /// sends the same client's reads to the primary region too, for 5 s or what [`ReplayToPrimary::window`] says, so that
-/// it reads what it wrote.
+/// it reads what it wrote; with [`ReplayToPrimary::caught_up`], until the data here has seen the write.
 ///
 /// | request outside the primary region | answer |
 /// |---|---|
 /// | reads | the application's |
 /// | writes | 409 with `fly-replay`, on which Fly Proxy sends it to the primary region |
-/// | writes, above 1 MB, which Fly Proxy does not replay | 413; its client sends it with `fly-prefer-region` |
+/// | writes, above 1 MB, which Fly Proxy does not replay | that of the primary region, with [`ReplayToPrimary::forwards_to`]; else 413, and its client sends it with `fly-prefer-region` |
+/// | reads, and its answer says that it was to write ([`ReplayToPrimary::captures`]) | 409 with `fly-replay` |
 /// | writes, and was replayed already or says so | 503 with `retry-after`: the primary region was not reached |
 ///
-/// The last row ends every loop. Reads after a write are answered here in the last two cases.
+/// The row about replays ends every loop. Reads after a write are answered here in the last two cases.
 ///
 /// The body of a request that is answered so is read first and thrown away, up to 10 MB and for up to 60 s (10 s without
 /// a byte): else a proxy in between may see a reset connection in place of the answer. One that does not arrive whole is
@@ -74,27 +66,6 @@ pub struct ReplayToPrimary {
     rules: Rules,
 }
 
-/// Whether the request of a head writes.
-type Writes = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
-
-#[derive(Clone)]
-struct Rules {
-    region: Region,
-    primary: Region,
-    window: Duration,
-    writes: Writes,
-}
-
-impl fmt::Debug for Rules {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rules")
-            .field("region", &self.region)
-            .field("primary", &self.primary)
-            .field("window", &self.window)
-            .finish_non_exhaustive()
-    }
-}
-
 impl ReplayToPrimary {
     /// The layer of an application in the region of `identity`, with its primary region.
     ///
@@ -115,8 +86,19 @@ impl ReplayToPrimary {
         let rules = Rules {
             region: region.clone(),
             primary: primary.clone(),
-            window: Duration::from_secs(5),
+            bounds: Bounds {
+                window: Duration::from_secs(5),
+                longest: Duration::from_secs(60),
+            },
             writes: Arc::new(|head| !head.method.is_safe()),
+            caught_up: None,
+            captures: None,
+            forwards_to: None,
+            timeout: Duration::from_secs(10),
+            patience: Patience {
+                stall: Duration::from_secs(10),
+                arrival: Duration::from_secs(60),
+            },
         };
         Ok(Self { rules })
     }
@@ -125,7 +107,60 @@ impl ReplayToPrimary {
     /// rounded up: longer than changes take to reach the other regions.
     #[must_use]
     pub fn window(mut self, window: Duration) -> Self {
-        self.rules.window = window;
+        self.rules.bounds.window = window;
+        self
+    }
+
+    /// The same with a question in place of the time: has the data here seen `token`, which the application gave as the
+    /// header `rpc-consistency` with its answer to the write? It travels in the client's cookie. The client reads in the
+    /// primary region as long as the answer is no, and for `longest` at most, whatever cookie it sends.
+    ///
+    /// `caught_up` may wait a while for the data. After a write whose answer has no such header, the time decides.
+    #[must_use]
+    pub fn caught_up<F, Fut>(mut self, longest: Duration, caught_up: F) -> Self
+    where
+        F: Fn(ConsistencyToken) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = bool> + Send + 'static,
+    {
+        self.rules.bounds.longest = longest;
+        self.rules.caught_up = Some(Arc::new(move |token| Box::pin(caught_up(token))));
+        self
+    }
+
+    /// The same where a read may turn out to write: an answer of which `captures` says so is thrown away outside the primary
+    /// region, and the request replayed there. The application must have written nothing, as where its database is a copy
+    /// that refuses writes.
+    #[must_use]
+    pub fn captures(
+        mut self,
+        captures: impl Fn(&response::Parts) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.rules.captures = Some(Arc::new(captures));
+        self
+    }
+
+    /// The same where writes that are too large to be replayed, or do not say how large they are, are sent to the
+    /// application of the primary region at `to`, such as `iad.my-app.internal:8080`, over the private network. The body
+    /// is passed on as it comes; an answer may have 8 MiB.
+    #[must_use]
+    pub fn forwards_to(mut self, to: &str) -> Self {
+        self.rules.forwards_to = Some(to.into());
+        self
+    }
+
+    /// The same with another time for which Fly Proxy tries to reach the primary region, 10 s without this, and which a
+    /// connection there may take.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.rules.timeout = timeout;
+        self
+    }
+
+    /// The same with other times for the body of a request that is answered without it: until its next bytes, 10 s without
+    /// this, and until its end, 60 s.
+    #[must_use]
+    pub fn body_timeouts(mut self, stall: Duration, arrival: Duration) -> Self {
+        self.rules.patience = Patience { stall, arrival };
         self
     }
 
@@ -143,7 +178,7 @@ impl<S> Layer<S> for ReplayToPrimary {
     fn layer(&self, inner: S) -> Self::Service {
         ReplayToPrimaryService {
             inner,
-            rules: self.rules.clone(),
+            rules: Arc::new(self.rules.clone()),
         }
     }
 }
@@ -152,15 +187,17 @@ impl<S> Layer<S> for ReplayToPrimary {
 #[derive(Clone, Debug)]
 pub struct ReplayToPrimaryService<S> {
     inner: S,
-    rules: Rules,
+    rules: Arc<Rules>,
 }
 
 impl<S, B, R> Service<Request<B>> for ReplayToPrimaryService<S>
 where
-    S: Service<Request<B>, Response = Response<R>>,
+    S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
     B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Send,
     R: From<Bytes> + Send + 'static,
 {
     type Response = S::Response;
@@ -172,185 +209,66 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (head, body) = request.into_parts();
-        match self.rules.step(&head, now()) {
-            Step::Run => Box::pin(self.inner.call(Request::from_parts(head, body))),
-            Step::RunWrite(cookie) => {
-                let answered = self.inner.call(Request::from_parts(head, body));
-                Box::pin(async move {
-                    let mut response = answered.await?;
-                    response.headers_mut().append(SET_COOKIE, cookie);
-                    Ok(response)
-                })
+        // The clone may not be ready; the one that is answers this request.
+        let next = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, next);
+        Box::pin(answer(inner, Arc::clone(&self.rules), request))
+    }
+}
+
+async fn answer<S, B, R>(
+    mut inner: S,
+    rules: Arc<Rules>,
+    request: Request<B>,
+) -> Result<Response<R>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Send,
+    R: From<Bytes>,
+{
+    let (head, body) = request.into_parts();
+    let step = rules.step(&head, now()).await;
+    let own = match step {
+        Step::Run => return inner.call(Request::from_parts(head, body)).await,
+        Step::RunWrite => {
+            let mut response = inner.call(Request::from_parts(head, body)).await?;
+            if let Some(cookie) = rules.cookie(response.headers(), now()) {
+                response.headers_mut().append(SET_COOKIE, cookie);
             }
-            Step::Replay(state) => {
-                let rules = self.rules.clone();
-                let head_size = request_size(&head.uri, &head.headers, 0);
-                Box::pin(async move {
-                    let answer = match discard(body).await {
-                        Discarded::Whole(size) if head_size + size <= MAX_REQUEST => {
-                            rules.replay(state)
-                        }
-                        Discarded::Whole(_) | Discarded::TooLarge => rules.too_large(),
-                        Discarded::Cut => rules.cut_short(),
-                    };
-                    Ok(answer.map(R::from))
-                })
+            return Ok(response);
+        }
+        Step::RunRead(otherwise) => {
+            let response = inner.call(Request::from_parts(head, body)).await?;
+            let (head, body) = response.into_parts();
+            if !rules.captures(&head) {
+                return Ok(Response::from_parts(head, body));
             }
-            Step::Refuse(answer) => Box::pin(async move {
-                discard(body).await;
-                Ok(answer.map(R::from))
-            }),
+            otherwise
         }
-    }
-}
-
-/// What becomes of one request.
-#[derive(Debug)]
-enum Step {
-    /// The application answers it.
-    Run,
-    /// The application answers it, and the client gets a cookie.
-    RunWrite(HeaderValue),
-    /// Fly Proxy is asked to replay it with this `state`, once its body turns out to be whole and small enough.
-    Replay(&'static str),
-    /// Neither, for a reason that its head shows.
-    Refuse(Response<Bytes>),
-}
-
-impl Rules {
-    fn step(&self, head: &Parts, now: f64) -> Step {
-        let writes = (self.writes)(head);
-        if self.region == self.primary {
-            return match self.cookie(now) {
-                Some(cookie) if writes => Step::RunWrite(cookie),
-                _ => Step::Run,
-            };
+        Step::Replay(state) => {
+            let head_size = request_size(&head.uri, &head.headers, 0);
+            match discard(body, rules.patience).await {
+                Discarded::Whole(size) if head_size + size <= MAX_REQUEST => rules.replay(state),
+                Discarded::Whole(_) | Discarded::TooLarge => rules.too_large(),
+                Discarded::Cut => rules.cut_short(),
+            }
         }
-        if !writes && !reads_in_primary(&head.headers, now) {
-            return Step::Run;
+        Step::Forward(to) => match Connection::open(&to, rules.timeout).await {
+            Some(connection) => {
+                let answered = connection.send(head, body, rules.patience).await;
+                answered.unwrap_or_else(|why| rules.failed(&why))
+            }
+            None => {
+                discard(body, rules.patience).await;
+                rules.unreached()
+            }
+        },
+        Step::Refuse(refusal) => {
+            discard(body, rules.patience).await;
+            refusal
         }
-        match self.refusal(head) {
-            None => Step::Replay(if writes { "write" } else { "threshold" }),
-            Some(refusal) if writes => Step::Refuse(refusal),
-            Some(_) => Step::Run,
-        }
-    }
-
-    /// Why a request cannot be replayed, if so.
-    fn refusal(&self, head: &Parts) -> Option<Response<Bytes>> {
-        let primary = &self.primary;
-        if was_replayed(&head.headers) {
-            let detail = format!(
-                "this writes in region \"{primary}\", which was not reached; nothing was written"
-            );
-            let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, &detail);
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from(1));
-            return Some(response);
-        }
-        if request_size(&head.uri, &head.headers, length(&head.headers)) > MAX_REQUEST {
-            return Some(self.too_large());
-        }
-        None
-    }
-
-    fn too_large(&self) -> Response<Bytes> {
-        let primary = &self.primary;
-        let detail = format!(
-            "this writes in region \"{primary}\", and is too large to be replayed there; send it with the header \
-             fly-prefer-region: {primary}"
-        );
-        refuse(StatusCode::PAYLOAD_TOO_LARGE, &detail)
-    }
-
-    fn cut_short(&self) -> Response<Bytes> {
-        let detail = format!(
-            "this writes in region \"{}\", and its body did not arrive whole within 60 s; nothing was written",
-            self.primary
-        );
-        refuse(StatusCode::BAD_REQUEST, &detail)
-    }
-
-    fn replay(&self, state: &str) -> Response<Bytes> {
-        let asks = Replay {
-            machines: Machines::Of(&self.primary, None),
-            timeout: TIMEOUT,
-            state,
-        };
-        let detail = format!(
-            "Fly Proxy is to replay this request in region \"{}\"",
-            self.primary
-        );
-        let mut response = refuse(StatusCode::CONFLICT, &detail);
-        response.headers_mut().insert(REPLAY, asks.header());
-        response
-    }
-
-    /// The cookie of a client that writes now.
-    fn cookie(&self, now: f64) -> Option<HeaderValue> {
-        let seconds = self.window.as_secs_f64().ceil();
-        let cookie = format!(
-            "{THRESHOLD}={:.3}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax",
-            now + seconds
-        );
-        HeaderValue::try_from(cookie).ok().filter(|_| seconds > 0.0)
-    }
-}
-
-/// Whether a client wrote so recently that it reads in the primary region.
-fn reads_in_primary(headers: &HeaderMap, now: f64) -> bool {
-    let cookies = headers
-        .get_all(COOKIE)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let mut cookies = cookies.flat_map(|cookies| cookies.split(';'));
-    cookies.any(|cookie| {
-        let threshold = cookie
-            .trim()
-            .strip_prefix(THRESHOLD)
-            .and_then(|rest| rest.strip_prefix('='));
-        threshold.is_some_and(|threshold| {
-            threshold
-                .parse::<f64>()
-                .is_ok_and(|threshold| threshold > now)
-        })
-    })
-}
-
-/// The bytes of a body, as far as the head tells.
-fn length(headers: &HeaderMap) -> usize {
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok());
-    length.map_or(0, |length| length.parse().unwrap_or(usize::MAX / 2))
-}
-
-/// Seconds since 1970.
-fn now() -> f64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0.0, |since| since.as_secs_f64())
-}
-
-/// A problem document (RFC 9457).
-fn refuse(status: StatusCode, detail: &str) -> Response<Bytes> {
-    #[derive(Serialize)]
-    struct Document<'a> {
-        r#type: &'static str,
-        title: &'static str,
-        status: u16,
-        detail: &'a str,
-    }
-    let document = Document {
-        r#type: "about:blank",
-        title: status.canonical_reason().unwrap_or_default(),
-        status: status.as_u16(),
-        detail,
     };
-    let mut response = Response::new(Bytes::from(json::to_vec(&document)));
-    *response.status_mut() = status;
-    let content_type = HeaderValue::from_static("application/problem+json");
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
-    response
+    Ok(own.map(R::from))
 }

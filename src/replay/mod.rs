@@ -5,7 +5,10 @@
 //! only, and only in the direction that ends it: a request that claims to be a replay is never replayed.
 
 mod body;
+mod cookie;
+mod forward;
 mod layer;
+mod rules;
 
 use std::{fmt, time::Duration};
 
@@ -158,6 +161,7 @@ pub(crate) fn time_left(headers: &HeaderMap) -> Option<Duration> {
     milliseconds.parse().ok().map(Duration::from_millis)
 }
 
+/// The `state` that was given where a replay was asked for, as far as a client did not invent it.
 fn state(headers: &HeaderMap) -> Option<&str> {
     field(headers.get(SOURCE)?, "state")
 }

@@ -3,18 +3,24 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::{Router, body::Bytes, extract::DefaultBodyLimit, routing::get};
+use axum::{
+    Router, body::Bytes, extract::DefaultBodyLimit, http::StatusCode, response::IntoResponse,
+    routing::get,
+};
 use fly_rpc::{Config, Identity, ReplayToPrimary};
 use futures_util::stream;
 use http_body::Frame;
 use http_body_util::StreamBody;
 use reqwest::{Body, Method, RequestBuilder};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{io::AsyncReadExt, net::TcpListener};
 
 use crate::support::{
     fly_proxy::{FlyProxy, Machine},
@@ -96,13 +102,24 @@ fn identity(region: &str) -> Identity {
 
 async fn serve(region: &'static str, writes: &Writes, layer: ReplayToPrimary) -> SocketAddr {
     let writes = Arc::clone(writes);
+    let counts = Arc::clone(&writes);
     let write = async move |_body: Bytes| {
         writes.lock().unwrap().push(region);
-        region
+        ([("rpc-consistency", "0/7")], region)
+    };
+    // A read that writes: where the database is a copy, it fails.
+    let count = async move || {
+        if region != "iad" {
+            let failed = StatusCode::INTERNAL_SERVER_ERROR;
+            return (failed, [("x-read-only", "1")], "read-only").into_response();
+        }
+        counts.lock().unwrap().push("count");
+        region.into_response()
     };
     let app = Router::new()
         .route("/notes", get(async move || region).post(write))
         .route("/admin", get(async move || region))
+        .route("/count", get(count))
         .layer(DefaultBodyLimit::disable())
         .layer(layer);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -125,6 +142,12 @@ async fn sent(request: RequestBuilder, headers: &[(&str, &str)]) -> Answer {
         request.header(*name, *value)
     });
     answer(request).await.unwrap()
+}
+
+/// A cookie that lasts for so many seconds from now.
+fn cookie_for(seconds: f64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    format!("fly-replay-threshold={:.3}", now.as_secs_f64() + seconds)
 }
 
 /// The cookie that an answer sets, as a client sends it back.
@@ -165,6 +188,11 @@ async fn who_wrote_reads_in_the_primary_region_for_a_while() {
         "fly-replay-threshold=1.5",
         "fly-replay-threshold=soon",
         "fly-replay-threshold=NaN",
+        // What no answer of ours sets, and would never end.
+        "fly-replay-threshold=inf",
+        "fly-replay-threshold=1e300",
+        "fly-replay-threshold=99999999999",
+        "fly-replay-threshold=inf~0/7",
         "threshold",
     ] {
         assert_eq!(
@@ -220,10 +248,9 @@ async fn a_write_that_does_not_reach_the_primary_region_runs_nowhere() {
         (vec!["syd-1".to_owned(); 2], vec![])
     );
     // A read goes on here: old news are better than none.
-    let read = application
-        .read(&[("cookie", "fly-replay-threshold=99999999999")])
-        .await;
+    let read = application.read(&[("cookie", &cookie_for(4.0))]).await;
     assert_eq!(read.body, "syd");
+    assert_eq!(application.way(), ["syd-1", "syd-1"]);
 }
 
 #[tokio::test]
@@ -243,7 +270,8 @@ async fn what_a_client_invents_is_neither_replayed_again_nor_written_elsewhere()
             "{invented:?}"
         );
         assert_eq!(application.way(), ["syd-1"]);
-        let wrote = ("cookie", "fly-replay-threshold=99999999999");
+        let wrote = cookie_for(4.0);
+        let wrote = ("cookie", wrote.as_str());
         assert_eq!(application.read(&[invented, wrote]).await.body, "syd");
         assert_eq!(application.way(), ["syd-1"]);
     }
@@ -302,6 +330,182 @@ async fn a_write_that_is_cut_short_is_refused() {
         refused.body["detail"],
         "this writes in region \"iad\", and its body did not arrive whole within 60 s; nothing was written"
     );
+}
+
+#[tokio::test]
+async fn who_wrote_reads_in_the_primary_region_until_the_copy_has_seen_it() {
+    let has_seen = Arc::new(AtomicBool::new(false));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let application = Application::start(|layer| {
+        let (has_seen, asked) = (Arc::clone(&has_seen), Arc::clone(&asked));
+        layer.caught_up(Duration::from_secs(600), move |token| {
+            asked.lock().unwrap().push(token.to_string());
+            let has_seen = has_seen.load(Ordering::SeqCst);
+            async move { has_seen }
+        })
+    });
+    let application = application.await;
+    let written = application.write(1, &[]).await;
+    let set = &written.headers["set-cookie"];
+    assert!(set.contains("~0/7; Path=/; Max-Age=600; "), "{set}");
+    let wrote = cookie(&written).unwrap();
+    assert_eq!(application.read(&[("cookie", wrote)]).await.body, "iad");
+    has_seen.store(true, Ordering::SeqCst);
+    application.way();
+    assert_eq!(application.read(&[("cookie", wrote)]).await.body, "syd");
+    assert_eq!(application.way(), ["syd-1"]);
+    assert_eq!(*asked.lock().unwrap(), ["0/7", "0/7"]);
+    // Whatever a client invents, its end is not later than that of a cookie of ours.
+    has_seen.store(false, Ordering::SeqCst);
+    for (cookie, region) in [
+        (cookie_for(590.0) + "~FF/FF", "iad"),
+        (cookie_for(700.0) + "~FF/FF", "syd"),
+        ("fly-replay-threshold=inf~FF/FF".to_owned(), "syd"),
+        (cookie_for(4.0) + "~", "syd"),
+        // Without a token, the time decides.
+        (cookie_for(4.0), "iad"),
+    ] {
+        let read = application.read(&[("cookie", &cookie)]).await;
+        assert_eq!(read.body, region, "{cookie}");
+    }
+}
+
+#[tokio::test]
+async fn a_read_that_turns_out_to_write_is_replayed() {
+    let captures =
+        |layer: ReplayToPrimary| layer.captures(|head| head.headers.contains_key("x-read-only"));
+    let application = Application::start(captures).await;
+    let count = async |application: &Application, headers: &[(&str, &str)]| {
+        sent(
+            application.proxy.request(Method::GET, "/count", ""),
+            headers,
+        )
+        .await
+    };
+    let counted = count(&application, &[]).await;
+    assert_eq!((counted.status, counted.body.as_str()), (200, Some("iad")));
+    assert_eq!(application.way(), ["syd-1", "iad-1"]);
+    assert_eq!(application.writes(), ["count"]);
+    // It wrote, and so its client reads there for a while.
+    let wrote = cookie(&counted).unwrap();
+    assert_eq!(application.read(&[("cookie", wrote)]).await.body, "iad");
+    assert_eq!(application.read(&[]).await.body, "syd");
+    // One that says that it was replayed is not replayed again.
+    application.way();
+    let refused = count(&application, &[("fly-replay-src", "state=captured")]).await;
+    assert_eq!(
+        (refused.status, application.way()),
+        (503, vec!["syd-1".to_owned()])
+    );
+    let alone = Application::start_without(captures, &["iad"]).await;
+    let refused = count(&alone, &[]).await;
+    assert_eq!((refused.status, alone.writes()), (503, vec![]));
+}
+
+#[tokio::test]
+async fn a_connection_that_is_upgraded_stays_where_it_is_whatever_was_written() {
+    let application = Application::start(|layer| layer).await;
+    let written = application.write(1, &[]).await;
+    let wrote = ("cookie", cookie(&written).unwrap());
+    application.way();
+    let upgrade = [wrote, ("connection", "upgrade"), ("upgrade", "websocket")];
+    assert_eq!(application.read(&upgrade).await.body, "syd");
+    assert_eq!(application.way(), ["syd-1"]);
+    assert_eq!(application.read(&[wrote]).await.body, "iad");
+}
+
+/// An application whose large writes go from `syd` to `primary`.
+async fn forwarding(primary: SocketAddr) -> Application {
+    let writes = Writes::default();
+    let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
+    let layer = layer.forwards_to(&primary.to_string());
+    let syd = serve("syd", &writes, layer).await;
+    let machines = vec![
+        Machine::new("syd-1", "syd", syd),
+        Machine::new("iad-1", "iad", primary),
+    ];
+    Application {
+        proxy: FlyProxy::start("syd", machines).await,
+        writes,
+    }
+}
+
+#[tokio::test]
+async fn a_write_too_large_to_be_replayed_goes_to_the_primary_region_over_the_private_network() {
+    let writes = Writes::default();
+    let layer = ReplayToPrimary::new(&identity("iad")).unwrap();
+    let iad = serve("iad", &writes, layer).await;
+    let application = forwarding(iad).await;
+    for length in [1_000_000, 9_000_000] {
+        let written = application.write(length, &[]).await;
+        assert_eq!((written.status, written.body.as_str()), (200, Some("iad")));
+        // The client gets the cookie of the primary region.
+        assert!(cookie(&written).is_some());
+        assert_eq!(application.way(), ["syd-1"], "{length}");
+    }
+    let piece = |_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 100_000])));
+    let body = Body::wrap(StreamBody::new(stream::iter((0..11).map(piece))));
+    let unknown = sent(application.proxy.request(Method::POST, "/notes", body), &[]).await;
+    assert_eq!(
+        (unknown.status, application.way()),
+        (200, vec!["syd-1".to_owned()])
+    );
+    assert_eq!(*writes.lock().unwrap(), ["iad"; 3]);
+    // What fits is replayed as before.
+    application.write(100, &[]).await;
+    assert_eq!(application.way(), ["syd-1", "iad-1"]);
+    // What came from another region, or says so, goes no further.
+    let refused = application
+        .write(1_000_000, &[("fly-rpc-forwarded", "1")])
+        .await;
+    assert_eq!((refused.status, writes.lock().unwrap().len()), (503, 4));
+    assert_eq!(application.writes(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_forwarded_write_says_whether_it_may_have_been_written() {
+    let refused = forwarding(nobody().await).await.write(1_000_000, &[]).await;
+    assert_eq!(
+        (refused.status, refused.headers["retry-after"].as_str()),
+        (503, "1")
+    );
+    // Somebody who takes a part of it and closes.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_exact(&mut [0; 1024]).await.unwrap();
+    });
+    let lost = forwarding(address).await.write(1_000_000, &[]).await;
+    assert_eq!(
+        (lost.status, lost.body["detail"].as_str().unwrap()),
+        (
+            502,
+            "this was sent to region \"iad\", which gave no answer; it may have been written"
+        )
+    );
+}
+
+#[tokio::test]
+async fn the_times_are_those_that_are_set() {
+    let writes = Writes::default();
+    let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
+    let layer = layer.timeout(Duration::from_millis(700));
+    let layer = layer.body_timeouts(Duration::from_millis(50), Duration::from_millis(500));
+    let syd = serve("syd", &writes, layer).await;
+    let whole =
+        b"POST /notes HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx";
+    let replayed = raw::answer(syd, whole).await;
+    let asks = &replayed.headers["fly-replay"];
+    assert!(asks.contains(";timeout=700ms;"), "{asks}");
+    // Its body never comes.
+    let never = stream::pending::<Result<Frame<Bytes>, Infallible>>();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.post(format!("http://{syd}/notes"));
+    let refused = sent(request.body(Body::wrap(StreamBody::new(never))), &[]).await;
+    assert_eq!(refused.status, 400);
+    let detail = refused.body["detail"].as_str().unwrap();
+    assert!(detail.contains("within 0.5 s"), "{detail}");
 }
 
 #[test]

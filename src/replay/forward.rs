@@ -1,0 +1,174 @@
+//! A request too large for Fly Proxy to replay, sent to the primary region over the private network: its body is passed on
+//! as it comes, and the answer comes back whole, up to a bound.
+
+use std::{pin::pin, time::Duration};
+
+use bytes::{Buf, Bytes};
+use futures_util::stream;
+use http::{
+    HeaderMap, HeaderName, Request, Response, Uri,
+    header::{
+        CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
+        UPGRADE,
+    },
+    request::Parts,
+};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, sync::mpsc, time};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::body::{Patience, discard};
+
+/// Marks a request that came from another region this way: it is never sent on.
+pub(super) const FORWARDED: HeaderName = HeaderName::from_static("fly-rpc-forwarded");
+/// The largest answer, in bytes.
+const MAX_ANSWER: usize = 8 << 20;
+/// What is between two hops only (RFC 9110, section 7.6.1).
+const OF_A_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+];
+
+/// Why a request that left has no answer.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// It was lost on the way, or on the way back.
+    Lost,
+    /// It is larger than what is passed back.
+    TooLarge,
+}
+
+/// A connection to the application in the primary region.
+pub(super) struct Connection<D: Buf + Send + 'static> {
+    to: String,
+    sender: SendRequest<UnsyncBoxBody<D, Cut>>,
+    task: AbortOnDropHandle<()>,
+}
+
+/// The client's body ended early.
+#[derive(Debug, thiserror::Error)]
+#[error("the body was cut short")]
+pub(super) struct Cut;
+
+impl<D: Buf + Send + 'static> Connection<D> {
+    /// A connection to `to` (`host:port`), if there is one `within` this time.
+    pub(super) async fn open(to: &str, within: Duration) -> Option<Self> {
+        let connecting = time::timeout(within, TcpStream::connect(to));
+        let stream = connecting.await.ok()?.ok()?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+        // What goes wrong is told to whoever waits for the answer.
+        let task = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Some(Self {
+            to: to.to_owned(),
+            sender,
+            task: AbortOnDropHandle::new(task),
+        })
+    }
+
+    /// The answer to a request, whose body is sent as it comes; what is left of that is thrown away with `patience`.
+    ///
+    /// # Errors
+    /// See [`Failed`].
+    ///
+    /// # Cancel safety
+    /// Dropping this closes the connection.
+    pub(super) async fn send<B: Body<Data = D>>(
+        mut self,
+        head: Parts,
+        body: B,
+        patience: Patience,
+    ) -> Result<Response<Bytes>, Failed> {
+        let (pieces, taken) = mpsc::channel(1);
+        let passed_on = stream::unfold(taken, async |mut taken: mpsc::Receiver<_>| {
+            Some((taken.recv().await?, taken))
+        });
+        let request = request(&self.to, head, StreamBody::new(passed_on).boxed_unsync());
+        let mut passing = pin!(pass_on(body, pieces, patience));
+        let answering = async {
+            let answered = self.sender.send_request(request).await;
+            let (head, body) = answered.map_err(|_| Failed::Lost)?.into_parts();
+            let whole = Limited::new(body, MAX_ANSWER).collect().await;
+            let body = whole.map_err(|why| match why.is::<LengthLimitError>() {
+                true => Failed::TooLarge,
+                false => Failed::Lost,
+            })?;
+            Ok((head, body.to_bytes()))
+        };
+        let mut answering = pin!(answering);
+        let answered = tokio::select! {
+            answered = &mut answering => {
+                // Nobody takes the rest of the body.
+                drop(self.task);
+                passing.await;
+                answered
+            }
+            () = &mut passing => answering.await,
+        };
+        let (mut head, body) = answered?;
+        drop_hop(&mut head.headers);
+        Ok(Response::from_parts(head, body))
+    }
+}
+
+/// Passes a body on, piece by piece, and reads on where nobody takes them any more, so that the answer arrives.
+async fn pass_on<B: Body>(
+    body: B,
+    pieces: mpsc::Sender<Result<Frame<B::Data>, Cut>>,
+    patience: Patience,
+) {
+    let mut body = pin!(body);
+    while let Some(frame) = body.frame().await {
+        let is_cut = frame.is_err();
+        if pieces.send(frame.map_err(|_| Cut)).await.is_err() {
+            discard(body, patience).await;
+            return;
+        }
+        if is_cut {
+            return;
+        }
+    }
+}
+
+/// The request as the next hop gets it.
+fn request<B>(to: &str, head: Parts, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method;
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or("/", |target| target.as_str());
+    *request.uri_mut() = target.parse::<Uri>().unwrap_or_default();
+    let headers = request.headers_mut();
+    *headers = head.headers;
+    drop_hop(headers);
+    headers.insert(FORWARDED, http::HeaderValue::from_static("1"));
+    if let (false, Ok(host)) = (headers.contains_key(HOST), to.parse()) {
+        headers.insert(HOST, host);
+    }
+    request
+}
+
+/// Removes what is between two hops only, and what `connection` names besides.
+fn drop_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|names| names.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in OF_A_HOP.iter().chain(&named) {
+        headers.remove(name);
+    }
+}

@@ -1,0 +1,262 @@
+//! What becomes of one request under [`ReplayToPrimary`](super::ReplayToPrimary), and the answers that the layer gives itself.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE},
+    request::Parts,
+    response,
+};
+use serde::Serialize;
+
+use super::{
+    MAX_REQUEST, Machines, REPLAY, Replay,
+    body::Patience,
+    cookie::{Bounds, Wrote},
+    forward::{FORWARDED, Failed},
+    request_size, state, was_replayed,
+};
+use crate::{json, name::ConsistencyToken, region::Region};
+
+/// The header by which an application says what it wrote.
+const CONSISTENCY: &str = "rpc-consistency";
+/// The `state` of a replay of what turned out to write.
+const CAPTURED: &str = "captured";
+
+/// Whether the request of a head writes.
+type Writes = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
+/// Whether an answer says that the request was to write.
+type Captures = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
+/// Whether the data here has seen what a token says.
+type CaughtUp =
+    Arc<dyn Fn(ConsistencyToken) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+
+/// Which requests go to the primary region, and how.
+#[derive(Clone)]
+pub(super) struct Rules {
+    pub(super) region: Region,
+    pub(super) primary: Region,
+    pub(super) bounds: Bounds,
+    pub(super) writes: Writes,
+    pub(super) caught_up: Option<CaughtUp>,
+    pub(super) captures: Option<Captures>,
+    /// Where the application of the primary region takes what is too large to be replayed.
+    pub(super) forwards_to: Option<Arc<str>>,
+    /// How long Fly Proxy tries to reach the primary region, and how long a connection to it may take.
+    pub(super) timeout: Duration,
+    pub(super) patience: Patience,
+}
+
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules")
+            .field("region", &self.region)
+            .field("primary", &self.primary)
+            .field("bounds", &self.bounds)
+            .field("forwards_to", &self.forwards_to)
+            .field("timeout", &self.timeout)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What becomes of one request.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The application answers it.
+    Run,
+    /// The application answers it, and the client gets a cookie.
+    RunWrite,
+    /// The application answers it, unless it turns out to write: then this is the answer.
+    RunRead(Response<Bytes>),
+    /// Fly Proxy is asked to replay it with this `state`, once its body turns out to be whole and small enough.
+    Replay(&'static str),
+    /// It is sent to the primary region over the private network.
+    Forward(Arc<str>),
+    /// None of these, for a reason that its head shows.
+    Refuse(Response<Bytes>),
+}
+
+impl Rules {
+    /// What becomes of the request with this head at `now`, in seconds since 1970.
+    pub(super) async fn step(&self, head: &Parts, now: f64) -> Step {
+        let writes = (self.writes)(head);
+        if self.region == self.primary {
+            return match writes || state(&head.headers) == Some(CAPTURED) {
+                true => Step::RunWrite,
+                false => Step::Run,
+            };
+        }
+        if !writes && !self.reads_in_primary(head, now).await {
+            return self.read(head);
+        }
+        match self.refusal(head) {
+            None if writes => match self.forwards_to.as_ref().filter(|_| !fits(head)) {
+                Some(to) => Step::Forward(Arc::clone(to)),
+                None => Step::Replay("write"),
+            },
+            None => Step::Replay("threshold"),
+            Some(refusal) if writes => Step::Refuse(refusal),
+            Some(_) => self.read(head),
+        }
+    }
+
+    /// A read that is answered here, as far as its head tells.
+    fn read(&self, head: &Parts) -> Step {
+        match &self.captures {
+            Some(_) => {
+                let refusal = self.refusal(head);
+                Step::RunRead(refusal.unwrap_or_else(|| self.replay(CAPTURED)))
+            }
+            None => Step::Run,
+        }
+    }
+
+    /// Whether a client wrote so recently that it reads in the primary region. A connection that is upgraded stays here: it
+    /// outlives every cookie.
+    async fn reads_in_primary(&self, head: &Parts, now: f64) -> bool {
+        if head.headers.contains_key(UPGRADE) {
+            return false;
+        }
+        let wrote = Wrote::read(&head.headers, now, self.bounds);
+        match (wrote, &self.caught_up) {
+            (None, _) => false,
+            (Some(Wrote { token: Some(token) }), Some(caught_up)) => !caught_up(token).await,
+            (Some(_), _) => true,
+        }
+    }
+
+    /// Whether an answer says that the request was to write.
+    pub(super) fn captures(&self, head: &response::Parts) -> bool {
+        let captures = self.captures.as_ref();
+        captures.is_some_and(|captures| captures(head))
+    }
+
+    /// The cookie of a client whose request, answered by `headers`, wrote at `now`.
+    pub(super) fn cookie(&self, headers: &HeaderMap, now: f64) -> Option<HeaderValue> {
+        let token = headers
+            .get(CONSISTENCY)
+            .and_then(|token| token.to_str().ok()?.parse().ok());
+        let token = token.filter(|_| self.caught_up.is_some());
+        Wrote { token }.header(now, self.bounds)
+    }
+
+    /// Why a request cannot go to the primary region, if so.
+    fn refusal(&self, head: &Parts) -> Option<Response<Bytes>> {
+        if was_replayed(&head.headers) || head.headers.contains_key(FORWARDED) {
+            return Some(self.unreached());
+        }
+        let is_too_large =
+            request_size(&head.uri, &head.headers, length(&head.headers)) > MAX_REQUEST;
+        (is_too_large && self.forwards_to.is_none()).then(|| self.too_large())
+    }
+
+    /// The primary region was not reached.
+    pub(super) fn unreached(&self) -> Response<Bytes> {
+        let primary = &self.primary;
+        let detail = format!(
+            "this writes in region \"{primary}\", which was not reached; nothing was written"
+        );
+        let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, &detail);
+        let headers = response.headers_mut();
+        headers.insert(RETRY_AFTER, HeaderValue::from(1));
+        response
+    }
+
+    /// It is too large to be replayed.
+    pub(super) fn too_large(&self) -> Response<Bytes> {
+        let primary = &self.primary;
+        let detail = format!(
+            "this writes in region \"{primary}\", and is too large to be replayed there; send it with the header \
+             fly-prefer-region: {primary}"
+        );
+        refuse(StatusCode::PAYLOAD_TOO_LARGE, &detail)
+    }
+
+    /// Its body did not arrive whole.
+    pub(super) fn cut_short(&self) -> Response<Bytes> {
+        let (primary, seconds) = (&self.primary, self.patience.arrival.as_secs_f64());
+        let detail = format!(
+            "this writes in region \"{primary}\", and its body did not arrive whole within {seconds} s; nothing was written"
+        );
+        refuse(StatusCode::BAD_REQUEST, &detail)
+    }
+
+    /// It was sent to the primary region, and no answer came back.
+    pub(super) fn failed(&self, why: &Failed) -> Response<Bytes> {
+        let what = match why {
+            Failed::Lost => "gave no answer",
+            Failed::TooLarge => "gave an answer too large to be passed back",
+        };
+        let primary = &self.primary;
+        let detail = format!(
+            "this was sent to region \"{primary}\", which {what}; it may have been written"
+        );
+        refuse(StatusCode::BAD_GATEWAY, &detail)
+    }
+
+    /// Fly Proxy is asked to replay it.
+    pub(super) fn replay(&self, state: &str) -> Response<Bytes> {
+        let asks = Replay {
+            machines: Machines::Of(&self.primary, None),
+            timeout: self.timeout,
+            state,
+        };
+        let detail = format!(
+            "Fly Proxy is to replay this request in region \"{}\"",
+            self.primary
+        );
+        let mut response = refuse(StatusCode::CONFLICT, &detail);
+        response.headers_mut().insert(REPLAY, asks.header());
+        response
+    }
+}
+
+/// Whether a request is known to be small enough to be replayed.
+fn fits(head: &Parts) -> bool {
+    let is_known = !head.headers.contains_key(TRANSFER_ENCODING);
+    is_known && request_size(&head.uri, &head.headers, length(&head.headers)) <= MAX_REQUEST
+}
+
+/// The bytes of a body, as far as the head tells.
+fn length(headers: &HeaderMap) -> usize {
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok());
+    length.map_or(0, |length| length.parse().unwrap_or(usize::MAX / 2))
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// A problem document (RFC 9457).
+fn refuse(status: StatusCode, detail: &str) -> Response<Bytes> {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        r#type: &'static str,
+        title: &'static str,
+        status: u16,
+        detail: &'a str,
+    }
+    let document = Document {
+        r#type: "about:blank",
+        title: status.canonical_reason().unwrap_or_default(),
+        status: status.as_u16(),
+        detail,
+    };
+    let mut response = Response::new(Bytes::from(json::to_vec(&document)));
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static("application/problem+json");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
