@@ -110,7 +110,7 @@ pub(super) fn finished(mut document: Document) -> Document {
     }
     for (name, schema) in &mut components.schemas {
         match name.as_str() {
-            "FunctionError" => allow_null(schema),
+            "FunctionError" | "AppStatus" => allow_null(schema),
             "Problem" => list_codes(schema),
             _ => {}
         }
