@@ -4,7 +4,7 @@
 use clap::Args;
 
 use super::{Failure, functions::listed, print};
-use crate::{AppUrl, http::openapi_json_with, openapi_json};
+use crate::{AppUrl, http::openapi_with, openapi_json};
 
 /// Whose document.
 #[derive(Args)]
@@ -26,7 +26,6 @@ pub(super) async fn run(args: OpenapiArgs) -> Result<(), Failure> {
     let listed = listed(url).await?;
     listed.remark();
     let functions = listed.listing.iter();
-    print(&openapi_json_with(
-        functions.map(|(name, declared)| (name.clone(), declared)),
-    ))
+    let functions = functions.map(|(name, declared)| (name.clone(), declared));
+    print(&format!("{:#}", openapi_with(functions)))
 }

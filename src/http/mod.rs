@@ -31,6 +31,7 @@ use axum::{
     routing,
     serve::IncomingStream,
 };
+use serde_json::Value;
 use tokio::net::TcpListener;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -150,11 +151,11 @@ pub fn openapi_json() -> String {
 }
 
 /// The same with an operation for each of `functions` that declares its parameters.
-pub(crate) fn openapi_json_with<'a>(
+pub(crate) fn openapi_with<'a>(
     functions: impl IntoIterator<Item = (FunctionName, &'a Declaration)>,
-) -> String {
+) -> Value {
     let document = openapi::finished(documented().into_openapi());
-    openapi::to_json_with(&document, functions)
+    openapi::with_functions(&document, functions)
 }
 
 /// The routes that are in the OpenAPI document.

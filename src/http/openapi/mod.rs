@@ -200,14 +200,14 @@ fn list_codes(problem: &mut RefOr<Schema>) {
     }
 }
 
-/// `document` as JSON, with an operation for each of `functions` that declares its parameters.
-pub(super) fn to_json_with<'a>(
+/// `document` with an operation for each of `functions` that declares its parameters.
+pub(super) fn with_functions<'a>(
     document: &Document,
     functions: impl IntoIterator<Item = (FunctionName, &'a Declaration)>,
-) -> String {
+) -> Value {
     let stock = serde_json::to_value(document)
         .unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"));
-    format!("{:#}", functions::with_functions(stock, functions))
+    functions::with_functions(stock, functions)
 }
 
 /// `document` as JSON.

@@ -18,7 +18,7 @@ use tokio::task;
 use super::OpenProblems;
 use crate::{
     access::{Caller, FunctionPattern},
-    http::{App, AppState, auth, openapi_json, openapi_json_with, served::Document},
+    http::{App, AppState, auth, openapi_json, openapi_with, served::Document},
     registry::{Catalogue, CatalogueHash},
 };
 
@@ -115,5 +115,5 @@ fn made(catalogues: &[Arc<Catalogue>], caller: &Caller) -> Document {
             functions.entry(name).or_insert(declared);
         }
     }
-    Document::new(JSON, openapi_json_with(functions))
+    Document::new(JSON, openapi_with(functions).to_string())
 }
