@@ -14,7 +14,7 @@ use crate::{
     app,
     cluster::{Cluster, DiscoveryError},
     config::{Config, ConfigError, DrainConfig, Identity, KeyStoreUrl, Limits},
-    dispatch::Dispatcher,
+    dispatch::{Background, Dispatcher},
     http::{self, App, Descriptions},
     lifecycle::{Lifecycle, Phase},
     link::Link,
@@ -288,10 +288,11 @@ impl Core {
             tasks.clone(),
             stop.clone(),
         );
+        let background = Background::new(tasks.clone(), stop.clone(), limits.max_in_flight);
         let dispatcher = Arc::new(Dispatcher::new(
             (identity.clone(), boot.clone()),
             timeouts.max,
-            (Arc::clone(&lifecycle), Arc::clone(&memory)),
+            (Arc::clone(&lifecycle), Arc::clone(&memory), background),
             Arc::clone(&executor),
             Arc::clone(&cluster),
             link,

@@ -2,7 +2,10 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -221,6 +224,63 @@ impl Rpc {
             consistency,
             replayed,
         })
+    }
+
+    /// Has `module.function(args)` run in `region` without waiting for its end: this instance sees it through within the
+    /// default timeout, counts it as in flight, and tells in its log what came of it, under the id that this returns. What
+    /// is cut because the instance stops is told there too.
+    ///
+    /// # Errors
+    /// As [`Rpc::call`], for a call that was refused at once and did not run.
+    pub async fn cast(
+        &self,
+        region: &str,
+        module: &str,
+        function: &str,
+        args: impl Serialize + Send,
+    ) -> Result<String, CallError> {
+        self.cast_with(CallOptions::default(), region, module, function, args)
+            .await
+    }
+
+    /// The same with `options`. With an idempotency key, the same call made later waits for the outcome, or gets it.
+    ///
+    /// # Errors
+    /// As [`Rpc::cast`].
+    pub async fn cast_with(
+        &self,
+        options: CallOptions,
+        region: &str,
+        module: &str,
+        function: &str,
+        args: impl Serialize + Send,
+    ) -> Result<String, CallError> {
+        let targets: Targets = region.parse().map_err(invalid_region)?;
+        let call = Arc::new(self.prepared(options, module, function, &args)?);
+        let request_id = RequestId::fresh();
+        let (id, name) = (request_id.clone(), call.name.clone());
+        let ended = move |outcome: Option<Outcome>| match outcome.map(|outcome| outcome.result) {
+            Some(Ok(_)) => tracing::info!(function = %name, %request_id, "cast"),
+            Some(Err(problem)) => {
+                let (code, executed, detail) = (problem.word(), problem.executed, &problem.detail);
+                tracing::warn!(function = %name, code, %executed, detail, %request_id, "cast failed");
+            }
+            None => {
+                tracing::warn!(function = %name, executed = "maybe", %request_id, "call abandoned");
+            }
+        };
+        let span = id.span();
+        let cast = self.dispatcher.dispatch_in_background(
+            &targets,
+            &call,
+            id.clone(),
+            Instant::now(),
+            ended,
+        );
+        match cast.instrument(span).await {
+            Ok(()) => Ok(id.to_string()),
+            Err(refused) => read::<IgnoredAny>(refused).map(|_| id.to_string()),
+        }
     }
 
     /// Runs `module.function(args)` on every instance of `regions`, at the same time, and waits for all of them up to the

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     client, config,
+    http::Accepted,
     problem::Code,
     reply::ProblemDocument,
     telemetry::{printable, printable_json},
@@ -151,11 +152,17 @@ impl Answer {
     /// Prints the answer as it came; a problem is a failure all the same.
     pub(super) fn print_json(&self) -> Result<(), Failure> {
         print(&printable_json(&String::from_utf8_lossy(&self.body)))?;
-        if self.status == StatusCode::OK {
+        if self.status.is_success() {
             Ok(())
         } else {
             Err(Failure::Told)
         }
+    }
+
+    /// The document of a call that was admitted and goes on; `None` for another answer.
+    pub(super) fn accepted(&self) -> Option<Accepted> {
+        let is_accepted = self.status == StatusCode::ACCEPTED;
+        is_accepted.then(|| self.found()).flatten()
     }
 
     /// What went wrong, as far as the answer says so.

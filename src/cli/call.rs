@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{Failure, advice::Again, ask::Endpoint, each, functions, print, say};
 use crate::{
     call::{MAX_TIMEOUT, Per},
+    http::Accepted,
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::Code,
@@ -67,6 +68,9 @@ pub(super) struct CallArgs {
     /// How long to wait, such as 500ms or 5s, at most 24h
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
+    /// Do not wait for the end: the instance that is asked sees the call through, and its log has what came of it
+    #[arg(long = "async", conflicts_with = "each")]
+    is_async: bool,
     /// Allow another attempt after one that may have run
     #[arg(long)]
     idempotent: bool,
@@ -140,6 +144,9 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     if let Some(key) = &args.idempotency_key {
         request = request.header("idempotency-key", key.as_str());
     }
+    if args.is_async {
+        request = request.header("prefer", "respond-async");
+    }
     if let Some(token) = &args.after {
         request = request.header("rpc-after", token.as_str());
     }
@@ -149,6 +156,13 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     let took = asked.elapsed();
     if args.json {
         return answer.print_json();
+    }
+    if let Some(Accepted { meta }) = answer.accepted() {
+        print(&meta.request_id.to_string())?;
+        if !args.quiet {
+            say("the call is admitted; the log of the instance has its end, under this request id");
+        }
+        return Ok(());
     }
     if args.each.is_some() {
         return each::show(&answer, took, args.quiet);

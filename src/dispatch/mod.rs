@@ -2,6 +2,7 @@
 //! region of a list is decided in `regions.rs`, and whether another attempt follows a failed one in `attempts.rs`.
 
 mod attempts;
+mod background;
 mod budget;
 mod candidates;
 mod fan_out;
@@ -18,6 +19,7 @@ use self::{
     regions::Tour,
 };
 pub(crate) use self::{
+    background::Background,
     fan_out::{FanOut, Told},
     regions::{Choice, Needs, Standing},
 };
@@ -51,6 +53,7 @@ pub(crate) struct Dispatcher {
     cluster: Arc<Cluster>,
     link: Arc<Link>,
     memory: Arc<Budget>,
+    background: Background,
     budgets: Arc<Budgets>,
     calls: Arc<CallMetrics>,
     hops: Arc<HopMetrics>,
@@ -71,7 +74,7 @@ impl Dispatcher {
     pub(crate) fn new(
         (identity, boot): (Identity, BootId),
         max_timeout: Duration,
-        (lifecycle, memory): (Arc<Lifecycle>, Arc<Budget>),
+        (lifecycle, memory, background): (Arc<Lifecycle>, Arc<Budget>, Background),
         executor: Arc<Executor>,
         cluster: Arc<Cluster>,
         link: Link,
@@ -86,6 +89,7 @@ impl Dispatcher {
             cluster,
             link: Arc::new(link),
             memory,
+            background,
             budgets: Arc::default(),
             calls: Arc::clone(&metrics.calls),
             hops: Arc::clone(&metrics.hops),

@@ -40,11 +40,14 @@ pub(crate) use self::cluster::{
     CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, PolicyDocument,
     PolicySource, RegionsDocument, UnplacedDocument,
 };
-#[cfg(feature = "cli")]
-pub(crate) use self::each::{EntryDocument, FanOutReply};
 pub(crate) use self::openapi::route::Descriptions;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
+#[cfg(feature = "cli")]
+pub(crate) use self::{
+    each::{EntryDocument, FanOutReply},
+    rpc::prefer::Accepted,
+};
 use crate::{
     access::Access,
     call::Timeouts,

@@ -1,6 +1,7 @@
 //! `POST /rpc/{region}`: a call from a client. One whose path names the function too is read in `path.rs`.
 
 pub(super) mod path;
+pub(super) mod prefer;
 
 use std::sync::Arc;
 
@@ -14,9 +15,11 @@ use axum::{
 use scopeguard::ScopeGuard;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tracing::Instrument;
+use tokio::time::Instant;
+use tracing::{Instrument, Span};
 use utoipa::{IntoParams, ToSchema};
 
+use self::prefer::Accepted;
 use super::{
     App, AppState,
     layers::Context,
@@ -30,12 +33,13 @@ use crate::{
     access::Caller,
     call::Call,
     config::Route,
-    name::ConsistencyToken,
+    dispatch::Outcome,
+    name::{ConsistencyToken, RequestId},
     problem::{Code, Problem},
     protocol::FORWARDED,
     region::Targets,
     replay::REPLAY,
-    reply::Reply,
+    reply::{Meta, Reply},
     trace::{self, TRACEPARENT},
 };
 
@@ -93,6 +97,10 @@ pub(super) struct CallHeaders {
     /// given
     #[param(rename = "rpc-route", pattern = "^(proxy|replay|auto)$")]
     route: Option<String>,
+    /// `respond-async` (RFC 7240): the answer is 202 as soon as the call is admitted, and the instance sees the call through
+    /// by itself. With an idempotency key, the same call sent later without this header waits for its outcome, or gets it
+    #[param(rename = "prefer", pattern = "^respond-async$")]
+    prefer: Option<String>,
     /// Kept when it fits, else replaced; in the answer, and in the logs of every instance it met
     #[param(rename = "x-request-id", pattern = r"^[A-Za-z0-9._\-]{1,128}$")]
     request_id: Option<String>,
@@ -175,6 +183,26 @@ pub(super) struct CallHeaders {
                 )
             ))
         ),
+        (
+            status = 202,
+            description = "With `prefer: respond-async`: the call is admitted, and the instance sees it through",
+            body = Accepted,
+            headers((
+                "preference-applied" = String,
+                description = "`respond-async`"
+            )),
+            examples((
+                "admitted" = (
+                    summary = "A call for syd",
+                    value = json!({
+                        "meta": {
+                            "region": "syd", "instance": null, "attempts": 0, "elapsed_ms": 0.212,
+                            "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
+                        },
+                    })
+                )
+            ))
+        ),
         CallProblems,
     ),
     security(("client_token" = []), ())
@@ -207,27 +235,84 @@ pub(super) async fn call_function(
     let arrived = replay::first_arrival(&context, &parts.headers, &call);
     let span = context.request_id.span();
     trace::join(&span, call.trace);
-    let request_id = context.request_id.clone();
-    // Runs where this future is dropped at its await, because the client went away.
-    let awaited = scopeguard::guard((), |()| {
-        app.metrics.calls.abandoned();
-        log::abandoned(&caller, &call.name, &targets, &request_id);
-    });
-    let mut outcome = app
-        .dispatcher
-        .dispatch(&targets, &call, context.request_id, arrived)
-        .instrument(span.clone())
-        .await;
-    ScopeGuard::into_inner(awaited);
+    let request_id = context.request_id;
+    let about = About {
+        app: Arc::clone(&app),
+        caller,
+        call: Arc::new(call),
+        targets,
+        request_id: request_id.clone(),
+        span: span.clone(),
+    };
+    let call = Arc::clone(&about.call);
+    let mut outcome = if prefer::is_async(&parts.headers) {
+        match about.in_background(arrived).instrument(span).await {
+            Ok(accepted) => return Ok(accepted),
+            Err(refused) => refused,
+        }
+    } else {
+        // Runs where this future is dropped at its await, because the client went away.
+        let awaited = scopeguard::guard((), |()| about.abandoned());
+        let ran = app
+            .dispatcher
+            .dispatch(&about.targets, &call, request_id, arrived);
+        let outcome = ran.instrument(span).await;
+        ScopeGuard::into_inner(awaited);
+        outcome
+    };
     replay::came_back(&parts.headers, &mut outcome);
     let outcome = with_room(outcome, &app.memory);
-    let problem = outcome.result.as_ref().err();
-    trace::ended(&span, &call.name, outcome.meta.region.as_ref(), problem);
-    app.metrics.calls.of_client(caller.name(), problem);
-    log::call(&caller, &call.name, &outcome);
+    about.ended(&outcome);
     let others = replay::to_others(&app, &parts, size, &call, arrived, &outcome);
     let others = others.map(|others| [(REPLAY, others)]);
     Ok((others, outcome).into_response())
+}
+
+/// What the log, the metrics and the trace say of a call's end.
+#[derive(Clone)]
+struct About {
+    app: Arc<App>,
+    caller: Caller,
+    call: Arc<Call>,
+    targets: Targets,
+    request_id: RequestId,
+    span: Span,
+}
+
+impl About {
+    fn ended(&self, outcome: &Outcome) {
+        let problem = outcome.result.as_ref().err();
+        let region = outcome.meta.region.as_ref();
+        trace::ended(&self.span, &self.call.name, region, problem);
+        let calls = &self.app.metrics.calls;
+        calls.of_client(self.caller.name(), problem);
+        log::call(&self.caller, &self.call.name, outcome);
+    }
+
+    fn abandoned(&self) {
+        self.app.metrics.calls.abandoned();
+        let name = &self.call.name;
+        log::abandoned(&self.caller, name, &self.targets, &self.request_id);
+    }
+
+    /// The answer to a call that was admitted and goes on.
+    ///
+    /// # Errors
+    /// What came of one that was refused at once.
+    async fn in_background(&self, arrived: Instant) -> Result<Response, Outcome> {
+        let (about, request_id) = (self.clone(), self.request_id.clone());
+        let ended = move |outcome: Option<Outcome>| match outcome {
+            Some(outcome) => about.ended(&outcome),
+            None => about.abandoned(),
+        };
+        self.app
+            .dispatcher
+            .dispatch_in_background(&self.targets, &self.call, request_id, arrived, ended)
+            .await?;
+        let region = self.targets.first(&self.app.identity.primary).cloned();
+        let meta = Meta::untried(region, arrived.elapsed(), self.request_id.clone());
+        Ok(prefer::accepted(meta))
+    }
 }
 
 /// Checks a limit of the client.

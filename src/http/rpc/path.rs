@@ -13,7 +13,7 @@ use axum::{
 use percent_encoding::percent_decode_str;
 use utoipa::IntoParams;
 
-use super::{App, AppState, CallHeaders, call_function};
+use super::{App, AppState, CallHeaders, call_function, prefer::Accepted};
 use crate::{
     access::Caller,
     call::{Args, Call, Options, Timeouts},
@@ -116,6 +116,26 @@ pub(in crate::http) struct OptionHeaders {
                         "result": "FLY",
                         "meta": {
                             "region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 0.731,
+                            "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
+                        },
+                    })
+                )
+            ))
+        ),
+        (
+            status = 202,
+            description = "With `prefer: respond-async`: the call is admitted, and the instance sees it through",
+            body = Accepted,
+            headers((
+                "preference-applied" = String,
+                description = "`respond-async`"
+            )),
+            examples((
+                "admitted" = (
+                    summary = "A call for syd",
+                    value = json!({
+                        "meta": {
+                            "region": "syd", "instance": null, "attempts": 0, "elapsed_ms": 0.212,
                             "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
                         },
                     })

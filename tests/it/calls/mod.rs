@@ -12,5 +12,6 @@ mod idempotency;
 mod key_store;
 mod keys;
 mod memory_bound;
+mod respond_async;
 mod results;
 mod slow;

@@ -639,3 +639,16 @@ async fn call_each_shows_what_came_of_each() {
         assert!(stderr.contains(what), "{stderr}");
     }
 }
+
+#[tokio::test]
+async fn call_async_prints_the_id_under_which_the_log_has_its_end() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    let arguments = ["call", "--async", "syd", "Fly.RPC.my_region"];
+    let (code, id, stderr) = fly_rpc(iad, &arguments).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("admitted"), "{stderr}");
+    let told = async || iad.log();
+    let is_told = |log: &String| log.lines().any(|line| line.contains(id.trim()));
+    eventually("the end of the call", told, is_told).await;
+}

@@ -253,3 +253,24 @@ async fn a_program_calls_many_instances_and_lists_of_regions() {
     let list = rpc.call::<String>("mars,syd,any", "Fly.RPC", "my_region", ());
     assert_eq!(list.await.unwrap(), "syd");
 }
+
+#[tokio::test]
+async fn a_program_casts_and_asks_later_by_the_key() {
+    let syd = start("syd", &[]).await;
+    let iad = start("iad", &[&syd]).await;
+    let rpc = iad.rpc();
+    let options = || CallOptions {
+        idempotency_key: Some("sum".parse().unwrap()),
+        ..CallOptions::default()
+    };
+    let id = rpc.cast_with(options(), "syd", "Math", "add", (1, 2)).await;
+    assert_eq!(id.unwrap().len(), 26);
+    let answer = rpc.answer_with::<i64>(options(), "syd", "Math", "add", (1, 2));
+    let answer = answer.await.unwrap();
+    assert_eq!((answer.result, answer.replayed), (3, true));
+    let refused = rpc.cast("mars", "Math", "add", (1, 2)).await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.executed()),
+        (Code::RegionUnknown, Executed::No)
+    );
+}

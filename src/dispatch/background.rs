@@ -1,0 +1,108 @@
+//! Calls for whose end no caller waits: admitted, they are in flight like any other, seen through within their deadline, and
+//! told of when they have ended or were cut.
+
+use std::sync::Arc;
+
+use futures_util::future;
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+use super::{Dispatcher, Outcome};
+use crate::{
+    call::Call,
+    lifecycle::Lifecycle,
+    name::RequestId,
+    problem::{Code, Executed, Problem},
+    region::Targets,
+    reply::Meta,
+};
+
+/// Where calls run for which nobody waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Background {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    places: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Background {
+    /// For at most `most` calls at once, in `tasks`, until `stop`.
+    pub(crate) fn new(tasks: TaskTracker, stop: CancellationToken, most: usize) -> Self {
+        Self {
+            tasks,
+            stop,
+            places: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+            most,
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Runs `call` where `targets` say without a caller who waits for it. `ended` is given what came of it, or `None` where
+    /// this instance stopped before: it may have run.
+    ///
+    /// # Errors
+    /// What came of a call that was refused at once, and did not run: it is not admitted, and `ended` is not called.
+    pub(crate) async fn dispatch_in_background(
+        &self,
+        targets: &Targets,
+        call: &Arc<Call>,
+        request_id: RequestId,
+        arrived: Instant,
+        ended: impl FnOnce(Option<Outcome>) + Send + 'static,
+    ) -> Result<(), Outcome> {
+        let refused = |problem: Problem| {
+            let region = targets.first(&self.identity.primary).cloned();
+            let meta = Meta::untried(region, arrived.elapsed(), request_id.clone());
+            Outcome {
+                result: Err(problem),
+                meta,
+            }
+        };
+        let in_flight = self.lifecycle.admit().map_err(refused)?;
+        let Background {
+            tasks,
+            stop,
+            places,
+            most,
+        } = self.background.clone();
+        let place = places.try_acquire_owned().map_err(|_| {
+            let detail = format!(
+                "{most} calls run here for which nobody waits, as many as RPC_MAX_IN_FLIGHT allows"
+            );
+            refused(Problem::new(Code::Overloaded, detail))
+        })?;
+        // It is admitted: a drain that begins meanwhile keeps it from no other attempt.
+        let dispatcher = self.admitted_by(Arc::new(Lifecycle::new()));
+        let (targets, call) = (targets.clone(), Arc::clone(call));
+        let run = async move {
+            dispatcher
+                .dispatch(&targets, &call, request_id, arrived)
+                .await
+        };
+        let mut run = Box::pin(run.in_current_span());
+        match future::poll_immediate(&mut run).await {
+            Some(outcome) if is_refusal(&outcome) => return Err(outcome),
+            Some(outcome) => ended(Some(outcome)),
+            None => {
+                tasks.spawn(async move {
+                    let outcome = tokio::select! {
+                        biased;
+                        () = stop.cancelled() => None,
+                        outcome = run => Some(outcome),
+                    };
+                    ended(outcome);
+                    drop((in_flight, place));
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_refusal(outcome: &Outcome) -> bool {
+    let problem = outcome.result.as_ref().err();
+    problem.is_some_and(|problem| problem.executed == Executed::No)
+}
