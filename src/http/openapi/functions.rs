@@ -216,3 +216,66 @@ impl Typed {
 fn refer(kind: &str, name: &str) -> Value {
     json!({ "$ref": format!("#/components/{kind}/{name}") })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of a document with this many functions, each with `schema` for its only parameter.
+    fn document(count: usize, schema: &Value) -> Value {
+        let declared = Declaration::new().params([("note", schema.clone())]);
+        let name = |number: usize| FunctionName {
+            module: "Notes".parse().unwrap(),
+            function: format!("f{number}").parse().unwrap(),
+        };
+        let functions = (0..count).map(|number| (name(number), &declared));
+        let stock = serde_json::from_str(&crate::http::openapi_json()).unwrap();
+        with_functions(stock, functions)
+    }
+
+    /// How many functions have an operation, and how many are said to have none.
+    fn operations(document: &Value) -> (usize, usize) {
+        let paths = document["paths"].as_object().unwrap().keys();
+        let there = paths.filter(|path| path.contains("/Notes/")).count();
+        let description = document["info"]["description"].as_str().unwrap();
+        let last = description.lines().last().unwrap();
+        let missing = last.split(' ').next().unwrap().parse();
+        (there, missing.unwrap_or_default())
+    }
+
+    #[test]
+    fn a_document_is_bounded_and_says_what_is_left_out() {
+        let small = json!({"type": "string"});
+        assert_eq!(operations(&document(1_000, &small)), (1_000, 0));
+        assert_eq!(operations(&document(1_003, &small)), (1_000, 3));
+        let members = (0..400).map(|number| (format!("member{number}"), small.clone()));
+        let large = json!({"type": "object", "properties": members.collect::<Map<_, _>>()});
+        let document = document(500, &large);
+        let (there, missing) = operations(&document);
+        assert!(
+            there > 100 && missing > 100 && there + missing == 500,
+            "{there} {missing}"
+        );
+        let length = document.to_string().len();
+        assert!((MAX_BYTES..2 * MAX_BYTES).contains(&length), "{length}");
+    }
+
+    #[test]
+    fn a_name_that_is_no_segment_of_a_path_has_no_operation() {
+        let declared = Declaration::new().params::<String>([]);
+        let names =
+            [("..", "f"), ("M", "."), ("a/..", "f")].map(|(module, function)| FunctionName {
+                module: module.parse().unwrap(),
+                function: function.parse().unwrap(),
+            });
+        let stock: Value = serde_json::from_str(&crate::http::openapi_json()).unwrap();
+        let document = with_functions(
+            stock.clone(),
+            names.into_iter().map(|name| (name, &declared)),
+        );
+        let before = stock["paths"].as_object().unwrap();
+        let after = document["paths"].as_object().unwrap().keys();
+        let new: Vec<_> = after.filter(|path| !before.contains_key(*path)).collect();
+        assert_eq!(new, ["/rpc/{region}/a%2F../f"]);
+    }
+}
