@@ -59,6 +59,8 @@ pub struct EachAnswer<R> {
     pub instance: Option<InstanceId>,
     /// What the function returned, or why there is nothing.
     pub result: Result<R, CallError>,
+    /// What the function said of its data.
+    pub consistency: Option<ConsistencyToken>,
 }
 
 /// Calls functions in other regions, or in this one, from this process; cheap to clone.
@@ -342,6 +344,7 @@ impl Rpc {
                 answers.push(EachAnswer {
                     region,
                     instance,
+                    consistency: outcome.meta.consistency.clone(),
                     result: read(outcome),
                 });
             }

@@ -36,7 +36,7 @@ use crate::{
     dispatch::{FanOut, Told},
     json,
     memory::Reserved,
-    name::{FunctionName, InstanceId, RequestId},
+    name::{ConsistencyToken, FunctionName, InstanceId, RequestId},
     problem::Problem,
     protocol::lines::NDJSON,
     region::{Region, Regions},
@@ -85,6 +85,10 @@ pub(crate) struct EntryDocument {
     /// Why there is no result; null where there is one.
     #[schema(schema_with = entry_problem, required)]
     pub problem: Option<ProblemDocument>,
+    /// What the function said of its data with its result; left out where it said nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "0/3000148")]
+    pub consistency: Option<ConsistencyToken>,
 }
 
 /// What came of a fan-out.
@@ -399,15 +403,19 @@ fn entry(told: Told) -> Piece {
         outcome,
         held,
     } = told;
-    let (result, problem) = match outcome.result {
-        Ok(returned) => (Some(returned.json), None),
-        Err(problem) => (None, Some(ProblemDocument::new(problem, outcome.meta))),
+    let (result, problem, consistency) = match outcome.result {
+        Ok(returned) => (Some(returned.json), None, returned.consistency),
+        Err(problem) => {
+            let document = ProblemDocument::new(problem, outcome.meta);
+            (None, Some(document), None)
+        }
     };
     let entry = EntryDocument {
         region,
         instance,
         result,
         problem,
+        consistency,
     };
     Piece {
         bytes: json::to_vec(&entry),

@@ -134,6 +134,21 @@ async fn a_replica_that_is_behind_passes_the_call_on_to_the_next_region_of_the_l
 }
 
 #[tokio::test]
+async fn a_fan_out_bears_the_token_to_each_and_gives_that_of_each() {
+    let cluster = cluster().await;
+    let via = cluster.instance("iad-1");
+    let call = json!({"module": "Test", "function": "token", "args": ["2"]}).to_string();
+    let request = via.request("/each/all", &call).header("rpc-after", "1");
+    let told = answer(request).await.unwrap();
+    let entry = |region: &str| {
+        json!({
+            "region": region, "instance": format!("{region}-1"), "result": "1", "problem": null, "consistency": "2",
+        })
+    };
+    assert_eq!(told.body["results"], json!([entry("iad"), entry("syd")]));
+}
+
+#[tokio::test]
 async fn what_is_no_token_is_refused() {
     let cluster = cluster().await;
     let via = cluster.instance("iad-1");
@@ -232,7 +247,9 @@ async fn an_app_is_sent_tokens_and_gives_them() {
         rows.push(("200", format!("rpc-consistency: {wrong}\r\n"), None, "ok"));
     }
     for (status, headers, expected, code) in rows {
-        let mut raw = format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n");
+        let mut raw = format!(
+            "HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        );
         write!(
             raw,
             "rpc-waited-ms: 30\r\n{headers}content-length: 1\r\n\r\n1"
