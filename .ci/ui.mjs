@@ -103,6 +103,12 @@ async function ofTheCluster() {
   await page.locator("#trouble", { hasText: "Of 1 calls for fra in the last minute 1 failed: 1 function_failed (it ran)." }).waitFor();
   await call(page, "Kernel.+", "mars", "[1, 2]");
   await page.locator("#answer p.bad", { hasText: "region_unknown, it did not run" }).waitFor();
+  await page.locator("#each").check();
+  await call(page, "Fly.RPC.my_region", "all", "[]");
+  await page.locator("#answer p.ready", { hasText: "8 of 8 answered well" }).waitFor();
+  assert.equal(await page.locator("#answer tr").count(), 8);
+  assert.equal(await page.locator("#map .arc.chosen").count(), 5);
+  await page.locator("#each").uncheck();
   await call(page, "Kernel.+", "syd", "[1,");
   await page.locator("#answer p.bad", { hasText: "not sent, it did not run: the arguments are not JSON" }).waitFor();
   assert.deepEqual(errors.splice(0).filter((error) => !/ (404|424) /.test(error)), []);

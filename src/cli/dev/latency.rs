@@ -134,6 +134,19 @@ mod tests {
     }
 
     #[test]
+    fn the_page_has_the_cities_at_the_same_places() {
+        let places = include_str!("../../http/ui/places.js");
+        for (name, latitude, longitude) in CITIES {
+            let (start, end) = (
+                format!("  {name}: [\""),
+                format!("\", {latitude:?}, {longitude:?}],"),
+            );
+            let has = |line: &str| line.starts_with(&start) && line.ends_with(&end);
+            assert!(places.lines().any(has), "{start}…{end}");
+        }
+    }
+
+    #[test]
     fn a_latency_is_realistic_or_a_duration() {
         let fixed = Latency::Fixed(Duration::from_millis(50));
         assert_eq!("50ms".parse(), Ok(fixed));

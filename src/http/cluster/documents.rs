@@ -76,6 +76,10 @@ pub(crate) struct InstanceDocument {
     /// The hash of its functions and of what they declare, as `GET /functions` has it: equal hashes, equal functions.
     #[schema(value_type = Option<String>, required, example = "5d41402abc4b2a76b9719d911017c592")]
     pub catalogue: Option<CatalogueHash>,
+    /// How the app beside it is; left out without one, and of an instance that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = AppHealth, required = false)]
+    pub app: Option<AppHealth>,
 }
 
 /// Where calls for a region, or a list of regions, would run, and why.

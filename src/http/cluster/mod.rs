@@ -229,6 +229,7 @@ fn this_instance(app: &App) -> InstanceDocument {
         last_seen_ms: None,
         functions: Some(catalogue.len()),
         catalogue: Some(catalogue.hash().clone()),
+        app: app.executor.app().map(|beside| beside.status().health),
     }
 }
 
@@ -252,6 +253,7 @@ fn peer(known: &KnownPeer) -> InstanceDocument {
         last_seen_ms: Some(whole_milliseconds(known.last_seen.elapsed())),
         functions: catalogue.map(Catalogue::len),
         catalogue: catalogue.map(|catalogue| catalogue.hash().clone()),
+        app: known.peer.app_state,
     }
 }
 

@@ -17,7 +17,7 @@ export function offer({ functions, details }, regions) {
   const names = Object.entries(functions).flatMap(([module, names]) => names.map((name) => `${module}.${name}`));
   const option = (value) => element("option", { value });
   byId("functions").replaceChildren(...names.map(option));
-  byId("regions").replaceChildren(...["any", "primary", ...regions].map(option));
+  byId("regions").replaceChildren(...["any", "primary", "all", ...regions].map(option));
   byId("function").oninput = () => {
     const name = byId("function").value;
     const params = details[name]?.params?.map((param) => param.name);

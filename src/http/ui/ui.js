@@ -189,12 +189,13 @@ function troubles() {
       const seen = it.last_seen_ms === null ? "" : `, seen ${ago(it.last_seen_ms)}`;
       found.push([it.state === "draining" ? "note" : "", `${it.instance} in ${region} is ${it.state}${seen}${why}.`]);
     }
+    for (const it of instances.filter((it) => (it.app ?? "up") !== "up")) {
+      const why = it.local && functions.app?.reason ? `: ${functions.app.reason}` : "";
+      found.push(["", `The app of ${it.instance} in ${region} is ${it.app}${why}.`]);
+    }
   }
   if (discovery.stale) found.push(["", `Discovery gets no whole answer: ${discovery.last_error}. Instances that are known go on.`]);
   for (const warning of discovery.warnings) found.push(["", `Discovery: ${warning}`]);
-  if (functions.app && functions.app.state !== "up") {
-    found.push(["", `The app beside this instance is ${functions.app.state}${functions.app.reason ? `: ${functions.app.reason}` : ""}.`]);
-  }
   for (const region of [...cluster.regions.map(({ region }) => region), null]) {
     const { calls, failed, failures } = recent(region);
     const how = [...failures].map(([code, count]) => `${count} ${code}`).join(", ");
@@ -223,7 +224,7 @@ function renderInstances() {
     return instances.length === 0 ? [own] : instances.map((it, at) => ({ ...it, region, first: at === 0 }));
   });
   const make = ({ region }) => {
-    const cells = Array.from({ length: 10 }, (_, at) => element("td", { class: [2, 3, 6, 7, 8, 9].includes(at) ? "number" : "" }));
+    const cells = Array.from({ length: 11 }, (_, at) => element("td", { class: [2, 3, 7, 8, 9, 10].includes(at) ? "number" : "" }));
     const button = element("button", { type: "button", class: "plain", onclick: () => explain(region) }, region);
     return element("tr", {}, element("th", { scope: "row" }, button, element("span", { class: "dim" })), ...cells);
   };
@@ -231,7 +232,7 @@ function renderInstances() {
     const counted = counts.regions.find(({ region }) => region === it.region);
     const { failed } = recent(it.region);
     row.className = it.first ? "" : "same";
-    const [head, instance, state, trip, seen, release, has, rate, failures, p50, p99] = row.children;
+    const [head, instance, state, trip, seen, release, has, app, rate, failures, p50, p99] = row.children;
     say(head.lastChild, `${city(it.region) ? ` ${city(it.region)}` : ""}${it.region === cluster.primary ? " (primary)" : ""}`);
     say(instance, it.instance ? `${it.instance}${it.local ? " (this one)" : ""}` : "none is left");
     say(state, it.state ?? "–");
@@ -240,6 +241,8 @@ function renderInstances() {
     say(seen, it.local ? "–" : ago(it.last_seen_ms));
     say(release, it.release ?? "–");
     say(has, offered(it));
+    say(app, it.app ?? "–");
+    app.className = (it.app ?? "up") === "up" ? "" : "bad";
     say(rate, it.first ? `${counted?.calls ?? 0}` : "");
     say(failures, it.first ? `${failed}` : "");
     failures.classList.toggle("bad", it.first && failed > 0);
