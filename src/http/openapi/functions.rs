@@ -1,5 +1,6 @@
 //! One typed operation for each function that declares its parameters, beside the operations of the stock document: named
-//! arguments in, a typed result out, and else what `POST /rpc/{region}/{module}/{function}` has.
+//! arguments in, a typed result out, and else what `POST /rpc/{region}/{module}/{function}` has. It waits for its result: a
+//! second type of success would be in the way of the first in generated clients.
 
 use heck::ToUpperCamelCase;
 use serde_json::{Map, Value, json};
@@ -76,6 +77,8 @@ struct Typed {
     /// What they share and refer to.
     parameters: Map<String, Value>,
     headers: Map<String, Value>,
+    /// The headers of a result, by name.
+    reply_headers: Map<String, Value>,
     problems: Map<String, Value>,
     security: Value,
     /// The schemas of their bodies.
@@ -93,18 +96,24 @@ impl Typed {
         let parameters = model["parameters"].as_array().into_iter().flatten();
         let shared = parameters
             .map(|parameter| (name(parameter), parameter))
-            .filter(|(name, _)| !matches!(name.as_str(), "module" | "function"))
+            .filter(|(name, _)| !matches!(name.as_str(), "module" | "function" | "prefer"))
             .map(|(name, parameter)| (name.to_upper_camel_case(), parameter.clone()));
         let mut responses = model["responses"].as_object().cloned().unwrap_or_default();
         let reply = responses.remove("200").unwrap_or_default();
-        let headers = reply["headers"].as_object().into_iter().flatten();
+        responses.retain(|status, _| !status.starts_with('2'));
+        let headers = reply["headers"].as_object().cloned().unwrap_or_default();
         let paths = document["paths"].as_object().into_iter().flatten();
         let operations = paths.flat_map(|(_, path)| path.as_object().into_iter().flatten());
         let schemas = document["components"]["schemas"].as_object();
         Self {
             parameters: shared.collect(),
+            reply_headers: headers
+                .keys()
+                .map(|name| (name.clone(), refer("headers", &name.to_upper_camel_case())))
+                .collect(),
             headers: headers
-                .map(|(name, header)| (name.to_upper_camel_case(), header.clone()))
+                .into_iter()
+                .map(|(name, header)| (name.to_upper_camel_case(), header))
                 .collect(),
             problems: responses,
             security: model["security"].clone(),
@@ -127,16 +136,12 @@ impl Typed {
         let prefix = id.to_upper_camel_case();
         let reply = self.reply(name, &prefix, declared.result.as_ref());
         let call = text(&format!("Call {name}"));
-        let headers = self.headers.keys();
-        let headers: Map<_, _> = headers
-            .map(|name| (name.clone(), refer("headers", name)))
-            .collect();
         let mut responses = self.problems.clone();
         responses.insert(
             "200".to_owned(),
             json!({
                 "description": "The function's result",
-                "headers": headers,
+                "headers": self.reply_headers,
                 "content": {"application/json": {"schema": refer("schemas", &reply)}},
             }),
         );

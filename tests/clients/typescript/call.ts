@@ -19,6 +19,8 @@ function call(region: string, body: components["schemas"]["CallRequest"]) {
 const upcase = { module: "String", function: "upcase", args: ["fly"] };
 const { data: reply, error: refused } = await call("syd", upcase);
 if (!reply) throw new Error(refused.detail);
+// Only a call that prefers respond-async is answered before it has a result.
+if (!("result" in reply)) throw new Error("no result");
 console.log(`result ${reply.result} from ${reply.meta.region}`);
 
 const { error: problem } = await call("mars", upcase);
