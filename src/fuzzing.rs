@@ -69,7 +69,7 @@ pub fn region(bytes: &[u8]) {
         assert!(text.len() <= 32 && !text.contains(['/', '%', '.', ',', '\r', '\n']));
     }
     if let Ok(targets) = text.parse::<Targets>() {
-        assert_eq!(targets.to_string(), text);
+        assert_eq!(targets.to_string().parse(), Ok(targets.clone()));
         assert!((1..=3).contains(&targets.items().len()));
     }
 }

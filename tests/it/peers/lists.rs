@@ -50,6 +50,7 @@ async fn the_first_region_that_serves_gets_the_call() {
         ("syd%2Cprimary", "syd"),
         ("primary%2csyd", "iad"),
         ("iad,primary", "iad"),
+        ("mars,mars,syd", "syd"),
     ] {
         let here = iad.call(list, "Fly.RPC.my_region", json!([])).await;
         assert_eq!((here.result(), ran(&here)), (&json!(region), (region, 1)));
@@ -66,7 +67,7 @@ async fn the_first_region_that_serves_gets_the_call() {
     let counted = [
         (r#"item="1",target_region="iad""#, "5"),
         (r#"item="1",target_region="syd""#, "3"),
-        (r#"item="2",target_region="syd""#, "1"),
+        (r#"item="2",target_region="syd""#, "2"),
         (r#"item="none",target_region="other""#, "2"),
     ];
     let counted = counted.map(|(labels, count)| (labels.to_owned(), count.to_owned()));
@@ -88,14 +89,6 @@ async fn a_list_that_breaks_the_rule_is_refused() {
         ("each", no_region),
         ("syd,%69ad", no_region),
         ("a,b,c,d", "a list of regions must be one to three items"),
-        (
-            "syd,iad,syd",
-            "each item of a list of regions must be named once",
-        ),
-        (
-            "any,any",
-            "each item of a list of regions must be named once",
-        ),
     ] {
         let refused = iad.call(list, "String.upcase", json!(["x"])).await;
         assert_eq!(refused.problem(), (400, "invalid_region", "no"), "{list}");
