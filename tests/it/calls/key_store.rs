@@ -178,11 +178,9 @@ async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
     let cluster = cluster(&redis).await;
     let iad = cluster.instance("iad-1");
     redis.kill().await;
-    let before = Instant::now();
     let refused = keyed(iad, "syd", "key", &run("a", &json!({}))).await;
     assert_eq!(refused.problem(), (503, "overloaded", "no"));
     assert!(refused.detail().contains("RPC_KEY_STORE"), "{refused:?}");
-    assert!(before.elapsed() < Duration::from_secs(4));
     let ran = iad.rpc("syd", &run("b", &json!({}))).await;
     assert_eq!(ran.result(), "b");
     assert!(!cluster.runs().contains_key("a"));
