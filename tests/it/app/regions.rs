@@ -87,11 +87,14 @@ async fn a_call_goes_where_the_function_is_also_to_a_sibling() {
     // When its app ends, the region has nobody who could, and whose function it was is known, before and after the others
     // have been told.
     apps[1].kill().await;
-    let is_told = async || {
+    let refused = async || {
         for via in [iad, first] {
             let gone = call(via, "syd", "App.run", json!(["c"])).await;
             assert_eq!(gone.problem(), (503, "function_unavailable", "no"));
         }
+    };
+    let is_told = async || {
+        refused().await;
         let path = "/regions/syd/explain?function=App.run";
         let told = iad.get(path).await.body;
         let second = told["candidates"][1].clone();
@@ -102,6 +105,9 @@ async fn a_call_goes_where_the_function_is_also_to_a_sibling() {
         json!("ready; none has App.run, and its app, which is down, may know it"),
     );
     eventually("the app's end", is_told, |told| *told == down).await;
+    for _ in 0..10 {
+        refused().await;
+    }
 }
 
 #[tokio::test]
