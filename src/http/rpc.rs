@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tracing::{Instrument, Span};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use self::prefer::Accepted;
 use super::{
@@ -109,6 +109,57 @@ pub(super) struct CallHeaders {
     trace: Option<String>,
 }
 
+/// How a call is answered that ran, or was admitted.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only the document is made of it")]
+pub(super) enum CallAnswers {
+    /// The function's result
+    #[response(
+        status = 200,
+        headers(
+            (
+                "idempotency-replayed" = Option<bool>,
+                description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
+            ),
+            (
+                "rpc-consistency" = Option<String>,
+                description = "What the function said of its data; a later call that sends it as `rpc-after` reads nothing \
+                    older. Left out where the function said nothing"
+            ),
+        ),
+        examples((
+            "upcase" = (
+                summary = "String.upcase(\"fly\") in syd, asked of iad",
+                value = json!({
+                    "result": "FLY",
+                    "meta": {
+                        "region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 0.731,
+                        "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
+                    },
+                })
+            )
+        ))
+    )]
+    Ended(Reply),
+    /// With `prefer: respond-async`: the call is admitted, and the instance sees it through
+    #[response(
+        status = 202,
+        headers(("preference-applied" = String, description = "`respond-async`")),
+        examples((
+            "admitted" = (
+                summary = "A call for syd",
+                value = json!({
+                    "meta": {
+                        "region": "syd", "instance": null, "attempts": 0, "elapsed_ms": 0.212,
+                        "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
+                    },
+                })
+            )
+        ))
+    )]
+    Admitted(Accepted),
+}
+
 /// Call a function in a region
 ///
 /// Runs `module.function(args)` on an instance of the region, the less busy of two at random, and waits for its result. Of
@@ -152,54 +203,7 @@ pub(super) struct CallHeaders {
         )
     ),
     responses(
-        (
-            status = 200,
-            description = "The function's result",
-            body = Reply,
-            headers(
-                (
-                    "idempotency-replayed" = Option<bool>,
-                    description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
-                ),
-                (
-                    "rpc-consistency" = Option<String>,
-                    description = "What the function said of its data; a later call that sends it as `rpc-after` reads \
-                        nothing older. Left out where the function said nothing"
-                ),
-            ),
-            examples((
-                "upcase" = (
-                    summary = "String.upcase(\"fly\") in syd, asked of iad",
-                    value = json!({
-                        "result": "FLY",
-                        "meta": {
-                            "region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 0.731,
-                            "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
-                        },
-                    })
-                )
-            ))
-        ),
-        (
-            status = 202,
-            description = "With `prefer: respond-async`: the call is admitted, and the instance sees it through",
-            body = Accepted,
-            headers((
-                "preference-applied" = String,
-                description = "`respond-async`"
-            )),
-            examples((
-                "admitted" = (
-                    summary = "A call for syd",
-                    value = json!({
-                        "meta": {
-                            "region": "syd", "instance": null, "attempts": 0, "elapsed_ms": 0.212,
-                            "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
-                        },
-                    })
-                )
-            ))
-        ),
+        CallAnswers,
         CallProblems,
     ),
     security(("client_token" = []), ())

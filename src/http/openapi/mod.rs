@@ -27,13 +27,16 @@ pub(super) use self::problems::{
     CallProblems, ClusterProblems, EachProblems, EventProblems, ExplainProblems, OpenProblems,
     ReadinessProblems, RegionProblems,
 };
-use super::events::{Counts, Lagged};
+use super::{
+    events::{Counts, Lagged},
+    rpc::prefer::Accepted,
+};
 use crate::{
     declaration::{Declaration, MAX_PARAMS},
     feed::{EndedCall, FailedAttempt, PeerChange},
     name::FunctionName,
     problem::Code,
-    reply::ProblemDocument,
+    reply::{ProblemDocument, Reply},
 };
 
 const DESCRIPTION: &str = "\
@@ -49,8 +52,8 @@ that you do not know by its status and `executed`. `executed` and `state` get no
         title = "fly-rpc",
         description = DESCRIPTION,
     ),
-    // No schema refers to the data of events.
-    components(schemas(ProblemDocument, PeerChange<'_>, EndedCall<'_>, FailedAttempt<'_>, Counts, Lagged)),
+    // What a route names by a type of responses is not found by itself, and no schema refers to the data of events.
+    components(schemas(ProblemDocument, Reply, Accepted, PeerChange<'_>, EndedCall<'_>, FailedAttempt<'_>, Counts, Lagged)),
     tags(
         (name = "rpc", description = "Calls"),
         (name = "cluster", description = "Regions, instances and functions"),

@@ -13,7 +13,7 @@ use axum::{
 use percent_encoding::percent_decode_str;
 use utoipa::IntoParams;
 
-use super::{App, AppState, CallHeaders, call_function, prefer::Accepted};
+use super::{App, AppState, CallAnswers, CallHeaders, call_function};
 use crate::{
     access::Caller,
     call::{Args, Call, Options, Timeouts},
@@ -26,7 +26,6 @@ use crate::{
     name::{FunctionName, InstanceId, Name},
     problem::{Code, Problem},
     region::Targets,
-    reply::Reply,
 };
 
 const TIMEOUT: &str = "rpc-timeout-ms";
@@ -94,54 +93,7 @@ pub(in crate::http) struct OptionHeaders {
         examples(("upcase" = (summary = "String.upcase(\"fly\")", value = json!(["fly"]))))
     ),
     responses(
-        (
-            status = 200,
-            description = "The function's result",
-            body = Reply,
-            headers(
-                (
-                    "idempotency-replayed" = Option<bool>,
-                    description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
-                ),
-                (
-                    "rpc-consistency" = Option<String>,
-                    description = "What the function said of its data; a later call that sends it as `rpc-after` reads \
-                        nothing older. Left out where the function said nothing"
-                ),
-            ),
-            examples((
-                "upcase" = (
-                    summary = "String.upcase(\"fly\") in syd, asked of iad",
-                    value = json!({
-                        "result": "FLY",
-                        "meta": {
-                            "region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 0.731,
-                            "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
-                        },
-                    })
-                )
-            ))
-        ),
-        (
-            status = 202,
-            description = "With `prefer: respond-async`: the call is admitted, and the instance sees it through",
-            body = Accepted,
-            headers((
-                "preference-applied" = String,
-                description = "`respond-async`"
-            )),
-            examples((
-                "admitted" = (
-                    summary = "A call for syd",
-                    value = json!({
-                        "meta": {
-                            "region": "syd", "instance": null, "attempts": 0, "elapsed_ms": 0.212,
-                            "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
-                        },
-                    })
-                )
-            ))
-        ),
+        CallAnswers,
         CallProblems,
     ),
     security(("client_token" = []), ())
