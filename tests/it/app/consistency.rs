@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{App, call, parts};
 use crate::support::{
     cluster::Cluster,
-    command::run_with,
+    command::run,
     patience::eventually,
     process::{Answer, Process, answer},
 };
@@ -177,10 +177,10 @@ async fn the_command_names_a_token_and_shows_the_one_that_came_back() {
     let cluster = cluster().await;
     let url = format!("http://{}", cluster.instance("iad-1").address);
     let call = ["call", "syd", "Test.token", "\"0/2\"", "--url", &url];
-    let (code, result, account) = run_with(&[&call[..], &["--after", "0/1"]].concat(), &[]).await;
+    let (code, result, account) = run(&[&call[..], &["--after", "0/1"]].concat()).await;
     assert_eq!((code, result.as_str()), (0, "\"0/1\"\n"), "{account}");
     assert!(account.contains(" · consistency 0/2"), "{account}");
-    let (code, _, refusal) = run_with(&[&call[..], &["--after", "a b"]].concat(), &[]).await;
+    let (code, _, refusal) = run(&[&call[..], &["--after", "a b"]].concat()).await;
     assert!(
         code == 64 && refusal.contains("1 to 256 visible ASCII characters"),
         "{refusal}"

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{App, TOKEN, told, until_state};
-use crate::support::{patience::eventually, process::Process};
+use crate::support::{command::run_with, patience::eventually, process::Process};
 
 #[tokio::test]
 async fn functions_of_an_app_that_lets_anybody_in_are_not_offered() {
@@ -94,11 +94,9 @@ async fn an_app_at_a_port_needs_a_token() {
     let app = App::start().await;
     let mut environment = app.environment();
     environment.remove("RPC_APP_TOKEN");
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-    command.arg("serve").env_clear().envs(&environment);
-    let output = command.output().await.unwrap();
-    assert_eq!(output.status.code(), Some(64));
-    let told = String::from_utf8(output.stderr).unwrap();
+    let environment: Vec<_> = environment.into_iter().collect();
+    let (code, _, told) = run_with(&["serve"], &environment).await;
+    assert_eq!(code, 64);
     assert!(
         told.starts_with("fly-rpc: RPC_APP_TOKEN: is needed with RPC_APP_URL"),
         "{told}"

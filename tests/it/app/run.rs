@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::support::{
     cluster::Cluster,
+    command::run,
     patience::{eventually, in_time},
     process::Environment,
 };
@@ -185,13 +186,8 @@ async fn an_app_that_does_not_stop_is_killed_with_what_it_started() {
 
 #[tokio::test]
 async fn the_port_of_the_app_is_not_that_of_the_instance() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-    command
-        .args(["run", "--listen=127.0.0.1:3000", "--", "true"])
-        .env_clear();
-    let output = command.output().await.unwrap();
-    assert_eq!(output.status.code(), Some(64));
-    let said = String::from_utf8(output.stderr).unwrap();
+    let (code, _, said) = run(&["run", "--listen=127.0.0.1:3000", "--", "true"]).await;
+    assert_eq!(code, 64);
     assert_eq!(
         said,
         "fly-rpc: PORT: 3000 is the port of RPC_LISTEN (--listen); the app needs one of its own\n"

@@ -7,7 +7,7 @@ use crate::{
     app::{App, parts},
     support::{
         asking::two_regions,
-        command::run_with,
+        command::run,
         fly_proxy::{FlyProxy, Machine},
         patience::eventually,
         process::{Answer, Environment, Process, answer},
@@ -82,7 +82,7 @@ async fn the_command_line_takes_names() {
     let url = format!("http://{}", cluster.instance("iad-1").address);
     let call = async |named: &[&str]| {
         let call = ["call", "syd", "Test.pair", "--url", &url, "--named"];
-        run_with(&[&call, named].concat(), &[]).await
+        run(&[&call, named].concat()).await
     };
     let (code, stdout, _) = call(&["second=[2]", "first=a=b"]).await;
     assert_eq!((code, stdout.as_str()), (0, "[\"a=b\",[2]]\n"));

@@ -1,7 +1,5 @@
 //! Who may do what: start rules, the cluster's token, clients' tokens and their limits.
 
-use std::process::Command;
-
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
@@ -9,6 +7,7 @@ use crate::support::{
     asking::two_regions,
     bad_request,
     cluster::{Cluster, NAME},
+    command::run_with,
     patience::eventually,
     process::{Answer, Environment, Process, answer},
     raw,
@@ -60,38 +59,28 @@ async fn call(
     answer(request.bearer_auth(token)).await.unwrap()
 }
 
-#[test]
-fn what_other_machines_reach_needs_tokens() {
-    let refused = |settings: &[(&str, &str)]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        command
-            .args(SERVE)
-            .env_clear()
-            .envs(settings.iter().copied());
-        let output = command.output().unwrap();
-        let message = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(
-            (output.status.code(), output.stdout.len()),
-            (Some(64), 0),
-            "{message}"
-        );
+#[tokio::test]
+async fn what_other_machines_reach_needs_tokens() {
+    let refused = async |settings: &[(&str, &str)]| {
+        let (code, stdout, message) = run_with(&SERVE, settings).await;
+        assert_eq!((code, stdout.len()), (64, 0), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
         message
     };
     for listen in ["0.0.0.0:0", "[::]:0"] {
-        let message = refused(&[("RPC_LISTEN", listen)]);
+        let message = refused(&[("RPC_LISTEN", listen)]).await;
         assert!(
             message.starts_with("fly-rpc: RPC_TOKEN: is needed"),
             "{message}"
         );
         assert!(message.contains("`openssl rand -hex 32`"), "{message}");
-        let message = refused(&[("RPC_LISTEN", listen), ("RPC_TOKEN", TOKEN)]);
+        let message = refused(&[("RPC_LISTEN", listen), ("RPC_TOKEN", TOKEN)]).await;
         assert!(
             message.starts_with("fly-rpc: RPC_CLIENT_TOKENS: is needed"),
             "{message}"
         );
         assert!(message.contains("RPC_ALLOW_ANONYMOUS=true"), "{message}");
-        let message = refused(&[("RPC_LISTEN", listen), ("RPC_ALLOW_ANONYMOUS", "true")]);
+        let message = refused(&[("RPC_LISTEN", listen), ("RPC_ALLOW_ANONYMOUS", "true")]).await;
         assert!(
             message.starts_with("fly-rpc: RPC_TOKEN: is needed"),
             "{message}"
@@ -106,7 +95,7 @@ fn what_other_machines_reach_needs_tokens() {
             "a-name-without-a-token-of-32-characters",
         ),
     ] {
-        let message = refused(&[(variable, secret)]);
+        let message = refused(&[(variable, secret)]).await;
         let start = format!("fly-rpc: {variable}: entry 1: ");
         assert!(
             message.starts_with(&start) && !message.contains(secret),
@@ -115,41 +104,40 @@ fn what_other_machines_reach_needs_tokens() {
     }
 }
 
-#[test]
-fn tokens_that_contradict_each_other_stop_the_start() {
-    let refused = |settings: &[(&str, String)]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        command.args(SERVE).env_clear();
-        command.envs(settings.iter().map(|(name, value)| (*name, value)));
-        let output = command.output().unwrap();
-        assert_eq!(output.status.code(), Some(64));
-        String::from_utf8(output.stderr).unwrap()
+#[tokio::test]
+async fn tokens_that_contradict_each_other_stop_the_start() {
+    let refused = async |settings: &[(&str, String)]| {
+        let (code, _, message) = run_with(&SERVE, settings).await;
+        assert_eq!(code, 64);
+        message
     };
     let clients = |text: String| ("RPC_CLIENT_TOKENS", text);
     assert_eq!(
-        refused(&[("RPC_TOKEN", format!("{TOKEN},{TOKEN}"))]),
+        refused(&[("RPC_TOKEN", format!("{TOKEN},{TOKEN}"))]).await,
         "fly-rpc: RPC_TOKEN: has an entry twice\n"
     );
     assert_eq!(
-        refused(&[clients(format!("shop:{SHOP},shop:{DESK}"))]),
+        refused(&[clients(format!("shop:{SHOP},shop:{DESK}"))]).await,
         "fly-rpc: RPC_CLIENT_TOKENS: has a name twice\n"
     );
     assert_eq!(
-        refused(&[clients(format!("shop:{SHOP},desk:{SHOP}"))]),
+        refused(&[clients(format!("shop:{SHOP},desk:{SHOP}"))]).await,
         "fly-rpc: RPC_CLIENT_TOKENS: has a token twice\n"
     );
     assert_eq!(
         refused(&[
             clients(format!("shop:{TOKEN}")),
             ("RPC_TOKEN", TOKEN.to_owned())
-        ]),
+        ])
+        .await,
         "fly-rpc: RPC_CLIENT_TOKENS: has a token of RPC_TOKEN; clients must not have the cluster's secret\n"
     );
     assert_eq!(
         refused(&[
             clients(format!("shop:{SHOP}")),
             ("RPC_ALLOW_ANONYMOUS", "true".to_owned())
-        ]),
+        ])
+        .await,
         "fly-rpc: RPC_ALLOW_ANONYMOUS (--allow-anonymous): contradicts RPC_CLIENT_TOKENS; unset one of the two\n"
     );
 }
@@ -348,28 +336,22 @@ async fn a_client_calls_what_its_limits_name() {
 #[tokio::test]
 async fn commands_bear_the_token_of_their_environment() {
     let instance = with_clients().await;
-    let run = |token: Option<&str>| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        command
-            .args(["call", "iad", "String.upcase", "fly"])
-            .env_clear();
-        command.args(["--url", &format!("http://{}", instance.address)]);
-        command.envs(token.map(|token| ("FLY_RPC_TOKEN", token)));
-        let output = command.output().unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (
-            output.status.code(),
-            text(output.stdout),
-            text(output.stderr),
-        )
+    let url = format!("http://{}", instance.address);
+    let run = async |token: Option<&str>| {
+        let call = ["call", "iad", "String.upcase", "fly", "--url", &url];
+        let token: Vec<_> = token
+            .map(|token| ("FLY_RPC_TOKEN", token))
+            .into_iter()
+            .collect();
+        run_with(&call, &token).await
     };
-    let (code, result, _) = run(Some(SHOP));
-    assert_eq!((code, result.as_str()), (Some(0), "\"FLY\"\n"));
-    let (code, _, message) = run(None);
-    assert_eq!(code, Some(1));
+    let (code, result, _) = run(Some(SHOP)).await;
+    assert_eq!((code, result.as_str()), (0, "\"FLY\"\n"));
+    let (code, _, message) = run(None).await;
+    assert_eq!(code, 1);
     assert!(message.contains("unauthenticated"), "{message}");
-    let (code, _, message) = run(Some("short"));
-    assert_eq!(code, Some(64));
+    let (code, _, message) = run(Some("short")).await;
+    assert_eq!(code, 64);
     assert!(
         message.starts_with("fly-rpc: FLY_RPC_TOKEN: a token must be 32 to 256"),
         "{message}"
@@ -469,32 +451,20 @@ async fn instances_find_each_other_at_their_own_listeners() {
     );
 }
 
-#[test]
-fn an_exposed_listener_for_instances_needs_the_token() {
-    let serve = |settings: &[(&str, &str)]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        command
-            .args(SERVE)
-            .env_clear()
-            .envs(settings.iter().copied());
-        let output = command.output().unwrap();
-        (
-            output.status.code(),
-            String::from_utf8(output.stderr).unwrap(),
-        )
-    };
+#[tokio::test]
+async fn an_exposed_listener_for_instances_needs_the_token() {
     let public = ("RPC_LISTEN", "127.0.0.1:0");
-    let (code, message) = serve(&[public, ("RPC_INTERNAL_LISTEN", "[::]:0")]);
-    assert_eq!(code, Some(64));
+    let (code, _, message) = run_with(&SERVE, &[public, ("RPC_INTERNAL_LISTEN", "[::]:0")]).await;
+    assert_eq!(code, 64);
     assert!(message.starts_with(
         "fly-rpc: RPC_TOKEN: is needed, because other machines reach /internal/* at [::]:"
     ));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
-    let (code, message) = serve(&[public, ("RPC_INTERNAL_LISTEN", &taken)]);
+    let (code, _, message) = run_with(&SERVE, &[public, ("RPC_INTERNAL_LISTEN", &taken)]).await;
     let line =
         format!("fly-rpc: RPC_INTERNAL_LISTEN (--internal-listen): cannot listen on {taken}: ");
-    assert!(code == Some(1) && message.starts_with(&line), "{message}");
+    assert!(code == 1 && message.starts_with(&line), "{message}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::{
 use crate::support::{
     asking::two_regions,
     cluster::NAME,
-    command::run_with,
+    command::{run, run_with},
     patience::{eventually, in_time},
     process::{Environment, Process},
     stranger::{Manner, Stranger},
@@ -20,10 +20,6 @@ use crate::support::{
 async fn fly_rpc(instance: &Process, arguments: &[&str]) -> (i32, String, String) {
     let url = format!("http://{}", instance.address);
     run(&[arguments, &["--url", &url]].concat()).await
-}
-
-async fn run(arguments: &[&str]) -> (i32, String, String) {
-    run_with(arguments, &[]).await
 }
 
 #[tokio::test]

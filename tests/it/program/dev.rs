@@ -16,7 +16,10 @@ use tokio::{
     process::{Child, ChildStdin, Command},
 };
 
-use crate::support::patience::{eventually, in_time};
+use crate::support::{
+    command::run,
+    patience::{eventually, in_time},
+};
 
 /// A cluster that `dev` runs.
 struct Dev {
@@ -343,11 +346,8 @@ async fn a_cluster_that_cannot_be_is_wrong_usage() {
             "fly-rpc: nobody knows where mars is; known are ams, ",
         ),
     ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        let output = command.arg("dev").args(arguments).env_clear().output();
-        let output = output.await.unwrap();
-        assert_eq!(output.status.code(), Some(64));
-        let message = String::from_utf8(output.stderr).unwrap();
+        let (code, _, message) = run(&[&["dev"], arguments].concat()).await;
+        assert_eq!(code, 64);
         assert!(message.contains(what), "{message}");
     }
 }

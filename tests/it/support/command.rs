@@ -1,13 +1,13 @@
 //! Runs a command of the program to its end.
 
-use std::process::Output;
+use std::{ffi::OsStr, process::Output};
 
 use tokio::process::Command;
 
 /// Its exit code, stdout and stderr.
 pub(crate) async fn run_with(
     arguments: &[&str],
-    variables: &[(&str, &str)],
+    variables: &[(&str, impl AsRef<OsStr>)],
 ) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
     let Output {
@@ -17,10 +17,15 @@ pub(crate) async fn run_with(
     } = command
         .args(arguments)
         .env_clear()
-        .envs(variables.iter().copied())
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .output()
         .await
         .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+/// The same without variables.
+pub(crate) async fn run(arguments: &[&str]) -> (i32, String, String) {
+    run_with(arguments, &[] as &[(&str, &str)]).await
 }
