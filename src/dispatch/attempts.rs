@@ -6,23 +6,27 @@ use rand::RngExt;
 use tokio::time;
 use tower::retry::budget::Budget;
 
+use super::Outcome;
 use crate::{
     call::Call,
     cluster::{Condition, RegionPeers},
     deadline::Deadline,
-    name::InstanceId,
+    name::{InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     region::Region,
+    reply::{Meta, Returned, milliseconds},
 };
 
 /// How many attempts one call may have.
-const MAX_ATTEMPTS: u32 = 3;
+pub(super) const MAX_ATTEMPTS: u32 = 3;
 /// The shortest and the longest pause before the same instance is tried again, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 10..100;
 
-/// The attempts of one call so far.
-#[derive(Debug, Default)]
+/// The attempts of one call so far, under one request id and within one deadline.
+#[derive(Debug)]
 pub(super) struct Attempts {
+    request_id: RequestId,
+    deadline: Deadline,
     /// Whether any instance knows what another has run under a key.
     shares_keys: bool,
     count: u32,
@@ -57,16 +61,54 @@ pub(super) struct Situation {
     pub(super) condition: Condition,
     /// Whether a candidate is left that is ready and did not say that it is full.
     pub(super) is_room: bool,
-    pub(super) deadline: Deadline,
 }
 
 impl Attempts {
     /// None so far.
-    pub(super) fn new(shares_keys: bool) -> Self {
+    pub(super) fn new(request_id: RequestId, deadline: Deadline, shares_keys: bool) -> Self {
         Self {
+            request_id,
+            deadline,
             shares_keys,
-            ..Self::default()
+            count: 0,
+            last: None,
+            kept: 0,
+            is_held: false,
+            ran: None,
+            refused: None,
+            left: None,
         }
+    }
+
+    /// The id of the call's request.
+    pub(super) fn request_id(&self) -> &RequestId {
+        &self.request_id
+    }
+
+    /// When all of them must have ended.
+    pub(super) fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
+    /// What a call that was for `region` came to after `elapsed`; `asked` is the instance that it was for, where none was
+    /// tried.
+    pub(super) fn into_outcome(
+        self,
+        region: Option<Region>,
+        asked: Option<InstanceId>,
+        result: Result<Returned, Problem>,
+        elapsed: Duration,
+    ) -> Outcome {
+        let meta = Meta {
+            region,
+            instance: self.last.or(asked),
+            attempts: self.count,
+            elapsed_ms: milliseconds(elapsed),
+            replayed: Returned::is_replayed(&result),
+            consistency: Returned::consistency(&result).cloned(),
+            request_id: self.request_id,
+        };
+        Outcome { result, meta }
     }
 
     /// Counts an attempt on `instance`.
@@ -78,11 +120,6 @@ impl Attempts {
     /// How many there were.
     pub(super) fn count(&self) -> u32 {
         self.count
-    }
-
-    /// The instance that was tried last.
-    pub(super) fn last_instance(&self) -> Option<&InstanceId> {
-        self.last.as_ref()
     }
 
     /// Notes that the last attempt ended with `problem`.
@@ -113,6 +150,12 @@ impl Attempts {
     /// Notes that an instance that may remember the call's key does not answer.
     pub(super) fn hold(&mut self) {
         self.is_held = true;
+    }
+
+    /// Lets the same instance recover, by a random time so that its callers do not come back all at once.
+    pub(super) async fn pause(&self) {
+        let pause = Duration::from_millis(rand::rng().random_range(PAUSE_MS));
+        time::sleep(pause.min(self.deadline.remaining())).await;
     }
 
     /// How many there may still be.
@@ -155,10 +198,10 @@ impl Attempts {
 
     /// Whether `call` goes on to the next region of its list after those in one came to `problem`. No budget is asked: a
     /// region gets no more first attempts than there are calls.
-    pub(super) fn goes_on(&self, problem: &Problem, call: &Call, deadline: Deadline) -> bool {
+    pub(super) fn goes_on(&self, problem: &Problem, call: &Call) -> bool {
         self.allowed(problem, call, Condition::Doubtful) == Retry::Next
             && self.left() > 0
-            && !deadline.has_passed()
+            && !self.deadline.has_passed()
     }
 
     /// Whether another attempt of `call` in the same region follows one that ended with `problem`.
@@ -179,7 +222,7 @@ impl Attempts {
                 (MAX_ATTEMPTS.saturating_sub(self.kept), is_spent)
             }
         };
-        if self.count >= most || situation.deadline.has_passed() {
+        if self.count >= most || self.deadline.has_passed() {
             return Retry::No;
         }
         // The budget keeps a region that is ill from being asked more than it can bear. Where only the instance that was
@@ -257,10 +300,4 @@ fn more_telling(was: Option<Problem>, now: Problem) -> Problem {
 
 fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
-}
-
-/// Lets the same instance recover, by a random time so that its callers do not come back all at once.
-pub(super) async fn pause(deadline: Deadline) {
-    let pause = Duration::from_millis(rand::rng().random_range(PAUSE_MS));
-    time::sleep(pause.min(deadline.remaining())).await;
 }

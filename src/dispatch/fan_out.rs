@@ -22,7 +22,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, FunctionError, Problem},
     region::{Region, Regions},
-    reply::{Meta, Returned, milliseconds},
+    reply::Returned,
 };
 
 /// How many calls begin before anything is known of the size of results.
@@ -218,48 +218,26 @@ async fn ask(
     arrived: Instant,
 ) -> Told {
     let deadline = Deadline::since(arrived, call.timeout);
-    let mut attempts = Attempts::default();
+    // A key is kept to the instance that may have run it, also where instances share a store of keys.
+    let mut attempts = Attempts::new(request_id, deadline, false);
     let region = asked.region().clone();
     let call = &*asked.keyed(call, &dispatcher.identity.instance);
     let result = match &asked {
         Asked::Here(_) => {
             let place = Place::Here;
-            let attempt = dispatcher.attempt(&place, call, deadline, &request_id, &mut attempts);
-            attempt.await
+            dispatcher.attempt(&place, call, &mut attempts).await
         }
-        Asked::Peer(peer) => {
-            dispatcher
-                .ask_peer(peer, call, deadline, &request_id, &mut attempts)
-                .await
-        }
-        Asked::OneOf(region) => {
-            dispatcher
-                .run_in(region, call, deadline, &request_id, &mut attempts)
-                .await
-        }
+        Asked::Peer(peer) => dispatcher.ask_peer(peer, call, &mut attempts).await,
+        Asked::OneOf(region) => dispatcher.run_in(region, call, &mut attempts).await,
         Asked::Nobody(_, problem) => Err(problem.clone()),
     };
     let elapsed = arrived.elapsed();
-    let problem = result.as_ref().err();
-    dispatcher.count(Some(&region), problem, attempts.count(), elapsed);
-    let tried = attempts.last_instance();
-    let instance = tried.cloned().or_else(|| asked.instance());
-    let meta = Meta {
-        region: Some(region.clone()),
-        instance: instance.clone(),
-        attempts: attempts.count(),
-        elapsed_ms: milliseconds(elapsed),
-        replayed: Returned::is_replayed(&result),
-        consistency: Returned::consistency(&result).cloned(),
-        request_id,
-    };
-    dispatcher
-        .feed
-        .call_ended(&call.name, &meta, result.as_ref().err());
+    let outcome = attempts.into_outcome(Some(region.clone()), asked.instance(), result, elapsed);
+    dispatcher.ended(call, &outcome, elapsed);
     Told {
         region,
-        instance,
-        outcome: Outcome { result, meta },
+        instance: outcome.meta.instance.clone(),
+        outcome,
         held: None,
     }
 }
@@ -319,8 +297,6 @@ impl Dispatcher {
         &self,
         peer: &Arc<Peer>,
         call: &Call,
-        deadline: Deadline,
-        request_id: &RequestId,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         let size = call.args.raw().get().len();
@@ -332,8 +308,7 @@ impl Dispatcher {
             ..call.clone()
         };
         let place = Place::There(Arc::clone(peer));
-        self.attempt(&place, &call, deadline, request_id, attempts)
-            .await
+        self.attempt(&place, &call, attempts).await
     }
 }
 

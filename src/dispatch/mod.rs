@@ -13,7 +13,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use self::{
-    attempts::{Attempts, Retry, Situation},
+    attempts::{Attempts, MAX_ATTEMPTS, Retry, Situation},
     budget::Budgets,
     candidates::{Candidates, Place},
     regions::Tour,
@@ -115,32 +115,26 @@ impl Dispatcher {
     ) -> Outcome {
         let call = &*self.under_policy(targets, call);
         let deadline = Deadline::since(arrived, call.timeout);
-        let mut attempts = Attempts::new(self.executor.shares_keys());
+        let mut attempts = Attempts::new(request_id, deadline, self.executor.shares_keys());
         let (region, result) = match targets.only(&self.identity.primary) {
             Some(region) => {
-                let ran = self.run_in(region, call, deadline, &request_id, &mut attempts);
-                (Some(region.clone()), ran.await)
+                let ran = self.run_in(region, call, &mut attempts).await;
+                (Some(region.clone()), ran)
             }
-            None => {
-                self.run_in_one_of(targets, call, deadline, &request_id, &mut attempts)
-                    .await
-            }
+            None => self.run_in_one_of(targets, call, &mut attempts).await,
         };
         let elapsed = arrived.elapsed();
+        let outcome = attempts.into_outcome(region, None, result, elapsed);
+        self.ended(call, &outcome, elapsed);
+        outcome
+    }
+
+    /// Counts a call that has ended, and tells who listens.
+    fn ended(&self, call: &Call, outcome: &Outcome, elapsed: Duration) {
+        let Outcome { result, meta } = outcome;
         let problem = result.as_ref().err();
-        self.count(region.as_ref(), problem, attempts.count(), elapsed);
-        let meta = Meta {
-            region,
-            instance: attempts.last_instance().cloned(),
-            attempts: attempts.count(),
-            elapsed_ms: milliseconds(elapsed),
-            replayed: Returned::is_replayed(&result),
-            consistency: Returned::consistency(&result).cloned(),
-            request_id,
-        };
-        self.feed
-            .call_ended(&call.name, &meta, result.as_ref().err());
-        Outcome { result, meta }
+        self.count(meta.region.as_ref(), problem, meta.attempts, elapsed);
+        self.feed.call_ended(&call.name, meta, problem);
     }
 
     /// Runs a call in the first region of a list that takes it: where it ran, or was tried last, and what came of it.
@@ -148,8 +142,6 @@ impl Dispatcher {
         &self,
         targets: &Targets,
         call: &Call,
-        deadline: Deadline,
-        request_id: &RequestId,
         attempts: &mut Attempts,
     ) -> (Option<Region>, Result<Returned, Problem>) {
         let is_strict = call.key.is_some() && !call.idempotent && !self.executor.shares_keys();
@@ -160,16 +152,14 @@ impl Dispatcher {
         }
         let (mut tour, mut region) = (Tour::default(), None);
         loop {
-            let choices = self.choices_found(targets, call, deadline).await;
+            let choices = self.choices_found(targets, call, attempts.deadline()).await;
             let own = &self.identity.region;
             let Some(stop) = tour.next(&choices, attempts.left(), own, is_strict) else {
                 break;
             };
             attempts.enter(stop.kept);
             let attempts_before = attempts.count();
-            let result = self
-                .run_in(&stop.region, call, deadline, request_id, attempts)
-                .await;
+            let result = self.run_in(&stop.region, call, attempts).await;
             if region.is_none() || attempts.count() > attempts_before {
                 region = Some(stop.region);
             }
@@ -183,7 +173,7 @@ impl Dispatcher {
                 }
                 Err(problem) => problem,
             };
-            let goes_on = attempts.goes_on(&problem, call, deadline);
+            let goes_on = attempts.goes_on(&problem, call);
             attempts.leave(problem);
             if !goes_on {
                 break;
@@ -226,8 +216,7 @@ impl Dispatcher {
 
     /// The region of the first attempt of a call without a key, among `choices`.
     pub(crate) fn first_of(&self, choices: &[Choice]) -> Option<Region> {
-        let left = Attempts::default().left();
-        let first = Tour::default().next(choices, left, &self.identity.region, false)?;
+        let first = Tour::default().next(choices, MAX_ATTEMPTS, &self.identity.region, false)?;
         Some(first.region)
     }
 
@@ -236,16 +225,12 @@ impl Dispatcher {
         &self,
         region: &Region,
         call: &Call,
-        deadline: Deadline,
-        request_id: &RequestId,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         if self.runs_here(region, call) {
-            self.run_here(region, call, deadline, request_id, attempts)
-                .await
+            self.run_here(region, call, attempts).await
         } else {
-            self.forward(region, call, deadline, request_id, attempts)
-                .await
+            self.forward(region, call, attempts).await
         }
     }
 
@@ -255,11 +240,10 @@ impl Dispatcher {
         &self,
         region: &Region,
         call: &Call,
-        deadline: Deadline,
-        request_id: &RequestId,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         attempts.begin(&self.identity.instance);
+        let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
         let ran = self.executor.run(call, request_id, deadline).await;
         match ran {
             Err(problem)
@@ -268,8 +252,7 @@ impl Dispatcher {
                     && self.a_sibling_may_know(&call.name) =>
             {
                 attempts.note(problem);
-                self.forward(region, call, deadline, request_id, attempts)
-                    .await
+                self.forward(region, call, attempts).await
             }
             ran => ran,
         }
@@ -425,21 +408,17 @@ impl Dispatcher {
         &self,
         region: &Region,
         call: &Call,
-        deadline: Deadline,
-        request_id: &RequestId,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         let _in_flight = self.lifecycle.admit()?;
-        let peers = self.found(region, call, deadline).await?;
+        let peers = self.found(region, call, attempts.deadline()).await?;
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
         let mut candidates = Candidates::new(&peers, me, call, self.executor.shares_keys())?;
         let budget = self.budgets.of_call(region);
         let mut next = next_of(&mut candidates, call, attempts)?;
         let mut call = Cow::Borrowed(call);
         while let Some(place) = next {
-            let result = self
-                .attempt(&place, &call, deadline, request_id, attempts)
-                .await;
+            let result = self.attempt(&place, &call, attempts).await;
             let problem = match result {
                 Ok(result) => return Ok(result),
                 Err(problem) => problem,
@@ -447,7 +426,6 @@ impl Dispatcher {
             let situation = Situation {
                 condition: self.condition(region, &place),
                 is_room: candidates.has_room(&call),
-                deadline,
             };
             let retry = attempts.decide(&problem, &call, situation, &*budget);
             attempts.note(problem);
@@ -455,7 +433,7 @@ impl Dispatcher {
                 Retry::No => None,
                 Retry::Next => next_of(&mut candidates, &call, attempts)?,
                 Retry::Same => {
-                    attempts::pause(deadline).await;
+                    attempts.pause().await;
                     call.to_mut().boot = place.boot();
                     Some(place)
                 }
@@ -477,17 +455,17 @@ impl Dispatcher {
         &self,
         place: &Place,
         call: &Call,
-        deadline: Deadline,
-        request_id: &RequestId,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         match place {
             Place::Here => {
                 attempts.begin(&self.identity.instance);
+                let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
                 self.executor.run(call, request_id, deadline).await
             }
             Place::There(peer) => {
                 attempts.begin(&peer.instance);
+                let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
                 let started = Instant::now();
                 let under_way = peer.load.begin();
                 let result = self.link.exec(peer, call, deadline, request_id).await;
