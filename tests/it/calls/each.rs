@@ -235,14 +235,6 @@ async fn one_that_is_held_delays_no_other_line() {
     assert_eq!(line(&mut response, &mut rest).await, None);
 }
 
-/// How many calls are in flight at `instance`.
-async fn in_flight(instance: &Process) -> u64 {
-    let metrics = instance.get("/metrics").await.body;
-    let mut lines = metrics.as_str().unwrap().lines();
-    let value = lines.find_map(|line| line.strip_prefix("fly_rpc_in_flight "));
-    value.unwrap().parse().unwrap()
-}
-
 #[tokio::test]
 async fn a_client_that_goes_away_is_waited_for_no_more() {
     let cluster = three().await;
@@ -260,9 +252,9 @@ async fn a_client_that_goes_away_is_waited_for_no_more() {
         });
         let starts = async || cluster.starts(name).len();
         eventually("both started", starts, |starts| *starts == 2).await;
-        assert_eq!(in_flight(iad).await, 1);
+        assert_eq!(iad.in_flight().await, 1);
         client.abort();
-        let over = async || in_flight(iad).await;
+        let over = async || iad.in_flight().await;
         eventually("the end of the fan-out", over, |count| *count == 0).await;
         let told = async || iad.log().contains("call abandoned");
         eventually("a line in the log", told, |told| *told).await;

@@ -36,13 +36,6 @@ async fn until_told(instance: &Process, answer: &Answer, what: &str) {
     eventually(what, log, is_told).await;
 }
 
-async fn in_flight(instance: &Process) -> u64 {
-    let metrics = instance.get("/metrics").await.body;
-    let mut lines = metrics.as_str().unwrap().lines();
-    let value = lines.find_map(|line| line.strip_prefix("fly_rpc_in_flight "));
-    value.unwrap().parse().unwrap()
-}
-
 #[tokio::test]
 async fn the_answer_comes_once_the_call_is_admitted_and_the_log_has_its_end() {
     let cluster = two_regions().functions().start().await;
@@ -61,10 +54,10 @@ async fn the_answer_comes_once_the_call_is_admitted_and_the_log_has_its_end() {
             }})
         );
         cluster.until_started(&name).await;
-        assert!(in_flight(iad).await > 0);
+        assert!(iad.in_flight().await > 0);
         cluster.release(&name);
         until_told(iad, &answer, r#""message":"call""#).await;
-        let none = async || in_flight(iad).await;
+        let none = async || iad.in_flight().await;
         eventually("nothing in flight", none, |count| *count == 0).await;
     }
     let failed = json!({"module": "Test", "function": "fail", "args": ["failed"]});

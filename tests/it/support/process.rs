@@ -223,6 +223,14 @@ impl Process {
         self.child.id().unwrap()
     }
 
+    /// How many calls are in flight there.
+    pub(crate) async fn in_flight(&self) -> u64 {
+        let metrics = self.get("/metrics").await.body;
+        let mut lines = metrics.as_str().unwrap().lines();
+        let value = lines.find_map(|line| line.strip_prefix("fly_rpc_in_flight "));
+        value.unwrap().parse().unwrap()
+    }
+
     /// The most memory that it had so far, in KiB (`VmHWM` of proc(5)).
     pub(crate) fn peak_memory(&self) -> u64 {
         let status = format!("/proc/{}/status", self.pid());
