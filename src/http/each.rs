@@ -28,7 +28,7 @@ use super::{
     openapi::{EachProblems, entry_problem},
     request::json_body,
     response::Refusal,
-    rpc::{caller_may, refuse_forwarded, with_headers},
+    rpc::{CallHeaders, caller_may, refuse_forwarded, with_headers},
 };
 use crate::{
     access::Caller,
@@ -43,31 +43,6 @@ use crate::{
     reply::{ProblemDocument, milliseconds},
     trace,
 };
-
-/// A call that many instances run.
-#[derive(Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[schema(as = FanOutRequest)]
-pub(super) struct FanOutDocument {
-    /// The function's module.
-    #[schema(pattern = r"^[!-~]{1,128}$", example = "String")]
-    module: String,
-    /// The function.
-    #[schema(pattern = r"^[!-~]{1,128}$", example = "upcase")]
-    function: String,
-    /// Its arguments, any JSON values, passed on exactly as received.
-    #[schema(value_type = Vec<Value>, required = false, max_items = 256, example = json!(["fly"]))]
-    args: Option<Vec<Box<RawValue>>>,
-    /// How long to wait for all of them, in milliseconds, as for a call.
-    #[schema(value_type = u64, required = false, minimum = 1, maximum = 86_400_000, example = 5000)]
-    timeout_ms: Option<u64>,
-    /// Whether the function may run twice: with `per` `region`, it allows another attempt after one that may have run.
-    #[schema(value_type = bool, required = false, example = false)]
-    idempotent: Option<bool>,
-    /// Whether every instance of each region is asked, or one of each: `instance` when it is not given.
-    #[schema(value_type = String, required = false, pattern = "^(instance|region)$", example = "instance")]
-    per: Option<Per>,
-}
 
 /// What came of the call on one instance: a result, which may be null, or a problem.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -124,7 +99,9 @@ pub(crate) struct FanOutReply {
 /// Runs `module.function(args)` on every instance of the regions that is known when the call arrives, or on one of each
 /// region, at the same time. The status is 200 whatever came of the single calls: each has an entry with its result or its
 /// problem, and who is silent has `deadline_exceeded`. With `accept: application/x-ndjson` each entry is a line, sent as
-/// soon as it is there, and the last line has `meta` alone. A client that goes away cancels what has not started.
+/// soon as it is there, and the last line has `meta` alone. A client that goes away cancels what has not started. Each
+/// instance remembers its own outcome under an idempotency key: a repeat runs nowhere twice, and runs on instances that
+/// were not asked before.
 #[utoipa::path(
     post,
     path = "/each/{regions}",
@@ -138,33 +115,10 @@ pub(crate) struct FanOutReply {
             pattern = r"^[a-z0-9][a-z0-9\-]{0,31}(,[a-z0-9][a-z0-9\-]{0,31}){0,31}$",
             example = "all"
         ),
-        (
-            "Idempotency-Key" = Option<String>,
-            Header,
-            description = "As for a call; every instance that is asked remembers its own outcome, so that a repeat runs \
-                nowhere twice, and on instances that were not asked before",
-            pattern = "^(\"[!-~]{1,128}\"|[!#-~][!-~]{0,127})$"
-        ),
-        (
-            "rpc-after" = Option<String>,
-            Header,
-            description = "A consistency token, as for a call",
-            pattern = "^[!-~]{1,256}$"
-        ),
-        (
-            "x-request-id" = Option<String>,
-            Header,
-            description = "Kept when it is 1 to 128 letters, digits, `.`, `_` and `-`, else replaced; in the answer, and in the \
-                logs of every instance it met"
-        ),
-        (
-            "traceparent" = Option<String>,
-            Header,
-            description = "The trace that the call is part of (W3C Trace Context); passed on to the instances that run it"
-        ),
+        CallHeaders,
     ),
     request_body(
-        content = FanOutDocument,
+        content = ref("#/components/schemas/FanOutRequest"),
         content_type = "application/json",
         examples((
             "region" = (

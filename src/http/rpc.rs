@@ -88,7 +88,7 @@ pub(super) struct CallHeaders {
     )]
     idempotency_key: Option<String>,
     /// A consistency token, as an earlier answer gave it in `rpc-consistency`: the function reads data that has seen it, or
-    /// says that it did not run, and the next instance, or region of the list, is asked. What it means is the app's affair.
+    /// says that it did not run, and the next instance, or region of the list, is asked. Only the app knows what it means.
     /// 1 to 256 visible ASCII characters
     #[param(rename = "rpc-after", pattern = "^[!-~]{1,256}$")]
     after: Option<String>,

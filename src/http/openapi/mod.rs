@@ -12,11 +12,11 @@ use serde_json::Value;
 use utoipa::{
     OpenApi,
     openapi::{
-        Header, OpenApi as Document, PathItem, Ref, RefOr, Response as DocumentedResponse, Schema,
-        Server,
+        Header, OpenApi as Document, PathItem, Ref, RefOr, Required,
+        Response as DocumentedResponse, Schema, Server,
         extensions::Extensions,
         header::HeaderBuilder,
-        path::Operation,
+        path::{Operation, Parameter},
         schema::{ObjectBuilder, SchemaType, Type},
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
         server::{ServerBuilder, ServerVariableBuilder},
@@ -111,6 +111,12 @@ pub(super) fn finished(mut document: Document) -> Document {
         allow_null(&mut problem);
         components.schemas.insert(ENTRY_PROBLEM.to_owned(), problem);
     }
+    if let Some(call) = components.schemas.get("CallRequest").cloned() {
+        let fan_out = fan_out_request(call);
+        components
+            .schemas
+            .insert("FanOutRequest".to_owned(), fan_out);
+    }
     for (name, schema) in &mut components.schemas {
         match name.as_str() {
             "FunctionError" | "AppStatus" => allow_null(schema),
@@ -125,6 +131,7 @@ pub(super) fn finished(mut document: Document) -> Document {
                 share_problems(operation, &mut components.responses);
                 allow_no_args(operation);
             }
+            Some("callEach") => finish_fan_out(operation),
             _ => {}
         }
     }
@@ -160,6 +167,35 @@ fn allow_no_args(operation: &mut Operation) {
         {
             args.max_items = Some(MAX_PARAMS);
         }
+    }
+}
+
+/// The body of a fan-out: that of a call, with `per` in place of `instance`.
+fn fan_out_request(mut body: RefOr<Schema>) -> RefOr<Schema> {
+    if let RefOr::T(Schema::Object(body)) = &mut body {
+        let per = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some(
+                "Whether every instance of each region is asked, once whatever `idempotent` says, or one of each, with the \
+                 attempts of a call: `instance` when it is not given.",
+            ))
+            .pattern(Some("^(instance|region)$"));
+        body.description = Some("A call that many instances run.".to_owned());
+        body.properties.remove("instance");
+        body.properties.insert("per".to_owned(), per.into());
+    }
+    body
+}
+
+/// A fan-out has the headers of a call, but is never replayed, and always waited for. utoipa takes a body that is only
+/// referred to for optional.
+fn finish_fan_out(operation: &mut Operation) {
+    let is_for_one_call = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(it) if ["rpc-route", "prefer"].contains(&it.name.as_str()));
+    if let Some(parameters) = &mut operation.parameters {
+        parameters.retain(|parameter| !is_for_one_call(parameter));
+    }
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        body.required = Some(Required::True);
     }
 }
 
