@@ -29,8 +29,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 pub(super) async fn show(State(app): AppState, headers: HeaderMap) -> Result<impl IntoResponse> {
     let overview = app.cluster.overview().await;
     let regions = app.cluster.regions();
-    app.metrics.discovery.show(&discovered(&overview, &regions));
-    let text = app.metrics.text();
+    let text = app.metrics.text(&discovered(&overview, &regions));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
     Ok(([(CONTENT_TYPE, format(&headers))], text))
 }

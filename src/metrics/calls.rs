@@ -9,7 +9,8 @@ use prometheus_client::{
 };
 
 use super::{
-    labels::{Client, Item, Outcome, Refusal, Target},
+    labels::{Target, Texts, Words, outcome},
+    registered,
     timed::Timed,
 };
 use crate::{
@@ -25,9 +26,9 @@ const ANONYMOUS: &str = "anonymous";
 pub(crate) struct CallMetrics {
     calls: Timed<Target>,
     failovers: Family<Target, Counter>,
-    choices: Family<(Item, Target), Counter>,
-    clients: Family<(Client, Outcome), Counter>,
-    refused: Family<Refusal, Counter>,
+    choices: Family<(Words<1>, Target), Counter>,
+    clients: Family<(Texts<1>, Words<2>), Counter>,
+    refused: Family<Words<1>, Counter>,
     abandoned: Counter,
     passed_on: Family<Target, Counter>,
     fan_outs: Counter,
@@ -46,35 +47,28 @@ impl CallMetrics {
                 "Time from a call's arrival here to its answer",
             ),
         );
-        let failovers = Family::default();
         let help = "Attempts after the first one of a call";
-        registry.register("failovers", help, failovers.clone());
-        let choices = Family::default();
+        let failovers = registered(registry, "failovers", help);
         let help = "Calls for a list of regions or any, by the item of the list that answered and its region";
-        registry.register("choices", help, choices.clone());
-        let clients = Family::default();
+        let choices = registered(registry, "choices", help);
         let help = "Calls by HTTP, by the client that made them and what came of them";
-        registry.register("client_calls", help, clients.clone());
-        let refused = Family::default();
+        let clients = registered(registry, "client_calls", help);
         let help = "Requests that were answered with a problem before they were calls";
-        registry.register("refused_requests", help, refused.clone());
-        let abandoned = Counter::default();
+        let refused = registered(registry, "refused_requests", help);
         let help = "Calls by HTTP whose client went away before there was an answer";
-        registry.register("abandoned_calls", help, abandoned.clone());
-        let passed_on = Family::default();
+        let abandoned = registered(registry, "abandoned_calls", help);
         let help = "Calls with a consistency token that a later region of their list answered, by that region";
-        registry.register("token_passed_on", help, passed_on.clone());
-        let fan_outs = Counter::default();
+        let passed_on = registered(registry, "token_passed_on", help);
         let help = "Fan-outs by HTTP; each of their calls is counted as one by its region";
-        registry.register("fan_outs", help, fan_outs.clone());
+        let fan_outs = registered(registry, "fan_outs", help);
         Self {
-            passed_on,
             calls,
             failovers,
             choices,
             clients,
             refused,
             abandoned,
+            passed_on,
             fan_outs,
         }
     }
@@ -95,9 +89,10 @@ impl CallMetrics {
         }
     }
 
-    /// Counts a call for a list of regions, or any, that `item` of the list answered from `region`, or none.
+    /// Counts a call for a list of regions, or any, that `item` of the list, from 0, answered from `region`, or none.
     pub(crate) fn chosen(&self, item: Option<usize>, region: Option<&Region>) {
-        let labels = (Item::new(item), Target::new(region));
+        let item = item.map_or("none", |item| ["1", "2", "3"][item.min(2)]);
+        let labels = ([("item", item)], Target::new(region));
         self.choices.get_or_create(&labels).inc();
     }
 
@@ -110,10 +105,7 @@ impl CallMetrics {
     /// Counts a call of the client `name`, which is empty where no token is asked for.
     pub(crate) fn of_client(&self, name: &str, problem: Option<&Problem>) {
         let client = if name.is_empty() { ANONYMOUS } else { name };
-        let client = Client {
-            client: client.to_owned(),
-        };
-        let labels = (client, Outcome::of(problem));
+        let labels = ([("client", client.to_owned())], outcome(problem));
         self.clients.get_or_create(&labels).inc();
     }
 
@@ -129,6 +121,6 @@ impl CallMetrics {
 
     /// Counts a request that was refused before it was a call.
     pub(crate) fn refused(&self, code: Code) {
-        self.refused.get_or_create(&Refusal::new(code)).inc();
+        self.refused.get_or_create(&[("code", code.as_str())]).inc();
     }
 }

@@ -1,11 +1,8 @@
-//! How discovery fares: probes as they end, and the rest as it stands when somebody asks.
+//! Discovery: probes as they end, and the rest as it stands when somebody asks.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::BTreeMap,
+    sync::atomic::AtomicU64,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,11 +17,13 @@ use prometheus_client::{
 };
 
 use super::{
-    labels::{Peers, Probe},
+    PREFIX,
+    labels::{Texts, Words},
+    registered,
     timed::Seconds,
 };
 
-/// How discovery fares, as told when somebody asks.
+/// The state of discovery when somebody asks.
 #[derive(Debug)]
 pub(crate) struct Discovered<'a> {
     /// Rounds that were finished.
@@ -37,98 +36,69 @@ pub(crate) struct Discovered<'a> {
     pub peers: BTreeMap<(&'a str, &'static str), u32>,
 }
 
-/// What is counted and shown of discovery.
+impl Discovered<'_> {
+    /// These numbers alone. They are not kept from one scrape to the next, so a region that is no longer known leaves no
+    /// label behind.
+    pub(super) fn registry(&self) -> Registry {
+        let mut registry = Registry::with_prefix(PREFIX);
+        let rounds: Counter = registered(
+            &mut registry,
+            "discovery_rounds",
+            "Rounds of discovery that were finished",
+        );
+        rounds.inc_by(self.rounds);
+        let last_success = self.last_success.and_then(|age| {
+            let date = SystemTime::now().checked_sub(age)?;
+            date.duration_since(UNIX_EPOCH).ok()
+        });
+        let timestamp = Gauge::<f64, AtomicU64>::default();
+        timestamp.set(last_success.unwrap_or_default().as_secs_f64());
+        let help = "When DNS last gave a whole answer, in seconds since 1970; 0 when it never did";
+        let name = "discovery_last_success_timestamp";
+        registry.register_with_unit(name, help, Unit::Seconds, timestamp);
+        let help = "1 when the last DNS queries failed, so that the peers are those found before";
+        let is_stale: Gauge = registered(&mut registry, "discovery_stale", help);
+        is_stale.set(self.is_stale.into());
+        let peers: Family<Texts<2>, Gauge> =
+            registered(&mut registry, "peers", "Peers by region and state");
+        for ((region, state), count) in &self.peers {
+            let labels = [
+                ("peer_region", (*region).into()),
+                ("state", (*state).into()),
+            ];
+            peers.get_or_create(&labels).set((*count).into());
+        }
+        registry
+    }
+}
+
+/// What is counted of discovery as it happens.
 #[derive(Debug)]
 pub(crate) struct DiscoveryMetrics {
-    probes: Family<Probe, Counter>,
+    probes: Family<Words<1>, Counter>,
     probe_durations: Histogram,
-    rounds: Counter,
-    last_success: Gauge<f64, AtomicU64>,
-    is_stale: Gauge,
-    peers: Family<Peers, Gauge>,
-    /// The labels of `peers`: those of a region that is no longer known go.
-    shown: Mutex<HashSet<Peers>>,
 }
 
 impl DiscoveryMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            probes: Family::default(),
-            probe_durations: Seconds.new_metric(),
-            rounds: Counter::default(),
-            last_success: Gauge::default(),
-            is_stale: Gauge::default(),
-            peers: Family::default(),
-            shown: Mutex::default(),
-        };
-        registry.register(
-            "probes",
-            "Questions to addresses who answers there, by how they ended",
-            metrics.probes.clone(),
-        );
-        registry.register_with_unit(
-            "probe_duration",
-            "Time that peers took to answer a probe",
-            Unit::Seconds,
-            metrics.probe_durations.clone(),
-        );
-        registry.register(
-            "discovery_rounds",
-            "Rounds of discovery that were finished",
-            metrics.rounds.clone(),
-        );
-        registry.register_with_unit(
-            "discovery_last_success_timestamp",
-            "When DNS last gave a whole answer, in seconds since 1970; 0 when it never did",
-            Unit::Seconds,
-            metrics.last_success.clone(),
-        );
-        registry.register(
-            "discovery_stale",
-            "1 when the last DNS queries failed, so that the peers are those found before",
-            metrics.is_stale.clone(),
-        );
-        registry.register("peers", "Peers by region and state", metrics.peers.clone());
-        metrics
+        let help = "Questions to addresses who answers there, by how they ended";
+        let probes = registered(registry, "probes", help);
+        let probe_durations = Seconds.new_metric();
+        let help = "Time that peers took to answer a probe";
+        let durations = probe_durations.clone();
+        registry.register_with_unit("probe_duration", help, Unit::Seconds, durations);
+        Self {
+            probes,
+            probe_durations,
+        }
     }
 
-    /// Counts a probe that a peer answered after `rtt`, or nobody of ours.
+    /// Counts a probe that a peer answered after `rtt`, or no peer.
     pub(crate) fn probed(&self, rtt: Option<Duration>) {
-        let outcome = match rtt {
-            Some(rtt) => {
-                self.probe_durations.observe(rtt.as_secs_f64());
-                "answered"
-            }
-            None => "failed",
-        };
-        self.probes.get_or_create(&Probe { outcome }).inc();
-    }
-
-    /// Shows `now` to whoever asks next.
-    pub(crate) fn show(&self, now: &Discovered<'_>) {
-        self.rounds.inner().store(now.rounds, Ordering::Relaxed);
-        let last_success = now.last_success.and_then(|age| {
-            let date = SystemTime::now().checked_sub(age)?;
-            date.duration_since(UNIX_EPOCH).ok()
-        });
-        let last_success = last_success.unwrap_or_default();
-        self.last_success.set(last_success.as_secs_f64());
-        self.is_stale.set(i64::from(now.is_stale));
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_gone = |labels: &Peers| {
-            !now.peers
-                .contains_key(&(labels.peer_region.as_str(), labels.state))
-        };
-        for labels in shown.extract_if(|labels| is_gone(labels)) {
-            self.peers.remove(&labels);
+        if let Some(rtt) = rtt {
+            self.probe_durations.observe(rtt.as_secs_f64());
         }
-        for ((region, state), count) in &now.peers {
-            let labels = Peers {
-                peer_region: (*region).to_owned(),
-                state,
-            };
-            self.peers.get_or_create(&labels).set(i64::from(*count));
-            shown.insert(labels);
-        }
+        let outcome = if rtt.is_some() { "answered" } else { "failed" };
+        self.probes.get_or_create(&[("outcome", outcome)]).inc();
     }
 }

@@ -16,7 +16,8 @@ use prometheus_client::{
 };
 
 use super::{
-    labels::{Function, Outcome},
+    labels::{Function, Words, outcome},
+    registered,
     timed::{Seconds, Timed},
 };
 use crate::{name::FunctionName, problem::Problem};
@@ -26,11 +27,11 @@ use crate::{name::FunctionName, problem::Problem};
 pub(crate) struct FunctionMetrics {
     executions: Timed<Function>,
     known: RwLock<HashSet<FunctionName>>,
-    with_token: Family<Outcome, Counter>,
+    with_token: Family<Words<2>, Counter>,
     token_wait: Histogram,
 }
 
-/// The most functions that are told apart: those of an app come and go, and a label stays.
+/// The most functions with a label of their own: those of an app come and go, and a label stays.
 const MAX_FUNCTIONS: usize = 2000;
 
 impl FunctionMetrics {
@@ -49,21 +50,20 @@ impl FunctionMetrics {
                 "Time from a function's start to its end",
             ),
         );
-        let with_token = Family::default();
         let help = "Calls with a consistency token that ran here, or were to, by what came of them";
-        registry.register("token_executions", help, with_token.clone());
+        let with_token = registered(registry, "token_executions", help);
         let token_wait = Seconds.new_metric();
         let help = "Time that functions waited until their data had seen the token, as they say";
         registry.register_with_unit("token_wait", help, Unit::Seconds, token_wait.clone());
         Self {
-            with_token,
-            token_wait,
             executions,
             known: RwLock::new(known.collect()),
+            with_token,
+            token_wait,
         }
     }
 
-    /// Tells calls of `name` apart from others from here on, while there is room.
+    /// Counts calls of `name` under its own label from here on, while there is room.
     pub(crate) fn know(&self, name: &FunctionName) {
         let is_known =
             |known: &HashSet<FunctionName>| known.contains(name) || known.len() >= MAX_FUNCTIONS;
@@ -85,7 +85,7 @@ impl FunctionMetrics {
 
     /// Counts a call with a consistency token, for which the function `waited`, where it says so.
     pub(crate) fn with_token(&self, problem: Option<&Problem>, waited: Option<Duration>) {
-        self.with_token.get_or_create(&Outcome::of(problem)).inc();
+        self.with_token.get_or_create(&outcome(problem)).inc();
         if let Some(waited) = waited {
             self.token_wait.observe(waited.as_secs_f64());
         }

@@ -6,54 +6,24 @@ use std::fmt::{Error, Write};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
 use crate::{
-    config::Identity,
     name::FunctionName,
-    problem::{Code, Problem},
+    problem::{Executed, Problem},
     region::Region,
 };
 
 /// What stands for everything that is not known here.
 const OTHER: &str = "other";
 
-/// What runs here, and where.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Build {
-    version: &'static str,
-    release: String,
-    local_region: String,
-}
+/// Labels by name, whose values are a few words.
+pub(super) type Words<const N: usize> = [(&'static str, &'static str); N];
+/// Labels by name.
+pub(super) type Texts<const N: usize> = [(&'static str, String); N];
 
-impl Build {
-    pub(super) fn of(identity: &Identity) -> Self {
-        Self {
-            version: env!("CARGO_PKG_VERSION"),
-            release: identity.release.clone().unwrap_or_default(),
-            local_region: identity.region.to_string(),
-        }
-    }
-}
-
-/// What came of a call: `ok`, or a problem's code; and whether the function ran.
-#[derive(Clone, Copy, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Outcome {
-    code: &'static str,
-    executed: &'static str,
-}
-
-impl Outcome {
-    /// What came of a call that ended with `problem`, or well.
-    pub(super) fn of(problem: Option<&Problem>) -> Self {
-        match problem {
-            None => Self {
-                code: "ok",
-                executed: "yes",
-            },
-            Some(problem) => Self {
-                code: problem.code.as_str(),
-                executed: problem.executed.as_str(),
-            },
-        }
-    }
+/// What came of a call: `ok`, or the code of `problem`; and whether the function ran.
+pub(super) fn outcome(problem: Option<&Problem>) -> Words<2> {
+    let ok = ("ok", Executed::Yes);
+    let (code, executed) = problem.map_or(ok, |problem| (problem.code.as_str(), problem.executed));
+    [("code", code), ("executed", executed.as_str())]
 }
 
 /// The region that a call is for; `None` where no instance was ever seen in it.
@@ -70,26 +40,7 @@ impl Target {
     }
 }
 
-/// The item of a list of regions that answered.
-#[derive(Clone, Copy, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Item {
-    item: &'static str,
-}
-
-impl Item {
-    /// The item at this place, from 0.
-    pub(super) fn new(place: Option<usize>) -> Self {
-        let item = match place {
-            None => "none",
-            Some(0) => "1",
-            Some(1) => "2",
-            Some(_) => "3",
-        };
-        Self { item }
-    }
-}
-
-/// A function; `None` for one that this instance has not.
+/// A function; `None` for one that this instance does not have.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub(super) struct Function {
     function: Known<FunctionName>,
@@ -101,39 +52,6 @@ impl Function {
             function: Known(name.cloned()),
         }
     }
-}
-
-/// The client that calls, as the configuration names it.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Client {
-    pub(super) client: String,
-}
-
-/// Why a request was refused.
-#[derive(Clone, Copy, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Refusal {
-    code: &'static str,
-}
-
-impl Refusal {
-    pub(super) fn new(code: Code) -> Self {
-        Self {
-            code: code.as_str(),
-        }
-    }
-}
-
-/// How a probe ended.
-#[derive(Clone, Copy, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Probe {
-    pub(super) outcome: &'static str,
-}
-
-/// The peers of a region in one state.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Peers {
-    pub(super) peer_region: String,
-    pub(super) state: &'static str,
 }
 
 /// A label's value, or `other`.

@@ -6,18 +6,24 @@ mod discovery;
 mod functions;
 mod hops;
 mod labels;
-mod scrape;
 mod timed;
 
 use std::{fmt, sync::Arc};
 
 use prometheus_client::{
-    encoding::text::encode,
-    metrics::{family::Family, gauge::Gauge},
-    registry::Registry,
+    collector::Collector,
+    encoding::{
+        DescriptorEncoder, EncodeMetric,
+        text::{encode_eof, encode_registry},
+    },
+    metrics::{
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+    registry::{Metric, Registry},
 };
 
-use self::labels::Build;
+use self::labels::Texts;
 pub(crate) use self::{
     calls::CallMetrics,
     discovery::{Discovered, DiscoveryMetrics},
@@ -30,6 +36,9 @@ use crate::{
     name::{BootId, FunctionName},
 };
 
+/// What the name of every metric starts with.
+const PREFIX: &str = "fly_rpc";
+
 /// Everything that one instance counts.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -39,9 +48,9 @@ pub(crate) struct Metrics {
     pub(crate) hops: Arc<HopMetrics>,
     /// Functions that run here.
     pub(crate) functions: Arc<FunctionMetrics>,
-    /// How discovery fares.
+    /// Probes.
     pub(crate) discovery: Arc<DiscoveryMetrics>,
-    /// What happens, for who listens.
+    /// What happens, for `GET /events`.
     pub(crate) feed: Arc<Feed>,
     registry: Registry,
 }
@@ -53,11 +62,16 @@ impl Metrics {
         boot: &BootId,
         functions: impl Iterator<Item = FunctionName>,
     ) -> Self {
-        let mut registry = Registry::with_prefix("fly_rpc");
-        let build = Family::<Build, Gauge>::default();
-        build.get_or_create(&Build::of(identity)).set(1);
+        let mut registry = Registry::with_prefix(PREFIX);
         // A gauge, because the text format that is older than OpenMetrics has no type `info`.
-        registry.register("build_info", "What runs here, and in which region", build);
+        let help = "What runs here, and in which region";
+        let build: Family<Texts<3>, Gauge> = registered(&mut registry, "build_info", help);
+        let labels = [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("release", identity.release.clone().unwrap_or_default()),
+            ("local_region", identity.region.to_string()),
+        ];
+        build.get_or_create(&labels).set(1);
         Self {
             calls: Arc::new(CallMetrics::register(&mut registry)),
             hops: Arc::new(HopMetrics::register(&mut registry)),
@@ -75,17 +89,47 @@ impl Metrics {
         help: &'static str,
         read: impl Fn() -> usize + Send + Sync + 'static,
     ) {
-        let gauge = scrape::ReadGauge::new(name, help, read);
+        let gauge = ReadGauge { name, help, read };
         self.registry.register_collector(Box::new(gauge));
     }
 
-    /// Everything, as text that reads the same in the format of OpenMetrics and in the one before it.
+    /// Everything, with `discovery` as it stands now, as text that reads the same in the format of OpenMetrics and in the
+    /// one before it.
     ///
     /// # Errors
     /// A metric cannot be written, which is a bug of ours.
-    pub(crate) fn text(&self) -> Result<String, fmt::Error> {
+    pub(crate) fn text(&self, discovery: &Discovered<'_>) -> Result<String, fmt::Error> {
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &discovery.registry())?;
+        encode_eof(&mut text)?;
         Ok(text)
+    }
+}
+
+/// A metric that starts at nothing, once it is in `registry`.
+fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// A gauge of a value that is kept in another place already.
+struct ReadGauge<F> {
+    name: &'static str,
+    help: &'static str,
+    read: F,
+}
+
+impl<F: Fn() -> usize + Send + Sync + 'static> Collector for ReadGauge<F> {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let gauge = ConstGauge::new((self.read)());
+        gauge.encode(encoder.encode_descriptor(self.name, self.help, None, gauge.metric_type())?)
+    }
+}
+
+impl<F> fmt::Debug for ReadGauge<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
     }
 }

@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::labels::Outcome;
+use super::labels::{Words, outcome};
 use crate::problem::Problem;
 
 /// The bounds of every histogram of times, in seconds: from a call within one machine to the longest timeout that is
@@ -41,7 +41,7 @@ impl MetricConstructor<Histogram> for Seconds {
 /// What ended and how long it took, by the label `K`.
 #[derive(Debug)]
 pub(super) struct Timed<K> {
-    outcomes: Family<(K, Outcome), Counter>,
+    outcomes: Family<(K, Words<2>), Counter>,
     durations: Family<K, Histogram, Seconds>,
     kept: RwLock<HashMap<K, Handles>>,
 }
@@ -53,7 +53,7 @@ struct Handles {
 }
 
 impl<K: EncodeLabelSet + Clone + Eq + Hash + Send + Sync + std::fmt::Debug + 'static> Timed<K> {
-    /// Registers the counter of outcomes and the histogram, each by its name and what it tells.
+    /// Registers the counter of outcomes and the histogram, each by its name and help.
     pub(super) fn register(
         registry: &mut Registry,
         (counter, counted): (&str, &str),
@@ -84,7 +84,7 @@ impl<K: EncodeLabelSet + Clone + Eq + Hash + Send + Sync + std::fmt::Debug + 'st
 
     /// Counts one that took no time worth measuring.
     pub(super) fn refused(&self, by: &K, problem: &Problem) {
-        let labels = (by.clone(), Outcome::of(Some(problem)));
+        let labels = (by.clone(), outcome(Some(problem)));
         self.outcomes.get_or_create(&labels).inc();
     }
 
@@ -94,7 +94,7 @@ impl<K: EncodeLabelSet + Clone + Eq + Hash + Send + Sync + std::fmt::Debug + 'st
             return handles.count(seconds);
         }
         drop(kept);
-        let ok = (by.clone(), Outcome::of(None));
+        let ok = (by.clone(), outcome(None));
         let handles = Handles {
             ok: self.outcomes.get_or_create_owned(&ok),
             duration: self.durations.get_or_create_owned(by),
