@@ -3,7 +3,6 @@
 
 mod auth;
 mod cluster;
-mod docs;
 mod each;
 mod events;
 mod head;
@@ -13,13 +12,13 @@ mod layers;
 mod log;
 mod metrics;
 mod openapi;
+mod pages;
 mod replay;
 mod request;
 mod response;
 mod rpc;
 mod served;
 mod site;
-mod ui;
 
 use std::sync::Arc;
 
@@ -192,11 +191,10 @@ fn documented_open() -> OpenApiRouter<Arc<App>> {
 /// The routes that anybody may use.
 fn open() -> Router<Arc<App>> {
     Router::from(documented_open())
-        .route("/docs", routing::get(docs::show))
-        .route("/docs/problems", routing::get(docs::show_problems))
-        .route("/docs/{*file}", routing::get(docs::show_file))
-        .route("/ui", routing::get(ui::show))
-        .route("/ui/{*file}", routing::get(ui::show))
+        .route("/docs", routing::get(pages::show))
+        .route("/docs/{*file}", routing::get(pages::show))
+        .route("/ui", routing::get(pages::show))
+        .route("/ui/{*file}", routing::get(pages::show))
         .method_not_allowed_fallback(method_not_allowed)
 }
 

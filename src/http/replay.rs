@@ -200,76 +200,29 @@ mod tests {
 
     #[test]
     fn a_call_is_replayed_when_all_conditions_hold() {
-        let fits = Asked {
-            route: Route::Auto,
-            is_other_region: true,
-            through_proxy: true,
-            was_replayed: false,
-            size: 1_000_000,
-        };
+        use Route::{Auto, Proxy, Replay};
+        const MAX: usize = 1_000_000;
+        // The route, to another region, through Fly Proxy, a replay already, its size.
         let cases = [
-            (fits, true),
-            (
-                Asked {
-                    route: Route::Proxy,
-                    ..fits
-                },
-                false,
-            ),
-            (
-                Asked {
-                    through_proxy: false,
-                    ..fits
-                },
-                false,
-            ),
-            (
-                Asked {
-                    route: Route::Replay,
-                    through_proxy: false,
-                    ..fits
-                },
-                true,
-            ),
-            (
-                Asked {
-                    is_other_region: false,
-                    ..fits
-                },
-                false,
-            ),
-            (
-                Asked {
-                    was_replayed: true,
-                    ..fits
-                },
-                false,
-            ),
-            (
-                Asked {
-                    route: Route::Replay,
-                    was_replayed: true,
-                    ..fits
-                },
-                false,
-            ),
-            (
-                Asked {
-                    size: 1_000_001,
-                    ..fits
-                },
-                false,
-            ),
-            (
-                Asked {
-                    route: Route::Replay,
-                    size: 1_000_001,
-                    ..fits
-                },
-                false,
-            ),
+            ((Auto, true, true, false, MAX), true),
+            ((Proxy, true, true, false, MAX), false),
+            ((Auto, true, false, false, MAX), false),
+            ((Replay, true, false, false, MAX), true),
+            ((Auto, false, true, false, MAX), false),
+            ((Auto, true, true, true, MAX), false),
+            ((Replay, true, true, true, MAX), false),
+            ((Auto, true, true, false, MAX + 1), false),
+            ((Replay, true, true, false, MAX + 1), false),
         ];
-        for (asked, replayed) in cases {
+        for (case, replayed) in cases {
+            let (route, is_other_region, through_proxy, was_replayed, size) = case;
+            let asked = Asked {
+                route,
+                is_other_region,
+                through_proxy,
+                was_replayed,
+                size,
+            };
             assert_eq!(asked.is_replayed(), replayed, "{asked:?}");
         }
     }
