@@ -1,26 +1,16 @@
 //! Settings that stop the start: exit code 64 and one line that names the setting.
 
-use std::process::{Command, Output};
+use crate::support::command::run_with;
 
-fn serve(variables: &[(&str, &str)], flags: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-    command
-        .args(["serve", "--until-stdin-closes"])
-        .args(flags)
-        .env_clear()
-        .envs(variables.iter().copied());
-    command.output().unwrap()
+async fn serve(variables: &[(&str, &str)], flags: &[&str]) -> (i32, String, String) {
+    let arguments = [&["serve", "--until-stdin-closes"], flags].concat();
+    run_with(&arguments, variables).await
 }
 
-fn refusal(variables: &[(&str, &str)], flags: &[&str]) -> String {
-    let output = serve(variables, flags);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(
-        (output.status.code(), output.stdout.len()),
-        (Some(64), 0),
-        "{message}"
-    );
-    message
+async fn refusal(variables: &[(&str, &str)], flags: &[&str]) -> String {
+    let (code, stdout, stderr) = serve(variables, flags).await;
+    assert_eq!((code, stdout.as_str()), (64, ""), "{stderr}");
+    stderr
 }
 
 /// Variables, flags, and how the one line begins.
@@ -30,8 +20,8 @@ type Case = (
     &'static str,
 );
 
-#[test]
-fn wrong_settings_stop_the_start_with_one_line() {
+#[tokio::test]
+async fn wrong_settings_stop_the_start_with_one_line() {
     let cases: [Case; 6] = [
         (
             &[("RPC_LISTEM", "127.0.0.1:0")],
@@ -68,7 +58,7 @@ fn wrong_settings_stop_the_start_with_one_line() {
         ),
     ];
     for (variables, flags, line) in cases {
-        let message = refusal(variables, flags);
+        let message = refusal(variables, flags).await;
         assert!(
             message.starts_with(line) && message.lines().count() == 1,
             "{message:?} is not {line:?}"
@@ -76,8 +66,8 @@ fn wrong_settings_stop_the_start_with_one_line() {
     }
 }
 
-#[test]
-fn a_service_of_kubernetes_is_no_setting_and_a_mistyped_one_still_stops_the_start() {
+#[tokio::test]
+async fn a_service_of_kubernetes_is_no_setting_and_a_mistyped_one_still_stops_the_start() {
     let links = [
         ("RPC_PUBLIC_PORT", "tcp://10.0.0.1:80"),
         ("RPC_PUBLIC_PORT_80_TCP", "tcp://10.0.0.1:80"),
@@ -89,15 +79,12 @@ fn a_service_of_kubernetes_is_no_setting_and_a_mistyped_one_still_stops_the_star
         ("RPC_PUBLIC_SERVICE_PORT_HTTP", "80"),
     ];
     let flags = ["--listen=127.0.0.1:0", "--drain-delay=0s", "--log=debug"];
-    let output = serve(&links, &flags);
-    let log = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{log}");
-    let told: Vec<_> = log
-        .lines()
-        .filter(|line| line.contains("RPC_PUBLIC"))
-        .collect();
-    assert_eq!(told.len(), 1, "{log}");
-    let line: serde_json::Value = serde_json::from_str(told[0]).unwrap();
+    let (code, _, log) = serve(&links, &flags).await;
+    assert_eq!(code, 0, "{log}");
+    let ignored = log.lines().filter(|line| line.contains("RPC_PUBLIC"));
+    let ignored: Vec<_> = ignored.collect();
+    assert_eq!(ignored.len(), 1, "{log}");
+    let line: serde_json::Value = serde_json::from_str(ignored[0]).unwrap();
     assert_eq!(
         (&line["level"], &line["message"]),
         (
@@ -107,48 +94,46 @@ fn a_service_of_kubernetes_is_no_setting_and_a_mistyped_one_still_stops_the_star
     );
     let mistyped = [&links[..], &[("RPC_LISTEM", "127.0.0.1:0")]].concat();
     assert_eq!(
-        refusal(&mistyped, &[]),
+        refusal(&mistyped, &[]).await,
         "fly-rpc: RPC_LISTEM: no such setting; did you mean RPC_LISTEN?\n"
     );
     assert_eq!(
-        refusal(&[("RPC_PUBLIC_PORT", "tcp://10.0.0.1:80")], &[]),
+        refusal(&[("RPC_PUBLIC_PORT", "tcp://10.0.0.1:80")], &[]).await,
         "fly-rpc: RPC_PUBLIC_PORT: no such setting; `fly-rpc serve --help` lists them all\n"
     );
 }
 
-#[test]
-fn a_flag_wins_over_its_variable() {
-    let message = refusal(&[("RPC_POLL_INTERVAL", "5s")], &["--poll-interval=6"]);
+#[tokio::test]
+async fn a_flag_wins_over_its_variable() {
+    let message = refusal(&[("RPC_POLL_INTERVAL", "5s")], &["--poll-interval=6"]).await;
     assert!(message.contains("\"6\" has no unit"), "{message}");
 }
 
-#[test]
-fn a_flag_that_does_not_exist_is_wrong_usage() {
-    let message = refusal(&[], &["--no-such-flag"]);
+#[tokio::test]
+async fn a_flag_that_does_not_exist_is_wrong_usage() {
+    let message = refusal(&[], &["--no-such-flag"]).await;
     assert!(
         message.contains("unexpected argument '--no-such-flag'"),
         "{message}"
     );
 }
 
-#[test]
-fn an_address_in_use_is_a_failure_and_no_wrong_usage() {
+#[tokio::test]
+async fn an_address_in_use_is_a_failure_and_no_wrong_usage() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap().to_string();
-    let output = serve(&[("RPC_LISTEN", &listen)], &[]);
-    let message = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{message}");
+    let (code, _, message) = serve(&[("RPC_LISTEN", &listen)], &[]).await;
+    assert_eq!(code, 1, "{message}");
     let line = format!(
         "fly-rpc: RPC_LISTEN (--listen): cannot listen on {listen}: Address already in use"
     );
     assert!(message.starts_with(&line), "{message}");
 }
 
-#[test]
-fn every_setting_is_in_the_help() {
-    let output = serve(&[], &["--help"]);
-    let help = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(0));
+#[tokio::test]
+async fn every_setting_is_in_the_help() {
+    let (code, help, _) = serve(&[], &["--help"]).await;
+    assert_eq!(code, 0);
     for setting in fly_rpc::SETTINGS {
         let flag = format!("--{} <{}>", setting.flag, setting.value);
         assert!(
@@ -158,11 +143,11 @@ fn every_setting_is_in_the_help() {
     }
 }
 
-#[test]
-fn no_instance_starts_in_a_region_whose_name_stands_for_others() {
+#[tokio::test]
+async fn no_instance_starts_in_a_region_whose_name_stands_for_others() {
     for word in ["primary", "any", "all", "each"] {
         for variable in ["FLY_REGION", "PRIMARY_REGION"] {
-            let refusal = refusal(&[(variable, word)], &[]);
+            let refusal = refusal(&[(variable, word)], &[]).await;
             assert!(
                 refusal.starts_with(&format!("fly-rpc: {variable} "))
                     && refusal.contains(&format!("\"{word}\" does not fit: a region must be")),

@@ -1,6 +1,9 @@
-//! Runs a command of the program to its end.
+//! Runs a command of the program to its end, with nothing on its stdin.
 
-use std::{ffi::OsStr, process::Output};
+use std::{
+    ffi::OsStr,
+    process::{Output, Stdio},
+};
 
 use tokio::process::Command;
 
@@ -18,6 +21,7 @@ pub(crate) async fn run_with(
         .args(arguments)
         .env_clear()
         .envs(variables.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
         .output()
         .await
         .unwrap();
