@@ -1,11 +1,13 @@
 //! What to do about a problem, for people: one line for each code and what was asked.
 
+use std::borrow::Cow;
+
 use crate::problem::{Code, Executed};
 
 /// What a request was asked with, as far as the advice depends on it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Asked {
-    /// Whether it bore a token.
+    /// Whether with a token.
     pub(super) with_token: bool,
     /// Whether it may run twice, or runs once however often it is sent.
     pub(super) again: Again,
@@ -26,18 +28,8 @@ pub(super) enum Again {
 }
 
 /// What to do next about a problem of `code`.
-pub(super) fn next(code: Code, executed: Executed, asked: &Asked) -> String {
-    match code {
-        Code::FunctionUnknown => match &asked.meant {
-            Some(meant) => format!("did you mean {meant}? `fly-rpc functions` lists them all"),
-            None => fixed(code, executed, asked).to_owned(),
-        },
-        _ => fixed(code, executed, asked).to_owned(),
-    }
-}
-
-fn fixed(code: Code, executed: Executed, asked: &Asked) -> &'static str {
-    match code {
+pub(super) fn next(code: Code, executed: Executed, asked: &Asked) -> Cow<'static, str> {
+    let advice = match code {
         Code::InvalidJson
         | Code::InvalidRequest
         | Code::BodyTooLarge
@@ -47,7 +39,13 @@ fn fixed(code: Code, executed: Executed, asked: &Asked) -> &'static str {
             "correct the region; `fly-rpc regions` lists those that are known"
         }
         Code::InstanceUnknown => "`fly-rpc regions` lists the instances of each region",
-        Code::FunctionUnknown => "`fly-rpc functions` lists the functions of the instance asked",
+        Code::FunctionUnknown => match &asked.meant {
+            Some(meant) => {
+                let advice = format!("did you mean {meant}? `fly-rpc functions` lists them all");
+                return advice.into();
+            }
+            None => "`fly-rpc functions` lists the functions of the instance asked",
+        },
         Code::InvalidArguments => "correct the arguments; nothing ran",
         Code::Unauthenticated if asked.with_token => {
             "the instance does not know the token in FLY_RPC_TOKEN; its RPC_CLIENT_TOKENS lists those that it knows"
@@ -68,7 +66,7 @@ fn fixed(code: Code, executed: Executed, asked: &Asked) -> &'static str {
         Code::FunctionFailed => "it ran: what to do about its error, its documents say",
         Code::ResultNotKept => "it ran: its result is not kept for a repeat",
         Code::FunctionPanicked => "it ran: the log of the instance has the cause",
-        Code::Internal => "a bug of ours: tell us the request id, and what the log says about it",
+        Code::Internal => "a bug of ours: report the request id, and what the log says about it",
         Code::Overloaded if executed == Executed::Maybe => {
             "it may have run: send it again with the same key in a moment"
         }
@@ -88,5 +86,6 @@ fn fixed(code: Code, executed: Executed, asked: &Asked) -> &'static str {
             Again::Idempotent => "it may have run: it may run twice, so call again",
             Again::Keyed => "it may have run: call again with the same --idempotency-key",
         },
-    }
+    };
+    advice.into()
 }

@@ -1,18 +1,28 @@
-//! What the commands that call an instance share: where it is, and a request to it that fails in words.
+//! What the commands that call an instance share: where it is, one request to it on a connection of its own, and what is
+//! said of a failure. No proxy and no redirect: either would hand the user's token to somebody else.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header::AUTHORIZATION};
-use http_body_util::Full;
+use http::{
+    HeaderValue, Request, StatusCode, Uri,
+    header::{AUTHORIZATION, HOST},
+};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{client::conn::http1, rt};
+use hyper_util::client::legacy::connect::HttpConnector;
 use reqwest::Url;
 use serde::de::DeserializeOwned;
+use tokio::time;
+use tokio_util::task::AbortOnDropHandle;
+use tower::ServiceExt;
 
+#[cfg(feature = "https")]
+use super::tls;
 use super::{
     Failure,
     advice::{self, Asked},
-    exchange::{Unanswered, exchange},
     print, say,
 };
 use crate::{
@@ -21,11 +31,14 @@ use crate::{
     problem::Code,
     reply::ProblemDocument,
     telemetry::{printable, printable_json},
-    token::Token,
 };
 
-/// How long an answer that only tells may take.
-const TELLING: Duration = Duration::from_secs(10);
+/// How long the answer to a `GET` may take.
+const READING: Duration = Duration::from_secs(10);
+/// How long a connection may take, and TLS on it.
+const CONNECT: Duration = Duration::from_secs(5);
+/// The largest answer that is read, in bytes.
+const MAX_ANSWER: usize = 64 << 20;
 
 /// Which instance to ask.
 #[derive(Args)]
@@ -47,6 +60,7 @@ pub(super) struct AskArgs {
 
 /// What an instance answered.
 pub(super) struct Answer {
+    base: String,
     status: StatusCode,
     body: Bytes,
     /// What it was asked with, for the advice.
@@ -61,29 +75,42 @@ impl Endpoint {
         timeout: Duration,
     ) -> Result<Answer, Failure> {
         let base = self.base()?;
-        let token = config::client_token().map_err(|error| Failure::Usage(error.to_string()))?;
+        let token = config::client_token()?;
         let uri = format!("{base}{}", request.uri());
+        let no_url = |error| Failure::Usage(format!("{uri:?} is no URL to ask: {error}"));
+        let uri: Uri = uri.parse().map_err(no_url)?;
+        // As a server itself is asked: the target is the path, and `Host` has the rest (RFC 9112, section 3.2.1).
+        let host = uri.authority().map_or("", |host| host.as_str());
+        let host = HeaderValue::try_from(host).map_err(http::Error::from)?;
+        request.headers_mut().insert(HOST, host);
         *request.uri_mut() = uri
-            .parse()
-            .map_err(|error| Failure::Usage(format!("{uri:?} is no URL to ask: {error}")))?;
-        request.headers_mut().extend(authorization(token.as_ref()));
-        let (status, body) = exchange(request, timeout)
-            .await
-            .map_err(|error| Failure::Failed(unanswered(&base, error)))?;
+            .path_and_query()
+            .cloned()
+            .map(Uri::from)
+            .unwrap_or_default();
+        if let Some(token) = &token {
+            let mut bearer = HeaderValue::try_from(token.bearer()).map_err(http::Error::from)?;
+            // No log shows it.
+            bearer.set_sensitive(true);
+            request.headers_mut().insert(AUTHORIZATION, bearer);
+        }
+        let (status, body) = exchange(&base, uri, request, timeout).await?;
+        let asked = Asked {
+            with_token: token.is_some(),
+            ..Asked::default()
+        };
         Ok(Answer {
+            base,
             status,
             body,
-            asked: Asked {
-                with_token: token.is_some(),
-                ..Asked::default()
-            },
+            asked,
         })
     }
 
     /// What the instance answers to `GET path`.
     pub(super) async fn get(&self, path: &str) -> Result<Answer, Failure> {
         let request = Request::get(path).body(Full::default());
-        self.ask(request?, TELLING).await
+        self.ask(request?, READING).await
     }
 
     /// The URL that paths are appended to.
@@ -114,48 +141,88 @@ fn is_base(url: &Url) -> bool {
     is_anonymous && url.query().is_none() && url.fragment().is_none()
 }
 
-/// The headers of a request that bears `token`, marked so that no log shows it; none without one.
-fn authorization(token: Option<&Token>) -> HeaderMap {
-    let bearing = |token: &Token| {
-        // The alphabet of tokens is one of header values.
-        let mut value = HeaderValue::try_from(token.bearer()).ok()?;
-        value.set_sensitive(true);
-        Some((AUTHORIZATION, value))
+/// The answer at `base` to `request`, within `timeout` from when there is a connection to `uri`. Nothing can have been done
+/// without one; once the request was sent, nobody knows.
+async fn exchange(
+    base: &str,
+    uri: Uri,
+    request: Request<Full<Bytes>>,
+    timeout: Duration,
+) -> Result<(StatusCode, Bytes), Failure> {
+    let unreachable = |why| Failure::Failed(format!("cannot reach {base}: {why}"));
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    let socket = match time::timeout(CONNECT, connector.oneshot(uri.clone())).await {
+        Ok(connected) => connected.map_err(|error| client::chain(&error)),
+        Err(_) => Err(format!("no connection within {CONNECT:?}")),
     };
-    token.and_then(bearing).into_iter().collect()
+    let hint = "is an instance running there? see --url and FLY_RPC_URL";
+    let socket = socket.map_err(|why| unreachable(format!("{why}; {hint}")))?;
+    #[cfg(feature = "https")]
+    if uri.scheme_str() == Some("https") {
+        let host = uri.host().unwrap_or_default();
+        let secured = time::timeout(CONNECT, tls::secure(socket.into_inner(), host)).await;
+        let secured = secured.unwrap_or_else(|_| Err(format!("no TLS within {CONNECT:?}")));
+        let socket = hyper_util::rt::TokioIo::new(secured.map_err(unreachable)?);
+        return answered(base, send(socket, request), timeout).await;
+    }
+    answered(base, send(socket, request), timeout).await
 }
 
-/// Why there is no answer: nothing can have happened without a connection, and nobody knows after it.
-fn unanswered(base: &str, error: Unanswered) -> String {
+type Sent = Result<(StatusCode, Bytes), Box<dyn Error + Send + Sync>>;
+
+async fn send<S: rt::Read + rt::Write + Send + Unpin + 'static>(
+    socket: S,
+    request: Request<Full<Bytes>>,
+) -> Sent {
+    let (mut sender, connection) = http1::handshake(socket).await?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER);
+    Ok((status, body.collect().await?.to_bytes()))
+}
+
+async fn answered(
+    base: &str,
+    sent: impl Future<Output = Sent>,
+    timeout: Duration,
+) -> Result<(StatusCode, Bytes), Failure> {
     let may_have_run = "what was asked may have been done";
-    match error {
-        Unanswered::NoConnection(error) => format!(
-            "cannot reach {base}: {}; is an instance running there? see --url and FLY_RPC_URL",
-            client::chain(&*error)
-        ),
-        #[cfg(feature = "https")]
-        Unanswered::NoTls(error) => format!("cannot reach {base}: {}", client::chain(&error)),
-        Unanswered::TooLate(timeout) => {
-            format!("no answer from {base} within {timeout:?}; {may_have_run}")
+    Err(Failure::Failed(match time::timeout(timeout, sent).await {
+        Ok(Ok(answer)) => return Ok(answer),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            format!("the answer from {base} is longer than {MAX_ANSWER} bytes; {may_have_run}")
         }
-        Unanswered::Cut(error) => {
-            let cause = client::chain(&*error);
-            format!("no answer from {base}: {cause}; {may_have_run}")
+        Ok(Err(error)) => {
+            let is_no_http =
+                |error: &hyper::Error| error.is_parse() || error.is_incomplete_message();
+            let hint = match error.downcast_ref().is_some_and(is_no_http) {
+                true => try_https(base),
+                false => String::new(),
+            };
+            let why = client::chain(&*error);
+            format!("no answer from {base}: {why}; {may_have_run}{hint}")
         }
-        Unanswered::TooLong(limit) => {
-            format!("the answer from {base} is longer than {limit} bytes; {may_have_run}")
-        }
-    }
+        Err(_) => format!("no answer from {base} within {timeout:?}; {may_have_run}"),
+    }))
+}
+
+/// What to try where no HTTP came back: an end of TLS answers a plain request with an alert, with nothing, or with 400.
+fn try_https(base: &str) -> String {
+    let rest = base.strip_prefix("http://");
+    rest.map_or(String::new(), |rest| {
+        format!("; if this port speaks TLS, try https://{rest}")
+    })
 }
 
 impl Answer {
     /// Prints the answer as it came; a problem is a failure all the same.
     pub(super) fn print_json(&self) -> Result<(), Failure> {
         print(&printable_json(&String::from_utf8_lossy(&self.body)))?;
-        if self.status.is_success() {
-            Ok(())
-        } else {
-            Err(Failure::Told)
+        match self.status.is_success() {
+            true => Ok(()),
+            false => Err(Failure::Reported(1)),
         }
     }
 
@@ -176,30 +243,29 @@ impl Answer {
         serde_json::from_slice(&self.body).ok()
     }
 
-    /// The document in the answer; a problem is told in words.
+    /// The document in the answer; a problem is reported in words.
     pub(super) fn document<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        let status = self.status;
         let unexpected = || {
+            let hint = match status {
+                StatusCode::BAD_REQUEST => try_https(&self.base),
+                _ => String::new(),
+            };
             Failure::Failed(format!(
-                "the answer is not one of fly-rpc: status {}",
-                self.status
+                "the answer is not one of fly-rpc: status {status}{hint}"
             ))
         };
-        if self.status == StatusCode::OK {
-            return serde_json::from_slice(&self.body).map_err(|_| unexpected());
+        if status == StatusCode::OK {
+            return self.found().ok_or_else(unexpected);
         }
-        let problem: ProblemDocument =
-            serde_json::from_slice(&self.body).map_err(|_| unexpected())?;
-        tell(&problem, &self.asked);
-        Err(Failure::Told)
+        report(&self.found().ok_or_else(unexpected)?, &self.asked);
+        Err(Failure::Reported(1))
     }
 }
 
-fn tell(problem: &ProblemDocument, asked: &Asked) {
-    say(&format!(
-        "fly-rpc: {}: {}",
-        problem.code,
-        printable(&problem.detail)
-    ));
+fn report(problem: &ProblemDocument, asked: &Asked) {
+    let ProblemDocument { code, executed, .. } = *problem;
+    say(&format!("fly-rpc: {code}: {}", printable(&problem.detail)));
     if let Some(error) = &problem.error {
         let (kind, message) = (printable(&error.kind), printable(&error.message));
         say(&format!("  error: {kind}: {message}"));
@@ -207,12 +273,7 @@ fn tell(problem: &ProblemDocument, asked: &Asked) {
             say(&format!("  data: {}", printable(data.get())));
         }
     }
-    say(&format!(
-        "  executed: {} · request {}",
-        problem.executed, problem.meta.request_id
-    ));
-    say(&format!(
-        "  next: {}",
-        advice::next(problem.code, problem.executed, asked)
-    ));
+    let request = &problem.meta.request_id;
+    say(&format!("  executed: {executed} · request {request}"));
+    say(&format!("  next: {}", advice::next(code, executed, asked)));
 }

@@ -116,7 +116,6 @@ enum Arguments {
     Named(BTreeMap<String, Box<RawValue>>),
 }
 
-/// Calls, and prints the result.
 pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     let Some((module, function)) = args.function.rsplit_once('.') else {
         return Err(Failure::Usage(format!(
@@ -139,16 +138,19 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
         per: args.each,
     });
     let patience = args.timeout.unwrap_or(LONGEST).saturating_add(GRACE);
-    let path = path(&args)?;
-    let mut request = Request::post(path).header(CONTENT_TYPE, "application/json");
-    if let Some(key) = &args.idempotency_key {
-        request = request.header("idempotency-key", key.as_str());
-    }
-    if args.is_async {
-        request = request.header("prefer", "respond-async");
-    }
-    if let Some(token) = &args.after {
-        request = request.header("rpc-after", token.as_str());
+    let mut request = Request::post(path(&args)?).header(CONTENT_TYPE, "application/json");
+    let options = [
+        (
+            "idempotency-key",
+            args.idempotency_key.as_ref().map(|key| key.as_str()),
+        ),
+        ("prefer", args.is_async.then_some("respond-async")),
+        ("rpc-after", args.after.as_ref().map(|token| token.as_str())),
+    ];
+    for (name, value) in options {
+        if let Some(value) = value {
+            request = request.header(name, value);
+        }
     }
     let request = request.body(body.into())?;
     let asked = Instant::now();

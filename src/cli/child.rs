@@ -76,11 +76,11 @@ impl AppChild {
         let mut command = Command::new(MYSELF);
         command.arg(BECOME).arg(process::id().to_string()).arg("--");
         // The instance's own settings, and the secrets among them, are none of the app's.
-        let own = SETTINGS.iter().map(|setting| setting.variable);
-        own.filter(|variable| variable.starts_with("RPC_") && *variable != "RPC_APP_TOKEN")
-            .for_each(|variable| {
+        for variable in SETTINGS.iter().map(|setting| setting.variable) {
+            if variable.starts_with("RPC_") && variable != "RPC_APP_TOKEN" {
                 command.env_remove(variable);
-            });
+            }
+        }
         command
             .args(&self.command)
             .envs(self.environment.iter().cloned());
@@ -131,11 +131,11 @@ pub(super) struct BecomeArgs {
 pub(super) fn become_app(args: &BecomeArgs) -> Result<(), Failure> {
     end_with_parent(args.parent)?;
     let Some((program, rest)) = args.command.split_first() else {
-        return Err(Failure::Ended(NOT_RUN));
+        return Err(Failure::Reported(NOT_RUN));
     };
     let error = process::Command::new(program).args(rest).exec();
     say(&format!("fly-rpc: {}: {error}", program.display()));
-    Err(Failure::Ended(NOT_RUN))
+    Err(Failure::Reported(NOT_RUN))
 }
 
 #[cfg(target_os = "linux")]

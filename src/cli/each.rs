@@ -8,20 +8,21 @@ use super::{
     Failure,
     ask::Answer,
     print, say,
-    table::{Cell, header, table},
+    table::{Cell, table},
 };
 use crate::{
     http::{EntryDocument, FanOutReply},
     reply::milliseconds,
-    telemetry::{printable, printable_json},
+    telemetry::printable_json,
 };
 
 /// Prints `answer`, which took so long; a failure if one of the calls is.
 pub(super) fn show(answer: &Answer, took: Duration, is_quiet: bool) -> Result<(), Failure> {
     let FanOutReply { results, meta } = answer.document()?;
-    let mut rows = vec![header(["REGION", "INSTANCE", "RESULT"])];
-    rows.extend(results.iter().map(row));
-    print(&table(&rows))?;
+    print(&table(
+        ["REGION", "INSTANCE", "RESULT"],
+        results.iter().map(row),
+    ))?;
     if !is_quiet {
         let (dim, took) = (Style::new().dimmed(), milliseconds(took));
         say(&format!(
@@ -31,23 +32,23 @@ pub(super) fn show(answer: &Answer, took: Duration, is_quiet: bool) -> Result<()
     }
     match meta.succeeded == meta.asked {
         true => Ok(()),
-        false => Err(Failure::Told),
+        false => Err(Failure::Reported(1)),
     }
 }
 
-fn row(entry: &EntryDocument) -> Vec<Cell> {
+fn row(entry: &EntryDocument) -> [Cell; 3] {
     let instance = entry.instance.as_ref().map(ToString::to_string);
     let result = match (&entry.problem, &entry.result) {
         (Some(problem), _) => {
-            let (code, executed) = (&problem.word, problem.executed);
-            let text = format!("{code} (executed: {executed}): {}", problem.detail);
-            Cell::styled(printable(&text), AnsiColor::Red.on_default())
+            let (code, executed, detail) = (&problem.word, problem.executed, &problem.detail);
+            let text = format!("{code} (executed: {executed}): {detail}");
+            Cell::coloured(text, AnsiColor::Red)
         }
         (None, Some(result)) => printable_json(result.get()).into(),
-        (None, None) => "null".to_owned().into(),
+        (None, None) => "null".into(),
     };
-    vec![
-        entry.region.to_string().into(),
+    [
+        (&entry.region).into(),
         instance.unwrap_or_default().into(),
         result,
     ]

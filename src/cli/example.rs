@@ -34,7 +34,6 @@ enum Language {
     Elixir,
 }
 
-/// Prints the app.
 pub(super) fn run(args: &ExampleArgs) -> Result<(), Failure> {
     let text = match args.language {
         Language::Python => include_str!("../../examples/apps/python/app.py"),

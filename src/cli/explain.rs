@@ -1,13 +1,13 @@
 //! `fly-rpc explain`: where calls for a region, or a list of regions, would run as one instance sees it, and why not elsewhere.
 
-use anstyle::{AnsiColor, Style};
+use anstyle::AnsiColor;
 use clap::Args;
 
 use super::{
     Failure,
     ask::AskArgs,
     print, say,
-    table::{Cell, header, table},
+    table::{Cell, table},
 };
 use crate::{
     http::{
@@ -34,7 +34,6 @@ pub(super) struct ExplainArgs {
     ask: AskArgs,
 }
 
-/// Prints the instances of the region, and the addresses at which nobody was found.
 pub(super) async fn run(args: ExplainArgs) -> Result<(), Failure> {
     let mut path = format!("/regions/{}/explain", args.region);
     if let Some(function) = &args.function {
@@ -62,18 +61,18 @@ pub(super) async fn run(args: ExplainArgs) -> Result<(), Failure> {
 }
 
 fn choices(choices: &[ChoiceDocument]) -> String {
-    let mut rows = vec![header(["REGION", "CHOSEN", "ITEM", "ROUND TRIP", "WHY"])];
-    rows.extend(choices.iter().map(|choice| {
+    let row = |choice: &ChoiceDocument| {
         let rtt = choice.rtt_ms.map(|ms| format!("{ms:.1} ms"));
-        vec![
-            choice.region.to_string().into(),
+        [
+            (&choice.region).into(),
             yes_or_no(choice.chosen),
             format!("{} {}", choice.item, choice.target).into(),
             rtt.unwrap_or_default().into(),
-            choice.reason.clone().into(),
+            (&choice.reason).into(),
         ]
-    }));
-    table(&rows)
+    };
+    let header = ["REGION", "CHOSEN", "ITEM", "ROUND TRIP", "WHY"];
+    table(header, choices.iter().map(row))
 }
 
 fn policy(policy: &PolicyDocument) -> String {
@@ -96,8 +95,8 @@ fn policy(policy: &PolicyDocument) -> String {
 
 fn yes_or_no(is_chosen: bool) -> Cell {
     match is_chosen {
-        true => Cell::styled("yes", AnsiColor::Green.on_default()),
-        false => Cell::styled("no", Style::new()),
+        true => Cell::coloured("yes", AnsiColor::Green),
+        false => "no".into(),
     }
 }
 
@@ -105,13 +104,11 @@ fn candidates(explanation: &ExplanationDocument) -> String {
     if explanation.candidates.is_empty() {
         return format!("no instance was found in {}", explanation.region);
     }
-    let names = ["INSTANCE", "CHOSEN", "STATE", "ADDRESS", "PROBED", "WHY"];
-    let mut rows = vec![header(names)];
-    rows.extend(explanation.candidates.iter().map(row));
-    table(&rows)
+    let header = ["INSTANCE", "CHOSEN", "STATE", "ADDRESS", "PROBED", "WHY"];
+    table(header, explanation.candidates.iter().map(row))
 }
 
-fn row(candidate: &CandidateDocument) -> Vec<Cell> {
+fn row(candidate: &CandidateDocument) -> [Cell; 6] {
     let probed = match candidate.local {
         true => "this one".to_owned(),
         false => ago(candidate.last_probe_ms),
@@ -120,27 +117,29 @@ fn row(candidate: &CandidateDocument) -> Vec<Cell> {
         Some(error) => format!("{}; last probe: {error}", candidate.reason),
         None => candidate.reason.clone(),
     };
-    vec![
-        candidate.instance.to_string().into(),
+    [
+        (&candidate.instance).into(),
         yes_or_no(candidate.chosen),
-        candidate.state.to_string().into(),
-        candidate.address.to_string().into(),
+        candidate.state.into(),
+        candidate.address.into(),
         probed.into(),
         why.into(),
     ]
 }
 
 fn unplaced(addresses: &[UnplacedDocument]) -> String {
-    let mut rows = vec![header(["NOBODY AT", "PROBED", "WHY"])];
-    rows.extend(addresses.iter().map(|unplaced| {
-        let why = unplaced.last_probe_error.clone().unwrap_or_default();
-        vec![
-            unplaced.address.to_string().into(),
+    let row = |unplaced: &UnplacedDocument| {
+        [
+            unplaced.address.into(),
             ago(unplaced.last_probe_ms).into(),
-            why.into(),
+            unplaced
+                .last_probe_error
+                .as_deref()
+                .unwrap_or_default()
+                .into(),
         ]
-    }));
-    table(&rows)
+    };
+    table(["NOBODY AT", "PROBED", "WHY"], addresses.iter().map(row))
 }
 
 fn ago(milliseconds: Option<f64>) -> String {

@@ -11,6 +11,7 @@ use crate::{
     AppUrl,
     app::{App, Listing},
     config, json,
+    name::FunctionName,
     registry::Catalogue,
 };
 
@@ -28,7 +29,6 @@ pub(super) struct FunctionsArgs {
     app_url: Option<AppUrl>,
 }
 
-/// Prints the functions.
 pub(super) async fn run(args: FunctionsArgs) -> Result<(), Failure> {
     match args.app_url {
         Some(url) => check(url).await,
@@ -36,53 +36,42 @@ pub(super) async fn run(args: FunctionsArgs) -> Result<(), Failure> {
     }
 }
 
-/// What an app lists.
-pub(super) struct Listed {
-    pub(super) listing: Listing,
-    /// Whether it gives its list without the token too.
-    is_open: bool,
-}
-
-impl Listed {
-    /// Says what is wrong with the list.
-    pub(super) fn remark(&self) {
-        for remark in self.listing.remarks() {
-            say(&format!("fly-rpc: {remark}"));
-        }
-    }
-}
-
-/// What the app at `url` lists.
-pub(super) async fn listed(url: AppUrl) -> Result<Listed, Failure> {
-    let config = config::app_to_check(url).map_err(|error| Failure::Usage(error.to_string()))?;
-    let checked = App::check(&config).await;
-    let (listing, is_open) = checked.map_err(|why| {
+/// What the app at `url` lists; whether it gives its list without the token too.
+pub(super) async fn listed(url: AppUrl) -> Result<(Listing, bool), Failure> {
+    let config = config::app_to_check(url)?;
+    App::check(&config).await.map_err(|why| {
         let url = &config.url;
         let hint = "GET of it must answer 200, application/json and {\"functions\":{\"Math.add\":{}}} to `authorization: \
                     Bearer $RPC_APP_TOKEN`";
         Failure::Failed(format!("{url}: {why}; {hint}"))
-    })?;
-    Ok(Listed { listing, is_open })
+    })
+}
+
+/// Says what is wrong with a list.
+pub(super) fn remark(listing: &Listing) {
+    for remark in listing.remarks() {
+        say(&format!("fly-rpc: {remark}"));
+    }
 }
 
 /// Prints what the app lists and declares, and says what is wrong.
 async fn check(url: AppUrl) -> Result<(), Failure> {
-    let listed = listed(url).await?;
-    for (name, declared) in listed.listing.iter() {
+    let (listing, is_open) = listed(url).await?;
+    for (name, declared) in listing.iter() {
         let declared = String::from_utf8_lossy(&json::to_vec(declared)).into_owned();
         print(&format!("{name} {declared}"))?;
     }
-    listed.remark();
-    if listed.is_open {
+    remark(&listing);
+    if is_open {
         return Err(Failure::Failed(
             "the app gives its list to whoever asks: have it answer 401 to each request without `authorization: Bearer \
              $RPC_APP_TOKEN`"
                 .to_owned(),
         ));
     }
-    match listed.listing.remarks() {
+    match listing.remarks() {
         [] => Ok(()),
-        _ => Err(Failure::Told),
+        _ => Err(Failure::Reported(1)),
     }
 }
 
@@ -92,25 +81,20 @@ async fn list(args: AskArgs) -> Result<(), Failure> {
         return answer.print_json();
     }
     let catalogue: Catalogue = answer.document()?;
-    print(
-        &catalogue
-            .names()
-            .map(|name| name.to_string())
-            .collect::<Vec<_>>()
-            .join("\n"),
-    )
+    let names: Vec<_> = catalogue.names().map(|name| name.to_string()).collect();
+    print(&names.join("\n"))
 }
 
 /// The function of the instance asked whose name is most like `name`, if one is much like it.
 pub(super) async fn nearest(endpoint: &Endpoint, name: &str) -> Option<String> {
     let catalogue: Catalogue = endpoint.get("/functions").await.ok()?.found()?;
-    let like = |function: String| {
-        (
-            strsim::jaro_winkler(&function.to_lowercase(), &name.to_lowercase()),
-            function,
-        )
+    let likeness = |function: &FunctionName| {
+        let function = function.to_string().to_lowercase();
+        strsim::jaro_winkler(&function, &name.to_lowercase())
     };
-    let all = catalogue.names().map(|function| like(function.to_string()));
+    let all = catalogue
+        .names()
+        .map(|function| (likeness(&function), function));
     let (likeness, nearest) = all.max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (likeness > 0.9).then_some(nearest)
+    (likeness > 0.9).then(|| nearest.to_string())
 }

@@ -9,7 +9,6 @@ mod completions;
 mod dev;
 mod each;
 mod example;
-mod exchange;
 mod explain;
 mod functions;
 mod openapi;
@@ -26,6 +25,8 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, error::ErrorKind};
+
+use crate::ConfigError;
 
 /// Wrong usage or configuration: `EX_USAGE` of sysexits.
 const USAGE: u8 = 64;
@@ -72,19 +73,21 @@ enum Command {
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    /// It was asked wrongly.
+enum Failure {
+    /// Wrong usage or configuration.
     #[error("{0}")]
     Usage(String),
-    /// It was asked rightly, and failed.
     #[error("{0}")]
     Failed(String),
-    /// It failed, and the command has said so already.
+    /// Everything about it is on stderr already; the program ends with this code.
     #[error("")]
-    Told,
-    /// The command that it ran ended with this code, and has said why itself.
-    #[error("")]
-    Ended(u8),
+    Reported(u8),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Usage(error.to_string())
+    }
 }
 
 impl From<http::Error> for Failure {
@@ -101,44 +104,33 @@ impl From<io::Error> for Failure {
 
 /// Runs the program: 0 when it did what it was asked, 1 when that failed, 64 when it was asked wrongly.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
         Err(error) => {
-            // Nothing is left to tell when the terminal itself is gone.
+            // Where the terminal itself is gone, there is nobody to print it for.
             let _ = error.print();
-            let is_wrong = !matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-            );
-            return if is_wrong {
-                ExitCode::from(USAGE)
-            } else {
-                ExitCode::SUCCESS
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(USAGE),
             };
         }
     };
-    let done = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => {
-            let done = runtime.block_on(run(cli.command));
+    let done = tokio::runtime::Runtime::new()
+        .map_err(Failure::from)
+        .and_then(|runtime| {
+            let done = runtime.block_on(run(command));
             // A blocking function that outlived its deadline must not hold up the exit.
             runtime.shutdown_background();
             done
-        }
-        Err(error) => Err(error.into()),
+        });
+    let (code, message) = match done {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(message)) => (USAGE, message),
+        Err(Failure::Failed(message)) => (1, message),
+        Err(Failure::Reported(code)) => return ExitCode::from(code),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if !matches!(failure, Failure::Told | Failure::Ended(_)) {
-                say(&format!("fly-rpc: {failure}"));
-            }
-            ExitCode::from(match failure {
-                Failure::Usage(_) => USAGE,
-                Failure::Failed(_) | Failure::Told => 1,
-                Failure::Ended(code) => code,
-            })
-        }
-    }
+    say(&format!("fly-rpc: {message}"));
+    ExitCode::from(code)
 }
 
 async fn run(command: Command) -> Result<(), Failure> {
@@ -173,7 +165,7 @@ fn write_out(text: &str) -> io::Result<()> {
 
 /// One message on stderr.
 fn say(text: &str) {
-    // Without a stderr there is nobody to tell.
+    // Without a stderr there is nowhere to say so.
     let _ = writeln!(anstream::stderr(), "{text}");
 }
 

@@ -3,7 +3,11 @@
 
 use clap::Args;
 
-use super::{Failure, functions::listed, print};
+use super::{
+    Failure,
+    functions::{listed, remark},
+    print,
+};
 use crate::{AppUrl, http::openapi_with, openapi_json};
 
 /// Whose document.
@@ -18,14 +22,13 @@ pub(super) struct OpenapiArgs {
     app_url: Option<AppUrl>,
 }
 
-/// Prints the document.
 pub(super) async fn run(args: OpenapiArgs) -> Result<(), Failure> {
     let Some(url) = args.app_url else {
         return print(&openapi_json());
     };
-    let listed = listed(url).await?;
-    listed.remark();
-    let functions = listed.listing.iter();
+    let (listing, _) = listed(url).await?;
+    remark(&listing);
+    let functions = listing.iter();
     let functions = functions.map(|(name, declared)| (name.clone(), declared));
     print(&format!("{:#}", openapi_with(functions)))
 }

@@ -2,7 +2,7 @@
 
 use std::{io::ErrorKind, time::Duration};
 
-use anstyle::{AnsiColor, Style};
+use anstyle::AnsiColor;
 use clap::Args;
 use tokio::time;
 
@@ -10,7 +10,7 @@ use super::{
     Failure,
     ask::{AskArgs, Endpoint},
     print, say,
-    table::{Cell, header, table},
+    table::{Cell, table},
     write_out,
 };
 use crate::{
@@ -21,7 +21,6 @@ use crate::{
 
 /// To the top left, and all below it cleared (ECMA-48, CUP and ED); left out where stdout is no terminal.
 const CLEAR: &str = "\x1b[H\x1b[J";
-
 /// The shortest pause between two looks of a watch.
 const SHORTEST: Duration = Duration::from_millis(10);
 
@@ -30,13 +29,12 @@ const SHORTEST: Duration = Duration::from_millis(10);
 pub(super) struct RegionsArgs {
     #[command(flatten)]
     ask: AskArgs,
-    /// Show it again and again, every second unless told, until Ctrl-C
+    /// Show it again and again, every second unless another pause is given, until Ctrl-C
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "1s", value_parser = pause, conflicts_with = "json")]
     watch: Option<Duration>,
 }
 
-/// A pause between two looks.
 fn pause(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(pause) if pause >= SHORTEST => Ok(pause),
@@ -45,7 +43,6 @@ fn pause(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Prints the regions and their instances.
 pub(super) async fn run(args: RegionsArgs) -> Result<(), Failure> {
     let endpoint = &args.ask.endpoint;
     match args.watch {
@@ -61,67 +58,65 @@ async fn watch(endpoint: &Endpoint, pause: Duration) -> Result<(), Failure> {
         let (seen, failed) = match look(endpoint).await {
             Ok(seen) => (seen, None),
             Err(failure @ Failure::Usage(_)) => return Err(failure),
-            Err(failure) => (String::new(), Some(failure.to_string())),
+            Err(failure) => (String::new(), Some(failure)),
         };
         match write_out(&format!("{CLEAR}{seen}")) {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             written => written?,
         }
-        failed
-            .filter(|reason| !reason.is_empty())
-            .inspect(|reason| say(&format!("fly-rpc: {reason}")));
+        if let Some(Failure::Failed(reason)) = failed {
+            say(&format!("fly-rpc: {reason}"));
+        }
         time::sleep(pause).await;
     }
 }
 
-/// The cluster as a table; how discovery fares, where it does not fare well, is said on stderr.
+/// The cluster as a table; where its discovery is stale, the reason goes to stderr.
 async fn look(endpoint: &Endpoint) -> Result<String, Failure> {
     let regions: RegionsDocument = endpoint.get("/regions").await?.document()?;
     if let Some(error) = &regions.discovery.last_error {
         say(&format!("stale: {}", printable(error)));
     }
-    let mut rows = vec![header([
-        "REGION", "INSTANCE", "STATE", "ADDRESS", "RTT", "SEEN", "RELEASE",
-    ])];
+    let mut rows = Vec::new();
     for region in &regions.regions {
-        let mark = if region.region == regions.primary {
-            " (primary)"
-        } else {
-            ""
-        };
-        let name = format!("{}{mark}", region.region);
+        let is_primary = region.region == regions.primary;
+        let name = format!(
+            "{}{}",
+            region.region,
+            if is_primary { " (primary)" } else { "" }
+        );
         rows.extend(region.instances.iter().map(|instance| row(&name, instance)));
         if region.instances.is_empty() {
-            let nobody = Cell::styled("none now", AnsiColor::Red.on_default());
-            rows.push(vec![name.into(), nobody]);
+            let mut row: [Cell; 7] = Default::default();
+            (row[0], row[1]) = (name.into(), Cell::coloured("none now", AnsiColor::Red));
+            rows.push(row);
         }
     }
-    Ok(table(&rows))
+    let header = [
+        "REGION", "INSTANCE", "STATE", "ADDRESS", "RTT", "SEEN", "RELEASE",
+    ];
+    Ok(table(header, rows))
 }
 
-fn row(region: &str, instance: &InstanceDocument) -> Vec<Cell> {
+fn row(region: &str, instance: &InstanceDocument) -> [Cell; 7] {
     let seen = match (instance.local, instance.last_seen_ms) {
         (true, _) => "this one".to_owned(),
         (false, Some(ms)) => format!("{:.1} s ago", ms / 1e3),
         (false, None) => String::new(),
     };
-    let rtt = instance.rtt_ms.map(|ms| format!("{ms:.1} ms"));
-    vec![
-        region.into(),
-        instance.instance.to_string().into(),
-        Cell::styled(instance.state.to_string(), colour(instance.state)),
-        instance.address.to_string().into(),
-        rtt.unwrap_or_default().into(),
-        seen.into(),
-        instance.release.clone().unwrap_or_default().into(),
-    ]
-}
-
-fn colour(state: PeerState) -> Style {
-    match state {
+    let colour = match instance.state {
         PeerState::Ready => AnsiColor::Green,
         PeerState::Suspect => AnsiColor::Red,
         PeerState::Draining => AnsiColor::Yellow,
-    }
-    .on_default()
+    };
+    let rtt = instance.rtt_ms.map(|ms| format!("{ms:.1} ms"));
+    [
+        region.into(),
+        (&instance.instance).into(),
+        Cell::coloured(instance.state, colour),
+        instance.address.into(),
+        rtt.unwrap_or_default().into(),
+        seen.into(),
+        instance.release.as_deref().unwrap_or_default().into(),
+    ]
 }

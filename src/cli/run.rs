@@ -1,8 +1,6 @@
 //! `fly-rpc run -- COMMAND`: one instance, and the app beside it as a child process, started and stopped with it.
 
-use std::{
-    ffi::OsString, net::SocketAddr, os::unix::process::ExitStatusExt, sync::Arc, time::Duration,
-};
+use std::{ffi::OsString, os::unix::process::ExitStatusExt, sync::Arc};
 
 use clap::Args;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -12,7 +10,7 @@ use super::{
     child::AppChild,
     serve::{self, ServeArgs},
 };
-use crate::{Client, Config, Identity, Token, config};
+use crate::{Config, InvalidName, config};
 
 /// What the instance calls its app as a client.
 const CLIENT: &str = "fly-rpc-run";
@@ -45,40 +43,36 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
         again,
         command,
     } = args;
-    let usage = |error: config::ConfigError| Failure::Usage(error.to_string());
-    let port = config::app_port().map_err(usage)?;
-    let is_given = |serve: &ServeArgs, variable| serve.sets(variable) || config::is_set(variable);
-    if !is_given(&serve, "RPC_APP_URL") {
-        serve.set("RPC_APP_URL", format!("http://127.0.0.1:{port}/rpc"));
-    }
+    let port = config::app_port()?;
     let token = secret();
-    if !is_given(&serve, "RPC_APP_TOKEN") {
-        serve.set("RPC_APP_TOKEN", token.clone());
-    }
-    if again && !is_given(&serve, "RPC_APP_ALLOW_ANONYMOUS") {
-        serve.set("RPC_APP_ALLOW_ANONYMOUS", "true".to_owned());
+    serve.set_default("RPC_APP_URL", &format!("http://127.0.0.1:{port}/rpc"));
+    serve.set_default("RPC_APP_TOKEN", &token);
+    if again {
+        serve.set_default("RPC_APP_ALLOW_ANONYMOUS", "true");
     }
     let mut config = serve::config(&serve)?;
     check_port(&config, port)?;
-    let stop_timeout = config
-        .app
-        .as_ref()
-        .map_or(Duration::ZERO, |app| app.stop_timeout);
+    let stop_timeout = config.app.as_ref().map(|app| app.stop_timeout);
     let mut environment = vec![("PORT", port.to_string())];
     if !config::is_set("RPC_APP_TOKEN") {
         environment.push(("RPC_APP_TOKEN", token));
     }
     environment.extend(own_client(&mut config)?);
     let serving = serve::start(serve, config, true).await?;
-    environment.extend(whereabouts(
-        serving.instance.identity(),
-        serving.instance.child_address(),
-    ));
+    let identity = serving.instance.identity();
+    environment.extend([
+        (
+            "FLY_RPC_URL",
+            format!("http://{}", serving.instance.child_address()),
+        ),
+        ("FLY_REGION", identity.region.to_string()),
+        ("PRIMARY_REGION", identity.primary.to_string()),
+    ]);
     let app = AppChild {
         command,
         environment,
         again,
-        stop_timeout,
+        stop_timeout: stop_timeout.unwrap_or_default(),
     };
     let (stop, over) = (CancellationToken::new(), CancellationToken::new());
     let kept = {
@@ -97,43 +91,33 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let drained = serving.until(over.clone().cancelled_owned(), last).await;
     let ended = kept.await;
     let status = ended.map_err(|error| Failure::Failed(error.to_string()))??;
-    match status.code() {
+    let by_signal = status.signal().map(|signal| 128 + signal);
+    match status.code().or(by_signal) {
         Some(0) => drained,
-        Some(code) => Err(Failure::Ended(u8::try_from(code).unwrap_or(1))),
-        None => {
-            let signal = u8::try_from(status.signal().unwrap_or(0)).unwrap_or(0);
-            Err(Failure::Ended(128 + signal))
+        code => {
+            let code = code.and_then(|code| u8::try_from(code).ok());
+            Err(Failure::Reported(code.unwrap_or(1)))
         }
     }
 }
 
 /// Who listens at the app's port cannot be this instance.
 fn check_port(config: &Config, port: u16) -> Result<(), Failure> {
+    let (internal, metrics) = (&config.internal_listen, &config.metrics_listen);
     let own = [
         ("RPC_LISTEN (--listen)", Some(&config.listen)),
-        (
-            "RPC_INTERNAL_LISTEN (--internal-listen)",
-            config.internal_listen.as_ref(),
-        ),
-        (
-            "RPC_METRICS_LISTEN (--metrics-listen)",
-            config.metrics_listen.as_ref(),
-        ),
+        ("RPC_INTERNAL_LISTEN (--internal-listen)", internal.as_ref()),
+        ("RPC_METRICS_LISTEN (--metrics-listen)", metrics.as_ref()),
     ];
-    let has_port = |address: &String| {
-        address
-            .rsplit_once(':')
-            .is_some_and(|(_, it)| it == port.to_string())
-    };
-    match own
-        .iter()
-        .find(|(_, address)| address.is_some_and(has_port))
-    {
-        Some((setting, _)) => Err(Failure::Usage(format!(
-            "PORT: {port} is the port of {setting}; the app needs one of its own"
-        ))),
-        None => Ok(()),
+    let end = format!(":{port}");
+    for (setting, address) in own {
+        if address.is_some_and(|address| address.ends_with(&end)) {
+            return Err(Failure::Usage(format!(
+                "PORT: {port} is the port of {setting}; the app needs one of its own"
+            )));
+        }
     }
+    Ok(())
 }
 
 /// The token by which the app calls its own instance, where that knows its clients.
@@ -142,31 +126,14 @@ fn own_client(config: &mut Config) -> Result<Option<(&'static str, String)>, Fai
         return Ok(None);
     }
     let secret = secret();
-    let invalid = |error: crate::InvalidName| Failure::Failed(error.to_string());
-    let token: Token = secret.parse().map_err(invalid)?;
-    config.access.clients.push(Arc::new(Client {
-        name: CLIENT.parse().map_err(invalid)?,
-        token,
-        regions: None,
-        functions: None,
-    }));
+    let client = format!("{CLIENT}:{secret}").parse();
+    let client = client.map_err(|invalid: InvalidName| Failure::Failed(invalid.to_string()))?;
+    config.access.clients.push(Arc::new(client));
     Ok(Some(("FLY_RPC_TOKEN", secret)))
-}
-
-/// Where the app finds its instance, and in which region it is.
-fn whereabouts(identity: &Identity, address: SocketAddr) -> Vec<(&'static str, String)> {
-    vec![
-        ("FLY_RPC_URL", format!("http://{address}")),
-        ("FLY_REGION", identity.region.to_string()),
-        ("PRIMARY_REGION", identity.primary.to_string()),
-    ]
 }
 
 /// A fresh token.
 pub(super) fn secret() -> String {
-    format!(
-        "{:032x}{:032x}",
-        rand::random::<u128>(),
-        rand::random::<u128>()
-    )
+    let [high, low]: [u128; 2] = rand::random();
+    format!("{high:032x}{low:032x}")
 }

@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Failure, print};
 use crate::{
     Config, Drained, Instance, Registry, SETTINGS, Setting, StartError,
-    config::TraceExport,
+    config::{self, TraceExport},
     server::raise_open_files,
     signal::{self, Signals},
     telemetry,
@@ -31,18 +31,15 @@ fn flags() -> impl Iterator<Item = &'static Setting> {
 impl Args for ServeArgs {
     fn augment_args(command: Command) -> Command {
         let flags = flags().map(|setting| {
-            let Setting {
-                variable,
-                default,
-                help,
-                ..
-            } = setting;
-            Arg::new(*variable)
+            let (variable, default) = (setting.variable, setting.default);
+            let help = format!(
+                "{} [variable: {variable}] [default: {default}]",
+                setting.help
+            );
+            Arg::new(variable)
                 .long(setting.flag)
                 .value_name(setting.value)
-                .help(format!(
-                    "{help} [variable: {variable}] [default: {default}]"
-                ))
+                .help(help)
         });
         // For `dev`: a child must not outlive it, however it ends.
         let until_stdin_closes = Arg::new(UNTIL_STDIN_CLOSES)
@@ -59,9 +56,9 @@ impl Args for ServeArgs {
 
 impl FromArgMatches for ServeArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |&Setting { variable, .. }: &'static Setting| {
-            let value = matches.get_one::<String>(variable)?;
-            Some((variable, value.clone()))
+        let given = |setting: &'static Setting| {
+            let value = matches.get_one::<String>(setting.variable)?;
+            Some((setting.variable, value.clone()))
         };
         Ok(Self {
             flags: flags().filter_map(given).collect(),
@@ -93,19 +90,16 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
 
 /// The configuration that the flags and the environment describe.
 pub(super) fn config(args: &ServeArgs) -> Result<Config, Failure> {
-    let config = Config::from_env_and_flags(args.flags.iter().cloned());
-    config.map_err(|error| Failure::Usage(error.to_string()))
+    Ok(Config::from_env_and_flags(args.flags.iter().cloned())?)
 }
 
 impl ServeArgs {
-    /// The same with `value` for the setting `variable`.
-    pub(super) fn set(&mut self, variable: &'static str, value: String) {
-        self.flags.push((variable, value));
-    }
-
-    /// Whether a flag sets the setting `variable`.
-    pub(super) fn sets(&self, variable: &str) -> bool {
-        self.flags.iter().any(|(name, _)| *name == variable)
+    /// The same with `value` for the setting `variable`, unless a flag or the environment has another.
+    pub(super) fn set_default(&mut self, variable: &'static str, value: &str) {
+        let has_flag = self.flags.iter().any(|(name, _)| *name == variable);
+        if !has_flag && !config::is_set(variable) {
+            self.flags.push((variable, value.to_owned()));
+        }
     }
 }
 
@@ -135,7 +129,7 @@ impl Serving {
             Drained::Whole => Ok(()),
             Drained::Cut => {
                 tracing::error!("stopped before everything in flight was finished");
-                Err(Failure::Told)
+                Err(Failure::Reported(1))
             }
         }
     }
@@ -147,7 +141,7 @@ pub(super) async fn start(
     config: Config,
     has_child: bool,
 ) -> Result<Serving, Failure> {
-    let export = TraceExport::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
+    let export = TraceExport::from_env()?;
     let (log, mut volume) = telemetry::init(&config, export.as_ref())
         .map_err(|error| Failure::Failed(error.to_string()))?;
     if let Err(error) = raise_open_files() {
@@ -160,7 +154,7 @@ pub(super) async fn start(
         }
     });
     let listening = AbortOnDropHandle::new(listening);
-    // Before anybody is told that it listens: a signal from then on drains it.
+    // Before it says that it listens: a signal from then on drains it.
     let signals = Signals::listen()?;
     let registry = match &config.app {
         Some(_) => Registry::new(),
@@ -213,6 +207,6 @@ async fn stdin_closed() {
         while matches!(input.read(&mut buffer), Ok(1..)) {}
         drop(closed);
     });
-    // The sender never sends: its end is the news.
+    // The sender never sends: the end of it is what is waited for.
     let _ = wait.await;
 }

@@ -1,6 +1,9 @@
-//! Tables for people: aligned columns, and colour where the terminal has it.
+//! Tables for people: aligned columns, and colour where the terminal has it. A library for tables is larger than this: one
+//! that knows colours brings a second crate for terminals, where `anstream` already decides who sees them.
 
-use anstyle::Style;
+use std::{fmt::Display, iter};
+
+use anstyle::{AnsiColor, Style};
 
 use crate::telemetry::printable;
 
@@ -15,58 +18,48 @@ pub(super) struct Cell {
 }
 
 impl Cell {
-    /// A cell in `style`.
-    pub(super) fn styled(text: impl Into<String>, style: Style) -> Self {
-        // What an instance says of itself is in it.
-        let text = printable(&text.into()).into_owned();
-        Self { text, style }
-    }
-
-    fn width(&self) -> usize {
-        self.text.chars().count()
+    pub(super) fn coloured(text: impl Display, colour: AnsiColor) -> Self {
+        Self {
+            style: colour.on_default(),
+            ..Self::from(text)
+        }
     }
 }
 
-impl<T: Into<String>> From<T> for Cell {
+impl<T: Display> From<T> for Cell {
+    /// What an instance says of itself may be in `text`: no control character of it reaches the terminal.
     fn from(text: T) -> Self {
-        Self::styled(text, Style::new())
+        Self {
+            text: printable(&text.to_string()).into_owned(),
+            style: Style::new(),
+        }
     }
 }
 
-/// The first row of a table.
-pub(super) fn header<const N: usize>(names: [&str; N]) -> Vec<Cell> {
-    let bold = |name: &str| Cell::styled(name, Style::new().bold());
-    names.map(bold).into()
-}
-
-/// `rows` as aligned columns, each as wide as its widest cell.
-pub(super) fn table(rows: &[Vec<Cell>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(Cell::width).max().unwrap_or(0)
+/// `rows` below `header`, each column as wide as its widest cell.
+pub(super) fn table<const N: usize>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [Cell; N]>,
+) -> String {
+    let header = header.map(|name| Cell {
+        text: name.to_owned(),
+        style: Style::new().bold(),
+    });
+    let rows: Vec<_> = iter::once(header).chain(rows).collect();
+    let mut widths = [0; N];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.text.chars().count().max(*width);
+        }
+    }
+    let line = |row: &[Cell; N]| {
+        let cells = row.iter().zip(widths).map(|(Cell { text, style }, width)| {
+            let space = width - text.chars().count() + GAP;
+            format!("{style}{text}{style:#}{:space$}", "")
+        });
+        cells.collect::<String>().trim_end().to_owned()
     };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let lines = rows.iter().map(|row| line(row, &widths));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// One row, without space behind its last cell that has text.
-fn line(row: &[Cell], widths: &[usize]) -> String {
-    let shown = row.iter().rposition(|cell| !cell.text.is_empty());
-    let row = &row[..shown.map_or(0, |last| last + 1)];
-    let mut line = String::new();
-    for (number, (cell, width)) in row.iter().zip(widths).enumerate() {
-        let Cell { text, style } = cell;
-        let is_last = number + 1 == row.len();
-        let space = if is_last {
-            0
-        } else {
-            width - cell.width() + GAP
-        };
-        line += &format!("{style}{text}{style:#}{:space$}", "");
-    }
-    line
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -74,20 +67,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_are_aligned_without_trailing_space() {
-        let rows = [["REGION", "STATE", "X"], ["é", "ready", ""]];
-        let rows = rows.map(|row| row.map(Cell::from).into());
-        assert_eq!(table(&rows), "REGION  STATE  X\né       ready");
-    }
-
-    #[test]
-    fn colour_takes_no_width() {
-        let bold = Style::new().bold();
+    fn columns_are_aligned_without_trailing_space_and_colour_takes_no_width() {
+        let red = Cell::coloured("é", AnsiColor::Red);
         let rows = [
-            header(["A", "B"]),
-            vec![Cell::styled("long", bold), "b".into()],
+            [red, "ready".into(), "".into()],
+            ["b".into(), "".into(), 1.into()],
         ];
-        let plain = anstream::adapter::strip_str(&table(&rows)).to_string();
-        assert_eq!(plain, "A     B\nlong  b");
+        let table = table(["REGION", "STATE", "X"], rows);
+        assert!(table.contains("\u{1b}[31mé\u{1b}[0m"), "{table:?}");
+        let plain = anstream::adapter::strip_str(&table).to_string();
+        assert_eq!(plain, "REGION  STATE  X\né       ready\nb              1");
     }
 }

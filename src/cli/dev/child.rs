@@ -26,7 +26,7 @@ use crate::{cli::Failure, config::SETTINGS, region::Region};
 /// How long an instance may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(10);
 
-/// What an instance is told when it starts, and where it tells of itself.
+/// What an instance is started with, and where its log and its end go.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) region: Region,
@@ -45,7 +45,7 @@ pub(super) struct Plan {
 
 /// An instance, which runs or has ended.
 pub(super) struct Child {
-    plan: Plan,
+    pub(super) plan: Plan,
     running: Running,
 }
 
@@ -69,21 +69,6 @@ impl Child {
     pub(super) async fn start_again(&mut self) -> Result<(), Failure> {
         (self.running, _) = launch(&self.plan).await?;
         Ok(())
-    }
-
-    /// Its region.
-    pub(super) fn region(&self) -> &Region {
-        &self.plan.region
-    }
-
-    /// Its name.
-    pub(super) fn name(&self) -> &str {
-        &self.plan.name
-    }
-
-    /// Where it listens.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.plan.listen
     }
 
     /// Sends it a signal, if it runs.
@@ -110,8 +95,21 @@ impl Child {
 async fn launch(plan: &Plan) -> Result<(Running, SocketAddr), Failure> {
     let mut process = command(plan)?.spawn()?;
     if let Some(stderr) = process.stderr.take() {
-        let (region, name) = (plan.region.clone(), plan.name.clone());
-        tokio::spawn(pass_on(stderr, region, name, plan.log.clone()));
+        let (region, instance) = (plan.region.clone(), plan.name.clone());
+        let (mut stderr, lines) = (BufReader::new(stderr).lines(), plan.log.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(text)) = stderr.next_line().await {
+                let (region, instance) = (region.clone(), instance.clone());
+                let line = Line {
+                    region,
+                    instance,
+                    text,
+                };
+                if lines.send(line).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
     // Apart from the process, because waiting for a process closes the stdin that it holds.
     let stdin = process.stdin.take();
@@ -168,7 +166,7 @@ fn free_port() -> io::Result<u16> {
         .port())
 }
 
-/// Keeps a process until it has ended, and tells how. It has its id as long as it is waited for, so that no signal
+/// Keeps a process until it has ended, and reports how. It has its id as long as it is waited for, so that no signal
 /// reaches another.
 async fn keep(
     mut process: process::Child,
@@ -201,23 +199,4 @@ async fn listening_address(stdout: impl AsyncRead + Unpin) -> Option<SocketAddr>
         .next()?
         .parse()
         .ok()
-}
-
-async fn pass_on(
-    stderr: impl AsyncRead + Unpin,
-    region: Region,
-    name: String,
-    lines: mpsc::Sender<Line>,
-) {
-    let mut log = BufReader::new(stderr).lines();
-    while let Ok(Some(text)) = log.next_line().await {
-        let line = Line {
-            region: region.clone(),
-            instance: name.clone(),
-            text,
-        };
-        if lines.send(line).await.is_err() {
-            return;
-        }
-    }
 }

@@ -1,14 +1,11 @@
 //! The cluster that `dev` runs: its instances, the ways between their regions, and its DNS server.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use futures_util::future;
-use nix::sys::signal::Signal;
 
 use super::{
-    chaos::Command,
     child::{Child, Plan},
-    control::InstanceStatus,
     dns::Dns,
     latency::Latency,
     way::Way,
@@ -17,28 +14,22 @@ use crate::{cli::Failure, region::Region};
 
 /// A running cluster; it is gone when this is dropped.
 pub(super) struct Cluster {
-    dns: Dns,
+    pub(super) dns: Dns,
     regions: Vec<Region>,
+    /// How long packets take between two regions; no time when `None`.
     latency: Option<Latency>,
-    members: Vec<Member>,
+    pub(super) members: Vec<Member>,
 }
 
-/// An instance, and the ways that lead to it.
-struct Member {
-    child: Child,
-    has_ended: bool,
-    approaches: Vec<Approach>,
-}
-
-/// The way to an instance from one other region; none while the instance is gone, so that it cannot be connected to.
-struct Approach {
-    start: SocketAddr,
-    delay: Duration,
-    way: Option<Way>,
+/// An instance, and the ways that lead to it from the other regions.
+pub(super) struct Member {
+    pub(super) child: Child,
+    pub(super) has_ended: bool,
+    ways: Vec<Way>,
 }
 
 impl Cluster {
-    /// A cluster without instances, in `regions`, between which packets take as long as `latency` says.
+    /// A cluster without instances.
     pub(super) fn new(dns: Dns, regions: Vec<Region>, latency: Option<Latency>) -> Self {
         Self {
             dns,
@@ -48,41 +39,26 @@ impl Cluster {
         }
     }
 
-    /// Starts the instance of `plan`, and lets every region know it.
+    /// Starts the instance of `plan`, and announces it in every region.
     pub(super) async fn add(&mut self, plan: Plan) -> Result<(), Failure> {
         let (region, name, listen) = (plan.region.clone(), plan.name.clone(), plan.listen);
-        let mut approaches = Vec::new();
+        let mut ways = Vec::new();
         // Announced before it starts where its port is known, so that its first question already has an answer.
         if listen.port() != 0 {
-            approaches = self.announce(&region, &name, listen).await?;
+            ways = self.announce(&region, &name, listen).await?;
         }
         let child = Child::start(plan).await?;
         if listen.port() == 0 {
-            approaches = self.announce(&region, &name, child.address()).await?;
+            ways = self.announce(&region, &name, child.plan.listen).await?;
         }
         self.members.push(Member {
             child,
             has_ended: false,
-            approaches,
+            ways,
         });
         Ok(())
     }
 
-    /// The instances as the page shows them.
-    pub(super) fn statuses(&self) -> Vec<InstanceStatus> {
-        let status = |member: &Member| InstanceStatus {
-            name: member.child.name().to_owned(),
-            has_ended: member.has_ended,
-        };
-        self.members.iter().map(status).collect()
-    }
-
-    /// Where its DNS server answers.
-    pub(super) fn dns_server(&self) -> SocketAddr {
-        self.dns.address()
-    }
-
-    /// The instances.
     pub(super) fn children(&self) -> impl Iterator<Item = &Child> {
         self.members.iter().map(|member| &member.child)
     }
@@ -95,107 +71,57 @@ impl Cluster {
 
     /// Notes that the instance `name` has ended: no way leads to it any more. Whether any is left.
     pub(super) fn ended(&mut self, name: &str) -> bool {
-        for member in &mut self.members {
-            if member.child.name() == name {
-                member.has_ended = true;
-                let approaches = member.approaches.iter_mut();
-                approaches.for_each(|approach| approach.way = None);
-            }
+        if let Ok(member) = self.member(name) {
+            member.has_ended = true;
+            member.ways.iter_mut().for_each(Way::close);
         }
         self.members.iter().any(|member| !member.has_ended)
     }
 
-    /// Does what is asked, and says what was done.
-    pub(super) async fn obey(&mut self, command: Command) -> Result<String, Failure> {
-        match command {
-            Command::Kill(name) => {
-                self.member(&name)?.child.signal(Signal::SIGKILL).await;
-                Ok(format!("{name} is killed; `start {name}` starts it again"))
-            }
-            Command::Stop(name) => {
-                self.member(&name)?.child.signal(Signal::SIGSTOP).await;
-                Ok(format!("{name} hangs; `resume {name}` lets it go on"))
-            }
-            Command::Resume(name) => {
-                self.member(&name)?.child.signal(Signal::SIGCONT).await;
-                Ok(format!("{name} goes on"))
-            }
-            Command::Drain(name) => {
-                self.member(&name)?.child.drain();
-                Ok(format!("{name} drains; `start {name}` starts it again"))
-            }
-            Command::Start(name) => {
-                self.member(&name)?.start_again().await?;
-                Ok(format!("{name} is back"))
-            }
-            Command::DnsDown => {
-                self.dns.take_down();
-                Ok("DNS is down; `dns up` brings it up again".to_owned())
-            }
-            Command::DnsUp => {
-                self.dns.bring_up().await?;
-                Ok("DNS is up".to_owned())
-            }
+    /// Starts the instance `name` again, which must have ended.
+    pub(super) async fn start_again(&mut self, name: &str) -> Result<(), Failure> {
+        let member = self.member(name)?;
+        if !member.has_ended {
+            return Err(Failure::Failed(format!("{name} has not ended")));
         }
+        member.child.start_again().await?;
+        member.has_ended = false;
+        for way in &mut member.ways {
+            way.reopen().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn child(&mut self, name: &str) -> Result<&mut Child, Failure> {
+        self.member(name).map(|member| &mut member.child)
     }
 
     fn member(&mut self, name: &str) -> Result<&mut Member, Failure> {
-        let names: Vec<_> = self.children().map(Child::name).collect();
+        let names: Vec<_> = self.children().map(|child| &*child.plan.name).collect();
         let unknown = format!("{name} is none of {}", names.join(", "));
         let mut members = self.members.iter_mut();
-        let found = members.find(|member| member.child.name() == name);
+        let found = members.find(|member| member.child.plan.name == name);
         found.ok_or(Failure::Failed(unknown))
     }
 
-    /// Tells every region where the instance `name` at `address` is, and opens the ways to it.
+    /// Announces the instance `name` at `address` in every region, and opens the ways to it.
     async fn announce(
         &self,
         region: &Region,
         name: &str,
         address: SocketAddr,
-    ) -> Result<Vec<Approach>, Failure> {
-        let mut approaches = Vec::new();
+    ) -> Result<Vec<Way>, Failure> {
+        let mut ways = Vec::new();
         for viewer in &self.regions {
-            let latency = self.latency.filter(|_| viewer != region);
-            let Some(latency) = latency else {
-                self.dns.announce(viewer, name, address.port()).await?;
-                continue;
-            };
-            let delay = latency.between(viewer, region).map_err(Failure::Usage)?;
-            let anywhere = SocketAddr::new(address.ip(), 0);
-            let way = Way::open(anywhere, address, delay).await?;
-            self.dns
-                .announce(viewer, name, way.address().port())
-                .await?;
-            approaches.push(Approach {
-                start: way.address(),
-                delay,
-                way: Some(way),
-            });
+            let mut reached_at = address;
+            if let Some(latency) = self.latency.filter(|_| viewer != region) {
+                let delay = latency.between(viewer, region).map_err(Failure::Usage)?;
+                let way = Way::open(address, delay).await?;
+                reached_at = way.start;
+                ways.push(way);
+            }
+            self.dns.announce(viewer, name, reached_at.port()).await?;
         }
-        Ok(approaches)
-    }
-}
-
-impl Member {
-    async fn start_again(&mut self) -> Result<(), Failure> {
-        if !self.has_ended {
-            let name = self.child.name();
-            return Err(Failure::Failed(format!("{name} has not ended")));
-        }
-        self.child.start_again().await?;
-        self.has_ended = false;
-        let target = self.child.address();
-        for approach in &mut self.approaches {
-            approach.open(target).await?;
-        }
-        Ok(())
-    }
-}
-
-impl Approach {
-    async fn open(&mut self, target: SocketAddr) -> io::Result<()> {
-        self.way = Some(Way::open(self.start, target, self.delay).await?);
-        Ok(())
+        Ok(ways)
     }
 }

@@ -10,13 +10,13 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing,
 };
 use futures_util::stream;
-use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -24,7 +24,6 @@ use crate::{
     client,
     config::DrainConfig,
     http::{Reached, check_site},
-    json,
     lifecycle::Lifecycle,
     memory::Budget,
     server::{self, Door, Server},
@@ -56,27 +55,19 @@ const OF_A_CONNECTION: [HeaderName; 3] = [
     header::TRANSFER_ENCODING,
 ];
 
-/// What the page asks of the loop that has the cluster.
+/// What the page asks of the loop that has the cluster: to do what a line says, as if it was typed, or without one to say
+/// which instances there are.
 #[derive(Debug)]
-pub(super) enum Order {
-    /// Do what the line says, as if it was typed, and say what was done.
-    Do(String, oneshot::Sender<String>),
-    /// Say which instances there are.
-    Show(oneshot::Sender<Vec<InstanceStatus>>),
-}
-
-/// An instance of the cluster.
-#[derive(Debug, Serialize)]
-pub(super) struct InstanceStatus {
-    pub(super) name: String,
-    pub(super) has_ended: bool,
+pub(super) struct Order {
+    pub(super) line: Option<String>,
+    pub(super) answer: oneshot::Sender<Value>,
 }
 
 /// The endpoint, while this lives.
 pub(super) struct Control {
     address: SocketAddr,
     token: String,
-    orders: mpsc::Receiver<Order>,
+    pub(super) orders: mpsc::Receiver<Order>,
     _server: Server,
 }
 
@@ -124,17 +115,12 @@ impl Control {
         let (port, token) = (self.address.port(), &self.token);
         format!("http://localhost:{port}/at/{name}/ui#control={token}")
     }
-
-    /// What the page asks for next.
-    pub(super) async fn next(&mut self) -> Option<Order> {
-        self.orders.recv().await
-    }
 }
 
 fn router(shared: Shared) -> Router {
     Router::new()
         .route("/at/{name}/{*rest}", routing::any(pass_on))
-        .route("/control", routing::get(show).post(obey))
+        .route("/control", routing::get(control).post(control))
         .layer(middleware::from_fn(own_pages))
         .with_state(Arc::new(shared))
 }
@@ -149,30 +135,26 @@ async fn own_pages(request: Request, next: Next) -> Response {
     }
 }
 
-/// `GET /control`: the instances.
-async fn show(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    if !shared.is_allowed(&headers) {
-        return unauthenticated();
+/// `POST /control` takes one line of what may be typed; `GET /control` has the instances.
+async fn control(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    headers: HeaderMap,
+    line: String,
+) -> Response {
+    let presented = headers.get(header::AUTHORIZATION);
+    let presented = presented.map(HeaderValue::as_bytes);
+    let presented = presented.and_then(PresentedToken::from_authorization);
+    if presented.is_none_or(|presented| presented.position([&shared.token]).is_none()) {
+        let why = "this wants the token of the page's address, as `fly-rpc dev` printed it";
+        return said(StatusCode::UNAUTHORIZED, why);
     }
-    let (sender, instances) = oneshot::channel();
-    // Where the loop has ended, so has everything.
-    let _ = shared.orders.send(Order::Show(sender)).await;
-    let instances = instances.await.unwrap_or_default();
-    answer(
-        StatusCode::OK,
-        &serde_json::json!({ "instances": instances }),
-    )
-}
-
-/// `POST /control`: one line of what may be typed.
-async fn obey(State(shared): State<Arc<Shared>>, headers: HeaderMap, line: String) -> Response {
-    if !shared.is_allowed(&headers) {
-        return unauthenticated();
-    }
-    let (sender, done) = oneshot::channel();
-    let _ = shared.orders.send(Order::Do(line, sender)).await;
-    match done.await {
-        Ok(done) => said(StatusCode::OK, &done),
+    let line = (method == Method::POST).then_some(line);
+    let (answer, answered) = oneshot::channel();
+    // Where the loop has ended, the channel of the answer is closed with it.
+    let _ = shared.orders.send(Order { line, answer }).await;
+    match answered.await {
+        Ok(document) => document_of(StatusCode::OK, &document),
         Err(_) => said(StatusCode::SERVICE_UNAVAILABLE, "the cluster stops"),
     }
 }
@@ -221,31 +203,19 @@ fn passed_back(mut answered: reqwest::Response) -> Response {
     (status, headers, Body::from_stream(pieces)).into_response()
 }
 
-impl Shared {
-    fn is_allowed(&self, headers: &HeaderMap) -> bool {
-        let presented = headers.get(header::AUTHORIZATION);
-        let presented = presented.map(HeaderValue::as_bytes);
-        let presented = presented.and_then(PresentedToken::from_authorization);
-        presented.is_some_and(|presented| presented.position([&self.token]).is_some())
-    }
-}
-
-fn unauthenticated() -> Response {
-    said(
-        StatusCode::UNAUTHORIZED,
-        "this wants the token of the page's address, as `fly-rpc dev` printed it",
-    )
-}
-
-/// An answer for people; a page that expects a problem document finds its detail.
 fn said(status: StatusCode, what: &str) -> Response {
-    answer(status, &serde_json::json!({ "said": what, "detail": what }))
+    document_of(status, &said_document(what))
 }
 
-fn answer(status: StatusCode, document: &impl Serialize) -> Response {
+/// What is said to people; a page that expects a problem document finds its detail.
+pub(super) fn said_document(what: &str) -> Value {
+    json!({ "said": what, "detail": what })
+}
+
+fn document_of(status: StatusCode, document: &Value) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "no-store"),
     ];
-    (status, headers, json::to_vec(document)).into_response()
+    (status, headers, document.to_string()).into_response()
 }

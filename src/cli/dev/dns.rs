@@ -39,16 +39,13 @@ pub(super) fn service(region: &Region) -> String {
 
 /// A DNS server, which may be down; it stops when it is dropped.
 pub(super) struct Dns {
-    address: SocketAddr,
+    pub(super) address: SocketAddr,
     zone: Arc<InMemoryZoneHandler<TokioRuntimeProvider>>,
     server: Option<Server<Catalog>>,
 }
 
 impl Dns {
     /// Starts on a free port of 127.0.0.1.
-    ///
-    /// # Errors
-    /// No port is free for both UDP and TCP.
     pub(super) async fn start() -> io::Result<Self> {
         let sockets = bind_anywhere().await?;
         let address = sockets.0.local_addr()?;
@@ -63,20 +60,12 @@ impl Dns {
         Ok(dns)
     }
 
-    /// Where it answers.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// Closes its sockets.
     pub(super) fn take_down(&mut self) {
         self.server = None;
     }
 
     /// Answers again, at the same address.
-    ///
-    /// # Errors
-    /// The address is taken.
     pub(super) async fn bring_up(&mut self) -> io::Result<()> {
         if self.server.is_none() {
             self.serve(bind(self.address).await?)?;
@@ -84,10 +73,7 @@ impl Dns {
         Ok(())
     }
 
-    /// Tells the instances in `viewer` that the instance `host` is at `port` of 127.0.0.1.
-    ///
-    /// # Errors
-    /// A name that is none in DNS.
+    /// Announces to the instances in `viewer` that the instance `host` is at `port` of 127.0.0.1.
     pub(super) async fn announce(&self, viewer: &Region, host: &str, port: u16) -> io::Result<()> {
         let (service, target) = (name(&service(viewer))?, name(&format!("{host}.{ZONE}"))?);
         let location = SRV::new(0, 0, port, target.clone());

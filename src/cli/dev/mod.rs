@@ -18,20 +18,18 @@ use std::{
 };
 
 use clap::Args;
+use serde_json::{Value, json};
 use tokio::{sync::mpsc, time};
 
 use self::{
-    child::{Child, Plan},
-    cluster::Cluster,
-    control::{Control, Order},
+    child::Plan,
+    cluster::{Cluster, Member},
+    control::{Control, said_document},
     dns::Dns,
     latency::Latency,
     regions::Shape,
 };
-use super::{
-    Failure, print, say,
-    table::{Cell, header, table},
-};
+use super::{Failure, print, say, table::table};
 use crate::{client, http::RegionsDocument, region::Region, signal::Signals};
 
 /// How long the instances may take to see each other.
@@ -40,7 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Log lines that wait to be printed.
 const LOG_LINES: usize = 1024;
-/// Instances whose end waits to be told.
+/// Ends of instances that wait to be noted.
 const ENDS: usize = 64;
 
 /// The cluster to run.
@@ -105,7 +103,7 @@ async fn run_cluster(
     let (ends, mut ended) = mpsc::channel(ENDS);
     let taken = taken_ports(args);
     taken.iter().for_each(|line| say(line));
-    for plan in plans(args, cluster.dns_server(), &lines, &ends) {
+    for plan in plans(args, cluster.dns.address, &lines, &ends) {
         cluster.add(plan).await?;
     }
     drop(lines);
@@ -131,48 +129,38 @@ async fn run_cluster(
                     return Err(Failure::Failed("every instance has ended".to_owned()));
                 }
             }
-            Some(line) = next(&mut typed) => say(&obey(cluster, &line).await),
-            Some(order) = ordered(&mut control) => match order {
-                Order::Do(line, answer) => {
-                    let done = obey(cluster, &line).await;
-                    say(&done);
-                    // The page may be gone.
-                    let _ = answer.send(done);
-                }
-                Order::Show(answer) => drop(answer.send(cluster.statuses())),
-            },
+            Some(line) = async { typed.as_mut()?.recv().await } => say(&chaos::obey(cluster, &line).await),
+            Some(order) = async { control.as_mut()?.orders.recv().await } => {
+                let document = match order.line {
+                    Some(line) => {
+                        let done = chaos::obey(cluster, &line).await;
+                        say(&done);
+                        said_document(&done)
+                    }
+                    None => statuses(cluster),
+                };
+                // The page may be gone.
+                let _ = order.answer.send(document);
+            }
         }
     }
 }
 
-/// Does what a line says; what there is to say then.
-async fn obey(cluster: &mut Cluster, line: &str) -> String {
-    match line.parse() {
-        Ok(command) => match cluster.obey(command).await {
-            Ok(done) => done,
-            Err(failure) => failure.to_string(),
-        },
-        Err(help) => help,
-    }
+/// The instances as the page shows them.
+fn statuses(cluster: &Cluster) -> Value {
+    let status =
+        |member: &Member| json!({ "name": member.child.plan.name, "has_ended": member.has_ended });
+    let statuses: Vec<_> = cluster.members.iter().map(status).collect();
+    json!({ "instances": statuses })
 }
 
 /// Where each instance is.
 fn addresses(cluster: &Cluster) -> BTreeMap<String, SocketAddr> {
-    let address = |child: &Child| (child.name().to_owned(), child.address());
-    cluster.children().map(address).collect()
+    let plans = cluster.children().map(|child| &child.plan);
+    plans.map(|plan| (plan.name.clone(), plan.listen)).collect()
 }
 
-/// What the page asks for next; never anything where it cannot ask.
-async fn ordered(control: &mut Option<Control>) -> Option<Order> {
-    control.as_mut()?.next().await
-}
-
-/// The next line that was typed; `None` where none can be any more.
-async fn next(typed: &mut Option<mpsc::Receiver<String>>) -> Option<String> {
-    typed.as_mut()?.recv().await
-}
-
-/// What each instance is told.
+/// What each instance is started with.
 fn plans(
     args: &DevArgs,
     dns_server: SocketAddr,
@@ -223,10 +211,8 @@ fn preferred_address(first: u16, number: usize) -> SocketAddr {
 
 /// The address at `first` + `number`; at any free port where `first` is 0.
 fn wanted_address(first: u16, number: usize) -> SocketAddr {
-    let port = u16::try_from(number)
-        .ok()
-        .filter(|_| first != 0)
-        .and_then(|number| first.checked_add(number));
+    let number = u16::try_from(number).ok().filter(|_| first != 0);
+    let port = number.and_then(|number| first.checked_add(number));
     (Ipv4Addr::LOCALHOST, port.unwrap_or(0)).into()
 }
 
@@ -247,14 +233,14 @@ fn taken_ports(args: &DevArgs) -> Option<String> {
 }
 
 async fn until_all_see_all(cluster: &Cluster) -> Result<(), Failure> {
-    let names = cluster.children().map(|child| child.name().to_owned());
-    let all: BTreeSet<String> = names.collect();
+    let addresses = addresses(cluster);
+    let all: BTreeSet<String> = addresses.keys().cloned().collect();
     let built = client::builder(Duration::from_secs(1))
         .timeout(Duration::from_secs(1))
         .build();
     let client = built.map_err(|error| Failure::Failed(error.to_string()))?;
-    for child in cluster.children() {
-        while instances_seen(&client, child.address()).await.as_ref() != Some(&all) {
+    for address in addresses.into_values() {
+        while instances_seen(&client, address).await.as_ref() != Some(&all) {
             time::sleep(PAUSE).await;
         }
     }
@@ -263,19 +249,13 @@ async fn until_all_see_all(cluster: &Cluster) -> Result<(), Failure> {
 
 /// The instances that the one at `address` would call, itself included.
 async fn instances_seen(client: &reqwest::Client, address: SocketAddr) -> Option<BTreeSet<String>> {
-    let response = client
-        .get(format!("http://{address}/regions"))
-        .send()
+    let asked = client.get(format!("http://{address}/regions"));
+    let body = client::body(asked.send().await.ok()?, 16 << 20)
         .await
         .ok()?;
-    let body = client::body(response, 16 << 20).await.ok()?;
     let seen: RegionsDocument = serde_json::from_slice(&body).ok()?;
     let instances = seen.regions.into_iter().flat_map(|region| region.instances);
-    Some(
-        instances
-            .map(|instance| instance.instance.to_string())
-            .collect(),
-    )
+    Some(instances.map(|it| it.instance.to_string()).collect())
 }
 
 fn welcome(
@@ -284,62 +264,47 @@ fn welcome(
     control: Option<&Control>,
     taken: Option<String>,
 ) -> String {
-    let mut rows = vec![header(["REGION", "INSTANCE", "ADDRESS"])];
-    rows.extend(cluster.children().map(row));
-    let first = cluster.children().next().map(Child::address);
-    let port = first.map_or(0, |address| address.port());
-    let far = args
-        .regions
-        .regions()
-        .last()
-        .map_or("primary", Region::as_str);
-    let other = args
-        .regions
-        .regions()
-        .nth(1)
-        .map_or("primary", Region::as_str);
+    let plans: Vec<&Plan> = cluster.children().map(|child| &child.plan).collect();
+    let url = |plan: &Plan| format!("http://localhost:{}", plan.listen.port());
+    let row = |plan: &&Plan| [(&plan.region).into(), (&plan.name).into(), url(plan).into()];
+    let table = table(["REGION", "INSTANCE", "ADDRESS"], plans.iter().map(row));
+    let first = plans.first().map(|plan| url(plan)).unwrap_or_default();
+    let page = match (control, plans.first()) {
+        (Some(control), Some(first)) => control.page(&first.name),
+        _ => format!("{first}/ui"),
+    };
+    // What is printed to be typed is as short as can be.
+    let host = first.trim_start_matches("http://");
+    let name = |region: Option<&Region>| region.map_or("primary", Region::as_str).to_owned();
+    let far = name(args.regions.regions().last());
+    let other = name(args.regions.regions().nth(1));
     let curl = |region: &str, call: &str| {
-        format!(
-            "  curl -s localhost:{port}/rpc/{region} -H 'content-type: application/json' -d '{call}'"
-        )
+        format!("  curl -s {host}/rpc/{region} -H 'content-type: application/json' -d '{call}'")
     };
     let mut parts = Vec::from_iter(taken.map(|line| format!("\n{line}")));
-    let page = match (control, cluster.children().next()) {
-        (Some(control), Some(first)) => control.page(first.name()),
-        _ => format!("http://localhost:{port}/ui"),
-    };
     parts.extend([
         format!("\nLook at it: {page}"),
-        format!("\n{} instances see each other:\n", rows.len() - 1),
-        table(&rows),
+        format!("\n{} instances see each other:\n", plans.len()),
+        table,
         "\nTry:".to_owned(),
     ]);
     if args.app.is_empty() {
         let upcase = r#"{"module":"String","function":"upcase","args":["fly"]}"#;
         parts.extend([
-            curl(other, upcase),
-            curl(far, r#"{"module":"Fly.RPC","function":"my_region"}"#),
-            format!("  curl -s localhost:{port}/regions"),
-            format!("  fly-rpc call {other} String.upcase fly --url http://localhost:{port}"),
+            curl(&other, upcase),
+            curl(&far, r#"{"module":"Fly.RPC","function":"my_region"}"#),
+            format!("  curl -s {host}/regions"),
+            format!("  fly-rpc call {other} String.upcase fly --url {first}"),
         ]);
     } else {
         parts.extend([
-            format!("  curl -s localhost:{port}/functions"),
-            curl(far, r#"{"module":"Math","function":"add","args":[1,2]}"#),
+            format!("  curl -s {host}/functions"),
+            curl(&far, r#"{"module":"Math","function":"add","args":[1,2]}"#),
         ]);
     }
     if args.chaos {
-        parts.push(format!("\n{}", chaos::help()));
+        parts.push(format!("\n{}", chaos::HELP));
     }
     parts.push("\nCtrl-C stops all of them.".to_owned());
     parts.join("\n")
-}
-
-fn row(child: &Child) -> Vec<Cell> {
-    let url = format!("http://localhost:{}", child.address().port());
-    vec![
-        child.region().as_str().into(),
-        child.name().into(),
-        url.into(),
-    ]
 }

@@ -16,33 +16,41 @@ use tokio_util::task::AbortOnDropHandle;
 const PIECES: usize = 256;
 const PIECE: usize = 16 << 10;
 
-/// A running way; it is cut, with all connections on it, when this is dropped.
+/// A way, with all connections on it; both are cut when this is dropped.
 #[derive(Debug)]
 pub(super) struct Way {
-    address: SocketAddr,
-    _task: AbortOnDropHandle<()>,
+    /// Where it begins.
+    pub(super) start: SocketAddr,
+    target: SocketAddr,
+    delay: Duration,
+    /// None while it is closed: nobody can connect then.
+    relay: Option<AbortOnDropHandle<()>>,
 }
 
 impl Way {
-    /// A way that begins at `address`, where port 0 is any free one, and ends at `target`, `delay` further.
-    ///
-    /// # Errors
-    /// The address is taken.
-    pub(super) async fn open(
-        address: SocketAddr,
-        target: SocketAddr,
-        delay: Duration,
-    ) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        Ok(Self {
-            address: listener.local_addr()?,
-            _task: AbortOnDropHandle::new(tokio::spawn(relay_all(listener, target, delay))),
-        })
+    /// A way that begins at a free port and ends at `target`, `delay` further.
+    pub(super) async fn open(target: SocketAddr, delay: Duration) -> io::Result<Self> {
+        let mut way = Self {
+            start: SocketAddr::new(target.ip(), 0),
+            target,
+            delay,
+            relay: None,
+        };
+        way.reopen().await?;
+        Ok(way)
     }
 
-    /// Where it begins.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    pub(super) fn close(&mut self) {
+        self.relay = None;
+    }
+
+    /// Opens it where it began before.
+    pub(super) async fn reopen(&mut self) -> io::Result<()> {
+        let listener = TcpListener::bind(self.start).await?;
+        self.start = listener.local_addr()?;
+        let relay = relay_all(listener, self.target, self.delay);
+        self.relay = Some(AbortOnDropHandle::new(tokio::spawn(relay)));
+        Ok(())
     }
 }
 
@@ -114,19 +122,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_question_takes_its_way_twice_and_the_handshake_too() {
+    async fn a_question_takes_its_way_twice_the_handshake_too_and_a_closed_way_opens_again() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let echo = TcpListener::bind(any).await.unwrap();
         let target = echo.local_addr().unwrap();
         let delay = Duration::from_millis(20);
-        let way = Way::open(any, target, delay).await.unwrap();
+        let mut way = Way::open(target, delay).await.unwrap();
         tokio::spawn(async move {
             let (mut stream, _) = echo.accept().await.unwrap();
             let (mut from, mut to) = stream.split();
             tokio::io::copy(&mut from, &mut to).await
         });
         let mut asked = Instant::now();
-        let mut client = TcpStream::connect(way.address()).await.unwrap();
+        let mut client = TcpStream::connect(way.start).await.unwrap();
         for ways in [4, 2, 2] {
             client.write_all(b"?").await.unwrap();
             let mut answer = [0];
@@ -135,10 +143,11 @@ mod tests {
             assert!(took >= ways * delay, "{took:?} for {ways} ways");
             asked = Instant::now();
         }
-        let start = way.address();
-        drop(way);
+        way.close();
         // A reset or a plain end: the way is cut.
         let _ = client.read_to_end(&mut Vec::new()).await;
-        TcpStream::connect(start).await.unwrap_err();
+        TcpStream::connect(way.start).await.unwrap_err();
+        way.reopen().await.unwrap();
+        TcpStream::connect(way.start).await.unwrap();
     }
 }

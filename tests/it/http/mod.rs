@@ -3,7 +3,6 @@
 mod events;
 mod examples;
 mod explain;
-mod https;
 mod openapi;
 mod places;
 mod proxies;

@@ -5,6 +5,7 @@ mod configuration;
 mod crate_api;
 mod dev;
 mod embedded;
+mod https;
 mod logs;
 mod metrics;
 mod stopping;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
 };
 use tokio_rustls::{
@@ -90,7 +90,7 @@ impl End {
 }
 
 fn path(certificate: &str) -> String {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/http/tls");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/program/tls");
     format!("{folder}/{certificate}.pem")
 }
 
@@ -181,4 +181,43 @@ async fn an_instance_that_is_asked_by_https_itself_speaks_no_tls() {
     assert_eq!((code, stdout.as_str()), (1, ""));
     let why = "what is there speaks no TLS; for an instance without a proxy in front write http";
     assert_eq!(stderr, format!("fly-rpc: cannot reach {url}: {why}\n"));
+}
+
+#[tokio::test]
+async fn an_end_of_tls_that_is_asked_by_http_is_to_be_tried_by_https() {
+    let instance = instance().await;
+    let end = End::of(&instance, "certificate").await;
+    let refusal =
+        b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/html\r\ncontent-length: 0\r\n\r\n";
+    let answers: [(&[u8], &str); 2] = [
+        // As nginx and Go answer at a port with TLS; others close the connection.
+        (
+            refusal,
+            "the answer is not one of fly-rpc: status 400 Bad Request",
+        ),
+        (b"", "connection closed before message completed"),
+    ];
+    let mut cases = vec![(end.address, "no answer from ")];
+    for (bytes, what) in answers {
+        cases.push((answering(bytes).await, what));
+    }
+    for (address, what) in cases {
+        let url = format!("http://{address}");
+        let (code, stdout, stderr) = run_with(&UPCASE, &[("FLY_RPC_URL", &url)]).await;
+        assert_eq!((code, stdout.as_str()), (1, ""));
+        let hint = format!("; if this port speaks TLS, try https://{address}\n");
+        assert!(stderr.contains(what) && stderr.ends_with(&hint), "{stderr}");
+    }
+}
+
+/// Where one connection is answered with these bytes and closed.
+async fn answering(bytes: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        stream.write_all(bytes).await.unwrap();
+    });
+    address
 }
