@@ -77,62 +77,49 @@ impl Declaration {
     /// The timeout of a call that names none: 1 ms to a day, in whole milliseconds. No call gets more than the
     /// `RPC_MAX_TIMEOUT` of the instance that it reaches.
     #[must_use]
-    pub fn timeout(self, timeout: Duration) -> Self {
-        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        Self {
-            timeout_ms: Some(ms),
-            ..self
-        }
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        self
     }
 
     /// Whether a call that does not say so may run twice.
     #[must_use]
-    pub fn idempotent(self, idempotent: bool) -> Self {
-        Self {
-            idempotent: Some(idempotent),
-            ..self
-        }
+    pub fn idempotent(mut self, idempotent: bool) -> Self {
+        self.idempotent = Some(idempotent);
+        self
     }
 
     /// How many calls run on one instance at once, 1 to 1,000,000; as many again wait for their turn, and more are refused.
     #[must_use]
-    pub fn concurrency(self, calls: usize) -> Self {
-        Self {
-            concurrency: Some(calls),
-            ..self
-        }
+    pub fn concurrency(mut self, calls: usize) -> Self {
+        self.concurrency = Some(calls);
+        self
     }
 
     /// What it does, in one sentence for people.
     #[must_use]
-    pub fn doc(self, doc: impl Into<String>) -> Self {
-        Self {
-            doc: Some(doc.into()),
-            ..self
-        }
+    pub fn doc(mut self, doc: impl Into<String>) -> Self {
+        self.doc = Some(doc.into());
+        self
     }
 
     /// Its parameters, in order: the name of each, and a JSON Schema of its values. A call has exactly as many arguments,
     /// in an array or in an object by these names. At most 256, each name of 1 to 128 bytes and given once.
     #[must_use]
-    pub fn params<N: Into<String>>(self, params: impl IntoIterator<Item = (N, Value)>) -> Self {
+    pub fn params<N: Into<String>>(mut self, params: impl IntoIterator<Item = (N, Value)>) -> Self {
         let param = |(name, schema): (N, Value)| Param {
             name: name.into(),
             schema: Some(schema),
         };
-        Self {
-            params: Some(params.into_iter().map(param).collect()),
-            ..self
-        }
+        self.params = Some(params.into_iter().map(param).collect());
+        self
     }
 
     /// A JSON Schema of its result.
     #[must_use]
-    pub fn result(self, schema: Value) -> Self {
-        Self {
-            result: Some(schema),
-            ..self
-        }
+    pub fn result(mut self, schema: Value) -> Self {
+        self.result = Some(schema);
+        self
     }
 
     /// Whether it says nothing.
@@ -148,7 +135,7 @@ impl Declaration {
     /// Checks what its types do not.
     ///
     /// # Errors
-    /// A timeout or a concurrency out of range, too many parameters, or one whose name is none or not its own, in words.
+    /// A timeout or a concurrency out of range, too many parameters, or one whose name is invalid or given twice, in words.
     pub(crate) fn check(&self) -> Result<(), String> {
         let timeout_fits = |ms: u64| (1..=MAX_TIMEOUT_MS).contains(&ms);
         if !self.timeout_ms.is_none_or(timeout_fits) {

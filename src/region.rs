@@ -9,7 +9,7 @@ use crate::name::{InvalidName, word};
 const PRIMARY: &str = "primary";
 const ANY: &str = "any";
 const ALL: &str = "all";
-/// What stands for other regions, or for all, and is none itself.
+/// Words that stand for other regions, or for all; no region has one of these names.
 const RESERVED: [&str; 4] = [PRIMARY, ANY, ALL, "each"];
 
 /// How many items a list may have: one for each attempt of a call.
@@ -18,7 +18,7 @@ const MAX_TARGETS: usize = 3;
 const MAX_REGIONS: usize = 32;
 
 word! {
-    /// A region such as `syd`: `^[a-z0-9][a-z0-9-]{0,31}$`, and none of `primary`, `any`, `all` and `each`, which stand for
+    /// A region such as `syd`: `^[a-z0-9][a-z0-9-]{0,31}$`, except `primary`, `any`, `all` and `each`, which stand for
     /// others.
     pub Region, "a region",
     "1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\", \"any\", \"all\" or \"each\"",
@@ -135,17 +135,8 @@ impl FromStr for Targets {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut items = Vec::with_capacity(1);
-        for (number, item) in text.split(',').enumerate() {
-            let item = item.parse()?;
-            if number == MAX_TARGETS {
-                return Err(InvalidName::new("a list of regions", "one to three items"));
-            }
-            // No pattern in the OpenAPI document can forbid that one is named twice.
-            if !items.contains(&item) {
-                items.push(item);
-            }
-        }
+        let too_many = InvalidName::new("a list of regions", "one to three items");
+        let items = distinct(text, MAX_TARGETS, too_many)?;
         Ok(Self {
             items,
             within: None,
@@ -186,24 +177,11 @@ impl FromStr for Regions {
         if text == ALL {
             return Ok(Self::All);
         }
-        let mut items = Vec::new();
-        for (number, item) in text.split(',').enumerate() {
-            let item = match item.parse()? {
-                Target::Any => {
-                    let rule = "a region or \"primary\": \"any\" is one of them and says not which";
-                    return Err(InvalidName::new("each item of a fan-out", rule));
-                }
-                item => item,
-            };
-            if number == MAX_REGIONS {
-                return Err(InvalidName::new(
-                    "a fan-out",
-                    "in one to 32 regions, or in all",
-                ));
-            }
-            if !items.contains(&item) {
-                items.push(item);
-            }
+        let too_many = InvalidName::new("a fan-out", "in one to 32 regions, or in all");
+        let items = distinct(text, MAX_REGIONS, too_many)?;
+        if items.contains(&Target::Any) {
+            let rule = "a region or \"primary\": \"any\" is one of them and says not which";
+            return Err(InvalidName::new("each item of a fan-out", rule));
         }
         Ok(Self::Named(items))
     }
@@ -218,12 +196,25 @@ impl fmt::Display for Regions {
     }
 }
 
-fn list(items: &[Target], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    for (number, item) in items.iter().enumerate() {
-        let comma = if number > 0 { "," } else { "" };
-        write!(f, "{comma}{item}")?;
+/// The targets in a list of at most `most`, each once. That one is named twice is no error, because no pattern in the
+/// OpenAPI document can forbid it.
+fn distinct(text: &str, most: usize, too_many: InvalidName) -> Result<Vec<Target>, InvalidName> {
+    let mut targets = Vec::with_capacity(1);
+    for (number, target) in text.split(',').enumerate() {
+        let target = target.parse()?;
+        if number == most {
+            return Err(too_many);
+        }
+        if !targets.contains(&target) {
+            targets.push(target);
+        }
     }
-    Ok(())
+    Ok(targets)
+}
+
+fn list(items: &[Target], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let items: Vec<_> = items.iter().map(Target::to_string).collect();
+    f.write_str(&items.join(","))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use tokio::{
 };
 use utoipa::ToSchema;
 
-pub(crate) use self::tally::{RegionCounts, Totals};
+pub(crate) use self::tally::RegionCounts;
 use self::tally::{Sampler, Tally};
 use crate::{
     name::{BootId, FunctionName, InstanceId, RequestId},
@@ -190,7 +190,7 @@ impl Feed {
     /// A peer is new, in another state, or gone.
     pub(crate) fn peer_changed(&self, change: &PeerChange<'_>) {
         if self.is_heard() {
-            self.tell(&mut self.gathered(), "peer", None, change);
+            self.send(&mut self.gathered(), "peer", None, change);
         }
     }
 
@@ -205,7 +205,7 @@ impl Feed {
                 region: Some(attempt.region.clone()),
                 function: function.clone(),
             };
-            self.tell(&mut gathered, "attempt", Some(subject), attempt);
+            self.send(&mut gathered, "attempt", Some(subject), attempt);
         }
     }
 
@@ -244,11 +244,11 @@ impl Feed {
             code: problem.map(Problem::word),
             elapsed_ms: meta.elapsed_ms,
         };
-        self.tell(&mut gathered, "call", Some(subject), &call);
+        self.send(&mut gathered, "call", Some(subject), &call);
     }
 
     /// What was counted while somebody listened.
-    pub(crate) fn totals(&self) -> Totals {
+    pub(crate) fn totals(&self) -> Vec<RegionCounts> {
         self.gathered().tally.totals(self.now())
     }
 
@@ -262,7 +262,7 @@ impl Feed {
     }
 
     /// Sends an event under the next number, which `gathered`, being locked, keeps in order.
-    fn tell(
+    fn send(
         &self,
         gathered: &mut Gathered,
         name: &str,
@@ -340,10 +340,10 @@ mod tests {
     async fn nothing_is_gathered_while_nobody_listens() {
         let feed = feed();
         call(&feed);
-        assert!(feed.totals().regions.is_empty());
+        assert!(feed.totals().is_empty());
         let mut listener = feed.listen().unwrap();
         call(&feed);
-        assert_eq!(feed.totals().regions.len(), 1);
+        assert_eq!(feed.totals().len(), 1);
         let Some(Heard::Event(event)) = listener.next().await else {
             panic!("no event");
         };

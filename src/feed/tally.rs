@@ -12,12 +12,12 @@ use crate::{
 
 /// How many calls that went well are shown in a second, and how many failures.
 const SHOWN: u32 = 20;
-/// The most regions that are told apart.
+/// The most regions that are counted by themselves; more are counted as one.
 const MAX_REGIONS: usize = 256;
 /// The parts of the minute for which times are kept, and how long each is, in seconds.
 const PARTS: usize = 7;
 const PART: u64 = 10;
-/// Times are told apart by buckets, four to a doubling: 9 % to either side of the middle of one.
+/// Times are counted in buckets, four to a doubling: 9 % to either side of the middle of one.
 const BUCKETS: usize = 88;
 const PER_DOUBLING: f64 = 4.0;
 /// The lower end of the first bucket, in milliseconds; the last ends at 210 s.
@@ -57,8 +57,8 @@ pub(super) struct Tally(BTreeMap<Option<Region>, Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     calls: u64,
-    failures: Vec<((Code, Executed), u64)>,
-    parts: [Part; PARTS],
+    failures: Vec<FailureCount>,
+    parts: [Option<Part>; PARTS],
 }
 
 /// The times of one part of a minute.
@@ -66,21 +66,6 @@ struct Counts {
 struct Part {
     number: u64,
     buckets: [u32; BUCKETS],
-}
-
-impl Default for Part {
-    fn default() -> Self {
-        Self {
-            number: 0,
-            buckets: [0; BUCKETS],
-        }
-    }
-}
-
-/// What was counted, by region.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Totals {
-    pub regions: Vec<RegionCounts>,
 }
 
 /// Calls for one region.
@@ -131,47 +116,51 @@ impl Tally {
         let counts = self.0.entry(region.filter(|_| !is_full)).or_default();
         counts.calls += 1;
         if let Some(problem) = problem {
-            counts.failed((problem.code, problem.executed));
+            counts.failed(problem.code, problem.executed);
         }
         counts.took(elapsed_ms, now);
     }
 
     /// What was counted until `now`.
-    pub(super) fn totals(&self, now: Duration) -> Totals {
+    pub(super) fn totals(&self, now: Duration) -> Vec<RegionCounts> {
         let regions = self.0.iter().map(|(region, counts)| {
             let times = counts.last_minute(now);
             RegionCounts {
                 region: region.clone(),
                 calls: counts.calls,
-                failures: counts.failures.iter().map(failure_count).collect(),
+                failures: counts.failures.clone(),
                 p50_ms: quantile(&times, 0.5),
                 p99_ms: quantile(&times, 0.99),
             }
         });
-        Totals {
-            regions: regions.collect(),
-        }
+        regions.collect()
     }
 }
 
 impl Counts {
-    fn failed(&mut self, how: (Code, Executed)) {
-        match self.failures.iter_mut().find(|(known, _)| *known == how) {
-            Some((_, calls)) => *calls += 1,
-            None => self.failures.push((how, 1)),
+    fn failed(&mut self, code: Code, executed: Executed) {
+        let mut known = self.failures.iter_mut();
+        match known.find(|known| (known.code, known.executed) == (code, executed)) {
+            Some(known) => known.calls += 1,
+            None => self.failures.push(FailureCount {
+                code,
+                executed,
+                calls: 1,
+            }),
         }
     }
 
     fn took(&mut self, elapsed_ms: f64, now: Duration) {
         let number = now.as_secs() / PART;
         let place = usize::try_from(number).unwrap_or_default() % PARTS;
-        let part = &mut self.parts[place];
-        if part.number != number {
-            *part = Part {
-                number,
-                ..Part::default()
-            };
+        let slot = &mut self.parts[place];
+        if slot.as_ref().is_some_and(|part| part.number != number) {
+            *slot = None;
         }
+        let part = slot.get_or_insert(Part {
+            number,
+            buckets: [0; BUCKETS],
+        });
         part.buckets[bucket(elapsed_ms)] += 1;
     }
 
@@ -179,7 +168,7 @@ impl Counts {
         let last = now.as_secs() / PART;
         let recent = |part: &&Part| last - part.number.min(last) < PARTS as u64;
         let mut sums = [0; BUCKETS];
-        for part in self.parts.iter().filter(recent) {
+        for part in self.parts.iter().flatten().filter(recent) {
             for (sum, count) in sums.iter_mut().zip(part.buckets) {
                 *sum += count;
             }
@@ -188,22 +177,13 @@ impl Counts {
     }
 }
 
-impl Totals {
-    /// What came since `before`, with the times as they are.
-    pub(crate) fn since(&self, before: &Self) -> Vec<RegionCounts> {
-        let one = |now: &RegionCounts| {
-            let mut before = before.regions.iter();
-            match before.find(|counts| counts.region == now.region) {
-                Some(before) => now.since(before),
-                None => now.clone(),
-            }
-        };
-        self.regions.iter().map(one).collect()
-    }
-}
-
 impl RegionCounts {
-    fn since(&self, before: &Self) -> Self {
+    /// What of it came after the counts of `before`, with the times as they are.
+    pub(crate) fn since(&self, before: &[Self]) -> Self {
+        let mut before = before.iter();
+        let Some(before) = before.find(|before| before.region == self.region) else {
+            return self.clone();
+        };
         let failure = |now: &FailureCount| {
             let is_same = |it: &&FailureCount| (it.code, it.executed) == (now.code, now.executed);
             let before = before.failures.iter().find(is_same);
@@ -224,14 +204,6 @@ impl RegionCounts {
 /// Whether an instance may have been seen in the region that a call with this problem names: a client may invent any.
 fn is_about_a_region(problem: &Problem) -> bool {
     !matches!(problem.code, Code::RegionUnknown | Code::DiscoveryPending)
-}
-
-fn failure_count(((code, executed), calls): &((Code, Executed), u64)) -> FailureCount {
-    FailureCount {
-        code: *code,
-        executed: *executed,
-        calls: *calls,
-    }
 }
 
 fn bucket(elapsed_ms: f64) -> usize {
@@ -276,7 +248,7 @@ mod tests {
         }
         let times = |now| {
             let totals = tally.totals(at(now));
-            let counts = totals.regions[0].clone();
+            let counts = &totals[0];
             (counts.calls, counts.p50_ms, counts.p99_ms)
         };
         // Those of 40 s to 100 s, to within a bucket.
@@ -305,15 +277,16 @@ mod tests {
         let before = tally.totals(at(1));
         tally.count(None, Some(&lost), 1.0, at(2));
         tally.count(None, None, 1.0, at(2));
-        let since = tally.totals(at(2)).since(&before);
+        let now = tally.totals(at(2));
+        let since = now[0].since(&before);
         let failure = FailureCount {
             code: Code::PeerLost,
             executed: Executed::Maybe,
             calls: 1,
         };
-        assert_eq!((since[0].calls, &since[0].failures), (2, &vec![failure]));
-        let nothing = tally.totals(at(2)).since(&tally.totals(at(2)));
-        assert_eq!((nothing[0].calls, nothing[0].failures.len()), (0, 0));
+        assert_eq!((since.calls, since.failures), (2, vec![failure]));
+        let nothing = now[0].since(&now);
+        assert_eq!((nothing.calls, nothing.failures.len()), (0, 0));
     }
 
     #[test]

@@ -5,15 +5,15 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Extension,
-    body::{Body, Bytes},
+    body::Body,
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderValue,
+        HeaderMap,
         header::{ACCEPT, CONTENT_TYPE},
     },
-    response::{Response, Result},
+    response::{IntoResponse, Response, Result},
 };
-use futures_util::stream;
+use futures_util::{Stream, StreamExt, stream};
 use scopeguard::ScopeGuard;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -23,6 +23,7 @@ use utoipa::ToSchema;
 
 use super::{
     App, AppState,
+    head::items,
     layers::Context,
     log,
     openapi::{EachProblems, entry_problem},
@@ -229,15 +230,10 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<(Call, Per),
 
 /// Whether the client takes lines: `application/x-ndjson` is among what it accepts.
 fn wants_lines(headers: &HeaderMap) -> bool {
-    let accepted = headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|accept| accept.to_str().ok());
-    let mut types = accepted.flat_map(|accept| accept.split(',')).map(|range| {
-        let (media_type, _) = range.split_once(';').unwrap_or((range, ""));
-        media_type.trim()
-    });
-    types.any(|media_type| media_type.eq_ignore_ascii_case(NDJSON))
+    items(headers, &ACCEPT).any(|range| {
+        let media_type = range.split(';').next().unwrap_or_default();
+        media_type.trim().eq_ignore_ascii_case(NDJSON)
+    })
 }
 
 /// What the log, and the last line, say of a fan-out.
@@ -290,23 +286,18 @@ async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Res
     let meta = about.meta(&fan_out);
     about.ended(&meta);
     entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let mut pieces = vec![Piece::from(&b"{\"results\":["[..])];
+    for (number, (_, piece)) in entries.into_iter().enumerate() {
+        if number > 0 {
+            pieces.push(Piece::from(&b","[..]));
+        }
+        pieces.push(piece);
+    }
     let end = [&b"],\"meta\":"[..], &json::to_vec(&meta), b"}"].concat();
-    let entries = entries.into_iter().enumerate();
-    let pieces = entries.flat_map(|(number, (_, piece))| {
-        let before: &[u8] = if number > 0 { b"," } else { b"" };
-        [Piece::from(before), piece]
-    });
-    let start: &[u8] = b"{\"results\":[";
-    let pieces = [Piece::from(start)]
-        .into_iter()
-        .chain(pieces)
-        .chain([Piece::from(end.as_slice())]);
+    pieces.push(Piece::from(end.as_slice()));
     // What a piece holds of the memory budget is free once hyper has it: there it is counted by the connection.
-    let pieces = pieces.map(|piece| Ok::<_, Infallible>(piece.bytes));
-    let mut response = Response::new(Body::from_stream(stream::iter(pieces)));
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
-    response
+    let pieces = pieces.into_iter().map(|piece| piece.bytes);
+    streamed("application/json", stream::iter(pieces))
 }
 
 /// A line for each call as it ends. A client that takes its time is waited for, and no further call begins meanwhile.
@@ -325,12 +316,15 @@ fn lines(fan_out: FanOut, awaited: Awaited<impl FnOnce(About) + Send + 'static>)
         let line = [&b"{\"meta\":"[..], &json::to_vec(&meta), b"}\n"].concat();
         Some((line, None))
     });
-    let pieces =
-        futures_util::StreamExt::map(pieces, |line| Ok::<_, Infallible>(Bytes::from(line)));
-    let mut response = Response::new(Body::from_stream(pieces));
-    let ndjson = HeaderValue::from_static(NDJSON);
-    response.headers_mut().insert(CONTENT_TYPE, ndjson);
-    response
+    streamed(NDJSON, pieces)
+}
+
+fn streamed(
+    content_type: &'static str,
+    pieces: impl Stream<Item = Vec<u8>> + Send + 'static,
+) -> Response {
+    let body = Body::from_stream(pieces.map(Ok::<_, Infallible>));
+    ([(CONTENT_TYPE, content_type)], body).into_response()
 }
 
 /// A part of an answer, and what it takes of the memory budget.

@@ -1,5 +1,5 @@
-//! `GET /events`: what happens in this instance, as a stream of server-sent events. What there is to hear is gathered in
-//! `feed`; here each client gets what it may see, and counts once a second.
+//! `GET /events`: what happens in this instance, as a stream of server-sent events. `feed` gathers
+//! the events; here each client gets those that it may see, and counts once a second.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -7,8 +7,8 @@ use axum::{
     Extension,
     body::{Body, Bytes},
     extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE},
-    response::{Response, Result},
+    http::{HeaderMap, HeaderName, header::CONTENT_TYPE},
+    response::{IntoResponse, Response, Result},
 };
 use futures_util::stream;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 use super::{App, AppState, openapi::EventProblems};
 use crate::{
     access::Caller,
-    feed::{Event, Heard, Listener, PeerChange, RegionCounts, Totals, written},
+    feed::{Event, Heard, Listener, PeerChange, RegionCounts, written},
     lifecycle::Phase,
     problem::{Code, Problem},
     state::PeerState,
@@ -121,11 +121,8 @@ pub(super) async fn stream_events(
         let text = events.next().await?;
         Some((Ok::<_, Infallible>(text), events))
     });
-    let mut response = Response::new(Body::from_stream(events));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(BUFFERING, HeaderValue::from_static("no"));
-    Ok(response)
+    let headers = [(CONTENT_TYPE, "text/event-stream"), (BUFFERING, "no")];
+    Ok((headers, Body::from_stream(events)).into_response())
 }
 
 /// What to say to a client that had the event `last`, if it missed any.
@@ -141,7 +138,7 @@ struct Stream {
     listener: Listener,
     missed: Option<Lagged>,
     tick: Interval,
-    counted: Totals,
+    counted: Vec<RegionCounts>,
     phase: watch::Receiver<Phase>,
     /// Whether it said that this instance is stopping.
     said_stopping: bool,
@@ -203,13 +200,13 @@ impl Stream {
 
     fn counts(&mut self) -> Bytes {
         let totals = self.app.metrics.feed.totals();
-        let mut regions = totals.since(&self.counted);
-        self.counted = totals;
-        let may_see = |counts: &RegionCounts| match &counts.region {
+        let may_see = |counts: &&RegionCounts| match &counts.region {
             Some(region) => self.caller.may_call_in(region),
             None => true,
         };
-        regions.retain(may_see);
+        let regions = totals.iter().filter(may_see);
+        let regions = regions.map(|counts| counts.since(&self.counted)).collect();
+        self.counted = totals;
         let counts = Counts {
             in_flight: self.app.lifecycle.in_flight(),
             running: self.app.executor.running(),

@@ -1,9 +1,10 @@
-//! What the head of a request must be, whatever its route: small enough to be answered, and for this host.
+//! What the head of a request must be, whatever its route: small enough to be answered, and for this host. How its lists
+//! are read.
 
 use axum::{
     extract::Request,
     http::{
-        HeaderMap, HeaderValue, Method, Uri, Version,
+        HeaderMap, HeaderName, HeaderValue, Method, Uri, Version,
         header::{ALLOW, HOST},
     },
     response::{IntoResponse, Response},
@@ -76,4 +77,15 @@ fn check_host(request: &Request) -> Result<(), &'static str> {
         }
         _ => Ok(()),
     }
+}
+
+/// The items of a header that is a list.
+pub(super) fn items<'a>(
+    headers: &'a HeaderMap,
+    name: &'a HeaderName,
+) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
 }

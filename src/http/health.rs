@@ -1,7 +1,7 @@
 //! Whether this instance lives, and whether it is ready: `GET /healthz` and `GET /readyz`.
 
 use axum::{extract::State, response::Result};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
@@ -18,12 +18,12 @@ use crate::{
 };
 
 /// Whether an instance lives, or is ready.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Health)]
 pub(crate) struct StatusDocument {
     /// `live` or `ready`.
     #[schema(example = "ready")]
-    pub status: String,
+    pub status: &'static str,
     /// The instance's id.
     #[schema(value_type = String, example = "148e21dad76789")]
     pub instance: InstanceId,
@@ -102,11 +102,10 @@ pub(super) async fn get_readiness(State(app): AppState) -> Result<Json<StatusDoc
     Ok(status(&app, "ready"))
 }
 
-fn status(app: &App, status: &str) -> Json<StatusDocument> {
-    let (instance, region) = (app.identity.instance.clone(), app.identity.region.clone());
+fn status(app: &App, status: &'static str) -> Json<StatusDocument> {
     Json(StatusDocument {
-        status: status.to_owned(),
-        instance,
-        region,
+        status,
+        instance: app.identity.instance.clone(),
+        region: app.identity.region.clone(),
     })
 }

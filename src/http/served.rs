@@ -1,12 +1,12 @@
-//! Documents that do not change while the process runs, as they go over the wire: compressed once, and not sent to who
-//! has them.
+//! Documents that do not change while the process runs, as they go over the wire: compressed once, and not
+//! sent again to a client that has them.
 
 use std::io::{self, Write};
 
 use axum::{
     body::{Body, Bytes},
     http::{
-        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        HeaderMap, HeaderValue, StatusCode,
         header::{
             ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
             VARY,
@@ -16,6 +16,8 @@ use axum::{
 };
 use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
+
+use super::head::items;
 
 /// A document in both forms, plain and compressed.
 #[derive(Debug)]
@@ -91,12 +93,4 @@ fn takes_gzip(request: &HeaderMap) -> bool {
             .and_then(|weight| weight.parse::<f32>().ok());
         coding.trim().eq_ignore_ascii_case("gzip") && weight.is_some_and(|weight| weight > 0.0)
     })
-}
-
-/// The items of a header that is a list.
-fn items<'a>(request: &'a HeaderMap, name: &'a HeaderName) -> impl Iterator<Item = &'a str> {
-    let values = request.get_all(name).iter();
-    values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').map(str::trim))
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use utoipa::{
     IntoResponses,
     openapi::{
@@ -17,8 +18,7 @@ use utoipa::{
 use super::header;
 use crate::{
     name::{InstanceId, RequestId},
-    problem::{Code, FunctionError, Problem},
-    region::Region,
+    problem::{Code, Executed, FunctionError, Problem},
     reply::{Meta, ProblemDocument},
 };
 
@@ -104,65 +104,42 @@ fn response(codes: &[Code], takes_a_body: bool) -> Response {
         .build();
     let mut response = ResponseBuilder::new()
         .description(lines.collect::<Vec<_>>().join(" "))
-        .content("application/problem+json", content);
+        .content("application/problem+json", content)
+        .build();
+    let mut add = |name: &str, kind: Type, description: &str, example: Value| {
+        let header = header(kind, description, example);
+        response.headers.insert(name.to_owned(), header.into());
+    };
     if codes.iter().any(|code| code.retry_after().is_some()) {
-        response = response.header(
-            "Retry-After",
-            header(
-                Type::Integer,
-                "Seconds to wait before another call; not with every code",
-                1.into(),
-            ),
-        );
+        let seconds = "Seconds to wait before another call; not with every code";
+        add("Retry-After", Type::Integer, seconds, 1.into());
     }
     if codes.contains(&Code::Replay) {
-        response = response.header(
-            "fly-replay",
-            header(
-                Type::String,
-                "Where Fly Proxy is to replay the request",
-                "region=syd;prefer_instance=syd-1;timeout=2499ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB~4999"
-                    .into(),
-            ),
-        );
+        let region = "Where Fly Proxy is to replay the request";
+        let example = "region=syd;prefer_instance=syd-1;timeout=2499ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB~4999";
+        add("fly-replay", Type::String, region, example.into());
     }
     if codes.contains(&Code::Overloaded) {
-        response = response.header(
-            "fly-replay",
-            header(
-                Type::String,
-                "That Fly Proxy is to try another Machine; only behind it, and not with every code",
-                "elsewhere=true;timeout=2499ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB~4999"
-                    .into(),
-            ),
-        );
+        let another =
+            "That Fly Proxy is to try another Machine; only behind it, and not with every code";
+        let example = "elsewhere=true;timeout=2499ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB~4999";
+        add("fly-replay", Type::String, another, example.into());
     }
     if codes.contains(&Code::MethodNotAllowed) {
-        response = response.header(
+        let methods = if takes_a_body { "POST" } else { "GET,HEAD" };
+        add(
             "Allow",
-            header(
-                Type::String,
-                "The methods of this route",
-                methods(takes_a_body).into(),
-            ),
+            Type::String,
+            "The methods of this route",
+            methods.into(),
         );
     }
     if codes.contains(&Code::Unauthenticated) {
-        response = response.header(
-            "WWW-Authenticate",
-            header(
-                Type::String,
-                "How to authenticate (RFC 6750); `error` where the token that was sent is wrong",
-                "Bearer error=\"invalid_token\"".into(),
-            ),
-        );
+        let how = "How to authenticate (RFC 6750); `error` where the token that was sent is wrong";
+        let example = "Bearer error=\"invalid_token\"";
+        add("WWW-Authenticate", Type::String, how, example.into());
     }
-    response.build()
-}
-
-/// What the header `Allow` lists on a route that takes a body, or none.
-const fn methods(takes_a_body: bool) -> &'static str {
-    if takes_a_body { "POST" } else { "GET,HEAD" }
+    response
 }
 
 fn example(code: Code, takes_a_body: bool) -> Example {
@@ -176,21 +153,19 @@ fn example(code: Code, takes_a_body: bool) -> Example {
 }
 
 fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
-    let (attempts, detail) = match code {
-        Code::InvalidRequest if !takes_a_body => (0, "header host is given twice"),
+    let (region, attempts, detail) = match code {
+        Code::InvalidRequest if !takes_a_body => ("", 0, "header host is given twice"),
         _ => sample(code),
     };
     let problem = match code {
         Code::FunctionFailed => {
             Problem::function_failed(FunctionError::new("RuntimeError", "boom"))
         }
-        Code::DeadlineExceeded => {
-            Problem::new(code, detail).executed(crate::problem::Executed::Maybe)
-        }
+        Code::DeadlineExceeded => Problem::new(code, detail).executed(Executed::Maybe),
         _ => Problem::new(code, detail),
     };
     let meta = Meta {
-        region: region(code).filter(|_| takes_a_body || code != Code::InvalidRequest),
+        region: (!region.is_empty()).then(|| word(region)),
         instance: (attempts > 0).then(|| word::<InstanceId>("syd-1")),
         attempts,
         elapsed_ms: 0.412,
@@ -201,104 +176,52 @@ fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
     ProblemDocument::new(problem, meta)
 }
 
-/// The region that the request named, if it named one.
-fn region(code: Code) -> Option<Region> {
-    match code {
-        Code::InvalidRegion
-        | Code::Unauthenticated
-        | Code::NotFound
-        | Code::MethodNotAllowed
-        | Code::TargetTooLong
-        | Code::HeadersTooLarge => None,
-        Code::RegionUnknown => Some(word("mars")),
-        _ => Some(word("syd")),
-    }
-}
-
 fn word<T: std::str::FromStr>(text: &str) -> T {
     text.parse()
         .unwrap_or_else(|_| unreachable!("{text} is a word"))
 }
 
-/// How many instances were tried, and the detail.
-fn sample(code: Code) -> (u32, &'static str) {
-    match code {
-        Code::InvalidJson => (
-            0,
-            "the body is not one JSON value: EOF while parsing an object at line 1 column 18",
-        ),
-        Code::InvalidRequest => (0, "member \"function\" is missing"),
-        Code::InvalidRegion => (
-            0,
-            "a region must be 1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\", \"any\", \"all\" or \"each\"",
-        ),
-        Code::Unauthenticated => (0, "this route wants a client's token"),
-        Code::Forbidden => (0, "client \"desk\" may not call in region \"syd\""),
-        Code::RegionUnknown => (
-            0,
-            "no instance was ever seen in region \"mars\"; known regions: iad, syd",
-        ),
-        Code::InstanceUnknown => (0, "instance \"syd-9\" is not in this region"),
-        Code::FunctionUnknown => (1, "no function String.shout here"),
-        Code::NotFound => (0, "no such route; /openapi.json lists the routes"),
-        Code::MethodNotAllowed => (0, "this route has other methods; see the header allow"),
-        Code::Replay => (
-            0,
-            "Fly Proxy is to replay this call in region \"syd\"; without it, send the header rpc-route: proxy",
-        ),
-        Code::BodyTooLarge => (
-            0,
-            "the body is larger than the 1048576 bytes of RPC_MAX_BODY",
-        ),
-        Code::TargetTooLong => (0, "the path and query have 10009 bytes, more than 8192"),
-        Code::UnsupportedMediaType => (
-            0,
-            "the body must not be encoded; send it without content-encoding",
-        ),
-        Code::HeadersTooLarge => (0, "the request has 101 headers, more than 100"),
-        Code::WrongRegion => (0, "this is instance syd-1 of region \"syd\""),
-        Code::InvalidArguments => (1, "String.upcase: argument 1: expected a string"),
-        Code::IdempotencyMismatch => (
-            1,
-            "the idempotency key belongs to a call of another function or with other arguments",
-        ),
-        Code::FunctionFailed => (1, "the function returned an error of kind \"RuntimeError\""),
-        Code::ResultNotKept => (
-            1,
-            "the call with this key ran, and its result was too large to be kept",
-        ),
-        Code::FunctionPanicked => (1, "Test.panic panicked; the instance's log has the cause"),
-        Code::Internal => (1, "the runtime stopped while the function ran"),
-        Code::PeerUnreachable => (
-            1,
-            "region \"syd\": 1 attempt, none could connect; no connection to instance syd-1",
-        ),
-        Code::PeerLost => (
-            1,
-            "the connection to instance syd-1 was lost after the call",
-        ),
-        Code::FunctionLost => (
-            1,
-            "Notes.create: the connection to the app was lost after the call",
-        ),
-        Code::FunctionUnavailable => (1, "Notes.create: the app does not answer"),
-        Code::RegionUnavailable => (
-            1,
-            "region \"syd\": 1 known instance, none reachable; last seen 12 s ago",
-        ),
-        Code::DiscoveryPending => (
-            0,
-            "region \"syd\": the first discovery round has not finished yet",
-        ),
-        Code::Draining => (0, "this instance is stopping and takes no new calls"),
-        Code::Overloaded => (
-            1,
-            "this instance runs 2 calls, as many as RPC_MAX_IN_FLIGHT allows",
-        ),
-        Code::DeadlineExceeded => (1, "Process.sleep was still running at the deadline"),
-        Code::LoopDetected => (
-            0,
-            "an instance forwarded this call to /rpc; peers take calls at /internal/exec",
-        ),
-    }
+/// Defines the sample of each code: the region that the request named, if it named one; how many instances were tried;
+/// the detail.
+macro_rules! samples {
+    ($($code:ident $region:literal $attempts:literal $detail:literal;)*) => {
+        const fn sample(code: Code) -> (&'static str, u32, &'static str) {
+            match code { $(Code::$code => ($region, $attempts, $detail),)* }
+        }
+    };
+}
+
+samples! {
+    InvalidJson "syd" 0 "the body is not one JSON value: EOF while parsing an object at line 1 column 18";
+    InvalidRequest "syd" 0 "member \"function\" is missing";
+    InvalidRegion "" 0 "a region must be 1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\", \"any\", \"all\" or \"each\"";
+    Unauthenticated "" 0 "this route wants a client's token";
+    Forbidden "syd" 0 "client \"desk\" may not call in region \"syd\"";
+    RegionUnknown "mars" 0 "no instance was ever seen in region \"mars\"; known regions: iad, syd";
+    InstanceUnknown "syd" 0 "instance \"syd-9\" is not in this region";
+    FunctionUnknown "syd" 1 "no function String.shout here";
+    NotFound "" 0 "no such route; /openapi.json lists the routes";
+    MethodNotAllowed "" 0 "this route has other methods; see the header allow";
+    Replay "syd" 0 "Fly Proxy is to replay this call in region \"syd\"; without it, send the header rpc-route: proxy";
+    BodyTooLarge "syd" 0 "the body is larger than the 1048576 bytes of RPC_MAX_BODY";
+    TargetTooLong "" 0 "the path and query have 10009 bytes, more than 8192";
+    UnsupportedMediaType "syd" 0 "the body must not be encoded; send it without content-encoding";
+    HeadersTooLarge "" 0 "the request has 101 headers, more than 100";
+    WrongRegion "syd" 0 "this is instance syd-1 of region \"syd\"";
+    InvalidArguments "syd" 1 "String.upcase: argument 1: expected a string";
+    IdempotencyMismatch "syd" 1 "the idempotency key belongs to a call of another function or with other arguments";
+    FunctionFailed "syd" 1 "the function returned an error of kind \"RuntimeError\"";
+    ResultNotKept "syd" 1 "the call with this key ran, and its result was too large to be kept";
+    FunctionPanicked "syd" 1 "Test.panic panicked; the instance's log has the cause";
+    Internal "syd" 1 "the runtime stopped while the function ran";
+    PeerUnreachable "syd" 1 "region \"syd\": 1 attempt, none could connect; no connection to instance syd-1";
+    PeerLost "syd" 1 "the connection to instance syd-1 was lost after the call";
+    FunctionLost "syd" 1 "Notes.create: the connection to the app was lost after the call";
+    FunctionUnavailable "syd" 1 "Notes.create: the app does not answer";
+    RegionUnavailable "syd" 1 "region \"syd\": 1 known instance, none reachable; last seen 12 s ago";
+    DiscoveryPending "syd" 0 "region \"syd\": the first discovery round has not finished yet";
+    Draining "syd" 0 "this instance is stopping and takes no new calls";
+    Overloaded "syd" 1 "this instance runs 2 calls, as many as RPC_MAX_IN_FLIGHT allows";
+    DeadlineExceeded "syd" 1 "Process.sleep was still running at the deadline";
+    LoopDetected "syd" 0 "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
 }

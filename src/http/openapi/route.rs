@@ -73,14 +73,12 @@ impl Default for Descriptions {
     security()
 )]
 pub(in crate::http) async fn get_description(State(app): AppState, request: Request) -> Response {
-    let headers = request.headers();
-    let mut response = match auth::known_caller(&app, &request) {
-        Some(caller) => match with_functions(&app, caller).await {
-            Some(document) => document.answer(headers),
-            None => STOCK.answer(headers),
-        },
-        None => STOCK.answer(headers),
+    let document = match auth::known_caller(&app, &request) {
+        Some(caller) => with_functions(&app, caller).await,
+        None => None,
     };
+    let document = document.as_deref().unwrap_or(&STOCK);
+    let mut response = document.answer(request.headers());
     let depends = HeaderValue::from_static("authorization");
     response.headers_mut().append(VARY, depends);
     response

@@ -7,7 +7,10 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{http::response::Json, reply::Meta};
+use crate::{
+    http::{head::items, response::Json},
+    reply::Meta,
+};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// Says which preference of the request is honored (RFC 7240, section 3).
@@ -23,12 +26,10 @@ pub(crate) struct Accepted {
 
 /// Whether a request prefers an answer at once. Other preferences, and parameters of this one, are ignored.
 pub(super) fn is_async(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(PREFER).iter();
-    let mut preferences = values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|preference| preference.split(';').next().unwrap_or_default().trim());
-    preferences.any(|preference| preference.eq_ignore_ascii_case(ASYNC))
+    items(headers, &PREFER).any(|preference| {
+        let name = preference.split(';').next().unwrap_or_default();
+        name.trim().eq_ignore_ascii_case(ASYNC)
+    })
 }
 
 /// 202 with `meta`.
