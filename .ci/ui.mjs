@@ -14,7 +14,7 @@ const browser = await chromium.launch({
 const asked = [];
 const errors = [];
 
-/** A page whose requests are noted before they leave; one for anybody but its own origin goes nowhere. */
+/** A page whose requests are noted before they leave; one to another origin is aborted. */
 async function open(url, options = {}) {
   const { origin } = new URL(url);
   const page = await browser.newPage({ viewport: { width: 1200, height: 900 }, ...options });
@@ -44,7 +44,7 @@ const text = (page, selector) => page.locator(selector).innerText();
 
 /** Does something, and waits until the page shows `what` because of it: how long that took. */
 async function shows(page, what, act) {
-  // On the page's own clock: the driver is told later than people see.
+  // On the page's own clock: the driver sees it later than people do.
   const seen = page.evaluate((what) => new Promise((resolve) => {
     const look = () => (document.body.innerText.includes(what) ? resolve(performance.now()) : requestAnimationFrame(look));
     look();
