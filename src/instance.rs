@@ -8,12 +8,10 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::embedded::Embedded;
-#[cfg(feature = "redis")]
-use crate::registry::Store;
 use crate::{
     app,
     cluster::{Cluster, DiscoveryError},
-    config::{Config, ConfigError, DrainConfig, Identity, KeyStoreUrl, Limits},
+    config::{Config, ConfigError, DrainConfig, Identity, Limits},
     dispatch::{Background, Dispatcher},
     http::{self, App, Descriptions},
     lifecycle::{Lifecycle, Phase},
@@ -26,6 +24,8 @@ use crate::{
     server::{self, Door, Drained, Server, Shares},
     signal::Signals,
 };
+#[cfg(feature = "redis")]
+use crate::{config::KeyStoreUrl, registry::Store};
 
 /// Why an instance does not start.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,6 @@ pub enum StartError {
 /// Dropping it leaves it running; [`Instance::shutdown`] and [`Instance::run_until_signal`] stop it in order.
 #[derive(Debug)]
 pub struct Instance {
-    address: SocketAddr,
     core: Core,
 }
 
@@ -69,10 +68,8 @@ impl Instance {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
-        config.validate()?;
-        let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
-        let (core, _, _) = Core::start(config, registry, address, Some(listener), None).await?;
-        Ok(Self { address, core })
+        let (core, _, _) = Core::start(config, registry, None, false).await?;
+        Ok(Self { core })
     }
 
     /// The same with a listener of its own for the app that this process runs as its child: it stays open until
@@ -82,26 +79,20 @@ impl Instance {
         config: Config,
         registry: Registry,
     ) -> Result<Self, StartError> {
-        config.validate()?;
-        let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
-        let child = listen("FLY_RPC_URL, which the app gets", "127.0.0.1:0").await?;
-        let (core, _, _) =
-            Core::start(config, registry, address, Some(listener), Some(child)).await?;
-        Ok(Self { address, core })
+        let (core, _, _) = Core::start(config, registry, None, true).await?;
+        Ok(Self { core })
     }
 
     /// Where the child of this process finds it.
     #[cfg(feature = "cli")]
     pub(crate) fn child_address(&self) -> SocketAddr {
-        self.core
-            .child
-            .as_ref()
-            .map_or(self.address, |(address, _)| *address)
+        let child = self.core.child.as_ref();
+        child.map_or(self.address(), |(address, _)| *address)
     }
 
     /// Where it serves the public routes.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.core.address
     }
 
     /// Where it serves its peers; the same where that has no listener of its own.
@@ -144,18 +135,9 @@ impl Instance {
     /// # Errors
     /// The signals cannot be listened for.
     pub async fn run_until(self, stop: impl Future<Output = ()> + Send) -> io::Result<Drained> {
-        Ok(self.run_until_or(stop, Signals::listen()?).await)
-    }
-
-    /// The same with signals that were listened for before.
-    pub(crate) async fn run_until_or(
-        self,
-        stop: impl Future<Output = ()> + Send,
-        signals: Signals,
-    ) -> Drained {
-        let drained = self.drain_after(stop, signals).await;
+        let drained = self.drain_after(stop, Signals::listen()?).await;
         self.end().await;
-        drained
+        Ok(drained)
     }
 
     /// Serves until `stop` or a signal, then drains; a signal during the drain ends it at once. What runs in the background
@@ -181,7 +163,7 @@ impl Instance {
         self.core.end().await;
     }
 
-    /// Stops in order: tells the peers and still serves for the drain delay; then refuses new calls and finishes those
+    /// Stops in order: its peers hear of it and it still serves for the drain delay; then refuses new calls and finishes those
     /// in flight, at most for the drain timeout.
     pub async fn shutdown(&self) -> Drained {
         self.core.shutdown().await
@@ -191,6 +173,7 @@ impl Instance {
 /// What runs, whoever serves the public routes.
 #[derive(Debug)]
 struct Core {
+    address: SocketAddr,
     internal_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
     identity: Identity,
@@ -204,31 +187,37 @@ struct Core {
 }
 
 impl Core {
-    /// Starts everything; the public routes, at `address`, are served on `listener` if there is one, and those for clients on
-    /// `child` too. Gives what the routes share, and whether the public ones share their listener with `/internal/*`.
+    /// Starts everything. The program itself serves the public routes where it says at which address, `mounted_at`; with a
+    /// child they are served to that too, at an address of its own. Returns what the routes share, and whether the public
+    /// ones share their listener with `/internal/*`.
     async fn start(
         config: Config,
         registry: Registry,
-        address: SocketAddr,
-        listener: Option<TcpListener>,
-        child: Option<(TcpListener, SocketAddr)>,
+        mounted_at: Option<SocketAddr>,
+        has_child: bool,
     ) -> Result<(Self, Arc<App>, bool), StartError> {
         config.validate()?;
         // Without /internal/*, it is nobody's peer.
         let is_peer = !config.machine.runs_release_command;
-        let own = listen_if(
-            "RPC_INTERNAL_LISTEN (--internal-listen)",
-            config.internal_listen.as_deref().filter(|_| is_peer),
-        );
-        let own = own.await?;
-        let scrapers = listen_if(
-            "RPC_METRICS_LISTEN (--metrics-listen)",
-            config.metrics_listen.as_deref(),
-        );
-        let scrapers = scrapers.await?;
+        let (public, address) = match mounted_at {
+            Some(address) => (None, address),
+            None => {
+                let (listener, address) = listen("RPC_LISTEN (--listen)", &config.listen).await?;
+                (Some(listener), address)
+            }
+        };
+        let child = has_child.then_some("127.0.0.1:0");
+        let child = listen_if("FLY_RPC_URL, which the app gets", child).await?;
+        let own = config.internal_listen.as_deref().filter(|_| is_peer);
+        let own = listen_if("RPC_INTERNAL_LISTEN (--internal-listen)", own).await?;
+        let scrapers = config.metrics_listen.as_deref();
+        let scrapers = listen_if("RPC_METRICS_LISTEN (--metrics-listen)", scrapers).await?;
         let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
+        let metrics_address = scrapers.as_ref().map(|(_, address)| *address);
         config.check_exposure(address, internal_address)?;
-        config.log_service_links();
+        for prefix in &config.service_links {
+            tracing::debug!(%prefix, "variables of a Service of Kubernetes are no settings");
+        }
         config.warn_about_shutdown();
         let Config {
             identity,
@@ -259,8 +248,18 @@ impl Core {
             app::App::start(&app, limits.max_result, memory, &tasks, stop.clone())
         });
         let keys = match key_store {
-            Some(url) => shared_keys(&url, (&identity, &boot), &mut metrics, &tasks, stop.clone())?,
-            None => Keys::here(),
+            #[cfg(feature = "redis")]
+            Some(url) => {
+                let store = Store::new(&url, &identity, &boot, stop.clone());
+                let (store, kept) = store.map_err(|_| KeyStoreUrl::refused())?;
+                tasks.spawn(kept);
+                let seen = Arc::clone(&store);
+                let help = "1 while the store of idempotency keys answers.";
+                metrics.gauge("key_store_up", help, move || usize::from(seen.is_up()));
+                Keys::Stored(store)
+            }
+            // Built without a client for a store, the program reads no URL of one.
+            _ => Keys::here(),
         };
         let executor = Arc::new(Executor::new(
             registry,
@@ -299,7 +298,7 @@ impl Core {
             &metrics,
         ));
         let admitting = [&lifecycle, &of_child];
-        show_now(&mut metrics, admitting, &executor, &dispatcher, limits);
+        register_gauges(&mut metrics, admitting, &executor, &dispatcher, limits);
         let rpc = Rpc::new(Arc::clone(&dispatcher), timeouts);
         let app = Arc::new(App {
             identity: identity.clone(),
@@ -324,12 +323,11 @@ impl Core {
         } else {
             places.public
         };
-        let public = http::public_router(Arc::clone(&app), shares);
+        let routes = http::public_router(Arc::clone(&app), shares);
         let internal = http::internal_router(Arc::clone(&app));
         let metrics = http::metrics_router(Arc::clone(&app));
-        let metrics_address = scrapers.as_ref().map(|(_, address)| *address);
         let doors = [
-            listener.map(|listener| Door::new(listener, public, places.public, clients)),
+            public.map(|listener| Door::new(listener, routes, places.public, clients)),
             own.map(|(listener, _)| Door::of_instances(listener, internal, places.internal)),
             scrapers.map(|(listener, _)| Door::of_instances(listener, metrics, places.scrapers)),
         ];
@@ -344,7 +342,7 @@ impl Core {
             };
             let router = http::public_router(Arc::new(app), false);
             let door = Door::of_instances(listener, router, places.internal / 2);
-            // Its peers have been told long before.
+            // By then its peers know that it stops.
             let drain = DrainConfig {
                 delay: Duration::ZERO,
                 ..drain
@@ -353,6 +351,7 @@ impl Core {
             (address, server)
         });
         let core = Self {
+            address,
             internal_address,
             metrics_address,
             identity,
@@ -384,38 +383,8 @@ impl Core {
     }
 }
 
-/// Keys that all instances remember in the store at `url`.
-#[cfg(feature = "redis")]
-fn shared_keys(
-    url: &KeyStoreUrl,
-    (identity, boot): (&Identity, &BootId),
-    metrics: &mut Metrics,
-    tasks: &TaskTracker,
-    stop: CancellationToken,
-) -> Result<Keys, ConfigError> {
-    let (store, keep) =
-        Store::new(url, identity, boot, stop).map_err(|_| KeyStoreUrl::refused())?;
-    tasks.spawn(keep);
-    let seen = Arc::clone(&store);
-    let help = "1 while the store of idempotency keys answers.";
-    metrics.gauge("key_store_up", help, move || usize::from(seen.is_up()));
-    Ok(Keys::Stored(store))
-}
-
-/// No URL is read that this program has no client for.
-#[cfg(not(feature = "redis"))]
-fn shared_keys(
-    _: &KeyStoreUrl,
-    _: (&Identity, &BootId),
-    _: &mut Metrics,
-    _: &TaskTracker,
-    _: CancellationToken,
-) -> Result<Keys, ConfigError> {
-    Err(KeyStoreUrl::refused())
-}
-
-/// Adds what is read when somebody asks for the metrics.
-fn show_now(
+/// Adds the gauges that are read when the metrics are asked for.
+fn register_gauges(
     metrics: &mut Metrics,
     [lifecycle, of_child]: [&Arc<Lifecycle>; 2],
     executor: &Arc<Executor>,

@@ -1,5 +1,5 @@
 //! How far an instance is on its way to stop, and what it must finish first. Owns the phase and the count of calls in
-//! flight; who decides to stop, and when each phase begins, is the server's affair.
+//! flight; the server decides when each phase begins.
 
 use tokio::sync::watch;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
@@ -11,7 +11,7 @@ use crate::problem::{Code, Problem};
 pub(crate) enum Phase {
     /// It takes calls.
     Serving,
-    /// It told its peers that it will stop, and still takes calls.
+    /// Its peers can know that it will stop, and it still takes calls.
     Draining,
     /// It refuses new calls and finishes those in flight.
     Refusing,
@@ -27,10 +27,7 @@ pub(crate) struct Lifecycle {
 }
 
 /// One call in flight; the drain waits until it is dropped.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    _token: TaskTrackerToken,
-}
+pub(crate) type InFlight = TaskTrackerToken;
 
 impl Lifecycle {
     /// An instance that serves, with nothing in flight.
@@ -62,9 +59,7 @@ impl Lifecycle {
                 "this instance is stopping and takes no new calls",
             ));
         }
-        Ok(InFlight {
-            _token: self.in_flight.token(),
-        })
+        Ok(self.in_flight.token())
     }
 
     /// How many calls are in flight.

@@ -1,4 +1,4 @@
-//! The signals that stop a process, SIGTERM and SIGINT, alike; and SIGUSR1, which asks for more of its log.
+//! The signals that stop a process, SIGTERM and SIGINT, alike.
 
 use std::io;
 
@@ -9,15 +9,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-}
-
-/// SIGUSR1 from now on; it does not end the process by itself.
-///
-/// # Errors
-/// The signal cannot be listened for.
-#[cfg(feature = "cli")]
-pub(crate) fn more_log() -> io::Result<Signal> {
-    signal(SignalKind::user_defined1())
 }
 
 impl Signals {

@@ -1,6 +1,7 @@
-//! Logs, and where they are asked for traces, of `fly-rpc serve`: lines for people on a terminal, JSON lines elsewhere, always on stderr, written by a thread
-//! of their own. A call never waits for whoever reads the log: when nobody does, lines are lost and counted. SIGUSR1 lets
-//! everything through, and the next one no more than before.
+//! Logs, and traces where they are asked for, of `fly-rpc serve`: lines for people on a terminal, JSON lines elsewhere,
+//! always on stderr. A call never waits for whoever reads the log: a thread writes it, and when nobody reads, lines are lost
+//! and counted. (`tracing-appender` counts them too, but nobody says so in the log, and at the end it waits 100 ms for room
+//! where this waits 1 s.) SIGUSR1 lets everything through, and the next one no more than before.
 
 mod fields;
 #[cfg(feature = "otlp")]
@@ -17,7 +18,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry, field::MakeExt, fmt, fmt::format, layer::SubscriberExt, reload,
     util::SubscriberInitExt,
@@ -25,7 +30,7 @@ use tracing_subscriber::{
 
 use self::fields::{JsonSpanFields, put_printable};
 pub(crate) use self::fields::{printable, printable_json};
-use crate::config::{Config, TraceExport};
+use crate::config::Config;
 
 /// Lines that wait to be written; further ones are lost.
 const WAITING: usize = 4096;
@@ -34,30 +39,14 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// The pause between two looks whether there is room for one more message.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Why there is no log.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TelemetryError {
-    /// No thread can be started that writes it.
-    #[error("the log cannot be written: {0}")]
-    Log(#[from] io::Error),
-    /// Traces cannot be exported.
-    #[cfg(feature = "otlp")]
-    #[error(transparent)]
-    Traces(#[from] otlp::OtlpError),
-}
-
-/// What the writing thread is told.
-enum Message {
-    /// Write this line.
-    Line(Vec<u8>),
-    /// Everything before this is written: drop the sender as a sign of it.
-    Flushed(SyncSender<()>),
-}
+/// What is let through when somebody wants to see more than usual.
+const LOUD: &str = "debug";
 
 /// Where lines go in; cheap to clone.
 #[derive(Clone)]
 struct Log {
-    lines: SyncSender<Message>,
+    /// `None` asks to be answered when everything before it is written.
+    lines: SyncSender<Option<Vec<u8>>>,
     lost: Arc<AtomicU64>,
 }
 
@@ -65,33 +54,24 @@ struct Log {
 #[must_use = "the last lines of the log are written when this is dropped"]
 pub(crate) struct Guard {
     log: Log,
+    flushed: Receiver<()>,
+    _filter: AbortOnDropHandle<()>,
     #[cfg(feature = "otlp")]
     _traces: Option<otlp::Traces>,
 }
 
-/// Changes which lines are written.
-pub(crate) struct Volume {
-    filter: reload::Handle<EnvFilter, Registry>,
-    usual: String,
-    is_loud: bool,
-}
-
-/// What is let through when somebody wants to see more than usual.
-const LOUD: &str = "debug";
-
-/// Sends logs that pass the filter of `config` to stderr, panics among them, and traces where `export` says; once in a
-/// process.
+/// Sends logs that pass the filter of `config` to stderr, panics among them, and exports traces as those of `service`, if it
+/// is named; once in a process.
 ///
 /// # Errors
-/// No thread can be started, or traces cannot be exported.
-pub(crate) fn init(
-    config: &Config,
-    export: Option<&TraceExport>,
-) -> Result<(Guard, Volume), TelemetryError> {
-    let usual = &config.log;
-    let log = Log::start(io::stderr())?;
+/// No thread can be started, SIGUSR1 cannot be listened for, or traces cannot be exported.
+pub(crate) fn init(config: &Config, service: Option<String>) -> Result<Guard, String> {
+    let usual = config.log.clone();
+    let no_log = |error: io::Error| format!("the log cannot be written: {error}");
+    let more = signal(SignalKind::user_defined1()).map_err(no_log)?;
+    let (log, flushed) = Log::start(io::stderr()).map_err(no_log)?;
     let lines = log.clone();
-    let (filter, handle) = reload::Layer::new(EnvFilter::new(usual));
+    let (filter, handle) = reload::Layer::new(EnvFilter::new(&usual));
     let format = fmt::layer()
         // Its own complaints would go to the stderr that just failed, and panic there.
         .log_internal_errors(false)
@@ -106,7 +86,7 @@ pub(crate) fn init(
     };
     let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
     #[cfg(feature = "otlp")]
-    let traces = export.map(|export| otlp::Traces::start(export, &config.identity));
+    let traces = service.map(|service| otlp::Traces::start(service, &config.identity));
     #[cfg(feature = "otlp")]
     let traces = traces.transpose()?;
     #[cfg(feature = "otlp")]
@@ -118,54 +98,69 @@ pub(crate) fn init(
     #[cfg(not(feature = "otlp"))]
     subscriber.init();
     #[cfg(not(feature = "otlp"))]
-    if let Some(TraceExport { service }) = export {
+    if let Some(service) = service {
         let why = "this program is built without the feature otlp";
         tracing::warn!(service, why, "traces are not exported");
     }
     std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
-    let volume = Volume {
-        filter: handle,
-        usual: usual.clone(),
-        is_loud: false,
-    };
-    let guard = Guard {
+    Ok(Guard {
         log,
+        flushed,
+        _filter: AbortOnDropHandle::new(tokio::spawn(switch(handle, usual, more))),
         #[cfg(feature = "otlp")]
         _traces: traces,
-    };
-    Ok((guard, volume))
+    })
 }
 
-impl Volume {
-    /// Lets everything through, or no more than usual again.
-    pub(crate) fn toggle(&mut self) {
-        self.is_loud = !self.is_loud;
-        let filter = if self.is_loud { LOUD } else { &self.usual };
-        if !self.is_loud {
+/// Switches between the usual filter and one that lets everything through, at each signal.
+async fn switch(handle: reload::Handle<EnvFilter, Registry>, usual: String, mut more: Signal) {
+    let filters = [LOUD, &usual].into_iter().cycle();
+    for (filter, is_loud) in filters.zip([true, false].into_iter().cycle()) {
+        if more.recv().await.is_none() {
+            return;
+        }
+        // Said while the filter lets it through that lets more through.
+        if !is_loud {
             tracing::info!(filter, "log filter changed");
         }
         // The filter is gone only when the subscriber is, and then there is no log.
-        let _ = self.filter.reload(EnvFilter::new(filter));
-        if self.is_loud {
+        let _ = handle.reload(EnvFilter::new(filter));
+        if is_loud {
             tracing::info!(filter, "log filter changed");
         }
     }
 }
 
 impl Log {
-    fn start(output: impl Write + Send + 'static) -> io::Result<Self> {
-        let (lines, waiting) = mpsc::sync_channel(WAITING);
+    /// Starts the thread that writes to `output`; the receiver gets a word for each `None`.
+    fn start(mut output: impl Write + Send + 'static) -> io::Result<(Self, Receiver<()>)> {
+        let (lines, waiting) = mpsc::sync_channel::<Option<Vec<u8>>>(WAITING);
+        let (written, flushed) = mpsc::sync_channel(1);
         let lost = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&lost);
-        let writer = thread::Builder::new().name("log".to_owned());
-        writer.spawn(move || write_all(&waiting, output, &counted))?;
-        Ok(Self { lines, lost })
+        let write_all = move || {
+            for line in waiting {
+                // What cannot be written is lost, for there is no other place to say so.
+                let _ = match line {
+                    Some(line) => output.write_all(&line),
+                    None => written.send(()).map_err(io::Error::other),
+                };
+                let lines = counted.swap(0, Ordering::Relaxed);
+                if lines > 0 {
+                    tracing::warn!(lines, "log lines were lost: stderr is read too slowly");
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(write_all)?;
+        Ok((Self { lines, lost }, flushed))
     }
 }
 
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.lines.try_send(Message::Line(line.to_vec())).is_err() {
+        if self.lines.try_send(Some(line.to_vec())).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -179,32 +174,13 @@ impl Write for Log {
 impl Drop for Guard {
     fn drop(&mut self) {
         let deadline = Instant::now() + LAST_LINES;
-        let (sender, flushed) = mpsc::sync_channel(0);
-        let mut message = Message::Flushed(sender);
-        while let Err(TrySendError::Full(unsent)) = self.log.lines.try_send(message) {
+        while let Err(TrySendError::Full(_)) = self.log.lines.try_send(None) {
             if Instant::now() > deadline {
                 return;
             }
-            message = unsent;
             thread::sleep(PAUSE);
         }
-        // Nothing is ever sent: the end of the sender is the news.
-        let _ = flushed.recv_timeout(deadline.saturating_duration_since(Instant::now()));
-    }
-}
-
-/// Writes until the process ends; what cannot be written is lost, for there is no other place to say so.
-fn write_all(waiting: &Receiver<Message>, mut output: impl Write, lost: &AtomicU64) {
-    for message in waiting {
-        match message {
-            Message::Line(line) => {
-                let _ = output.write_all(&line);
-            }
-            Message::Flushed(sender) => drop(sender),
-        }
-        let lines = lost.swap(0, Ordering::Relaxed);
-        if lines > 0 {
-            tracing::warn!(lines, "log lines were lost: stderr is read too slowly");
-        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let _ = self.flushed.recv_timeout(left);
     }
 }

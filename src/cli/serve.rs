@@ -4,15 +4,11 @@ use std::{future, io::Read};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tokio::sync::oneshot;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{Failure, print};
 use crate::{
-    Config, Drained, Instance, Registry, SETTINGS, Setting, StartError,
-    config::{self, TraceExport},
-    server::raise_open_files,
-    signal::{self, Signals},
-    telemetry,
+    Config, Drained, Instance, Registry, SETTINGS, Setting, StartError, config,
+    server::raise_open_files, signal::Signals, telemetry,
 };
 
 const UNTIL_STDIN_CLOSES: &str = "until-stdin-closes";
@@ -77,8 +73,7 @@ pub(super) struct Serving {
     pub(super) instance: Instance,
     signals: Signals,
     until_stdin_closes: bool,
-    _log: Box<dyn Send>,
-    _listening: AbortOnDropHandle<()>,
+    _log: telemetry::Guard,
 }
 
 /// Serves until a signal, then drains.
@@ -141,19 +136,11 @@ pub(super) async fn start(
     config: Config,
     has_child: bool,
 ) -> Result<Serving, Failure> {
-    let export = TraceExport::from_env()?;
-    let (log, mut volume) = telemetry::init(&config, export.as_ref())
-        .map_err(|error| Failure::Failed(error.to_string()))?;
+    let service = config::traced_service()?;
+    let log = telemetry::init(&config, service).map_err(Failure::Failed)?;
     if let Err(error) = raise_open_files() {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
-    let mut more_log = signal::more_log()?;
-    let listening = tokio::spawn(async move {
-        while more_log.recv().await.is_some() {
-            volume.toggle();
-        }
-    });
-    let listening = AbortOnDropHandle::new(listening);
     // Before it says that it listens: a signal from then on drains it.
     let signals = Signals::listen()?;
     let registry = match &config.app {
@@ -186,8 +173,7 @@ pub(super) async fn start(
         instance,
         signals,
         until_stdin_closes: args.until_stdin_closes,
-        _log: Box::new(log),
-        _listening: listening,
+        _log: log,
     })
 }
 

@@ -10,14 +10,14 @@ use std::{
 use http::{Uri, uri::Scheme};
 
 use super::{
-    ConfigError,
+    ConfigError, InvalidUrl,
     settings::{
         RPC_APP_ALLOW_ANONYMOUS, RPC_APP_CONCURRENCY, RPC_APP_STOP_TIMEOUT, RPC_APP_TOKEN,
         RPC_APP_URL,
     },
-    values::{Values, count, duration, true_or_false},
+    values::{Values, count, duration, parsed, true_or_false},
 };
-use crate::{call::MAX_TIMEOUT, name::InvalidName, token::Token};
+use crate::{call::MAX_TIMEOUT, token::Token};
 
 /// The app beside an instance.
 #[derive(Clone, Debug)]
@@ -52,11 +52,6 @@ pub enum AppAddress {
     Unix(PathBuf),
 }
 
-/// A text that is no URL of an app.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0}; write for example http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc")]
-pub struct InvalidAppUrl(&'static str);
-
 impl AppConfig {
     /// Checks what no value shows by itself.
     pub(super) fn check(&self) -> Result<(), ConfigError> {
@@ -88,43 +83,50 @@ impl AppUrl {
 }
 
 impl FromStr for AppUrl {
-    type Err = InvalidAppUrl;
+    type Err = InvalidUrl;
 
-    fn from_str(text: &str) -> Result<Self, InvalidAppUrl> {
-        if let Some(rest) = text.strip_prefix("unix:") {
-            let (socket, path) = rest
-                .rsplit_once(':')
-                .ok_or(InvalidAppUrl("has no path behind the socket"))?;
-            if !Path::new(socket).is_absolute() {
-                return Err(InvalidAppUrl("has a socket that is no absolute path"));
-            }
-            return Ok(Self {
-                address: AppAddress::Unix(socket.into()),
-                base: base(path)?,
-            });
-        }
-        let uri: Uri = text.parse().map_err(|_| InvalidAppUrl("is no URL"))?;
-        if uri.scheme() != Some(&Scheme::HTTP) {
-            return Err(InvalidAppUrl("is no http URL"));
-        }
-        let authority = uri.authority().ok_or(InvalidAppUrl("has no host"))?;
-        if authority.as_str().contains('@') || uri.query().is_some() || text.contains('#') {
-            return Err(InvalidAppUrl("has more than a host, a port and a path"));
-        }
-        let port = authority.port_u16().unwrap_or(80);
-        Ok(Self {
-            address: AppAddress::Tcp(format!("{}:{port}", authority.host())),
-            base: base(uri.path())?,
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        read_url(text).map_err(|what| InvalidUrl {
+            what,
+            example: "http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc",
         })
     }
 }
 
-fn base(path: &str) -> Result<String, InvalidAppUrl> {
-    let is_path = |uri: &Uri| uri.authority().is_none() && uri.query().is_none();
-    if !path.starts_with('/') || !path.parse().is_ok_and(|uri| is_path(&uri)) {
-        return Err(InvalidAppUrl("has a path that is none"));
+fn read_url(text: &str) -> Result<AppUrl, &'static str> {
+    if let Some(rest) = text.strip_prefix("unix:") {
+        let (socket, path) = rest
+            .rsplit_once(':')
+            .ok_or("has no path behind the socket")?;
+        if !Path::new(socket).is_absolute() {
+            return Err("has a socket that is no absolute path");
+        }
+        return Ok(AppUrl {
+            address: AppAddress::Unix(socket.into()),
+            base: base(path)?,
+        });
     }
-    Ok(path.trim_end_matches('/').to_owned())
+    let uri: Uri = text.parse().map_err(|_| "is no URL")?;
+    if uri.scheme() != Some(&Scheme::HTTP) {
+        return Err("is no http URL");
+    }
+    let authority = uri.authority().ok_or("has no host")?;
+    if authority.as_str().contains('@') || uri.query().is_some() || text.contains('#') {
+        return Err("has more than a host, a port and a path");
+    }
+    let port = authority.port_u16().unwrap_or(80);
+    Ok(AppUrl {
+        address: AppAddress::Tcp(format!("{}:{port}", authority.host())),
+        base: base(uri.path())?,
+    })
+}
+
+fn base(path: &str) -> Result<String, &'static str> {
+    let is_path = |uri: Uri| uri.authority().is_none() && uri.query().is_none();
+    match path.starts_with('/') && path.parse().is_ok_and(is_path) {
+        true => Ok(path.trim_end_matches('/').to_owned()),
+        false => Err("has a path that is none"),
+    }
 }
 
 impl fmt::Display for AppUrl {
@@ -143,17 +145,13 @@ impl fmt::Display for AppUrl {
 
 /// The app that the settings describe, if they name one.
 pub(super) fn read(values: &Values) -> Result<Option<AppConfig>, ConfigError> {
-    let url = values.given(RPC_APP_URL, |text| {
-        text.parse::<AppUrl>()
-            .map_err(|invalid| invalid.to_string())
-    })?;
-    let Some(url) = url else {
-        let others = [
-            RPC_APP_TOKEN,
-            RPC_APP_CONCURRENCY,
-            RPC_APP_STOP_TIMEOUT,
-            RPC_APP_ALLOW_ANONYMOUS,
-        ];
+    let others = [
+        RPC_APP_TOKEN,
+        RPC_APP_CONCURRENCY,
+        RPC_APP_STOP_TIMEOUT,
+        RPC_APP_ALLOW_ANONYMOUS,
+    ];
+    let Some(url) = values.given(RPC_APP_URL, parsed)? else {
         return match others.into_iter().find(|setting| values.has(*setting)) {
             Some(setting) => {
                 let detail = "has no effect without RPC_APP_URL; set that too, or unset this";
@@ -164,18 +162,11 @@ pub(super) fn read(values: &Values) -> Result<Option<AppConfig>, ConfigError> {
     };
     Ok(Some(AppConfig {
         url,
-        token: values.secrets(RPC_APP_TOKEN, token)?.pop(),
+        token: values.secret(RPC_APP_TOKEN, parsed)?,
         concurrency: values.get(RPC_APP_CONCURRENCY, count)?,
         stop_timeout: values.get(RPC_APP_STOP_TIMEOUT, duration)?,
         allow_anonymous: values.get(RPC_APP_ALLOW_ANONYMOUS, true_or_false)?,
     }))
-}
-
-fn token(text: &str) -> Result<Vec<Token>, String> {
-    let token = text
-        .parse()
-        .map_err(|invalid: InvalidName| invalid.to_string())?;
-    Ok(vec![token])
 }
 
 #[cfg(test)]

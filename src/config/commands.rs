@@ -1,34 +1,41 @@
-//! The settings of the commands that call an instance: its URL, and the token that they send.
+//! What the program reads from variables that are no settings of an instance: where its commands find one, the app that they
+//! start or check, and whether traces are exported.
 
-use std::time::Duration;
+use std::{fmt::Display, str::FromStr, time::Duration};
 
-use super::{AppConfig, AppUrl, ConfigError, variable};
+use super::{
+    AppConfig, AppUrl, ConfigError,
+    values::{parsed, port},
+};
 use crate::token::Token;
+
+/// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
+const ENDPOINTS: [&str; 2] = [
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+];
 
 /// The base URL that the commands which call an instance use when they are given none.
 pub(crate) fn default_url() -> String {
     variable("FLY_RPC_URL").unwrap_or_else(|| "http://127.0.0.1:8080".to_owned())
 }
 
+/// The token that the commands which call an instance send, if any.
+pub(crate) fn client_token() -> Result<Option<Token>, ConfigError> {
+    secret("FLY_RPC_TOKEN")
+}
+
 /// The port that an app is to listen at: `PORT`, else 3000.
 pub(crate) fn app_port() -> Result<u16, ConfigError> {
-    let Some(text) = variable("PORT") else {
-        return Ok(3000);
-    };
-    let port = text.parse().ok().filter(|port| *port != 0);
-    port.ok_or_else(|| ConfigError::new("PORT", format!("{text:?} is not a port from 1 to 65535")))
+    let text = variable("PORT").unwrap_or_else(|| "3000".to_owned());
+    port(&text).map_err(|detail| ConfigError::new("PORT", format!("{text:?} {detail}")))
 }
 
 /// The app that `fly-rpc functions` checks: its URL, and the token in `RPC_APP_TOKEN`.
 pub(crate) fn app_to_check(url: AppUrl) -> Result<AppConfig, ConfigError> {
-    let token = variable("RPC_APP_TOKEN").map(|text| text.parse());
-    let token = token.transpose();
-    let token = token.map_err(|invalid: crate::name::InvalidName| {
-        ConfigError::new("RPC_APP_TOKEN", invalid.to_string())
-    })?;
     Ok(AppConfig {
         url,
-        token,
+        token: secret("RPC_APP_TOKEN")?,
         concurrency: 1,
         stop_timeout: Duration::ZERO,
         allow_anonymous: false,
@@ -40,11 +47,41 @@ pub(crate) fn is_set(name: &str) -> bool {
     variable(name).is_some()
 }
 
-/// The token that the commands which call an instance send, if any.
-pub(crate) fn client_token() -> Result<Option<Token>, ConfigError> {
-    let token = variable("FLY_RPC_TOKEN").map(|text| text.parse());
-    let token = token.transpose();
-    token.map_err(|invalid: crate::name::InvalidName| {
-        ConfigError::new("FLY_RPC_TOKEN", invalid.to_string())
-    })
+/// As which service traces are exported; the exporter reads the other variables of the OpenTelemetry specification itself.
+/// `None` without an endpoint, or where the SDK is disabled.
+///
+/// # Errors
+/// An endpoint that is no `http` URL.
+pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
+    let given = |name| variable(name).filter(|value| !value.is_empty());
+    let mut named = ENDPOINTS.iter().map(|name| Some((*name, given(name)?)));
+    let endpoint = named.find_map(|endpoint| endpoint);
+    let is_disabled = given("OTEL_SDK_DISABLED").as_deref() == Some("true");
+    let Some((name, endpoint)) = endpoint.filter(|_| !is_disabled) else {
+        return Ok(None);
+    };
+    if !endpoint.starts_with("http://") {
+        let detail = format!(
+            "{endpoint:?} is not http://HOST:PORT; this program speaks no TLS, so run a collector beside it"
+        );
+        return Err(ConfigError::new(name, detail));
+    }
+    let service = given("OTEL_SERVICE_NAME");
+    Ok(Some(service.unwrap_or_else(|| "fly-rpc".to_owned())))
+}
+
+/// The secret in the variable `name`, which no error shows.
+fn secret<T: FromStr<Err: Display>>(name: &str) -> Result<Option<T>, ConfigError> {
+    let secret = variable(name).map(|text| parsed(&text));
+    secret
+        .transpose()
+        .map_err(|detail| ConfigError::new(name, detail))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the environment is read here and in mod.rs"
+)]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use super::{ConfigError, settings::RPC_KEY_STORE, values::Values};
+use super::InvalidUrl;
 
 /// Where all instances remember the outcomes of calls with an idempotency key.
 ///
@@ -11,23 +11,17 @@ use super::{ConfigError, settings::RPC_KEY_STORE, values::Values};
 #[derive(Clone, Eq, PartialEq)]
 pub struct KeyStoreUrl(Arc<str>);
 
-/// A text that is no URL of a store for keys.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{0}; write for example redis://127.0.0.1:6379")]
-pub struct InvalidKeyStore(&'static str);
-
 impl KeyStoreUrl {
     /// The URL itself, with its password.
     #[cfg(feature = "redis")]
     pub(crate) fn secret(&self) -> &str {
         &self.0
     }
-}
 
-impl KeyStoreUrl {
-    /// That it is none after all.
-    pub(crate) fn refused() -> ConfigError {
-        RPC_KEY_STORE.error("is no URL of a store that this program knows")
+    /// That the client of the store refuses the URL after all.
+    #[cfg(feature = "redis")]
+    pub(crate) fn refused() -> super::ConfigError {
+        super::settings::RPC_KEY_STORE.error("is no URL of a store that this program knows")
     }
 }
 
@@ -38,44 +32,30 @@ impl fmt::Debug for KeyStoreUrl {
 }
 
 impl FromStr for KeyStoreUrl {
-    type Err = InvalidKeyStore;
+    type Err = InvalidUrl;
 
-    fn from_str(text: &str) -> Result<Self, InvalidKeyStore> {
-        let (scheme, _) = text.split_once("://").ok_or(InvalidKeyStore("is no URL"))?;
-        match scheme {
-            _ if cfg!(not(feature = "redis")) => Err(InvalidKeyStore(
-                "needs the feature `redis`, which this program was built without",
-            )),
-            "rediss" | "valkeys" => Err(InvalidKeyStore("needs TLS, which instances do not speak")),
-            "redis" | "valkey" | "redis+unix" | "valkey+unix" => check(text),
-            _ => Err(InvalidKeyStore("is no store that this program knows")),
-        }?;
-        Ok(Self(text.into()))
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        let wrong = |what| {
+            let example = "redis://127.0.0.1:6379";
+            Err(InvalidUrl { what, example })
+        };
+        match text.split_once("://").map(|(scheme, _)| scheme) {
+            None => wrong("is no URL"),
+            #[cfg(not(feature = "redis"))]
+            Some(_) => wrong("needs the feature `redis`, which this program was built without"),
+            #[cfg(feature = "redis")]
+            Some("redis" | "valkey" | "redis+unix" | "valkey+unix") => {
+                match redis::Client::open(text) {
+                    Ok(_) => Ok(Self(text.into())),
+                    Err(_) => wrong("is no URL of a Redis"),
+                }
+            }
+            #[cfg(feature = "redis")]
+            Some("rediss" | "valkeys") => wrong("needs TLS, which instances do not speak"),
+            #[cfg(feature = "redis")]
+            Some(_) => wrong("is no store that this program knows"),
+        }
     }
-}
-
-#[cfg(feature = "redis")]
-fn check(text: &str) -> Result<(), InvalidKeyStore> {
-    let opened = redis::Client::open(text);
-    opened
-        .map(drop)
-        .map_err(|_| InvalidKeyStore("is no URL of a Redis"))
-}
-
-#[cfg(not(feature = "redis"))]
-fn check(_: &str) -> Result<(), InvalidKeyStore> {
-    Ok(())
-}
-
-/// The store that the settings name, if they do.
-pub(super) fn read(values: &Values) -> Result<Option<KeyStoreUrl>, ConfigError> {
-    let url = |text: &str| {
-        let url = text
-            .parse()
-            .map_err(|invalid: InvalidKeyStore| invalid.to_string());
-        Ok(vec![url?])
-    };
-    Ok(values.secrets(RPC_KEY_STORE, url)?.pop())
 }
 
 #[cfg(all(test, feature = "redis"))]

@@ -9,35 +9,26 @@ mod parts;
 mod rules;
 mod service_links;
 pub(crate) mod settings;
-mod stopping;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "cli")]
-mod traces;
 mod values;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
+#[cfg(feature = "cli")]
+pub(crate) use self::commands::*;
 pub use self::{
     app::{AppAddress, AppConfig, AppUrl},
     key_store::KeyStoreUrl,
     parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine, Route},
     settings::{SETTINGS, Setting},
 };
-#[cfg(feature = "cli")]
-pub(crate) use self::{
-    commands::{app_port, app_to_check, client_token, default_url, is_set},
-    traces::TraceExport,
+use self::{settings::*, values::*};
+use crate::{
+    access::{Access, Client},
+    call::Timeouts,
+    name::InstanceId,
 };
-use self::{
-    settings::*,
-    values::{
-        Values, address, any_text, app_dns_name, clients, cluster_tokens, count, dns_names,
-        dns_server, duration, host_and_port, is_ours, log_filter, one_or_zero, port, size,
-        true_or_false, word,
-    },
-};
-use crate::{access::Access, call::Timeouts, name::InstanceId};
 
 /// A setting that makes the start fail.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +45,14 @@ impl ConfigError {
             detail: detail.into(),
         }
     }
+}
+
+/// A text that is no URL of an app or of a store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{what}; write for example {example}")]
+pub struct InvalidUrl {
+    what: &'static str,
+    example: &'static str,
 }
 
 impl Config {
@@ -81,10 +80,14 @@ impl Config {
             if !is_ours(&name) {
                 continue;
             }
-            match value.into_string() {
-                Ok(value) => values.insert(name, value),
-                Err(_) => return Err(Values::error(&name, "the value is not UTF-8")),
+            let Ok(value) = value.into_string() else {
+                let not_utf8 = "the value is not UTF-8";
+                return Err(match setting(&name) {
+                    Some(setting) => setting.error(not_utf8),
+                    None => ConfigError::new(name, not_utf8),
+                });
             };
+            values.insert(name, value);
         }
         let service_links = service_links::take(&mut values);
         values.extend(flags.map(|(name, value)| (name.to_owned(), value)));
@@ -103,6 +106,7 @@ impl Config {
             Some(names) => names,
             None => Vec::from_iter(values.given(FLY_APP_NAME, app_dns_name)?),
         };
+        let clients: Option<Vec<Client>> = values.secret(RPC_CLIENT_TOKENS, secrets)?;
         let config = Self {
             identity: Identity {
                 region: match own_region.or(other_region) {
@@ -113,8 +117,8 @@ impl Config {
                 instance: values
                     .given(FLY_MACHINE_ID, word)?
                     .unwrap_or_else(InstanceId::random),
-                app: values.given(FLY_APP_NAME, any_text)?,
-                release: values.given(FLY_IMAGE_REF, any_text)?,
+                app: values.given(FLY_APP_NAME, parsed)?,
+                release: values.given(FLY_IMAGE_REF, parsed)?,
             },
             machine: Machine {
                 private_ip: values.given(FLY_PRIVATE_IP, address)?,
@@ -124,8 +128,8 @@ impl Config {
             internal_listen: values.given(RPC_INTERNAL_LISTEN, host_and_port)?,
             metrics_listen: values.given(RPC_METRICS_LISTEN, host_and_port)?,
             access: Access {
-                cluster: values.secrets(RPC_TOKEN, cluster_tokens)?,
-                clients: values.secrets(RPC_CLIENT_TOKENS, clients)?,
+                cluster: values.secret(RPC_TOKEN, secrets)?.unwrap_or_default(),
+                clients: clients.into_iter().flatten().map(Arc::new).collect(),
                 allow_anonymous: values.get(RPC_ALLOW_ANONYMOUS, true_or_false)?,
             },
             discovery: DiscoveryConfig {
@@ -141,7 +145,7 @@ impl Config {
             connect_timeout: values.get(RPC_CONNECT_TIMEOUT, duration)?,
             route: values.get(RPC_ROUTE, word)?,
             app: app::read(values)?,
-            key_store: key_store::read(values)?,
+            key_store: values.secret(RPC_KEY_STORE, parsed)?,
             limits: Limits {
                 max_body: values.get(RPC_MAX_BODY, size)?,
                 max_result: values.get(RPC_MAX_RESULT, size)?,
@@ -165,14 +169,4 @@ impl Default for Config {
         Self::from_values(&Values::default())
             .unwrap_or_else(|error| unreachable!("the defaults are valid: {error}"))
     }
-}
-
-/// The variable `name` outside the table of settings, where it is set.
-#[cfg(feature = "cli")]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the file that reads the environment"
-)]
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }

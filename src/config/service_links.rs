@@ -7,12 +7,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::Config;
-
 /// The protocols of a Service's ports.
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 
-/// Takes the variables of every Service out of `values`, and gives the prefix of each. What has such a name and not such
+/// Takes the variables of every Service out of `values`, and returns the prefix of each. What has such a name and not such
 /// a value, or belongs to no whole set, stays: a setting that was mistyped still makes the start fail.
 pub(super) fn take(values: &mut BTreeMap<String, String>) -> Vec<String> {
     let services = values.keys().filter_map(|name| Service::at(name, values));
@@ -73,15 +71,6 @@ impl Service {
             Some(_) => return None,
         };
         Some(PROTOCOLS.contains(&protocol.as_str()) && value == expected)
-    }
-}
-
-impl Config {
-    /// Logs the Services of Kubernetes whose variables were ignored.
-    pub(crate) fn log_service_links(&self) {
-        for prefix in &self.service_links {
-            tracing::debug!(%prefix, "variables of a Service of Kubernetes are no settings");
-        }
     }
 }
 

@@ -2,16 +2,16 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     net::{IpAddr, SocketAddr},
     str::FromStr,
-    sync::Arc,
     time::Duration,
 };
 
 use hickory_resolver::proto::rr::Name;
 
 use super::{ConfigError, DnsName, SETTINGS, Setting};
-use crate::{access::Client, name::InvalidName, token::Token};
+use crate::name::InvalidName;
 
 /// The port of the DNS protocol, for a `RPC_DNS_SERVER` without one.
 const DNS_PORT: u16 = 53;
@@ -38,15 +38,14 @@ impl Values {
         setting: Setting,
         parse: Parse<T>,
     ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.0.get(setting.variable) else {
-            return Ok(None);
-        };
-        if value.is_empty() {
-            return Err(setting.error("is empty; give it a value or unset it"));
+        match self.0.get(setting.variable).map(String::as_str) {
+            None => Ok(None),
+            Some("") => Err(setting.error("is empty; give it a value or unset it")),
+            Some(value) => match parse(value) {
+                Ok(parsed) => Ok(Some(parsed)),
+                Err(detail) => Err(setting.error(format!("{value:?} {detail}"))),
+            },
         }
-        parse(value)
-            .map(Some)
-            .map_err(|detail| setting.error(format!("{value:?} {detail}")))
     }
 
     /// Whether `setting` was given.
@@ -54,16 +53,14 @@ impl Values {
         self.0.contains_key(setting.variable)
     }
 
-    /// A list of secrets, which no error may show; empty where it was not given.
-    pub(super) fn secrets<T>(
+    /// The same for a secret, which no error may show.
+    pub(super) fn secret<T>(
         &self,
         setting: Setting,
-        parse: Parse<Vec<T>>,
-    ) -> Result<Vec<T>, ConfigError> {
-        match self.0.get(setting.variable) {
-            Some(value) => parse(value).map_err(|detail| setting.error(detail)),
-            None => Ok(Vec::new()),
-        }
+        parse: Parse<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        let value = self.0.get(setting.variable).map(|value| parse(value));
+        value.transpose().map_err(|detail| setting.error(detail))
     }
 
     pub(super) fn refuse_unknown(&self) -> Result<(), ConfigError> {
@@ -73,26 +70,17 @@ impl Values {
         };
         let likeness = |setting: &Setting| strsim::jaro_winkler(setting.variable, name);
         let likenesses = SETTINGS.iter().map(|setting| (likeness(setting), setting));
-        let nearest = likenesses.max_by(|a, b| a.0.total_cmp(&b.0));
-        let detail = match nearest {
+        let detail = match likenesses.max_by(|a, b| a.0.total_cmp(&b.0)) {
             Some((likeness, setting)) if likeness > 0.9 => {
                 format!("no such setting; did you mean {}?", setting.variable)
             }
             _ => "no such setting; `fly-rpc serve --help` lists them all".to_owned(),
         };
-        Err(Self::error(name, &detail))
-    }
-
-    /// That the variable `name`, which may be no setting, is wrong.
-    pub(super) fn error(name: &str, detail: &str) -> ConfigError {
-        match setting(name) {
-            Some(setting) => setting.error(detail),
-            None => ConfigError::new(name, detail),
-        }
+        Err(ConfigError::new(name, detail))
     }
 }
 
-fn setting(variable: &str) -> Option<&'static Setting> {
+pub(super) fn setting(variable: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.variable == variable)
 }
 
@@ -101,13 +89,13 @@ pub(super) fn is_ours(variable: &str) -> bool {
     variable.starts_with("RPC_") || setting(variable).is_some()
 }
 
-pub(super) fn any_text(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
+/// What says by itself what is wrong with a text.
+pub(super) fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|invalid: T::Err| invalid.to_string())
 }
 
 pub(super) fn word<T: FromStr<Err = InvalidName>>(text: &str) -> Result<T, String> {
-    text.parse()
-        .map_err(|invalid: InvalidName| format!("does not fit: {invalid}"))
+    parsed(text).map_err(|invalid| format!("does not fit: {invalid}"))
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -157,19 +145,10 @@ pub(super) fn one_or_zero(text: &str) -> Result<bool, String> {
     }
 }
 
-pub(super) fn cluster_tokens(text: &str) -> Result<Vec<Token>, String> {
-    secrets(text)
-}
-
-pub(super) fn clients(text: &str) -> Result<Vec<Arc<Client>>, String> {
-    Ok(secrets(text)?.into_iter().map(Arc::new).collect())
-}
-
 /// Each secret of a comma list; an error names one by its place.
-fn secrets<T: FromStr<Err = InvalidName>>(text: &str) -> Result<Vec<T>, String> {
+pub(super) fn secrets<T: FromStr<Err = InvalidName>>(text: &str) -> Result<Vec<T>, String> {
     let parse = |(number, secret): (usize, &str)| {
-        let parsed = secret.trim().parse();
-        parsed.map_err(|invalid| format!("entry {}: {invalid}", number + 1))
+        parsed(secret.trim()).map_err(|invalid| format!("entry {}: {invalid}", number + 1))
     };
     text.split(',').enumerate().map(parse).collect()
 }

@@ -60,7 +60,7 @@ impl Embedded {
         registry: Registry,
         address: SocketAddr,
     ) -> Result<Self, StartError> {
-        let (core, app, shares) = Core::start(config, registry, address, None, None).await?;
+        let (core, app, shares) = Core::start(config, registry, Some(address), false).await?;
         let router = http::mounted_router(app, shares);
         Ok(Self { core, router })
     }

@@ -9,17 +9,13 @@ use std::{
 use async_trait::async_trait;
 use opentelemetry::{KeyValue, trace::TracerProvider};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithHttpConfig};
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tokio::runtime::Handle;
 use tracing::Subscriber;
 use tracing_subscriber::{Layer, filter::LevelFilter, registry::LookupSpan};
 
-use crate::{
-    client,
-    config::{Identity, TraceExport},
-    trace,
-};
+use crate::{client, config::Identity, trace};
 
 /// How long a connection to the collector may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -30,38 +26,27 @@ const MAX_ANSWER: usize = 64 << 10;
 /// How long the end of the process waits for the last spans.
 const LAST_SPANS: Duration = Duration::from_secs(2);
 
-/// Why traces cannot be exported.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OtlpError {
-    /// The exporter cannot be built from its settings.
-    #[error("traces cannot be exported: {0}")]
-    Exporter(#[from] ExporterBuildError),
-    /// The HTTP client cannot be built.
-    #[error("the HTTP client for traces cannot be built: {0}")]
-    Client(#[from] reqwest::Error),
-}
-
 /// Exports spans until it is dropped, which waits for the last ones, for at most 2 s.
 pub(super) struct Traces(SdkTracerProvider);
 
 impl Traces {
-    /// Exports the spans of the instance `identity` from now on. The exporter reads the variables `OTEL_…` of the
-    /// OpenTelemetry specification itself.
-    ///
-    /// # Errors
-    /// See [`OtlpError`].
-    pub(super) fn start(export: &TraceExport, identity: &Identity) -> Result<Self, OtlpError> {
+    /// Exports the spans of the instance `identity`, as one of `service`, from now on. The exporter reads the variables
+    /// `OTEL_…` of the OpenTelemetry specification itself.
+    pub(super) fn start(service: String, identity: &Identity) -> Result<Self, String> {
+        let client = client::builder(CONNECT).timeout(ANSWER).build();
         let sender = Sender {
-            client: client::builder(CONNECT).timeout(ANSWER).build()?,
+            client: client
+                .map_err(|error| format!("the HTTP client for traces cannot be built: {error}"))?,
             runtime: Handle::current(),
             is_failing: AtomicBool::new(false),
         };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(sender)
-            .build()?;
+            .build()
+            .map_err(|error| format!("traces cannot be exported: {error}"))?;
         let resource = Resource::builder()
-            .with_service_name(export.service.clone())
+            .with_service_name(service)
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .with_attribute(KeyValue::new(
                 "service.instance.id",
@@ -93,7 +78,6 @@ impl Traces {
 
 impl Drop for Traces {
     fn drop(&mut self) {
-        // Nobody is left to be told that the last spans were lost, but for the log.
         if let Err(error) = self.0.shutdown_with_timeout(LAST_SPANS) {
             tracing::warn!(%error, "the last spans were not exported");
         }
