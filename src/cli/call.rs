@@ -188,9 +188,8 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
 /// Where a call ran and how long it took: in the cluster, and from here, the connection included.
 fn account(meta: &Meta, took: Duration) -> String {
     let (dim, took) = (Style::new().dimmed(), milliseconds(took));
-    let place = |word: Option<&str>| word.unwrap_or("?").to_owned();
-    let instance = place(meta.instance.as_ref().map(|id| id.as_str()));
-    let region = place(meta.region.as_ref().map(|region| region.as_str()));
+    let instance = meta.instance.as_ref().map_or("?", |id| id.as_str());
+    let region = meta.region.as_ref().map_or("?", |region| region.as_str());
     let plural = if meta.attempts == 1 { "" } else { "s" };
     let token = meta.consistency.as_ref();
     let token = token.map_or(String::new(), |token| format!(" · consistency {token}"));
@@ -203,20 +202,12 @@ fn account(meta: &Meta, took: Duration) -> String {
 /// The path of the request.
 fn path(args: &CallArgs) -> Result<String, Failure> {
     let region = &args.region;
-    let (path, is_right) = match args.each {
-        None => (
-            format!("/rpc/{region}"),
-            region.parse::<Targets>().map(drop),
-        ),
-        Some(_) => (
-            format!("/each/{region}"),
-            region.parse::<Regions>().map(drop),
-        ),
+    let (room, checked) = match args.each {
+        None => ("rpc", region.parse::<Targets>().map(drop)),
+        Some(_) => ("each", region.parse::<Regions>().map(drop)),
     };
-    match is_right {
-        Ok(()) => Ok(path),
-        Err(invalid) => Err(Failure::Usage(format!("{region:?}: {invalid}"))),
-    }
+    checked.map_err(|invalid| Failure::Usage(format!("{region:?}: {invalid}")))?;
+    Ok(format!("/{room}/{region}"))
 }
 
 /// Where to call, as it was typed; whether it goes with the other arguments shows later.

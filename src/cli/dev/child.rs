@@ -27,7 +27,7 @@ use crate::{cli::Failure, config::SETTINGS, region::Region};
 const STOP: Duration = Duration::from_secs(10);
 
 /// What an instance is started with, and where its log and its end go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) region: Region,
     pub(super) name: String,
@@ -43,14 +43,9 @@ pub(super) struct Plan {
     pub(super) ends: mpsc::Sender<(String, String)>,
 }
 
-/// An instance, which runs or has ended.
+/// An instance, which runs or has ended; its process is killed when this is dropped.
 pub(super) struct Child {
     pub(super) plan: Plan,
-    running: Running,
-}
-
-/// A process; it is killed when this is dropped.
-struct Running {
     /// An instance started with `--until-stdin-closes` drains when its stdin is closed.
     stdin: Option<ChildStdin>,
     signals: mpsc::Sender<Signal>,
@@ -60,77 +55,57 @@ struct Running {
 impl Child {
     /// Starts the instance of `plan`, and waits until it listens.
     pub(super) async fn start(mut plan: Plan) -> Result<Self, Failure> {
-        let (running, listen) = launch(&plan).await?;
-        plan.listen = listen;
-        Ok(Self { plan, running })
+        let mut process = command(&plan)?.spawn()?;
+        if let Some(stderr) = process.stderr.take() {
+            tokio::spawn(pass_on(stderr, plan.clone()));
+        }
+        // Apart from the process, because waiting for a process closes the stdin that it holds.
+        let stdin = process.stdin.take();
+        let address = match process.stdout.take() {
+            Some(stdout) => listening_address(stdout).await,
+            None => None,
+        };
+        plan.listen = address.ok_or_else(|| {
+            let name = &plan.name;
+            Failure::Failed(format!(
+                "instance {name} did not start; its own message is above"
+            ))
+        })?;
+        let (signals, orders) = mpsc::channel(1);
+        let kept = tokio::spawn(keep(process, orders, plan.name.clone(), plan.ends.clone()));
+        Ok(Self {
+            plan,
+            stdin,
+            signals,
+            kept: AbortOnDropHandle::new(kept),
+        })
     }
 
     /// Starts it again where it was, in place of the process that it had.
     pub(super) async fn start_again(&mut self) -> Result<(), Failure> {
-        (self.running, _) = launch(&self.plan).await?;
+        *self = Self::start(self.plan.clone()).await?;
         Ok(())
     }
 
     /// Sends it a signal, if it runs.
     pub(super) async fn signal(&self, signal: Signal) {
         // Whoever would take it is gone with the process.
-        let _ = self.running.signals.send(signal).await;
+        let _ = self.signals.send(signal).await;
     }
 
     /// Lets it drain and stop.
     pub(super) fn drain(&mut self) {
-        drop(self.running.stdin.take());
+        drop(self.stdin.take());
     }
 
     /// Lets it drain, and waits until it is gone.
     pub(super) async fn stop(&mut self) {
         self.signal(Signal::SIGCONT).await;
         self.drain();
-        if time::timeout(STOP, &mut self.running.kept).await.is_err() {
+        if time::timeout(STOP, &mut self.kept).await.is_err() {
             self.signal(Signal::SIGKILL).await;
         }
     }
-}
-
-async fn launch(plan: &Plan) -> Result<(Running, SocketAddr), Failure> {
-    let mut process = command(plan)?.spawn()?;
-    if let Some(stderr) = process.stderr.take() {
-        let (region, instance) = (plan.region.clone(), plan.name.clone());
-        let (mut stderr, lines) = (BufReader::new(stderr).lines(), plan.log.clone());
-        tokio::spawn(async move {
-            while let Ok(Some(text)) = stderr.next_line().await {
-                let (region, instance) = (region.clone(), instance.clone());
-                let line = Line {
-                    region,
-                    instance,
-                    text,
-                };
-                if lines.send(line).await.is_err() {
-                    return;
-                }
-            }
-        });
-    }
-    // Apart from the process, because waiting for a process closes the stdin that it holds.
-    let stdin = process.stdin.take();
-    let address = match process.stdout.take() {
-        Some(stdout) => listening_address(stdout).await,
-        None => None,
-    };
-    let address = address.ok_or_else(|| {
-        let name = &plan.name;
-        Failure::Failed(format!(
-            "instance {name} did not start; its own message is above"
-        ))
-    })?;
-    let (signals, orders) = mpsc::channel(1);
-    let kept = tokio::spawn(keep(process, orders, plan.name.clone(), plan.ends.clone()));
-    let running = Running {
-        stdin,
-        signals,
-        kept: AbortOnDropHandle::new(kept),
-    };
-    Ok((running, address))
 }
 
 fn command(plan: &Plan) -> Result<Command, Failure> {
@@ -199,4 +174,18 @@ async fn listening_address(stdout: impl AsyncRead + Unpin) -> Option<SocketAddr>
         .next()?
         .parse()
         .ok()
+}
+
+async fn pass_on(stderr: impl AsyncRead + Unpin, plan: Plan) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(text)) = lines.next_line().await {
+        let line = Line {
+            region: plan.region.clone(),
+            instance: plan.name.clone(),
+            text,
+        };
+        if plan.log.send(line).await.is_err() {
+            return;
+        }
+    }
 }
