@@ -279,9 +279,11 @@ impl Driver<'_> {
                     Ok(0) => return Err(Over::Closed(io::ErrorKind::UnexpectedEof.into())),
                     Ok(_) => {
                         self.was_heard = true;
-                        self.take_lines()?;
-                        // Callers whose answers came together are about to call again together.
-                        task::yield_now().await;
+                        if self.take_lines()? > 1 {
+                            // Callers whose answers came together are about to call again together. For one alone, a
+                            // yield would only wake another thread.
+                            task::yield_now().await;
+                        }
                         self.flush()?;
                     }
                     Err(error) => return Err(Over::Closed(error)),
@@ -302,8 +304,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Gives the lines that came to those who wait for them.
-    fn take_lines(&mut self) -> Result<(), Over> {
+    /// Gives the lines that came to those who wait for them; how many answers they were.
+    fn take_lines(&mut self) -> Result<usize, Over> {
         let mut answers = Vec::new();
         let mut is_draining = false;
         let outcome = loop {
@@ -327,6 +329,7 @@ impl Driver<'_> {
                 Frame::Nonsense => break Err("a line is no answer"),
             }
         };
+        let answered = answers.len();
         self.connection.outbox.answer(answers.into_iter());
         if is_draining {
             self.connection.retire();
@@ -338,7 +341,7 @@ impl Driver<'_> {
             self.since_mention = 0;
             self.report(CallSignal::Answered);
         }
-        outcome.map_err(Over::Nonsense)
+        outcome.map(|()| answered).map_err(Over::Nonsense)
     }
 
     fn flush(&mut self) -> Result<(), Over> {
