@@ -1,8 +1,7 @@
-//! Who may use a route: a layer for the routes of clients, and one for those of the cluster's instances. Each covers the
-//! 404s and 405s of its router too, so that they show a stranger nothing.
+//! Who may use a route: clients, or the cluster's instances.
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::{
         HeaderMap, HeaderValue,
         header::{AUTHORIZATION, WWW_AUTHENTICATE},
@@ -11,7 +10,7 @@ use axum::{
     response::{ErrorResponse, Response, Result},
 };
 
-use super::{App, AppState, Crowded, Reached, internal, response::Refusal, site};
+use super::{App, Crowded, Reached, internal, response::Refusal, site};
 use crate::{
     access::Caller,
     problem::{Code, Problem},
@@ -22,11 +21,7 @@ use crate::{
 
 /// Lets a request pass that has the token of a client, where there are clients; its [`Caller`]
 /// becomes an extension of it.
-pub(super) async fn clients(
-    State(app): AppState,
-    mut request: Request,
-    next: Next,
-) -> Result<Response> {
+pub(super) async fn clients(app: &App, mut request: Request, next: Next) -> Result<Response> {
     if app.access.clients.is_empty() {
         check_site(&request, app.access.allow_anonymous)?;
     }
@@ -57,11 +52,7 @@ pub(super) fn known_caller(app: &App, request: &Request) -> Option<Caller> {
 
 /// Lets a request pass that has the cluster's token, or a proof that its sender knows it; the answer to a probe with a
 /// proof has a proof in turn.
-pub(super) async fn instances(
-    State(app): AppState,
-    mut request: Request,
-    next: Next,
-) -> Result<Response> {
+pub(super) async fn instances(app: &App, mut request: Request, next: Next) -> Result<Response> {
     if app.access.cluster.is_empty() {
         check_site(&request, false)?;
     }
@@ -76,11 +67,11 @@ pub(super) async fn instances(
     if internal::is_upgrade(request.headers()) {
         let wanted = "a proof of the cluster's token";
         let opening =
-            opening(&app, &request).ok_or_else(|| unauthenticated(token.as_ref(), wanted))?;
+            opening(app, &request).ok_or_else(|| unauthenticated(token.as_ref(), wanted))?;
         request.extensions_mut().insert(opening);
         return Ok(next.run(request).await);
     }
-    let proof = proof(&app, &request)
+    let proof = proof(app, &request)
         .ok_or_else(|| unauthenticated(token.as_ref(), "the cluster's token"))?;
     let mut response = next.run(request).await;
     response.headers_mut().insert(PROOF, proof);

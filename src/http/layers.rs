@@ -1,20 +1,24 @@
-//! The layer around every route: gives a request its [`Context`], and finishes its response. A problem that a layer or a
-//! handler returned becomes its document, a log line and a count here, and nowhere else.
+//! The one layer around every route: gives a request its [`Context`], lets it pass if it comes from the route's
+//! [`Audience`], and finishes its response. A problem that a handler returned becomes its document, a log line and a count
+//! here, and nowhere else.
+
+use std::sync::Arc;
 
 use axum::{
+    Router,
     body::HttpBody,
     extract::{Request, State},
     http::{
         HeaderMap, HeaderValue, Method, StatusCode,
         header::{CACHE_CONTROL, CONNECTION},
     },
-    middleware::Next,
+    middleware::{self, Next},
     response::{IntoResponse, Response},
 };
 use tokio::time::Instant;
 
 use super::{
-    App, AppState, head, log,
+    App, auth, head, log,
     response::{Refusal, problem_document},
 };
 use crate::{
@@ -52,9 +56,32 @@ impl Context {
     }
 }
 
+/// Who may use a route.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Audience {
+    /// Anybody.
+    Anyone,
+    /// Clients, see [`auth::clients`].
+    Clients,
+    /// The cluster's instances, see [`auth::instances`].
+    Instances,
+}
+
+/// Puts the layer around `routes`, their 404s and 405s included, which show a stranger nothing that way.
+///
+/// One layer and not one for each purpose: axum boxes a request's future once more for each.
+pub(super) fn around(
+    routes: Router<Arc<App>>,
+    app: &Arc<App>,
+    audience: Audience,
+) -> Router<Arc<App>> {
+    let state = (Arc::clone(app), audience);
+    routes.layer(middleware::from_fn_with_state(state, answer))
+}
+
 /// Gives the request its context, has it answered, and finishes the response.
-pub(super) async fn with_context(
-    State(app): AppState,
+async fn answer(
+    State((app, audience)): State<(Arc<App>, Audience)>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -64,7 +91,11 @@ pub(super) async fn with_context(
         Some(refused) => refused,
         None => {
             request.extensions_mut().insert(context.clone());
-            next.run(request).await
+            match audience {
+                Audience::Anyone => next.run(request).await,
+                Audience::Clients => auth::clients(&app, request, next).await.into_response(),
+                Audience::Instances => auth::instances(&app, request, next).await.into_response(),
+            }
         }
     };
     if method == Method::GET && !has_room(&app, uri.path(), &response) {

@@ -39,6 +39,7 @@ pub(crate) use self::cluster::{
     CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, PolicyDocument,
     PolicySource, RegionsDocument, UnplacedDocument,
 };
+use self::layers::Audience;
 pub(crate) use self::openapi::route::Descriptions;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
@@ -125,15 +126,16 @@ pub(crate) struct Crowded;
 pub(crate) fn public_router(app: Arc<App>, with_internal: bool) -> Router {
     // What is no route is for clients, so that a path that is forgotten below is not open.
     let clients = Router::from(clients()).fallback(not_found);
-    let instances = for_instances(&app, instances(with_internal));
-    let routes = for_clients(&app, clients).merge(instances).merge(open());
-    with_layers(app, routes)
+    layered(clients, &app, Audience::Clients)
+        .merge(layered(instances(with_internal), &app, Audience::Instances))
+        .merge(layered(open(), &app, Audience::Anyone))
+        .with_state(app)
 }
 
 /// The routes of the listener for instances.
 pub(crate) fn internal_router(app: Arc<App>) -> Router {
-    let routes = for_instances(&app, instances(true).fallback(not_found));
-    with_layers(app, routes)
+    let routes = instances(true).fallback(not_found);
+    layered(routes, &app, Audience::Instances).with_state(app)
 }
 
 /// The routes of the listener for scrapers, which send no token.
@@ -142,9 +144,14 @@ pub(crate) fn metrics_router(app: Arc<App>) -> Router {
         .route("/metrics", routing::get(metrics::show))
         .route("/healthz", routing::get(health::get_liveness))
         .route("/readyz", routing::get(health::get_readiness))
-        .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found);
-    with_layers(app, routes)
+    layered(routes, &app, Audience::Anyone).with_state(app)
+}
+
+/// `routes` with the layer around them, and around what answers where a route has other methods.
+fn layered(routes: Router<Arc<App>>, app: &Arc<App>, audience: Audience) -> Router<Arc<App>> {
+    let routes = routes.method_not_allowed_fallback(method_not_allowed);
+    layers::around(routes, app, audience)
 }
 
 /// The OpenAPI document of the public routes, as JSON.
@@ -195,7 +202,6 @@ fn open() -> Router<Arc<App>> {
         .route("/docs/{*file}", routing::get(pages::show))
         .route("/ui", routing::get(pages::show))
         .route("/ui/{*file}", routing::get(pages::show))
-        .method_not_allowed_fallback(method_not_allowed)
 }
 
 /// The routes of the cluster's instances. Other paths below `/internal`, and all of them where instances have a listener of
@@ -213,24 +219,6 @@ fn instances(are_here: bool) -> Router<Arc<App>> {
         .route(protocol::FUNCTIONS, routing::get(internal::functions))
         .route(protocol::EXEC, routing::post(internal::exec))
         .route("/metrics", routing::get(metrics::show))
-}
-
-fn for_clients(app: &Arc<App>, routes: Router<Arc<App>>) -> Router<Arc<App>> {
-    let auth = middleware::from_fn_with_state(Arc::clone(app), auth::clients);
-    let routes = routes.method_not_allowed_fallback(method_not_allowed);
-    routes.layer(auth)
-}
-
-fn for_instances(app: &Arc<App>, routes: Router<Arc<App>>) -> Router<Arc<App>> {
-    let auth = middleware::from_fn_with_state(Arc::clone(app), auth::instances);
-    let routes = routes.method_not_allowed_fallback(method_not_allowed);
-    routes.layer(auth)
-}
-
-/// Puts the layer around `routes` that every listener has.
-fn with_layers(app: Arc<App>, routes: Router<Arc<App>>) -> Router {
-    let context = middleware::from_fn_with_state(Arc::clone(&app), layers::with_context);
-    routes.layer(context).with_state(app)
 }
 
 async fn not_found() -> Problem {
