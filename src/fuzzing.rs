@@ -40,7 +40,7 @@ pub fn body(body: &[u8]) {
         unreachable!("both are good names");
     };
     let mut sent = b"{\"timeout_ms\":1,".to_vec();
-    sent.extend(Exec::tail(&region, &call, &id));
+    sent.extend(&Exec::text(&region, &call, &id)[1..]);
     assert!(!sent.contains(&b'\n'));
     let received = Exec::from_json(&sent, TIMEOUTS);
     let received =

@@ -59,7 +59,7 @@ pub(super) enum NotTaken {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request<'a> {
     /// What `Exec` wrote of the call.
-    pub(super) tail: &'a [u8],
+    pub(super) text: &'a [u8],
     /// When its answer is due.
     pub(super) deadline: Deadline,
     /// Whether its caller has a use for the news that the peer is suspect.
@@ -144,7 +144,7 @@ impl Outbox {
             return Err(NotTaken::Over);
         }
         let waits = state.bytes.len() - state.handed;
-        if waits > 0 && waits + request.tail.len() > MAX_WAITING {
+        if waits > 0 && waits + request.text.len() > MAX_WAITING {
             return Err(NotTaken::Full);
         }
         let now = Instant::now();
@@ -156,7 +156,7 @@ impl Outbox {
         state.next_id += 1;
         let start = state.end();
         let at_us = u64::try_from((now - started).as_micros()).unwrap_or(u64::MAX);
-        lines::write_call(&mut state.bytes, id, timeout_ms, at_us, request.tail);
+        lines::write_call(&mut state.bytes, id, timeout_ms, at_us, request.text);
         let line = start..state.end();
         let is_alone = state.calls.is_empty() && waits == 0;
         state.calls.insert(

@@ -114,11 +114,11 @@ impl Exec {
         })
     }
 
-    /// `call` as an object without its opening brace, so that [`write_call`](super::lines::write_call) can put in front
-    /// what is known only when the call leaves. It is one line: a raw newline in JSON can only be white space.
-    pub(crate) fn tail(region: &Region, call: &Call, request_id: &RequestId) -> Vec<u8> {
+    /// `call` as an object, which [`write_call`](super::lines::write_call) completes with what is known only when the call
+    /// leaves. It is one line: a raw newline in JSON can only be white space.
+    pub(crate) fn text(region: &Region, call: &Call, request_id: &RequestId) -> Vec<u8> {
         #[derive(Serialize)]
-        struct Tail<'a> {
+        struct Members<'a> {
             region: &'a Region,
             module: &'a Name,
             function: &'a Name,
@@ -138,7 +138,7 @@ impl Exec {
             #[serde(skip_serializing_if = "Option::is_none")]
             traceparent: Option<TraceParent>,
         }
-        let mut tail = json::to_vec(&Tail {
+        let mut text = json::to_vec(&Members {
             region,
             module: &call.name.module,
             function: &call.name.function,
@@ -152,9 +152,8 @@ impl Exec {
             request_id,
             traceparent: trace::current().or(call.trace),
         });
-        json::join_lines(&mut tail);
-        tail.remove(0);
-        tail
+        json::join_lines(&mut text);
+        text
     }
 }
 
@@ -196,11 +195,9 @@ mod tests {
     /// The line that asks a peer in `syd` for `call`.
     fn asked(call: &Call) -> String {
         let region = "syd".parse().unwrap();
-        let tail = Exec::tail(&region, call, &"r".parse().unwrap());
-        format!(
-            "{{\"id\":9,\"timeout_ms\":7,{}",
-            str::from_utf8(&tail).unwrap()
-        )
+        let text = Exec::text(&region, call, &"r".parse().unwrap());
+        let members = str::from_utf8(&text[1..]).unwrap();
+        format!("{{\"id\":9,\"timeout_ms\":7,{members}")
     }
 
     #[test]

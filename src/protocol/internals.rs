@@ -28,9 +28,9 @@ pub fn written_call(text: &str) -> Option<Vec<u8>> {
         trace: None,
         memory: None,
     };
-    let tail = Exec::tail(&"syd".parse().ok()?, &call, &"request".parse().ok()?);
+    let text = Exec::text(&"syd".parse().ok()?, &call, &"request".parse().ok()?);
     let mut line = Vec::new();
-    lines::write_call(&mut line, 7, 5000, 7, &tail);
+    lines::write_call(&mut line, 7, 5000, 7, &text);
     Some(line)
 }
 

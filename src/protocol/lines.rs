@@ -27,15 +27,16 @@ pub(crate) const PING_LINE: &[u8] = b"{\"ping\":1}\n";
 /// The answer to [`PING_LINE`].
 pub(crate) const PONG_LINE: &[u8] = b"{\"pong\":1}\n";
 
-/// Appends the line of a call: `tail` comes from [`Exec::tail`](super::Exec::tail), `at_us` is the time on the connection's
+/// Appends the line of a call: `text` comes from [`Exec::text`](super::Exec::text), `at_us` is the time on the connection's
 /// clock in microseconds.
-pub(crate) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, at_us: u64, tail: &[u8]) {
+pub(crate) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, at_us: u64, text: &[u8]) {
     // Writing to a Vec cannot fail.
     let _ = write!(
         out,
         "{{\"id\":{id},\"timeout_ms\":{timeout_ms},\"at_us\":{at_us},"
     );
-    out.extend_from_slice(tail);
+    // Without its opening brace.
+    out.extend_from_slice(text.get(1..).unwrap_or_default());
     out.push(b'\n');
 }
 
