@@ -4,17 +4,19 @@
 mod answering;
 mod open_files;
 mod places;
+mod self_wakes;
 mod stream;
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, extract::Request, http::StatusCode};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use hyper::{
     body::{Body, Incoming},
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 #[cfg(target_os = "linux")]
 use socket2::SockRef;
 use tokio::{
@@ -30,6 +32,7 @@ pub(crate) use self::open_files::{Shares, now as open_files};
 use self::{
     answering::Answering,
     places::{Place, Places},
+    self_wakes::SelfWakes,
     stream::{Refused, Stream},
 };
 use crate::{
@@ -39,8 +42,6 @@ use crate::{
     memory::Budget,
 };
 
-/// How long a request's head may take to arrive, and how long a kept-alive connection may be idle.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most headers of a request that hyper reads. This and the next limit are above those of `http`, which answers with
 /// a problem document; what is above these gets hyper's bare 431.
 const MAX_HEADERS: usize = 256;
@@ -275,35 +276,32 @@ impl AcceptLoop {
         });
         // Its place, which the drain waits for, is the socket's: it may outlive this task in other hands.
         tokio::spawn(async move {
+            // Of these, only one that was woken is polled: together they would cost each request more than its parsing.
+            let mut signals = FuturesUnordered::from_iter([
+                lifecycle.reached(Phase::Cut).map(|()| Signal::Cut).boxed(),
+                usage.asked_to_give_way().map(|()| Signal::GiveWay).boxed(),
+            ]);
+            if !is_late {
+                let may_close = may_close(&lifecycle, &asked).map(|()| Signal::Close);
+                signals.push(may_close.boxed());
+            }
             let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD)
                 .keep_alive(!is_late)
                 .serve_connection(io, service)
                 .with_upgrades();
-            let mut connection = pin!(connection);
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = lifecycle.reached(Phase::Cut) => return,
-                () = may_close(&lifecycle, &asked), if !is_late => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        ended = connection => ended,
-                        () = lifecycle.reached(Phase::Cut) => return,
-                    }
-                }
-                () = usage.asked_to_give_way() => {
-                    // A request that has just come is answered; whatever else there is of one is let go.
-                    if !usage.is_busy() {
-                        return;
-                    }
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        ended = connection => ended,
-                        () = lifecycle.reached(Phase::Cut) => return,
-                    }
+            let (mut connection, self_wakes) = (pin!(connection), SelfWakes::new());
+            let ended = loop {
+                tokio::select! {
+                    biased;
+                    ended = future::poll_fn(|cx| self_wakes.poll(connection.as_mut(), cx)) => break ended,
+                    Some(signal) = signals.next() => match signal {
+                        Signal::Cut => return,
+                        // A request that has just come is answered; whatever else there is of one is let go.
+                        Signal::GiveWay if !usage.is_busy() => return,
+                        Signal::GiveWay | Signal::Close => connection.as_mut().graceful_shutdown(),
+                    },
                 }
             };
             if let Err(error) = ended {
@@ -311,6 +309,16 @@ impl AcceptLoop {
             }
         });
     }
+}
+
+/// What a connection is asked besides requests.
+enum Signal {
+    /// To end now.
+    Cut,
+    /// To end after the request that it is at, because the instance stops.
+    Close,
+    /// To make room for another connection.
+    GiveWay,
 }
 
 /// Whether an answer may come before the request's body was read.

@@ -142,6 +142,11 @@ impl Usage {
         self.requests.load(Ordering::Acquire) > 0
     }
 
+    /// Since when no request has been answered; since the connection was made, where none came.
+    pub(super) fn idle_since(&self) -> Instant {
+        self.places.started + Duration::from_millis(self.idle_since.load(Ordering::Relaxed))
+    }
+
     /// Notes that a head was read whose answer is to come.
     pub(super) fn serve(self: &Arc<Self>) -> Serving {
         if self.requests.fetch_add(1, Ordering::AcqRel) == 0 {

@@ -1,5 +1,6 @@
-//! A client's connection as the server reads and writes it, with what hyper has not: a bound on a client that does not
-//! take its answer, and another on the wait, when the connection is closed, for a client that still sends what was refused.
+//! A client's connection as the server reads and writes it, with what hyper has not: bounds on a client that sends no
+//! request, on one that does not take its answer, and on the wait, when the connection is closed, for one that still sends
+//! what was refused.
 
 use std::{
     io,
@@ -15,12 +16,15 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::{self, Sleep},
+    time::{self, Instant, Sleep},
 };
 
 use super::places::Place;
 use crate::memory::{Budget, Reserved, Share};
 
+/// How long a request's head may take to arrive, and how long a kept-alive connection may be idle. hyper has such a bound
+/// too, and makes a timer of its own for each request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take nothing of an answer that waits for it.
 const STALL: Duration = Duration::from_secs(10);
 /// What hyper reads a head into to begin with, in bytes.
@@ -53,6 +57,8 @@ pub(super) struct Stream {
     reserved: Reserved,
     memory: Arc<Budget>,
     refused: Refused,
+    /// Set for the end of the time that a head has, or for earlier.
+    headless: Pin<Box<Sleep>>,
     stalled: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
 }
@@ -67,6 +73,7 @@ impl Stream {
             reserved: memory.take(0),
             memory,
             refused,
+            headless: Box::pin(time::sleep(HEAD_TIMEOUT)),
             stalled: None,
             lingering: None,
         }
@@ -88,6 +95,23 @@ impl Stream {
         // The buffer doubles when it is full.
         let room = self.reserved.grow(2 * (whole - before), Share::Strangers);
         room.map_err(|_| io::ErrorKind::OutOfMemory.into())
+    }
+
+    /// Waits for the end of the time that the next head has, while no request is being answered.
+    fn poll_headless(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let usage = self.place.usage();
+        if usage.is_busy() || usage.is_passed_over() {
+            return Poll::Pending;
+        }
+        while self.headless.as_mut().poll(context).is_ready() {
+            let end = usage.idle_since() + HEAD_TIMEOUT;
+            if end <= Instant::now() {
+                return Poll::Ready(());
+            }
+            // A request came and was answered meanwhile: the timer is moved once, not by each of them.
+            self.headless.as_mut().reset(end);
+        }
+        Poll::Pending
     }
 
     /// What became of a write, unless the client has taken nothing for too long.
@@ -119,7 +143,13 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.tcp).poll_read(context, buffer))?;
+        match Pin::new(&mut self.tcp).poll_read(context, buffer) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => {
+                ready!(self.poll_headless(context));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
         Poll::Ready(self.count_head(buffer.filled().len() - before))
     }
 }
