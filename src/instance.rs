@@ -11,10 +11,10 @@ pub use self::embedded::Embedded;
 use crate::{
     app,
     cluster::{Cluster, DiscoveryError},
-    config::{Config, ConfigError, DrainConfig, Identity, Limits},
+    config::{Config, ConfigError, DrainConfig, Identity},
     dispatch::{Background, Dispatcher},
     http::{self, App, Descriptions},
-    lifecycle::{Lifecycle, Phase},
+    lifecycle::Lifecycle,
     link::Link,
     memory::{self, Budget},
     metrics::Metrics,
@@ -242,7 +242,8 @@ impl Core {
         let boot = BootId::random();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (lifecycle, of_child) = (Arc::new(Lifecycle::new()), Arc::new(Lifecycle::new()));
-        let mut metrics = Metrics::new(&identity, &boot, registry.catalogue().names());
+        let metrics = Metrics::new(&identity, &boot, registry.catalogue().names());
+        let metrics = Arc::new(metrics);
         let app = app.map(|app| {
             let memory = Arc::clone(&memory);
             app::App::start(&app, limits.max_result, memory, &tasks, stop.clone())
@@ -253,9 +254,6 @@ impl Core {
                 let store = Store::new(&url, &identity, &boot, stop.clone());
                 let (store, kept) = store.map_err(|_| KeyStoreUrl::refused())?;
                 tasks.spawn(kept);
-                let seen = Arc::clone(&store);
-                let help = "1 while the store of idempotency keys answers.";
-                metrics.gauge("key_store_up", help, move || usize::from(seen.is_up()));
                 Keys::Stored(store)
             }
             // Built without a client for a store, the program reads no URL of one.
@@ -267,7 +265,7 @@ impl Core {
             keys,
             limits,
             Arc::clone(&lifecycle),
-            Arc::clone(&metrics.functions),
+            Arc::clone(&metrics),
         ));
         let cluster = Arc::new(Cluster::start(
             &discovery,
@@ -283,7 +281,7 @@ impl Core {
             connect_timeout,
             limits.max_result,
             access.own_token(),
-            Arc::clone(&metrics.hops),
+            Arc::clone(&metrics),
             tasks.clone(),
             stop.clone(),
         );
@@ -295,10 +293,8 @@ impl Core {
             Arc::clone(&executor),
             Arc::clone(&cluster),
             link,
-            &metrics,
+            Arc::clone(&metrics),
         ));
-        let admitting = [&lifecycle, &of_child];
-        register_gauges(&mut metrics, admitting, &executor, &dispatcher, limits);
         let rpc = Rpc::new(Arc::clone(&dispatcher), timeouts);
         let app = Arc::new(App {
             identity: identity.clone(),
@@ -310,10 +306,11 @@ impl Core {
             limits,
             memory: Arc::clone(&memory),
             lifecycle: Arc::clone(&lifecycle),
+            of_child: Arc::clone(&of_child),
             executor,
             cluster: Arc::clone(&cluster),
             dispatcher,
-            metrics: Arc::new(metrics),
+            metrics,
             descriptions: Descriptions::default(),
         });
         let shares = is_peer && own.is_none();
@@ -381,40 +378,6 @@ impl Core {
         self.tasks.close();
         self.tasks.wait().await;
     }
-}
-
-/// Adds the gauges that are read when the metrics are asked for.
-fn register_gauges(
-    metrics: &mut Metrics,
-    [lifecycle, of_child]: [&Arc<Lifecycle>; 2],
-    executor: &Arc<Executor>,
-    dispatcher: &Arc<Dispatcher>,
-    limits: Limits,
-) {
-    let (here, of_child) = (Arc::clone(lifecycle), Arc::clone(of_child));
-    let drains = Arc::clone(lifecycle);
-    let (executor, dispatcher) = (Arc::clone(executor), Arc::clone(dispatcher));
-    metrics.gauge(
-        "in_flight",
-        "Calls that were accepted and are not answered yet, run here or forwarded.",
-        move || here.in_flight() + of_child.in_flight(),
-    );
-    metrics.gauge("running", "Functions that run here now.", move || {
-        executor.running()
-    });
-    metrics.gauge(
-        "running_limit",
-        "How many functions may run here at once.",
-        move || limits.max_in_flight,
-    );
-    metrics.gauge(
-        "queued",
-        "Calls that wait to leave for a peer.",
-        move || dispatcher.queued(),
-    );
-    metrics.gauge("draining", "1 once the instance is stopping.", move || {
-        usize::from(drains.phase() > Phase::Serving)
-    });
 }
 
 async fn listen_if(

@@ -82,7 +82,7 @@ impl Cluster {
         (identity, boot): (&Identity, &BootId),
         own_port: u16,
         token: Option<&Token>,
-        metrics: &Metrics,
+        metrics: &Arc<Metrics>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, DiscoveryError> {
@@ -108,7 +108,7 @@ impl Cluster {
             Table::new(identity.instance.clone(), boot.clone()),
             snapshot.publisher(),
             config.poll_interval,
-            (Arc::clone(&metrics.discovery), Arc::clone(&metrics.feed)),
+            Arc::clone(metrics),
         );
         tasks.spawn(poller.run(stop));
         let names: Vec<_> = config.names.iter().map(dns::label).collect();

@@ -27,12 +27,7 @@ use super::{
         ProbeFailure, Table,
     },
 };
-use crate::{
-    feed::{Feed, PeerChange},
-    metrics::DiscoveryMetrics,
-    region::Region,
-    state::PeerState,
-};
+use crate::{feed::PeerChange, metrics::Metrics, region::Region, state::PeerState};
 
 /// How many messages may wait for the poller. When it is behind, further ones are dropped: they are hints.
 const INBOX: usize = 1024;
@@ -75,8 +70,7 @@ pub(super) struct Poller {
     publisher: Publisher,
     progress: watch::Sender<Progress>,
     inbox: mpsc::Receiver<Message>,
-    metrics: Arc<DiscoveryMetrics>,
-    feed: Arc<Feed>,
+    metrics: Arc<Metrics>,
     schedule: ProbeSchedule,
     queries: JoinSet<DnsAnswer>,
     probes: JoinSet<Probed>,
@@ -104,7 +98,7 @@ impl Poller {
         table: Table,
         publisher: Publisher,
         poll_interval: Duration,
-        (metrics, feed): (Arc<DiscoveryMetrics>, Arc<Feed>),
+        metrics: Arc<Metrics>,
     ) -> (Self, mpsc::Sender<Message>, watch::Receiver<Progress>) {
         let (sender, inbox) = mpsc::channel(INBOX);
         let (progress, watched) = watch::channel(Progress::default());
@@ -122,7 +116,6 @@ impl Poller {
             progress,
             inbox,
             metrics,
-            feed,
             schedule: ProbeSchedule::new(now),
             queries: JoinSet::new(),
             probes: JoinSet::new(),
@@ -254,6 +247,7 @@ impl Poller {
         self.schedule.finish(address);
         let outcome = outcome.and_then(|answer| self.table.check_id(answer));
         self.metrics
+            .discovery
             .probed(outcome.as_ref().ok().map(|answer| answer.rtt));
         let failure = outcome.as_ref().err().cloned();
         self.apply(Event::Probed(address, outcome));
@@ -366,7 +360,7 @@ impl Poller {
             state,
             reason,
         } = change;
-        self.feed.peer_changed(&PeerChange {
+        self.metrics.feed.peer_changed(&PeerChange {
             region: &peer.region,
             instance: &peer.instance,
             address: peer.address,

@@ -29,11 +29,11 @@ use crate::{
     config::Identity,
     deadline::Deadline,
     declaration::Declaration,
-    feed::{FailedAttempt, Feed},
+    feed::FailedAttempt,
     lifecycle::Lifecycle,
     link::Link,
     memory::Budget,
-    metrics::{CallMetrics, HopMetrics, Metrics},
+    metrics::Metrics,
     name::{BootId, FunctionName, InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
@@ -55,9 +55,7 @@ pub(crate) struct Dispatcher {
     memory: Arc<Budget>,
     background: Background,
     budgets: Arc<Budgets>,
-    calls: Arc<CallMetrics>,
-    hops: Arc<HopMetrics>,
-    feed: Arc<Feed>,
+    metrics: Arc<Metrics>,
 }
 
 /// What came of a call, and what it took.
@@ -78,7 +76,7 @@ impl Dispatcher {
         executor: Arc<Executor>,
         cluster: Arc<Cluster>,
         link: Link,
-        metrics: &Metrics,
+        metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             identity,
@@ -91,9 +89,7 @@ impl Dispatcher {
             memory,
             background,
             budgets: Arc::default(),
-            calls: Arc::clone(&metrics.calls),
-            hops: Arc::clone(&metrics.hops),
-            feed: Arc::clone(&metrics.feed),
+            metrics,
         }
     }
 
@@ -134,7 +130,7 @@ impl Dispatcher {
         let Outcome { result, meta } = outcome;
         let problem = result.as_ref().err();
         self.count(meta.region.as_ref(), problem, meta.attempts, elapsed);
-        self.feed.call_ended(&call.name, meta, problem);
+        self.metrics.feed.call_ended(&call.name, meta, problem);
     }
 
     /// Runs a call in the first region of a list that takes it: where it ran, or was tried last, and what came of it.
@@ -165,9 +161,9 @@ impl Dispatcher {
             }
             let problem = match result {
                 Ok(result) => {
-                    self.calls.chosen(Some(stop.item), region.as_ref());
+                    self.metrics.calls.chosen(Some(stop.item), region.as_ref());
                     if let (true, 1.., Some(region)) = (call.after.is_some(), stop.item, &region) {
-                        self.calls.passed_on(region);
+                        self.metrics.calls.passed_on(region);
                     }
                     return (region, Ok(result));
                 }
@@ -179,7 +175,7 @@ impl Dispatcher {
                 break;
             }
         }
-        self.calls.chosen(None, None);
+        self.metrics.calls.chosen(None, None);
         let problem = attempts.take_problem().unwrap_or_else(|| {
             let detail = format!("no region that may be meant has {}", call.name);
             Problem::new(Code::FunctionUnknown, detail)
@@ -339,7 +335,7 @@ impl Dispatcher {
                 || self.cluster.region(region).is_ok()
         };
         let known = region.filter(is_known);
-        self.calls.ended(known, problem, attempts, elapsed);
+        self.metrics.calls.ended(known, problem, attempts, elapsed);
     }
 
     /// How many calls wait to leave for peers.
@@ -471,7 +467,9 @@ impl Dispatcher {
                 let result = self.link.exec(peer, call, deadline, request_id).await;
                 drop(under_way);
                 let problem = result.as_ref().err();
-                self.hops.ended(&peer.region, problem, started.elapsed());
+                self.metrics
+                    .hops
+                    .ended(&peer.region, problem, started.elapsed());
                 if let Err(problem) = &result
                     && problem.executed != Executed::Yes
                 {
@@ -485,7 +483,7 @@ impl Dispatcher {
                         code: problem.word(),
                         executed,
                     };
-                    self.feed.attempt_failed(&call.name, &attempt);
+                    self.metrics.feed.attempt_failed(&call.name, &attempt);
                     if is_missing(problem) && peer.says_it_has(&call.name) {
                         self.cluster.report(peer.address, CallSignal::Outdated);
                     }

@@ -1,4 +1,4 @@
-//! `GET /metrics`: what this instance counts, in the text format of Prometheus, or of OpenMetrics for who prefers it.
+//! `GET /metrics`: what this instance counts, in the text format of Prometheus, or of OpenMetrics where the scraper prefers it.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,11 @@ use axum::{
     response::{IntoResponse, Result},
 };
 
-use super::AppState;
+use super::{App, AppState};
 use crate::{
     cluster::Overview,
-    metrics::Discovered,
+    lifecycle::Phase,
+    metrics::Readings,
     problem::{Code, Problem},
     region::Region,
     state::PeerState,
@@ -25,11 +26,11 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// <https://prometheus.io/docs/specs/om/open_metrics_spec/>
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Everything that was counted, and how discovery stands now.
+/// Everything that was counted, and the state of the instance now.
 pub(super) async fn show(State(app): AppState, headers: HeaderMap) -> Result<impl IntoResponse> {
     let overview = app.cluster.overview().await;
     let regions = app.cluster.regions();
-    let text = app.metrics.text(&discovered(&overview, &regions));
+    let text = app.metrics.text(&readings(&app, &overview, &regions));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
     Ok(([(CONTENT_TYPE, format(&headers))], text))
 }
@@ -41,7 +42,7 @@ fn format(headers: &HeaderMap) -> HeaderValue {
     HeaderValue::from_static(if prefers { OPENMETRICS } else { PROMETHEUS })
 }
 
-fn discovered<'a>(overview: &'a Overview, regions: &'a [Region]) -> Discovered<'a> {
+fn readings<'a>(app: &App, overview: &'a Overview, regions: &'a [Region]) -> Readings<'a> {
     let mut peers = BTreeMap::new();
     for region in regions {
         for state in PeerState::ALL {
@@ -53,7 +54,13 @@ fn discovered<'a>(overview: &'a Overview, regions: &'a [Region]) -> Discovered<'
         *peers.entry(labels).or_default() += 1;
     }
     let progress = &overview.progress;
-    Discovered {
+    Readings {
+        in_flight: app.lifecycle.in_flight() + app.of_child.in_flight(),
+        running: app.executor.running(),
+        running_limit: app.limits.max_in_flight,
+        queued: app.dispatcher.queued(),
+        is_draining: app.lifecycle.phase() > Phase::Serving,
+        key_store_is_up: app.executor.key_store_is_up(),
         rounds: progress.rounds,
         last_success: progress.last_success.map(|instant| instant.elapsed()),
         is_stale: progress.error.is_some(),

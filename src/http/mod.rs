@@ -91,6 +91,8 @@ pub(crate) struct App {
     pub memory: Arc<Budget>,
     /// How far it is on its way to stop.
     pub lifecycle: Arc<Lifecycle>,
+    /// The same of what serves the calls of the app that this instance started, which goes on until that has ended.
+    pub of_child: Arc<Lifecycle>,
     /// Its functions.
     pub executor: Arc<Executor>,
     /// Its peers.
@@ -187,7 +189,7 @@ fn clients() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(events::stream_events))
 }
 
-/// The routes that anybody may use, as far as they are in the OpenAPI document.
+/// The routes without a token, as far as they are in the OpenAPI document.
 fn documented_open() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(health::get_liveness))
@@ -195,7 +197,7 @@ fn documented_open() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(openapi::route::get_description))
 }
 
-/// The routes that anybody may use.
+/// The routes without a token.
 fn open() -> Router<Arc<App>> {
     Router::from(documented_open())
         .route("/docs", routing::get(pages::show))

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     cluster::{CallSignal, Cluster, Distance},
-    metrics::HopMetrics,
+    metrics::Metrics,
     protocol::lines::{self, Frame, Lines},
     state::PeerState,
 };
@@ -62,7 +62,7 @@ pub(super) struct Connection {
     outbox: Outbox,
     socket: OnceLock<OwnedWriteHalf>,
     woken: Notify,
-    metrics: Arc<HopMetrics>,
+    metrics: Arc<Metrics>,
 }
 
 /// What a connection's task needs of the link.
@@ -78,7 +78,7 @@ impl Connection {
     pub(super) fn open(
         opening: Opening,
         surroundings: Surroundings,
-        metrics: Arc<HopMetrics>,
+        metrics: Arc<Metrics>,
     ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
         let connection = Arc::new(Self {
             started: Instant::now(),
@@ -106,7 +106,7 @@ impl Connection {
             return Ok(Ending::ExpiredUnsent);
         };
         match taken.written {
-            Flushed::All(calls) => self.metrics.left_together(calls),
+            Flushed::All(calls) => self.metrics.hops.left_together(calls),
             Flushed::Blocked => self.woken.notify_one(),
             Flushed::Later => {}
         }
@@ -349,7 +349,7 @@ impl Driver<'_> {
         self.is_blocked = match flushed.map_err(Over::Closed)? {
             Flushed::All(calls) => {
                 if calls > 0 {
-                    self.connection.metrics.left_together(calls);
+                    self.connection.metrics.hops.left_together(calls);
                 }
                 false
             }

@@ -27,7 +27,7 @@ use crate::{
     call::Call,
     cluster::{CallSignal, Cluster, Peer},
     deadline::Deadline,
-    metrics::HopMetrics,
+    metrics::Metrics,
     name::RequestId,
     problem::{Code, Executed, Problem},
     protocol::Exec,
@@ -53,7 +53,7 @@ pub(crate) struct Link {
     token: Option<Token>,
     ways: Mutex<HashMap<SocketAddr, Way>>,
     large_results: LargeResults,
-    metrics: Arc<HopMetrics>,
+    metrics: Arc<Metrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -79,7 +79,7 @@ impl Link {
         connect_timeout: Duration,
         max_result: usize,
         token: Option<&Token>,
-        metrics: Arc<HopMetrics>,
+        metrics: Arc<Metrics>,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {

@@ -1,4 +1,4 @@
-//! Functions that run on this instance, whoever called them.
+//! Functions that run on this instance, from all callers.
 
 use std::{
     collections::HashSet,

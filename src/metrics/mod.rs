@@ -6,29 +6,21 @@ mod discovery;
 mod functions;
 mod hops;
 mod labels;
+mod readings;
 mod timed;
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use prometheus_client::{
-    collector::Collector,
-    encoding::{
-        DescriptorEncoder, EncodeMetric,
-        text::{encode_eof, encode_registry},
-    },
-    metrics::{
-        family::Family,
-        gauge::{ConstGauge, Gauge},
-    },
+    encoding::text::{encode_eof, encode_registry},
+    metrics::{family::Family, gauge::Gauge},
     registry::{Metric, Registry},
 };
 
-use self::labels::Texts;
-pub(crate) use self::{
-    calls::CallMetrics,
-    discovery::{Discovered, DiscoveryMetrics},
-    functions::FunctionMetrics,
-    hops::HopMetrics,
+pub(crate) use self::readings::Readings;
+use self::{
+    calls::CallMetrics, discovery::DiscoveryMetrics, functions::FunctionMetrics, hops::HopMetrics,
+    labels::Texts,
 };
 use crate::{
     config::Identity,
@@ -43,15 +35,15 @@ const PREFIX: &str = "fly_rpc";
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Calls, as their callers see them.
-    pub(crate) calls: Arc<CallMetrics>,
+    pub(crate) calls: CallMetrics,
     /// Attempts at peers.
-    pub(crate) hops: Arc<HopMetrics>,
+    pub(crate) hops: HopMetrics,
     /// Functions that run here.
-    pub(crate) functions: Arc<FunctionMetrics>,
+    pub(crate) functions: FunctionMetrics,
     /// Probes.
-    pub(crate) discovery: Arc<DiscoveryMetrics>,
+    pub(crate) discovery: DiscoveryMetrics,
     /// What happens, for `GET /events`.
-    pub(crate) feed: Arc<Feed>,
+    pub(crate) feed: Feed,
     registry: Registry,
 }
 
@@ -73,35 +65,24 @@ impl Metrics {
         ];
         build.get_or_create(&labels).set(1);
         Self {
-            calls: Arc::new(CallMetrics::register(&mut registry)),
-            hops: Arc::new(HopMetrics::register(&mut registry)),
-            functions: Arc::new(FunctionMetrics::register(&mut registry, functions)),
-            discovery: Arc::new(DiscoveryMetrics::register(&mut registry)),
-            feed: Arc::new(Feed::new(boot)),
+            calls: CallMetrics::register(&mut registry),
+            hops: HopMetrics::register(&mut registry),
+            functions: FunctionMetrics::register(&mut registry, functions),
+            discovery: DiscoveryMetrics::register(&mut registry),
+            feed: Feed::new(boot),
             registry,
         }
     }
 
-    /// Adds a gauge whose value is read when somebody asks.
-    pub(crate) fn gauge(
-        &mut self,
-        name: &'static str,
-        help: &'static str,
-        read: impl Fn() -> usize + Send + Sync + 'static,
-    ) {
-        let gauge = ReadGauge { name, help, read };
-        self.registry.register_collector(Box::new(gauge));
-    }
-
-    /// Everything, with `discovery` as it stands now, as text that reads the same in the format of OpenMetrics and in the
-    /// one before it.
+    /// Everything, with what is read `now`, as text that reads the same in the format of OpenMetrics and in the one before
+    /// it.
     ///
     /// # Errors
     /// A metric cannot be written, which is a bug of ours.
-    pub(crate) fn text(&self, discovery: &Discovered<'_>) -> Result<String, fmt::Error> {
+    pub(crate) fn text(&self, now: &Readings<'_>) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
-        encode_registry(&mut text, &discovery.registry())?;
+        encode_registry(&mut text, &now.registry())?;
         encode_eof(&mut text)?;
         Ok(text)
     }
@@ -112,24 +93,4 @@ fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, 
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
-}
-
-/// A gauge of a value that is kept in another place already.
-struct ReadGauge<F> {
-    name: &'static str,
-    help: &'static str,
-    read: F,
-}
-
-impl<F: Fn() -> usize + Send + Sync + 'static> Collector for ReadGauge<F> {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let gauge = ConstGauge::new((self.read)());
-        gauge.encode(encoder.encode_descriptor(self.name, self.help, None, gauge.metric_type())?)
-    }
-}
-
-impl<F> fmt::Debug for ReadGauge<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
 }

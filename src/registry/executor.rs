@@ -29,7 +29,7 @@ use crate::{
     gate::{Gate, Pass},
     lifecycle::{InFlight, Lifecycle},
     memory::Reserved,
-    metrics::FunctionMetrics,
+    metrics::Metrics,
     name::{FunctionName, RequestId},
     problem::{Code, FunctionError, Problem},
     reply::{Outcome, Returned},
@@ -50,7 +50,7 @@ pub(crate) struct Executor {
     with_app: Mutex<(Arc<Listing>, Arc<Catalogue>)>,
     limits: Limits,
     lifecycle: Arc<Lifecycle>,
-    metrics: Arc<FunctionMetrics>,
+    metrics: Arc<Metrics>,
     slots: Arc<Semaphore>,
     threads: Arc<Semaphore>,
     keys: Keys,
@@ -85,7 +85,7 @@ impl Executor {
         keys: Keys,
         limits: Limits,
         lifecycle: Arc<Lifecycle>,
-        metrics: Arc<FunctionMetrics>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let catalogue = Arc::new(registry.catalogue());
         Self {
@@ -125,6 +125,11 @@ impl Executor {
     /// Whether any instance knows what another has run under a key.
     pub(crate) fn shares_keys(&self) -> bool {
         self.keys.are_shared()
+    }
+
+    /// Whether the store of idempotency keys answers; `None` without one.
+    pub(crate) fn key_store_is_up(&self) -> Option<bool> {
+        self.keys.store_is_up()
     }
 
     /// How many functions run now.
@@ -221,7 +226,7 @@ impl Running {
         let ready = match ready(executor, call, request_id, deadline) {
             Ok(ready) => ready,
             Err(problem) => {
-                executor.metrics.refused(&call.name, &problem);
+                executor.metrics.functions.refused(&call.name, &problem);
                 return Err(problem);
             }
         };
@@ -266,7 +271,7 @@ struct Account {
     /// What the function may have said besides its result.
     context: Option<CallContext>,
     max_result: usize,
-    metrics: Arc<FunctionMetrics>,
+    metrics: Arc<Metrics>,
     started: Instant,
 }
 
@@ -291,10 +296,12 @@ impl Account {
             None => outcome,
         };
         if self.has_token {
-            self.metrics.with_token(outcome.as_ref().err(), waited);
+            let problem = outcome.as_ref().err();
+            self.metrics.functions.with_token(problem, waited);
         }
         let problem = outcome.as_ref().err();
-        self.metrics.ended(name, problem, self.started.elapsed());
+        let elapsed = self.started.elapsed();
+        self.metrics.functions.ended(name, problem, elapsed);
         outcome
     }
 }
@@ -324,7 +331,7 @@ fn ready(
     let prepared = match &executor.app {
         Some(app) if !executor.registry.has_named(&call.name) => {
             let run = app.prepare(call, request_id, deadline)?;
-            executor.metrics.know(&call.name);
+            executor.metrics.functions.know(&call.name);
             Prepared::App(Box::pin(run))
         }
         _ => prepare(&executor.registry, call, deadline)?,

@@ -52,6 +52,15 @@ impl Keys {
         !matches!(self, Self::Here(_))
     }
 
+    /// Whether the store answers; `None` without one.
+    pub(super) fn store_is_up(&self) -> Option<bool> {
+        match self {
+            Self::Here(_) => None,
+            #[cfg(feature = "redis")]
+            Self::Stored(store) => Some(store.is_up()),
+        }
+    }
+
     /// What is known of `call` under `key`; waits until `deadline` for one that runs.
     pub(super) async fn claim(
         &self,
