@@ -208,7 +208,7 @@ impl FunctionName {
         format!("{}/{}", segment(&self.module), segment(&self.function))
     }
 
-    /// Whether each name stays a segment of a path: `.` and `..` lead elsewhere, also when they are encoded.
+    /// Whether each name stays a segment of a path: `.` and `..` lead to another path, also when they are encoded.
     pub(crate) fn is_segments(&self) -> bool {
         let names = [&self.module, &self.function];
         !names.iter().any(|name| matches!(name.as_str(), "." | ".."))

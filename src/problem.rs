@@ -12,7 +12,7 @@ use crate::name::ConsistencyToken;
 /// The longest `detail`, in bytes.
 const MAX_DETAIL: usize = 256;
 
-/// The most of a cause that the log is told, in bytes.
+/// The longest cause in the log, in bytes.
 const MAX_CAUSE: usize = 4 << 10;
 
 /// Did the function run? Every problem answers this.
@@ -189,9 +189,9 @@ impl fmt::Display for Code {
     }
 }
 
-/// An error that a function returned, as its caller is told.
+/// An error that a function returned, as its caller reads it.
 ///
-/// Any [`std::error::Error`] turns into one through `?`, and its caller is told nothing of it but the kind
+/// Any [`std::error::Error`] turns into one through `?`, and its caller reads nothing of it but the kind
 /// [`FunctionError::INTERNAL`]: such a text may name a file, a host or a query. It goes to the log of the instance that
 /// ran the function, once and with its causes, under the id of the request. What a caller may read is said on purpose,
 /// by [`FunctionError::new`] or [`FunctionError::public`].
@@ -226,7 +226,7 @@ pub struct FunctionError {
     /// Anything else the function says about it, as JSON.
     #[schema(value_type = Value, required)]
     pub data: Option<Box<RawValue>>,
-    /// What only the log is told.
+    /// What only the log has.
     #[serde(skip)]
     #[schema(ignore)]
     cause: Option<String>,
@@ -252,7 +252,7 @@ impl FunctionError {
     }
 
     /// Says that the function did not run, because its data has not seen the token that the call names, or for another
-    /// reason that an instance elsewhere may not have: the caller gets [`Code::Overloaded`] with `executed: no`, and the
+    /// reason that another instance may not have: the caller gets [`Code::Overloaded`] with `executed: no`, and the
     /// next instance, or the next region of the call's list, is asked. Only for a function that changed nothing.
     pub fn not_run(message: impl Into<String>) -> Self {
         Self {
@@ -278,7 +278,7 @@ impl FunctionError {
         Self::new(kind.unwrap_or_default(), error.to_string())
     }
 
-    /// What only the log is to be told; nothing the second time.
+    /// What only the log is to have; nothing the second time.
     pub(crate) fn take_cause(&mut self) -> Option<String> {
         self.cause.take()
     }

@@ -69,7 +69,7 @@ impl Meta {
     }
 }
 
-/// A token, or none where it is none that this release takes: what came of a call is worth more than it.
+/// A token, or `None` for one that is invalid in this release: the outcome of a call is not lost for its token.
 fn if_valid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ConsistencyToken>, D::Error> {
     let token = Option::<Cow<'_, str>>::deserialize(from)?;
     Ok(token.and_then(|token| token.parse().ok()))
@@ -108,17 +108,12 @@ impl Returned {
     }
 
     /// The same as the outcome of an earlier call.
-    pub(crate) fn replayed(outcome: Outcome) -> Outcome {
-        match outcome {
-            Ok(returned) => Ok(Self {
-                replayed: true,
-                ..returned
-            }),
-            Err(problem) => Err(Problem {
-                replayed: true,
-                ..problem
-            }),
+    pub(crate) fn replayed(mut outcome: Outcome) -> Outcome {
+        match &mut outcome {
+            Ok(returned) => returned.replayed = true,
+            Err(problem) => problem.replayed = true,
         }
+        outcome
     }
 
     /// What the function that ran said of its data.
@@ -130,18 +125,16 @@ impl Returned {
     }
 
     /// The same with what the function said of its data, where it ran.
-    pub(crate) fn with_consistency(outcome: Outcome, said: Option<ConsistencyToken>) -> Outcome {
-        match outcome {
-            Ok(returned) => Ok(Self {
-                consistency: said,
-                ..returned
-            }),
-            Err(problem) if problem.executed == Executed::Yes => Err(Problem {
-                consistency: said,
-                ..problem
-            }),
-            Err(problem) => Err(problem),
+    pub(crate) fn with_consistency(
+        mut outcome: Outcome,
+        said: Option<ConsistencyToken>,
+    ) -> Outcome {
+        match &mut outcome {
+            Ok(returned) => returned.consistency = said,
+            Err(problem) if problem.executed == Executed::Yes => problem.consistency = said,
+            Err(_) => {}
         }
+        outcome
     }
 }
 
@@ -239,7 +232,7 @@ impl ProblemDocument {
         self.word != self.code.as_str()
     }
 
-    /// The problem that this document tells of.
+    /// The problem in this document.
     pub(crate) fn into_problem(self) -> Problem {
         let (is_later, error) = (self.is_of_later_release(), self.error.map(Box::new));
         let problem = if is_later {
@@ -262,7 +255,7 @@ impl ProblemDocument {
 }
 
 /// A problem document as it comes in. A code that is not known keeps its word, title and status; a code that is known
-/// has those of the table, and makes the document unreadable where its `executed` is none that the table gives it.
+/// has those of the table, and makes the document invalid where the table does not allow its `executed`.
 #[derive(Deserialize)]
 struct Received {
     title: String,
@@ -274,7 +267,7 @@ struct Received {
     error: Option<FunctionError>,
 }
 
-/// Why a document is no problem of ours.
+/// Why a document is not a valid problem.
 #[derive(Debug, thiserror::Error)]
 enum NoProblem {
     #[error("code {0} does not go with executed {1}")]

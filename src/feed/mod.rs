@@ -1,4 +1,4 @@
-//! What happens in this instance, as it happens, for whoever listens: peers that change, attempts that fail, a sample of
+//! What happens in this instance, as it happens, for the clients of `GET /events`: peers that change, attempts that fail, a sample of
 //! the calls that end, and counts of all of them. While nobody listens, nothing is gathered: a call costs one look at a
 //! number. `http` writes what comes out of here as the stream of `GET /events`.
 
@@ -104,7 +104,7 @@ pub(crate) struct EndedCall<'a> {
     pub elapsed_ms: f64,
 }
 
-/// What happens in one instance, for whoever listens.
+/// What happens in one instance, for its listeners.
 #[derive(Debug)]
 pub(crate) struct Feed {
     boot: String,
@@ -139,14 +139,14 @@ pub(crate) struct Subject {
     pub function: FunctionName,
 }
 
-/// Somebody who listens, until this is dropped.
+/// One listener, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Listener {
     events: broadcast::Receiver<Event>,
     listeners: Arc<AtomicUsize>,
 }
 
-/// What a listener hears next.
+/// What a listener receives next.
 #[derive(Debug)]
 pub(crate) enum Heard {
     /// An event.
@@ -156,7 +156,7 @@ pub(crate) enum Heard {
 }
 
 impl Feed {
-    /// The feed of the run `boot`, which nobody listens to.
+    /// The feed of the run `boot`, without listeners.
     pub(crate) fn new(boot: &BootId) -> Self {
         Self {
             boot: boot.as_str().chars().take(BOOT_DIGITS).collect(),
@@ -180,7 +180,7 @@ impl Feed {
         })
     }
 
-    /// How many events somebody missed who heard the one with the id `last`; `None` when that was of another run.
+    /// How many events came after the one with the id `last`; `None` when that was of another run.
     pub(crate) fn missed_since(&self, last: &str) -> Option<u64> {
         let (boot, number) = last.split_once('.')?;
         let number: u64 = number.parse().ok().filter(|_| boot == self.boot)?;
@@ -247,12 +247,12 @@ impl Feed {
         self.send(&mut gathered, "call", Some(subject), &call);
     }
 
-    /// What was counted while somebody listened.
+    /// What was counted while there were listeners.
     pub(crate) fn totals(&self) -> Vec<RegionCounts> {
         self.gathered().tally.totals(self.now())
     }
 
-    /// Whether somebody listens.
+    /// Whether there are listeners.
     fn is_heard(&self) -> bool {
         self.listeners.load(Ordering::Relaxed) > 0
     }
@@ -275,7 +275,7 @@ impl Feed {
             subject: subject.map(Arc::new),
             text: written(Some(&id), name, data).into(),
         };
-        // Nobody may be left to hear it.
+        // The last listener may have gone.
         let _ = self.events.send(event);
     }
 

@@ -1,4 +1,4 @@
-//! Counts of calls by region while somebody listens, how long they took in the last minute, and which of them are shown.
+//! Counts of calls by region while there are listeners, how long they took in the last minute, and which of them are shown.
 
 use std::{collections::BTreeMap, time::Duration};
 

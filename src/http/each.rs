@@ -52,7 +52,7 @@ pub(crate) struct EntryDocument {
     /// Its region.
     #[schema(value_type = String, example = "syd")]
     pub region: Region,
-    /// The instance; null where nobody was found in the region.
+    /// The instance; null where none was found in the region.
     #[schema(value_type = Option<String>, required, example = "syd-1")]
     pub instance: Option<InstanceId>,
     /// What the function returned, any JSON value; null where there is a problem.
@@ -99,7 +99,7 @@ pub(crate) struct FanOutReply {
 ///
 /// Runs `module.function(args)` on every instance of the regions that is known when the call arrives, or on one of each
 /// region, at the same time. The status is 200 whatever came of the single calls: each has an entry with its result or its
-/// problem, and who is silent has `deadline_exceeded`. With `accept: application/x-ndjson` each entry is a line, sent as
+/// problem; one that does not answer in time has `deadline_exceeded`. With `accept: application/x-ndjson` each entry is a line, sent as
 /// soon as it is there, and the last line has `meta` alone. A client that goes away cancels what has not started. Each
 /// instance remembers its own outcome under an idempotency key: a repeat runs nowhere twice, and runs on instances that
 /// were not asked before.

@@ -46,7 +46,7 @@ pub(crate) struct Counts {
     /// Calls that wait to leave for a peer.
     #[schema(example = 0)]
     queued: usize,
-    /// Calls by region, of those for which there was one since somebody listens.
+    /// Calls by region, of regions that had one since the first listener.
     regions: Vec<RegionCounts>,
 }
 

@@ -12,7 +12,7 @@ use axum::{
 
 use crate::problem::{Code, Problem};
 
-// These limits are below hyper's own, whose bare 431 and 414 no client of ours can read.
+// These limits are below hyper's own, whose bare 431 and 414 are no problem documents.
 /// The most headers of a request.
 const MAX_HEADERS: usize = 100;
 /// The most bytes of all headers.

@@ -92,7 +92,7 @@ pub(super) fn ask(
         let mut ready = peers.iter().flat_map(|peers| &peers.ready);
         ready.any(|ready| Arc::ptr_eq(ready, peer))
     };
-    // What is not spent on the replay is for what follows one that reaches nobody: forwarding the call from here, or
+    // What is not spent on the replay is for what follows one that reaches no Machine: forwarding the call from here, or
     // only saying why it cannot be.
     let (preferred, timeout) = match chosen {
         Some(peer) if is_ready(peer) => (Some(&peer.instance), left / 2),
@@ -138,7 +138,7 @@ fn list<'a>(
 }
 
 /// When a call arrived for the first time: what it spent where its replay was asked for, and what Fly Proxy spent on one
-/// that reached nobody, is time of the call.
+/// that reached none, is time of the call.
 pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call) -> Instant {
     let left = replay::time_left(headers).unwrap_or(call.timeout);
     let spent = call.timeout.saturating_sub(left);

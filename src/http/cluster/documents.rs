@@ -1,4 +1,4 @@
-//! The documents of the cluster: regions, instances, where calls for a region would run, and how discovery fares.
+//! The documents of the cluster: regions, instances, where calls for a region would run, and the state of discovery.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +31,7 @@ pub(crate) struct RegionsDocument {
     pub is_primary: bool,
     /// Every region in which an instance was ever seen.
     pub regions: Vec<RegionDocument>,
-    /// How discovery fares.
+    /// The state of discovery.
     pub discovery: DiscoveryDocument,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct InstanceDocument {
     pub state: PeerState,
     /// Whether it is the instance that answers.
     pub local: bool,
-    /// Its release; null when it was told none.
+    /// Its release; null when it has none.
     #[schema(required, example = "registry.fly.io/shop:deployment-01J9")]
     pub release: Option<String>,
     /// Milliseconds that a few bytes to it and its answer take, smoothed over probes and the connection of calls; null
@@ -102,7 +102,7 @@ pub(crate) struct ExplanationDocument {
     pub candidates: Vec<CandidateDocument>,
     /// Addresses that discovery knows and at which no peer was found, of whichever region they may be.
     pub unplaced: Vec<UnplacedDocument>,
-    /// How discovery fares.
+    /// The state of discovery.
     pub discovery: DiscoveryDocument,
 }
 
@@ -208,7 +208,7 @@ pub(crate) struct UnplacedDocument {
     pub last_probe_error: Option<String>,
 }
 
-/// How discovery fares.
+/// The state of discovery.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[schema(as = Discovery)]
 pub(crate) struct DiscoveryDocument {
@@ -234,7 +234,7 @@ pub(crate) struct DiscoveryDocument {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = FunctionList)]
 pub(crate) struct FunctionsDocument {
-    /// A hash of what peers are told: equal for equal sets of functions that declare the same.
+    /// A hash of what peers read: equal for equal sets of functions that declare the same.
     #[schema(value_type = String, example = "5d41402abc4b2a76b9719d911017c592")]
     pub catalogue: CatalogueHash,
     /// The functions of each module that can be called now.

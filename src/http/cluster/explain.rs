@@ -36,7 +36,7 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
 /// Explain where calls for a region would run
 ///
 /// Of a list of regions, which one the first attempt goes to and why. For each instance of that region, whether a call would go to it and why, its last probe and what was wrong with it; the
-/// addresses at which no peer was found; and how discovery fares.
+/// addresses at which no peer was found; and the state of discovery.
 #[utoipa::path(
     get,
     path = "/regions/{region}/explain",
@@ -65,7 +65,7 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
             body = ExplanationDocument,
             examples((
                 "silent" = (
-                    summary = "syd as iad sees it, while syd-2 does not answer and an address belongs to nobody",
+                    summary = "syd as iad sees it, while syd-2 does not answer and one address has no instance",
                     value = json!({
                         "region": "syd",
                         "function": "String.upcase",
@@ -231,54 +231,51 @@ impl<'a> Choice<'a> {
     fn among(peers: &[&KnownPeer], function: Option<&'a FunctionName>, is_here: bool) -> Self {
         let has_it = |known: &&KnownPeer| function.is_none_or(|name| known.peer.may_have(name));
         let is_ready = |known: &&KnownPeer| known.state == PeerState::Ready;
-        let mut ready = peers.iter().copied().filter(is_ready);
+        let any = |holds: &dyn Fn(&&KnownPeer) -> bool| peers.iter().any(holds);
         Self {
             function,
             is_here,
-            one_is_ready: peers.iter().any(is_ready),
-            one_has_it: peers.iter().any(&has_it),
-            an_app_is_out: peers
-                .iter()
-                .any(|known| is_ready(known) && known.peer.app_is_out()),
-            a_ready_one_has_it: ready.any(|state| has_it(&state)),
+            one_is_ready: any(&is_ready),
+            one_has_it: any(&has_it),
+            an_app_is_out: any(&|known| is_ready(known) && known.peer.app_is_out()),
+            a_ready_one_has_it: any(&|known| is_ready(known) && has_it(known)),
         }
     }
 
     /// Whether a call may go to the peer, and why.
     fn verdict(&self, known: &KnownPeer) -> (bool, String) {
-        let (state, is_ready) = (known.state, known.state == PeerState::Ready);
-        let has = self.function.is_none_or(|name| known.peer.may_have(name));
-        let no = |reason: String| (false, reason);
         if self.is_here {
-            return no(RUNS_HERE.to_owned());
+            return (false, RUNS_HERE.to_owned());
         }
-        match self.function {
-            Some(name) if !self.one_has_it && (is_ready || !self.one_is_ready) => {
-                match known.peer.app_state {
-                    Some(app) if known.peer.app_is_out() => {
-                        let reason = format!(
-                            "{state}; none has {name}, and its app, which is {app}, may know it"
-                        );
-                        (true, reason)
-                    }
-                    _ if self.an_app_is_out => no(format!(
-                        "{state}; none has {name}: who has an app that is out is asked"
-                    )),
-                    _ => (
-                        true,
-                        format!("{state}; none has {name}, and any may say so"),
-                    ),
-                }
-            }
-            Some(name) if !has => no(match known.peer.app_state {
-                Some(app) if known.peer.app_is_out() => {
-                    format!("it has no function {name}; its app is {app}")
-                }
-                _ => format!("it has no function {name}"),
-            }),
+        let (state, is_ready) = (known.state, known.state == PeerState::Ready);
+        let has_it = |name| known.peer.may_have(name);
+        // The app beside it, where it is not up and so may have functions that it does not list now.
+        let app_out = known.peer.app_state.filter(|_| known.peer.app_is_out());
+        let none_has_it = !self.one_has_it && (is_ready || !self.one_is_ready);
+        match (self.function, app_out) {
+            (Some(name), Some(app)) if none_has_it => (
+                true,
+                format!("{state}; none has {name}, and its app, which is {app}, may know it"),
+            ),
+            (Some(name), None) if none_has_it && self.an_app_is_out => (
+                false,
+                format!("{state}; none has {name}: who has an app that is out is asked"),
+            ),
+            (Some(name), None) if none_has_it => (
+                true,
+                format!("{state}; none has {name}, and any may say so"),
+            ),
+            (Some(name), Some(app)) if !has_it(name) => (
+                false,
+                format!("it has no function {name}; its app is {app}"),
+            ),
+            (Some(name), None) if !has_it(name) => (false, format!("it has no function {name}")),
             _ if is_ready => (true, "ready".to_owned()),
             _ if !self.a_ready_one_has_it => (true, format!("{state}, and no ready one is left")),
-            _ => no(format!("{state}: used only when no ready one is left")),
+            _ => (
+                false,
+                format!("{state}: used only when no ready one is left"),
+            ),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The names of operations and schemas in a document: those that generators make of them must differ too, in any case and
-//! without the characters that are none of an identifier.
+//! without the characters that an identifier cannot have.
 
 use std::collections::BTreeSet;
 

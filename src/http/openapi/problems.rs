@@ -60,7 +60,7 @@ problems! {
     EventProblems: InvalidRequest Unauthenticated MethodNotAllowed TargetTooLong HeadersTooLarge Draining Overloaded;
     /// Of readiness.
     ReadinessProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge FunctionUnavailable DiscoveryPending Draining;
-    /// Of what anybody may read.
+    /// Of the routes without a token.
     OpenProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge;
 }
 

@@ -101,7 +101,7 @@ async fn with_functions(app: &App, caller: Caller) -> Option<Arc<Document>> {
     if let Some(known) = cache.get(&sources) {
         return Some(known);
     }
-    // Megabytes may have to be compressed; who asks meanwhile waits for the same.
+    // Megabytes may have to be compressed; requests that come meanwhile wait for the same document.
     let made = move || cache.get_with(sources, || Arc::new(made(&catalogues, &caller)));
     task::spawn_blocking(made).await.ok()
 }
