@@ -15,6 +15,7 @@ use crate::support::{
     open_files::{open_files, raise_open_files},
     patience::eventually,
     process::{Environment, Process},
+    raw,
 };
 
 const SLOW: usize = 2000;
@@ -206,4 +207,27 @@ async fn a_slow_and_steady_reader_gets_the_whole_answer() {
         "{taken} and {}",
         rest.len()
     );
+}
+
+/// The time that a head has begins anew with each answer: a connection in use is kept, and then let go.
+#[tokio::test]
+async fn a_kept_connection_has_the_time_of_a_head_after_each_answer() {
+    const REQUESTS: u32 = 6;
+    let instance = start().await;
+    let files = open_files(&instance);
+    let mut stream = TcpStream::connect(instance.address).await.unwrap();
+    let mut beat = time::interval(TIMEOUT / 4);
+    let request = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    for number in 0..REQUESTS {
+        beat.tick().await;
+        stream.write_all(request).await.unwrap();
+        let answer = raw::next(&mut stream).await;
+        assert_eq!(answer.status, 200, "request {number}");
+    }
+    let answered = Instant::now();
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+    let idle = answered.elapsed();
+    assert!(idle > TIMEOUT - Duration::from_secs(1), "{idle:?}");
+    let open = async || open_files(&instance);
+    eventually("the end of the connection", open, |open| *open <= files).await;
 }
