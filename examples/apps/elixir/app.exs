@@ -7,7 +7,8 @@ defmodule App do
   plug :match
   plug :dispatch
 
-  @functions %{"Math.add" => %{}, "Demo.fail" => %{}, "Demo.sleep" => %{}, "Demo.add_in" => %{}}
+  @params %{"Math.add" => [a: "number", b: "number"], "Demo.fail" => [message: "string"], "Demo.sleep" => [ms: "integer"],
+            "Demo.add_in" => [region: "string", a: "number", b: "number"]}
 
   def run("Math.add", [a, b]), do: a + b
   def run("Demo.fail", [message]), do: raise(ArgumentError, message)
@@ -17,7 +18,11 @@ defmodule App do
     Req.post!(System.fetch_env!("FLY_RPC_URL") <> "/rpc/#{region}/Math/add", call).body["result"]
   end
 
-  get "/rpc", do: answer(conn, 200, %{functions: @functions})
+  get "/rpc" do
+    declared = fn params -> %{params: for({name, type} <- params, do: %{name: name, schema: %{type: type}})} end
+    answer(conn, 200, %{functions: Map.new(@params, fn {name, params} -> {name, declared.(params)} end)})
+  end
+
   post "/rpc/:module/:function" do
     try do
       answer(conn, 200, run("#{module}.#{function}", conn.body_params["args"]))

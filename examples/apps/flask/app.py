@@ -1,16 +1,21 @@
 import os, time, urllib.request
 from flask import Flask, abort, json, request  # pip install flask
 
-def fail(message):
-    raise ValueError(message)
-
-def add_in(region, a, b):  # in another region, through the instance beside this app
+def add(a: float, b: float): return a + b
+def fail(message: str): raise ValueError(message)
+def sleep(ms: float): time.sleep(ms / 1000)
+def add_in(region: str, a: float, b: float):  # in another region, through the instance beside this app
     headers = {"content-type": "application/json", "authorization": f"Bearer {os.environ.get('FLY_RPC_TOKEN')}"}
     url = f"{os.environ['FLY_RPC_URL']}/rpc/{region}/Math/add"
     call = urllib.request.Request(url, json.dumps([a, b]).encode(), headers)
     return json.load(urllib.request.urlopen(call))["result"]
 
-FUNCTIONS = {"Math.add": lambda a, b: a + b, "Demo.fail": fail, "Demo.sleep": lambda ms: time.sleep(ms / 1000), "Demo.add_in": add_in}
+FUNCTIONS = {"Math.add": add, "Demo.fail": fail, "Demo.sleep": sleep, "Demo.add_in": add_in}
+DECLARED = {"Math.add": {"idempotent": True}, "Demo.fail": {}, "Demo.sleep": {"timeout_ms": 10_000}, "Demo.add_in": {}}
+for name, declared in DECLARED.items():
+    types = FUNCTIONS[name].__annotations__.items()
+    declared["params"] = [{"name": name, "schema": {"type": {float: "number", str: "string"}[type]}} for name, type in types]
+
 app = Flask(__name__)
 
 @app.before_request
@@ -18,7 +23,7 @@ def check():
     if request.headers.get("authorization") != f"Bearer {os.environ['RPC_APP_TOKEN']}": abort(401)
 
 @app.get("/rpc")
-def functions(): return {"functions": {name: {} for name in FUNCTIONS}}
+def functions(): return {"functions": DECLARED}
 
 @app.post("/rpc/<module>/<function>")
 def run(module, function): return app.json.response(FUNCTIONS[f"{module}.{function}"](*request.json["args"]))

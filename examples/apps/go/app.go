@@ -1,56 +1,49 @@
 package main
 
-import (
-	"encoding/json"
-	"net/http"
-	"os"
-	"strings"
-	"time"
-)
+import "encoding/json"
+import "net/http"
+import "os"
+import "strings"
+import "time"
 
-type function func(args []any) any
+const list = `{"functions": {"Demo.fail": {"params": [{"name": "message", "schema": {"type": "string"}}]},
+	"Demo.sleep": {"params": [{"name": "ms", "schema": {"type": "number"}}], "timeout_ms": 10000}, "Math.add": {"params":
+	[{"name": "a", "schema": {"type": "number"}}, {"name": "b", "schema": {"type": "number"}}], "idempotent": true}, "Demo.add_in":
+	{"params": [{"name": "region", "schema": {"type": "string"}}, {"name": "a"}, {"name": "b"}], "idempotent": true}}}`
 
-func (function) MarshalJSON() ([]byte, error) { return []byte("{}"), nil } // what it declares in the list
-
-var functions = map[string]function{
-	"Math.add":    func(args []any) any { return args[0].(float64) + args[1].(float64) },
-	"Demo.fail":   func(args []any) any { panic(args[0]) },
-	"Demo.sleep":  func(args []any) any { time.Sleep(time.Duration(args[0].(float64)) * time.Millisecond); return nil },
-	"Demo.add_in": func(args []any) any { return addIn(args[0].(string), args[1:]) },
+var routes = map[string]func(args []any) (status int, value any){
+	"/rpc":             func(args []any) (int, any) { return 200, json.RawMessage(list) },
+	"/rpc/Math/add":    func(args []any) (int, any) { return 200, args[0].(float64) + args[1].(float64) },
+	"/rpc/Demo/fail":   func(args []any) (int, any) { return 409, map[string]any{"kind": "Refusal", "message": args[0]} },
+	"/rpc/Demo/sleep":  func(args []any) (int, any) { time.Sleep(time.Duration(args[0].(float64) * 1e6)); return 200, nil },
+	"/rpc/Demo/add_in": addIn,
 }
 
-func addIn(region string, args []any) any { // in another region, through the instance beside this app
-	body, _ := json.Marshal(args)
-	request, _ := http.NewRequest("POST", os.Getenv("FLY_RPC_URL")+"/rpc/"+region+"/Math/add", strings.NewReader(string(body)))
+func addIn(args []any) (int, any) { // in another region, through the instance beside this app
+	body, _ := json.Marshal(args[1:])
+	request, _ := http.NewRequest("POST", os.Getenv("FLY_RPC_URL")+"/rpc/"+args[0].(string)+"/Math/add", strings.NewReader(string(body)))
 	request.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + os.Getenv("FLY_RPC_TOKEN")}}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		panic(err.Error())
+		return 500, map[string]any{"kind": "error", "message": err.Error()}
 	}
 	defer response.Body.Close()
 	var answer struct{ Result any }
 	json.NewDecoder(response.Body).Decode(&answer)
-	return answer.Result
+	return response.StatusCode, answer.Result
 }
 
 func serve(response http.ResponseWriter, request *http.Request) {
-	status, value := 401, any(nil)
-	defer func() {
-		if failure := recover(); failure != nil {
-			status, value = 500, map[string]any{"kind": "panic", "message": failure}
-		}
-		response.Header().Set("content-type", "application/json")
-		response.WriteHeader(status)
-		json.NewEncoder(response).Encode(value)
-	}()
+	run, isKnown := routes[request.URL.Path]
+	if !isKnown || request.Header.Get("authorization") != "Bearer "+os.Getenv("RPC_APP_TOKEN") {
+		run = func(args []any) (int, any) { return 401, nil }
+	}
 	var body struct{ Args []any }
 	json.NewDecoder(request.Body).Decode(&body)
-	if request.Header.Get("authorization") == "Bearer "+os.Getenv("RPC_APP_TOKEN") {
-		status, value = 200, map[string]any{"functions": functions}
-		if request.Method == "POST" { // /rpc/Math/add
-			value = functions[strings.ReplaceAll(request.URL.Path[len("/rpc/"):], "/", ".")](body.Args)
-		}
-	}
+	status, value := run(body.Args)
+	response.Header().Set("content-type", "application/json")
+	response.WriteHeader(status)
+	json.NewEncoder(response).Encode(value)
 }
 
 func main() { panic(http.ListenAndServe("127.0.0.1:"+os.Getenv("PORT"), http.HandlerFunc(serve))) }

@@ -9,19 +9,21 @@ async function addIn(region, ...args) { // in another region, through the instan
   return (await answer.json()).result;
 }
 
-const functions = {
-  "Math.add": (a, b) => a + b,
-  "Demo.fail": (message) => { throw new RangeError(message); },
-  "Demo.sleep": (ms) => setTimeout(ms),
-  "Demo.add_in": addIn,
+const number = (name) => ({ name, schema: { type: "number" } });
+const string = (name) => ({ name, schema: { type: "string" } });
+const functions = { // `run` is none of what the list declares: JSON has no functions
+  "Math.add": { run: (a, b) => a + b, params: [number("a"), number("b")], idempotent: true },
+  "Demo.fail": { run: (message) => { throw new RangeError(message); }, params: [string("message")] },
+  "Demo.sleep": { run: (ms) => setTimeout(ms), params: [number("ms")], timeout_ms: 10_000 },
+  "Demo.add_in": { run: addIn, params: [string("region"), number("a"), number("b")], idempotent: true },
 };
 
 const app = express();
 app.use((request, response, next) => request.get("authorization") === `Bearer ${RPC_APP_TOKEN}` ? next() : response.sendStatus(401));
 app.use(express.json());
-app.get("/rpc", (_, response) => response.json({ functions: Object.fromEntries(Object.keys(functions).map((name) => [name, {}])) }));
+app.get("/rpc", (_, response) => response.json({ functions }));
 app.post("/rpc/:module/:name", async ({ params, body }, response) => {
-  try { response.json(await functions[`${params.module}.${params.name}`](...body.args) ?? null); }
+  try { response.json(await functions[`${params.module}.${params.name}`].run(...body.args) ?? null); }
   catch ({ name: kind, message }) { response.status(500).json({ kind, message }); }
 });
 app.listen(PORT, "127.0.0.1");

@@ -1,19 +1,23 @@
 import json, os, time, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-def fail(message):
-    raise ValueError(message)
-
-def add_in(region, a, b):  # in another region, through the instance beside this app
+def add(a: float, b: float): return a + b
+def fail(message: str): raise ValueError(message)
+def sleep(ms: float): time.sleep(ms / 1000)
+def add_in(region: str, a: float, b: float):  # in another region, through the instance beside this app
     headers = {"content-type": "application/json", "authorization": f"Bearer {os.environ.get('FLY_RPC_TOKEN')}"}
     url = f"{os.environ['FLY_RPC_URL']}/rpc/{region}/Math/add"
     request = urllib.request.Request(url, json.dumps([a, b]).encode(), headers)
     return json.load(urllib.request.urlopen(request))["result"]
 
-FUNCTIONS = {"Math.add": lambda a, b: a + b, "Demo.fail": fail, "Demo.sleep": lambda ms: time.sleep(ms / 1000), "Demo.add_in": add_in}
+FUNCTIONS = {"Math.add": add, "Demo.fail": fail, "Demo.sleep": sleep, "Demo.add_in": add_in}
+DECLARED = {"Math.add": {"idempotent": True}, "Demo.fail": {}, "Demo.sleep": {"timeout_ms": 10_000}, "Demo.add_in": {}}
+for name, declared in DECLARED.items():
+    types = FUNCTIONS[name].__annotations__.items()
+    declared["params"] = [{"name": name, "schema": {"type": {float: "number", str: "string"}[type]}} for name, type in types]
 
 class App(BaseHTTPRequestHandler):
-    def do_GET(self, run=lambda: {"functions": {name: {} for name in FUNCTIONS}}):
+    def do_GET(self, run=lambda: {"functions": DECLARED}):
         is_allowed = self.headers["authorization"] == f"Bearer {os.environ['RPC_APP_TOKEN']}"
         try: status, value = (200, run()) if is_allowed else (401, None)
         except Exception as error: status, value = 500, {"kind": type(error).__name__, "message": str(error)}

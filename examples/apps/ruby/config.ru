@@ -7,19 +7,22 @@ ADD_IN = lambda do |region, a, b| # in another region, through the instance besi
   JSON.parse(Net::HTTP.post(uri, [a, b].to_json, headers).body)["result"]
 end
 
+NUMBER, STRING = { type: "number" }, { type: "string" }
+PARAMS = ->(types) { types.map { |name, schema| { name:, schema: } } }
+
 FUNCTIONS = {
-  "Math.add" => ->(a, b) { a + b },
-  "Demo.fail" => ->(message) { raise ArgumentError, message },
-  "Demo.sleep" => ->(ms) { sleep(ms / 1000.0) and nil },
-  "Demo.add_in" => ADD_IN,
+  "Math.add" => { run: ->(a, b) { a + b }, params: PARAMS.(a: NUMBER, b: NUMBER), idempotent: true },
+  "Demo.fail" => { run: ->(message) { raise ArgumentError, message }, params: PARAMS.(message: STRING) },
+  "Demo.sleep" => { run: ->(ms) { sleep(ms / 1000.0) and nil }, params: PARAMS.(ms: NUMBER), timeout_ms: 10_000 },
+  "Demo.add_in" => { run: ADD_IN, params: PARAMS.(region: STRING, a: NUMBER, b: NUMBER), idempotent: true },
 }
 
 answer = ->(status, value) { [status, { "content-type" => "application/json" }, [value.to_json]] }
 
 run(lambda do |env|
   next answer.(401, nil) unless env["HTTP_AUTHORIZATION"] == "Bearer #{ENV.fetch("RPC_APP_TOKEN")}"
-  next answer.(200, { functions: FUNCTIONS.transform_values { {} } }) if env["REQUEST_METHOD"] == "GET"
-  function = FUNCTIONS.fetch(env["PATH_INFO"].split("/").drop(2).join(".")) # /rpc/Math/add
+  next answer.(200, { functions: FUNCTIONS.transform_values { |it| it.except(:run) } }) if env["REQUEST_METHOD"] == "GET"
+  function = FUNCTIONS.fetch(env["PATH_INFO"].split("/").drop(2).join("."))[:run] # /rpc/Math/add
   answer.(200, function.(*JSON.parse(env["rack.input"].read)["args"]))
 rescue StandardError => error
   answer.(500, { kind: error.class.name, message: error.message })
