@@ -135,26 +135,26 @@ impl Instance {
     /// # Errors
     /// The signals cannot be listened for.
     pub async fn run_until(self, stop: impl Future<Output = ()> + Send) -> io::Result<Drained> {
-        let drained = self.drain_after(stop, Signals::listen()?).await;
+        let drained = self.drain_after(stop, &mut Signals::listen()?).await;
         self.end().await;
-        Ok(drained)
+        Ok(drained.unwrap_or(Drained::Cut))
     }
 
-    /// Serves until `stop` or a signal, then drains; a signal during the drain ends it at once. What runs in the background
-    /// goes on until [`Instance::end`].
+    /// Serves until `stop` or one of `signals`, then drains; `None` when another signal cut that short. What runs in the
+    /// background goes on until [`Instance::end`].
     pub(crate) async fn drain_after(
         &self,
         stop: impl Future<Output = ()> + Send,
-        mut signals: Signals,
-    ) -> Drained {
+        signals: &mut Signals,
+    ) -> Option<Drained> {
         tokio::select! {
             () = stop => {}
             () = signals.next() => {}
         }
         tracing::info!("stopping: draining; a second signal ends it at once");
         tokio::select! {
-            drained = self.core.server.drain() => drained,
-            () = signals.next() => Drained::Cut,
+            drained = self.core.server.drain() => Some(drained),
+            () = signals.next() => None,
         }
     }
 

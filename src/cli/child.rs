@@ -44,16 +44,25 @@ pub(super) struct AppChild {
     pub(super) stop_timeout: Duration,
 }
 
+/// By which an app is stopped.
+#[derive(Clone, Default)]
+pub(super) struct Stop {
+    /// It may take `stop_timeout`.
+    pub(super) soon: CancellationToken,
+    /// It may not.
+    pub(super) now: CancellationToken,
+}
+
 impl AppChild {
     /// Runs it until it ends or is stopped; how it ended.
-    pub(super) async fn keep(self, stop: CancellationToken) -> io::Result<ExitStatus> {
+    pub(super) async fn keep(self, stop: Stop) -> io::Result<ExitStatus> {
         let mut pause = PAUSE;
         loop {
             let started = Instant::now();
             let mut child = self.start()?;
             let status = tokio::select! {
                 status = child.wait() => status?,
-                () = stop.cancelled() => return self.stop(child).await,
+                () = stop.soon.cancelled() => return self.stop(child, &stop.now).await,
             };
             if !self.again {
                 tracing::error!(%status, "the app has ended");
@@ -65,7 +74,7 @@ impl AppChild {
             tracing::warn!(%status, "the app has ended; it is started again in {pause:?}");
             tokio::select! {
                 () = time::sleep(pause) => {}
-                () = stop.cancelled() => return Ok(ExitStatus::default()),
+                () = stop.soon.cancelled() => return Ok(ExitStatus::default()),
             }
             pause = (pause * 2).min(LONGEST);
         }
@@ -95,8 +104,8 @@ impl AppChild {
         command.spawn()
     }
 
-    /// SIGTERM to the app and what it started; SIGKILL when that takes too long.
-    async fn stop(&self, mut child: Child) -> io::Result<ExitStatus> {
+    /// SIGTERM to the app and what it started; SIGKILL when that takes too long, or is to end `now`.
+    async fn stop(&self, mut child: Child, now: &CancellationToken) -> io::Result<ExitStatus> {
         let group = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
@@ -104,13 +113,12 @@ impl AppChild {
         let send = |signal| group.map(|group| killpg(group, signal));
         // What ends at this very moment needs no signal.
         let _ = send(Signal::SIGTERM);
-        if let Ok(status) = time::timeout(self.stop_timeout, child.wait()).await {
-            return status;
+        let timeout = self.stop_timeout;
+        tokio::select! {
+            status = child.wait() => return status,
+            () = time::sleep(timeout) => tracing::warn!("the app did not stop within {timeout:?}: killed"),
+            () = now.cancelled() => tracing::warn!("a second signal: the app is killed"),
         }
-        tracing::warn!(
-            "the app did not stop within {:?}: killed",
-            self.stop_timeout
-        );
         let _ = send(Signal::SIGKILL);
         child.wait().await
     }

@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Failure,
-    child::AppChild,
+    child::{AppChild, Stop},
     serve::{self, ServeArgs},
 };
 use crate::{Config, InvalidName, config};
@@ -74,7 +74,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
         again,
         stop_timeout: stop_timeout.unwrap_or_default(),
     };
-    let (stop, over) = (CancellationToken::new(), CancellationToken::new());
+    let (stop, over) = (Stop::default(), CancellationToken::new());
     let kept = {
         let (stop, over) = (stop.clone(), over.clone());
         async move {
@@ -84,8 +84,12 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     };
     let kept = AbortOnDropHandle::new(tokio::spawn(kept));
     // It is stopped once the instance has drained, and may still call others until it has ended.
-    let last = async {
-        stop.cancel();
+    let last = async |hurry: CancellationToken| {
+        stop.soon.cancel();
+        tokio::select! {
+            () = over.cancelled() => {}
+            () = hurry.cancelled() => stop.now.cancel(),
+        }
         over.cancelled().await;
     };
     let drained = serving.until(over.clone().cancelled_owned(), last).await;

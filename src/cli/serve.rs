@@ -1,9 +1,10 @@
 //! `fly-rpc serve`: one instance with the built-in functions.
 
-use std::{future, io::Read};
+use std::{future, io::Read, pin::pin};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::{Failure, print};
 use crate::{
@@ -80,7 +81,8 @@ pub(super) struct Serving {
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = config(&args)?;
     let serving = start(args, config, false).await?;
-    serving.until(future::pending(), future::ready(())).await
+    let nothing = |_| future::ready(());
+    serving.until(future::pending(), nothing).await
 }
 
 /// The configuration that the flags and the environment describe.
@@ -99,11 +101,12 @@ impl ServeArgs {
 }
 
 impl Serving {
-    /// Serves until a signal or `stop`, then drains, and lets `last` happen before everything else ends.
-    pub(super) async fn until(
-        self,
+    /// Serves until a signal or `stop`, then drains, and lets `last` happen before everything else ends. At another signal
+    /// the drain is over, and the token that `last` is given is cancelled.
+    pub(super) async fn until<L: Future<Output = ()>>(
+        mut self,
         stop: impl Future<Output = ()> + Send,
-        last: impl Future<Output = ()>,
+        last: impl FnOnce(CancellationToken) -> L,
     ) -> Result<(), Failure> {
         let stdin = async {
             match self.until_stdin_closes {
@@ -117,12 +120,23 @@ impl Serving {
                 () = stdin => {}
             }
         };
-        let drained = self.instance.drain_after(stop, self.signals).await;
-        last.await;
+        let drained = self.instance.drain_after(stop, &mut self.signals).await;
+        let hurry = CancellationToken::new();
+        if drained.is_none() {
+            hurry.cancel();
+        }
+        let mut last = pin!(last(hurry.clone()));
+        tokio::select! {
+            () = &mut last => {}
+            () = self.signals.next() => {
+                hurry.cancel();
+                last.await;
+            }
+        }
         self.instance.end().await;
         match drained {
-            Drained::Whole => Ok(()),
-            Drained::Cut => {
+            Some(Drained::Whole) => Ok(()),
+            Some(Drained::Cut) | None => {
                 tracing::error!("stopped before everything in flight was finished");
                 Err(Failure::Reported(1))
             }

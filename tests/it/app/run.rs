@@ -185,6 +185,33 @@ async fn an_app_that_does_not_stop_is_killed_with_what_it_started() {
 }
 
 #[tokio::test]
+async fn a_second_signal_kills_the_app_and_ends_the_program() {
+    let script = "trap 'echo stopping' TERM; echo up; while :; do sleep 0.05; done";
+    // Longer than a test waits, as long as there is to wait for anything.
+    let patient = "--app-stop-timeout=10m";
+    let mut run = Run::start(&[patient], script).await;
+    run.until("up").await;
+    run.signal(Signal::SIGTERM);
+    run.until("stopping").await;
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.ended().await.code(), Some(137));
+    // Also while the instance still drains.
+    let mut run = Run::start(&[patient, "--drain-delay=10m"], script).await;
+    let listening = run.line().await;
+    let url = listening.split(' ').nth(2).unwrap();
+    run.until("up").await;
+    run.signal(Signal::SIGTERM);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let code = async || {
+        let answer = client.get(format!("{url}/readyz")).send().await.unwrap();
+        answer.text().await.unwrap()
+    };
+    eventually("the drain", code, |answer| answer.contains("draining")).await;
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ended().await.code(), Some(137));
+}
+
+#[tokio::test]
 async fn the_port_of_the_app_is_not_that_of_the_instance() {
     let (code, _, said) = run(&["run", "--listen=127.0.0.1:3000", "--", "true"]).await;
     assert_eq!(code, 64);
