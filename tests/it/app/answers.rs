@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use super::{App, call, parts, told};
 use crate::support::{
-    patience::in_time,
+    patience::{eventually, in_time},
     process::{Answer, Process, answer},
 };
 
@@ -38,22 +38,16 @@ fn rows() -> Vec<(&'static str, (String, String))> {
             pair("ok", "null"),
         ),
         (
-            "HTTP/1.1 404 X\r\nrpc-executed: no\r\ncontent-length: 0\r\n\r\n",
-            pair("function_unknown", "no"),
-        ),
-        (
-            "HTTP/1.1 422 X\r\nrpc-executed: no\r\ncontent-length: 0\r\n\r\n",
-            pair("invalid_arguments", "no"),
-        ),
-        (
-            "HTTP/1.1 503 X\r\nrpc-executed: no\r\ncontent-length: 0\r\n\r\n",
-            pair("overloaded", "no"),
-        ),
-        (
             "HTTP/1.1 404 X\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
             failed(),
         ),
         ("HTTP/1.1 401 X\r\ncontent-length: 0\r\n\r\n", failed()),
+        ("HTTP/1.1 403 X\r\ncontent-length: 0\r\n\r\n", failed()),
+        ("HTTP/1.1 405 X\r\ncontent-length: 0\r\n\r\n", failed()),
+        (
+            "HTTP/1.1 503 X\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+            failed(),
+        ),
         (
             "HTTP/1.1 409 X\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
             failed(),
@@ -68,6 +62,15 @@ fn rows() -> Vec<(&'static str, (String, String))> {
         ),
         (
             "HTTP/1.1 502 X\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
+            lost(),
+        ),
+        ("HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n", lost()),
+        (
+            "HTTP/1.1 504 X\r\ncontent-type: text/plain\r\ncontent-length: 4\r\n\r\nlate",
+            lost(),
+        ),
+        (
+            "HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
             lost(),
         ),
         (
@@ -113,6 +116,40 @@ async fn each_answer_is_what_the_table_says_and_the_function_ran_once() {
 }
 
 #[tokio::test]
+async fn what_an_app_refuses_did_not_run() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let refused = async |head: &str| {
+        let bytes = format!("HTTP/1.1 {head}content-length: 0\r\n\r\n");
+        told(&instance, "App.refuse", json!(["a", closing(&bytes)])).await
+    };
+    let said = [
+        (400, "invalid_arguments"),
+        (404, "function_unknown"),
+        (409, "overloaded"),
+        (422, "invalid_arguments"),
+        (503, "overloaded"),
+    ];
+    for (status, code) in said {
+        let got = refused(&format!("{status} X\r\nrpc-executed: no\r\n")).await;
+        assert_eq!(got, pair(code, "no"), "{status}");
+    }
+    // Its list tells that the function is not there any more.
+    let has_it = async || {
+        let functions = instance.get("/functions").await.body;
+        !functions["details"]["App.refuse"].is_null()
+    };
+    for status in [401, 403, 404, 405] {
+        app.offer(&json!({"functions": {"App.refuse": {"doc": status.to_string()}}}));
+        eventually("the function", &has_it, |has_it| *has_it).await;
+        app.offer(&json!({"functions": {}}));
+        let got = refused(&format!("{status} X\r\n")).await;
+        assert_eq!(got, pair("function_unknown", "no"), "{status}");
+    }
+    assert_eq!(app.runs(), [].into());
+}
+
+#[tokio::test]
 async fn an_error_of_the_function_reaches_the_caller_as_it_gave_it() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
@@ -129,8 +166,7 @@ async fn an_error_of_the_function_reaches_the_caller_as_it_gave_it() {
     // An answer before the request was read.
     app.offer(&json!({"functions": {"App.early": {}}}));
     let has_it = async || told(&instance, "App.early", json!([])).await.0;
-    crate::support::patience::eventually("the new list", has_it, |code| code == "function_failed")
-        .await;
+    eventually("the new list", has_it, |code| code == "function_failed").await;
     let large = json!(["x".repeat(900_000)]);
     assert_eq!(
         told(&instance, "App.early", large).await,
@@ -221,8 +257,7 @@ async fn at_the_deadline_the_app_sees_the_end_of_the_connection() {
     let answer = call(&instance, "App.hold", json!(["a"]), 300).await;
     assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
     let cancelled = async || app.lines("cancelled");
-    crate::support::patience::eventually("the cancellation", cancelled, |lines| lines == &["a"])
-        .await;
+    eventually("the cancellation", cancelled, |lines| lines == &["a"]).await;
     let answer = call(&instance, "App.drip", json!(["b"]), 300).await;
     assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
     assert_eq!(app.runs()["a"], 1);

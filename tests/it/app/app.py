@@ -14,7 +14,7 @@ token = os.environ.get("RPC_APP_TOKEN")
 FUNCTIONS = {
     "Math.add": {"params": [{"name": "a"}, {"name": "b"}]},
     "App.run": {}, "App.fail": {}, "App.hold": {}, "App.raw": {}, "App.endless": {}, "App.drip": {}, "App.die": {},
-    "App.headers": {}, "App.close_after": {}, "App.gone": {}, "App.one": {"concurrency": 1}, "Odd/../x.f?#": {},
+    "App.headers": {}, "App.refuse": {}, "App.close_after": {}, "App.gone": {}, "App.one": {"concurrency": 1}, "Odd/../x.f?#": {},
     "Odd/é".encode().decode("latin-1") + ".f": {}, "Odd.%2e%2e/": {},
 }
 
@@ -46,6 +46,8 @@ async def call(function, args, headers, writer, ended):
     """The bytes to answer with; None when the connection is to be closed."""
     if function == "Math.add":
         return answer(200, json.dumps(args[0] + args[1]))
+    if function == "App.run" and f'"{function}"' not in listed():
+        return answer(404, "not any more", "text/plain")
     if function == "App.run":
         note("runs", args[0])
         return answer(200, json.dumps(args[0]))
@@ -62,6 +64,9 @@ async def call(function, args, headers, writer, ended):
         return answer(409, json.dumps({"kind": "Refusal", "message": args[0], "data": [1]}))
     if function == "App.raw":
         note("runs", args[0])
+        writer.write(args[1].encode("latin-1"))
+        return None
+    if function == "App.refuse":
         writer.write(args[1].encode("latin-1"))
         return None
     if function == "App.endless":

@@ -190,6 +190,8 @@ async fn a_connection_that_the_app_closes_between_calls_costs_none() {
         let is_right = second == pair("ok", &format!("\"{number}\""))
             || second == pair("function_lost", "maybe");
         assert!(is_right, "{pause} ms: {second:?}");
+        let runs = app.runs().get(&number.to_string()).copied();
+        assert!(runs <= Some(1), "{pause} ms: {runs:?}");
     }
 }
 
@@ -231,7 +233,15 @@ async fn kills_under_load_are_told_as_what_they_were() {
         for number in 1..=3 {
             let ran = async || app.runs().len();
             eventually("some runs", ran, |runs| *runs >= 100 * number).await;
-            app.kill().await;
+            // One that runs for certain when the app ends.
+            let id = format!("held-{number}");
+            let held = call(&instance, "App.hold", json!([id]), 60_000);
+            let kill = async {
+                app.until_runs(&id).await;
+                app.kill().await;
+            };
+            let (lost, ()) = tokio::join!(held, kill);
+            assert_eq!(parts(&lost), pair("function_lost", "maybe"));
             app.restart().await;
             until_state(&instance, "up").await;
         }
@@ -252,6 +262,7 @@ async fn kills_under_load_are_told_as_what_they_were() {
         assert!(is_right, "{id}: {code} {executed}, ran {runs} times");
         *codes.entry(code).or_default() += 1;
     }
+    assert!((1..=3).all(|number| runs[&format!("held-{number}")] == 1));
     eprintln!("{codes:?}");
     assert!(codes["ok"] >= 200, "{codes:?}");
 }
@@ -260,22 +271,32 @@ async fn kills_under_load_are_told_as_what_they_were() {
 async fn a_list_that_changes_all_the_time_costs_no_call() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
-    for generation in 0..5 {
-        let mut functions: Map<String, Value> = (0..200)
-            .map(|number| (format!("G{generation}.f{number}"), json!({})))
-            .collect();
-        functions.insert("App.run".to_owned(), json!({"concurrency": 1 + generation}));
-        app.offer(&json!({"functions": functions}));
-        let module = format!("G{generation}");
-        let offered = async || instance.get("/functions").await.body["functions"].clone();
-        let is_new = |functions: &Value| functions[&module].as_array().map(Vec::len) == Some(200);
-        let functions = eventually("the new list", offered, is_new).await;
-        assert_eq!(functions.as_object().map(Map::len), Some(3), "{functions}");
-        for number in 0..10 {
-            let ran = told(&instance, "App.run", json!([number])).await;
-            assert_eq!(ran, pair("ok", &number.to_string()));
+    let is_over = Cell::new(false);
+    // While it changes, too.
+    let caller = async || {
+        while !is_over.get() {
+            let ran = told(&instance, "App.run", json!(["x"])).await;
+            assert_eq!(ran, pair("ok", "\"x\""));
         }
-    }
+    };
+    let callers = join_all((0..4).map(|_| caller()));
+    let changes = async {
+        for generation in 0..5 {
+            let mut functions: Map<String, Value> = (0..200)
+                .map(|number| (format!("G{generation}.f{number}"), json!({})))
+                .collect();
+            functions.insert("App.run".to_owned(), json!({"concurrency": 8 + generation}));
+            app.offer(&json!({"functions": functions}));
+            let module = format!("G{generation}");
+            let offered = async || instance.get("/functions").await.body["functions"].clone();
+            let is_new =
+                |functions: &Value| functions[&module].as_array().map(Vec::len) == Some(200);
+            let functions = eventually("the new list", offered, is_new).await;
+            assert_eq!(functions.as_object().map(Map::len), Some(3), "{functions}");
+        }
+        is_over.set(true);
+    };
+    tokio::join!(callers, changes);
     let gone = told(&instance, "G0.f1", json!([])).await;
     assert_eq!(gone, pair("function_unknown", "no"));
     let metrics = instance.get("/metrics").await.body;

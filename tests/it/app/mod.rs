@@ -173,6 +173,21 @@ pub(crate) fn parts(answer: &Answer) -> (String, String) {
     if answer.status == 200 {
         return ("ok".to_owned(), answer.body["result"].to_string());
     }
-    let (_, code, executed) = answer.problem();
+    let (status, code, executed) = answer.problem();
+    assert_eq!(status, status_of(code), "{answer:?}");
     (code.to_owned(), executed.to_owned())
+}
+
+/// The status of each problem that a call of an app's function may come to.
+fn status_of(code: &str) -> u16 {
+    match code {
+        "function_unknown" => 404,
+        "invalid_arguments" => 422,
+        "function_failed" => 424,
+        "function_panicked" => 500,
+        "function_lost" => 502,
+        "overloaded" | "function_unavailable" => 503,
+        "deadline_exceeded" => 504,
+        other => panic!("{other} is no problem of a call in an app"),
+    }
 }

@@ -1,8 +1,12 @@
 //! Apps beside instances of a cluster: a call finds an instance that has the function, and the policy that a function
 //! declares holds wherever it is called from.
 
+use std::{cell::Cell, collections::BTreeMap};
+
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::{App, TOKEN, parts, until_state};
 use crate::support::{
@@ -168,36 +172,118 @@ async fn what_may_run_twice_is_tried_again_and_what_may_not_is_not() {
     assert_eq!(runs(), 2);
 }
 
+/// Callers of `App.run` in `syd` by way of one instance, each of whose calls has an id of its own.
+struct Callers<'a> {
+    via: &'a Process,
+    calls: Cell<u32>,
+    is_over: Cell<bool>,
+}
+
+impl Callers<'_> {
+    /// Calls until it is over; no call may fail.
+    async fn call(&self) {
+        while !self.is_over.get() {
+            let id = self.calls.replace(self.calls.get() + 1).to_string();
+            let answer = call(self.via, "syd", "App.run", json!([id])).await;
+            assert_eq!(parts(&answer), ("ok".to_owned(), format!("\"{id}\"")));
+        }
+    }
+
+    /// Waits for as many more calls; how many attempts after the first were made meanwhile.
+    async fn second_attempts_in(&self, calls: u32) -> u64 {
+        let before = failovers(self.via).await;
+        let until = self.calls.get() + calls;
+        let made = async || self.calls.get();
+        eventually("more calls", made, |made| *made >= until).await;
+        failovers(self.via).await - before
+    }
+}
+
+/// The attempts in `syd` after the first one of a call.
+async fn failovers(via: &Process) -> u64 {
+    let metrics = via.get("/metrics").await.body;
+    let mut lines = metrics.as_str().unwrap().lines();
+    let line =
+        lines.find_map(|line| line.strip_prefix("fly_rpc_failovers_total{target_region=\"syd\"} "));
+    line.map_or(0, |count| count.parse().unwrap())
+}
+
 #[tokio::test]
 async fn a_deploy_in_which_half_lack_a_function_fails_no_call() {
+    const CALLERS: u32 = 16;
+    const CALLS: u32 = 500;
+    let (cluster, apps) = cluster(4).await;
+    let iad = cluster.instance("iad-1");
+    let offer = |app: &App, name: &str| app.offer(&json!({"functions": {name: {}}}));
+    apps.iter().for_each(|app| offer(app, "App.run"));
+    let chosen = async || {
+        let path = "/regions/syd/explain?function=App.run";
+        let told = iad.get(path).await.body;
+        [0, 1, 2, 3].map(|number| told["candidates"][number]["chosen"] == true)
+    };
+    eventually("who has it", &chosen, |chosen| *chosen == [true; 4]).await;
+    let callers = Callers {
+        via: iad,
+        calls: Cell::new(0),
+        is_over: Cell::new(false),
+    };
+    let deploy = async {
+        callers.second_attempts_in(CALLERS).await;
+        // One instance after the other: who answers has the function, or says that it did not run it.
+        for (number, now) in [[false, true, true, true], [false, false, true, true]]
+            .into_iter()
+            .enumerate()
+        {
+            offer(&apps[number], "Other.only");
+            eventually("its end", &chosen, |chosen| *chosen == now).await;
+        }
+        // Those that were under way when the last of it became known.
+        let before = callers.second_attempts_in(2 * CALLERS).await;
+        let after = callers.second_attempts_in(CALLS).await;
+        for app in &apps[..2] {
+            offer(app, "App.run");
+        }
+        eventually("its return", &chosen, |chosen| *chosen == [true; 4]).await;
+        callers.second_attempts_in(CALLERS).await;
+        callers.is_over.set(true);
+        (before, after)
+    };
+    let calling = join_all((0..CALLERS).map(|_| callers.call()));
+    let ((before, after), _) = tokio::join!(deploy, calling);
+    eprintln!("second attempts: {before} at the end of the change, then {after} of {CALLS} calls");
+    assert!(after <= u64::from(CALLS / 100), "{after}");
+    let mut runs = BTreeMap::<String, u32>::new();
+    for (id, count) in apps.iter().flat_map(App::runs) {
+        *runs.entry(id).or_default() += count;
+    }
+    assert_eq!(runs.len(), callers.calls.get() as usize);
+    assert!(runs.values().all(|count| *count == 1));
+}
+
+#[tokio::test]
+async fn further_attempts_are_few_where_every_app_is_ill() {
+    const CALLS: u32 = 200;
     let (cluster, apps) = cluster(2).await;
     let iad = cluster.instance("iad-1");
-    apps.iter()
-        .for_each(|app| app.offer(&json!({"functions": {"App.run": {}}})));
-    let load = tokio::spawn({
-        let body = json!({"module": "App", "function": "run", "args": ["x"], "timeout_ms": 10_000})
-            .to_string();
-        let calls: Vec<_> = (0..600).map(|_| iad.request("/rpc/syd", &body)).collect();
-        async move {
-            let mut answers = Vec::new();
-            for call in calls {
-                answers.push(answer(call).await.unwrap());
-            }
-            answers
-        }
-    });
-    // The function goes and comes on one of the two while it is called.
-    for _ in 0..3 {
-        apps[0].offer(&json!({"functions": {"Other.only": {}}}));
-        let offered =
-            async || cluster.instance("syd-1").get("/functions").await.body["functions"].clone();
-        eventually("its end", &offered, |now| now["App"].is_null()).await;
-        apps[0].offer(&json!({"functions": {"App.run": {}}}));
-        eventually("its return", &offered, |now| !now["App"].is_null()).await;
+    // What may run twice, and is lost each time.
+    let ill = json!({"functions": {"App.raw": {"idempotent": true}}});
+    apps.iter().for_each(|app| app.offer(&ill));
+    let known = async || {
+        let path = "/regions/syd/explain?function=App.raw";
+        iad.get(path).await.body["policy"]["idempotent"].clone()
+    };
+    eventually("the policy", known, |known| known == true).await;
+    let (started, before) = (Instant::now(), failovers(iad).await);
+    for number in 0..CALLS {
+        let lost = call(iad, "syd", "App.raw", json!([number.to_string(), ""])).await;
+        assert_eq!(lost.problem(), (502, "function_lost", "maybe"));
     }
-    for answer in load.await.unwrap() {
-        assert_eq!(parts(&answer), ("ok".to_owned(), "\"x\"".to_owned()));
-    }
+    let further = failovers(iad).await - before;
+    let ran: u32 = apps.iter().flat_map(|app| app.runs().into_values()).sum();
+    assert_eq!(u64::from(ran), u64::from(CALLS) + further);
+    // A fifth of the calls, and three for each second of the ten that count.
+    let windows = started.elapsed().as_secs() / 10 + 1;
+    assert!(further <= u64::from(CALLS / 5) + 30 * windows, "{further}");
 }
 
 #[tokio::test]
@@ -223,33 +309,4 @@ async fn a_replay_is_asked_for_within_the_declared_timeout() {
     );
     let ran = answer(request).await.unwrap();
     assert_eq!(parts(&ran), ("ok".to_owned(), "\"a\"".to_owned()));
-}
-
-#[tokio::test]
-async fn half_a_region_without_a_function_costs_no_second_attempts() {
-    let (cluster, apps) = cluster(2).await;
-    let iad = cluster.instance("iad-1");
-    let (with, without) = (
-        json!({"functions": {"App.run": {}}}),
-        json!({"functions": {"Other.only": {}}}),
-    );
-    apps[0].offer(&without);
-    apps[1].offer(&with);
-    let explained = async || {
-        let path = "/regions/syd/explain?function=App.run";
-        let told = iad.get(path).await.body;
-        [0, 1].map(|number| told["candidates"][number]["chosen"].clone())
-    };
-    let changed = tokio::time::Instant::now();
-    let is_known = |chosen: &[Value; 2]| *chosen == [json!(false), json!(true)];
-    eventually("who has it", explained, is_known).await;
-    let known = changed.elapsed();
-    let mut second_attempts = 0;
-    for number in 0..300 {
-        let answer = call(iad, "syd", "App.run", json!([number.to_string()])).await;
-        assert_eq!(parts(&answer).0, "ok");
-        second_attempts += u32::from(answer.body["meta"]["attempts"] != 1);
-    }
-    eprintln!("known after {known:?}; second attempts: {second_attempts} of 300 calls");
-    assert!(second_attempts <= 3);
 }
