@@ -3,25 +3,28 @@
 
 use std::{
     io,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use futures_util::{
+    FutureExt,
+    future::{Fuse, FusedFuture},
+};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header, response::Parts};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     body::{Body, Incoming},
     client::conn::http1::{self, SendRequest},
-    rt,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpStream, UnixStream},
-    task,
     time::{self, Instant},
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::either::Either;
 
 use crate::{
     config::{AppAddress, AppUrl},
@@ -33,8 +36,6 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(1);
 /// How long a connection may take: the app is on this machine.
 const CONNECT: Duration = Duration::from_secs(1);
-/// How long a connection that was just used may take until it can be used again.
-const READY: Duration = Duration::from_millis(10);
 /// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
@@ -55,11 +56,16 @@ struct Idle {
 }
 
 /// A connection; it is closed when this is dropped.
+///
+/// hyper has the two halves in tasks of their own, which hand each call over and back. Here the call that has the connection
+/// drives both, and nobody drives it while it is idle.
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    _task: AbortOnDropHandle<()>,
+    driver: Fuse<http1::Connection<Socket, Full<Bytes>>>,
 }
+
+type Socket = TokioIo<Either<TcpStream, UnixStream>>;
 
 /// What the app answered.
 #[derive(Debug)]
@@ -120,17 +126,43 @@ impl Channel {
         limit: usize,
         build: impl Fn() -> Request<Full<Bytes>>,
     ) -> Result<Answer, Broken> {
-        while let Some(mut connection) = self.idle().await {
+        while let Some(connection) = self.idle() {
             // One that closed before anything was sent: the next one.
-            if let Some(sent) = connection.send(self.with_host(build())).await {
-                return self.answer(connection, sent?, limit).await;
+            if let Some(answered) = self.exchange_over(connection, &build, limit).await {
+                return answered;
             }
         }
-        let mut connection = self.connect().await.map_err(Broken::Unreachable)?;
-        match connection.send(self.with_host(build())).await {
-            Some(sent) => self.answer(connection, sent?, limit).await,
-            None => Err(Broken::Unreachable(io::ErrorKind::ConnectionReset.into())),
+        let connection = self.connect().await.map_err(Broken::Unreachable)?;
+        let answered = self.exchange_over(connection, &build, limit).await;
+        answered.unwrap_or_else(|| {
+            let closed = io::ErrorKind::ConnectionReset;
+            Err(Broken::Unreachable(closed.into()))
+        })
+    }
+
+    /// The same over `connection`; `None` when nothing was sent because it is closed.
+    async fn exchange_over(
+        &self,
+        mut connection: Connection,
+        build: impl Fn() -> Request<Full<Bytes>>,
+        limit: usize,
+    ) -> Option<Result<Answer, Broken>> {
+        let mut memory = self.memory.take(0);
+        let request = self.with_host(build());
+        let (head, body) = match connection.send(request, limit, &mut memory).await? {
+            Ok(answered) => answered,
+            Err(broken) => return Some(Err(broken)),
+        };
+        // One whose answer was not read to its end is closed.
+        if body.is_ok() {
+            self.keep(connection);
         }
+        Some(Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body,
+            _memory: Some(memory),
+        }))
     }
 
     fn with_host(&self, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
@@ -138,27 +170,6 @@ impl Channel {
             .headers_mut()
             .insert(header::HOST, self.host.clone());
         request
-    }
-
-    async fn answer(
-        &self,
-        connection: Connection,
-        response: http::Response<Incoming>,
-        limit: usize,
-    ) -> Result<Answer, Broken> {
-        let (head, body) = response.into_parts();
-        let mut memory = self.memory.take(0);
-        let body = read(body, limit, &mut memory).await?;
-        // One whose answer was not read to its end is closed.
-        if body.is_ok() {
-            self.keep(connection);
-        }
-        Ok(Answer {
-            status: head.status,
-            headers: head.headers,
-            body,
-            _memory: Some(memory),
-        })
     }
 
     fn keep(&self, connection: Connection) {
@@ -170,24 +181,22 @@ impl Channel {
     }
 
     /// The connection that was used last, ready for use.
-    async fn idle(&self) -> Option<Connection> {
-        loop {
-            let Idle { connection, since } = {
-                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-                idle.pop()?
-            };
+    fn idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(Idle { connection, since }) = idle.pop() {
             if since.elapsed() < IDLE
-                && let Some(connection) = connection.ready().await
+                && let Some(connection) = connection.ready()
             {
                 return Some(connection);
             }
         }
+        None
     }
 
     /// Closes the connections that were idle for too long.
     pub(super) fn close_idle(&self) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|idle| idle.since.elapsed() < IDLE && !idle.connection.sender.is_closed());
+        idle.retain(|idle| idle.since.elapsed() < IDLE);
     }
 
     async fn connect(&self) -> io::Result<Connection> {
@@ -197,10 +206,10 @@ impl Channel {
                 AppAddress::Tcp(address) => {
                     let stream = TcpStream::connect(address).await?;
                     stream.set_nodelay(true)?;
-                    Connection::over(TokioIo::new(stream)).await
+                    Connection::over(Either::Left(stream)).await
                 }
                 AppAddress::Unix(path) => {
-                    Connection::over(TokioIo::new(UnixStream::connect(path).await?)).await
+                    Connection::over(Either::Right(UnixStream::connect(path).await?)).await
                 }
             }
         };
@@ -211,42 +220,55 @@ impl Channel {
 }
 
 impl Connection {
-    async fn over<S>(stream: S) -> io::Result<Self>
-    where
-        S: rt::Read + rt::Write + Unpin + Send + 'static,
-    {
+    async fn over(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(MAX_HEAD);
-        let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
-        let task = task::spawn(async move {
-            // What goes wrong is told to whoever waits for an answer.
-            let _ = connection.await;
-        });
-        Ok(Self {
+        let handshake = builder.handshake(TokioIo::new(stream)).await;
+        let (sender, driver) = handshake.map_err(io::Error::other)?;
+        let connection = Self {
             sender,
-            _task: AbortOnDropHandle::new(task),
-        })
+            driver: driver.fuse(),
+        };
+        connection
+            .ready()
+            .ok_or(io::ErrorKind::ConnectionReset.into())
     }
 
-    /// The same connection, once it can send; `None` when it is closed, or still busy with what was sent before.
-    async fn ready(mut self) -> Option<Self> {
-        match time::timeout(READY, self.sender.ready()).await {
-            Ok(Ok(())) => Some(self),
-            Ok(Err(_)) | Err(_) => None,
-        }
+    /// The same connection, if it can send; `None` when it is closed, or still busy with what was sent before.
+    fn ready(mut self) -> Option<Self> {
+        // It sees then whether the app has closed it.
+        let _ = (&mut self.driver).now_or_never();
+        (!self.driver.is_terminated() && self.sender.is_ready()).then_some(self)
     }
 
-    /// The head of the answer to `request`; `None` when nothing was sent because the connection is closed.
+    /// The head of the answer to `request`, and its body as [`read`] reads it; `None` when nothing was sent because the
+    /// connection is closed.
     async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
-    ) -> Option<Result<http::Response<Incoming>, Broken>> {
-        match self.sender.try_send_request(request).await {
-            Ok(response) => Some(Ok(response)),
-            Err(mut error) => match error.take_message() {
-                Some(_) => None,
-                None => Some(Err(lost(error.error()))),
-            },
+        limit: usize,
+        memory: &mut Reserved,
+    ) -> Option<Result<(Parts, Result<Vec<u8>, Unread>), Broken>> {
+        let response = self.sender.try_send_request(request);
+        let mut answered = pin!(async {
+            match response.await {
+                Ok(response) => {
+                    let (head, body) = response.into_parts();
+                    let body = read(body, limit, memory).await;
+                    Some(body.map(|body| (head, body)))
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(_) => None,
+                    None => Some(Err(lost(error.error()))),
+                },
+            }
+        });
+        tokio::select! {
+            // First, so that the answer that it reads is taken at once.
+            biased;
+            // What goes wrong is told to whoever waits for the answer.
+            _ = &mut self.driver => answered.await,
+            answered = &mut answered => answered,
         }
     }
 }
