@@ -44,15 +44,15 @@ impl Gate {
         self.limit
     }
 
-    /// Waits for the turn of a call of `name`; `None` when its deadline passes first.
+    /// Waits for the turn of a call of `name`.
     ///
     /// # Errors
-    /// [`Code::Overloaded`] when as many wait as may.
+    /// [`Code::Overloaded`] when as many wait as may, [`Code::DeadlineExceeded`] when the deadline passes first.
     pub(crate) async fn enter(
         &self,
         name: &FunctionName,
         deadline: Deadline,
-    ) -> Result<Option<Pass>, Problem> {
+    ) -> Result<Pass, Problem> {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let limit = self.limit;
             let detail =
@@ -62,9 +62,10 @@ impl Gate {
         let turn = deadline.bound(Arc::clone(&self.running).acquire_owned());
         // Nobody closes the semaphore.
         let running = turn.await.and_then(Result::ok);
-        Ok(running.map(|running| Pass {
+        let running = running.ok_or_else(|| Problem::not_started(name))?;
+        Ok(Pass {
             _place: place,
             _running: running,
-        }))
+        })
     }
 }

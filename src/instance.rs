@@ -242,7 +242,7 @@ impl Core {
         let boot = BootId::random();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (lifecycle, of_child) = (Arc::new(Lifecycle::new()), Arc::new(Lifecycle::new()));
-        let metrics = Metrics::new(&identity, &boot, registry.catalogue().names());
+        let metrics = Metrics::new(&identity, &boot, registry.names());
         let metrics = Arc::new(metrics);
         let app = app.map(|app| {
             let memory = Arc::clone(&memory);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::name::ConsistencyToken;
+use crate::name::{ConsistencyToken, FunctionName};
 
 /// The longest `detail`, in bytes.
 const MAX_DETAIL: usize = 256;
@@ -390,6 +390,18 @@ impl Problem {
     #[must_use]
     pub fn executed(self, executed: Executed) -> Self {
         Self { executed, ..self }
+    }
+
+    /// The deadline passed before the function `name` started.
+    pub(crate) fn not_started(name: &FunctionName) -> Self {
+        let detail = format!("the deadline passed before {name} started");
+        Self::new(Code::DeadlineExceeded, detail)
+    }
+
+    /// The function `name` was still running at the deadline.
+    pub(crate) fn still_running(name: &FunctionName) -> Self {
+        let detail = format!("{name} was still running at the deadline");
+        Self::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe)
     }
 
     /// The function ran and returned `error`.

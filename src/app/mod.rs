@@ -38,10 +38,10 @@ use crate::{
     call::{Args, Call},
     config::{AppConfig, AppUrl},
     deadline::Deadline,
-    gate::{Gate, Pass},
+    gate::Gate,
     memory::Budget,
     name::{ConsistencyToken, FunctionName, RequestId},
-    problem::{Code, Executed, Problem},
+    problem::{Code, Problem},
     reply::{Outcome, Returned},
     token::Token,
     trace::{self, TRACEPARENT},
@@ -299,31 +299,20 @@ struct Prepared {
 impl Prepared {
     async fn run(self, own: Option<Arc<Gate>>) -> Answered {
         // Through its own gate first, so that calls of one function do not fill the app's while they wait.
+        let (name, deadline) = (&self.name, self.deadline);
         let passes = async {
             let own = match &own {
-                Some(gate) => Some(self.enter(gate).await?),
+                Some(gate) => Some(gate.enter(name, deadline).await?),
                 None => None,
             };
-            Ok::<_, Problem>((own, self.enter(&self.app.gate).await?))
+            Ok::<_, Problem>((own, self.app.gate.enter(name, deadline).await?))
         };
         let _passes = match passes.await {
             Ok(passes) => passes,
             Err(problem) => return Err(problem).into(),
         };
         let answered = self.deadline.bound(self.answer()).await;
-        answered.unwrap_or_else(|| {
-            let detail = format!("{} was still running at the deadline", self.name);
-            let problem = Problem::new(Code::DeadlineExceeded, detail);
-            Err(problem.executed(Executed::Maybe)).into()
-        })
-    }
-
-    async fn enter(&self, gate: &Gate) -> Result<Pass, Problem> {
-        let pass = gate.enter(&self.name, self.deadline).await?;
-        pass.ok_or_else(|| {
-            let detail = format!("the deadline passed before {} started", self.name);
-            Problem::new(Code::DeadlineExceeded, detail)
-        })
+        answered.unwrap_or_else(|| Err(Problem::still_running(&self.name)).into())
     }
 
     async fn answer(&self) -> Answered {

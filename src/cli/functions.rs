@@ -12,7 +12,7 @@ use crate::{
     app::{App, Listing},
     config, json,
     name::FunctionName,
-    registry::Catalogue,
+    protocol::Catalogue,
 };
 
 /// Which instance, or which app.

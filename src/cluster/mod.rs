@@ -41,8 +41,8 @@ use crate::{
     metrics::Metrics,
     name::BootId,
     problem::{Code, Problem},
+    protocol::{Catalogue, CatalogueHash},
     region::Region,
-    registry::{Catalogue, CatalogueHash},
     state::PeerState,
     token::Token,
 };

@@ -25,9 +25,9 @@ use super::{
 use crate::{
     client,
     protocol::{
-        Challenge, FUNCTIONS, INTRODUCTION, Introduction, NONCE, PROOF, PROTOCOL, Readiness, Who,
+        Catalogue, CatalogueHash, Challenge, FUNCTIONS, INTRODUCTION, Introduction, NONCE, PROOF,
+        PROTOCOL, Readiness, Who,
     },
-    registry::{Catalogue, CatalogueHash},
     token::{Proof, Token},
 };
 

@@ -18,8 +18,8 @@ use crate::{
     app::AppHealth,
     declaration::Declaration,
     name::{BootId, FunctionName, InstanceId},
+    protocol::Catalogue,
     region::Region,
-    registry::Catalogue,
     state::PeerState,
 };
 

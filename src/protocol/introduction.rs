@@ -3,11 +3,11 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use super::CatalogueHash;
 use crate::{
     app::AppHealth,
     name::{BootId, InstanceId},
     region::Region,
-    registry::CatalogueHash,
 };
 
 /// Whether an instance takes calls, by its own account.

@@ -1,6 +1,7 @@
 //! What instances say to each other: paths, headers, lines and proofs. Both ends use it: `link` and `cluster` ask,
 //! `http` answers. Owns the form of each message and sends none.
 
+mod catalogue;
 mod challenge;
 mod exec;
 #[cfg(any(test, fuzzing))]
@@ -11,6 +12,7 @@ mod introduction;
 pub(crate) mod lines;
 
 pub(crate) use self::{
+    catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
     challenge::{Challenge, Who, new_nonce},
     exec::Exec,
     introduction::{Introduction, Readiness},

@@ -47,7 +47,7 @@ pub(super) fn add(registry: Registry) -> Registry {
         })
 }
 
-/// `registry` with the functions of `Fly.RPC` that tell about the instance.
+/// `registry` with the functions of `Fly.RPC` that describe the instance.
 pub(super) fn add_identity(registry: Registry, identity: &Identity) -> Registry {
     let (region, primary) = (identity.region.clone(), identity.primary.clone());
     let is_primary = region == primary;

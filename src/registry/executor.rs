@@ -2,7 +2,6 @@
 //! so that a client that goes away, or a panic, harms nothing else; and once for each idempotency key.
 
 use std::{
-    collections::HashMap,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -17,8 +16,7 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use super::{
-    Block, CallContext, Catalogue, InApp, Prepared, Registry, Run,
-    endings::{bounded, failed, never_started, panicked, stopped, timed_out},
+    Block, CallContext, InApp, Prepared, Registry, Run,
     keys::{Claim, Keys, Known},
 };
 use crate::{
@@ -32,6 +30,7 @@ use crate::{
     metrics::Metrics,
     name::{FunctionName, RequestId},
     problem::{Code, FunctionError, Problem},
+    protocol::Catalogue,
     reply::{Outcome, Returned},
 };
 
@@ -42,8 +41,6 @@ const BLOCKING: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Executor {
     registry: Registry,
-    /// The gates of the registry's functions that declare a concurrency.
-    gates: HashMap<FunctionName, Arc<Gate>>,
     app: Option<Arc<App>>,
     catalogue: Arc<Catalogue>,
     /// The functions of both, and the app's list that they were made of.
@@ -73,7 +70,7 @@ enum Ended {
     NeverStarted,
     /// It still ran at the deadline.
     TimedOut,
-    /// Elsewhere, where it was told apart what came of it.
+    /// As the app says, or in a refusal.
     Answered(Answered),
 }
 
@@ -87,11 +84,11 @@ impl Executor {
         lifecycle: Arc<Lifecycle>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let catalogue = Arc::new(registry.catalogue());
+        let no_app = Arc::<Listing>::default();
+        let catalogue = Arc::new(registry.catalogue(&no_app));
         Self {
-            with_app: Mutex::new((Arc::default(), Arc::clone(&catalogue))),
+            with_app: Mutex::new((no_app, Arc::clone(&catalogue))),
             catalogue,
-            gates: registry.gates(),
             registry,
             app,
             limits,
@@ -111,7 +108,7 @@ impl Executor {
         let offered = app.offered();
         let mut made = self.with_app.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&made.0, &offered) {
-            let catalogue = self.registry.catalogue_with(&offered);
+            let catalogue = self.registry.catalogue(&offered);
             *made = (offered, Arc::new(catalogue));
         }
         Arc::clone(&made.1)
@@ -238,18 +235,20 @@ impl Running {
             metrics: Arc::clone(&executor.metrics),
             started: Instant::now(),
         };
-        Ok(match ready {
-            (Prepared::Async(run, context), held) => {
+        let Ready {
+            prepared,
+            gate,
+            held,
+        } = ready;
+        let turn = turn(gate, deadline);
+        Ok(match prepared {
+            Prepared::Async(run, context) => {
                 account.context = context;
-                let gate = executor.gates.get(&call.name).map(Arc::clone);
-                let turn = turn(gate, call.name.clone(), deadline);
                 begin(run_async(run, held, turn, deadline), account).await
             }
-            (Prepared::App(run), held) => begin(run_in_app(run, held), account).await,
-            (Prepared::Blocking(block), held) => {
+            Prepared::App(run) => begin(run_in_app(run, held), account).await,
+            Prepared::Blocking(block) => {
                 let threads = Arc::clone(&executor.threads);
-                let gate = executor.gates.get(&call.name).map(Arc::clone);
-                let turn = turn(gate, call.name.clone(), deadline);
                 begin(run_blocking(block, held, turn, threads, deadline), account).await
             }
         })
@@ -263,7 +262,7 @@ impl Running {
     }
 }
 
-/// What is needed to tell how a function ended, also when nobody waits for it any more.
+/// What is needed to report how a function ended, also when nobody waits for it any more.
 struct Account {
     name: FunctionName,
     /// Whether the call names a consistency token.
@@ -283,8 +282,8 @@ impl Account {
         let outcome = match ended {
             Some(Ended::Done(Ok(result))) => bounded(result, max_result),
             Some(Ended::Done(Err(error))) => failed(name, error, max_result),
-            Some(Ended::NeverStarted) => Err(never_started(name)),
-            Some(Ended::TimedOut) => Err(timed_out(name)),
+            Some(Ended::NeverStarted) => Err(Problem::not_started(name)),
+            Some(Ended::TimedOut) => Err(Problem::still_running(name)),
             Some(Ended::Answered(answered)) => {
                 waited = answered.waited;
                 answered.outcome
@@ -317,48 +316,97 @@ async fn begin(run: impl Future<Output = Ended> + Send + 'static, account: Accou
     }
 }
 
-/// A place for the call, and what is to be run.
+/// A result within its limit, in bytes.
+fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
+    let size = result.get().len();
+    if size <= limit {
+        return Ok(Returned::fresh(result));
+    }
+    let message = format!("the result has {size} bytes, more than the {limit} of RPC_MAX_RESULT");
+    let error = FunctionError::new("ResultTooLarge", message);
+    Err(Problem::function_failed(error))
+}
+
+/// A function's own error within the limit that its result has. Its cause is for the log alone.
+fn failed(name: &FunctionName, mut error: FunctionError, limit: usize) -> Outcome {
+    if let Some(cause) = error.take_cause() {
+        tracing::error!(function = %name, cause, "function failed");
+    }
+    if error.is_refusal() {
+        let detail = format!("{name}: {}", error.message);
+        return Err(Problem::new(Code::Overloaded, detail));
+    }
+    let data = error.data.as_ref().map_or(0, |data| data.get().len());
+    if error.kind.len() + error.message.len() + data > limit {
+        let message =
+            format!("the function's error is larger than the {limit} bytes of RPC_MAX_RESULT");
+        error = FunctionError::new("ErrorTooLarge", message);
+    }
+    Err(Problem::function_failed(error))
+}
+
+fn panicked(name: &FunctionName) -> Problem {
+    let detail = format!("{name} panicked; the instance's log has the cause");
+    Problem::new(Code::FunctionPanicked, detail)
+}
+
+fn stopped() -> Problem {
+    Problem::new(Code::Internal, "the runtime stopped while the function ran")
+}
+
+/// What is to be run, the gate that it must pass where its function has one, and what it holds meanwhile.
+struct Ready {
+    prepared: Prepared,
+    gate: Option<(Arc<Gate>, FunctionName)>,
+    held: Held,
+}
+
 fn ready(
     executor: &Executor,
     call: &Call,
     request_id: &RequestId,
     deadline: Deadline,
-) -> Result<(Prepared, Held), Problem> {
+) -> Result<Ready, Problem> {
     let held = executor.hold(call)?;
     if deadline.has_passed() {
-        return Err(never_started(&call.name));
+        return Err(Problem::not_started(&call.name));
     }
-    let prepared = match &executor.app {
+    let (prepared, gate) = match &executor.app {
         Some(app) if !executor.registry.has_named(&call.name) => {
             let run = app.prepare(call, request_id, deadline)?;
             executor.metrics.functions.know(&call.name);
-            Prepared::App(Box::pin(run))
+            (Prepared::App(Box::pin(run)), None)
         }
         _ => prepare(&executor.registry, call, deadline)?,
     };
-    Ok((prepared, held))
+    Ok(Ready {
+        prepared,
+        gate: gate.map(|gate| (Arc::clone(gate), call.name.clone())),
+        held,
+    })
 }
 
 /// Reads the arguments. That is code of the function's author as well, when a type brings its own `Deserialize`.
-fn prepare(registry: &Registry, call: &Call, deadline: Deadline) -> Result<Prepared, Problem> {
+fn prepare<'a>(
+    registry: &'a Registry,
+    call: &Call,
+    deadline: Deadline,
+) -> Result<(Prepared, Option<&'a Arc<Gate>>), Problem> {
     let prepared = panic::catch_unwind(AssertUnwindSafe(|| registry.prepare(call, deadline)));
     prepared.unwrap_or_else(|_| Err(panicked(&call.name)))
 }
 
-/// Waits for the turn of a call of `name`, where its function declares a concurrency.
+/// Waits for the call's turn, where its function declares a concurrency.
 async fn turn(
-    gate: Option<Arc<Gate>>,
-    name: FunctionName,
+    gate: Option<(Arc<Gate>, FunctionName)>,
     deadline: Deadline,
 ) -> Result<Option<Pass>, Ended> {
-    let Some(gate) = gate else {
+    let Some((gate, name)) = gate else {
         return Ok(None);
     };
-    match gate.enter(&name, deadline).await {
-        Ok(Some(pass)) => Ok(Some(pass)),
-        Ok(None) => Err(Ended::NeverStarted),
-        Err(problem) => Err(Ended::Answered(Err(problem).into())),
-    }
+    let pass = gate.enter(&name, deadline).await;
+    pass.map(Some)
+        .map_err(|problem| Ended::Answered(Err(problem).into()))
 }
 
 async fn run_async(

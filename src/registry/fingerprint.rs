@@ -1,4 +1,4 @@
-//! What two calls under one idempotency key must have in common: the function and the value of the arguments, hashed.
+//! An idempotency key, and what two calls under it must have in common, hashed: the function and the value of the arguments.
 //!
 //! White space, the order of an object's members and the escapes of strings do not count. Every digit of a number does,
 //! because functions see them all: `1.0` is not `1`.
@@ -6,19 +6,28 @@
 use memchr::memchr2;
 use sha2::{Digest, Sha256};
 
-use crate::call::Call;
+use crate::{call::Call, name::IdempotencyKey};
 
-/// A call's function and arguments, hashed.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// A key, or a call's function and arguments, hashed: small, whatever their length.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(super) struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
+    /// The fingerprint of `key`.
+    pub(super) fn of_key(key: &IdempotencyKey) -> Self {
+        Self::of(key.as_str().as_bytes())
+    }
+
     /// The fingerprint of `call`. Names hold no NUL, so that no two calls give the same text.
-    pub(super) fn of(call: &Call) -> Self {
+    pub(super) fn of_call(call: &Call) -> Self {
         let mut out = format!("{}\0{}\0", call.name.module, call.name.function).into_bytes();
         let text = call.args.raw().get().as_bytes();
         Reader { text, at: 0 }.value(&mut out);
-        let hash = Sha256::digest(&out);
+        Self::of(&out)
+    }
+
+    fn of(text: &[u8]) -> Self {
+        let hash = Sha256::digest(text);
         Self(std::array::from_fn(|byte| hash[byte]))
     }
 }
@@ -142,7 +151,7 @@ mod tests {
             max: Duration::from_secs(1),
         };
         let body = format!(r#"{{"module":"M","function":"f","args":{args}}}"#);
-        Fingerprint::of(&Call::from_json(body.as_bytes(), timeouts).unwrap())
+        Fingerprint::of_call(&Call::from_json(body.as_bytes(), timeouts).unwrap())
     }
 
     #[test]
@@ -164,37 +173,10 @@ mod tests {
 
     #[test]
     fn different_values_have_different_fingerprints() {
-        let texts = [
-            "[]",
-            "[[]]",
-            "[{}]",
-            "[null]",
-            "[1]",
-            "[1.0]",
-            "[1e0]",
-            "[10]",
-            "[1,0]",
-            "[-1]",
-            "[[1],0]",
-            "[[1,0]]",
-            "[true]",
-            "[false]",
-            "[\"\"]",
-            "[\"1\"]",
-            "[\"true\"]",
-            "[\"a\",\"b\"]",
-            "[\"a\\\",\\\"b\"]",
-            "[\"ab\",\"\"]",
-            "[{\"a\":1}]",
-            "[{\"a\":1,\"b\":2}]",
-            "[{\"a\":2,\"b\":1}]",
-            "[{\"a\":1},{\"b\":2}]",
-            "[{\"a\":1,\"a\":2}]",
-            "[{\"a\":2,\"a\":1}]",
-            "[{\"a\":{\"b\":1}}]",
-            "[\"{\"]",
-            "[\"\\u0000\"]",
-        ];
+        let texts = r#"[] [[]] [{}] [null] [1] [1.0] [1e0] [10] [1,0] [-1] [[1],0] [[1,0]] [true] [false] [""] ["1"] ["true"]
+            ["a","b"] ["a\",\"b"] ["ab",""] [{"a":1}] [{"a":1,"b":2}] [{"a":2,"b":1}] [{"a":1},{"b":2}] [{"a":1,"a":2}]
+            [{"a":2,"a":1}] [{"a":{"b":1}}] ["{"] ["\u0000"]"#;
+        let texts: Vec<_> = texts.split_whitespace().collect();
         for (at, one) in texts.iter().enumerate() {
             for other in &texts[at + 1..] {
                 assert_ne!(of(one), of(other), "{one} {other}");

@@ -1,20 +1,21 @@
 //! Where the outcomes of calls with an idempotency key are remembered: in this process, or in a store that outlives it and
-//! that all instances share. Owns the choice and nothing of either.
+//! that all instances share. Owns the choice, and what is the same in both.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use super::memory::{self, Memory, Recall};
 #[cfg(feature = "redis")]
 use super::store::{self, Store};
-use super::{
-    endings::timed_out,
-    memory::{self, Memory, Recall},
-};
 use crate::{
     call::Call,
     deadline::Deadline,
     name::IdempotencyKey,
+    problem::{Code, Problem},
     reply::{Outcome, Returned},
 };
+
+/// How long a key is remembered after its call ended.
+pub(super) const LIFE: Duration = Duration::from_secs(600);
 
 /// What remembers keys.
 #[derive(Clone, Debug)]
@@ -73,7 +74,8 @@ impl Keys {
                 Recall::New(claim) => Known::Nothing(Claim::Here(claim)),
                 Recall::Running(outcome) => {
                     let awaited = deadline.bound(memory::awaited(outcome)).await;
-                    let outcome = awaited.unwrap_or_else(|| Err(timed_out(&call.name)));
+                    let outcome =
+                        awaited.unwrap_or_else(|| Err(Problem::still_running(&call.name)));
                     Known::Outcome(Returned::replayed(outcome))
                 }
                 Recall::Ended(outcome) => {
@@ -96,4 +98,15 @@ impl Claim {
             Self::Stored(claim) => claim.settle(outcome).await,
         }
     }
+}
+
+pub(super) fn mismatch() -> Problem {
+    let detail =
+        "the idempotency key belongs to a call of another function or with other arguments";
+    Problem::new(Code::IdempotencyMismatch, detail)
+}
+
+pub(super) fn not_kept() -> Problem {
+    let detail = "the call with this key ran, and its result was too large to be kept";
+    Problem::new(Code::ResultNotKept, detail)
 }

@@ -9,13 +9,14 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use sha2::{Digest, Sha256};
 use tokio::{sync::watch, time::Instant};
 
-use super::fingerprint::Fingerprint;
+use super::{
+    fingerprint::Fingerprint,
+    keys::{LIFE, mismatch, not_kept},
+};
 use crate::{
     call::Call,
     name::{IdempotencyKey, KeyOwner},
@@ -23,8 +24,6 @@ use crate::{
     reply::Outcome,
 };
 
-/// How long a key is remembered after its call ended.
-const LIFE: Duration = Duration::from_secs(600);
 /// What a result takes besides its text, in bytes.
 const OVERHEAD: usize = 192;
 
@@ -67,17 +66,13 @@ struct Known {
 /// The keys of one owner.
 #[derive(Debug, Default)]
 struct Owned {
-    by_key: HashMap<KeyHash, Entry>,
+    by_key: HashMap<Fingerprint, Entry>,
     /// The keys that ended, in this order.
-    ended: VecDeque<(Instant, KeyHash)>,
+    ended: VecDeque<(Instant, Fingerprint)>,
     /// The results that are kept, by size.
-    results: BTreeSet<(usize, KeyHash)>,
+    results: BTreeSet<(usize, Fingerprint)>,
     bytes: usize,
 }
-
-/// A key, hashed: small, whatever its length.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-struct KeyHash([u8; 16]);
 
 #[derive(Debug)]
 struct Entry {
@@ -113,7 +108,7 @@ pub(super) enum Recall {
 pub(super) struct Claim {
     memory: Arc<Memory>,
     owner: Option<KeyOwner>,
-    key: KeyHash,
+    key: Fingerprint,
 }
 
 impl Memory {
@@ -132,8 +127,8 @@ impl Memory {
     /// What is known of `call` under `key`.
     pub(super) fn recall(self: &Arc<Self>, key: &IdempotencyKey, call: &Call) -> Recall {
         // Before the lock: it takes as long as the arguments are.
-        let fingerprint = Fingerprint::of(call);
-        let key = KeyHash::of(key);
+        let fingerprint = Fingerprint::of_call(call);
+        let key = Fingerprint::of_key(key);
         let mut known = self.lock();
         let known = &mut *known;
         known.forget_old(Instant::now());
@@ -209,7 +204,7 @@ impl Known {
         });
     }
 
-    fn is_running(&self, owner: &Option<KeyOwner>, key: KeyHash) -> bool {
+    fn is_running(&self, owner: &Option<KeyOwner>, key: Fingerprint) -> bool {
         let entry = self
             .owners
             .get(owner)
@@ -221,7 +216,7 @@ impl Known {
     fn end(
         &mut self,
         owner: &Option<KeyOwner>,
-        key: KeyHash,
+        key: Fingerprint,
         state: Option<State>,
         size: usize,
     ) -> Option<State> {
@@ -261,7 +256,7 @@ impl Known {
 }
 
 impl Owned {
-    fn remove(&mut self, key: KeyHash) {
+    fn remove(&mut self, key: Fingerprint) {
         if let Some(entry) = self.by_key.remove(&key)
             && let State::Ended(outcome) = entry.state
         {
@@ -284,9 +279,7 @@ impl Owned {
 impl Entry {
     fn recall(&self, fingerprint: Fingerprint, waiters: usize) -> Recall {
         if self.fingerprint != fingerprint {
-            let detail =
-                "the idempotency key belongs to a call of another function or with other arguments";
-            return Recall::Refused(Problem::new(Code::IdempotencyMismatch, detail));
+            return Recall::Refused(mismatch());
         }
         match &self.state {
             State::Running(waiting) if waiting.receiver_count() >= waiters => {
@@ -296,22 +289,12 @@ impl Entry {
             }
             State::Running(waiting) => Recall::Running(waiting.subscribe()),
             State::Ended(outcome) => Recall::Ended(Arc::clone(outcome)),
-            State::Dropped => {
-                let detail = "the call with this key ran, and its result was too large to be kept";
-                Recall::Refused(Problem::new(Code::ResultNotKept, detail))
-            }
+            State::Dropped => Recall::Refused(not_kept()),
         }
     }
 }
 
-impl KeyHash {
-    fn of(key: &IdempotencyKey) -> Self {
-        let hash = Sha256::digest(key.as_str());
-        Self(std::array::from_fn(|byte| hash[byte]))
-    }
-}
-
-/// The outcome of a call that runs elsewhere in this process.
+/// The outcome of a call that runs now, for a repeat of it.
 pub(super) async fn awaited(mut outcome: Awaited) -> Outcome {
     match outcome.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(outcome)) => outcome.as_ref().clone(),
@@ -347,6 +330,8 @@ fn size(outcome: &Outcome) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::value::RawValue;
     use tokio::time;
 

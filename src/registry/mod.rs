@@ -1,11 +1,9 @@
-//! The functions of this instance by name: built before serving, then only read.
-//! Owns what a function is; how one is run under limits is the executor's affair.
+//! The functions of this instance by name: built before serving, then only read. Owns what a function is; how one is run
+//! under limits is decided in `executor.rs`.
 
 mod args;
 mod builtin;
-mod catalogue;
 mod context;
-mod endings;
 mod executor;
 mod fingerprint;
 mod keys;
@@ -13,12 +11,7 @@ mod memory;
 #[cfg(feature = "redis")]
 mod store;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    pin::Pin,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -26,11 +19,7 @@ use serde_json::value::RawValue;
 pub use self::context::CallContext;
 #[cfg(feature = "redis")]
 pub(crate) use self::store::Store;
-pub(crate) use self::{
-    catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
-    executor::Executor,
-    keys::Keys,
-};
+pub(crate) use self::{executor::Executor, keys::Keys};
 use crate::{
     app::{Answered, Listing},
     call::{Args, Call},
@@ -38,8 +27,9 @@ use crate::{
     deadline::Deadline,
     declaration::Declaration,
     gate::Gate,
-    name::{FunctionName, Name},
+    name::FunctionName,
     problem::{Code, FunctionError, Problem},
+    protocol::Catalogue,
 };
 
 /// A function at work: its result as JSON, or its own error.
@@ -59,9 +49,17 @@ enum Prepared {
     App(InApp),
 }
 
-/// A function with its types erased: a call and its args in order in, and what is to be run, or what does not fit about
+/// A function with its types erased: takes a call and its args in order, returns what is to be run, or what is wrong with
 /// the args.
-type Function = Box<dyn Fn(&Call, &Args, Deadline) -> Result<Prepared, String> + Send + Sync>;
+type Prepare = Box<dyn Fn(&Call, &Args, Deadline) -> Result<Prepared, String> + Send + Sync>;
+
+/// A function of the registry.
+struct Function {
+    prepare: Prepare,
+    declaration: Declaration,
+    /// Bounds its calls, where it declares a concurrency.
+    gate: Option<Arc<Gate>>,
+}
 
 /// The functions of this instance.
 ///
@@ -77,18 +75,17 @@ type Function = Box<dyn Fn(&Call, &Args, Deadline) -> Result<Prepared, String> +
 /// ```
 #[derive(Default)]
 pub struct Registry {
-    modules: BTreeMap<Name, BTreeMap<Name, Function>>,
-    declarations: BTreeMap<FunctionName, Declaration>,
+    functions: BTreeMap<FunctionName, Function>,
     refused: Vec<String>,
 }
 
-/// A registration that cannot stand.
+/// A function that cannot be registered.
 #[derive(Debug, thiserror::Error)]
 #[error("the registry does not stand: {0}")]
 pub struct RegistryError(String);
 
 impl Registry {
-    /// A registry without functions; an instance adds those of the module `Fly.RPC`, which tell about itself.
+    /// A registry without functions; an instance adds those of the module `Fly.RPC`, which describe itself.
     pub fn new() -> Self {
         Self::default()
     }
@@ -104,9 +101,9 @@ impl Registry {
     /// none, and any other type, such as a struct, takes the only one. An error that the function returns reaches the
     /// caller as `function_failed`; [`FunctionError`] says how much of it. The function's future is dropped at the call's deadline, at its next await.
     ///
-    /// A name that is none, or is registered twice, refuses the start of the instance.
+    /// An invalid name, or one that is registered twice, makes the start of the instance fail.
     #[must_use]
-    pub fn function<A, R, F, Fut>(mut self, module: &str, function: &str, run: F) -> Self
+    pub fn function<A, R, F, Fut>(self, module: &str, function: &str, run: F) -> Self
     where
         A: DeserializeOwned,
         R: Serialize,
@@ -115,27 +112,19 @@ impl Registry {
         A: Send + 'static,
     {
         let run = Arc::new(run);
-        let erased = move |_: &Call, args: &Args, _: Deadline| -> Result<Prepared, String> {
-            let args = args::parse(args)?;
+        self.with(module, function, move |args: A, _, _| {
             let run = Arc::clone(&run);
             let run = async move { to_json(&run(args).await?) };
-            Ok(Prepared::Async(Box::pin(run), None))
-        };
-        self.insert(module, function, Box::new(erased));
-        self
+            Prepared::Async(Box::pin(run), None)
+        })
     }
 
     /// The same registry with an async function that knows its call: what its data must have seen, and how much time is
-    /// left. [`CallContext`] says what it may tell besides its result.
+    /// left. Through [`CallContext`] it reports more than its result.
     ///
     /// As [`Registry::function`] in all else.
     #[must_use]
-    pub fn function_with_context<A, R, F, Fut>(
-        mut self,
-        module: &str,
-        function: &str,
-        run: F,
-    ) -> Self
+    pub fn function_with_context<A, R, F, Fut>(self, module: &str, function: &str, run: F) -> Self
     where
         A: DeserializeOwned,
         R: Serialize,
@@ -144,16 +133,12 @@ impl Registry {
         A: Send + 'static,
     {
         let run = Arc::new(run);
-        let erased =
-            move |call: &Call, args: &Args, deadline: Deadline| -> Result<Prepared, String> {
-                let args = args::parse(args)?;
-                let context = CallContext::new(call, deadline);
-                let (run, given) = (Arc::clone(&run), context.clone());
-                let run = async move { to_json(&run(given, args).await?) };
-                Ok(Prepared::Async(Box::pin(run), Some(context)))
-            };
-        self.insert(module, function, Box::new(erased));
-        self
+        self.with(module, function, move |args: A, call, deadline| {
+            let context = CallContext::new(call, deadline);
+            let (run, given) = (Arc::clone(&run), context.clone());
+            let run = async move { to_json(&run(given, args).await?) };
+            Prepared::Async(Box::pin(run), Some(context))
+        })
     }
 
     /// The same registry with a function that blocks its thread: computes for long, or waits in a call that is not
@@ -164,26 +149,49 @@ impl Registry {
     /// counts as in flight until it returns. So that it does not hold up the exit of a program that embeds the crate,
     /// end the runtime with [`tokio::runtime::Runtime::shutdown_background`], as `fly-rpc serve` does.
     #[must_use]
-    pub fn blocking_function<A, R, F>(mut self, module: &str, function: &str, run: F) -> Self
+    pub fn blocking_function<A, R, F>(self, module: &str, function: &str, run: F) -> Self
     where
         A: DeserializeOwned + Send + 'static,
         R: Serialize,
         F: Fn(A) -> Result<R, FunctionError> + Send + Sync + 'static,
     {
         let run = Arc::new(run);
-        let erased = move |_: &Call, args: &Args, _: Deadline| -> Result<Prepared, String> {
-            let args = args::parse(args)?;
+        self.with(module, function, move |args: A, _, _| {
             let run = Arc::clone(&run);
-            Ok(Prepared::Blocking(Box::new(move || to_json(&run(args)?))))
+            Prepared::Blocking(Box::new(move || to_json(&run(args)?)))
+        })
+    }
+
+    /// The same registry with a function that `prepare` makes ready from its arguments.
+    fn with<A: DeserializeOwned>(
+        mut self,
+        module: &str,
+        function: &str,
+        prepare: impl Fn(A, &Call, Deadline) -> Prepared + Send + Sync + 'static,
+    ) -> Self {
+        let Some(name) = named(module, function) else {
+            let refusal = format!("{module:?} {function:?} is not a pair of names");
+            self.refused.push(refusal);
+            return self;
         };
-        self.insert(module, function, Box::new(erased));
+        let prepare: Prepare =
+            Box::new(move |call, args, deadline| Ok(prepare(args::parse(args)?, call, deadline)));
+        let function = Function {
+            prepare,
+            declaration: Declaration::default(),
+            gate: None,
+        };
+        let refusal = format!("{name} is registered twice");
+        if self.functions.insert(name, function).is_some() {
+            self.refused.push(refusal);
+        }
         self
     }
 
     /// The same registry, in which a function that was registered before declares the policy of its calls, its parameters
     /// and what it is for. Every instance that calls it knows them.
     ///
-    /// A function that is not registered, or a value out of range, refuses the start of the instance.
+    /// A function that is not registered, or a value out of range, makes the start of the instance fail.
     ///
     /// ```
     /// use std::time::Duration;
@@ -197,32 +205,30 @@ impl Registry {
     /// ```
     #[must_use]
     pub fn declare(mut self, module: &str, function: &str, declaration: Declaration) -> Self {
-        if !self.has(module, function) {
+        let name = named(module, function);
+        let Some(declared) = name.and_then(|name| self.functions.get_mut(&name)) else {
             let refusal = format!("{module}.{function} declares something and is not registered");
             self.refused.push(refusal);
             return self;
-        }
+        };
         if let Err(wrong) = declaration.check() {
             self.refused.push(format!("{module}.{function}: {wrong}"));
         }
-        if let (Ok(module), Ok(function)) = (module.parse(), function.parse()) {
-            let name = FunctionName { module, function };
-            self.declarations.insert(name, declaration);
-        }
+        let gate = declaration.concurrency.map(Gate::new);
+        declared.gate = gate.map(Arc::new);
+        declared.declaration = declaration;
         self
     }
 
     /// Whether it has this function.
     pub fn has(&self, module: &str, function: &str) -> bool {
-        self.modules
-            .get(module)
-            .is_some_and(|functions| functions.contains_key(function))
+        named(module, function).is_some_and(|name| self.has_named(&name))
     }
 
-    /// The finished registry of the instance `identity`, with the functions that tell about it.
+    /// The finished registry of the instance `identity`, with the functions that describe it.
     ///
     /// # Errors
-    /// A name that is none, or a function that was registered twice.
+    /// An invalid name, a function that was registered twice, or a declaration that cannot stand.
     pub(crate) fn finish(self, identity: &Identity) -> Result<Self, RegistryError> {
         let finished = builtin::add_identity(self, identity);
         match finished.refused.first() {
@@ -231,98 +237,59 @@ impl Registry {
         }
     }
 
-    /// The functions and what each declares.
-    fn declared(&self) -> impl Iterator<Item = (FunctionName, Declaration)> {
-        let names = self.modules.iter().flat_map(|(module, functions)| {
-            functions.keys().map(|function| FunctionName {
-                module: module.clone(),
-                function: function.clone(),
-            })
-        });
-        names.map(|name| {
-            let declaration = self.declarations.get(&name).cloned();
-            (name, declaration.unwrap_or_default())
-        })
+    /// The names of the functions.
+    pub(crate) fn names(&self) -> impl Iterator<Item = FunctionName> {
+        self.functions.keys().cloned()
     }
 
-    /// The functions, as told to peers.
-    pub(crate) fn catalogue(&self) -> Catalogue {
-        Catalogue::new(self.declared())
-    }
-
-    /// The same with those of an app; where both have one, the registry's counts.
-    fn catalogue_with(&self, listing: &Listing) -> Catalogue {
-        let listed = listing
-            .iter()
-            .map(|(name, declared)| (name.clone(), declared.clone()));
-        Catalogue::new(self.declared().chain(listed))
-    }
-
-    /// A gate for each function that declares a concurrency.
-    fn gates(&self) -> HashMap<FunctionName, Arc<Gate>> {
-        let limits = self.declarations.iter();
-        let limits = limits.filter_map(|(name, it)| Some((name.clone(), it.concurrency?)));
-        limits
-            .map(|(name, limit)| (name, Arc::new(Gate::new(limit))))
-            .collect()
+    /// The functions and those of an app; where both have one, the registry's counts.
+    fn catalogue(&self, app: &Listing) -> Catalogue {
+        let own = self.functions.iter();
+        let own = own.map(|(name, function)| (name, &function.declaration));
+        let all = own.chain(app.iter());
+        Catalogue::new(all.map(|(name, declared)| (name.clone(), declared.clone())))
     }
 
     /// Whether it has the function of this name.
     fn has_named(&self, name: &FunctionName) -> bool {
-        self.has(name.module.as_str(), name.function.as_str())
+        self.functions.contains_key(name)
     }
 
-    /// The call, ready to be polled.
-    fn prepare(&self, call: &Call, deadline: Deadline) -> Result<Prepared, Problem> {
-        let FunctionName { module, function } = &call.name;
-        let found = self
-            .modules
-            .get(module)
-            .and_then(|functions| functions.get(function));
-        let Some(function) = found else {
-            return Err(Problem::new(
-                Code::FunctionUnknown,
-                format!("no function {} here", call.name),
-            ));
+    /// The call, ready to be polled once the gate is open to it.
+    fn prepare(
+        &self,
+        call: &Call,
+        deadline: Deadline,
+    ) -> Result<(Prepared, Option<&Arc<Gate>>), Problem> {
+        let name = &call.name;
+        let Some(function) = self.functions.get(name) else {
+            let detail = format!("no function {name} here");
+            return Err(Problem::new(Code::FunctionUnknown, detail));
         };
-        let declared = self.declarations.get(&call.name);
-        let params = declared.and_then(|declared| declared.params.as_deref());
-        let args = call.args.in_order(params);
-        args.and_then(|args| function(call, &args, deadline))
-            .map_err(|misfit| {
-                Problem::new(Code::InvalidArguments, format!("{}: {misfit}", call.name))
-            })
-    }
-
-    fn insert(&mut self, module: &str, function: &str, run: Function) {
-        let (Ok(module_name), Ok(function_name)) =
-            (module.parse::<Name>(), function.parse::<Name>())
-        else {
-            self.refused
-                .push(format!("{module:?} {function:?} is not a pair of names"));
-            return;
-        };
-        if self
-            .modules
-            .entry(module_name)
-            .or_default()
-            .insert(function_name, run)
-            .is_some()
-        {
-            self.refused
-                .push(format!("{module}.{function} is registered twice"));
+        let args = call.args.in_order(function.declaration.params.as_deref());
+        let prepared = args.and_then(|args| (function.prepare)(call, &args, deadline));
+        match prepared {
+            Ok(prepared) => Ok((prepared, function.gate.as_ref())),
+            Err(misfit) => {
+                let detail = format!("{name}: {misfit}");
+                Err(Problem::new(Code::InvalidArguments, detail))
+            }
         }
     }
 }
 
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self
-            .modules
-            .iter()
-            .map(|(module, functions)| (module, functions.keys().collect::<Vec<_>>()));
-        f.debug_map().entries(names).finish()
+        f.debug_set().entries(self.functions.keys()).finish()
     }
+}
+
+/// The name of the function; `None` where one of the two is invalid.
+fn named(module: &str, function: &str) -> Option<FunctionName> {
+    Some(FunctionName {
+        module: module.parse().ok()?,
+        function: function.parse().ok()?,
+    })
 }
 
 fn to_json(result: &impl Serialize) -> Result<Box<RawValue>, FunctionError> {
@@ -336,30 +303,26 @@ mod tests {
     use crate::config::Config;
 
     #[test]
-    fn names_that_cannot_stand_refuse_the_start() {
-        let finish = |registry: Registry| {
-            registry
-                .finish(&Config::default().identity)
-                .unwrap_err()
-                .to_string()
+    fn a_registration_that_cannot_stand_makes_the_start_fail() {
+        let registered = |names: &[(&str, &str)]| {
+            let nothing = |(): ()| async { Ok(()) };
+            let registry = names
+                .iter()
+                .fold(Registry::new(), |registry, (module, name)| {
+                    registry.function(module, name, nothing)
+                });
+            registry.finish(&Config::default().identity).unwrap_err()
         };
-        let nothing = |(): ()| async { Ok(()) };
-        let twice = Registry::new()
-            .function("M", "f", nothing)
-            .function("M", "f", nothing);
-        assert_eq!(
-            finish(twice),
-            "the registry does not stand: M.f is registered twice"
-        );
-        let bad = Registry::new().function("", "f", nothing);
-        assert_eq!(
-            finish(bad),
-            "the registry does not stand: \"\" \"f\" is not a pair of names"
-        );
-        let own = Registry::new().function("Fly.RPC", "my_region", nothing);
-        assert_eq!(
-            finish(own),
-            "the registry does not stand: Fly.RPC.my_region is registered twice"
-        );
+        for (names, reason) in [
+            (&[("M", "f"), ("M", "f")][..], "M.f is registered twice"),
+            (&[("", "f")], "\"\" \"f\" is not a pair of names"),
+            (
+                &[("Fly.RPC", "my_region")],
+                "Fly.RPC.my_region is registered twice",
+            ),
+        ] {
+            let error = registered(names).to_string();
+            assert_eq!(error, format!("the registry does not stand: {reason}"));
+        }
     }
 }

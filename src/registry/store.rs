@@ -13,7 +13,6 @@ use std::{
 use redis::{AsyncConnectionConfig, Client, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Semaphore, watch},
     task,
@@ -21,7 +20,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{endings::timed_out, fingerprint::Fingerprint, keys, keys::Known};
+use super::{
+    fingerprint::Fingerprint,
+    keys::{self, Known, LIFE, mismatch, not_kept},
+};
 use crate::{
     call::Call,
     config::{Identity, KeyStoreUrl},
@@ -32,8 +34,6 @@ use crate::{
     reply::{Meta, Outcome, ProblemDocument, Returned},
 };
 
-/// How long a key is remembered after its call ended.
-const LIFE: Duration = Duration::from_secs(600);
 /// How long a process is taken to live after it said so.
 const LEASE: Duration = Duration::from_secs(4);
 /// How often it says so.
@@ -277,9 +277,9 @@ impl Store {
         call: &Call,
         deadline: Deadline,
     ) -> Known {
-        let fingerprint = Fingerprint::of(call).to_string();
+        let fingerprint = Fingerprint::of_call(call).to_string();
         let owner = call.key_owner.as_ref().map_or("", |owner| owner.as_str());
-        let hash = hex(&Sha256::digest(key.as_str())[..16]);
+        let hash = Fingerprint::of_key(key);
         let running = Record {
             fingerprint: fingerprint.clone(),
             state: State::Running {
@@ -338,7 +338,7 @@ impl Store {
             }
             if deadline.bound(time::sleep(pause)).await.is_none() {
                 claim.forget();
-                let problem = timed_out(&call.name);
+                let problem = Problem::still_running(&call.name);
                 return Ok(Known::Outcome(Returned::replayed(Err(problem))));
             }
             pause = (pause * 2).min(LOOKS.1);
@@ -529,10 +529,7 @@ impl Record {
                 replayed: true,
             }),
             State::Failed(document) => Returned::replayed(Err(document.into_problem())),
-            State::NotKept => {
-                let detail = "the call with this key ran, and its result was too large to be kept";
-                Err(Problem::new(Code::ResultNotKept, detail))
-            }
+            State::NotKept => Err(not_kept()),
             State::Lost | State::Running { .. } => {
                 let detail =
                     "the process that had the call with this key ended, and may have run it";
@@ -560,12 +557,6 @@ fn away(why: &Away) -> Problem {
     Problem::new(Code::Overloaded, detail)
 }
 
-fn mismatch() -> Problem {
-    let detail =
-        "the idempotency key belongs to a call of another function or with other arguments";
-    Problem::new(Code::IdempotencyMismatch, detail)
-}
-
 fn too_many_wait() -> Problem {
     let detail = format!("the call with this key runs, and {WAITERS} repeats wait here already");
     Problem::new(Code::Overloaded, detail).executed(Executed::Maybe)
@@ -573,8 +564,4 @@ fn too_many_wait() -> Problem {
 
 fn milliseconds(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

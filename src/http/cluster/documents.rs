@@ -12,8 +12,8 @@ use crate::{
     app::AppHealth,
     declaration::Declaration,
     name::{InstanceId, Name},
+    protocol::CatalogueHash,
     region::Region,
-    registry::CatalogueHash,
     state::PeerState,
 };
 

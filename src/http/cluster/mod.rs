@@ -26,8 +26,8 @@ use crate::{
     cluster::{KnownPeer, Overview, Progress},
     lifecycle::Phase,
     problem::{Code, Problem},
+    protocol::{Catalogue, CatalogueDocument},
     region::{Region, Target},
-    registry::{Catalogue, CatalogueDocument},
     reply::milliseconds,
     state::PeerState,
 };

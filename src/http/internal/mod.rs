@@ -28,8 +28,7 @@ use crate::{
     dispatch::Outcome,
     lifecycle::Phase,
     problem::Problem,
-    protocol::{DRAINING, Exec, Introduction, PROTOCOL, Readiness, STATE},
-    registry::CatalogueDocument,
+    protocol::{CatalogueDocument, DRAINING, Exec, Introduction, PROTOCOL, Readiness, STATE},
     trace,
 };
 

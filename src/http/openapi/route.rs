@@ -19,7 +19,7 @@ use super::OpenProblems;
 use crate::{
     access::{Caller, FunctionPattern},
     http::{App, AppState, auth, openapi_json, openapi_with, served::Document},
-    registry::{Catalogue, CatalogueHash},
+    protocol::{Catalogue, CatalogueHash},
 };
 
 /// How many documents are kept: one for each limit of clients, as long as the functions stay the same.
@@ -109,8 +109,8 @@ async fn with_functions(app: &App, caller: Caller) -> Option<Arc<Document>> {
 fn made(catalogues: &[Arc<Catalogue>], caller: &Caller) -> Document {
     let mut functions = BTreeMap::new();
     for (name, declared) in catalogues.iter().flat_map(|catalogue| catalogue.iter()) {
-        if declared.params.is_some() && caller.may_call(&name) {
-            functions.entry(name).or_insert(declared);
+        if declared.params.is_some() && caller.may_call(name) {
+            functions.entry(name.clone()).or_insert(declared);
         }
     }
     Document::new(JSON, openapi_with(functions).to_string())

@@ -1,0 +1,191 @@
+//! The functions of an instance as it lists them, and a hash by which peers see that they know the list already.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    declaration::Declaration,
+    json,
+    name::{FunctionName, Name},
+};
+
+/// A hash of a catalogue: equal for equal functions that declare the same, on every machine and in every release.
+#[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(transparent)]
+pub(crate) struct CatalogueHash(String);
+
+/// The functions of one instance and what each declares.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "CatalogueDocument")]
+pub(crate) struct Catalogue {
+    hash: CatalogueHash,
+    functions: BTreeMap<FunctionName, Declaration>,
+}
+
+/// A catalogue as it travels.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct CatalogueDocument {
+    /// A hash of the rest. Whoever receives it makes it anew.
+    #[serde(skip_deserializing)]
+    pub catalogue: CatalogueHash,
+    /// The functions of each module.
+    pub functions: BTreeMap<Name, BTreeSet<Name>>,
+    /// What functions declare, by `Module.function`; those that declare nothing are not in it.
+    #[serde(default)]
+    pub details: BTreeMap<String, Declaration>,
+}
+
+impl Catalogue {
+    /// The catalogue of functions with what each declares; of two with one name, the first counts.
+    pub(crate) fn new(declared: impl IntoIterator<Item = (FunctionName, Declaration)>) -> Self {
+        let mut functions = BTreeMap::new();
+        for (name, declaration) in declared {
+            functions.entry(name).or_insert(declaration);
+        }
+        Self {
+            hash: hash(&functions),
+            functions,
+        }
+    }
+
+    /// Its hash.
+    pub(crate) fn hash(&self) -> &CatalogueHash {
+        &self.hash
+    }
+
+    /// The functions and what each declares, sorted by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&FunctionName, &Declaration)> {
+        self.functions.iter()
+    }
+
+    /// How many functions are in it.
+    pub(crate) fn len(&self) -> usize {
+        self.functions.len()
+    }
+
+    /// The names in it, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &FunctionName> {
+        self.functions.keys()
+    }
+
+    /// What the function declares, if it is in it.
+    pub(crate) fn get(&self, name: &FunctionName) -> Option<&Declaration> {
+        self.functions.get(name)
+    }
+
+    /// Whether the function is in it.
+    pub(crate) fn has(&self, name: &FunctionName) -> bool {
+        self.functions.contains_key(name)
+    }
+}
+
+impl From<CatalogueDocument> for Catalogue {
+    fn from(document: CatalogueDocument) -> Self {
+        let mut details = document.details;
+        let names = document.functions.into_iter().flat_map(|(module, names)| {
+            names.into_iter().map(move |function| FunctionName {
+                module: module.clone(),
+                function,
+            })
+        });
+        Self::new(names.map(|name| {
+            let declaration = details.remove(&name.to_string());
+            (name, declaration.unwrap_or_default())
+        }))
+    }
+}
+
+impl From<&Catalogue> for CatalogueDocument {
+    fn from(catalogue: &Catalogue) -> Self {
+        let mut document = Self {
+            catalogue: catalogue.hash.clone(),
+            functions: BTreeMap::new(),
+            details: BTreeMap::new(),
+        };
+        for (name, declaration) in &catalogue.functions {
+            let module = document.functions.entry(name.module.clone()).or_default();
+            module.insert(name.function.clone());
+            if !declaration.is_empty() {
+                let declared = declaration.clone();
+                document.details.insert(name.to_string(), declared);
+            }
+        }
+        document
+    }
+}
+
+/// The first 16 bytes of SHA-256 over the sorted names, each with what it declares; no name holds white space.
+fn hash(functions: &BTreeMap<FunctionName, Declaration>) -> CatalogueHash {
+    let mut hasher = Sha256::new();
+    for (FunctionName { module, function }, declaration) in functions {
+        hasher.update(format!("{module} {function}"));
+        if !declaration.is_empty() {
+            hasher.update(" ");
+            hasher.update(json::to_vec(declaration));
+        }
+        hasher.update("\n");
+    }
+    let bytes = hasher.finalize();
+    CatalogueHash(bytes[..16].iter().map(|it| format!("{it:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalogue(names: &[(&str, &str)]) -> Catalogue {
+        let name = |(module, function): &(&str, &str)| FunctionName {
+            module: module.parse().unwrap(),
+            function: function.parse().unwrap(),
+        };
+        Catalogue::new(
+            names
+                .iter()
+                .map(|pair| (name(pair), Declaration::default())),
+        )
+    }
+
+    #[test]
+    fn the_hash_depends_on_the_names_alone() {
+        let one = catalogue(&[("A", "f"), ("A", "g"), ("B", "f")]);
+        assert_eq!(
+            one.hash(),
+            catalogue(&[("B", "f"), ("A", "g"), ("A", "f"), ("A", "f")]).hash()
+        );
+        assert_ne!(
+            one.hash(),
+            catalogue(&[("A", "f"), ("A", "g"), ("B.f", "f")]).hash()
+        );
+        assert_eq!(
+            catalogue(&[]).hash(),
+            &CatalogueHash("e3b0c44298fc1c149afbf4c8996fb924".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_catalogue_survives_the_wire_and_what_is_declared_is_part_of_the_hash() {
+        let plain = catalogue(&[("Fly.RPC", "is_primary?"), ("Kernel", "+")]);
+        let declared = |(name, _): (&FunctionName, &Declaration)| {
+            let idempotent = name.module.as_str() == "Kernel";
+            let declaration = Declaration::new();
+            (
+                name.clone(),
+                if idempotent {
+                    declaration.idempotent(true)
+                } else {
+                    declaration
+                },
+            )
+        };
+        let sent = Catalogue::new(plain.iter().map(declared));
+        assert_ne!(sent.hash(), plain.hash());
+        let text = serde_json::to_string(&CatalogueDocument::from(&sent)).unwrap();
+        let rest = r#","functions":{"Fly.RPC":["is_primary?"],"Kernel":["+"]},"details":{"Kernel.+":{"idempotent":true}}}"#;
+        assert!(text.ends_with(rest), "{text}");
+        let received: Catalogue = serde_json::from_str(&text).unwrap();
+        assert_eq!(received.hash(), sent.hash());
+        assert!(received.iter().eq(sent.iter()));
+    }
+}
