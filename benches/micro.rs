@@ -9,7 +9,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fly_rpc::{
     Config, Instance, Registry,
-    internals::{Peers, read_answer, read_call, written_call},
+    internals::{OneCall, Peers, read_answer, read_call},
 };
 use tokio::runtime::Runtime;
 
@@ -20,11 +20,12 @@ fn frames(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frames");
     for size in SIZES {
         let text = "x".repeat(size);
-        let call = written_call(&text).unwrap();
+        let written = OneCall::new(&text).unwrap();
+        let call = written.written().unwrap();
         let answer = format!("{{\"id\":7,\"result\":\"{text}\"}}");
         group.throughput(Throughput::Bytes(size as u64));
         group.bench_function(BenchmarkId::new("write a call", size), |bencher| {
-            bencher.iter(|| written_call(black_box(&text)));
+            bencher.iter(|| black_box(&written).written());
         });
         group.bench_function(BenchmarkId::new("read a call", size), |bencher| {
             bencher.iter(|| assert!(read_call(black_box(&call))));

@@ -58,12 +58,14 @@ mod documents {
 mod feed;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
+#[path = "../fuzz/checks.rs"]
 pub mod fuzzing;
 mod gate;
 mod http;
 mod instance;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
+#[path = "../benches/support/internals.rs"]
 pub mod internals;
 mod json;
 mod lifecycle;

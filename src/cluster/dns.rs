@@ -253,7 +253,7 @@ impl FromIterator<Self> for DnsAnswer {
 }
 
 /// The A and AAAA records of `answer`, each with `port`.
-pub(super) fn addresses(answer: &Message, port: u16) -> impl Iterator<Item = SocketAddr> {
+pub(crate) fn addresses(answer: &Message, port: u16) -> impl Iterator<Item = SocketAddr> {
     let records = answer.answers.iter();
     let ips = records.filter_map(|record| record.data.ip_addr());
     ips.map(move |ip| SocketAddr::new(ip.to_canonical(), port))
@@ -261,7 +261,7 @@ pub(super) fn addresses(answer: &Message, port: u16) -> impl Iterator<Item = Soc
 
 /// The SRV records of `answer`: the addresses of their targets as far as the server sent those along (RFC 2782,
 /// additional data), and the other targets with their ports.
-pub(super) fn services(answer: &Message) -> (Vec<SocketAddr>, BTreeSet<(Name, u16)>) {
+pub(crate) fn services(answer: &Message) -> (Vec<SocketAddr>, BTreeSet<(Name, u16)>) {
     let mut ips_of: BTreeMap<&Name, Vec<IpAddr>> = BTreeMap::new();
     for record in &answer.additionals {
         if let Some(ip) = record.data.ip_addr() {
@@ -285,7 +285,7 @@ pub(super) fn services(answer: &Message) -> (Vec<SocketAddr>, BTreeSet<(Name, u1
 }
 
 /// Whether an instance can be at `address`.
-pub(super) fn is_usable(address: &SocketAddr) -> bool {
+pub(crate) fn is_usable(address: &SocketAddr) -> bool {
     !address.ip().is_unspecified() && !address.ip().is_multicast() && address.port() != 0
 }
 

@@ -1,19 +1,13 @@
 //! The cluster as this instance knows it: which peers there are, where, and in which state.
 //!
 //! `dns.rs` finds addresses and `probe.rs` asks what is there; `poller.rs` runs both and passes the results, with what
-//! calls report, to the rules in `table.rs`; calls read the outcome from `snapshot.rs`, with what `load.rs` counts and
-//! `distance.rs` keeps.
+//! calls report, to the rules in `table.rs`; calls read the outcome from `snapshot.rs`, with what `stats.rs` counts.
 
-mod distance;
 mod dns;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-#[cfg(feature = "internals")]
-pub(crate) mod internals;
-mod load;
 mod poller;
 mod probe;
 mod snapshot;
+mod stats;
 mod table;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -24,17 +18,22 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub(crate) use self::{
-    distance::Distance,
-    snapshot::{Condition, KnownAddress, KnownPeer, Overview, Peer, Progress, RegionPeers},
-    table::CallSignal,
-};
 use self::{
     dns::Dns,
     poller::{Message, Poller},
     probe::Prober,
-    snapshot::Snapshot,
-    table::Table,
+};
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{
+    dns::{addresses, is_usable, services},
+    table::{Event, MAX_WITHOUT_PEER, ProbeAnswer},
+};
+pub(crate) use self::{
+    snapshot::{
+        Condition, KnownAddress, KnownPeer, Overview, Peer, Progress, RegionPeers, Snapshot,
+    },
+    stats::PeerStats,
+    table::{CallSignal, Table},
 };
 use crate::{
     config::{DiscoveryConfig, Identity},
@@ -160,8 +159,7 @@ impl Cluster {
         let mut found = BTreeMap::new();
         for region in self.snapshot.regions() {
             let peers = self.snapshot.region(&region).unwrap_or_default();
-            let all = peers.ready.iter().chain(&peers.others);
-            for catalogue in all.filter_map(|peer| peer.catalogue.as_ref()) {
+            for catalogue in peers.all().filter_map(|peer| peer.catalogue.as_ref()) {
                 if !found.contains_key(catalogue.hash()) {
                     found.insert(catalogue.hash().clone(), Arc::clone(catalogue));
                 }

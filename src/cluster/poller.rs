@@ -340,8 +340,7 @@ impl Poller {
     fn apply(&mut self, event: Event) -> Effects {
         let effects = self.table.apply(event, Instant::now());
         for change in &effects.changes {
-            log_change(change);
-            self.tell(change);
+            self.report(change);
             self.changed.insert(change.peer.region.clone());
         }
         for address in &effects.removed {
@@ -353,17 +352,20 @@ impl Poller {
         effects
     }
 
-    /// Tells whoever listens of `change`.
-    fn tell(&self, change: &Change) {
+    /// Logs `change` and sends it to whoever listens.
+    fn report(&self, change: &Change) {
         let Change {
             peer,
             state,
             reason,
         } = change;
+        let word = state.map_or("gone", PeerState::as_str);
+        let (instance, region, address) = (&peer.instance, &peer.region, peer.address);
+        tracing::info!(%instance, %region, %address, state = %word, %reason, "peer changed");
         self.metrics.feed.peer_changed(&PeerChange {
-            region: &peer.region,
-            instance: &peer.instance,
-            address: peer.address,
+            region,
+            instance,
+            address,
             state: *state,
             reason,
         });
@@ -406,17 +408,6 @@ fn left_out_warning(left_out: usize) -> String {
     )
 }
 
-fn log_change(change: &Change) {
-    let Change {
-        peer,
-        state,
-        reason,
-    } = change;
-    let state = state.map_or("gone", PeerState::as_str);
-    let (instance, region, address) = (&peer.instance, &peer.region, &peer.address);
-    tracing::info!(%instance, %region, %address, %state, %reason, "peer changed");
-}
-
 /// `interval` ± 20 %, so that instances that start together do not probe in step.
 fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(rand::rng().random_range(0.8..1.2))
@@ -434,7 +425,7 @@ const MAX_PROBES_OF_A_CLASS: usize = 24;
 /// How many probes for which calls wait are under way at once, besides the others.
 const MAX_AWAITED_PROBES: usize = 64;
 
-/// Why an address is probed.
+/// Why an address is probed; the most urgent first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Class {
     /// A peer is there, and calls wait for the outcome.
@@ -446,7 +437,6 @@ enum Class {
 }
 
 impl Class {
-    /// Every one, the most urgent first.
     const ALL: [Self; 3] = [Self::Awaited, Self::Peer, Self::Other];
 }
 
@@ -471,9 +461,11 @@ enum Turn {
 /// each address, the rate and the bounds would stay, and `now` could no longer be an argument, on which the tests rely.
 #[derive(Debug)]
 struct ProbeSchedule {
+    /// In the order of [`Class::ALL`].
     queues: [Queue; 3],
     places: HashMap<SocketAddr, (Class, Turn)>,
-    under_way: HashMap<SocketAddr, ProbeUnderWay>,
+    /// The probes under way, each with the place that its address had.
+    under_way: HashMap<SocketAddr, (Class, Turn)>,
     arrivals: u64,
 }
 
@@ -483,14 +475,6 @@ struct Queue {
     turns: BTreeSet<(Turn, SocketAddr)>,
     /// When the next address that is due may be probed.
     not_before: Instant,
-}
-
-/// A probe under way.
-#[derive(Clone, Copy, Debug)]
-struct ProbeUnderWay {
-    class: Class,
-    /// Whether the address was to be probed at once, so that the round waits for the outcome.
-    is_new: bool,
 }
 
 impl Queue {
@@ -506,12 +490,12 @@ impl Queue {
 impl ProbeSchedule {
     /// An empty schedule at `now`.
     fn new(now: Instant) -> Self {
-        let queue = || Queue {
+        let queue = |_| Queue {
             turns: BTreeSet::new(),
             not_before: now,
         };
         Self {
-            queues: [queue(), queue(), queue()],
+            queues: Class::ALL.map(queue),
             places: HashMap::new(),
             under_way: HashMap::new(),
             arrivals: 0,
@@ -554,7 +538,7 @@ impl ProbeSchedule {
     /// Removes `address`; a probe of it that is under way goes on.
     fn remove(&mut self, address: SocketAddr) {
         if let Some((class, turn)) = self.places.remove(&address) {
-            self.queue(class).turns.remove(&(turn, address));
+            self.queues[class as usize].turns.remove(&(turn, address));
         }
     }
 
@@ -567,9 +551,7 @@ impl ProbeSchedule {
                 return None;
             }
             let (turn, address) = self.pop(class, now)?;
-            let is_new = matches!(turn, Turn::Now(_));
-            self.under_way
-                .insert(address, ProbeUnderWay { class, is_new });
+            self.under_way.insert(address, (class, turn));
             Some(address)
         })
     }
@@ -588,14 +570,16 @@ impl ProbeSchedule {
 
     /// Whether an address that is to be probed at once waits, or is being probed.
     fn has_new(&self) -> bool {
-        let waits = |queue: &Queue| matches!(queue.turns.first(), Some((Turn::Now(_), _)));
-        self.queues.iter().any(waits) || self.under_way.values().any(|probe| probe.is_new)
+        let is_new = |turn: &Turn| matches!(turn, Turn::Now(_));
+        let mut waiting = self.queues.iter().filter_map(|queue| queue.turns.first());
+        waiting.any(|(turn, _)| is_new(turn))
+            || self.under_way.values().any(|(_, turn)| is_new(turn))
     }
 
     fn has_room(&self, class: Class) -> bool {
         let count = |class| {
             let probes = self.under_way.values();
-            probes.filter(|probe| probe.class == class).count()
+            probes.filter(|(other, _)| *other == class).count()
         };
         match class {
             Class::Awaited => count(class) < MAX_AWAITED_PROBES,
@@ -608,7 +592,7 @@ impl ProbeSchedule {
 
     /// Takes the first address of `class` that may be probed at `now`.
     fn pop(&mut self, class: Class, now: Instant) -> Option<(Turn, SocketAddr)> {
-        let queue = self.queue(class);
+        let queue = &mut self.queues[class as usize];
         let first = *queue.turns.first()?;
         if queue.wake(now)? > now {
             return None;
@@ -625,17 +609,7 @@ impl ProbeSchedule {
     fn place(&mut self, address: SocketAddr, class: Class, turn: Turn) {
         self.remove(address);
         self.places.insert(address, (class, turn));
-        self.queue(class).turns.insert((turn, address));
-    }
-
-    fn queue(&mut self, class: Class) -> &mut Queue {
-        // In the order of `Class::ALL`.
-        let [awaited, peers, others] = &mut self.queues;
-        match class {
-            Class::Awaited => awaited,
-            Class::Peer => peers,
-            Class::Other => others,
-        }
+        self.queues[class as usize].turns.insert((turn, address));
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     client,
     protocol::{
         Catalogue, CatalogueHash, Challenge, FUNCTIONS, INTRODUCTION, Introduction, NONCE, PROOF,
-        PROTOCOL, Readiness, Who,
+        PROTOCOL, Readiness, Statement,
     },
     token::{Proof, Token},
 };
@@ -101,8 +101,7 @@ impl Prober {
             boot,
             catalogue,
             app_state,
-            load: Arc::default(),
-            distance: Arc::default(),
+            stats: Arc::default(),
         };
         Ok(ProbeAnswer {
             peer,
@@ -170,9 +169,10 @@ impl Prober {
             .as_ref()
             .map(|token| (Challenge::new(address), token));
         if let Some((challenge, token)) = &challenge {
-            request = request
-                .header(NONCE, challenge.nonce())
-                .header(PROOF, challenge.ask(token, path).to_string());
+            request = request.header(NONCE, challenge.nonce()).header(
+                PROOF,
+                challenge.prove(token, Statement::Asks { path }).to_string(),
+            );
         }
         let response = send(request).await?;
         let proof = response.headers().get(PROOF);
@@ -198,16 +198,17 @@ struct ProofCheck<'a> {
 impl ProofCheck<'_> {
     /// Whether the answer is from the instance in `introduction`, which knows the cluster's token if there is one.
     fn is_from(&self, introduction: &Introduction) -> bool {
-        let who = Who {
+        let Some((challenge, token)) = &self.challenge else {
+            return true;
+        };
+        let answers = Statement::Answers {
+            path: self.path,
             instance: &introduction.instance,
             region: &introduction.region,
             boot: introduction.boot.as_ref(),
         };
-        let Some((challenge, token)) = &self.challenge else {
-            return true;
-        };
         let proof = self.proof.as_ref();
-        proof.is_some_and(|proof| challenge.is_answered(token, self.path, who, proof))
+        proof.is_some_and(|proof| challenge.is_proven(token, answers, proof))
     }
 }
 
@@ -245,7 +246,7 @@ where
         let connecting = self.0.call(request);
         Box::pin(async move {
             let connection = connecting.await;
-            // Elsewhere, nobody measures.
+            // Outside of a probe, nobody measures.
             let _ = STOOD.try_with(|stood| stood.set(Instant::now()));
             connection
         })

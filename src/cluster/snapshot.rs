@@ -13,7 +13,7 @@ use moka::sync::Cache;
 use rand::RngExt;
 use tokio::time::Instant;
 
-use super::{distance::Distance, load::Load};
+use super::stats::PeerStats;
 use crate::{
     app::AppHealth,
     declaration::Declaration,
@@ -40,17 +40,28 @@ pub(crate) struct Peer {
     pub catalogue: Option<Arc<Catalogue>>,
     /// How the app beside it is; `None` without one.
     pub app_state: Option<AppHealth>,
-    /// How busy it is, as this instance sees it.
-    pub load: Arc<Load>,
-    /// How far away it is.
-    pub distance: Arc<Distance>,
+    /// What this instance measures of it.
+    pub stats: Arc<PeerStats>,
 }
 
 impl Peer {
+    /// A peer of which nothing else is known.
+    pub(crate) fn new(address: SocketAddr, region: Region, instance: InstanceId) -> Self {
+        Self {
+            address,
+            region,
+            instance,
+            release: None,
+            boot: None,
+            catalogue: None,
+            app_state: None,
+            stats: Arc::default(),
+        }
+    }
+
     /// Whether it said that it has the function.
     pub(crate) fn says_it_has(&self, name: &FunctionName) -> bool {
-        let catalogue = self.catalogue.as_ref();
-        catalogue.is_some_and(|catalogue| catalogue.has(name))
+        self.catalogue.is_some() && self.may_have(name)
     }
 
     /// Whether the app beside it does not offer its functions now, which their instance knows all the same.
@@ -74,28 +85,39 @@ pub(crate) struct RegionPeers {
     pub others: Vec<Arc<Peer>>,
     /// The ids that two processes use at once, which their runs show: a call for such an id could reach either.
     pub duplicates: BTreeSet<InstanceId>,
-    /// The addresses of suspect peers where connections are refused: nothing runs there.
-    pub refusing: Vec<SocketAddr>,
-    /// The addresses of suspect peers that do not answer: something may run there.
-    pub hanging: Vec<SocketAddr>,
+    /// The addresses of those that are not ready, and what is known of them.
+    pub conditions: Vec<(SocketAddr, Condition)>,
     /// When one of them was last seen.
     pub last_seen: Option<Instant>,
 }
 
-/// How many peers tell how far away their region is: they stand in one place.
-const TELLING: usize = 8;
+/// How many peers are asked how far away their region is: they stand in one place.
+const NEAREST_OF: usize = 8;
 
-/// What a call may expect of a peer.
+/// What is known of a peer, so what a call may expect of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Condition {
     /// It takes calls.
     Ready,
-    /// It is stopping, has left, or does not answer for a reason that is not known yet: an attempt will show.
+    /// It is stopping.
+    Draining,
+    /// It does not answer, and why is not known yet: an attempt, or the next probe, will show.
     Doubtful,
-    /// Connections are refused there.
+    /// Connections are refused there: nothing runs.
     Refusing,
-    /// It does not answer.
+    /// It accepts connections and does not answer, or cannot be reached: something may run there.
     Hanging,
+}
+
+impl Condition {
+    /// The state that people and other parts of the instance see.
+    pub(crate) fn state(self) -> PeerState {
+        match self {
+            Self::Ready => PeerState::Ready,
+            Self::Draining => PeerState::Draining,
+            Self::Doubtful | Self::Refusing | Self::Hanging => PeerState::Suspect,
+        }
+    }
 }
 
 impl RegionPeers {
@@ -109,23 +131,24 @@ impl RegionPeers {
         self.identified().find(|peer| peer.instance == *instance)
     }
 
-    /// The peers whose id no other process uses.
-    pub(crate) fn identified(&self) -> impl Iterator<Item = &Arc<Peer>> {
-        let all = self.ready.iter().chain(&self.others);
-        all.filter(|peer| !self.duplicates.contains(&peer.instance))
+    /// All of them, the ready ones first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.ready.iter().chain(&self.others)
     }
 
-    /// What a call may expect of the peer at `address`.
+    /// The peers whose id no other process uses.
+    pub(crate) fn identified(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.all()
+            .filter(|peer| !self.duplicates.contains(&peer.instance))
+    }
+
+    /// What is known of the peer at `address`; one that has left is doubtful.
     pub(crate) fn condition(&self, address: SocketAddr) -> Condition {
-        if self.refusing.contains(&address) {
-            return Condition::Refusing;
-        }
-        if self.hanging.contains(&address) {
-            return Condition::Hanging;
-        }
-        match self.ready.iter().any(|peer| peer.address == address) {
-            true => Condition::Ready,
-            false => Condition::Doubtful,
+        let mut conditions = self.conditions.iter();
+        match conditions.find(|(other, _)| *other == address) {
+            Some((_, condition)) => *condition,
+            None if self.ready.iter().any(|peer| peer.address == address) => Condition::Ready,
+            None => Condition::Doubtful,
         }
     }
 
@@ -134,7 +157,7 @@ impl RegionPeers {
     /// app is out, which can say whether the function is that app's, else any, since its catalogue may be out of date.
     pub(crate) fn choose(&self, name: &FunctionName, tried: &[SocketAddr]) -> Option<&Arc<Peer>> {
         let fits = |peer: &Peer| peer.may_have(name) && !tried.contains(&peer.address);
-        let has_room = |peer: &Peer| fits(peer) && !peer.load.is_resting();
+        let has_room = |peer: &Peer| fits(peer) && !peer.stats.is_resting();
         let anyone = |_: &Peer| tried.is_empty();
         let knows_more = |peer: &Peer| tried.is_empty() && peer.app_is_out();
         pick(&self.ready, has_room)
@@ -147,35 +170,35 @@ impl RegionPeers {
 
     /// How far away the region is: the nearest of a few ready peers.
     pub(crate) fn distance(&self) -> Option<Duration> {
-        let telling = self.ready.iter().take(TELLING);
-        telling.filter_map(|peer| peer.distance.get()).min()
+        let some = self.ready.iter().take(NEAREST_OF);
+        some.filter_map(|peer| peer.stats.round_trip()).min()
     }
 
     /// What a peer that has the function says that it declares.
     pub(crate) fn declared(&self, name: &FunctionName) -> Option<&Declaration> {
-        let mut all = self.ready.iter().chain(&self.others);
-        all.find_map(|peer| peer.catalogue.as_ref()?.get(name))
+        self.all()
+            .find_map(|peer| peer.catalogue.as_ref()?.get(name))
     }
 
     /// Whether some peer may have the function, or may know it as one of its app, which is out.
     pub(crate) fn may_know(&self, name: &FunctionName) -> bool {
-        let mut all = self.ready.iter().chain(&self.others);
-        all.any(|peer| peer.may_have(name) || peer.app_is_out())
+        self.all()
+            .any(|peer| peer.may_have(name) || peer.app_is_out())
     }
 
     /// Whether [`RegionPeers::choose`] would return a ready peer that has room.
     pub(crate) fn has_room(&self, name: &FunctionName, tried: &[SocketAddr]) -> bool {
         self.ready.iter().any(|peer| {
-            peer.may_have(name) && !tried.contains(&peer.address) && !peer.load.is_resting()
+            peer.may_have(name) && !tried.contains(&peer.address) && !peer.stats.is_resting()
         })
     }
 }
 
 /// One of `peers` that `fits`: of two at random the one with fewer calls under way, so that a busy peer gets fewer, and
-/// where all are equally busy the choice is uniform. Usually the first two fit, and then nothing is scanned.
+/// where all are equally busy the choice is uniform. Usually the first two fit, and then nothing is scanned or allocated.
 fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
     let [first, second] = two(peers)?;
-    if fits(first) && fits(second) {
+    if fits(first) && (Arc::ptr_eq(first, second) || fits(second)) {
         return Some(less_busy(first, second));
     }
     let fitting: Vec<_> = peers.iter().filter(|peer| fits(peer)).collect();
@@ -185,19 +208,20 @@ fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>>
 
 /// Two of `items` at random; the same one twice if there is only one.
 fn two<T>(items: &[T]) -> Option<[&T; 2]> {
-    let mut rng = rand::rng();
-    let first = rng.random_range(0..items.len().max(1));
-    // A step of 1 to all but one around the circle ends at any other with the same probability.
-    let step = rng.random_range(0..items.len().max(2) - 1) + 1;
-    let second = (first + step) % items.len().max(1);
-    Some([items.get(first)?, items.get(second)?])
+    let count = items.len();
+    if count < 2 {
+        return items.first().map(|only| [only, only]);
+    }
+    // One draw for both: each number stands for a first one and for a step around the circle to any other.
+    let drawn = rand::rng().random_range(0..count * (count - 1));
+    let (first, step) = (drawn / (count - 1), drawn % (count - 1) + 1);
+    Some([&items[first], &items[(first + step) % count]])
 }
 
 fn less_busy<'a>(first: &'a Arc<Peer>, second: &'a Arc<Peer>) -> &'a Arc<Peer> {
-    if second.load.under_way() < first.load.under_way() {
-        second
-    } else {
-        first
+    match second.stats.under_way() < first.stats.under_way() {
+        true => second,
+        false => first,
     }
 }
 
@@ -207,16 +231,16 @@ const MAX_EMPTY_REGIONS: usize = 256;
 
 /// The peers of every region in which an instance was ever seen, up to [`MAX_EMPTY_REGIONS`].
 #[derive(Clone, Debug)]
-pub(super) struct Snapshot(Cache<Region, Arc<RegionPeers>>);
+pub(crate) struct Snapshot(Cache<Region, Arc<RegionPeers>>);
 
 impl Snapshot {
     /// A snapshot without regions.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Cache::builder().build())
     }
 
     /// The peers of `region`; `None` when no instance was ever seen in it.
-    pub(super) fn region(&self, region: &Region) -> Option<Arc<RegionPeers>> {
+    pub(crate) fn region(&self, region: &Region) -> Option<Arc<RegionPeers>> {
         self.0.get(region)
     }
 
@@ -238,7 +262,7 @@ impl Snapshot {
     }
 
     /// The writer of this snapshot. There must be one only.
-    pub(super) fn publisher(&self) -> Publisher {
+    pub(crate) fn publisher(&self) -> Publisher {
         Publisher {
             snapshot: self.clone(),
             empty: VecDeque::new(),
@@ -248,7 +272,7 @@ impl Snapshot {
 
 /// The only writer of a [`Snapshot`].
 #[derive(Debug)]
-pub(super) struct Publisher {
+pub(crate) struct Publisher {
     snapshot: Snapshot,
     /// The regions without peers, the one that has been empty for longest first.
     empty: VecDeque<Region>,
@@ -256,7 +280,7 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Replaces the peers of `region`; returns the ids that two processes use since then.
-    pub(super) fn publish(&mut self, region: &Region, peers: RegionPeers) -> Vec<InstanceId> {
+    pub(crate) fn publish(&mut self, region: &Region, peers: RegionPeers) -> Vec<InstanceId> {
         let was = self.snapshot.region(region);
         let is_known = |instance: &&InstanceId| {
             was.as_ref()
@@ -286,27 +310,21 @@ impl Publisher {
 pub(crate) struct KnownPeer {
     /// The peer.
     pub peer: Arc<Peer>,
-    /// Its state.
-    pub state: PeerState,
+    /// What is known of it.
+    pub(super) condition: Condition,
     /// When it last answered.
     pub last_seen: Instant,
     /// When a probe last succeeded.
     pub(super) probed: Instant,
     /// How many probes failed since.
     pub(super) failed_probes: u32,
-    /// Why it is suspect, as far as that is known.
-    pub(super) silence: Silence,
 }
 
-/// Why a suspect peer does not answer.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Silence {
-    /// Not known: a call failed, and no probe has ended since.
-    Unexplained,
-    /// Connections are refused: nothing runs there.
-    Refusing,
-    /// It accepts connections and does not answer, or cannot be reached: something may run there.
-    Hanging,
+impl KnownPeer {
+    /// Its state.
+    pub(crate) fn state(&self) -> PeerState {
+        self.condition.state()
+    }
 }
 
 /// The last probe of an address.
@@ -323,12 +341,14 @@ pub(crate) struct LastProbe {
 pub(crate) struct KnownAddress {
     /// The address.
     pub address: SocketAddr,
-    /// Whether it is in the last complete DNS answer.
+    /// Whether it is in the last complete DNS answer, or in a later incomplete one.
     pub listed: bool,
     /// Its last probe; `None` before the first one ended.
     pub last_probe: Option<LastProbe>,
     /// The peer there, if there is one.
     pub peer: Option<KnownPeer>,
+    /// Whether this instance itself answers there.
+    pub(super) is_own: bool,
 }
 
 /// What discovery has achieved and what hinders it.
@@ -382,20 +402,12 @@ mod tests {
     }
 
     fn peer(port: u16, functions: &[&str]) -> Arc<Peer> {
+        let functions = functions.iter().map(|it| (name(it), Declaration::new()));
+        let address = ([127, 0, 0, 1], port).into();
+        let instance = format!("i{port}").parse().unwrap();
         Arc::new(Peer {
-            address: ([127, 0, 0, 1], port).into(),
-            region: "syd".parse().unwrap(),
-            instance: format!("i{port}").parse().unwrap(),
-            release: None,
-            boot: None,
-            load: Arc::default(),
-            distance: Arc::default(),
-            app_state: None,
-            catalogue: Some(Arc::new(Catalogue::new(
-                functions
-                    .iter()
-                    .map(|function| (name(function), Declaration::new())),
-            ))),
+            catalogue: Some(Arc::new(Catalogue::new(functions))),
+            ..Peer::new(address, "syd".parse().unwrap(), instance)
         })
     }
 
@@ -456,8 +468,8 @@ mod tests {
             ready: (1..=3).map(|port| peer(port, &["f"])).collect(),
             ..Default::default()
         };
-        let under_way: Vec<_> = (0..2).map(|_| peers.ready[0].load.begin()).collect();
-        let other = peers.ready[1].load.begin();
+        let under_way: Vec<_> = (0..2).map(|_| peers.ready[0].stats.begin()).collect();
+        let other = peers.ready[1].stats.begin();
         // The busiest one loses against both others, the idle one wins against both.
         let chosen = choices(&peers, "f", &[]);
         assert!(!chosen.contains_key(&1), "{chosen:?}");
@@ -474,13 +486,13 @@ mod tests {
             ..Default::default()
         };
         let second = Duration::from_secs(1);
-        peers.ready[0].load.rest(second);
+        peers.ready[0].stats.rest(second);
         assert_eq!(ports(&peers, "f", &[]), [2]);
         assert!(peers.has_room(&name("f"), &[]));
         let tried = [peers.ready[1].address];
         assert!(!peers.has_room(&name("f"), &tried));
         assert_eq!(ports(&peers, "f", &tried), [1]);
-        peers.ready[1].load.rest(second);
+        peers.ready[1].stats.rest(second);
         assert_eq!(ports(&peers, "f", &[]), [1, 2]);
         time::advance(second).await;
         assert!(peers.has_room(&name("f"), &tried));

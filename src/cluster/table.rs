@@ -12,7 +12,7 @@
 //! draining, and never removes it: one call sees one connection, which may fail for reasons of its own.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -20,7 +20,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::snapshot::{KnownAddress, KnownPeer, LastProbe, Peer, RegionPeers, Silence};
+use super::snapshot::{Condition, KnownAddress, KnownPeer, LastProbe, Peer, RegionPeers};
 use crate::{
     name::{BootId, InstanceId},
     region::Region,
@@ -43,11 +43,11 @@ const MAX_DUPLICATES: usize = 16;
 /// How many addresses without a peer are kept and probed: more than the 10,000 peers that are to be found in one round,
 /// of which none is known before it. Of an answer with more new addresses, the highest are left out until there is room:
 /// an address that is kept stays as long as DNS lists it.
-pub(super) const MAX_WITHOUT_PEER: usize = 16_384;
+pub(crate) const MAX_WITHOUT_PEER: usize = 16_384;
 
 /// Something that happened.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// DNS answered.
     Resolved {
         /// The addresses in the answer.
@@ -63,7 +63,7 @@ pub(super) enum Event {
 
 /// The answer of a peer to a probe.
 #[derive(Debug)]
-pub(super) struct ProbeAnswer {
+pub(crate) struct ProbeAnswer {
     /// The peer.
     pub peer: Peer,
     /// Whether it is draining.
@@ -74,7 +74,7 @@ pub(super) struct ProbeAnswer {
 
 /// Why a probe found no peer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub(super) enum ProbeFailure {
+pub(crate) enum ProbeFailure {
     /// The connection was refused: nothing runs there.
     #[error("{0}")]
     Refused(String),
@@ -105,7 +105,7 @@ pub(crate) enum CallSignal {
 
 /// A change of a peer's state, or a peer that is new or gone.
 #[derive(Debug)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// The peer.
     pub peer: Arc<Peer>,
     /// Its new state; `None` when it is no longer a peer.
@@ -126,7 +126,7 @@ impl Change {
 
 /// What follows from an event.
 #[derive(Debug, Default)]
-pub(super) struct Effects {
+pub(crate) struct Effects {
     /// What to log and to publish.
     pub changes: Vec<Change>,
     /// The addresses to probe at once.
@@ -137,99 +137,51 @@ pub(super) struct Effects {
     pub left_out: usize,
 }
 
-/// What is at an address.
-#[derive(Debug)]
-enum Occupant {
-    /// Not known: no probe has ended, or none was answered.
-    Unknown,
-    /// Something that is not an instance of this cluster.
-    NotAPeer,
-    /// This instance.
-    ThisInstance,
-    /// A peer.
-    Peer(KnownPeer),
-}
-
-/// One address in the table.
-#[derive(Debug)]
-struct Entry {
-    /// Whether it is in the last complete DNS answer, or in a later incomplete one.
-    listed: bool,
-    occupant: Occupant,
-    last_probe: Option<LastProbe>,
-}
-
-impl Entry {
+impl KnownAddress {
     /// An address that is new in DNS.
-    fn new() -> Self {
+    fn new(address: SocketAddr) -> Self {
         Self {
+            address,
             listed: true,
-            occupant: Occupant::Unknown,
             last_probe: None,
+            peer: None,
+            is_own: false,
         }
     }
 
-    fn peer(&self) -> Option<&KnownPeer> {
-        match &self.occupant {
-            Occupant::Peer(known) => Some(known),
-            Occupant::Unknown | Occupant::NotAPeer | Occupant::ThisInstance => None,
+    /// Notes what is known now of the peer here, if there is one. A known cause of its silence is not replaced by an
+    /// unknown one.
+    fn set(&mut self, condition: Condition, reason: &str) -> Vec<Change> {
+        let Some(known) = &mut self.peer else {
+            return Vec::new();
+        };
+        let is_explained = condition == Condition::Doubtful && known.state() == PeerState::Suspect;
+        if is_explained || known.condition == condition {
+            return Vec::new();
         }
+        known.condition = condition;
+        vec![Change::new(&known.peer, Some(condition.state()), reason)]
     }
 
-    fn peer_mut(&mut self) -> Option<&mut KnownPeer> {
-        match &mut self.occupant {
-            Occupant::Peer(known) => Some(known),
-            Occupant::Unknown | Occupant::NotAPeer | Occupant::ThisInstance => None,
-        }
-    }
-
-    /// Makes the peer here suspect, if there is one. A known cause replaces another one, and is not replaced by an unknown
-    /// one.
-    fn suspect(&mut self, reason: &str, silence: Silence) -> Vec<Change> {
-        match self.peer_mut() {
-            Some(known)
-                if known.state != PeerState::Suspect
-                    || (silence != Silence::Unexplained && known.silence != silence) =>
-            {
-                known.state = PeerState::Suspect;
-                known.silence = silence;
-                vec![Change::new(&known.peer, Some(PeerState::Suspect), reason)]
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Sets the state of the peer here, if there is one and its state is another.
-    fn set_state(&mut self, state: PeerState, reason: &str) -> Vec<Change> {
-        match self.peer_mut() {
-            Some(known) if known.state != state => {
-                known.state = state;
-                vec![Change::new(&known.peer, Some(state), reason)]
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Puts `occupant`, which is no peer, here.
-    fn replace(&mut self, occupant: Occupant, reason: &str) -> Vec<Change> {
-        match std::mem::replace(&mut self.occupant, occupant) {
-            Occupant::Peer(known) => vec![Change::new(&known.peer, None, reason)],
-            Occupant::Unknown | Occupant::NotAPeer | Occupant::ThisInstance => Vec::new(),
-        }
+    /// Removes the peer here, if there is one.
+    fn vacate(&mut self, reason: &str) -> Vec<Change> {
+        let known = self.peer.take();
+        let change = known.map(|known| Change::new(&known.peer, None, reason));
+        change.into_iter().collect()
     }
 }
 
 /// Every address that discovery knows, and what is there.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     own_id: InstanceId,
     own_boot: BootId,
-    entries: BTreeMap<SocketAddr, Entry>,
+    entries: BTreeMap<SocketAddr, KnownAddress>,
 }
 
 impl Table {
     /// The empty table of the instance `own_id` in its run `own_boot`.
-    pub(super) fn new(own_id: InstanceId, own_boot: BootId) -> Self {
+    pub(crate) fn new(own_id: InstanceId, own_boot: BootId) -> Self {
         Self {
             own_id,
             own_boot,
@@ -238,7 +190,7 @@ impl Table {
     }
 
     /// Applies the rules to `event`, which happened at `now`.
-    pub(super) fn apply(&mut self, event: Event, now: Instant) -> Effects {
+    pub(crate) fn apply(&mut self, event: Event, now: Instant) -> Effects {
         let changes = match event {
             Event::Resolved {
                 addresses,
@@ -278,21 +230,19 @@ impl Table {
                 }
             }
         }
-        self.retain(&mut effects, |_, entry| {
-            entry.listed || entry.peer().is_some()
-        });
+        self.retain(&mut effects, |entry| entry.listed || entry.peer.is_some());
         let is_new = |address: &&SocketAddr| !self.entries.contains_key(*address);
         let new: Vec<_> = addresses.iter().filter(is_new).copied().collect();
         if self.room() < new.len() {
             // Where answers are incomplete, addresses of this one take the room of those of earlier ones.
-            self.retain(&mut effects, |address, entry| {
-                entry.peer().is_some() || addresses.contains(address)
+            self.retain(&mut effects, |entry| {
+                entry.peer.is_some() || addresses.contains(&entry.address)
             });
         }
         let room = self.room();
         effects.left_out = new.len().saturating_sub(room);
         for address in new.into_iter().take(room) {
-            self.entries.insert(address, Entry::new());
+            self.entries.insert(address, KnownAddress::new(address));
             effects.probe.push(address);
         }
         for address in addresses {
@@ -308,16 +258,15 @@ impl Table {
 
     /// How many more addresses without a peer may be kept.
     fn room(&self) -> usize {
-        let is_without_peer =
-            |entry: &&Entry| matches!(entry.occupant, Occupant::Unknown | Occupant::NotAPeer);
+        let is_without_peer = |entry: &&KnownAddress| entry.peer.is_none() && !entry.is_own;
         let count = self.entries.values().filter(is_without_peer).count();
         MAX_WITHOUT_PEER.saturating_sub(count)
     }
 
     /// Removes the entries that `keep` does not keep.
-    fn retain(&mut self, effects: &mut Effects, keep: impl Fn(&SocketAddr, &Entry) -> bool) {
+    fn retain(&mut self, effects: &mut Effects, keep: impl Fn(&KnownAddress) -> bool) {
         self.entries.retain(|address, entry| {
-            let stays = keep(address, entry);
+            let stays = keep(entry);
             if !stays {
                 effects.removed.push(*address);
             }
@@ -352,74 +301,73 @@ impl Table {
             draining,
             rtt,
         } = answer;
-        if peer.instance == self.own_id {
-            return entry.replace(Occupant::ThisInstance, "this instance itself answers there");
+        entry.is_own = peer.instance == self.own_id;
+        if entry.is_own {
+            return entry.vacate("this instance itself answers there");
         }
-        let state = match draining {
-            true => PeerState::Draining,
-            false => PeerState::Ready,
+        let condition = match draining {
+            true => Condition::Draining,
+            false => Condition::Ready,
         };
+        let state = Some(condition.state());
         let mut changes = Vec::new();
-        let old = entry
-            .peer()
-            .map(|known| (Arc::clone(&known.peer), known.state));
-        let peer = match old {
+        let peer = match entry.peer.take() {
             // Nothing changed that calls read: without a change, the region is not published anew.
-            Some((old, old_state)) if is_same(&old, &peer) => {
-                if old_state != state {
-                    changes.push(Change::new(&old, Some(state), "it answered the probe"));
+            Some(old) if is_same(&old.peer, &peer) => {
+                if old.condition != condition {
+                    changes.push(Change::new(&old.peer, state, "it answered the probe"));
                 }
-                old
+                old.peer
             }
             old => {
-                if let Some((old, _)) = old {
+                if let Some(KnownPeer { peer: old, .. }) = old {
                     let is_same_instance = old.instance == peer.instance;
                     if is_same_instance {
-                        peer.load = Arc::clone(&old.load);
-                        peer.distance = Arc::clone(&old.distance);
+                        peer.stats = Arc::clone(&old.stats);
                     }
                     if !is_same_instance || old.region != peer.region {
                         changes.push(Change::new(&old, None, "another instance answers there"));
                     }
                 }
                 let peer = Arc::new(peer);
-                changes.push(Change::new(&peer, Some(state), "it answered the probe"));
+                changes.push(Change::new(&peer, state, "it answered the probe"));
                 peer
             }
         };
-        peer.distance.note(rtt);
-        entry.occupant = Occupant::Peer(KnownPeer {
+        peer.stats.note_round_trip(rtt);
+        entry.peer = Some(KnownPeer {
             peer,
-            state,
+            condition,
             last_seen: now,
             probed: now,
             failed_probes: 0,
-            silence: Silence::Unexplained,
         });
         changes
     }
 
     fn probe_failed(&mut self, address: SocketAddr, failure: ProbeFailure) -> Vec<Change> {
-        let btree_map::Entry::Occupied(mut slot) = self.entries.entry(address) else {
+        let Some(entry) = self.entries.get_mut(&address) else {
             return Vec::new();
         };
-        let entry = slot.get_mut();
-        if let Some(known) = entry.peer_mut() {
+        if let Some(known) = &mut entry.peer {
             known.failed_probes += 1;
         }
-        match failure {
-            ProbeFailure::Refused(reason) if entry.listed => {
-                entry.suspect(&reason, Silence::Refusing)
+        let (silence, reason) = match failure {
+            ProbeFailure::Refused(reason) => (Some(Condition::Refusing), reason),
+            ProbeFailure::NoAnswer(reason) => (Some(Condition::Hanging), reason),
+            ProbeFailure::NotAPeer(reason) => (None, reason),
+        };
+        match silence {
+            Some(condition) if entry.listed => entry.set(condition, &reason),
+            None if entry.listed => {
+                entry.is_own = false;
+                entry.vacate(&reason)
             }
-            ProbeFailure::NoAnswer(reason) if entry.listed => {
-                entry.suspect(&reason, Silence::Hanging)
+            Some(_) | None => {
+                let changes = entry.vacate(&reason);
+                self.entries.remove(&address);
+                changes
             }
-            ProbeFailure::NotAPeer(reason) if entry.listed => {
-                entry.replace(Occupant::NotAPeer, &reason)
-            }
-            ProbeFailure::Refused(reason)
-            | ProbeFailure::NoAnswer(reason)
-            | ProbeFailure::NotAPeer(reason) => slot.remove().replace(Occupant::Unknown, &reason),
         }
     }
 
@@ -429,26 +377,22 @@ impl Table {
         let Some(entry) = self.entries.get_mut(&address) else {
             return effects;
         };
-        let Some(known) = entry.peer_mut() else {
+        let Some(known) = &mut entry.peer else {
             return effects;
         };
         if matches!(signal, CallSignal::Answered | CallSignal::Draining) {
             known.last_seen = now;
             known.failed_probes = 0;
         }
-        let is_suspect = known.state == PeerState::Suspect;
+        let is_suspect = known.state() == PeerState::Suspect;
         effects.changes = match signal {
-            CallSignal::Answered if is_suspect => {
-                entry.set_state(PeerState::Ready, "it answered a call")
-            }
+            CallSignal::Answered if is_suspect => entry.set(Condition::Ready, "it answered a call"),
             CallSignal::Draining => {
-                entry.set_state(PeerState::Draining, "it said so when it answered a call")
+                entry.set(Condition::Draining, "it said so when it answered a call")
             }
-            CallSignal::Unreachable => {
-                entry.suspect("a call could not connect", Silence::Unexplained)
-            }
+            CallSignal::Unreachable => entry.set(Condition::Doubtful, "a call could not connect"),
             CallSignal::WrongInstance => {
-                entry.suspect("another instance answered a call", Silence::Unexplained)
+                entry.set(Condition::Doubtful, "another instance answered a call")
             }
             // A draining peer that answers a call is still draining.
             CallSignal::Answered | CallSignal::Unanswered | CallSignal::Outdated => Vec::new(),
@@ -465,9 +409,9 @@ impl Table {
     /// The pause before `address` is probed again, where others are probed every `interval`; `None` for an address that
     /// is not in the table.
     pub(super) fn pause(&self, address: SocketAddr, interval: Duration) -> Option<Duration> {
-        let known = self.entries.get(&address)?.peer();
+        let known = self.entries.get(&address)?.peer.as_ref();
         Some(match known {
-            Some(known) if known.state == PeerState::Suspect => backoff(known.failed_probes),
+            Some(known) if known.state() == PeerState::Suspect => backoff(known.failed_probes),
             _ => interval,
         })
     }
@@ -479,20 +423,23 @@ impl Table {
         interval: Duration,
         now: Instant,
     ) -> Option<Instant> {
-        let known = self.entries.get(&address)?.peer()?;
-        let is_suspect = known.state == PeerState::Suspect;
+        let known = self.known(address)?;
+        let is_suspect = known.state() == PeerState::Suspect;
         (!is_suspect).then(|| (now + interval).min(known.probed + interval * MAX_REPLACED))
     }
 
     /// The state of the peer at `address`; `None` when none is there.
     pub(super) fn state(&self, address: SocketAddr) -> Option<PeerState> {
-        let known = self.entries.get(&address)?.peer()?;
-        Some(known.state)
+        self.known(address).map(KnownPeer::state)
+    }
+
+    fn known(&self, address: SocketAddr) -> Option<&KnownPeer> {
+        self.entries.get(&address)?.peer.as_ref()
     }
 
     /// Whether a peer is at `address`.
-    pub(super) fn is_peer(&self, address: SocketAddr) -> bool {
-        self.state(address).is_some()
+    pub(crate) fn is_peer(&self, address: SocketAddr) -> bool {
+        self.known(address).is_some()
     }
 
     /// Whether the last probe of `address` ended less than a quarter of a second before `now`.
@@ -504,22 +451,14 @@ impl Table {
 
     /// Every peer.
     pub(super) fn peers(&self) -> impl Iterator<Item = &KnownPeer> {
-        self.entries.values().filter_map(Entry::peer)
+        let peers = self.entries.values().map(|entry| entry.peer.as_ref());
+        peers.flatten()
     }
 
     /// Every address but this instance's own.
     pub(super) fn addresses(&self) -> impl Iterator<Item = KnownAddress> {
-        let is_other = |entry: &Entry| !matches!(entry.occupant, Occupant::ThisInstance);
-        let others = self
-            .entries
-            .iter()
-            .filter(move |(_, entry)| is_other(entry));
-        others.map(|(address, entry)| KnownAddress {
-            address: *address,
-            listed: entry.listed,
-            last_probe: entry.last_probe.clone(),
-            peer: entry.peer().cloned(),
-        })
+        let others = self.entries.values().filter(|entry| !entry.is_own);
+        others.cloned()
     }
 
     /// A warning for each id that two processes use.
@@ -546,11 +485,11 @@ impl Table {
         let (ready, others): (Vec<_>, Vec<_>) = self
             .peers()
             .filter(|known| known.peer.region == *region)
-            .partition(|known| known.state == PeerState::Ready);
+            .partition(|known| known.condition == Condition::Ready);
         for known in ready.into_iter().chain(others) {
             found.last_seen = found.last_seen.max(Some(known.last_seen));
             let peer = &known.peer;
-            let is_ready = known.state == PeerState::Ready;
+            let is_ready = known.condition == Condition::Ready;
             let run = peer.boot.as_ref();
             let runs = runs_of.entry(&peer.instance).or_default();
             if !runs.is_empty() {
@@ -561,15 +500,11 @@ impl Table {
                 found.duplicates.insert(peer.instance.clone());
             }
             runs.push(run);
-            let group = match is_ready {
-                true => &mut found.ready,
-                false => &mut found.others,
-            };
-            group.push(Arc::clone(peer));
-            match (known.state, known.silence) {
-                (PeerState::Suspect, Silence::Refusing) => found.refusing.push(peer.address),
-                (PeerState::Suspect, Silence::Hanging) => found.hanging.push(peer.address),
-                _ => {}
+            if is_ready {
+                found.ready.push(Arc::clone(peer));
+            } else {
+                found.others.push(Arc::clone(peer));
+                found.conditions.push((peer.address, known.condition));
             }
         }
         found

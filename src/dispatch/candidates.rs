@@ -137,7 +137,7 @@ fn ranked(
         let is_last = match condition {
             Condition::Refusing => true,
             Condition::Hanging => is_idempotent,
-            Condition::Ready | Condition::Doubtful => false,
+            Condition::Ready | Condition::Draining | Condition::Doubtful => false,
         };
         (is_last, Reverse(*weight))
     });
@@ -156,17 +156,9 @@ mod tests {
 
     fn peers(names: &[&str]) -> RegionPeers {
         let peer = |name: &&str| {
-            Arc::new(Peer {
-                address: ([127, 0, 0, 1], u16::from(name.as_bytes()[0])).into(),
-                region: "syd".parse().unwrap(),
-                instance: name.parse().unwrap(),
-                release: None,
-                boot: None,
-                catalogue: None,
-                app_state: None,
-                load: Arc::default(),
-                distance: Arc::default(),
-            })
+            let address = ([127, 0, 0, 1], u16::from(name.as_bytes()[0])).into();
+            let (region, instance) = ("syd".parse().unwrap(), name.parse().unwrap());
+            Arc::new(Peer::new(address, region, instance))
         };
         RegionPeers {
             ready: names.iter().map(peer).collect(),
@@ -213,12 +205,11 @@ mod tests {
         };
         let well = order(&region, false);
         let first = region.find(&well[0].parse().unwrap()).unwrap().address;
-        region.hanging.push(first);
+        region.conditions = vec![(first, Condition::Hanging)];
         assert_eq!(order(&region, false), well);
         let last = [well[1].clone(), well[2].clone(), well[0].clone()];
         assert_eq!(order(&region, true), last);
-        region.hanging.clear();
-        region.refusing.push(first);
+        region.conditions = vec![(first, Condition::Refusing)];
         assert_eq!(order(&region, false), last);
     }
 

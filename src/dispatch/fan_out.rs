@@ -275,9 +275,7 @@ impl Dispatcher {
                 Per::Region => {}
                 Per::Instance => {
                     asked.extend(is_here.then(|| Asked::Here(region.clone())));
-                    let peers = peers
-                        .iter()
-                        .flat_map(|peers| peers.ready.iter().chain(&peers.others));
+                    let peers = peers.iter().flat_map(|peers| peers.all());
                     asked.extend(peers.cloned().map(Asked::Peer));
                 }
             }

@@ -463,7 +463,7 @@ impl Dispatcher {
                 attempts.begin(&peer.instance);
                 let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
                 let started = Instant::now();
-                let under_way = peer.load.begin();
+                let under_way = peer.stats.begin();
                 let result = self.link.exec(peer, call, deadline, request_id).await;
                 drop(under_way);
                 let problem = result.as_ref().err();
@@ -492,7 +492,7 @@ impl Dispatcher {
                     if let (Code::Overloaded, Some(pause), None, None) =
                         (code, code.retry_after(), &call.key, &call.after)
                     {
-                        peer.load.rest(Duration::from_secs(pause.into()));
+                        peer.stats.rest(Duration::from_secs(pause.into()));
                     }
                 }
                 result

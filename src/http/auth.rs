@@ -14,7 +14,7 @@ use super::{App, Crowded, Reached, internal, response::Refusal, site};
 use crate::{
     access::Caller,
     problem::{Code, Problem},
-    protocol::{Challenge, NONCE, PROOF, PROVABLE, Who},
+    protocol::{Challenge, NONCE, PROOF, PROVABLE, Statement},
     replay::came_through_fly_proxy,
     token::{PresentedToken, Proof},
 };
@@ -98,7 +98,7 @@ fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
 fn opening(app: &App, request: &Request) -> Option<internal::Opening> {
     let (challenge, proof) = challenge(request)?;
     let mut tokens = app.access.cluster.iter();
-    let token = tokens.find(|token| challenge.is_opened(token, &proof))?;
+    let token = tokens.find(|token| challenge.is_proven(token, Statement::Opens, &proof))?;
     Some(internal::Opening {
         token: token.clone(),
         challenge,
@@ -111,13 +111,15 @@ fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
     let path = PROVABLE.into_iter().find(|probed| *probed == path)?;
     let (challenge, proof) = challenge(request)?;
     let mut tokens = app.access.cluster.iter();
-    let token = tokens.find(|token| challenge.is_asked(token, path, &proof))?;
-    let who = Who {
+    let asks = Statement::Asks { path };
+    let token = tokens.find(|token| challenge.is_proven(token, asks, &proof))?;
+    let answers = Statement::Answers {
+        path,
         instance: &app.identity.instance,
         region: &app.identity.region,
         boot: Some(&app.boot),
     };
-    let proof = challenge.answer(token, path, who);
+    let proof = challenge.prove(token, answers);
     HeaderValue::try_from(proof.to_string()).ok()
 }
 

@@ -50,7 +50,7 @@ fn readings<'a>(app: &App, overview: &'a Overview, regions: &'a [Region]) -> Rea
         }
     }
     for known in overview.peers() {
-        let labels = (known.peer.region.as_str(), known.state.as_str());
+        let labels = (known.peer.region.as_str(), known.state().as_str());
         *peers.entry(labels).or_default() += 1;
     }
     let progress = &overview.progress;

@@ -29,7 +29,7 @@ use super::{
     outbox::{Ending, Flushed, Idle, NotTaken, Outbox, Request},
 };
 use crate::{
-    cluster::{CallSignal, Cluster, Distance},
+    cluster::{CallSignal, Cluster, PeerStats},
     metrics::Metrics,
     protocol::lines::{self, Frame, Lines},
     state::PeerState,
@@ -148,7 +148,7 @@ impl Connection {
 async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surroundings) {
     // However this ends, also when the link stops: what left and was not answered is lost, and nothing leaves any more.
     let connection = scopeguard::guard(connection, |connection| connection.cut());
-    let (address, distance) = (opening.peer.address, &opening.peer.distance);
+    let (address, stats) = (opening.peer.address, &opening.peer.stats);
     let opened = match open::open(&opening, connection.started).await {
         Ok(opened) => opened,
         Err(unopened) => return unmade(&connection, &unopened),
@@ -160,7 +160,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         first,
         round_trip,
     } = opened;
-    distance.note(round_trip);
+    stats.note_round_trip(round_trip);
     let mut lines = Lines::new(surroundings.max_line);
     lines.push(&already);
     connection.outbox.open(&first);
@@ -173,7 +173,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         socket,
         surroundings: &surroundings,
         address,
-        distance,
+        stats,
         lines,
         is_blocked: false,
         was_heard: false,
@@ -208,7 +208,7 @@ struct Driver<'a> {
     socket: &'a OwnedWriteHalf,
     surroundings: &'a Surroundings,
     address: SocketAddr,
-    distance: &'a Distance,
+    stats: &'a PeerStats,
     lines: Lines,
     /// Whether the kernel takes nothing more for now.
     is_blocked: bool,
@@ -323,7 +323,7 @@ impl Driver<'_> {
                     let asked = self.asked.take();
                     asked
                         .into_iter()
-                        .for_each(|asked| self.distance.note(asked.elapsed()));
+                        .for_each(|asked| self.stats.note_round_trip(asked.elapsed()));
                 }
                 Frame::Other => {}
                 Frame::Nonsense => break Err("a line is no answer"),

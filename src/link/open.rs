@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     client,
     cluster::Peer,
-    protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, lines},
+    protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement, lines},
     reply::ProblemDocument,
     token::{Proof, Token},
 };
@@ -165,7 +165,7 @@ fn request(opening: &Opening, challenge: &Challenge, started: Instant) -> Reques
     set(HeaderName::from_static(FORWARDED), "1".to_owned());
     if let Some(token) = &opening.token {
         set(HeaderName::from_static(NONCE), challenge.nonce().to_owned());
-        let proof = challenge.open(token).to_string();
+        let proof = challenge.prove(token, Statement::Opens).to_string();
         set(HeaderName::from_static(PROOF), proof);
     }
     let clock_us = started.elapsed().as_micros().to_string();
@@ -190,10 +190,16 @@ fn confirmation(
     let Peer {
         instance, region, ..
     } = &opening.peer;
-    if !challenge.is_accepted(token, nonce, instance, region, &proof) {
+    let accepts = Statement::Accepts {
+        nonce,
+        instance,
+        region,
+    };
+    if !challenge.is_proven(token, accepts, &proof) {
         return Err(Unopened::WrongInstance);
     }
-    Ok(lines::proof_line(&challenge.confirm(token, nonce)))
+    let confirms = Statement::Confirms { nonce };
+    Ok(lines::proof_line(&challenge.prove(token, confirms)))
 }
 
 /// What an answer says that is no upgrade.
@@ -227,17 +233,11 @@ mod tests {
     fn the_secret_itself_is_in_no_request() {
         let secret = "s".repeat(32);
         let opening = Opening {
-            peer: Peer {
-                address: SocketAddr::from(([127, 0, 0, 1], 1)),
-                region: "syd".parse().unwrap(),
-                instance: "syd-1".parse().unwrap(),
-                boot: None,
-                release: None,
-                catalogue: None,
-                app_state: None,
-                load: std::sync::Arc::default(),
-                distance: std::sync::Arc::default(),
-            },
+            peer: Peer::new(
+                SocketAddr::from(([127, 0, 0, 1], 1)),
+                "syd".parse().unwrap(),
+                "syd-1".parse().unwrap(),
+            ),
             token: Some(secret.parse().unwrap()),
             connect_timeout: HANDSHAKE,
         };

@@ -12,18 +12,32 @@ use crate::{
     token::{Proof, Token},
 };
 
-/// The instance that answers a challenge.
+/// What one end of a connection proves, besides that it knows the token.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Who<'a> {
-    /// Its id.
-    pub instance: &'a InstanceId,
-    /// Its region.
-    pub region: &'a Region,
-    /// Its run; `None` when it does not say.
-    pub boot: Option<&'a BootId>,
+pub(crate) enum Statement<'a> {
+    /// It probes, and asks for a path.
+    Asks { path: &'a str },
+    /// It is this instance, in this run where it says so, and answers for the path.
+    Answers {
+        path: &'a str,
+        instance: &'a InstanceId,
+        region: &'a Region,
+        boot: Option<&'a BootId>,
+    },
+    /// It opens a connection for calls.
+    Opens,
+    /// It is this instance and accepts the connection; the nonce is its own.
+    Accepts {
+        nonce: &'a str,
+        instance: &'a InstanceId,
+        region: &'a Region,
+    },
+    /// It opened the connection and was sent this nonce: without this second proof, whoever recorded an opening could
+    /// replay it.
+    Confirms { nonce: &'a str },
 }
 
-/// One probe's nonce and the address it is for.
+/// The nonce of a probe or of a connection, and the address that it is for.
 #[derive(Clone, Debug)]
 pub(crate) struct Challenge {
     nonce: String,
@@ -54,106 +68,43 @@ impl Challenge {
         &self.nonce
     }
 
-    /// The prober's proof for a request for `path`.
-    pub(crate) fn ask(&self, token: &Token, path: &str) -> Proof {
-        token.prove(&self.question(path))
+    /// The proof of what `says`, by one who knows `token`.
+    pub(crate) fn prove(&self, token: &Token, says: Statement<'_>) -> Proof {
+        token.prove(&self.text(says))
     }
 
-    /// Whether `proof` is from a prober that knows `token` and asks for `path`.
-    pub(crate) fn is_asked(&self, token: &Token, path: &str, proof: &Proof) -> bool {
-        token.is_proven(&self.question(path), proof)
+    /// Whether `proof` is from one who knows `token` and says this about this very challenge.
+    pub(crate) fn is_proven(&self, token: &Token, says: Statement<'_>, proof: &Proof) -> bool {
+        token.is_proven(&self.text(says), proof)
     }
 
-    /// The proof of `who` for its answer to a request for `path`.
-    pub(crate) fn answer(&self, token: &Token, path: &str, who: Who<'_>) -> Proof {
-        token.prove(&self.reply(path, who))
-    }
-
-    /// Whether `proof` is from `who`, which knows `token` and answered for `path` at this very address.
-    pub(crate) fn is_answered(
-        &self,
-        token: &Token,
-        path: &str,
-        who: Who<'_>,
-        proof: &Proof,
-    ) -> bool {
-        token.is_proven(&self.reply(path, who), proof)
-    }
-
-    /// The proof of an instance that opens a connection for calls.
-    pub(crate) fn open(&self, token: &Token) -> Proof {
-        token.prove(&self.opening())
-    }
-
-    /// Whether `proof` is from an instance that knows `token` and opens a connection.
-    pub(crate) fn is_opened(&self, token: &Token, proof: &Proof) -> bool {
-        token.is_proven(&self.opening(), proof)
-    }
-
-    /// The proof of `instance` in `region`, which accepts the connection; `nonce` is its own.
-    pub(crate) fn accept(
-        &self,
-        token: &Token,
-        nonce: &str,
-        instance: &InstanceId,
-        region: &Region,
-    ) -> Proof {
-        token.prove(&self.acceptance(nonce, instance, region))
-    }
-
-    /// Whether `proof` is from `instance` in `region`, which knows `token` and is at the other end of this connection.
-    pub(crate) fn is_accepted(
-        &self,
-        token: &Token,
-        nonce: &str,
-        instance: &InstanceId,
-        region: &Region,
-        proof: &Proof,
-    ) -> bool {
-        token.is_proven(&self.acceptance(nonce, instance, region), proof)
-    }
-
-    /// The opening instance's second proof, which covers the nonce of the other end too: without it, whoever recorded an
-    /// opening could replay it.
-    pub(crate) fn confirm(&self, token: &Token, nonce: &str) -> Proof {
-        token.prove(&self.confirmation(nonce))
-    }
-
-    /// Whether `proof` confirms this challenge and `nonce`.
-    pub(crate) fn is_confirmed(&self, token: &Token, nonce: &str, proof: &Proof) -> bool {
-        token.is_proven(&self.confirmation(nonce), proof)
-    }
-
-    // What is proven is a text of one part per line. No part can contain a line break, so different statements are
-    // different texts.
-    fn opening(&self) -> String {
-        format!("fly-rpc 1 opens\n{}\n{}", self.nonce, self.address)
-    }
-
-    fn acceptance(&self, answer: &str, instance: &InstanceId, region: &Region) -> String {
-        let Self { nonce, address } = self;
-        format!("fly-rpc 1 accepts\n{nonce}\n{answer}\n{address}\n{instance}\n{region}")
-    }
-
-    fn confirmation(&self, answer: &str) -> String {
-        let Self { nonce, address } = self;
-        format!("fly-rpc 1 confirms\n{nonce}\n{answer}\n{address}")
-    }
-
-    fn question(&self, path: &str) -> String {
-        let Self { nonce, address } = self;
-        format!("fly-rpc 1 asks\n{path}\n{nonce}\n{address}")
-    }
-
-    fn reply(&self, path: &str, who: Who<'_>) -> String {
-        let Self { nonce, address } = self;
-        let Who {
-            instance,
-            region,
-            boot,
-        } = who;
-        let boot = boot.map(|boot| format!("\n{boot}")).unwrap_or_default();
-        format!("fly-rpc 1 answers\n{path}\n{nonce}\n{address}\n{instance}\n{region}{boot}")
+    /// One part per line. No part can contain a line break, so different statements are different texts.
+    fn text(&self, says: Statement<'_>) -> String {
+        let Self {
+            nonce: own,
+            address,
+        } = self;
+        match says {
+            Statement::Asks { path } => format!("fly-rpc 1 asks\n{path}\n{own}\n{address}"),
+            Statement::Answers {
+                path,
+                instance,
+                region,
+                boot,
+            } => {
+                let boot = boot.map(|boot| format!("\n{boot}")).unwrap_or_default();
+                format!("fly-rpc 1 answers\n{path}\n{own}\n{address}\n{instance}\n{region}{boot}")
+            }
+            Statement::Opens => format!("fly-rpc 1 opens\n{own}\n{address}"),
+            Statement::Accepts {
+                nonce,
+                instance,
+                region,
+            } => format!("fly-rpc 1 accepts\n{own}\n{nonce}\n{address}\n{instance}\n{region}"),
+            Statement::Confirms { nonce } => {
+                format!("fly-rpc 1 confirms\n{own}\n{nonce}\n{address}")
+            }
+        }
     }
 }
 
@@ -174,50 +125,45 @@ mod tests {
             "127.0.0.2:1".parse().unwrap(),
         );
         let (instance, region) = ("a".parse().unwrap(), "syd".parse().unwrap());
-        let boot = BootId::random();
-        let who = Who {
-            instance: &instance,
-            region: &region,
-            boot: Some(&boot),
+        let (another_instance, another_region) = ("b".parse().unwrap(), "fra".parse().unwrap());
+        let (boot, another_boot) = (BootId::random(), BootId::random());
+        let asks = |path| Statement::Asks { path };
+        let answers = |path, instance, region, boot| Statement::Answers {
+            path,
+            instance,
+            region,
+            boot,
         };
-        let (region_path, other_path) = (PROVABLE[0], PROVABLE[1]);
+        let [path, other_path] = PROVABLE;
+        let says = answers(path, &instance, &region, Some(&boot));
         let challenge = Challenge::new(address);
-        let proof = challenge.answer(&token, region_path, who);
         let at = |address| Challenge::received(challenge.nonce(), address).unwrap();
-        let asks = challenge.ask(&token, region_path);
-        assert!(at(address).is_asked(&token, region_path, &asks));
-        assert!(challenge.is_answered(&token, region_path, who, &proof));
-
-        let another: Token = "u".repeat(32).parse().unwrap();
-        let (instance, region, boot) = (
-            "b".parse().unwrap(),
-            "fra".parse().unwrap(),
-            BootId::random(),
+        let (asked, answered) = (
+            challenge.prove(&token, asks(path)),
+            challenge.prove(&token, says),
         );
-        assert!(!challenge.is_answered(&another, region_path, who, &proof));
+        assert!(at(address).is_proven(&token, asks(path), &asked));
+        assert!(challenge.is_proven(&token, says, &answered));
+
+        let another_token: Token = "u".repeat(32).parse().unwrap();
+        assert!(!challenge.is_proven(&another_token, says, &answered));
         for another in [
-            Who {
-                instance: &instance,
-                ..who
-            },
-            Who {
-                region: &region,
-                ..who
-            },
-            Who {
-                boot: Some(&boot),
-                ..who
-            },
-            Who { boot: None, ..who },
+            answers(path, &another_instance, &region, Some(&boot)),
+            answers(path, &instance, &another_region, Some(&boot)),
+            answers(path, &instance, &region, Some(&another_boot)),
+            answers(path, &instance, &region, None),
+            answers(other_path, &instance, &region, Some(&boot)),
+            asks(path),
         ] {
-            assert!(!challenge.is_answered(&token, region_path, another, &proof));
+            assert!(!challenge.is_proven(&token, another, &answered));
         }
-        assert!(!at(other).is_answered(&token, region_path, who, &proof));
-        assert!(!Challenge::new(address).is_answered(&token, region_path, who, &proof));
-        assert!(!challenge.is_answered(&token, region_path, who, &asks));
-        assert!(!at(other).is_asked(&token, region_path, &asks));
-        assert!(!at(address).is_asked(&token, other_path, &asks));
-        assert!(!at(address).is_answered(&token, other_path, who, &proof));
+        for another in [says, asks(other_path)] {
+            assert!(!challenge.is_proven(&token, another, &asked));
+        }
+        for another in [at(other), Challenge::new(address)] {
+            assert!(!another.is_proven(&token, says, &answered));
+            assert!(!another.is_proven(&token, asks(path), &asked));
+        }
     }
 
     #[test]
@@ -225,8 +171,10 @@ mod tests {
         let nonce = "0".repeat(32);
         let received = |address: &str| Challenge::received(&nonce, address.parse().unwrap());
         assert_eq!(
-            received("[::ffff:127.0.0.1]:80").unwrap().question("/"),
-            received("127.0.0.1:80").unwrap().question("/")
+            received("[::ffff:127.0.0.1]:80")
+                .unwrap()
+                .text(Statement::Opens),
+            received("127.0.0.1:80").unwrap().text(Statement::Opens)
         );
         for nonce in ["0", &"\n".repeat(32)] {
             let address = "127.0.0.1:80".parse().unwrap();

@@ -4,16 +4,12 @@
 mod catalogue;
 mod challenge;
 mod exec;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
-#[cfg(feature = "internals")]
-pub(crate) mod internals;
 mod introduction;
 pub(crate) mod lines;
 
 pub(crate) use self::{
     catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
-    challenge::{Challenge, Who, new_nonce},
+    challenge::{Challenge, Statement, new_nonce},
     exec::Exec,
     introduction::{Introduction, Readiness},
 };

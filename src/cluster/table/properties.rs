@@ -68,17 +68,7 @@ fn instance(number: u8) -> InstanceId {
 }
 
 fn peer(port: u16, number: u8, region_number: u8) -> Peer {
-    Peer {
-        address: address(port),
-        region: region(region_number),
-        instance: instance(number),
-        load: std::sync::Arc::default(),
-        distance: std::sync::Arc::default(),
-        release: None,
-        boot: None,
-        catalogue: None,
-        app_state: None,
-    }
+    Peer::new(address(port), region(region_number), instance(number))
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -183,7 +173,7 @@ proptest! {
         let table = table_after(&story, Instant::now());
         for number in [0, 1] {
             let found = table.region(&region(number));
-            let peers: Vec<_> = found.ready.iter().chain(&found.others).collect();
+            let peers: Vec<_> = found.all().collect();
             let instances: BTreeSet<_> = peers.iter().map(|peer| &peer.instance).collect();
             prop_assert_eq!(instances.len(), peers.len());
             prop_assert!(!instances.contains(&instance(0)));
@@ -201,7 +191,7 @@ proptest! {
                 reported.insert(change.peer.address, change.state);
             }
         }
-        let known: BTreeMap<_, _> = table.peers().map(|known| (known.peer.address, Some(known.state))).collect();
+        let known: BTreeMap<_, _> = table.peers().map(|known| (known.peer.address, Some(known.state()))).collect();
         reported.retain(|_, state| state.is_some());
         prop_assert_eq!(reported, known);
     }

@@ -56,16 +56,10 @@ impl Story {
         draining: bool,
         boot: Option<BootId>,
     ) -> Self {
+        let (region, instance) = (region.parse().unwrap(), instance.parse().unwrap());
         let peer = Peer {
-            address: address(port),
-            region: region.parse().unwrap(),
-            instance: instance.parse().unwrap(),
-            load: std::sync::Arc::default(),
-            distance: std::sync::Arc::default(),
-            release: None,
             boot,
-            catalogue: None,
-            app_state: None,
+            ..Peer::new(address(port), region, instance)
         };
         self.apply(Event::Probed(
             address(port),

@@ -230,7 +230,7 @@ struct Choice<'a> {
 impl<'a> Choice<'a> {
     fn among(peers: &[&KnownPeer], function: Option<&'a FunctionName>, is_here: bool) -> Self {
         let has_it = |known: &&KnownPeer| function.is_none_or(|name| known.peer.may_have(name));
-        let is_ready = |known: &&KnownPeer| known.state == PeerState::Ready;
+        let is_ready = |known: &&KnownPeer| known.state() == PeerState::Ready;
         let any = |holds: &dyn Fn(&&KnownPeer) -> bool| peers.iter().any(holds);
         Self {
             function,
@@ -247,7 +247,8 @@ impl<'a> Choice<'a> {
         if self.is_here {
             return (false, RUNS_HERE.to_owned());
         }
-        let (state, is_ready) = (known.state, known.state == PeerState::Ready);
+        let state = known.state();
+        let is_ready = state == PeerState::Ready;
         let has_it = |name| known.peer.may_have(name);
         // The app beside it, where it is not up and so may have functions that it does not list now.
         let app_out = known.peer.app_state.filter(|_| known.peer.app_is_out());
@@ -316,7 +317,7 @@ fn candidate(seen: &KnownAddress, choice: &Choice<'_>) -> Option<CandidateDocume
     Some(CandidateDocument {
         instance: known.peer.instance.clone(),
         address: seen.address,
-        state: known.state,
+        state: known.state(),
         local: false,
         chosen,
         reason,

@@ -246,10 +246,10 @@ fn peer(known: &KnownPeer) -> InstanceDocument {
     InstanceDocument {
         instance: known.peer.instance.clone(),
         address: known.peer.address,
-        state: known.state,
+        state: known.state(),
         local: false,
         release: known.peer.release.clone(),
-        rtt_ms: known.peer.distance.get().map(milliseconds),
+        rtt_ms: known.peer.stats.round_trip().map(milliseconds),
         last_seen_ms: Some(whole_milliseconds(known.last_seen.elapsed())),
         functions: catalogue.map(Catalogue::len),
         catalogue: catalogue.map(|catalogue| catalogue.hash().clone()),

@@ -19,7 +19,7 @@ use crate::{
     http::{App, layers::Context, response::Refusal},
     lifecycle::Phase,
     problem::{Code, Problem},
-    protocol::{CLOCK, Challenge, LINES, NONCE, PROOF, lines::control, new_nonce},
+    protocol::{CLOCK, Challenge, LINES, NONCE, PROOF, Statement, lines::control, new_nonce},
     token::{Proof, Token},
 };
 
@@ -42,7 +42,8 @@ impl Confirmation {
     pub(super) fn is_given_by(&self, line: &[u8]) -> bool {
         let Opening { challenge, token } = &self.opening;
         let proof = control(line).and_then(|control| control.proof?.parse().ok());
-        proof.is_some_and(|proof: Proof| challenge.is_confirmed(token, &self.nonce, &proof))
+        let confirms = Statement::Confirms { nonce: &self.nonce };
+        proof.is_some_and(|proof: Proof| challenge.is_proven(token, confirms, &proof))
     }
 }
 
@@ -95,7 +96,12 @@ fn switching(app: &App, confirmation: Option<&Confirmation>) -> Response {
         return response;
     };
     let Opening { challenge, token } = opening;
-    let proof = challenge.accept(token, nonce, &app.identity.instance, &app.identity.region);
+    let accepts = Statement::Accepts {
+        nonce,
+        instance: &app.identity.instance,
+        region: &app.identity.region,
+    };
+    let proof = challenge.prove(token, accepts);
     for (name, value) in [(NONCE, nonce.clone()), (PROOF, proof.to_string())] {
         if let Ok(value) = HeaderValue::try_from(value) {
             headers.insert(HeaderName::from_static(name), value);

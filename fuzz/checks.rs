@@ -1,15 +1,24 @@
-//! What `fuzz/` calls: the readers of everything that strangers send, each with what must hold of any input. Compiled for
-//! fuzzing and, with the seeds and with inputs of proptest, for unit tests alone.
+//! What the fuzz targets call: the readers of everything that strangers send, each with what must hold of any input. A
+//! module of the crate, for fuzzing and, with the seeds and with inputs of proptest, for its unit tests alone.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use hickory_resolver::proto::op::Message;
+use tokio::time::Instant;
 
 use crate::{
     access::Client,
     call::{Call, Timeouts},
-    cluster,
+    cluster::{self, Event, MAX_WITHOUT_PEER, Peer, ProbeAnswer, Table},
     declaration::Declaration,
-    protocol::{self, Challenge, Exec},
+    name::BootId,
+    protocol::{
+        Challenge, Exec,
+        lines::{self, Frame, Lines},
+    },
     region::{Target, Targets},
+    reply::Meta,
     token::{PresentedToken, Proof, Token},
 };
 
@@ -50,13 +59,76 @@ pub fn body(body: &[u8]) {
 
 /// The lines of `POST /internal/exec`, both ways: the calls of a caller, and the answers of a peer.
 pub fn lines(bytes: &[u8]) {
-    for line in protocol::fuzzing::split(bytes) {
+    for line in split(bytes) {
         let (id, exec) = Exec::from_line(&line, TIMEOUTS);
         if let Ok(exec) = exec {
             assert!(exec.call.timeout >= Duration::from_millis(1), "{id:?}");
         }
+        answer(&line);
     }
-    protocol::fuzzing::answers(bytes);
+}
+
+/// The longest line.
+const MAX_LINE: usize = 1 << 10;
+
+/// A line of a peer's answer; what is an answer stays one when we write it ourselves.
+fn answer(line: &[u8]) {
+    let Frame::Answer(id, result) = lines::read_answer(line) else {
+        return;
+    };
+    let Ok(request_id) = "fuzz".parse() else {
+        unreachable!("this is a good name");
+    };
+    let sent = match &result {
+        Ok(result) => Ok(result.clone()),
+        Err(document) => Err(document.as_ref().clone().into_problem()),
+    };
+    let mut written = Vec::new();
+    let meta = Meta::untried(None, Duration::ZERO, request_id);
+    lines::write_answer(&mut written, Some(id), sent, meta);
+    assert_eq!(
+        written.iter().position(|byte| *byte == b'\n'),
+        Some(written.len() - 1)
+    );
+    match (lines::read_answer(&written), result) {
+        (Frame::Answer(again, Ok(received)), Ok(result)) => {
+            assert_eq!(
+                (again, received.json.get().len()),
+                (id, result.json.get().len())
+            );
+        }
+        (Frame::Answer(again, Err(received)), Err(document)) => {
+            assert_eq!(
+                (again, received.code, received.executed),
+                (id, document.code, document.executed)
+            );
+            assert!(received.detail.len() <= 256 && document.detail.starts_with(&received.detail));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The lines in `bytes`, which are the same however the bytes come in.
+fn split(bytes: &[u8]) -> Vec<Bytes> {
+    let found = split_in_pieces(bytes, bytes.len().max(1));
+    assert_eq!(split_in_pieces(bytes, 1), found);
+    assert_eq!(split_in_pieces(bytes, 7), found);
+    found
+}
+
+fn split_in_pieces(bytes: &[u8], size: usize) -> Vec<Bytes> {
+    let (mut lines, mut found) = (Lines::new(MAX_LINE), Vec::new());
+    for piece in bytes.chunks(size) {
+        lines.push(piece);
+        loop {
+            match lines.next() {
+                Ok(Some(line)) => found.push(line),
+                Ok(None) => break,
+                Err(_) => return found,
+            }
+        }
+    }
+    found
 }
 
 /// A region, and a list of them.
@@ -74,9 +146,59 @@ pub fn region(bytes: &[u8]) {
     }
 }
 
-/// An answer of DNS, to the table of peers.
+const PORT: u16 = 8080;
+
+/// An answer of DNS to a table with one peer: the peer stays, every other usable address is probed once, and no other is.
 pub fn dns(bytes: &[u8]) {
-    cluster::fuzzing::dns_answer(bytes);
+    let Ok(message) = Message::from_vec(bytes) else {
+        return;
+    };
+    let mut addresses: BTreeSet<SocketAddr> = cluster::addresses(&message, PORT)
+        .chain(cluster::services(&message).0)
+        .collect();
+    addresses.retain(cluster::is_usable);
+    let peer = SocketAddr::from(([127, 0, 0, 1], PORT));
+    let now = Instant::now();
+    let mut table = table_with(peer, now);
+    let mut probed = |complete| {
+        let addresses = addresses.clone();
+        let resolved = Event::Resolved {
+            addresses,
+            complete,
+        };
+        let probed = table.apply(resolved, now).probe;
+        assert!(table.is_peer(peer));
+        probed
+    };
+    let new = addresses.iter().copied().filter(|it| *it != peer);
+    let new: Vec<_> = new.take(MAX_WITHOUT_PEER).collect();
+    assert_eq!(probed(false), new);
+    let missing = (!addresses.contains(&peer)).then_some(peer);
+    assert_eq!(probed(true), Vec::from_iter(missing));
+    for address in new {
+        let ip = address.ip();
+        assert!(ip == ip.to_canonical() && !ip.is_unspecified() && !ip.is_multicast());
+        assert!(address.port() != 0 && !table.is_peer(address));
+    }
+}
+
+fn table_with(address: SocketAddr, now: Instant) -> Table {
+    let (Ok(me), Ok(instance), Ok(region)) = ("me".parse(), "peer".parse(), "syd".parse()) else {
+        unreachable!("these names are valid");
+    };
+    let mut table = Table::new(me, BootId::random());
+    let resolved = Event::Resolved {
+        addresses: [address].into(),
+        complete: true,
+    };
+    let answer = ProbeAnswer {
+        peer: Peer::new(address, region, instance),
+        draining: false,
+        rtt: Duration::ZERO,
+    };
+    table.apply(resolved, now);
+    table.apply(Event::Probed(address, Ok(answer)), now);
+    table
 }
 
 /// Everything that has to do with tokens, in headers and in settings.
