@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::channel::{Answer, Unread};
@@ -127,11 +127,11 @@ fn failed(answer: &Answer, limit: usize) -> Problem {
     if let Err(unread) = answer.body {
         return dropped("Error", unread, limit);
     }
-    let document = document(answer).unwrap_or_default();
-    let kind = document.kind.clone();
-    let kind = kind.unwrap_or_else(|| format!("http_{}", answer.status.as_u16()));
-    let said = document.text();
-    let message = said.unwrap_or_else(|| format!("the app answered {}", answer.status));
+    let (status, document) = (answer.status, document(answer).unwrap_or_default());
+    let message = document.text();
+    let message = message.unwrap_or_else(|| format!("the app answered {status}"));
+    let kind = document.kind;
+    let kind = kind.unwrap_or_else(|| format!("http_{}", status.as_u16()));
     let mut error = FunctionError::new(kind, message);
     error.data = document.data;
     Problem::function_failed(error)
@@ -158,12 +158,21 @@ pub(super) fn lost(detail: String) -> Problem {
 }
 
 /// What the body of an error says, as far as it is understood.
-#[derive(Default)]
+#[derive(Default, Deserialize)]
 struct Document {
+    #[serde(default, deserialize_with = "if_text")]
     kind: Option<String>,
+    #[serde(default, deserialize_with = "if_text")]
     message: Option<String>,
+    #[serde(default, deserialize_with = "if_text")]
     detail: Option<String>,
     data: Option<Box<RawValue>>,
+}
+
+/// A text, or nothing where it is another value.
+fn if_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let raw = Box::<RawValue>::deserialize(from)?;
+    Ok(serde_json::from_str(raw.get()).ok())
 }
 
 impl Document {
@@ -172,36 +181,15 @@ impl Document {
     }
 }
 
-/// The JSON of an error; `None` where there is none. Without a text of its own, the whole of it is the data.
+/// The JSON of an error; `None` where there is none. Where it has neither a text nor data, the whole of it is the data.
 fn document(answer: &Answer) -> Option<Document> {
-    #[derive(Deserialize)]
-    struct Members {
-        kind: Option<Box<RawValue>>,
-        message: Option<Box<RawValue>>,
-        detail: Option<Box<RawValue>>,
-        data: Option<Box<RawValue>>,
+    let body = answer.body.as_deref().ok();
+    let whole = json::value(body.filter(|_| is_json(&answer.headers))?).ok()?;
+    let mut document: Document = serde_json::from_str(whole.get()).unwrap_or_default();
+    if document.text().is_none() && document.data.is_none() {
+        document.data = Some(whole);
     }
-    let body = answer
-        .body
-        .as_deref()
-        .ok()
-        .filter(|_| is_json(&answer.headers))?;
-    let whole = json::value(body).ok()?;
-    let text = |raw: Option<Box<RawValue>>| serde_json::from_str::<String>(raw?.get()).ok();
-    let document = match serde_json::from_str::<Members>(whole.get()) {
-        Ok(members) => Document {
-            kind: text(members.kind),
-            message: text(members.message),
-            detail: text(members.detail),
-            data: members.data,
-        },
-        Err(_) => Document::default(),
-    };
-    let is_told = document.text().is_some() || document.data.is_some();
-    Some(Document {
-        data: if is_told { document.data } else { Some(whole) },
-        ..document
-    })
+    Some(document)
 }
 
 /// Whether the body is declared to be JSON: `application/json`, or a type that ends in `+json`.
@@ -222,57 +210,41 @@ fn content_type(headers: &HeaderMap) -> &str {
 mod tests {
     use super::*;
 
-    /// Status, a header, the body; what it means, and whether the list is asked.
-    type Case<'a> = (
-        u16,
-        (&'static str, &'static str),
-        Option<&'a str>,
-        String,
-        bool,
-    );
+    /// The body of an answer that is longer than its limit.
+    const TOO_LONG: &str = "too long";
 
-    fn told(
-        status: u16,
-        header: (&'static str, &'static str),
-        body: Option<&str>,
-    ) -> (String, bool) {
+    /// What an answer means, in words; `missing` where the list is to be asked.
+    fn meant(status: u16, header: (&'static str, &'static str), body: &str) -> String {
         let name = FunctionName {
             module: "M".parse().unwrap(),
             function: "f".parse().unwrap(),
         };
+        let header = (header.0.parse().unwrap(), header.1.parse().unwrap());
+        let body = match body {
+            TOO_LONG => Err(Unread::TooLong),
+            body => Ok(body.as_bytes().to_vec()),
+        };
         let answer = Answer {
             status: StatusCode::from_u16(status).unwrap(),
-            headers: [(header.0.parse().unwrap(), header.1.parse().unwrap())]
-                .into_iter()
-                .collect(),
-            body: body
-                .map(|body| body.as_bytes().to_vec())
-                .ok_or(Unread::TooLong),
+            headers: [header].into_iter().collect(),
+            body,
             _memory: None,
         };
-        let said = |outcome: Outcome| match outcome {
-            Ok(returned) => returned.json.get().to_owned(),
-            Err(Problem {
-                code,
-                executed,
-                error: None,
-                ..
-            }) => format!("{code} {executed}"),
-            Err(Problem {
-                code,
-                executed,
-                error: Some(error),
-                ..
-            }) => {
-                format!(
-                    "{code} {executed} {}",
-                    serde_json::to_string(&error).unwrap()
-                )
-            }
+        let said = |problem: Problem| match problem.error {
+            None => format!("{} {}", problem.code, problem.executed),
+            Some(error) => format!(
+                "{} {} {} {} {}",
+                problem.code,
+                problem.executed,
+                error.kind,
+                error.message,
+                error.data.as_ref().map_or("null", |data| data.get())
+            ),
         };
         match meaning(&name, &answer, 100) {
-            Meaning::Outcome(outcome) => (said(outcome), false),
-            Meaning::Missing(problem) => (said(Err(problem)), true),
+            Meaning::Outcome(Ok(returned)) => returned.json.get().to_owned(),
+            Meaning::Outcome(Err(problem)) => said(problem),
+            Meaning::Missing(problem) => format!("missing: {}", said(problem)),
         }
     }
 
@@ -284,147 +256,92 @@ mod tests {
         let plain = ("content-type", "text/plain");
         let no = ("rpc-executed", "No");
         let deep = "[".repeat(65) + &"]".repeat(65);
-        let failed = |kind: &str, message: &str, data: &str| {
-            format!(
-                r#"function_failed yes {{"kind":"{kind}","message":"{message}","data":{data}}}"#
-            )
-        };
-        let lost = || "function_lost maybe".to_owned();
-        let cases: Vec<Case<'_>> = vec![
-            (
-                200,
-                json,
-                Some("{\"a\": 1.10}"),
-                "{\"a\": 1.10}".into(),
-                false,
-            ),
-            (201, problem_json, Some("[]"), "[]".into(), false),
-            (204, html, Some(""), "null".into(), false),
-            (200, html, Some(""), "null".into(), false),
-            (200, json, Some("{"), lost(), false),
-            (200, json, Some(&deep), lost(), false),
-            (200, html, Some("<h1>"), lost(), false),
-            (200, plain, Some("3"), lost(), false),
-            (
-                200,
-                json,
-                None,
-                failed(
-                    "ResultTooLarge",
-                    "the result has more than the 100 bytes of RPC_MAX_RESULT",
-                    "null",
-                ),
-                false,
-            ),
-            (404, no, Some(""), "function_unknown no".into(), false),
-            (400, no, Some(""), "invalid_arguments no".into(), false),
-            (422, no, Some(""), "invalid_arguments no".into(), false),
-            (503, no, Some(""), "overloaded no".into(), false),
-            (409, no, Some(""), "overloaded no".into(), false),
-            (200, no, Some(""), "null".into(), false),
-            (
-                404,
-                json,
-                Some(r#"{"detail":"Not Found"}"#),
-                failed("http_404", "Not Found", "null"),
-                true,
-            ),
+        for (status, header, body, expected) in [
+            (200, json, "{\"a\": 1.10}", "{\"a\": 1.10}"),
+            (201, problem_json, "[]", "[]"),
+            (204, html, "", "null"),
+            (200, html, "", "null"),
+            (200, no, "", "null"),
+            (404, no, "", "function_unknown no"),
+            (400, no, "", "invalid_arguments no"),
+            (422, no, "", "invalid_arguments no"),
+            (503, no, "", "overloaded no"),
+            (409, no, "", "overloaded no"),
+            (500, html, "<h1>", "function_panicked yes"),
+            (500, json, "{", "function_panicked yes"),
+        ] {
+            let meant = meant(status, header, body);
+            assert_eq!(meant, expected, "{status} {header:?} {body}");
+        }
+        for (status, header, body) in [
+            (200, json, "{"),
+            (200, json, &*deep),
+            (200, html, "<h1>"),
+            (200, plain, "3"),
+            (501, html, ""),
+            (502, html, "<h1>"),
+            (504, plain, ""),
+            (101, html, ""),
+            (302, html, ""),
+            (304, json, "1"),
+        ] {
+            let meant = meant(status, header, body);
+            assert_eq!(meant, "function_lost maybe", "{status} {header:?} {body}");
+        }
+        let limit = "has more than the 100 bytes of RPC_MAX_RESULT null";
+        let result_too_large = format!("ResultTooLarge the result {limit}");
+        let error_too_large = format!("ErrorTooLarge the error {limit}");
+        let (told, untold) = (r#"{"detail":"Not Found"}"#, r#"{"detail":[{"loc":1}]}"#);
+        let taken = r#"{"kind":"Taken","message":"gone","data":[1]}"#;
+        let boom = r#"{"kind":"RuntimeError","message":"boom"}"#;
+        let whole = format!("http_422 the app answered 422 Unprocessable Entity {untold}");
+        for (status, header, body, expected, is_missing) in [
+            (200, json, TOO_LONG, &*result_too_large, false),
+            (404, json, told, "http_404 Not Found null", true),
             (
                 401,
                 html,
-                Some("<h1>"),
-                failed("http_401", "the app answered 401 Unauthorized", "null"),
+                "<h1>",
+                "http_401 the app answered 401 Unauthorized null",
                 true,
             ),
-            (
-                403,
-                html,
-                None,
-                failed(
-                    "ErrorTooLarge",
-                    "the error has more than the 100 bytes of RPC_MAX_RESULT",
-                    "null",
-                ),
-                true,
-            ),
+            (403, html, TOO_LONG, &*error_too_large, true),
             (
                 405,
                 html,
-                Some(""),
-                failed(
-                    "http_405",
-                    "the app answered 405 Method Not Allowed",
-                    "null",
-                ),
+                "",
+                "http_405 the app answered 405 Method Not Allowed null",
                 true,
             ),
-            (
-                409,
-                json,
-                Some(r#"{"kind":"Taken","message":"gone","data":[1]}"#),
-                failed("Taken", "gone", "[1]"),
-                false,
-            ),
+            (409, json, taken, "Taken gone [1]", false),
             (
                 409,
                 html,
-                Some("<h1>secret"),
-                failed("http_409", "the app answered 409 Conflict", "null"),
+                "<h1>secret",
+                "http_409 the app answered 409 Conflict null",
                 false,
             ),
-            (
-                422,
-                json,
-                Some(r#"{"detail":[{"loc":1}]}"#),
-                failed(
-                    "http_422",
-                    "the app answered 422 Unprocessable Entity",
-                    r#"{"detail":[{"loc":1}]}"#,
-                ),
-                false,
-            ),
+            (422, json, untold, &*whole, false),
             (
                 400,
                 json,
-                Some("\"no\""),
-                failed("http_400", "the app answered 400 Bad Request", "\"no\""),
+                "\"no\"",
+                "http_400 the app answered 400 Bad Request \"no\"",
                 false,
             ),
-            (
-                500,
-                json,
-                Some(r#"{"kind":"RuntimeError","message":"boom"}"#),
-                failed("RuntimeError", "boom", "null"),
-                false,
-            ),
+            (500, json, boom, "RuntimeError boom null", false),
             (
                 503,
                 json,
-                Some("{}"),
-                failed("http_503", "the app answered 503 Service Unavailable", "{}"),
+                "{}",
+                "http_503 the app answered 503 Service Unavailable {}",
                 false,
             ),
-            (
-                500,
-                html,
-                Some("<h1>"),
-                "function_panicked yes".into(),
-                false,
-            ),
-            (500, json, Some("{"), "function_panicked yes".into(), false),
-            (501, html, Some(""), lost(), false),
-            (502, html, Some("<h1>"), lost(), false),
-            (504, plain, Some(""), lost(), false),
-            (101, html, Some(""), lost(), false),
-            (302, html, Some(""), lost(), false),
-            (304, json, Some("1"), lost(), false),
-        ];
-        for (status, header, body, expected, is_missing) in cases {
-            assert_eq!(
-                told(status, header, body),
-                (expected, is_missing),
-                "{status} {header:?} {body:?}"
-            );
+        ] {
+            let prefix = if is_missing { "missing: " } else { "" };
+            let expected = format!("{prefix}function_failed yes {expected}");
+            let meant = meant(status, header, body);
+            assert_eq!(meant, expected, "{status} {header:?} {body}");
         }
     }
 }

@@ -366,7 +366,7 @@ impl Prepared {
                 let detail = format!("{}: the app refuses the call and its list", self.name);
                 Problem::new(Code::FunctionUnavailable, detail)
             }
-            Asked::Silent => {
+            Asked::Unreachable | Asked::Silent => {
                 let detail = format!("{}: the app refused, and then gave no list", self.name);
                 answer::lost(detail)
             }

@@ -1,4 +1,4 @@
-//! Asks the app for its list, again and again: how it is, what it has, and whether it refuses who bears no token. The only
+//! Asks the app for its list, again and again: how it is, what it has, and whether it refuses whoever sends no token. The only
 //! writer of an app's status.
 
 use std::{sync::Arc, time::Duration};
@@ -38,20 +38,6 @@ pub(super) struct Watch {
     failures: u32,
 }
 
-/// Why there is no list.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum NoList {
-    /// Nothing listens there.
-    #[error("{0}")]
-    Unreachable(String),
-    /// No answer, or none in time.
-    #[error("{0}")]
-    Silent(String),
-    /// Another answer than the list.
-    #[error("{0}")]
-    Wrong(String),
-}
-
 /// What came of asking for the list.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Asked {
@@ -59,8 +45,21 @@ pub(super) enum Asked {
     Listed,
     /// The app answered something else.
     Refused,
-    /// The app did not answer.
+    /// Nothing listens there.
+    Unreachable,
+    /// The app did not answer, or not in time.
     Silent,
+}
+
+/// Why there is no list, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{1}")]
+pub(super) struct NoList(Asked, String);
+
+impl NoList {
+    fn refused(why: impl Into<String>) -> Self {
+        Self(Asked::Refused, why.into())
+    }
 }
 
 impl Watch {
@@ -117,10 +116,7 @@ impl Watch {
             }
             Err(why) => {
                 self.failed(&why);
-                match why {
-                    NoList::Wrong(_) => Asked::Refused,
-                    NoList::Unreachable(_) | NoList::Silent(_) => Asked::Silent,
-                }
+                why.0
             }
         }
     }
@@ -132,7 +128,7 @@ impl Watch {
             return Ok(());
         }
         let listing = match is_new {
-            true => Arc::new(Listing::parse(&body).map_err(NoList::Wrong)?),
+            true => Arc::new(Listing::parse(&body).map_err(NoList::refused)?),
             false => was.listing,
         };
         // Tried before anything new is offered.
@@ -149,14 +145,12 @@ impl Watch {
             _ => (AppHealth::Up, None),
         };
         if self.is_open {
-            tracing::warn!(
-                "{OPEN}{}",
-                if self.allow_anonymous {
-                    ""
-                } else {
-                    NOT_OFFERED
-                }
-            );
+            let rest = if self.allow_anonymous {
+                ""
+            } else {
+                NOT_OFFERED
+            };
+            tracing::warn!("{OPEN}{rest}");
         }
         let functions = listing.len();
         tracing::info!(functions, ?health, "the app listed its functions");
@@ -166,7 +160,7 @@ impl Watch {
 
     fn failed(&mut self, why: &NoList) {
         self.failures += 1;
-        let is_down = matches!(why, NoList::Unreachable(_)) || self.failures >= FAILURES;
+        let is_down = why.0 == Asked::Unreachable || self.failures >= FAILURES;
         let status = self.app.status();
         match status.health {
             AppHealth::Starting => {
@@ -209,33 +203,29 @@ impl App {
         });
     }
 
-    /// The app's list, as it gives it to who bears its token.
+    /// The app's list, as it gives it to whoever sends its token.
     pub(super) async fn list(&self) -> Result<Vec<u8>, NoList> {
         let answer = self.get_list(self.token.as_ref()).await?;
         let status = answer.status;
+        let refused = |why: String| Err(NoList::refused(why));
         match answer.body {
             _ if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN => {
-                let why = format!("it answered {status} to its own RPC_APP_TOKEN");
-                Err(NoList::Wrong(why))
+                refused(format!("it answered {status} to its own RPC_APP_TOKEN"))
             }
-            _ if status != StatusCode::OK => Err(NoList::Wrong(format!("it answered {status}"))),
-            Err(Unread::TooLong) => {
-                let why = format!("its list has more than {MAX_LIST} bytes");
-                Err(NoList::Wrong(why))
-            }
+            _ if status != StatusCode::OK => refused(format!("it answered {status}")),
+            Err(Unread::TooLong) => refused(format!("its list has more than {MAX_LIST} bytes")),
             Err(Unread::NoRoom) => {
-                let why = "its list found no room in RPC_MAX_MEMORY";
-                Err(NoList::Silent(why.to_owned()))
+                let why = "its list found no room in RPC_MAX_MEMORY".to_owned();
+                Err(NoList(Asked::Silent, why))
             }
-            Ok(_) if !is_json(&answer.headers) => {
-                let why = "its list does not have the content-type application/json";
-                Err(NoList::Wrong(why.to_owned()))
-            }
+            Ok(_) if !is_json(&answer.headers) => Err(NoList::refused(
+                "its list does not have the content-type application/json",
+            )),
             Ok(body) => Ok(body),
         }
     }
 
-    /// Whether the app gives its list to who bears no token. What a unix socket lets through is for its folder to say.
+    /// Whether the app gives its list to whoever sends no token. What a unix socket lets through is for its folder to say.
     pub(super) async fn is_open(&self) -> Result<bool, NoList> {
         if self.channel.url().is_unix() {
             return Ok(false);
@@ -257,10 +247,13 @@ impl App {
         match time::timeout(LIST_TIMEOUT, asked).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(broken @ Broken::Unreachable(_))) => {
-                Err(NoList::Unreachable(broken.to_string()))
+                Err(NoList(Asked::Unreachable, broken.to_string()))
             }
-            Ok(Err(Broken::Lost(why))) => Err(NoList::Silent(why)),
-            Err(_) => Err(NoList::Silent(format!("no list within {LIST_TIMEOUT:?}"))),
+            Ok(Err(Broken::Lost(why))) => Err(NoList(Asked::Silent, why)),
+            Err(_) => {
+                let why = format!("no list within {LIST_TIMEOUT:?}");
+                Err(NoList(Asked::Silent, why))
+            }
         }
     }
 }

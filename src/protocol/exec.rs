@@ -1,7 +1,7 @@
 //! A call as one instance sends it to another: the object of `POST /rpc/{region}` with the members that only instances
 //! send. Written once by the instance that asks, read once by the one that runs it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -91,25 +91,15 @@ impl Exec {
         Ok(Self {
             region: parsed("region", region, Region::RULE)?,
             call: Call {
-                key: key
-                    .map(|raw| parsed("idempotency_key", raw, IdempotencyKey::RULE))
-                    .transpose()?,
-                key_owner: client
-                    .map(|raw| parsed("client", raw, KeyOwner::RULE))
-                    .transpose()?,
-                after: after
-                    .map(|raw| parsed("after", raw, ConsistencyToken::RULE))
-                    .transpose()?,
-                boot: boot
-                    .map(|raw| parsed("boot", raw, BootId::RULE))
-                    .transpose()?,
+                key: optional("idempotency_key", key, IdempotencyKey::RULE)?,
+                key_owner: optional("client", client, KeyOwner::RULE)?,
+                after: optional("after", after, ConsistencyToken::RULE)?,
+                boot: optional("boot", boot, BootId::RULE)?,
                 // An invalid one is ignored, as the specification of Trace Context demands.
                 trace: trace.and_then(|raw| serde_json::from_str(raw.get()).ok()),
                 ..Call::from_members(call, timeouts)?
             },
-            request_id: request_id
-                .map(|raw| parsed("request_id", raw, RequestId::RULE))
-                .transpose()?,
+            request_id: optional("request_id", request_id, RequestId::RULE)?,
             at_us: at_us.and_then(|at| at.get().parse().ok()),
         })
     }
@@ -155,6 +145,15 @@ impl Exec {
         json::join_lines(&mut text);
         text
     }
+}
+
+/// The value of a member that need not be there.
+fn optional<'a, T: Deserialize<'a>>(
+    member: &str,
+    raw: Option<&'a RawValue>,
+    rule: &str,
+) -> Result<Option<T>, Problem> {
+    raw.map(|raw| parsed(member, raw, rule)).transpose()
 }
 
 #[cfg(test)]

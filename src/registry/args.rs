@@ -241,33 +241,26 @@ mod tests {
         assert_eq!(parsed::<Box<RawValue>>("[1.10]").unwrap().get(), "1.10");
     }
 
+    fn misfit<A: DeserializeOwned>(args: &str) -> String {
+        parsed::<A>(args).map(|_| ()).unwrap_err()
+    }
+
     #[test]
     fn misfits_name_the_argument_and_no_value() {
-        assert_eq!(
-            parsed::<()>("[1]").unwrap_err(),
-            "takes 0 arguments, 1 given"
-        );
-        assert_eq!(
-            parsed::<(i64, i64)>("[1]").unwrap_err(),
-            "takes 2 arguments, 1 given"
-        );
-        assert_eq!(
-            parsed::<String>("[]").unwrap_err(),
-            "takes 1 argument, 0 given"
-        );
-        assert_eq!(
-            parsed::<(i64, i64)>(r#"[1,"secret"]"#).unwrap_err(),
-            "argument 2: expected i64"
-        );
-        assert_eq!(
-            parsed::<(u8,)>("[300]").unwrap_err(),
-            "argument 1: expected u8"
-        );
-        assert_eq!(
-            parsed::<Account>("[{}]").unwrap_err(),
-            "argument 1: missing field `id`"
-        );
-        let misfit = parsed::<(String,)>(r#"["\ud800"]"#).unwrap_err();
+        for (misfit, expected) in [
+            (misfit::<()>("[1]"), "takes 0 arguments, 1 given"),
+            (misfit::<(i64, i64)>("[1]"), "takes 2 arguments, 1 given"),
+            (misfit::<String>("[]"), "takes 1 argument, 0 given"),
+            (
+                misfit::<(i64, i64)>(r#"[1,"secret"]"#),
+                "argument 2: expected i64",
+            ),
+            (misfit::<(u8,)>("[300]"), "argument 1: expected u8"),
+            (misfit::<Account>("[{}]"), "argument 1: missing field `id`"),
+        ] {
+            assert_eq!(misfit, expected);
+        }
+        let misfit = misfit::<(String,)>(r#"["\ud800"]"#);
         assert!(misfit.starts_with("argument 1: "), "{misfit}");
     }
 }

@@ -336,7 +336,7 @@ mod tests {
     use tokio::time;
 
     use super::*;
-    use crate::{call::Args, name::FunctionName, reply::Returned};
+    use crate::{call::Timeouts, reply::Returned};
 
     const SMALL: Bounds = Bounds {
         keys: 8,
@@ -345,22 +345,14 @@ mod tests {
     };
 
     fn call(owner: &str) -> Call {
+        let timeouts = Timeouts {
+            default: Duration::from_secs(1),
+            max: Duration::from_secs(1),
+        };
+        let call = Call::from_json(br#"{"module":"M","function":"f"}"#, timeouts).unwrap();
         Call {
-            name: FunctionName {
-                module: "M".parse().unwrap(),
-                function: "f".parse().unwrap(),
-            },
-            args: Args::default(),
-            timeout: Duration::from_secs(1),
-            idempotent: false,
-            unsaid: crate::call::Unsaid::default(),
-            instance: None,
-            key: None,
             key_owner: Some(owner.parse().unwrap()),
-            after: None,
-            boot: None,
-            trace: None,
-            memory: None,
+            ..call
         }
     }
 

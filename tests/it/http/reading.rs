@@ -110,6 +110,9 @@ async fn every_built_in_function_does_what_its_name_says() {
         ("String.upcase", json!(["fly"]), json!("FLY")),
         ("String.downcase", json!(["FLY"]), json!("fly")),
         ("String.capitalize", json!(["fLY"]), json!("Fly")),
+        ("String.capitalize", json!(["éA"]), json!("Éa")),
+        ("String.capitalize", json!(["ß"]), json!("SS")),
+        ("String.capitalize", json!([""]), json!("")),
         ("String.reverse", json!(["fly"]), json!("ylf")),
         ("String.length", json!(["flié"]), json!(4)),
         ("String.trim", json!([" fly \n"]), json!("fly")),
@@ -130,6 +133,11 @@ async fn every_built_in_function_does_what_its_name_says() {
             "{function}"
         );
     }
+    let overflow = local.call("local", "Kernel.+", json!([i64::MAX, 1])).await;
+    assert_eq!(
+        overflow.body["error"],
+        json!({"kind": "ArithmeticError", "message": "the result is beyond 64 bits", "data": null})
+    );
     let split = local
         .call("local", "String.split", json!(["a", "b", "c"]))
         .await;
