@@ -98,7 +98,7 @@ impl Listing {
     }
 }
 
-/// A name, split at its last dot. One whose module would lead out of the folder of functions is none: servers resolve
+/// A name, split at its last dot. One whose module would lead out of the folder of functions is invalid: servers resolve
 /// `..` also when it is percent-encoded.
 fn function_name(text: &str) -> Result<FunctionName, String> {
     let Some((module, function)) = text.rsplit_once('.') else {

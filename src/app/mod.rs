@@ -107,7 +107,7 @@ pub(crate) struct App {
     status: tokio_watch::Sender<Status>,
     /// Who waits for the list to be asked again.
     asks: mpsc::Sender<oneshot::Sender<Asked>>,
-    /// Whether it has been said that the app gives consistency tokens that are none.
+    /// Whether the log says already that the app gives invalid consistency tokens.
     warned: AtomicBool,
 }
 
@@ -354,7 +354,7 @@ impl Prepared {
         })
     }
 
-    /// The app answered as one that does not have the function, or does not let this instance in: its list tells whether
+    /// The app answered as one that does not have the function, or does not let this instance in: its list shows whether
     /// that was the function itself, whose answer is `otherwise`.
     async fn missing(&self, otherwise: Problem) -> Problem {
         let (asked, status) = (self.app.ask_again().await, self.app.status());

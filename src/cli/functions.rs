@@ -81,7 +81,7 @@ async fn list(args: AskArgs) -> Result<(), Failure> {
         return answer.print_json();
     }
     let catalogue: Catalogue = answer.document()?;
-    let names: Vec<_> = catalogue.names().map(|name| name.to_string()).collect();
+    let names: Vec<_> = catalogue.iter().map(|(name, _)| name.to_string()).collect();
     print(&names.join("\n"))
 }
 
@@ -93,8 +93,8 @@ pub(super) async fn nearest(endpoint: &Endpoint, name: &str) -> Option<String> {
         strsim::jaro_winkler(&function, &name.to_lowercase())
     };
     let all = catalogue
-        .names()
-        .map(|function| (likeness(&function), function));
+        .iter()
+        .map(|(function, _)| (likeness(function), function));
     let (likeness, nearest) = all.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (likeness > 0.9).then(|| nearest.to_string())
 }

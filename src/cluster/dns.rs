@@ -85,28 +85,19 @@ impl Dns {
     /// Resolves every name. An answer without a usable address is an error, so that discovery keeps the peers it has.
     pub(super) async fn resolve(&self) -> DnsAnswer {
         let deadline = Instant::now() + ROUND_TIMEOUT;
-        let names = self.names.iter();
-        let names = names.map(|(name, families)| self.resolve_in_time(name, families, deadline));
+        let names = self.names.iter().map(|(name, families)| async move {
+            let asked = self.resolve_name(name, families, deadline);
+            let asked = time::timeout_at(deadline, asked).await;
+            let mut answer = asked.unwrap_or_else(|_| DnsAnswer::failed(&NetError::Timeout));
+            let error = answer.error;
+            answer.error = error.map(|error| format!("{}: {error}", label(name)));
+            answer
+        });
         let mut answer: DnsAnswer = future::join_all(names).await.into_iter().collect();
         answer.addresses.retain(is_usable);
         if answer.addresses.is_empty() && answer.error.is_none() {
             answer.error = Some("the answer has no usable address".to_owned());
         }
-        answer
-    }
-
-    async fn resolve_in_time(
-        &self,
-        name: &DnsName,
-        families: &Families,
-        deadline: Instant,
-    ) -> DnsAnswer {
-        let answer = self.resolve_name(name, families, deadline);
-        let answer = time::timeout_at(deadline, answer).await;
-        let mut answer = answer.unwrap_or_else(|_| DnsAnswer::failed(&NetError::Timeout));
-        answer.error = answer
-            .error
-            .map(|error| format!("{}: {error}", label(name)));
         answer
     }
 
@@ -140,10 +131,7 @@ impl Dns {
             self.resolver.ipv6_lookup(host),
         )
         .await;
-        let is_answered = [&a, &aaaa].map(|lookup| match lookup {
-            Ok(_) => true,
-            Err(error) => is_an_answer(error),
-        });
+        let is_answered = [&a, &aaaa].map(|lookup| lookup.as_ref().err().is_none_or(is_an_answer));
         let is_missed = families.note(is_answered);
         match (a, aaaa) {
             // Of "there are no records" and a failure, people need to know the failure.

@@ -202,7 +202,7 @@ impl Cluster {
     }
 
     /// Probes the peer at `address` at once, on a new connection, and returns its state afterwards: for calls that wait
-    /// there and hear nothing. Takes up to a second, longer when dozens of peers hang. All calls that ask meanwhile share
+    /// there and receive nothing. Takes up to a second, longer when dozens of peers hang. All calls that ask meanwhile share
     /// one probe, and one that ended less than a quarter of a second ago counts too. What is not a peer is suspect.
     pub(crate) async fn probe(&self, address: SocketAddr) -> PeerState {
         let (waiter, state) = oneshot::channel();

@@ -84,54 +84,36 @@ impl Prober {
                 time::timeout_at(deadline, catalogue).await.ok().flatten()
             }
         };
-        let Introduction {
-            region,
-            instance,
-            boot,
-            release,
-            state,
-            app_state,
-            ..
-        } = introduction;
         let peer = Peer {
-            address,
-            region,
-            instance,
-            release,
-            boot,
+            release: introduction.release,
+            boot: introduction.boot,
             catalogue,
-            app_state,
-            stats: Arc::default(),
+            app_state: introduction.app_state,
+            ..Peer::new(address, introduction.region, introduction.instance)
         };
         Ok(ProbeAnswer {
             peer,
-            draining: state == Readiness::Draining,
+            draining: introduction.state == Readiness::Draining,
             rtt,
         })
     }
 
     async fn introduction(&self, address: SocketAddr) -> Result<Introduction, ProbeFailure> {
-        let (response, proof) = self.get(address, INTRODUCTION).await?;
+        let not_a_peer = |why: String| Err(ProbeFailure::NotAPeer(why));
+        let (response, is_proven_by) = self.get(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
-        if !proof.is_from(&introduction) {
-            return Err(ProbeFailure::NotAPeer(
-                "it did not prove that it knows RPC_TOKEN and answers at this very address"
-                    .to_owned(),
-            ));
+        if !is_proven_by(&introduction) {
+            let why = "it did not prove that it knows RPC_TOKEN and answers at this very address";
+            return not_a_peer(why.to_owned());
         }
-        let app = |app: &Option<String>| app.clone().unwrap_or_else(|| "none".to_owned());
         if introduction.app != self.app {
-            return Err(ProbeFailure::NotAPeer(format!(
-                "it belongs to another app: {}, not {}",
-                app(&introduction.app),
-                app(&self.app)
-            )));
+            let app = |app: &Option<String>| app.clone().unwrap_or_else(|| "none".to_owned());
+            let (its, own) = (app(&introduction.app), app(&self.app));
+            return not_a_peer(format!("it belongs to another app: {its}, not {own}"));
         }
         if introduction.protocol != PROTOCOL {
-            return Err(ProbeFailure::NotAPeer(format!(
-                "it speaks protocol {}, not {PROTOCOL}",
-                introduction.protocol
-            )));
+            let its = introduction.protocol;
+            return not_a_peer(format!("it speaks protocol {its}, not {PROTOCOL}"));
         }
         Ok(introduction)
     }
@@ -144,8 +126,8 @@ impl Prober {
         address: SocketAddr,
         introduction: &Introduction,
     ) -> Option<Arc<Catalogue>> {
-        let (response, proof) = self.get(address, FUNCTIONS).await.ok()?;
-        if !proof.is_from(introduction) {
+        let (response, is_proven_by) = self.get(address, FUNCTIONS).await.ok()?;
+        if !is_proven_by(introduction) {
             return None;
         }
         let catalogue: Catalogue = read(response, MAX_CATALOGUE).await.ok()?;
@@ -157,58 +139,39 @@ impl Prober {
         Some(catalogue)
     }
 
-    /// The answer for `path` at `address`, and the means to check from whom it is.
+    /// The answer for `path` at `address`, and whether its proof is that of the instance in an introduction; any will do
+    /// where the cluster has no token.
     async fn get(
         &self,
         address: SocketAddr,
         path: &'static str,
-    ) -> Result<(Response, ProofCheck<'_>), ProbeFailure> {
+    ) -> Result<(Response, impl Fn(&Introduction) -> bool), ProbeFailure> {
         let mut request = self.client.get(format!("http://{address}{path}"));
-        let challenge = self
-            .token
-            .as_ref()
-            .map(|token| (Challenge::new(address), token));
+        let token = self.token.as_ref();
+        let challenge = token.map(|token| (Challenge::new(address), token));
         if let Some((challenge, token)) = &challenge {
-            request = request.header(NONCE, challenge.nonce()).header(
-                PROOF,
-                challenge.prove(token, Statement::Asks { path }).to_string(),
-            );
+            let asks = Statement::Asks { path };
+            request = request
+                .header(NONCE, challenge.nonce())
+                .header(PROOF, challenge.prove(token, asks).to_string());
         }
         let response = send(request).await?;
         let proof = response.headers().get(PROOF);
-        let proof = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
-        Ok((
-            response,
-            ProofCheck {
+        let proof: Option<Proof> = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
+        let is_proven_by = move |introduction: &Introduction| {
+            let Some((challenge, token)) = &challenge else {
+                return true;
+            };
+            let answers = Statement::Answers {
                 path,
-                challenge,
-                proof,
-            },
-        ))
-    }
-}
-
-/// The proof in an answer, and the challenge that it must meet where the cluster has a token.
-struct ProofCheck<'a> {
-    path: &'static str,
-    challenge: Option<(Challenge, &'a Token)>,
-    proof: Option<Proof>,
-}
-
-impl ProofCheck<'_> {
-    /// Whether the answer is from the instance in `introduction`, which knows the cluster's token if there is one.
-    fn is_from(&self, introduction: &Introduction) -> bool {
-        let Some((challenge, token)) = &self.challenge else {
-            return true;
+                instance: &introduction.instance,
+                region: &introduction.region,
+                boot: introduction.boot.as_ref(),
+            };
+            let proof = proof.as_ref();
+            proof.is_some_and(|proof| challenge.is_proven(token, answers, proof))
         };
-        let answers = Statement::Answers {
-            path: self.path,
-            instance: &introduction.instance,
-            region: &introduction.region,
-            boot: introduction.boot.as_ref(),
-        };
-        let proof = self.proof.as_ref();
-        proof.is_some_and(|proof| challenge.is_proven(token, answers, proof))
+        Ok((response, is_proven_by))
     }
 }
 

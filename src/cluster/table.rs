@@ -475,7 +475,7 @@ impl Table {
 
     /// The peers of `region` as calls read them: each process once, although it may have two addresses.
     ///
-    /// Processes are told apart by instance id and run. Two addresses with the same id and the same run, or with a run
+    /// Processes differ by instance id and run. Two addresses with the same id and the same run, or with a run
     /// that one of them does not name, are one process. Two runs under one id are either a restart, in which case the
     /// old one no longer answers, or two processes that were given the same id: if both are ready, both are used, and
     /// the id is marked as a duplicate. Ready peers come first, so that of two addresses the better one is taken.

@@ -65,11 +65,6 @@ impl Catalogue {
         self.functions.len()
     }
 
-    /// The names in it, sorted.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &FunctionName> {
-        self.functions.keys()
-    }
-
     /// What the function declares, if it is in it.
     pub(crate) fn get(&self, name: &FunctionName) -> Option<&Declaration> {
         self.functions.get(name)

@@ -201,7 +201,7 @@ impl Lines {
         }
     }
 
-    /// Appends bytes that were read elsewhere.
+    /// Appends bytes that were read already.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }

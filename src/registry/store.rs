@@ -44,7 +44,7 @@ const FRESH: Duration = Duration::from_secs(3);
 const COMMAND: Duration = Duration::from_secs(1);
 /// How long a store that is away is left alone.
 const REST: Duration = Duration::from_millis(200);
-/// The shortest and the longest time between two looks at a call that runs elsewhere.
+/// The shortest and the longest time between two looks at a call that runs on another instance.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 /// How many repeats wait here for calls that run.
 const WAITERS: usize = 1024;
@@ -73,9 +73,8 @@ pub(crate) struct Store {
 /// Not its client, which has the password.
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let live = self.live.borrow();
         f.debug_struct("Store")
-            .field("live", &*live)
+            .field("is_up", &self.is_up())
             .finish_non_exhaustive()
     }
 }
@@ -92,14 +91,6 @@ struct Owed {
 struct Live {
     connection: MultiplexedConnection,
     said: Instant,
-}
-
-impl std::fmt::Debug for Live {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Live")
-            .field("said", &self.said)
-            .finish_non_exhaustive()
-    }
 }
 
 /// What becomes of a value that is still the same.
@@ -152,7 +143,7 @@ impl Store {
     /// The store at `url` for the process `boot` of the instance `identity`, and what keeps it up until `stop`.
     ///
     /// # Errors
-    /// The URL is none, which its setting has excluded.
+    /// The URL is invalid, which its setting has excluded.
     pub(crate) fn new(
         url: &KeyStoreUrl,
         identity: &Identity,
@@ -229,12 +220,9 @@ impl Store {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), redis::RedisError> {
         let said = Instant::now();
+        let name = self.process(&self.boot);
         let mut alive = redis::cmd("SET");
-        alive
-            .arg(self.process(&self.boot))
-            .arg(1)
-            .arg("PX")
-            .arg(milliseconds(LEASE));
+        alive.arg(name).arg(1).arg("PX").arg(milliseconds(LEASE));
         alive.query_async::<()>(connection).await?;
         let connection = connection.clone();
         self.live.send_replace(Some(Live { connection, said }));

@@ -65,7 +65,7 @@ impl<D: Buf + Send + 'static> Connection<D> {
         let connecting = time::timeout(within, TcpStream::connect(to));
         let stream = connecting.await.ok()?.ok()?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-        // What goes wrong is told to whoever waits for the answer.
+        // What goes wrong reaches whoever waits for the answer.
         let task = tokio::spawn(async move {
             let _ = connection.await;
         });

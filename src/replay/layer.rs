@@ -29,7 +29,7 @@ use crate::{
 /// Replays requests that write in the primary region, by the answer `fly-replay` to Fly Proxy; for axum and every other
 /// service of tower.
 ///
-/// A request that writes runs in the primary region or not at all: the application is not asked elsewhere. Every method
+/// A request that writes runs in the primary region or not at all: the application of another region is not asked. Every method
 /// but GET, HEAD, OPTIONS and TRACE writes, unless [`ReplayToPrimary::writes`] says otherwise. After a write, a cookie
 /// sends the same client's reads to the primary region too, for 5 s or what [`ReplayToPrimary::window`] says, so that
 /// it reads what it wrote; with [`ReplayToPrimary::caught_up`], until the data here has seen the write.

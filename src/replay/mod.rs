@@ -1,5 +1,5 @@
 //! The words of `fly-replay`, by which Fly Proxy is asked to send a request once more to another Machine, and of the
-//! headers that tell of it: <https://fly.io/docs/networking/dynamic-request-routing/>.
+//! headers that describe it: <https://fly.io/docs/networking/dynamic-request-routing/>.
 //!
 //! Whether Fly Proxy takes these headers away when a client sends them is not documented. They are believed for routing
 //! only, and only in the direction that ends it: a request that claims to be a replay is never replayed.
@@ -34,7 +34,7 @@ const FLY_PROXY: [HeaderName; 2] = [
     HeaderName::from_static("fly-forwarded-port"),
 ];
 
-/// The largest request that Fly Proxy replays, in bytes. Its documents say 1 MB of "requests" here and 10 MB elsewhere:
+/// The largest request that Fly Proxy replays, in bytes. Its documents say 1 MB of "requests" here and 10 MB on another page:
 /// this is the smallest that can be meant, head included.
 pub(crate) const MAX_REQUEST: usize = 1_000_000;
 

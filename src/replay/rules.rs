@@ -108,7 +108,7 @@ impl Rules {
         }
     }
 
-    /// A read that is answered here, as far as its head tells.
+    /// A read that is answered here, as far as its head shows.
     fn read(&self, head: &Parts) -> Step {
         match &self.captures {
             Some(_) => {
@@ -153,9 +153,7 @@ impl Rules {
         if was_replayed(&head.headers) || head.headers.contains_key(FORWARDED) {
             return Some(self.unreached());
         }
-        let is_too_large =
-            request_size(&head.uri, &head.headers, length(&head.headers)) > MAX_REQUEST;
-        (is_too_large && self.forwards_to.is_none()).then(|| self.too_large())
+        (size(head) > MAX_REQUEST && self.forwards_to.is_none()).then(|| self.too_large())
     }
 
     /// The primary region was not reached.
@@ -222,15 +220,15 @@ impl Rules {
 /// Whether a request is known to be small enough to be replayed.
 fn fits(head: &Parts) -> bool {
     let is_known = !head.headers.contains_key(TRANSFER_ENCODING);
-    is_known && request_size(&head.uri, &head.headers, length(&head.headers)) <= MAX_REQUEST
+    is_known && size(head) <= MAX_REQUEST
 }
 
-/// The bytes of a body, as far as the head tells.
-fn length(headers: &HeaderMap) -> usize {
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok());
-    length.map_or(0, |length| length.parse().unwrap_or(usize::MAX / 2))
+/// The bytes of a request, as far as its head shows.
+fn size(head: &Parts) -> usize {
+    let length = head.headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok());
+    let length = length.map_or(0, |length| length.parse().unwrap_or(usize::MAX / 2));
+    request_size(&head.uri, &head.headers, length)
 }
 
 /// Seconds since 1970.
