@@ -150,7 +150,7 @@ impl Caller {
         self.0.as_ref().map_or("", |client| client.name.as_str())
     }
 
-    /// Whose its idempotency keys are; nobody's in particular for anybody.
+    /// The owner of its idempotency keys; `None` without a client.
     pub(crate) fn key_owner(&self) -> Option<KeyOwner> {
         let client = self.0.as_ref()?;
         // A client's name is one of an owner: the rule of owners is the wider one.

@@ -1,5 +1,5 @@
 //! The HTTP client that instances use: straight to the address, no proxy, no redirect, bounded bodies.
-//! A proxy from the environment or a redirect would hand calls, and later the cluster's token, to somebody else.
+//! A proxy from the environment or a redirect would hand calls, and later the cluster's token, to another host.
 
 use std::time::Duration;
 

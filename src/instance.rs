@@ -68,18 +68,17 @@ impl Instance {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
-        let (core, _, _) = Core::start(config, registry, None, false).await?;
-        Ok(Self { core })
+        Self::launch(config, registry, false).await
     }
 
-    /// The same with a listener of its own for the app that this process runs as its child: it stays open until
-    /// [`Instance::end`], so that the app's calls are forwarded while it stops, when nobody else's are taken any more.
-    #[cfg(feature = "cli")]
-    pub(crate) async fn start_with_child(
+    /// Starts it, with a child also on a listener for the app that this process runs: that stays open until
+    /// [`Instance::end`], so that the app's calls are forwarded while it stops, when no other calls are taken any more.
+    pub(crate) async fn launch(
         config: Config,
         registry: Registry,
+        has_child: bool,
     ) -> Result<Self, StartError> {
-        let (core, _, _) = Core::start(config, registry, None, true).await?;
+        let (core, _, _) = Core::start(config, registry, None, has_child).await?;
         Ok(Self { core })
     }
 
@@ -100,7 +99,7 @@ impl Instance {
         self.core.internal_address
     }
 
-    /// Where it serves scrapers that bear no token, if it does.
+    /// Where it serves scrapers, which send no token, if it does.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.core.metrics_address
     }
@@ -163,14 +162,14 @@ impl Instance {
         self.core.end().await;
     }
 
-    /// Stops in order: its peers hear of it and it still serves for the drain delay; then refuses new calls and finishes those
-    /// in flight, at most for the drain timeout.
+    /// Stops in order: announces the stop to its peers and still serves for the drain delay; then refuses new calls and
+    /// finishes those in flight, at most for the drain timeout.
     pub async fn shutdown(&self) -> Drained {
         self.core.shutdown().await
     }
 }
 
-/// What runs, whoever serves the public routes.
+/// What runs, with or without a listener of its own for the public routes.
 #[derive(Debug)]
 struct Core {
     address: SocketAddr,
@@ -197,7 +196,7 @@ impl Core {
         has_child: bool,
     ) -> Result<(Self, Arc<App>, bool), StartError> {
         config.validate()?;
-        // Without /internal/*, it is nobody's peer.
+        // Without /internal/*, it is no peer.
         let is_peer = !config.machine.runs_release_command;
         let (public, address) = match mounted_at {
             Some(address) => (None, address),

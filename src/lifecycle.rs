@@ -15,7 +15,7 @@ pub(crate) enum Phase {
     Draining,
     /// It refuses new calls and finishes those in flight.
     Refusing,
-    /// It waits for nothing any more: whoever holds a connection lets go of it.
+    /// It waits for nothing any more: connections are closed.
     Cut,
 }
 

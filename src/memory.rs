@@ -1,4 +1,4 @@
-//! The budget of bytes for everything that waits: heads and bodies of requests, answers that nobody has taken yet, lines
+//! The budget of bytes for everything that waits: heads and bodies of requests, answers that are not taken yet, lines
 //! between instances. Owns the count and the default limit; what is refused, and when, is its users' to decide.
 
 use std::{
@@ -153,7 +153,7 @@ fn of_cgroups(root: &Path) -> Option<usize> {
     limits.min()
 }
 
-/// A limit; `None` where there is none, which version 1 writes as the largest number of whole pages.
+/// A limit, which version 1 writes as the largest number of whole pages where there is none.
 fn number(file: PathBuf) -> Option<usize> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }

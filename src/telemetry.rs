@@ -1,6 +1,6 @@
 //! Logs, and traces where they are asked for, of `fly-rpc serve`: lines for people on a terminal, JSON lines elsewhere,
-//! always on stderr. A call never waits for whoever reads the log: a thread writes it, and when nobody reads, lines are lost
-//! and counted. (`tracing-appender` counts them too, but nobody says so in the log, and at the end it waits 100 ms for room
+//! always on stderr. A call never waits for the reader of the log: a thread writes it, and when that is too slow, lines are lost
+//! and counted. (`tracing-appender` counts them too, but does not log the count, and at the end it waits 100 ms for room
 //! where this waits 1 s.) SIGUSR1 lets everything through, and the next one no more than before.
 
 mod fields;
@@ -39,7 +39,7 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 /// The pause between two looks whether there is room for one more message.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What is let through when somebody wants to see more than usual.
+/// The filter after SIGUSR1.
 const LOUD: &str = "debug";
 
 /// Where lines go in; cheap to clone.
@@ -92,7 +92,7 @@ pub(crate) fn init(config: &Config, service: Option<String>) -> Result<Guard, St
     #[cfg(feature = "otlp")]
     match &traces {
         Some(traces) => subscriber.with(traces.layer()).init(),
-        // A layer that is none would still be asked about each span and each line.
+        // A layer of `None` would still be asked about each span and each line.
         None => subscriber.init(),
     }
     #[cfg(not(feature = "otlp"))]

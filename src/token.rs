@@ -22,7 +22,7 @@ impl Token {
         format!("Bearer {}", self.secret)
     }
 
-    /// The proof, for others that know this token, that `statement` comes from somebody that knows it.
+    /// The proof, for others that know this token, that `statement` was made by one that knows it.
     pub(crate) fn prove(&self, statement: &str) -> Proof {
         Proof(self.mac(statement).finalize().into_bytes().into())
     }

@@ -7,23 +7,18 @@ use crate::problem::{Code, Executed};
 /// What a request was asked with, as far as the advice depends on it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Asked {
-    /// Whether with a token.
     pub(super) with_token: bool,
-    /// Whether it may run twice, or runs once however often it is sent.
     pub(super) again: Again,
-    /// The function that was probably meant by the one that nobody has.
+    /// The known function whose name is most like the unknown one.
     pub(super) meant: Option<String>,
 }
 
 /// Whether a call may be sent again after it may have run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) enum Again {
-    /// The user did not say.
     #[default]
     Unsaid,
-    /// It is idempotent.
     Idempotent,
-    /// It has a key.
     Keyed,
 }
 

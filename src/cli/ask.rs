@@ -1,5 +1,5 @@
 //! What the commands that call an instance share: where it is, one request to it on a connection of its own, and what is
-//! said of a failure. No proxy and no redirect: either would hand the user's token to somebody else.
+//! said of a failure. No proxy and no redirect: either would hand the user's token to another host.
 
 use std::{error::Error, time::Duration};
 
@@ -142,7 +142,7 @@ fn is_base(url: &Url) -> bool {
 }
 
 /// The answer at `base` to `request`, within `timeout` from when there is a connection to `uri`. Nothing can have been done
-/// without one; once the request was sent, nobody knows.
+/// without one; once the request was sent, it may have been.
 async fn exchange(
     base: &str,
     uri: Uri,

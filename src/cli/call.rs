@@ -108,7 +108,6 @@ struct Body<'a> {
     per: Option<Per>,
 }
 
-/// The arguments of a call, by position or by name.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Arguments {
@@ -199,7 +198,6 @@ fn account(meta: &Meta, took: Duration) -> String {
     )
 }
 
-/// The path of the request.
 fn path(args: &CallArgs) -> Result<String, Failure> {
     let region = &args.region;
     let (room, checked) = match args.each {
@@ -234,7 +232,6 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// The arguments as they were typed.
 fn arguments(typed: &[String]) -> Result<Vec<Box<RawValue>>, Failure> {
     let numbered = typed.iter().enumerate();
     numbered
@@ -242,7 +239,7 @@ fn arguments(typed: &[String]) -> Result<Vec<Box<RawValue>>, Failure> {
         .collect()
 }
 
-/// The arguments as they were typed, `NAME=VALUE`.
+/// Arguments of the form `NAME=VALUE`.
 fn named(typed: &[String]) -> Result<BTreeMap<String, Box<RawValue>>, Failure> {
     let mut named = BTreeMap::new();
     for text in typed {
@@ -257,7 +254,6 @@ fn named(typed: &[String]) -> Result<BTreeMap<String, Box<RawValue>>, Failure> {
     Ok(named)
 }
 
-/// The argument `which` as it was typed.
 fn argument(which: &str, text: &str) -> Result<Box<RawValue>, Failure> {
     json_of(text).map_err(|why| {
         let json = string(text);
@@ -269,7 +265,7 @@ fn argument(which: &str, text: &str) -> Result<Box<RawValue>, Failure> {
 }
 
 /// An argument as it was typed: JSON if it is JSON, else a string; what begins like an array, an object or a string of
-/// JSON, and is none, was meant to be one.
+/// JSON must be one.
 fn json_of(text: &str) -> Result<Box<RawValue>, serde_json::Error> {
     let trimmed = text.trim();
     match RawValue::from_string(trimmed.to_owned()) {
@@ -279,7 +275,6 @@ fn json_of(text: &str) -> Result<Box<RawValue>, serde_json::Error> {
     }
 }
 
-/// `text` as a string of JSON.
 fn string(text: &str) -> String {
     Value::String(text.to_owned()).to_string()
 }

@@ -1,4 +1,4 @@
-//! `fly-rpc explain`: where calls for a region, or a list of regions, would run as one instance sees it, and why not elsewhere.
+//! `fly-rpc explain`: where calls for a region, or a list of regions, would run as one instance sees it, and why not at the others.
 
 use anstyle::AnsiColor;
 use clap::Args;

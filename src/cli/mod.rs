@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
         Err(error) => {
-            // Where the terminal itself is gone, there is nobody to print it for.
+            // Without a terminal there is nowhere to print it.
             let _ = error.print();
             return match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -150,10 +150,10 @@ async fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
-/// One piece of data on stdout.
+/// Prints data, on stdout.
 fn print(text: &str) -> Result<(), Failure> {
     match write_out(text) {
-        // Whoever reads us has enough, as `head` does.
+        // The reader has enough, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),
     }
@@ -163,7 +163,7 @@ fn write_out(text: &str) -> io::Result<()> {
     writeln!(anstream::stdout(), "{text}")
 }
 
-/// One message on stderr.
+/// Prints a message, on stderr.
 fn say(text: &str) {
     // Without a stderr there is nowhere to say so.
     let _ = writeln!(anstream::stderr(), "{text}");

@@ -52,7 +52,7 @@ pub(super) async fn run(args: RegionsArgs) -> Result<(), Failure> {
     }
 }
 
-/// Shows the cluster until nobody reads it. An instance that is gone may come back: whoever watches wants to see that.
+/// Shows the cluster until the reader of stdout is gone; an instance that does not answer may come back.
 async fn watch(endpoint: &Endpoint, pause: Duration) -> Result<(), Failure> {
     loop {
         let (seen, failed) = match look(endpoint).await {

@@ -1,9 +1,9 @@
 //! `fly-rpc serve`: one instance with the built-in functions.
 
-use std::{future, io::Read, pin::pin};
+use std::{future, io, pin::pin};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use tokio::sync::oneshot;
+use tokio::task;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, print};
@@ -20,7 +20,6 @@ pub(super) struct ServeArgs {
     until_stdin_closes: bool,
 }
 
-/// The settings that have a flag.
 fn flags() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().filter(|setting| !setting.flag.is_empty())
 }
@@ -108,16 +107,16 @@ impl Serving {
         stop: impl Future<Output = ()> + Send,
         last: impl FnOnce(CancellationToken) -> L,
     ) -> Result<(), Failure> {
-        let stdin = async {
-            match self.until_stdin_closes {
-                true => stdin_closed().await,
-                false => future::pending().await,
-            }
+        // Spawned only when it is polled, which a disabled branch is not.
+        let stdin_closes = async {
+            let read = || io::copy(&mut io::stdin(), &mut io::sink());
+            task::spawn_blocking(read).await
         };
         let stop = async {
             tokio::select! {
                 () = stop => {}
-                () = stdin => {}
+                // This read cannot be cancelled; the end of the program does not wait for it.
+                _ = stdin_closes, if self.until_stdin_closes => {}
             }
         };
         let drained = self.instance.drain_after(stop, &mut self.signals).await;
@@ -161,11 +160,11 @@ pub(super) async fn start(
         Some(_) => Registry::new(),
         None => Registry::builtin(),
     };
-    let started = match has_child {
-        true => Instance::start_with_child(config, registry).await,
-        false => Instance::start(config, registry).await,
-    };
-    let instance = started.map_err(|error| refused(&error))?;
+    let started = Instance::launch(config, registry, has_child).await;
+    let instance = started.map_err(|error| match error {
+        StartError::Config(_) | StartError::Registry(_) => Failure::Usage(error.to_string()),
+        StartError::Listen { .. } | StartError::Discovery(_) => Failure::Failed(error.to_string()),
+    })?;
     let identity = instance.identity();
     print(&format!(
         "listening on http://{} (region {}, primary {}, instance {})",
@@ -189,24 +188,4 @@ pub(super) async fn start(
         until_stdin_closes: args.until_stdin_closes,
         _log: log,
     })
-}
-
-fn refused(error: &StartError) -> Failure {
-    match error {
-        StartError::Config(_) | StartError::Registry(_) => Failure::Usage(error.to_string()),
-        StartError::Listen { .. } | StartError::Discovery(_) => Failure::Failed(error.to_string()),
-    }
-}
-
-/// Waits until stdin is closed. In a thread of its own, because a read of stdin cannot be cancelled.
-async fn stdin_closed() {
-    let (closed, wait) = oneshot::channel::<()>();
-    std::thread::spawn(move || {
-        let mut input = std::io::stdin().lock();
-        let mut buffer = [0; 256];
-        while matches!(input.read(&mut buffer), Ok(1..)) {}
-        drop(closed);
-    });
-    // The sender never sends: the end of it is what is waited for.
-    let _ = wait.await;
 }

@@ -1,4 +1,4 @@
-//! TLS of the commands that ask an instance, with whoever this machine's authorities vouch for. Instances speak none.
+//! TLS of the commands that ask an instance, with a server whose certificate this machine trusts. Instances speak none.
 
 use std::{error::Error, io, sync::Arc};
 

@@ -24,13 +24,13 @@ use crate::{call::MAX_TIMEOUT, token::Token};
 pub struct AppConfig {
     /// Where it serves its functions.
     pub url: AppUrl,
-    /// What every request to it bears; only one at a unix socket needs none.
+    /// The token in every request to it; only an app at a unix socket needs none.
     pub token: Option<Token>,
     /// Calls in it at once, 1 or more; as many again wait.
     pub concurrency: usize,
     /// How long a child process may take to stop.
     pub stop_timeout: Duration,
-    /// Whether its functions are offered although it gives its list to whoever asks.
+    /// Whether its functions are offered although it gives its list without the token.
     pub allow_anonymous: bool,
 }
 

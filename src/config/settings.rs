@@ -1,6 +1,7 @@
 //! The table of settings: one row each, from which come the flags of `fly-rpc serve` and its help, the variables that
 //! may be set, the defaults (the text of a default is parsed as a value is) and the table in the documents.
-//! What a value means is in `Config::from_values`.
+//! What a value means is in `Config::from_values`. (Not clap's derive with `env`: a program that embeds the crate reads the
+//! environment without clap, and clap shows a wrong value, secrets among them, and does not name its variable.)
 
 use super::ConfigError;
 

@@ -15,7 +15,7 @@ use crate::{
 
 /// An instance whose public routes the program serves, on a listener of its own.
 ///
-/// The program accepts connections, hears signals, and decides when to stop; the instance has its functions, discovers
+/// The program accepts connections, handles signals, and decides when to stop; the instance has its functions, discovers
 /// its peers, and calls them. `RPC_INTERNAL_LISTEN` and `RPC_METRICS_LISTEN` are still listened on where they are set;
 /// `RPC_LISTEN` is for the program to read. Dropping it leaves discovery running; [`Embedded::drain`] stops it in order.
 ///
@@ -97,7 +97,7 @@ impl Embedded {
         self.core.cluster.first_round().await;
     }
 
-    /// Stops the instance in order, while the program still serves: tells the peers and takes calls for the drain delay;
+    /// Stops the instance in order, while the program still serves: announces the stop and takes calls for the drain delay;
     /// then refuses new calls and finishes those in flight, at most for the drain timeout; then ends discovery. The
     /// program stops its server when this has returned.
     pub async fn drain(&self) -> Drained {

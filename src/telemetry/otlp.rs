@@ -84,7 +84,7 @@ impl Drop for Traces {
     }
 }
 
-/// The HTTP client as the exporter's thread, which is none of the runtime's, can use it.
+/// The HTTP client for the exporter's thread, which is outside the runtime.
 #[derive(Debug)]
 struct Sender {
     client: reqwest::Client,

@@ -1,4 +1,4 @@
-//! Traces where spans are recorded: the span of a call continues the trace that the request bears, and the peer's
+//! Traces where spans are recorded: the span of a call continues the trace in the request, and the peer's
 //! continues that of the span.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +13,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::TraceParent;
 use crate::{name::FunctionName, problem::Problem, region::Region};
 
-/// Whether anybody records spans; spares every call the look for a trace where nobody does.
+/// Whether spans are recorded; spares every call the look for a trace where they are not.
 static ARE_RECORDED: AtomicBool = AtomicBool::new(false);
 
-/// Lets calls continue the traces that their requests bear, and hand on their own.
+/// Lets calls continue the traces in their requests, and hand on their own.
 ///
 /// For a program that embeds the crate and has a layer of `tracing-opentelemetry` in its own subscriber; `fly-rpc serve`
 /// does it by itself where it exports traces.
@@ -28,7 +28,7 @@ fn are_recorded() -> bool {
     ARE_RECORDED.load(Ordering::Relaxed)
 }
 
-/// Where the current span stands in its trace; `None` where nobody records it.
+/// Where the current span stands in its trace; `None` where spans are not recorded.
 pub(crate) fn current() -> Option<TraceParent> {
     if !are_recorded() {
         return None;
@@ -42,7 +42,7 @@ pub(crate) fn current() -> Option<TraceParent> {
     })
 }
 
-/// Makes `span`, which nobody has entered yet, a server's span, and a part of the trace of `parent`.
+/// Makes `span`, which must not be entered yet, a server's span, and a part of the trace of `parent`.
 pub(crate) fn join(span: &Span, parent: Option<TraceParent>) {
     if !are_recorded() {
         return;

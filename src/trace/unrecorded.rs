@@ -1,4 +1,4 @@
-//! Traces in a build without the feature `otlp`: what a request bears is handed on, and nothing is recorded here.
+//! Traces in a build without the feature `otlp`: the `traceparent` of a request is handed on, and nothing is recorded here.
 
 use tracing::Span;
 

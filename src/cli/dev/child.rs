@@ -89,7 +89,7 @@ impl Child {
 
     /// Sends it a signal, if it runs.
     pub(super) async fn signal(&self, signal: Signal) {
-        // Whoever would take it is gone with the process.
+        // The receiver is gone once the process is.
         let _ = self.signals.send(signal).await;
     }
 
@@ -134,7 +134,7 @@ fn command(plan: &Plan) -> Result<Command, Failure> {
     Ok(command)
 }
 
-/// A port that nobody has now.
+/// A port that is free now.
 fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?
@@ -158,7 +158,7 @@ async fn keep(
             }
             status = process.wait() => {
                 let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                // When nobody listens any more, everything stops.
+                // Without a receiver, everything stops anyway.
                 let _ = ends.send((name, how)).await;
                 return;
             }

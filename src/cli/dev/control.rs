@@ -2,7 +2,7 @@
 //! page outlives the instance that it shows, and takes at `/control` what else is typed.
 //!
 //! It listens on loopback, for pages of its own address only: a page of another site, or a name that is made to point here
-//! (DNS rebinding), is refused. `/control` wants a token besides, which the page has from its fragment and nobody else knows.
+//! (DNS rebinding), is refused. `/control` wants a token besides, which only the page knows, from its fragment.
 
 use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -37,10 +37,8 @@ const MEMORY: usize = 64 << 20;
 const MAX_BODY: usize = 1 << 20;
 /// Requests that wait for the loop that has the cluster.
 const WAITING: usize = 16;
-/// How long a connection to an instance may take.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// The headers of a request that are passed on.
 const PASSED_ON: [HeaderName; 5] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
@@ -81,7 +79,6 @@ struct Shared {
 }
 
 impl Control {
-    /// Starts to listen, for the cluster of `instances`.
     pub(super) async fn start(instances: BTreeMap<String, SocketAddr>) -> Result<Self, Failure> {
         let token = secret();
         let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
@@ -110,7 +107,7 @@ impl Control {
         })
     }
 
-    /// The address of the page of the instance `name`.
+    /// The address of the page of an instance.
     pub(super) fn page(&self, name: &str) -> String {
         let (port, token) = (self.address.port(), &self.token);
         format!("http://localhost:{port}/at/{name}/ui#control={token}")

@@ -18,17 +18,14 @@ const PLACES: &str = include_str!("../../http/ui/places.js");
 /// How long packets take between regions.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Latency {
-    /// As long as between the cities of these names.
+    /// By the distance of the cities.
     Realistic,
-    /// So long between any two, one way.
+    /// The same between any two, one way.
     Fixed(Duration),
 }
 
 impl Latency {
-    /// How long a packet takes from `from` to `to`.
-    ///
-    /// # Errors
-    /// Nobody knows where one of them is.
+    /// How long a packet takes from `from` to `to`; an error where one of them is not on the map.
     pub(super) fn between(self, from: &Region, to: &Region) -> Result<Duration, String> {
         match self {
             Self::Fixed(delay) => Ok(delay),

@@ -34,7 +34,6 @@ use crate::{client, http::RegionsDocument, region::Region, signal::Signals};
 
 /// How long the instances may take to see each other.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The pause between two looks at who sees whom.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Log lines that wait to be printed.
 const LOG_LINES: usize = 1024;
@@ -146,7 +145,6 @@ async fn run_cluster(
     }
 }
 
-/// The instances as the page shows them.
 fn statuses(cluster: &Cluster) -> Value {
     let status =
         |member: &Member| json!({ "name": member.child.plan.name, "has_ended": member.has_ended });
@@ -154,13 +152,11 @@ fn statuses(cluster: &Cluster) -> Value {
     json!({ "instances": statuses })
 }
 
-/// Where each instance is.
 fn addresses(cluster: &Cluster) -> BTreeMap<String, SocketAddr> {
     let plans = cluster.children().map(|child| &child.plan);
     plans.map(|plan| (plan.name.clone(), plan.listen)).collect()
 }
 
-/// What each instance is started with.
 fn plans(
     args: &DevArgs,
     dns_server: SocketAddr,

@@ -23,7 +23,7 @@ pub(super) struct Way {
     pub(super) start: SocketAddr,
     target: SocketAddr,
     delay: Duration,
-    /// None while it is closed: nobody can connect then.
+    /// `None` while it is closed and refuses connections.
     relay: Option<AbortOnDropHandle<()>>,
 }
 

@@ -192,14 +192,14 @@ async fn what_a_function_fails_with_through_a_question_mark_is_for_the_log_only(
     assert!(!answer.body.to_string().contains("No such file"));
 
     let syd = cluster.instance("syd-1");
-    let told = async || {
+    let seen = async || {
         let log = syd.log();
         let lines = log.lines().filter(|line| line.contains("No such file"));
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
-    let told = eventually("the cause", told, |told| !told.is_empty()).await;
-    assert_eq!(told.len(), 1, "{told:?}");
-    let line: Value = serde_json::from_str(&told[0]).unwrap();
+    let seen = eventually("the cause", seen, |seen| !seen.is_empty()).await;
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    let line: Value = serde_json::from_str(&seen[0]).unwrap();
     assert_eq!(
         (&line["level"], &line["message"], &line["function"]),
         (
@@ -220,25 +220,25 @@ async fn a_program_calls_many_instances_and_lists_of_regions() {
     let iad = start("iad", &[&syd]).await;
     iad.ready().await;
     let rpc = iad.rpc();
-    let told = |answers: Vec<EachAnswer<i64>>| -> Vec<_> {
-        let told = answers.into_iter().map(|answer| {
+    let seen = |answers: Vec<EachAnswer<i64>>| -> Vec<_> {
+        let seen = answers.into_iter().map(|answer| {
             let result = answer
                 .result
                 .map_err(|error| (error.code(), error.executed()));
             (answer.region.to_string(), answer.instance.is_some(), result)
         });
-        told.collect()
+        seen.collect()
     };
     let all = rpc.each("all", "Math", "add", (1, 2)).await.unwrap();
     let of = |region: &str, result| (region.to_owned(), true, result);
-    assert_eq!(told(all), [of("iad", Ok(3)), of("syd", Ok(3))]);
+    assert_eq!(seen(all), [of("iad", Ok(3)), of("syd", Ok(3))]);
     let options = CallOptions {
         idempotent: true,
         ..CallOptions::default()
     };
     let some = rpc.each_with(options, Per::Region, "syd,mars", "Math", "div", (1, 0));
     assert_eq!(
-        told(some.await.unwrap()),
+        seen(some.await.unwrap()),
         [
             (
                 "mars".to_owned(),

@@ -80,9 +80,9 @@ async fn an_axum_program_serves_an_instance_on_its_own_port() {
     assert_eq!(syd.get("/price/tea").await, (200, "250 cents\n".to_owned()));
     let (status, text) = syd.get("/price/gold").await;
     assert_eq!(status, 502);
-    let (told, _) = text.split_once(" (request ").unwrap();
+    let (seen, _) = text.split_once(" (request ").unwrap();
     assert_eq!(
-        told,
+        seen,
         "function_failed (executed: yes): NotForSale: we have no gold"
     );
     // A path that neither has is the program's to answer, and needs no token.

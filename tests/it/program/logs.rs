@@ -67,9 +67,9 @@ async fn one_request_id_is_in_the_logs_of_both_instances_and_of_the_function() {
         .header("x-request-id", "the-one");
     assert_eq!(answer(request).await.unwrap().result(), "from the function");
     let edge = lines(iad, "call", "the-one").await;
-    let told = |line: &Value| (line["function"].clone(), line["instance"].clone());
+    let seen = |line: &Value| (line["function"].clone(), line["instance"].clone());
     assert_eq!(
-        edge.iter().map(told).collect::<Vec<_>>(),
+        edge.iter().map(seen).collect::<Vec<_>>(),
         [(json!("Test.log"), json!("syd-1"))]
     );
     let exec = lines(syd, "exec", "the-one").await;
@@ -92,9 +92,9 @@ async fn a_failed_attempt_is_logged_under_the_request_id_and_its_cause_beside_it
     let refused = answer(request).await.unwrap();
     assert_eq!(refused.problem(), (502, "peer_unreachable", "no"));
     let attempt = lines(iad, "attempt failed", "the-one").await;
-    let told = ["level", "instance", "code", "executed", "detail"].map(|name| &attempt[0][name]);
+    let seen = ["level", "instance", "code", "executed", "detail"].map(|name| &attempt[0][name]);
     let detail = "no connection to instance syd-1";
-    assert_eq!(told, ["WARN", "syd-1", "peer_unreachable", "no", detail]);
+    assert_eq!(seen, ["WARN", "syd-1", "peer_unreachable", "no", detail]);
     let log = iad.log();
     assert!(
         log.contains("\"message\":\"no connection\"") && log.contains("Connection refused"),
@@ -104,7 +104,7 @@ async fn a_failed_attempt_is_logged_under_the_request_id_and_its_cause_beside_it
 }
 
 /// The lines with `message` that `instance` wrote, once there is one.
-async fn told(instance: &Process, message: &str) -> Vec<Value> {
+async fn seen(instance: &Process, message: &str) -> Vec<Value> {
     told_where(instance, message, |_| true).await
 }
 
@@ -142,13 +142,13 @@ async fn a_call_and_a_refusal_are_a_line_each() {
     iad.call("syd", "Kernel.raise", json!(["boom"])).await;
     iad.post("/rpc/syd?key=value", "{").await;
     iad.get("/nowhere").await;
-    let call = told(iad, "call").await.into_iter().map(timeless);
+    let call = seen(iad, "call").await.into_iter().map(timeless);
     let expected = json!({
         "level": "INFO", "message": "call", "client": "", "function": "String.upcase", "region": "syd",
         "instance": "syd-1", "executed": "yes", "attempts": 1,
     });
     assert_eq!(call.collect::<Vec<_>>(), [expected]);
-    let failed = told(iad, "call failed").await.into_iter().map(timeless);
+    let failed = seen(iad, "call failed").await.into_iter().map(timeless);
     let expected = json!({
         "level": "WARN", "message": "call failed", "client": "", "function": "Kernel.raise", "region": "syd",
         "instance": "syd-1", "code": "function_failed", "executed": "yes", "attempts": 1,
@@ -156,15 +156,15 @@ async fn a_call_and_a_refusal_are_a_line_each() {
     });
     assert_eq!(failed.collect::<Vec<_>>(), [expected]);
     let paths = async || {
-        let refused = told(iad, "refused").await;
-        let told = |line: &Value| {
+        let refused = seen(iad, "refused").await;
+        let seen = |line: &Value| {
             (
                 line["path"].clone(),
                 line["code"].clone(),
                 line["status"].clone(),
             )
         };
-        refused.iter().map(told).collect::<Vec<_>>()
+        refused.iter().map(seen).collect::<Vec<_>>()
     };
     let expected = [
         (json!("/rpc/syd"), json!("invalid_json"), json!(400)),
@@ -180,23 +180,23 @@ async fn a_peer_that_changes_its_state_is_a_line_with_the_reason() {
     cluster.instance_mut("syd-1").ended().await;
     let iad = cluster.instance("iad-1");
     let changes = async || {
-        let changed = told(iad, "peer changed").await;
-        let told = |line: &Value| {
+        let changed = seen(iad, "peer changed").await;
+        let seen = |line: &Value| {
             let text = |member: &str| line[member].as_str().unwrap().to_owned();
             (text("instance"), text("state"), text("reason"))
         };
-        changed.iter().map(told).collect::<Vec<_>>()
+        changed.iter().map(seen).collect::<Vec<_>>()
     };
     let changes = eventually("two changes", changes, |changes| changes.len() == 2).await;
     let found = ("syd-1", "ready", "it answered the probe");
-    let told = |(instance, state, reason): &(String, String, String)| {
+    let seen = |(instance, state, reason): &(String, String, String)| {
         (instance.clone(), state.clone(), reason.clone())
     };
     assert_eq!(
-        told(&changes[0]),
+        seen(&changes[0]),
         (found.0.to_owned(), found.1.to_owned(), found.2.to_owned())
     );
-    let (instance, state, reason) = told(&changes[1]);
+    let (instance, state, reason) = seen(&changes[1]);
     assert_eq!((instance.as_str(), state.as_str()), ("syd-1", "suspect"));
     assert!(reason.contains("Connection refused"), "{reason}");
 }
@@ -235,7 +235,7 @@ async fn arguments_results_and_tokens_are_in_no_line() {
         answer(refused).await.unwrap().problem().1,
         "unauthenticated"
     );
-    told(iad, "refused").await;
+    seen(iad, "refused").await;
     for instance in [iad, syd] {
         let log = instance.log().to_lowercase();
         let line = log.lines().find(|line| line.contains(SECRET));

@@ -200,8 +200,8 @@ async fn eventful() -> (Cluster, BTreeMap<String, f64>) {
         .result();
     iad.post("/rpc/syd", "{").await.problem();
     let suspects = async || scrape(iad).await;
-    let is_told = |now: &BTreeMap<_, _>| of(now, "fly_rpc_peers").len() == 2;
-    let samples = eventually("a suspect peer", suspects, is_told).await;
+    let is_there = |now: &BTreeMap<_, _>| of(now, "fly_rpc_peers").len() == 2;
+    let samples = eventually("a suspect peer", suspects, is_there).await;
     (cluster, samples)
 }
 
@@ -345,13 +345,13 @@ async fn a_scraper_that_prefers_openmetrics_is_told_that_it_gets_it() {
     let listen = ("RPC_LISTEN", "127.0.0.1:0".to_owned());
     let local = Process::start(&Environment::from([listen])).await;
     let prefers = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";
-    let told = get(local.address, "/metrics", &[("accept", prefers)]).await;
+    let seen = get(local.address, "/metrics", &[("accept", prefers)]).await;
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     assert_eq!(
-        (told.status, told.content_type.as_str()),
+        (seen.status, seen.content_type.as_str()),
         (200, content_type)
     );
-    let text = told.body.as_str().unwrap();
+    let text = seen.body.as_str().unwrap();
     assert!(
         text.contains(r#"fly_rpc_build_info{version="0.1.0",release="",local_region="local"} 1"#)
     );

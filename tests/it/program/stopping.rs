@@ -62,8 +62,8 @@ async fn calls_are_still_served_during_the_drain_delay() {
     let cluster = two_regions().set("RPC_DRAIN_DELAY", "60s").start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     syd.terminate();
-    let told = async || syd.get("/internal/region").await.body["state"].clone();
-    eventually("the peers are told", told, |state| state == "draining").await;
+    let seen = async || syd.get("/internal/region").await.body["state"].clone();
+    eventually("the peers know", seen, |state| state == "draining").await;
     assert_eq!(syd.get("/readyz").await.problem(), (503, "draining", "no"));
     assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
 }
@@ -138,8 +138,8 @@ async fn every_answer_tells_the_caller_of_a_drain() {
     for name in syd {
         let instance = cluster.instance(name);
         instance.terminate();
-        let told = async || instance.get("/readyz").await.status;
-        eventually("draining", told, |status| *status == 503).await;
+        let seen = async || instance.get("/readyz").await.status;
+        eventually("draining", seen, |status| *status == 503).await;
     }
     let iad = cluster.instance("iad-1");
     assert_eq!(instances_in_state(iad, "draining").await, BTreeSet::new());
@@ -206,8 +206,8 @@ async fn a_second_signal_ends_at_once_also_with_calls_in_flight() {
     let call = block(iad, "held");
     cluster.until_marked("held.started").await;
     iad.terminate();
-    let told = async || iad.get("/readyz").await.status;
-    eventually("draining", told, |status| *status == 503).await;
+    let seen = async || iad.get("/readyz").await.status;
+    eventually("draining", seen, |status| *status == 503).await;
     iad.terminate();
     cluster.instance_mut("iad-1").ended().await;
     assert!(call.await.unwrap().is_err());

@@ -39,7 +39,7 @@ async fn call(via: &Process, function: &str, args: &str, traceparent: Option<&st
 }
 
 /// Trace, caller, kind, function and instance.
-fn told(received: &Received) -> (Vec<u8>, Vec<u8>, SpanKind, String, String) {
+fn seen(received: &Received) -> (Vec<u8>, Vec<u8>, SpanKind, String, String) {
     let span = &received.span;
     (
         span.trace_id.clone(),
@@ -60,7 +60,7 @@ async fn a_trace_goes_on_through_both_instances() {
     let server = SpanKind::Server;
     let name = || "Kernel.+".to_owned();
     assert_eq!(
-        told(&calls[0]),
+        seen(&calls[0]),
         (
             TRACE.into(),
             CALLER.into(),
@@ -72,7 +72,7 @@ async fn a_trace_goes_on_through_both_instances() {
     let execs = collector.spans("exec", 1).await;
     let call_span = calls[0].span.span_id.clone();
     assert_eq!(
-        told(&execs[0]),
+        seen(&execs[0]),
         (TRACE.into(), call_span, server, name(), "syd-1".to_owned())
     );
     assert_eq!(
@@ -128,7 +128,7 @@ async fn a_call_that_is_not_sampled_is_not_exported() {
     call(iad, "-", "[1,2]", Some(TRACEPARENT)).await.result();
     for name in ["call", "exec"] {
         let spans = collector.spans(name, 1).await;
-        assert_eq!(told(&spans[0]).3, "Kernel.-");
+        assert_eq!(seen(&spans[0]).3, "Kernel.-");
     }
 }
 
@@ -151,7 +151,7 @@ async fn an_instance_that_exports_nothing_hands_the_trace_on() {
     cluster.instance("syd-1").terminate();
     cluster.instance_mut("syd-1").ended().await;
     let execs = collector.spans("exec", 1).await;
-    let (trace, caller, ..) = told(&execs[0]);
+    let (trace, caller, ..) = seen(&execs[0]);
     assert_eq!((trace, caller), (TRACE.into(), CALLER.into()));
 }
 
@@ -169,9 +169,9 @@ async fn a_collector_that_is_not_there_harms_nothing() {
     .await;
     let call = local.call("local", "String.upcase", json!(["fly"])).await;
     assert_eq!(call.result(), "FLY");
-    let told = async || local.log();
-    let is_told = |log: &String| log.contains("traces cannot be exported");
-    eventually("a line about it", told, is_told).await;
+    let seen = async || local.log();
+    let is_there = |log: &String| log.contains("traces cannot be exported");
+    eventually("a line about it", seen, is_there).await;
     local.terminate();
     assert_eq!(local.ended().await.code(), Some(0));
 }
@@ -186,6 +186,6 @@ fn a_collector_behind_tls_stops_the_start() {
         .unwrap();
     let message = "fly-rpc: OTEL_EXPORTER_OTLP_ENDPOINT: \"https://collector.test:4318\" is not http://HOST:PORT; this program \
                    speaks no TLS, so run a collector beside it\n";
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), told.as_str()), (Some(64), message));
+    let seen = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), seen.as_str()), (Some(64), message));
 }
