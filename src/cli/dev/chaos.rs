@@ -2,9 +2,9 @@
 //! then.
 
 use nix::sys::signal::Signal;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use super::cluster::Cluster;
+use super::{cluster::Cluster, control::Order};
 use crate::cli::Failure;
 
 pub(super) const HELP: &str = "Type, while it runs:
@@ -59,15 +59,15 @@ async fn try_to(cluster: &mut Cluster, line: &str) -> Result<String, Failure> {
     })
 }
 
-/// The lines of stdin. In a thread of its own, because a read of stdin cannot be cancelled.
-pub(super) fn lines() -> mpsc::Receiver<String> {
-    let (sender, lines) = mpsc::channel(1);
+/// Sends the lines of stdin. In a thread of its own, because a read of stdin cannot be cancelled.
+pub(super) fn read_stdin(orders: mpsc::Sender<Order>) {
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
+            let (answer, _) = oneshot::channel();
+            let line = Some(line);
+            if orders.blocking_send(Order { line, answer }).is_err() {
                 return;
             }
         }
     });
-    lines
 }

@@ -35,8 +35,6 @@ const CONNECTIONS: usize = 64;
 const MEMORY: usize = 64 << 20;
 /// The largest body that is passed on, in bytes: what an instance takes by default.
 const MAX_BODY: usize = 1 << 20;
-/// Requests that wait for the loop that has the cluster.
-const WAITING: usize = 16;
 const CONNECT: Duration = Duration::from_secs(1);
 
 const PASSED_ON: [HeaderName; 5] = [
@@ -65,7 +63,6 @@ pub(super) struct Order {
 pub(super) struct Control {
     address: SocketAddr,
     token: String,
-    pub(super) orders: mpsc::Receiver<Order>,
     _server: Server,
 }
 
@@ -79,17 +76,20 @@ struct Shared {
 }
 
 impl Control {
-    pub(super) async fn start(instances: BTreeMap<String, SocketAddr>) -> Result<Self, Failure> {
+    /// Starts to listen, for the cluster of `instances`.
+    pub(super) async fn start(
+        instances: BTreeMap<String, SocketAddr>,
+        orders: mpsc::Sender<Order>,
+    ) -> Result<Self, Failure> {
         let token = secret();
         let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
-        let (sender, orders) = mpsc::channel(WAITING);
         let shared = Shared {
             instances,
             client: client::builder(CONNECT)
                 .build()
                 .map_err(|error| failed(&error))?,
             token: token.parse().map_err(|error| failed(&error))?,
-            orders: sender,
+            orders,
         };
         let (listener, address) = server::bind("127.0.0.1:0").await?;
         let door = Door::of_instances(listener, router(shared), CONNECTIONS);
@@ -102,7 +102,6 @@ impl Control {
         Ok(Self {
             address,
             token,
-            orders,
             _server: Server::start([door].into_iter(), lifecycle, drain, &memory),
         })
     }

@@ -24,7 +24,7 @@ use tokio::{sync::mpsc, time};
 use self::{
     child::Plan,
     cluster::{Cluster, Member},
-    control::{Control, said_document},
+    control::{Control, Order, said_document},
     dns::Dns,
     latency::Latency,
     regions::Shape,
@@ -39,6 +39,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LOG_LINES: usize = 1024;
 /// Ends of instances that wait to be noted.
 const ENDS: usize = 64;
+/// Orders that wait for the loop that has the cluster.
+const ORDERS: usize = 16;
 
 /// The cluster to run.
 #[derive(Args)]
@@ -100,9 +102,20 @@ async fn run_cluster(
     cluster: &mut Cluster,
 ) -> Result<(), Failure> {
     let (ends, mut ended) = mpsc::channel(ENDS);
-    let taken = taken_ports(args);
+    let (sender, mut orders) = mpsc::channel(ORDERS);
+    let (listen, taken) = free_addresses(args);
     taken.iter().for_each(|line| say(line));
-    for plan in plans(args, cluster.dns.address, &lines, &ends) {
+    for ((region, name), listen) in args.regions.instances().zip(listen) {
+        let settings = settings(args, region, cluster.dns.address);
+        let plan = Plan {
+            region: region.clone(),
+            name,
+            listen,
+            app: args.app.clone(),
+            settings,
+            log: lines.clone(),
+            ends: ends.clone(),
+        };
         cluster.add(plan).await?;
     }
     drop(lines);
@@ -112,14 +125,14 @@ async fn run_cluster(
             "the instances did not see each other within {PATIENCE:?}"
         ))
     })??;
-    let mut control = match args.chaos {
-        true => Some(Control::start(addresses(cluster)).await?),
-        false => None,
-    };
+    let mut control = None;
+    if args.chaos {
+        chaos::read_stdin(sender.clone());
+        control = Some(Control::start(addresses(cluster), sender).await?);
+    }
     print(&welcome(args, cluster, control.as_ref(), taken))?;
-    let mut typed = args.chaos.then(chaos::lines);
     loop {
-        // An end is noted before the command that may be its consequence.
+        // An end is noted before the order that may be its consequence.
         tokio::select! {
             biased;
             Some((name, how)) = ended.recv() => {
@@ -128,9 +141,8 @@ async fn run_cluster(
                     return Err(Failure::Failed("every instance has ended".to_owned()));
                 }
             }
-            Some(line) = async { typed.as_mut()?.recv().await } => say(&chaos::obey(cluster, &line).await),
-            Some(order) = async { control.as_mut()?.orders.recv().await } => {
-                let document = match order.line {
+            Some(Order { line, answer }) = orders.recv() => {
+                let document = match line {
                     Some(line) => {
                         let done = chaos::obey(cluster, &line).await;
                         say(&done);
@@ -138,8 +150,8 @@ async fn run_cluster(
                     }
                     None => statuses(cluster),
                 };
-                // The page may be gone.
-                let _ = order.answer.send(document);
+                // The page may be gone, and a line that was typed wants no answer but what is printed.
+                let _ = answer.send(document);
             }
         }
     }
@@ -157,33 +169,21 @@ fn addresses(cluster: &Cluster) -> BTreeMap<String, SocketAddr> {
     plans.map(|plan| (plan.name.clone(), plan.listen)).collect()
 }
 
-fn plans(
+fn settings(
     args: &DevArgs,
+    region: &Region,
     dns_server: SocketAddr,
-    log: &mpsc::Sender<log::Line>,
-    ends: &mpsc::Sender<(String, String)>,
-) -> Vec<Plan> {
-    let Some(primary) = args.regions.primary() else {
-        return Vec::new();
-    };
-    let plan = |(number, (region, name)): (usize, (&Region, String))| Plan {
-        region: region.clone(),
-        name,
-        listen: preferred_address(args.port, number),
-        app: args.app.clone(),
-        settings: vec![
-            ("primary", primary.to_string()),
-            ("app", "dev".to_owned()),
-            ("dns-name", dns::service(region)),
-            ("dns-server", dns_server.to_string()),
-            ("poll-interval", args.poll_interval.clone()),
-            ("drain-delay", "0s".to_owned()),
-            ("log", args.log.clone()),
-        ],
-        log: log.clone(),
-        ends: ends.clone(),
-    };
-    args.regions.instances().enumerate().map(plan).collect()
+) -> Vec<(&'static str, String)> {
+    let primary = args.regions.regions().next().unwrap_or(region);
+    vec![
+        ("primary", primary.to_string()),
+        ("app", "dev".to_owned()),
+        ("dns-name", dns::service(region)),
+        ("dns-server", dns_server.to_string()),
+        ("poll-interval", args.poll_interval.clone()),
+        ("drain-delay", "0s".to_owned()),
+        ("log", args.log.clone()),
+    ]
 }
 
 /// Whether every region has a place on the map where one is needed.
@@ -195,37 +195,28 @@ fn check_latency(args: &DevArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The address at `first` + `number`, or at any free port where that one is taken.
-fn preferred_address(first: u16, number: usize) -> SocketAddr {
-    let preferred = wanted_address(first, number);
-    if is_free(preferred) {
-        preferred
-    } else {
-        (Ipv4Addr::LOCALHOST, 0).into()
+/// Where each instance is to listen: at the port behind that of the one before, or at any free one (0) where another program
+/// has it; and what that means for whoever follows the documents.
+fn free_addresses(args: &DevArgs) -> (Vec<SocketAddr>, Option<String>) {
+    let (mut addresses, mut taken) = (Vec::new(), Vec::new());
+    for number in 0..args.regions.instances().count() {
+        let number = u16::try_from(number).ok().filter(|_| args.port != 0);
+        let port = number.and_then(|number| args.port.checked_add(number));
+        let mut address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(0)));
+        if TcpListener::bind(address).is_err() {
+            taken.push(address.port().to_string());
+            address.set_port(0);
+        }
+        addresses.push(address);
     }
-}
-
-/// The address at `first` + `number`; at any free port where `first` is 0.
-fn wanted_address(first: u16, number: usize) -> SocketAddr {
-    let number = u16::try_from(number).ok().filter(|_| first != 0);
-    let port = number.and_then(|number| first.checked_add(number));
-    (Ipv4Addr::LOCALHOST, port.unwrap_or(0)).into()
-}
-
-fn is_free(address: SocketAddr) -> bool {
-    TcpListener::bind(address).is_ok()
-}
-
-/// Which ports other programs have, and what that means for whoever follows the documents.
-fn taken_ports(args: &DevArgs) -> Option<String> {
-    let wanted = (0..args.regions.instances().count()).map(|it| wanted_address(args.port, it));
-    let taken = wanted.filter(|address| !is_free(*address));
-    let taken: Vec<String> = taken.map(|address| address.port().to_string()).collect();
-    let taken = (!taken.is_empty()).then(|| taken.join(", "))?;
-    Some(format!(
-        "another program has port {taken}: these instances take other ports, and what is sent to localhost:{taken} does not \
-         reach them"
-    ))
+    let taken = (!taken.is_empty()).then(|| taken.join(", "));
+    let what_it_means = |taken| {
+        format!(
+            "another program has port {taken}: these instances take other ports, and what is sent to localhost:{taken} does \
+             not reach them"
+        )
+    };
+    (addresses, taken.map(what_it_means))
 }
 
 async fn until_all_see_all(cluster: &Cluster) -> Result<(), Failure> {

@@ -12,11 +12,6 @@ const MAX_INSTANCES: usize = 64;
 pub(super) struct Shape(Vec<(Region, usize)>);
 
 impl Shape {
-    /// The first region.
-    pub(super) fn primary(&self) -> Option<&Region> {
-        self.regions().next()
-    }
-
     /// The regions.
     pub(super) fn regions(&self) -> impl Iterator<Item = &Region> {
         self.0.iter().map(|(region, _)| region)
@@ -69,10 +64,7 @@ mod tests {
     fn shapes_are_read_in_order() {
         let shape: Shape = "syd:2,iad".parse().unwrap();
         let names: Vec<_> = shape.instances().map(|(_, name)| name).collect();
-        assert_eq!(
-            (names.join(" "), shape.primary().unwrap().as_str()),
-            ("syd-1 syd-2 iad-1".to_owned(), "syd")
-        );
+        assert_eq!(names.join(" "), "syd-1 syd-2 iad-1");
         for bad in [
             "",
             "IAD",
