@@ -11,7 +11,7 @@ use crate::{
     dispatch::Outcome,
     name::{FunctionName, RequestId},
     region::{Regions, Targets},
-    reply::{Meta, ProblemDocument},
+    reply::ProblemDocument,
 };
 
 /// The most bytes of a path in a line.
@@ -84,11 +84,7 @@ pub(super) fn refusal(
     client: Option<&Caller>,
     document: &ProblemDocument,
 ) {
-    let Meta {
-        elapsed_ms,
-        request_id,
-        ..
-    } = &document.meta;
+    let (elapsed_ms, request_id) = (document.meta.elapsed_ms, &document.meta.request_id);
     let client = client.map_or("", Caller::name);
     let path = &path[..path.floor_char_boundary(PATH)];
     let (status, code, executed) = (document.status, document.code, document.executed);

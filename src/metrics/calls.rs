@@ -36,17 +36,10 @@ pub(crate) struct CallMetrics {
 
 impl CallMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let calls = Timed::register(
-            registry,
-            (
-                "calls",
-                "Calls that this instance took, by the region they are for and what came of them",
-            ),
-            (
-                "call_duration",
-                "Time from a call's arrival here to its answer",
-            ),
-        );
+        let counted =
+            "Calls that this instance took, by the region they are for and what came of them";
+        let timed = "Time from a call's arrival here to its answer";
+        let calls = Timed::register(registry, ("calls", counted), ("call_duration", timed));
         let help = "Attempts after the first one of a call";
         let failovers = registered(registry, "failovers", help);
         let help = "Calls for a list of regions or any, by the item of the list that answered and its region";

@@ -39,17 +39,10 @@ impl FunctionMetrics {
         registry: &mut Registry,
         known: impl Iterator<Item = FunctionName>,
     ) -> Self {
-        let executions = Timed::register(
-            registry,
-            (
-                "executions",
-                "Calls that were to run here, by function and what came of them",
-            ),
-            (
-                "function_duration",
-                "Time from a function's start to its end",
-            ),
-        );
+        let counted = "Calls that were to run here, by function and what came of them";
+        let timed = "Time from a function's start to its end";
+        let (counted, timed) = (("executions", counted), ("function_duration", timed));
+        let executions = Timed::register(registry, counted, timed);
         let help = "Calls with a consistency token that ran here, or were to, by what came of them";
         let with_token = registered(registry, "token_executions", help);
         let token_wait = Seconds.new_metric();

@@ -21,17 +21,9 @@ pub(crate) struct HopMetrics {
 
 impl HopMetrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let attempts = Timed::register(
-            registry,
-            (
-                "attempts",
-                "Attempts at peers, by the region they were made in and what came of them",
-            ),
-            (
-                "hop_duration",
-                "Time from an attempt's start to the peer's answer, or to its failure",
-            ),
-        );
+        let counted = "Attempts at peers, by the region they were made in and what came of them";
+        let timed = "Time from an attempt's start to the peer's answer, or to its failure";
+        let attempts = Timed::register(registry, ("attempts", counted), ("hop_duration", timed));
         let batches = Histogram::new(BATCHES);
         let help = "Calls that left together for the same peer";
         registry.register("batch_calls", help, batches.clone());

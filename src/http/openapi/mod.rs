@@ -88,20 +88,6 @@ pub(super) fn finished(mut document: Document) -> Document {
         "The request's id",
         "01M8452GRJX2VJVKXD6FQ0T3AB".into(),
     );
-    for operation in document.paths.paths.values_mut().flat_map(operations) {
-        for parameter in operation.parameters.iter_mut().flatten() {
-            if let RefOr::T(parameter) = parameter {
-                parameter.schema.iter_mut().for_each(deny_null);
-            }
-        }
-        for response in operation.responses.responses.values_mut() {
-            if let RefOr::T(response) = response {
-                response
-                    .headers
-                    .insert("x-request-id".to_owned(), id.clone().into());
-            }
-        }
-    }
     let Document {
         paths, components, ..
     } = &mut document;
@@ -125,6 +111,17 @@ pub(super) fn finished(mut document: Document) -> Document {
         }
     }
     for operation in paths.paths.values_mut().flat_map(operations) {
+        for parameter in operation.parameters.iter_mut().flatten() {
+            if let RefOr::T(parameter) = parameter {
+                parameter.schema.iter_mut().for_each(deny_null);
+            }
+        }
+        for response in operation.responses.responses.values_mut() {
+            if let RefOr::T(response) = response {
+                let name = "x-request-id".to_owned();
+                response.headers.insert(name, id.clone().into());
+            }
+        }
         match operation.operation_id.as_deref() {
             Some("callFunction") => share_problems(operation, &mut components.responses),
             Some("callFunctionByPath") => {
