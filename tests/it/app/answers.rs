@@ -239,6 +239,9 @@ async fn arguments_are_counted_where_parameters_are_declared() {
         answer.body["detail"],
         "Math.add: expected 2 arguments (a, b), got 1"
     );
+    let paths = app.lines("paths");
+    let posts = paths.iter().filter(|path| path.starts_with("POST"));
+    assert_eq!(posts.count(), 1, "the app sees the call that fits");
     // With an app, the built-in functions are not there, except those that tell about the instance.
     assert_eq!(
         told(&instance, "String.upcase", json!(["a"])).await,

@@ -261,6 +261,24 @@ async fn a_deploy_in_which_half_lack_a_function_fails_no_call() {
 }
 
 #[tokio::test]
+async fn an_app_that_is_down_costs_no_call_where_another_has_the_function() {
+    let (cluster, mut apps) = cluster(2).await;
+    let (iad, first) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    apps[0].kill().await;
+    // Also where nobody knows it yet.
+    for number in 0..40 {
+        for (name, via) in [("there", iad), ("here", first)] {
+            let id = format!("{name}-{number}");
+            let answer = call(via, "syd", "App.run", json!([id])).await;
+            assert_eq!(parts(&answer), ("ok".to_owned(), format!("\"{id}\"")));
+        }
+    }
+    assert_eq!(apps[0].runs(), [].into());
+    let runs = apps[1].runs();
+    assert_eq!((runs.len(), runs.values().sum()), (80, 80), "{runs:?}");
+}
+
+#[tokio::test]
 async fn further_attempts_are_few_where_every_app_is_ill() {
     const CALLS: u32 = 200;
     let (cluster, apps) = cluster(2).await;
