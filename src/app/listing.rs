@@ -1,12 +1,13 @@
 //! The list of an app's functions, as the app gives it: read tolerantly, within bounds. What is wrong with one function
 //! leaves out that function, and is said in words.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Map, Value};
 
 use crate::{
     declaration::Declaration,
+    gate::Gate,
     name::{FunctionName, Name},
 };
 
@@ -19,6 +20,8 @@ const MAX_REMARKS: usize = 20;
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     functions: BTreeMap<FunctionName, Declaration>,
+    /// Those of functions that declare a concurrency.
+    gates: BTreeMap<FunctionName, Arc<Gate>>,
     remarks: Vec<String>,
 }
 
@@ -75,6 +78,24 @@ impl Listing {
         if self.remarks.len() < MAX_REMARKS && !self.remarks.contains(&remark) {
             self.remarks.push(remark);
         }
+    }
+
+    /// The same list with gates as it declares them. One of the `former` list whose limit stays keeps the calls in it.
+    pub(super) fn with_gates_of(mut self, former: &Self) -> Self {
+        let limits = self.functions.iter();
+        let limits = limits.filter_map(|(name, declared)| Some((name, declared.concurrency?)));
+        let gates = limits.map(|(name, limit)| {
+            let kept = former.gate(name).filter(|gate| gate.limit() == limit);
+            let gate = kept.map_or_else(|| Arc::new(Gate::new(limit)), Arc::clone);
+            (name.clone(), gate)
+        });
+        self.gates = gates.collect();
+        self
+    }
+
+    /// What bounds the calls of `name` alone.
+    pub(super) fn gate(&self, name: &FunctionName) -> Option<&Arc<Gate>> {
+        self.gates.get(name)
     }
 
     /// What `name` declares, if it is in the list.

@@ -8,10 +8,9 @@ mod watch;
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -38,6 +37,7 @@ use crate::{
     call::{Args, Call},
     config::{AppConfig, AppUrl},
     deadline::Deadline,
+    declaration::Declaration,
     gate::Gate,
     memory::Budget,
     name::{ConsistencyToken, FunctionName, RequestId},
@@ -73,8 +73,6 @@ pub(crate) struct Status {
     pub(crate) reason: Option<String>,
     /// Its functions, as last listed.
     pub(crate) listing: Arc<Listing>,
-    /// Of these, the ones that can be called now: all or none.
-    pub(crate) offered: Arc<Listing>,
 }
 
 /// What came of a call in the app, and what the app says that it took.
@@ -102,8 +100,6 @@ pub(crate) struct App {
     token: Option<Token>,
     max_result: usize,
     gate: Gate,
-    /// The gates of functions that declare a concurrency.
-    gates: Mutex<HashMap<FunctionName, Arc<Gate>>>,
     status: tokio_watch::Sender<Status>,
     /// Who waits for the list to be asked again.
     asks: mpsc::Sender<oneshot::Sender<Asked>>,
@@ -145,18 +141,15 @@ impl App {
         memory: Arc<Budget>,
     ) -> (Arc<Self>, mpsc::Receiver<oneshot::Sender<Asked>>) {
         let (asks, asked) = mpsc::channel(ASKS);
-        let none = Arc::<Listing>::default();
         let app = Arc::new(Self {
             channel: Channel::new(&config.url, memory),
             token: config.token.clone(),
             max_result,
             gate: Gate::new(config.concurrency),
-            gates: Mutex::default(),
             status: tokio_watch::Sender::new(Status {
                 health: AppHealth::Starting,
                 reason: None,
-                listing: Arc::clone(&none),
-                offered: none,
+                listing: Arc::default(),
             }),
             asks,
             warned: AtomicBool::new(false),
@@ -174,9 +167,10 @@ impl App {
         self.status.borrow().clone()
     }
 
-    /// The functions that can be called now.
-    pub(crate) fn offered(&self) -> Arc<Listing> {
-        Arc::clone(&self.status.borrow().offered)
+    /// The functions that can be called now; none unless the app is up.
+    pub(crate) fn offered(&self) -> Option<Arc<Listing>> {
+        let status = self.status.borrow();
+        (status.health == AppHealth::Up).then(|| Arc::clone(&status.listing))
     }
 
     /// What runs `call` under the id `request_id` until `deadline`.
@@ -205,25 +199,22 @@ impl App {
     fn admit<'a>(&self, call: &'a Call) -> Result<(Option<Arc<Gate>>, Cow<'a, Args>), Problem> {
         let name = &call.name;
         let status = self.status.borrow();
-        let Some(declared) = status.offered.get(name) else {
+        let Some(declared) = status.offered(name) else {
             return Err(status.missing(name));
         };
         let args = call
             .args
             .in_order(declared.params.as_deref())
             .map_err(|misfit| Problem::new(Code::InvalidArguments, format!("{name}: {misfit}")))?;
-        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok((gates.get(name).map(Arc::clone), args))
+        Ok((status.listing.gate(name).map(Arc::clone), args))
     }
 
     /// Has the list asked for again, and says what came of it.
     async fn ask_again(&self) -> Asked {
         let (done, wait) = oneshot::channel();
-        // With so many waiting already, nothing more is found out.
-        match self.asks.try_send(done) {
-            Ok(()) => wait.await.unwrap_or(Asked::Silent),
-            Err(_) => Asked::Silent,
-        }
+        // With so many waiting already, this one is dropped: nothing more is found out.
+        let _ = self.asks.try_send(done);
+        wait.await.unwrap_or(Asked::Silent)
     }
 
     /// Has the list asked for at once, because the app does not seem to be there.
@@ -245,18 +236,6 @@ impl App {
         }
         request
     }
-
-    /// Takes over a new list: gates as it declares them. One whose limit stays keeps who is in it.
-    fn set_gates(&self, listing: &Listing) {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        let declared = listing.iter().filter_map(|(name, declared)| {
-            let limit = declared.concurrency?;
-            let kept = gates.get(name).filter(|gate| gate.limit() == limit);
-            let gate = kept.map_or_else(|| Arc::new(Gate::new(limit)), Arc::clone);
-            Some((name.clone(), gate))
-        });
-        *gates = declared.collect();
-    }
 }
 
 impl fmt::Display for AppHealth {
@@ -271,6 +250,12 @@ impl fmt::Display for AppHealth {
 }
 
 impl Status {
+    /// What the function `name` declares, if it can be called now.
+    fn offered(&self, name: &FunctionName) -> Option<&Declaration> {
+        let listed = self.listing.get(name);
+        listed.filter(|_| self.health == AppHealth::Up)
+    }
+
     /// Why the function `name` cannot be called.
     pub(crate) fn missing(&self, name: &FunctionName) -> Problem {
         let is_known = self.listing.get(name).is_some();
@@ -358,7 +343,7 @@ impl Prepared {
     /// that was the function itself, whose answer is `otherwise`.
     async fn missing(&self, otherwise: Problem) -> Problem {
         let (asked, status) = (self.app.ask_again().await, self.app.status());
-        let has_it = status.offered.get(&self.name).is_some();
+        let has_it = status.offered(&self.name).is_some();
         match asked {
             Asked::Listed if has_it => otherwise,
             Asked::Listed => status.missing(&self.name),

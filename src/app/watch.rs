@@ -128,7 +128,10 @@ impl Watch {
             return Ok(());
         }
         let listing = match is_new {
-            true => Arc::new(Listing::parse(&body).map_err(NoList::refused)?),
+            true => {
+                let listing = Listing::parse(&body).map_err(NoList::refused)?;
+                Arc::new(listing.with_gates_of(&was.listing))
+            }
             false => was.listing,
         };
         // Tried before anything new is offered.
@@ -137,7 +140,6 @@ impl Watch {
             for remark in listing.remarks() {
                 tracing::warn!("the app's list: {remark}");
             }
-            self.app.set_gates(&listing);
             self.body = Some(body);
         }
         let (health, reason) = match self.is_open {
@@ -187,19 +189,10 @@ const NOT_OFFERED: &str =
 
 impl App {
     fn set(&self, health: AppHealth, reason: Option<String>, listing: Arc<Listing>) {
-        self.status.send_modify(|status| {
-            let offered = match health {
-                AppHealth::Up => Arc::clone(&listing),
-                // The same one each time: whoever compares sees no change.
-                _ if status.offered.len() == 0 => Arc::clone(&status.offered),
-                AppHealth::Starting | AppHealth::Down | AppHealth::Open => Arc::default(),
-            };
-            *status = Status {
-                health,
-                reason,
-                listing,
-                offered,
-            };
+        self.status.send_replace(Status {
+            health,
+            reason,
+            listing,
         });
     }
 

@@ -194,20 +194,16 @@ impl Dns {
 /// error, no answer of such a server would be complete, and no peer that left DNS would ever be removed. So a family
 /// counts from its first answer on: before that, its failures say nothing; after that, they mean that DNS is failing.
 #[derive(Debug, Default)]
-struct Families {
-    a: AtomicBool,
-    aaaa: AtomicBool,
-}
+struct Families([AtomicBool; 2]);
 
 impl Families {
     /// Notes which of A and AAAA are answered now; returns which of them are not although they were answered before.
     fn note(&self, is_answered: [bool; 2]) -> [bool; 2] {
-        let note = |family: &AtomicBool, is_answered: bool| {
-            let was_answered = family.fetch_or(is_answered, Ordering::Relaxed);
+        std::array::from_fn(|family| {
+            let is_answered = is_answered[family];
+            let was_answered = self.0[family].fetch_or(is_answered, Ordering::Relaxed);
             was_answered && !is_answered
-        };
-        let [a, aaaa] = is_answered;
-        [note(&self.a, a), note(&self.aaaa, aaaa)]
+        })
     }
 }
 

@@ -206,31 +206,23 @@ impl Cluster {
     /// one probe, and one that ended less than a quarter of a second ago counts too. What is not a peer is suspect.
     pub(crate) async fn probe(&self, address: SocketAddr) -> PeerState {
         let (waiter, state) = oneshot::channel();
-        match self.poller.try_send(Message::Probe(address, waiter)) {
-            Ok(()) => state.await.unwrap_or_else(|_| self.last_state(address)),
-            Err(_) => self.last_state(address),
-        }
-    }
-
-    /// The state of the peer at `address` as calls see it.
-    fn last_state(&self, address: SocketAddr) -> PeerState {
-        match self.snapshot.is_ready(address) {
+        // Where the poller does not take the message, or has ended, the waiter is dropped.
+        let _ = self.poller.try_send(Message::Probe(address, waiter));
+        let last_state = || match self.snapshot.is_ready(address) {
             true => PeerState::Ready,
             false => PeerState::Suspect,
-        }
+        };
+        state.await.unwrap_or_else(|_| last_state())
     }
 
     /// Every address but this instance's own, and the progress of discovery.
     pub(crate) async fn overview(&self) -> Overview {
-        let (answer, overview) = oneshot::channel();
-        let asked = self.poller.send(Message::Overview(answer)).await;
-        let alone = || Overview {
+        let (asker, overview) = oneshot::channel();
+        // In a cluster of one nobody takes the message.
+        let _ = self.poller.send(Message::Overview(asker)).await;
+        overview.await.unwrap_or_else(|_| Overview {
             addresses: Vec::new(),
             progress: self.progress.borrow().clone(),
-        };
-        match asked {
-            Ok(()) => overview.await.unwrap_or_else(|_| alone()),
-            Err(_) => alone(),
-        }
+        })
     }
 }

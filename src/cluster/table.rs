@@ -46,7 +46,7 @@ const MAX_DUPLICATES: usize = 16;
 pub(crate) const MAX_WITHOUT_PEER: usize = 16_384;
 
 /// Something that happened.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// DNS answered.
     Resolved {
@@ -62,7 +62,7 @@ pub(crate) enum Event {
 }
 
 /// The answer of a peer to a probe.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ProbeAnswer {
     /// The peer.
     pub peer: Peer,

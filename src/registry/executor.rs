@@ -53,6 +53,9 @@ pub(crate) struct Executor {
     keys: Keys,
 }
 
+/// The gate that a call must pass, and the name of its function.
+type Entrance = (Arc<Gate>, FunctionName);
+
 /// What a running call holds until its function has ended.
 #[derive(Debug)]
 struct Held {
@@ -102,10 +105,9 @@ impl Executor {
 
     /// The functions that can be called now; those of the app come and go.
     pub(crate) fn catalogue(&self) -> Arc<Catalogue> {
-        let Some(app) = &self.app else {
+        let Some(offered) = self.app.as_ref().and_then(|app| app.offered()) else {
             return Arc::clone(&self.catalogue);
         };
-        let offered = app.offered();
         let mut made = self.with_app.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&made.0, &offered) {
             let catalogue = self.registry.catalogue(&offered);
@@ -188,6 +190,32 @@ impl Executor {
         settled.await.unwrap_or_else(|_| Err(stopped()))
     }
 
+    /// What is to be run for `call`, the gate before it where its function has one, and what it holds meanwhile.
+    fn ready(
+        &self,
+        call: &Call,
+        request_id: &RequestId,
+        deadline: Deadline,
+    ) -> Result<(Prepared, Option<Entrance>, Held), Problem> {
+        let held = self.hold(call)?;
+        if deadline.has_passed() {
+            return Err(Problem::not_started(&call.name));
+        }
+        if let Some(app) = &self.app
+            && !self.registry.has_named(&call.name)
+        {
+            let run = app.prepare(call, request_id, deadline)?;
+            self.metrics.functions.know(&call.name);
+            return Ok((Prepared::App(Box::pin(run)), None, held));
+        }
+        // Reads the arguments: code of the function's author as well, when a type brings its own `Deserialize`.
+        let prepare = AssertUnwindSafe(|| self.registry.prepare(call, deadline));
+        let prepared = panic::catch_unwind(prepare);
+        let (prepared, gate) = prepared.unwrap_or_else(|_| Err(panicked(&call.name)))?;
+        let gate = gate.map(|gate| (Arc::clone(gate), call.name.clone()));
+        Ok((prepared, gate, held))
+    }
+
     fn hold(&self, call: &Call) -> Result<Held, Problem> {
         let in_flight = self.lifecycle.admit()?;
         match Arc::clone(&self.slots).try_acquire_owned() {
@@ -220,13 +248,9 @@ impl Running {
         request_id: &RequestId,
         deadline: Deadline,
     ) -> Result<Self, Problem> {
-        let ready = match ready(executor, call, request_id, deadline) {
-            Ok(ready) => ready,
-            Err(problem) => {
-                executor.metrics.functions.refused(&call.name, &problem);
-                return Err(problem);
-            }
-        };
+        let ready = executor.ready(call, request_id, deadline);
+        let (prepared, gate, held) =
+            ready.inspect_err(|problem| executor.metrics.functions.refused(&call.name, problem))?;
         let mut account = Account {
             name: call.name.clone(),
             has_token: call.after.is_some(),
@@ -235,11 +259,6 @@ impl Running {
             metrics: Arc::clone(&executor.metrics),
             started: Instant::now(),
         };
-        let Ready {
-            prepared,
-            gate,
-            held,
-        } = ready;
         let turn = turn(gate, deadline);
         Ok(match prepared {
             Prepared::Async(run, context) => {
@@ -354,53 +373,8 @@ fn stopped() -> Problem {
     Problem::new(Code::Internal, "the runtime stopped while the function ran")
 }
 
-/// What is to be run, the gate that it must pass where its function has one, and what it holds meanwhile.
-struct Ready {
-    prepared: Prepared,
-    gate: Option<(Arc<Gate>, FunctionName)>,
-    held: Held,
-}
-
-fn ready(
-    executor: &Executor,
-    call: &Call,
-    request_id: &RequestId,
-    deadline: Deadline,
-) -> Result<Ready, Problem> {
-    let held = executor.hold(call)?;
-    if deadline.has_passed() {
-        return Err(Problem::not_started(&call.name));
-    }
-    let (prepared, gate) = match &executor.app {
-        Some(app) if !executor.registry.has_named(&call.name) => {
-            let run = app.prepare(call, request_id, deadline)?;
-            executor.metrics.functions.know(&call.name);
-            (Prepared::App(Box::pin(run)), None)
-        }
-        _ => prepare(&executor.registry, call, deadline)?,
-    };
-    Ok(Ready {
-        prepared,
-        gate: gate.map(|gate| (Arc::clone(gate), call.name.clone())),
-        held,
-    })
-}
-
-/// Reads the arguments. That is code of the function's author as well, when a type brings its own `Deserialize`.
-fn prepare<'a>(
-    registry: &'a Registry,
-    call: &Call,
-    deadline: Deadline,
-) -> Result<(Prepared, Option<&'a Arc<Gate>>), Problem> {
-    let prepared = panic::catch_unwind(AssertUnwindSafe(|| registry.prepare(call, deadline)));
-    prepared.unwrap_or_else(|_| Err(panicked(&call.name)))
-}
-
 /// Waits for the call's turn, where its function declares a concurrency.
-async fn turn(
-    gate: Option<(Arc<Gate>, FunctionName)>,
-    deadline: Deadline,
-) -> Result<Option<Pass>, Ended> {
+async fn turn(gate: Option<Entrance>, deadline: Deadline) -> Result<Option<Pass>, Ended> {
     let Some((gate, name)) = gate else {
         return Ok(None);
     };

@@ -7,53 +7,6 @@ use super::*;
 const PORTS: std::ops::Range<u16> = 1..6;
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// The parts of an event from which it can be made more than once.
-#[derive(Clone, Debug)]
-enum Happening {
-    Dns(BTreeSet<u16>, bool),
-    Seen(u16, u8, u8, bool),
-    NoAnswer(u16),
-    NotAPeer(u16),
-    Called(u16, CallSignal),
-}
-
-impl Happening {
-    fn event(&self) -> Event {
-        match self {
-            Self::Dns(ports, complete) => Event::Resolved {
-                addresses: ports.iter().copied().map(address).collect(),
-                complete: *complete,
-            },
-            Self::Seen(port, instance, region, draining) => {
-                let answer = ProbeAnswer {
-                    peer: peer(*port, *instance, *region),
-                    draining: *draining,
-                    rtt: Duration::ZERO,
-                };
-                Event::Probed(address(*port), Ok(answer))
-            }
-            Self::NoAnswer(port) => {
-                Event::Probed(address(*port), Err(ProbeFailure::NoAnswer(String::new())))
-            }
-            Self::NotAPeer(port) => {
-                Event::Probed(address(*port), Err(ProbeFailure::NotAPeer(String::new())))
-            }
-            Self::Called(port, signal) => Event::Called(address(*port), *signal),
-        }
-    }
-
-    /// The port of its address; `None` for an answer of DNS, which is about all.
-    fn port(&self) -> Option<u16> {
-        match self {
-            Self::Dns(..) => None,
-            Self::Seen(port, ..)
-            | Self::NoAnswer(port)
-            | Self::NotAPeer(port)
-            | Self::Called(port, _) => Some(*port),
-        }
-    }
-}
-
 fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
@@ -71,7 +24,23 @@ fn peer(port: u16, number: u8, region_number: u8) -> Peer {
     Peer::new(address(port), region(region_number), instance(number))
 }
 
-fn happening() -> impl Strategy<Value = Happening> {
+fn dns(ports: BTreeSet<u16>, complete: bool) -> Event {
+    Event::Resolved {
+        addresses: ports.into_iter().map(address).collect(),
+        complete,
+    }
+}
+
+fn seen(port: u16, instance: u8, region: u8, draining: bool) -> Event {
+    let answer = ProbeAnswer {
+        peer: peer(port, instance, region),
+        draining,
+        rtt: Duration::ZERO,
+    };
+    Event::Probed(address(port), Ok(answer))
+}
+
+fn called() -> impl Strategy<Value = Event> {
     let signal = prop_oneof![
         Just(CallSignal::Answered),
         Just(CallSignal::Draining),
@@ -80,22 +49,37 @@ fn happening() -> impl Strategy<Value = Happening> {
         Just(CallSignal::Unanswered),
         Just(CallSignal::Outdated),
     ];
+    (PORTS, signal).prop_map(|(port, signal)| Event::Called(address(port), signal))
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let failed = |failure: fn(String) -> ProbeFailure| {
+        PORTS.prop_map(move |port| Event::Probed(address(port), Err(failure(String::new()))))
+    };
+    let ports = proptest::collection::btree_set(PORTS, 0..5);
     prop_oneof![
-        (proptest::collection::btree_set(PORTS, 0..5), any::<bool>())
-            .prop_map(|(ports, complete)| Happening::Dns(ports, complete)),
-        (PORTS, 0..6_u8, 0..2_u8, any::<bool>()).prop_map(|(port, instance, region, draining)| {
-            Happening::Seen(port, instance, region, draining)
-        }),
-        PORTS.prop_map(Happening::NoAnswer),
-        PORTS.prop_map(Happening::NotAPeer),
-        (PORTS, signal).prop_map(|(port, signal)| Happening::Called(port, signal)),
+        (ports, any::<bool>()).prop_map(|(ports, complete)| dns(ports, complete)),
+        (PORTS, 0..6_u8, 0..2_u8, any::<bool>())
+            .prop_map(|(port, number, region, draining)| seen(port, number, region, draining)),
+        failed(ProbeFailure::Refused),
+        failed(ProbeFailure::NoAnswer),
+        failed(ProbeFailure::NotAPeer),
+        called(),
     ]
 }
 
-fn table_after(story: &[Happening], now: Instant) -> Table {
+/// The address that an event is about; `None` for an answer of DNS, which is about all.
+fn subject(event: &Event) -> Option<SocketAddr> {
+    match event {
+        Event::Resolved { .. } => None,
+        Event::Probed(address, _) | Event::Called(address, _) => Some(*address),
+    }
+}
+
+fn table_after(story: &[Event], now: Instant) -> Table {
     let mut table = Table::new(instance(0), "0".repeat(32).parse().unwrap());
-    for happening in story {
-        table.apply(happening.event(), now);
+    for event in story {
+        table.apply(event.clone(), now);
     }
     table
 }
@@ -116,52 +100,50 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn a_peer_that_answers_its_probes_is_never_removed(story in vec(happening(), 0..40), tail in vec(happening(), 0..40)) {
+    fn a_peer_that_answers_its_probes_is_never_removed(story in vec(event(), 0..40), tail in vec(event(), 0..40)) {
         let now = Instant::now();
         let mut table = table_after(&story, now);
-        table.apply(Happening::Dns([1].into(), true).event(), now);
-        table.apply(Happening::Seen(1, 1, 0, false).event(), now);
-        let fails = |it: &Happening| matches!(it, Happening::NoAnswer(1) | Happening::NotAPeer(1) | Happening::Seen(1, ..));
-        for happening in tail.iter().filter(|happening| !fails(happening)) {
-            table.apply(happening.event(), now);
-            prop_assert!(table.is_peer(address(1)), "gone after {happening:?}");
+        table.apply(dns([1].into(), true), now);
+        table.apply(seen(1, 1, 0, false), now);
+        let is_probe = |event: &Event| matches!(event, Event::Probed(probed, _) if *probed == address(1));
+        for event in tail.iter().filter(|event| !is_probe(event)) {
+            table.apply(event.clone(), now);
+            prop_assert!(table.is_peer(address(1)), "gone after {event:?}");
         }
     }
 
     #[test]
-    fn neither_dns_nor_a_call_removes_a_peer(story in vec(happening(), 0..40), last in happening()) {
+    fn neither_dns_nor_a_call_removes_a_peer(story in vec(event(), 0..40), last in event()) {
         let now = Instant::now();
         let mut table = table_after(&story, now);
         let before = addresses_of_peers(&table);
-        if matches!(last, Happening::Dns(..) | Happening::Called(..)) {
-            table.apply(last.event(), now);
+        if !matches!(last, Event::Probed(..)) {
+            table.apply(last, now);
             prop_assert_eq!(addresses_of_peers(&table), before);
         }
     }
 
     #[test]
-    fn no_signal_of_a_call_removes_a_peer_from_a_region(story in vec(happening(), 0..40), signals in vec(happening(), 0..20)) {
+    fn no_signal_of_a_call_removes_a_peer_from_a_region(story in vec(event(), 0..40), signals in vec(called(), 0..20)) {
         let now = Instant::now();
         let mut table = table_after(&story, now);
         let counts = |table: &Table| [0, 1].map(|number| table.region(&region(number)).count());
         let before = counts(&table);
-        for signal in signals.iter().filter(|happening| matches!(happening, Happening::Called(..))) {
-            table.apply(signal.event(), now);
+        for signal in signals {
+            table.apply(signal, now);
         }
         prop_assert_eq!(counts(&table), before);
     }
 
     #[test]
-    fn events_of_two_addresses_may_come_in_either_order(
-        story in vec(happening(), 0..40), one in happening(), other in happening(),
-    ) {
-        let are_unrelated = matches!((one.port(), other.port()), (Some(a), Some(b)) if a != b);
+    fn events_of_two_addresses_may_come_in_either_order(story in vec(event(), 0..40), one in event(), other in event()) {
+        let are_unrelated = matches!((subject(&one), subject(&other)), (Some(a), Some(b)) if a != b);
         if are_unrelated {
             let now = Instant::now();
-            let both = |first: &Happening, second: &Happening| {
+            let both = |first: &Event, second: &Event| {
                 let mut table = table_after(&story, now);
-                table.apply(first.event(), now);
-                table.apply(second.event(), now);
+                table.apply(first.clone(), now);
+                table.apply(second.clone(), now);
                 format!("{table:?}")
             };
             prop_assert_eq!(both(&one, &other), both(&other, &one));
@@ -169,7 +151,7 @@ proptest! {
     }
 
     #[test]
-    fn a_region_has_each_instance_once_and_never_this_one(story in vec(happening(), 0..60)) {
+    fn a_region_has_each_instance_once_and_never_this_one(story in vec(event(), 0..60)) {
         let table = table_after(&story, Instant::now());
         for number in [0, 1] {
             let found = table.region(&region(number));
@@ -182,12 +164,12 @@ proptest! {
     }
 
     #[test]
-    fn the_changes_add_up_to_the_peers(story in vec(happening(), 0..60)) {
+    fn the_changes_add_up_to_the_peers(story in vec(event(), 0..60)) {
         let now = Instant::now();
         let mut table = Table::new(instance(0), "0".repeat(32).parse().unwrap());
         let mut reported = BTreeMap::new();
-        for happening in &story {
-            for change in table.apply(happening.event(), now).changes {
+        for event in story {
+            for change in table.apply(event, now).changes {
                 reported.insert(change.peer.address, change.state);
             }
         }
@@ -197,7 +179,7 @@ proptest! {
     }
 
     #[test]
-    fn every_pause_is_an_interval_or_between_a_second_and_a_minute(story in vec(happening(), 0..60)) {
+    fn every_pause_is_an_interval_or_between_a_second_and_a_minute(story in vec(event(), 0..60)) {
         let table = table_after(&story, Instant::now());
         for address in table.entries.keys() {
             let pause = table.pause(*address, INTERVAL);
