@@ -296,6 +296,7 @@ impl Prepared {
             Ok(passes) => passes,
             Err(problem) => return Err(problem).into(),
         };
+        // Dropped at the deadline, which closes the connection: most servers then cancel the request.
         let answered = self.deadline.bound(self.answer()).await;
         answered.unwrap_or_else(|| Err(Problem::still_running(&self.name)).into())
     }

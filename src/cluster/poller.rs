@@ -142,6 +142,7 @@ impl Poller {
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.start_probes(),
                 Some(answer) = self.queries.join_next() => self.resolved(answer),
                 Some(probed) = self.probes.join_next() => {
+                    // All that has ended, before the regions are published once.
                     self.probed(probed);
                     while let Some(probed) = self.probes.try_join_next() {
                         self.probed(probed);
@@ -155,6 +156,7 @@ impl Poller {
                 }
             }
             self.publish();
+            // After the regions are published: whoever waits for the first round reads them next.
             if self.round == Round::Probing && !self.schedule.has_new() {
                 self.end_round();
             }

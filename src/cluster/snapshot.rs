@@ -451,16 +451,19 @@ mod tests {
         })
     }
 
+    fn region_of(ready: Vec<Arc<Peer>>) -> RegionPeers {
+        RegionPeers {
+            ready,
+            ..Default::default()
+        }
+    }
+
     #[test]
     fn empty_regions_are_forgotten_beyond_a_bound_and_the_oldest_first() {
         let snapshot = Snapshot::new();
         let mut publisher = snapshot.publisher();
         let region = |number: usize| format!("r{number}").parse::<Region>().unwrap();
-        let inhabited = RegionPeers {
-            ready: vec![peer(1, &["f"])],
-            ..Default::default()
-        };
-        publisher.publish(&region(0), inhabited);
+        publisher.publish(&region(0), region_of(vec![peer(1, &["f"])]));
         for number in 1..=MAX_EMPTY_REGIONS + 2 {
             publisher.publish(&region(number), RegionPeers::default());
         }
@@ -476,13 +479,7 @@ mod tests {
         let mut publisher = one.publisher();
         let region: Region = "syd".parse().unwrap();
         let count = |snapshot: &Snapshot| Some(snapshot.region(&region)?.count());
-        let mut publish = |ready: Vec<Arc<Peer>>| {
-            let peers = RegionPeers {
-                ready,
-                ..Default::default()
-            };
-            publisher.publish(&region, peers);
-        };
+        let mut publish = |ready| publisher.publish(&region, region_of(ready));
         assert_eq!((count(&one), count(&other)), (None, None));
         publish(vec![peer(1, &["f"])]);
         assert_eq!((count(&one), count(&other)), (Some(1), None));
@@ -509,10 +506,7 @@ mod tests {
 
     #[test]
     fn the_choice_is_uniform_also_when_some_were_tried() {
-        let peers = RegionPeers {
-            ready: (1..=4).map(|port| peer(port, &["f"])).collect(),
-            ..Default::default()
-        };
+        let peers = region_of((1..=4).map(|port| peer(port, &["f"])).collect());
         let tried = [peers.ready[1].address];
         for (tried, expected) in [(&[][..], 1500), (&tried[..], 2000)] {
             for (port, count) in choices(&peers, "f", tried) {
@@ -527,10 +521,7 @@ mod tests {
 
     #[test]
     fn of_two_the_less_busy_one_is_chosen() {
-        let peers = RegionPeers {
-            ready: (1..=3).map(|port| peer(port, &["f"])).collect(),
-            ..Default::default()
-        };
+        let peers = region_of((1..=3).map(|port| peer(port, &["f"])).collect());
         let under_way: Vec<_> = (0..2).map(|_| peers.ready[0].stats.begin()).collect();
         let other = peers.ready[1].stats.begin();
         // The busiest one loses against both others, the idle one wins against both.
@@ -568,26 +559,17 @@ mod tests {
             others: vec![peer(2, &["f"])],
             ..Default::default()
         };
-        assert_eq!(ports(&peers, "f", &[]), [1]);
-        assert_eq!(ports(&peers, "f", &[peers.ready[0].address]), [2]);
-        assert!(
-            ports(
-                &peers,
-                "f",
-                &[peers.ready[0].address, peers.others[0].address]
-            )
-            .is_empty()
-        );
+        let tried = [peers.ready[0].address, peers.others[0].address];
+        for (tried, chosen) in [(&[][..], &[1][..]), (&tried[..1], &[2]), (&tried, &[])] {
+            assert_eq!(ports(&peers, "f", tried), chosen);
+        }
         assert!(ports(&RegionPeers::default(), "f", &[]).is_empty());
     }
 
     #[test]
     fn peers_that_have_the_function_come_first() {
         let ready = vec![peer(1, &["f"]), peer(2, &["f", "g"]), peer(3, &["f"])];
-        let peers = RegionPeers {
-            ready,
-            ..Default::default()
-        };
+        let peers = region_of(ready);
         assert_eq!(ports(&peers, "g", &[]), [2]);
         assert_eq!(ports(&peers, "g", &[peers.ready[1].address]), [0; 0]);
         assert_eq!(ports(&peers, "h", &[]), [1, 2, 3]);

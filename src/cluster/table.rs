@@ -230,6 +230,7 @@ impl Table {
                 }
             }
         }
+        // A peer that DNS dropped stays until its probe has failed.
         self.retain(&mut effects, |entry| entry.listed || entry.peer.is_some());
         let is_new = |address: &&SocketAddr| !self.entries.contains_key(*address);
         let new: Vec<_> = addresses.iter().filter(is_new).copied().collect();

@@ -108,6 +108,7 @@ impl Executor {
         let Some(offered) = self.app.as_ref().and_then(|app| app.offered()) else {
             return Arc::clone(&self.catalogue);
         };
+        // Made once for each list, which is the same one until it changes.
         let mut made = self.with_app.lock().unwrap_or_else(PoisonError::into_inner);
         if !Arc::ptr_eq(&made.0, &offered) {
             let catalogue = self.registry.catalogue(&offered);
@@ -217,6 +218,7 @@ impl Executor {
     }
 
     fn hold(&self, call: &Call) -> Result<Held, Problem> {
+        // First of all, so that a drain which begins now either refuses the call or waits for it.
         let in_flight = self.lifecycle.admit()?;
         match Arc::clone(&self.slots).try_acquire_owned() {
             Ok(slot) => Ok(Held {

@@ -131,6 +131,7 @@ impl Memory {
         let key = Fingerprint::of_key(key);
         let mut known = self.lock();
         let known = &mut *known;
+        // No timer forgets: what is too old goes when the next call with a key comes.
         known.forget_old(Instant::now());
         let owned = known.owners.entry(call.key_owner.clone()).or_default();
         if let Some(entry) = owned.by_key.get(&key) {
@@ -167,6 +168,7 @@ impl Claim {
         let state = ran.then(|| State::Ended(Arc::clone(&outcome)));
         let was = known.end(&self.owner, self.key, state, size(&outcome));
         known.drop_results(self.memory.bounds.results);
+        // Whoever waits may run at once, and must find the memory unlocked.
         drop(known);
         if let Some(State::Running(waiting)) = was {
             waiting.send_replace(Some(outcome));
