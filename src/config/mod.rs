@@ -1,4 +1,4 @@
-//! Flags and environment into one checked `Config`, built once at start. The only file that reads the environment.
+//! Flags and environment into one checked `Config`, built once at start. No other module reads the environment.
 //! A setting that is unknown, unreadable or contradicts another makes the start fail: nothing is guessed.
 
 mod app;

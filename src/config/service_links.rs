@@ -42,35 +42,33 @@ impl Service {
         format!("{protocol}://{}", SocketAddr::new(self.host, port))
     }
 
-    /// Whether the variable is one of this Service.
+    /// Whether the variable is one of this Service: of the whole, or of a single port, such as `PORT_80_TCP_ADDR`.
     fn has(&self, name: &str, value: &str) -> bool {
-        let rest = name.strip_prefix(&self.prefix);
-        let Some(rest) = rest.and_then(|rest| rest.strip_prefix('_')) else {
-            return false;
-        };
-        match rest {
+        let rest = name.strip_prefix(&self.prefix).unwrap_or_default();
+        let parts: Vec<&str> = rest.split('_').collect();
+        match parts[..] {
             // Compared when the Service was found.
-            "SERVICE_HOST" | "SERVICE_PORT" | "PORT" => true,
-            _ => match rest.strip_prefix("SERVICE_PORT_") {
-                Some(_) => value.parse::<u16>().is_ok(),
-                None => self.has_of_port(rest, value).unwrap_or(false),
-            },
+            ["", "SERVICE", "HOST" | "PORT"] | ["", "PORT"] => true,
+            ["", "SERVICE", "PORT", ..] => value.parse::<u16>().is_ok(),
+            ["", "PORT", port, protocol, ref what @ ..] => {
+                let protocol = protocol.to_ascii_lowercase();
+                let Some(number) = port
+                    .parse()
+                    .ok()
+                    .filter(|_| PROTOCOLS.contains(&&*protocol))
+                else {
+                    return false;
+                };
+                match what {
+                    [] => value == self.url(&protocol, number),
+                    ["PROTO"] => value == protocol,
+                    ["PORT"] => value == number.to_string(),
+                    ["ADDR"] => value == self.host.to_string(),
+                    _ => false,
+                }
+            }
+            _ => false,
         }
-    }
-
-    /// Whether the variable that ends with `rest` is one of a single port, such as `PORT_80_TCP_ADDR`.
-    fn has_of_port(&self, rest: &str, value: &str) -> Option<bool> {
-        let mut parts = rest.strip_prefix("PORT_")?.splitn(3, '_');
-        let port = parts.next()?.parse().ok()?;
-        let protocol = parts.next()?.to_ascii_lowercase();
-        let expected = match parts.next() {
-            None => self.url(&protocol, port),
-            Some("PROTO") => protocol.clone(),
-            Some("PORT") => port.to_string(),
-            Some("ADDR") => self.host.to_string(),
-            Some(_) => return None,
-        };
-        Some(PROTOCOLS.contains(&protocol.as_str()) && value == expected)
     }
 }
 

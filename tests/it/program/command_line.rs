@@ -77,14 +77,14 @@ async fn call_prints_the_result_and_says_where_it_ran() {
 }
 
 #[tokio::test]
-async fn a_problem_is_told_on_stderr_and_ends_with_1() {
+async fn a_problem_is_reported_on_stderr_and_ends_with_1() {
     let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     let (code, stdout, stderr) = fly_rpc(iad, &["call", "syd", "Kernel.raise", "boom"]).await;
     assert_eq!((code, stdout.as_str()), (1, ""));
-    let (told, request) = stderr.split_once("request ").unwrap();
+    let (reported, request) = stderr.split_once("request ").unwrap();
     assert_eq!(
-        told,
+        reported,
         "fly-rpc: function_failed: the function returned an error of kind \"RuntimeError\"\n  \
          error: RuntimeError: boom\n  executed: yes · "
     );
@@ -159,11 +159,11 @@ async fn a_url_that_is_none_is_wrong_usage() {
             "has more than a host, a port and a path",
         ),
     ] {
-        let told = |setting| format!("fly-rpc: {setting}: {url:?} {what}; {hint}\n");
+        let refusal = |setting| format!("fly-rpc: {setting}: {url:?} {what}; {hint}\n");
         let (code, _, stderr) = run(&["regions", "--url", url]).await;
-        assert_eq!((code, stderr), (64, told("--url")));
+        assert_eq!((code, stderr), (64, refusal("--url")));
         let (code, _, stderr) = run_with(&["functions"], &[("FLY_RPC_URL", url)]).await;
-        assert_eq!((code, stderr), (64, told("FLY_RPC_URL")));
+        assert_eq!((code, stderr), (64, refusal("FLY_RPC_URL")));
     }
 }
 
@@ -644,7 +644,7 @@ async fn call_async_prints_the_id_under_which_the_log_has_its_end() {
     let (code, id, stderr) = fly_rpc(iad, &arguments).await;
     assert_eq!(code, 0, "{stderr}");
     assert!(stderr.contains("admitted"), "{stderr}");
-    let told = async || iad.log();
-    let is_told = |log: &String| log.lines().any(|line| line.contains(id.trim()));
-    eventually("the end of the call", told, is_told).await;
+    let log = async || iad.log();
+    let is_there = |log: &String| log.lines().any(|line| line.contains(id.trim()));
+    eventually("the end of the call", log, is_there).await;
 }

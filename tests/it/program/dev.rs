@@ -156,7 +156,7 @@ async fn dev_runs_a_cluster_until_ctrl_c() {
 }
 
 #[tokio::test]
-async fn a_port_of_another_program_is_told_first_and_the_lines_fit() {
+async fn a_port_of_another_program_is_named_first_and_the_lines_fit() {
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
     let mut dev = Dev::start_at(port, &["--regions", "iad,syd"]).await;
