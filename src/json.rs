@@ -55,7 +55,7 @@ pub(crate) fn members<'a, const N: usize>(
     unknown: Unknown,
 ) -> Result<[Option<&'a RawValue>; N], BadJson> {
     scan(text)?;
-    // Once for the whole text, not for each member. What is no UTF-8 is told by the reader that meets it.
+    // Once for the whole text, not for each member. Text that is not UTF-8 gets the error of the reader that meets it.
     let Ok(text) = str::from_utf8(text) else {
         serde_json::from_slice::<&RawValue>(text)?;
         return Err(BadJson::NotAnObject);

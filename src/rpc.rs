@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use crate::{
     call::{Args, Call, Options, Per, Timeouts},
-    dispatch::{Dispatcher, FanOut, Outcome, Told},
+    dispatch::{Answered, Dispatcher, FanOut, Outcome},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
         RequestId,
@@ -228,9 +228,9 @@ impl Rpc {
         })
     }
 
-    /// Has `module.function(args)` run in `region` without waiting for its end: this instance sees it through within the
-    /// default timeout, counts it as in flight, and tells in its log what came of it, under the id that this returns. What
-    /// is cut because the instance stops is told there too.
+    /// Has `module.function(args)` run in `region` without waiting for its end: this instance runs it to its end within
+    /// the default timeout, counts it as in flight, and logs its outcome under the id that this returns, also where it was
+    /// cut off because the instance stopped.
     ///
     /// # Errors
     /// As [`Rpc::call`], for a call that was refused at once and did not run.
@@ -334,13 +334,13 @@ impl Rpc {
             let begun = FanOut::begin(&self.dispatcher, &regions, per, call, request_id, now);
             let mut fan_out = begun.await?;
             let mut answers = Vec::with_capacity(fan_out.asked());
-            while let Some(told) = fan_out.next().await {
-                let Told {
+            while let Some(answered) = fan_out.next().await {
+                let Answered {
                     region,
                     instance,
                     outcome,
                     ..
-                } = told;
+                } = answered;
                 answers.push(EachAnswer {
                     region,
                     instance,

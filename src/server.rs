@@ -1,4 +1,4 @@
-//! Listens, accepts and serves connections, and stops in order: tell the peers, refuse, finish, close.
+//! Listens, accepts and serves connections, and stops in order: notify the peers, refuse, finish, close.
 //! Its own accept loop, because `axum::serve` never times out a half-sent header or a silent connection.
 
 mod answering;
@@ -104,7 +104,7 @@ impl Door {
 pub(crate) struct Server {
     lifecycle: Arc<Lifecycle>,
     drain: DrainConfig,
-    /// The accept loops, and every connection for as long as its socket is open, whoever has it.
+    /// The accept loops, and every connection for as long as its socket is open, upgraded or not.
     connections: TaskTracker,
     accepting: CancellationToken,
 }
@@ -139,7 +139,7 @@ impl Server {
         server
     }
 
-    /// Stops in order: tells the peers and still serves for the drain delay; then refuses new calls and finishes those
+    /// Stops in order: notifies the peers and still serves for the drain delay; then refuses new calls and finishes those
     /// in flight, at most for the drain timeout; then closes every connection.
     pub(crate) async fn drain(&self) -> Drained {
         self.lifecycle.advance(Phase::Draining);
@@ -230,7 +230,7 @@ impl AcceptLoop {
             return;
         };
         let lifecycle = Arc::clone(&self.lifecycle);
-        // A connection that comes later gets one answer: hyper would close it unanswered when told to shut it down.
+        // A connection that comes later gets one answer: hyper would close it unanswered when asked to shut it down.
         let is_late = lifecycle.phase() >= Phase::Refusing;
         let router = self.door.router.clone();
         // Small answers must not wait for the client's acknowledgement of the previous one.
@@ -326,7 +326,7 @@ fn is_refusal(status: StatusCode) -> bool {
     status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE
 }
 
-/// Waits until a connection may be told to close: hyper closes one at once that is between two requests, and so also one
+/// Waits until a connection may be asked to close: hyper closes one at once that is between two requests, and so also one
 /// whose first request is on its way.
 async fn may_close(lifecycle: &Lifecycle, asked: &CancellationToken) {
     lifecycle.reached(Phase::Refusing).await;
@@ -334,7 +334,7 @@ async fn may_close(lifecycle: &Lifecycle, asked: &CancellationToken) {
     let _ = time::timeout(FIRST_REQUEST, asked.cancelled()).await;
 }
 
-/// Whether an error of `accept` tells of the one connection only, so that the next can be accepted at once.
+/// Whether an error of `accept` is about the one connection only, so that the next can be accepted at once.
 fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,4 +1,4 @@
-//! Logs, and traces where they are asked for, of `fly-rpc serve`: lines for people on a terminal, JSON lines elsewhere,
+//! Logs, and traces where they are asked for, of `fly-rpc serve`: lines for people on a terminal, else JSON lines,
 //! always on stderr. A call never waits for the reader of the log: a thread writes it, and when that is too slow, lines are lost
 //! and counted. (`tracing-appender` counts them too, but does not log the count, and at the end it waits 100 ms for room
 //! where this waits 1 s.) SIGUSR1 lets everything through, and the next one no more than before.

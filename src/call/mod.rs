@@ -1,5 +1,5 @@
-//! A call: what is asked, in JSON and in memory. Owns the rules of its members; whether the function exists and
-//! whether its arguments fit is the registry's affair.
+//! A call: what is asked, in JSON and in memory. Owns the rules of its members; the registry decides
+//! whether the function exists and whether its arguments fit.
 
 mod args;
 #[cfg(test)]

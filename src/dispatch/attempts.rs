@@ -225,8 +225,8 @@ impl Attempts {
         if self.count >= most || self.deadline.has_passed() {
             return Retry::No;
         }
-        // The budget keeps a region that is ill from being asked more than it can bear. Where only the instance that was
-        // tried is out, which every later call knows, the others can bear it.
+        // The budget bounds the extra load on a region that fails. It is not needed where only the instance that was tried
+        // is left out from now on, by every later call too: the others have room.
         let is_free = !is_spent && situation.is_room;
         match is_free || budget.withdraw() {
             true => retry,

@@ -1,5 +1,5 @@
-//! Calls for whose end no caller waits: admitted, they are in flight like any other, seen through within their deadline, and
-//! told of when they have ended or were cut.
+//! Calls for whose end no caller waits: once admitted, they are in flight like any other, run to their end within their
+//! deadline, and are logged when they have ended or were cut off.
 
 use std::sync::Arc;
 

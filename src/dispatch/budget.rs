@@ -1,5 +1,5 @@
 //! How many attempts may follow failed ones: without a limit, three attempts for each call would triple the load on a
-//! region at the moment when it can bear it least.
+//! region when it has the least room for it.
 
 use std::{
     collections::HashMap,

@@ -106,7 +106,7 @@ impl<'a> Candidates<'a> {
     }
 }
 
-/// Who may have run the call does not answer, and nobody else can tell.
+/// The instance that may have run the call does not answer, and no other knows.
 fn hangs(instance: &InstanceId) -> Problem {
     let detail = format!(
         "instance {instance}, which remembers this idempotency key, does not answer; with idempotent: true the call runs on \

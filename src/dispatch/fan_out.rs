@@ -47,7 +47,7 @@ enum Asked {
 
 /// What came of the call that one instance, or region, was asked for.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Answered {
     /// The region, and the instance where one was asked.
     pub(crate) region: Region,
     pub(crate) instance: Option<InstanceId>,
@@ -58,9 +58,9 @@ pub(crate) struct Told {
 }
 
 /// A call at work, with what it holds.
-type Running = Pin<Box<dyn Future<Output = Told> + Send>>;
+type Running = Pin<Box<dyn Future<Output = Answered> + Send>>;
 /// A call that began lately, until it ends or began so long ago that it counts no more.
-type Beginning = Pin<Box<dyn Future<Output = Result<Told, Running>> + Send>>;
+type Beginning = Pin<Box<dyn Future<Output = Result<Answered, Running>> + Send>>;
 
 /// A fan-out under way. Dropping it cancels what was asked and has not started; what runs, runs on to its deadline.
 pub(crate) struct FanOut {
@@ -79,7 +79,7 @@ pub(crate) struct FanOut {
 }
 
 impl FanOut {
-    /// A fan-out of `call` in `regions`, to whoever is known there now.
+    /// A fan-out of `call` in `regions`, to every instance that is known there now.
     ///
     /// # Errors
     /// [`Code::Draining`] when this instance takes no new calls; [`Code::DiscoveryPending`] when nobody is known before the
@@ -133,7 +133,7 @@ impl FanOut {
     }
 
     /// What came of the next call that ends; `None` when all have.
-    pub(crate) async fn next(&mut self) -> Option<Told> {
+    pub(crate) async fn next(&mut self) -> Option<Answered> {
         loop {
             while self.may_begin()
                 && let Some(asked) = self.waiting.pop_front()
@@ -141,18 +141,18 @@ impl FanOut {
                 let running = self.start(asked);
                 self.lately.push(Box::pin(lately(running)));
             }
-            let told = tokio::select! {
+            let answered = tokio::select! {
                 Some(began) = self.lately.next() => match began {
-                    Ok(told) => told,
+                    Ok(answered) => answered,
                     Err(running) => {
                         self.running.push(running);
                         continue;
                     }
                 },
-                Some(told) = self.running.next() => told,
+                Some(answered) = self.running.next() => answered,
                 else => return None,
             };
-            return Some(self.count(told));
+            return Some(self.count(answered));
         }
     }
 
@@ -177,20 +177,20 @@ impl FanOut {
     }
 
     /// Counts what came of a call, and its result in the memory budget.
-    fn count(&mut self, mut told: Told) -> Told {
-        let result = &mut told.outcome.result;
+    fn count(&mut self, mut answered: Answered) -> Answered {
+        let result = &mut answered.outcome.result;
         let size = result.as_ref().map_or(0, |result| result.json.get().len());
         if result.is_ok() {
             self.largest = self.largest.max(Some(size));
         }
         if size > SMALL {
             match self.dispatcher.memory.reserve(size, Share::Results) {
-                Ok(held) => told.held = Some(held),
+                Ok(held) => answered.held = Some(held),
                 Err(_) => *result = Err(dropped(size)),
             }
         }
         self.succeeded += usize::from(result.is_ok());
-        told
+        answered
     }
 }
 
@@ -201,9 +201,9 @@ fn dropped(size: usize) -> Problem {
 }
 
 /// `running`, or what is left of it once it no longer counts as one that began lately.
-async fn lately(mut running: Running) -> Result<Told, Running> {
+async fn lately(mut running: Running) -> Result<Answered, Running> {
     match time::timeout(LATELY, &mut running).await {
-        Ok(told) => Ok(told),
+        Ok(answered) => Ok(answered),
         Err(_) => Err(running),
     }
 }
@@ -216,7 +216,7 @@ async fn ask(
     asked: Asked,
     request_id: RequestId,
     arrived: Instant,
-) -> Told {
+) -> Answered {
     let deadline = Deadline::since(arrived, call.timeout);
     // A key is kept to the instance that may have run it, also where instances share a store of keys.
     let mut attempts = Attempts::new(request_id, deadline, false);
@@ -234,7 +234,7 @@ async fn ask(
     let elapsed = arrived.elapsed();
     let outcome = attempts.into_outcome(Some(region.clone()), asked.instance(), result, elapsed);
     dispatcher.ended(call, &outcome, elapsed);
-    Told {
+    Answered {
         region,
         instance: outcome.meta.instance.clone(),
         outcome,

@@ -20,7 +20,7 @@ use self::{
 };
 pub(crate) use self::{
     background::Background,
-    fan_out::{FanOut, Told},
+    fan_out::{Answered, FanOut},
     regions::{Choice, Needs, Standing},
 };
 use crate::{
@@ -125,7 +125,7 @@ impl Dispatcher {
         outcome
     }
 
-    /// Counts a call that has ended, and tells who listens.
+    /// Counts a call that has ended, and sends its event.
     fn ended(&self, call: &Call, outcome: &Outcome, elapsed: Duration) {
         let Outcome { result, meta } = outcome;
         let problem = result.as_ref().err();
@@ -259,7 +259,7 @@ impl Dispatcher {
         siblings.is_ok_and(|peers| peers.may_know(name))
     }
 
-    /// Puts `call` under the policy of its function before it is dispatched, for whoever needs to know its deadline.
+    /// Puts `call` under the policy of its function before it is dispatched, where its deadline has to be known.
     pub(crate) fn put_under_policy(&self, targets: &Targets, call: &mut Call) {
         let under = match self.under_policy(targets, call) {
             Cow::Owned(under) => Some(under),

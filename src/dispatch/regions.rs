@@ -143,8 +143,8 @@ pub(super) struct Stop {
 
 impl Tour {
     /// Where among `choices` a call goes next that may have `left` attempts: to the first that serves it, else to the first.
-    /// With `is_strict`, it goes where it is told first whatever is known of that: a call with a key must not run elsewhere
-    /// than before because an instance is silent.
+    /// With `is_strict`, it goes to the first target, ready or not: a call with a key must not run in another place than
+    /// before because an instance is silent.
     ///
     /// Each target that follows keeps an attempt. A region that only `any` stands for is passed over where nobody has the
     /// function, unless it is the last resort: the own one, which says so.

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     access::Caller,
     call::{Call, Per},
-    dispatch::{FanOut, Told},
+    dispatch::{Answered, FanOut},
     json,
     memory::Reserved,
     name::{ConsistencyToken, FunctionName, InstanceId, RequestId},
@@ -278,9 +278,9 @@ type Awaited<F> = ScopeGuard<About, F>;
 /// The whole answer, once all calls have ended. Its entries are written as they come, and sorted as pieces.
 async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Response {
     let mut entries = Vec::with_capacity(fan_out.asked());
-    while let Some(told) = fan_out.next().await {
-        let place = (told.region.clone(), told.instance.clone());
-        entries.push((place, entry(told)));
+    while let Some(answered) = fan_out.next().await {
+        let place = (answered.region.clone(), answered.instance.clone());
+        entries.push((place, entry(answered)));
     }
     let about = ScopeGuard::into_inner(awaited);
     let meta = about.meta(&fan_out);
@@ -304,8 +304,8 @@ async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Res
 fn lines(fan_out: FanOut, awaited: Awaited<impl FnOnce(About) + Send + 'static>) -> Response {
     let pieces = stream::unfold(Some((fan_out, awaited)), async |state| {
         let (mut fan_out, awaited) = state?;
-        if let Some(told) = fan_out.next().await {
-            let Piece { mut bytes, .. } = entry(told);
+        if let Some(answered) = fan_out.next().await {
+            let Piece { mut bytes, .. } = entry(answered);
             json::join_lines(&mut bytes);
             bytes.push(b'\n');
             return Some((bytes, Some((fan_out, awaited))));
@@ -343,13 +343,13 @@ impl From<&[u8]> for Piece {
 }
 
 /// The entry of what came of one call.
-fn entry(told: Told) -> Piece {
-    let Told {
+fn entry(answered: Answered) -> Piece {
+    let Answered {
         region,
         instance,
         outcome,
         held,
-    } = told;
+    } = answered;
     let (result, problem, consistency) = match outcome.result {
         Ok(returned) => (Some(returned.json), None, returned.consistency),
         Err(problem) => {

@@ -45,7 +45,7 @@ pub(crate) struct Challenge {
 }
 
 impl Challenge {
-    /// A challenge with a new nonce for whoever answers at `address`.
+    /// A challenge with a new nonce for the one that answers at `address`.
     pub(crate) fn new(address: SocketAddr) -> Self {
         Self {
             nonce: new_nonce(),

@@ -1,4 +1,4 @@
-//! How an instance introduces itself to whoever probes it: the object that `GET /internal/region` answers with.
+//! How an instance introduces itself to one that probes it: the object that `GET /internal/region` answers with.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;

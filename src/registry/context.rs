@@ -68,7 +68,7 @@ impl CallContext {
         self.deadline.remaining()
     }
 
-    /// Says that whoever sends `token` with a later call reads nothing older than this one wrote or read. The first token
+    /// Says that a later call with `token` reads nothing older than this one wrote or read. The first token
     /// that a function gives counts.
     pub fn set_consistency(&self, token: ConsistencyToken) {
         let _ = self.said.consistency.set(token);

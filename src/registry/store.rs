@@ -475,7 +475,7 @@ impl Claim {
 }
 
 impl Drop for Claim {
-    /// A call whose task ended without an outcome may have run, and nobody can tell what came of it. One whose claim was
+    /// A call whose task ended without an outcome may have run, and its outcome is not known. One whose claim was
     /// not confirmed did not.
     fn drop(&mut self) {
         if !self.value.is_empty() {

@@ -196,7 +196,7 @@ fn check_latency(args: &DevArgs) -> Result<(), Failure> {
 }
 
 /// Where each instance is to listen: at the port behind that of the one before, or at any free one (0) where another program
-/// has it; and what that means for whoever follows the documents.
+/// has it; and what that means for the commands in the documents.
 fn free_addresses(args: &DevArgs) -> (Vec<SocketAddr>, Option<String>) {
     let (mut addresses, mut taken) = (Vec::new(), Vec::new());
     for number in 0..args.regions.instances().count() {
