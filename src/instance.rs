@@ -213,6 +213,7 @@ impl Core {
         let scrapers = listen_if("RPC_METRICS_LISTEN (--metrics-listen)", scrapers).await?;
         let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
         let metrics_address = scrapers.as_ref().map(|(_, address)| *address);
+        // Only a bound address shows whether other machines reach it: a name such as fly-local-6pn does not.
         config.check_exposure(address, internal_address)?;
         for prefix in &config.service_links {
             tracing::debug!(%prefix, "variables of a Service of Kubernetes are no settings");

@@ -108,23 +108,17 @@ async fn the_command_line_says_what_is_wrong_with_an_app() {
     let mut app = App::start().await;
     app.offer(&json!({"functions": {"Math.add": {"timeout_ms": 2000}, "plain": {}}}));
     let check = async |app: &App| {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
-        let environment = app.environment();
-        command
-            .args(["functions", "--app-url", &environment["RPC_APP_URL"]])
-            .env("RPC_APP_TOKEN", TOKEN);
-        let output = command.output().await.unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (
-            output.status.code(),
-            text(output.stdout),
-            text(output.stderr),
+        let url = &app.environment()["RPC_APP_URL"];
+        run_with(
+            &["functions", "--app-url", url],
+            &[("RPC_APP_TOKEN", TOKEN)],
         )
+        .await
     };
     let (code, listed, said) = check(&app).await;
     assert_eq!(
         (code, listed.as_str()),
-        (Some(1), "Math.add {\"timeout_ms\":2000}\n")
+        (1, "Math.add {\"timeout_ms\":2000}\n")
     );
     assert_eq!(
         said,
@@ -133,14 +127,14 @@ async fn the_command_line_says_what_is_wrong_with_an_app() {
     app.offer(&json!({"functions": {"Math.add": {}}}));
     assert_eq!(
         check(&app).await,
-        (Some(0), "Math.add {}\n".to_owned(), String::new())
+        (0, "Math.add {}\n".to_owned(), String::new())
     );
     app.set("open");
     let (code, _, said) = check(&app).await;
-    assert_eq!(code, Some(1));
+    assert_eq!(code, 1);
     assert!(said.contains("have it answer 401"), "{said}");
     app.kill().await;
     let (code, _, said) = check(&app).await;
-    assert_eq!(code, Some(1));
+    assert_eq!(code, 1);
     assert!(said.contains("cannot connect to the app"), "{said}");
 }

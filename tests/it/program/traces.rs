@@ -7,6 +7,7 @@ use crate::support::{
     asking::two_regions,
     cluster::Cluster,
     collector::{Collector, Received},
+    command::run_with,
     patience::eventually,
     process::{Answer, Environment, Process, answer},
 };
@@ -176,16 +177,11 @@ async fn a_collector_that_is_not_there_harms_nothing() {
     assert_eq!(local.ended().await.code(), Some(0));
 }
 
-#[test]
-fn a_collector_behind_tls_stops_the_start() {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_fly-rpc"))
-        .arg("serve")
-        .env_clear()
-        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.test:4318")
-        .output()
-        .unwrap();
+#[tokio::test]
+async fn a_collector_behind_tls_stops_the_start() {
+    let collector = [("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.test:4318")];
+    let (code, _, stderr) = run_with(&["serve"], &collector).await;
     let message = "fly-rpc: OTEL_EXPORTER_OTLP_ENDPOINT: \"https://collector.test:4318\" is not http://HOST:PORT; this program \
                    speaks no TLS, so run a collector beside it\n";
-    let seen = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), seen.as_str()), (Some(64), message));
+    assert_eq!((code, stderr.as_str()), (64, message));
 }
