@@ -181,6 +181,7 @@ pub(crate) fn parts(answer: &Answer) -> (String, String) {
 /// The status of each problem that a call of an app's function may come to.
 fn status_of(code: &str) -> u16 {
     match code {
+        "forbidden" => 403,
         "function_unknown" => 404,
         "invalid_arguments" => 422,
         "function_failed" => 424,
