@@ -160,9 +160,8 @@ impl Cluster {
         for region in self.snapshot.regions() {
             let peers = self.snapshot.region(&region).unwrap_or_default();
             for catalogue in peers.all().filter_map(|peer| peer.catalogue.as_ref()) {
-                if !found.contains_key(catalogue.hash()) {
-                    found.insert(catalogue.hash().clone(), Arc::clone(catalogue));
-                }
+                let hash = catalogue.hash().clone();
+                found.entry(hash).or_insert_with(|| Arc::clone(catalogue));
             }
         }
         found

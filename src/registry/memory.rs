@@ -51,11 +51,11 @@ type Awaited = watch::Receiver<Option<Arc<Outcome>>>;
 #[derive(Debug)]
 pub(crate) struct Memory {
     bounds: Bounds,
-    known: Mutex<Known>,
+    contents: Mutex<Contents>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct Contents {
     owners: HashMap<Option<KeyOwner>, Owned>,
     /// Keys of all owners.
     keys: usize,
@@ -120,7 +120,7 @@ impl Memory {
     fn within(bounds: Bounds) -> Self {
         Self {
             bounds,
-            known: Mutex::default(),
+            contents: Mutex::default(),
         }
     }
 
@@ -129,16 +129,16 @@ impl Memory {
         // Before the lock: it takes as long as the arguments are.
         let fingerprint = Fingerprint::of_call(call);
         let key = Fingerprint::of_key(key);
-        let mut known = self.lock();
-        let known = &mut *known;
+        let mut contents = self.lock();
+        let contents = &mut *contents;
         // No timer forgets: what is too old goes when the next call with a key comes.
-        known.forget_old(Instant::now());
-        let owned = known.owners.entry(call.key_owner.clone()).or_default();
+        contents.forget_old(Instant::now());
+        let owned = contents.owners.entry(call.key_owner.clone()).or_default();
         if let Some(entry) = owned.by_key.get(&key) {
             return entry.recall(fingerprint, self.bounds.waiters);
         }
         let own = owned.by_key.len();
-        if own >= self.bounds.keys - known.keys {
+        if own >= self.bounds.keys - contents.keys {
             return Recall::Refused(share_is_used(own));
         }
         let entry = Entry {
@@ -146,7 +146,7 @@ impl Memory {
             state: State::Running(watch::channel(None).0),
         };
         owned.by_key.insert(key, entry);
-        known.keys += 1;
+        contents.keys += 1;
         Recall::New(Claim {
             memory: Arc::clone(self),
             owner: call.key_owner.clone(),
@@ -154,8 +154,8 @@ impl Memory {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,12 +164,12 @@ impl Claim {
     pub(super) fn settle(self, outcome: &Outcome) {
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
         let outcome = Arc::new(outcome.clone());
-        let mut known = self.memory.lock();
+        let mut contents = self.memory.lock();
         let state = ran.then(|| State::Ended(Arc::clone(&outcome)));
-        let was = known.end(&self.owner, self.key, state, size(&outcome));
-        known.drop_results(self.memory.bounds.results);
+        let was = contents.end(&self.owner, self.key, state, size(&outcome));
+        contents.drop_results(self.memory.bounds.results);
         // Whoever waits may run at once, and must find the memory unlocked.
-        drop(known);
+        drop(contents);
         if let Some(State::Running(waiting)) = was {
             waiting.send_replace(Some(outcome));
         }
@@ -179,15 +179,15 @@ impl Claim {
 impl Drop for Claim {
     /// A call whose task ended without an outcome may have run, and nobody can tell what came of it.
     fn drop(&mut self) {
-        let mut known = self.memory.lock();
-        if known.is_running(&self.owner, self.key) {
+        let mut contents = self.memory.lock();
+        if contents.is_running(&self.owner, self.key) {
             let lost = Arc::new(Err(without_outcome()));
-            known.end(&self.owner, self.key, Some(State::Ended(lost)), 0);
+            contents.end(&self.owner, self.key, Some(State::Ended(lost)), 0);
         }
     }
 }
 
-impl Known {
+impl Contents {
     /// Forgets what ended longer ago than [`LIFE`].
     fn forget_old(&mut self, now: Instant) {
         self.owners.retain(|_, owned| {
