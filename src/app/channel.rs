@@ -266,7 +266,7 @@ impl Connection {
         tokio::select! {
             // First, so that the answer that it reads is taken at once.
             biased;
-            // What goes wrong is told to whoever waits for the answer.
+            // An error reaches the caller that waits for the answer.
             _ = &mut self.driver => answered.await,
             answered = &mut answered => answered,
         }

@@ -76,7 +76,7 @@ settings! {
         "how calls for other regions get there: forwarded, or replayed by Fly Proxy";
     RPC_APP_URL "app-url" "URL" "none",
         "where an app serves its functions: http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc";
-    RPC_APP_TOKEN "" "TOKEN" "none", "what every request to the app bears; the app answers 401 to one that does not";
+    RPC_APP_TOKEN "" "TOKEN" "none", "what every request to the app carries; the app answers 401 to one that does not";
     RPC_APP_CONCURRENCY "app-concurrency" "COUNT" "64", "calls in the app at once; as many again wait for their turn";
     RPC_APP_STOP_TIMEOUT "app-stop-timeout" "DURATION" "10s", "how long the command of fly-rpc run may take to stop";
     RPC_APP_ALLOW_ANONYMOUS "app-allow-anonymous" "true|false" "false",

@@ -32,7 +32,7 @@ pub(crate) struct StatusDocument {
     pub region: Region,
 }
 
-/// Tell whether the process works
+/// Check whether the process works
 #[utoipa::path(
     get,
     path = "/healthz",
@@ -58,7 +58,7 @@ pub(super) async fn get_liveness(State(app): AppState) -> Json<StatusDocument> {
     status(&app, "live")
 }
 
-/// Tell whether the instance takes calls
+/// Check whether the instance takes calls
 ///
 /// It does from the end of the first discovery round for which DNS answered, at the latest 15 s after its start, until it
 /// starts to drain; with an app beside it, not before the app's first list.

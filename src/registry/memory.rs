@@ -177,7 +177,7 @@ impl Claim {
 }
 
 impl Drop for Claim {
-    /// A call whose task ended without an outcome may have run, and nobody can tell what came of it.
+    /// A call whose task ended without an outcome may have run, and its outcome is not known.
     fn drop(&mut self) {
         let mut contents = self.memory.lock();
         if contents.is_running(&self.owner, self.key) {
