@@ -186,7 +186,7 @@ async fn what_a_function_does_reaches_the_caller_from_here_and_from_there() {
         assert_eq!(unknown.detail(), "no function String.shout here");
 
         let body =
-            json!({"module": "Process", "function": "sleep", "args": [60_000], "timeout_ms": 50});
+            json!({"module": "Process", "function": "sleep", "args": [60_000], "timeout_ms": 1000});
         let late = iad.rpc(region, &body).await;
         assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
 
@@ -455,7 +455,7 @@ async fn a_function_is_dropped_at_the_deadline_on_the_instance_that_runs_it() {
     let cluster = two_regions().functions().start().await;
     for region in ["iad", "syd"] {
         let body =
-            json!({"module": "Test", "function": "witness", "args": [region], "timeout_ms": 100});
+            json!({"module": "Test", "function": "witness", "args": [region], "timeout_ms": 1000});
         let answer = cluster.instance("iad-1").rpc(region, &body).await;
         assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
         cluster.until_marked(&format!("{region}.dropped")).await;

@@ -89,7 +89,7 @@ async fn a_blocking_function_that_outlived_its_deadline_does_not_hold_up_the_exi
         .set("RPC_DRAIN_TIMEOUT", "200ms")
         .start()
         .await;
-    let late = hold(cluster.instance("iad-1"), "one", 100).await.unwrap();
+    let late = hold(cluster.instance("iad-1"), "one", 1000).await.unwrap();
     assert_eq!(told(&late), ("deadline_exceeded", "maybe", 1));
     cluster.instance("syd-1").terminate();
     cluster.instance_mut("syd-1").ended().await;

@@ -136,7 +136,7 @@ async fn a_connection_that_dies_in_silence_is_given_up_for_a_new_one() {
     let cluster = broken_cluster(1).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
     let call = async |id: &str| {
-        let call = run(id, &json!({"timeout_ms": 200}));
+        let call = run(id, &json!({"timeout_ms": 1000}));
         iad.rpc("syd", &call).await
     };
     assert_eq!(call("well").await.result(), "well");

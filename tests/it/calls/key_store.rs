@@ -105,7 +105,7 @@ async fn a_repeat_waits_for_the_call_that_runs_elsewhere() {
     let repeats = async {
         cluster.until_started("latch").await;
         let early =
-            json!({"module": "Test", "function": "block", "args": ["latch"], "timeout_ms": 50});
+            json!({"module": "Test", "function": "block", "args": ["latch"], "timeout_ms": 1000});
         let late = keyed(syd, "syd", "key", &early).await;
         assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
         let repeat = keyed(iad, "iad", "key", &block);

@@ -486,7 +486,11 @@ async fn what_fly_proxy_spent_in_vain_is_time_of_the_call() {
 
 #[tokio::test]
 async fn more_than_fly_proxy_replays_is_forwarded() {
-    let cluster = regions().set("RPC_MAX_BODY", "2MiB").start().await;
+    let cluster = regions()
+        .set("RPC_MAX_BODY", "2MiB")
+        .set("RPC_DEFAULT_TIMEOUT", "60s")
+        .start()
+        .await;
     let proxy = edge(&cluster).await;
     let echo = |length: usize| {
         let text = "x".repeat(length);

@@ -363,6 +363,7 @@ async fn calls_wait_for_the_first_round_and_for_no_other() {
     let listen = cluster.free_address();
     let mut environment = cluster.environment("iad", "iad-1", listen);
     environment.insert("RPC_POLL_INTERVAL", "60s".to_owned());
+    environment.insert("RPC_DEFAULT_TIMEOUT", "60s".to_owned());
     let call = json!({"module": "Fly.RPC", "function": "my_region"});
     let pinned = json!({"module": "Fly.RPC", "function": "my_region", "instance": "syd-1"});
     for (region, body, key, expected) in [
