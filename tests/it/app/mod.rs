@@ -178,9 +178,10 @@ pub(crate) fn parts(answer: &Answer) -> (String, String) {
     (code.to_owned(), executed.to_owned())
 }
 
-/// The status of each problem that a call of an app's function may come to.
+/// The status of each problem that a call of a function may come to in the tests that read it by `parts`.
 fn status_of(code: &str) -> u16 {
     match code {
+        "invalid_request" => 400,
         "forbidden" => 403,
         "function_unknown" => 404,
         "invalid_arguments" => 422,
@@ -189,6 +190,6 @@ fn status_of(code: &str) -> u16 {
         "function_lost" => 502,
         "overloaded" | "function_unavailable" => 503,
         "deadline_exceeded" => 504,
-        other => panic!("{other} is no problem of a call in an app"),
+        other => panic!("{other} has no status here"),
     }
 }
