@@ -512,12 +512,12 @@ async fn more_calls_than_may_run_are_refused_at_once() {
 async fn a_timeout_bounds_the_answer_also_when_the_default_does() {
     let environment = Environment::from([
         ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
-        ("RPC_DEFAULT_TIMEOUT", "100ms".to_owned()),
+        ("RPC_DEFAULT_TIMEOUT", "1s".to_owned()),
     ]);
     let local = Process::start(&environment).await;
     let answer = local.call("local", "Process.sleep", json!([60_000])).await;
     assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
     let elapsed =
         Duration::from_secs_f64(answer.body["meta"]["elapsed_ms"].as_f64().unwrap() / 1e3);
-    assert!(elapsed >= Duration::from_millis(100), "{elapsed:?}");
+    assert!(elapsed >= Duration::from_secs(1), "{elapsed:?}");
 }

@@ -209,7 +209,7 @@ async fn options_are_headers() {
     let late = posted(
         iad,
         "/rpc/syd/Process/sleep",
-        &[("rpc-timeout-ms", "50")],
+        &[("rpc-timeout-ms", "1000")],
         "[60000]",
     )
     .await;

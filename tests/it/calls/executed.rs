@@ -250,14 +250,14 @@ async fn a_deadline_that_passes_while_it_runs_may_have_run_here_and_there() {
     let cluster = broken_cluster(1).await;
     let iad = cluster.instance("iad-1");
     for region in ["iad", "syd"] {
-        let call = json!({"module": "Test", "function": "run", "args": [region, 60_000], "timeout_ms": 300});
+        let call = json!({"module": "Test", "function": "run", "args": [region, 60_000], "timeout_ms": 1000});
         let answer = iad.rpc(region, &call).await;
         assert_eq!(
             (answer.status, told(&answer)),
             (504, ("deadline_exceeded", "maybe", 1))
         );
         let elapsed = answer.body["meta"]["elapsed_ms"].as_f64().unwrap();
-        assert!((300.0..2_000.0).contains(&elapsed), "{elapsed} ms");
+        assert!((1_000.0..30_000.0).contains(&elapsed), "{elapsed} ms");
     }
     assert_eq!(
         cluster.runs(),

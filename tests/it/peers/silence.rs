@@ -34,7 +34,7 @@ async fn one_call_to_a_peer_that_hangs_makes_it_suspect() {
     cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
     cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
     let iad = cluster.instance("iad-1");
-    let call = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": 300});
+    let call = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": 1000});
     assert_eq!(iad.rpc("syd", &call).await.result(), "syd");
     cluster.instance("syd-1").pause().await;
     let late = iad.rpc("syd", &call).await;

@@ -457,7 +457,7 @@ async fn what_comes_next_depends_on_what_was_asked() {
         next(&upcase, Some("a-token-that-nobody-knows-000000000000")).await,
         "the instance does not know the token in FLY_RPC_TOKEN; its RPC_CLIENT_TOKENS lists those that it knows"
     );
-    let sleep = ["call", "local", "Process.sleep", "60000", "--timeout=20ms"];
+    let sleep = ["call", "local", "Process.sleep", "60000", "--timeout=1s"];
     for (flags, advice) in [
         (
             &[][..],
