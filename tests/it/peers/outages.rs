@@ -178,7 +178,8 @@ async fn a_full_instance_costs_no_call_while_others_are_idle() {
     let report = load.finish().await;
     println!("one of three full: {report}");
     assert_eq!(report.failures().count(), 0, "{}", report.failures());
-    assert!(report.attempts_per_call() <= 1.1, "{report}");
+    // Without the rest that a full instance is given, a third of the calls would try it first.
+    assert!(report.attempts_per_call() <= 1.2, "{report}");
     cluster.release("full");
     held.await.unwrap().result();
     assert_eq!(report.lies(&cluster.runs()).count(), 0);
