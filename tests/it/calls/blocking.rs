@@ -46,7 +46,7 @@ async fn more_blocking_calls_than_threads_stop_nothing_else() {
         assert_eq!(answer.result(), 3);
     }
     // No thread gets free before its deadline.
-    let late = hold(syd, "late", 200).await.unwrap();
+    let late = hold(syd, "late", 1000).await.unwrap();
     assert_eq!(told(&late), ("deadline_exceeded", "no", 1));
     assert_eq!(cluster.runs().len(), THREADS);
 
@@ -66,12 +66,12 @@ async fn the_answer_comes_at_the_deadline_and_the_function_stays_in_flight() {
         .await;
     for via in ["iad-1", "syd-1"] {
         let via = cluster.instance(via);
-        let late = async || hold(via, &via.name, 200).await.unwrap();
+        let late = async || hold(via, &via.name, 1000).await.unwrap();
         let ran = |answer: &Answer| answer.body["code"] == "deadline_exceeded";
         let late = eventually("a free slot", late, ran).await;
         assert_eq!(told(&late), ("deadline_exceeded", "maybe", 1));
         let elapsed = late.body["meta"]["elapsed_ms"].as_f64().unwrap();
-        assert!((200.0..2_000.0).contains(&elapsed), "{elapsed} ms");
+        assert!((1_000.0..30_000.0).contains(&elapsed), "{elapsed} ms");
         let refused = via.rpc("syd", &run("never", &json!({}))).await;
         assert_eq!(told(&refused), ("overloaded", "no", 1));
         cluster.release("free");
