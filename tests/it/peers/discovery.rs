@@ -360,10 +360,6 @@ async fn calls_wait_for_the_first_round_and_for_no_other() {
     cluster
         .dns
         .set_addresses(NAME, [cluster.addresses()[0], silent.ip()]);
-    let listen = cluster.free_address();
-    let mut environment = cluster.environment("iad", "iad-1", listen);
-    environment.insert("RPC_POLL_INTERVAL", "60s".to_owned());
-    environment.insert("RPC_DEFAULT_TIMEOUT", "60s".to_owned());
     let call = json!({"module": "Fly.RPC", "function": "my_region"});
     let pinned = json!({"module": "Fly.RPC", "function": "my_region", "instance": "syd-1"});
     for (region, body, key, expected) in [
@@ -373,6 +369,11 @@ async fn calls_wait_for_the_first_round_and_for_no_other() {
         ("iad", &call, Some("order-1234"), (200, json!("iad"))),
         ("mars", &call, None, (404, json!("region_unknown"))),
     ] {
+        // The one before may still be dying at its address.
+        let listen = cluster.free_address();
+        let mut environment = cluster.environment("iad", "iad-1", listen);
+        environment.insert("RPC_POLL_INTERVAL", "60s".to_owned());
+        environment.insert("RPC_DEFAULT_TIMEOUT", "60s".to_owned());
         let iad = Process::start(&environment).await;
         let mut request = iad.request(&format!("/rpc/{region}"), &body.to_string());
         if let Some(key) = key {
