@@ -100,15 +100,21 @@ impl Stream {
     /// Waits for the end of the time that the next head has, while no request is being answered.
     fn poll_headless(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let usage = self.place.usage();
-        if usage.is_busy() || usage.is_passed_over() {
+        if usage.is_passed_over() {
             return Poll::Pending;
         }
+        // Polled while a request is being answered too: hyper need not read again between its end and the next head.
         while self.headless.as_mut().poll(context).is_ready() {
-            let end = usage.idle_since() + HEAD_TIMEOUT;
-            if end <= Instant::now() {
+            let now = Instant::now();
+            let since = match usage.is_busy() {
+                true => now,
+                false => usage.idle_since(),
+            };
+            let end = since + HEAD_TIMEOUT;
+            if end <= now {
                 return Poll::Ready(());
             }
-            // A request came and was answered meanwhile: the timer is moved once, not by each of them.
+            // A request came meanwhile: the timer is moved once, not by each of them.
             self.headless.as_mut().reset(end);
         }
         Poll::Pending

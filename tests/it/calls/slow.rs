@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::support::{
     open_files::{open_files, raise_open_files},
-    patience::eventually,
+    patience::{eventually, in_time},
     process::{Environment, Process},
     raw,
 };
@@ -230,4 +230,27 @@ async fn a_kept_connection_has_the_time_of_a_head_after_each_answer() {
     assert!(idle > TIMEOUT - Duration::from_secs(1), "{idle:?}");
     let open = async || open_files(&instance);
     eventually("the end of the connection", open, |open| *open <= files).await;
+}
+
+/// The time that a head has passes while an answer is taken; it begins anew behind it all the same.
+#[tokio::test]
+async fn a_connection_is_let_go_also_behind_an_answer_that_was_taken_slowly() {
+    const SLOWLY: Duration = Duration::from_secs(13);
+    let instance = start().await;
+    let files = open_files(&instance);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    let mut stream = socket.connect(instance.address).await.unwrap();
+    let requests = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(40);
+    stream.write_all(&requests).await.unwrap();
+    let (mut piece, mut beat) = (vec![0; 5000], time::interval(Duration::from_millis(100)));
+    let started = Instant::now();
+    while started.elapsed() < SLOWLY {
+        beat.tick().await;
+        assert_ne!(stream.read(&mut piece).await.unwrap(), 0);
+    }
+    let read = async { while stream.read(&mut piece).await.unwrap() > 0 {} };
+    in_time("the end of the connection", read).await;
+    let open = async || open_files(&instance);
+    eventually("its file", open, |open| *open <= files).await;
 }
