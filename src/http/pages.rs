@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use axum::{
     body::Bytes,
     http::{
-        HeaderMap, HeaderValue, Uri,
+        HeaderMap, HeaderName, HeaderValue, Uri,
         header::{
             CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
             REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
@@ -73,8 +73,7 @@ pub(super) async fn show(uri: Uri, headers: HeaderMap) -> Result<Response> {
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    let policy = policy.map(|(name, value)| (name, HeaderValue::from_static(value)));
-    response.headers_mut().extend(policy);
+    set(&mut response, policy);
     Ok(response)
 }
 
@@ -90,9 +89,13 @@ fn swagger_ui(name: &str, content_type: &'static str) -> Result<Response, Proble
         (CONTENT_ENCODING, "gzip"),
         (CACHE_CONTROL, "max-age=3600"),
     ];
+    set(&mut response, headers);
+    Ok(response)
+}
+
+fn set(response: &mut Response, headers: [(HeaderName, &'static str); 3]) {
     let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
     response.headers_mut().extend(headers);
-    Ok(response)
 }
 
 /// The table of codes as a page.
