@@ -2,7 +2,7 @@
 
 mod embedded;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -56,7 +56,15 @@ pub enum StartError {
 /// Dropping it leaves it running; [`Instance::shutdown`] and [`Instance::run_until_signal`] stop it in order.
 #[derive(Debug)]
 pub struct Instance {
-    core: Core,
+    address: SocketAddr,
+    internal_address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    app: Arc<App>,
+    server: Server,
+    /// What serves a child of this process, and where.
+    child: Option<(SocketAddr, Server)>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Instance {
@@ -68,57 +76,84 @@ impl Instance {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config, registry: Registry) -> Result<Self, StartError> {
-        Self::launch(config, registry, false).await
+        Self::launch(config, registry, None, false).await
     }
 
-    /// Starts it, with a child also on a listener for the app that this process runs: that stays open until
-    /// [`Instance::end`], so that the app's calls are forwarded while it stops, when no other calls are taken any more.
+    /// Starts it. A program that serves the public routes itself says at which address, `mounted_at`. With a child they are
+    /// served at an address of its own as well, which stays open until [`Instance::end`]: the app's calls are forwarded
+    /// while it stops, when no others are taken any more.
     pub(crate) async fn launch(
         config: Config,
         registry: Registry,
+        mounted_at: Option<SocketAddr>,
         has_child: bool,
     ) -> Result<Self, StartError> {
-        let (core, _, _) = Core::start(config, registry, None, has_child).await?;
-        Ok(Self { core })
+        config.validate()?;
+        let listeners = Listeners::bind(&config, mounted_at, has_child).await?;
+        let (address, internal_address) = (listeners.address, listeners.internal_address());
+        let metrics_address = listeners.scrapers.as_ref().map(|(_, address)| *address);
+        // Only a bound address shows whether other machines reach it: a name such as fly-local-6pn does not.
+        config.check_exposure(address, internal_address)?;
+        for prefix in &config.service_links {
+            tracing::debug!(%prefix, "variables of a Service of Kubernetes are no settings");
+        }
+        config.warn_about_shutdown();
+        if config.machine.runs_release_command {
+            tracing::info!("this Machine runs a release command: it joins no cluster");
+        }
+        let (drain, shares) = (config.drain, config.serves_internal_publicly());
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let app = assemble(config, registry, internal_address, &tasks, &stop)?;
+        let (server, child) = listeners.serve(&app, shares, drain);
+        Ok(Self {
+            address,
+            internal_address,
+            metrics_address,
+            app,
+            server,
+            child,
+            stop,
+            tasks,
+        })
     }
 
     /// Where the child of this process finds it.
     #[cfg(feature = "cli")]
     pub(crate) fn child_address(&self) -> SocketAddr {
-        let child = self.core.child.as_ref();
-        child.map_or(self.address(), |(address, _)| *address)
+        let child = self.child.as_ref();
+        child.map_or(self.address, |(address, _)| *address)
     }
 
     /// Where it serves the public routes.
     pub fn address(&self) -> SocketAddr {
-        self.core.address
+        self.address
     }
 
     /// Where it serves its peers; the same where that has no listener of its own.
     pub fn internal_address(&self) -> SocketAddr {
-        self.core.internal_address
+        self.internal_address
     }
 
     /// Where it serves scrapers, which send no token, if it does.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.core.metrics_address
+        self.metrics_address
     }
 
     /// Who it is.
     pub fn identity(&self) -> &Identity {
-        &self.core.identity
+        &self.app.identity
     }
 
     /// The handle for calls from this process.
     pub fn rpc(&self) -> Rpc {
-        self.core.rpc.clone()
+        Rpc::new(Arc::clone(&self.app.dispatcher), self.app.timeouts)
     }
 
     /// Waits until the first discovery round is over, found or not.
     ///
     /// No call needs this: one for a region that is not known yet waits by itself.
     pub async fn ready(&self) {
-        self.core.cluster.first_round().await;
+        self.app.cluster.first_round().await;
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
@@ -126,7 +161,7 @@ impl Instance {
     /// # Errors
     /// The signals cannot be listened for.
     pub async fn run_until_signal(self) -> io::Result<Drained> {
-        self.run_until(std::future::pending()).await
+        self.run_until(future::pending()).await
     }
 
     /// Serves until `stop` or a signal, then drains; a signal during the drain ends it at once.
@@ -152,52 +187,50 @@ impl Instance {
         }
         tracing::info!("stopping: draining; a second signal ends it at once");
         tokio::select! {
-            drained = self.core.server.drain() => Some(drained),
+            drained = self.server.drain() => Some(drained),
             () = signals.next() => None,
         }
     }
 
     /// Ends what runs in the background, and what is served to a child of this process.
     pub(crate) async fn end(&self) {
-        self.core.end().await;
+        if let Some((_, server)) = &self.child {
+            server.drain().await;
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Stops in order: announces the stop to its peers and still serves for the drain delay; then refuses new calls and
     /// finishes those in flight, at most for the drain timeout.
     pub async fn shutdown(&self) -> Drained {
-        self.core.shutdown().await
+        let drained = self.server.drain().await;
+        self.end().await;
+        drained
     }
 }
 
-/// What runs, with or without a listener of its own for the public routes.
-#[derive(Debug)]
-struct Core {
+/// A listener, and where it listens.
+type Bound = (TcpListener, SocketAddr);
+
+/// What an instance listens on.
+struct Listeners {
+    /// For the public routes; `None` where the program serves them itself.
+    public: Option<TcpListener>,
+    /// Where the public routes are.
     address: SocketAddr,
-    internal_address: SocketAddr,
-    metrics_address: Option<SocketAddr>,
-    identity: Identity,
-    rpc: Rpc,
-    cluster: Arc<Cluster>,
-    server: Server,
-    /// What serves a child of this process, and where.
-    child: Option<(SocketAddr, Server)>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    internal: Option<Bound>,
+    scrapers: Option<Bound>,
+    child: Option<Bound>,
 }
 
-impl Core {
-    /// Starts everything. The program itself serves the public routes where it says at which address, `mounted_at`; with a
-    /// child they are served to that too, at an address of its own. Returns what the routes share, and whether the public
-    /// ones share their listener with `/internal/*`.
-    async fn start(
-        config: Config,
-        registry: Registry,
+impl Listeners {
+    async fn bind(
+        config: &Config,
         mounted_at: Option<SocketAddr>,
         has_child: bool,
-    ) -> Result<(Self, Arc<App>, bool), StartError> {
-        config.validate()?;
-        // Without /internal/*, it is no peer.
-        let is_peer = !config.machine.runs_release_command;
+    ) -> Result<Self, StartError> {
         let (public, address) = match mounted_at {
             Some(address) => (None, address),
             None => {
@@ -207,193 +240,186 @@ impl Core {
         };
         let child = has_child.then_some("127.0.0.1:0");
         let child = listen_if("FLY_RPC_URL, which the app gets", child).await?;
-        let own = config.internal_listen.as_deref().filter(|_| is_peer);
-        let own = listen_if("RPC_INTERNAL_LISTEN (--internal-listen)", own).await?;
+        // Without /internal/*, it is no peer.
+        let internal = config.internal_listen.as_deref();
+        let internal = internal.filter(|_| !config.machine.runs_release_command);
+        let internal = listen_if("RPC_INTERNAL_LISTEN (--internal-listen)", internal).await?;
         let scrapers = config.metrics_listen.as_deref();
         let scrapers = listen_if("RPC_METRICS_LISTEN (--metrics-listen)", scrapers).await?;
-        let internal_address = own.as_ref().map_or(address, |(_, address)| *address);
-        let metrics_address = scrapers.as_ref().map(|(_, address)| *address);
-        // Only a bound address shows whether other machines reach it: a name such as fly-local-6pn does not.
-        config.check_exposure(address, internal_address)?;
-        for prefix in &config.service_links {
-            tracing::debug!(%prefix, "variables of a Service of Kubernetes are no settings");
-        }
-        config.warn_about_shutdown();
-        let Config {
-            identity,
-            machine,
-            access,
-            mut discovery,
-            timeouts,
-            connect_timeout,
-            route,
-            app,
-            key_store,
-            limits,
-            drain,
-            ..
-        } = config;
-        if !is_peer {
-            tracing::info!("this Machine runs a release command: it joins no cluster");
-            discovery.names.clear();
-        }
-        let memory = Budget::new(limits.max_memory.unwrap_or_else(memory::default_limit));
-        let registry = registry.finish(&identity)?;
-        let boot = BootId::random();
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let (lifecycle, of_child) = (Arc::new(Lifecycle::new()), Arc::new(Lifecycle::new()));
-        let metrics = Metrics::new(&identity, &boot, registry.names());
-        let metrics = Arc::new(metrics);
-        let app = app.map(|app| {
-            let memory = Arc::clone(&memory);
-            app::App::start(&app, limits.max_result, memory, &tasks, stop.clone())
-        });
-        let keys = match key_store {
-            #[cfg(feature = "redis")]
-            Some(url) => {
-                let store = Store::new(&url, &identity, &boot, stop.clone());
-                let (store, kept) = store.map_err(|_| KeyStoreUrl::refused())?;
-                tasks.spawn(kept);
-                Keys::Stored(store)
-            }
-            // Built without a client for a store, the program reads no URL of one.
-            _ => Keys::here(),
+        Ok(Self {
+            public,
+            address,
+            internal,
+            scrapers,
+            child,
+        })
+    }
+
+    /// Where peers find it.
+    fn internal_address(&self) -> SocketAddr {
+        let internal = self.internal.as_ref();
+        internal.map_or(self.address, |(_, address)| *address)
+    }
+
+    /// Serves `app`: to everybody but the child, which it `shares` with instances where these have no listener; and to the
+    /// child.
+    fn serve(
+        self,
+        app: &Arc<App>,
+        shares: bool,
+        drain: DrainConfig,
+    ) -> (Server, Option<(SocketAddr, Server)>) {
+        let places = Shares::of(server::open_files(), app.memory.limit());
+        let clients = match shares {
+            true => places.clients,
+            false => places.public,
         };
-        let executor = Arc::new(Executor::new(
-            registry,
-            app,
-            keys,
-            limits,
-            Arc::clone(&lifecycle),
-            Arc::clone(&metrics),
-        ));
-        let cluster = Arc::new(Cluster::start(
-            &discovery,
-            (&identity, &boot),
-            internal_address.port(),
-            access.own_token(),
-            &metrics,
-            &tasks,
-            stop.clone(),
-        )?);
-        let link = Link::new(
-            Arc::clone(&cluster),
-            connect_timeout,
-            limits.max_result,
-            access.own_token(),
-            Arc::clone(&metrics),
-            tasks.clone(),
-            stop.clone(),
-        );
-        let background = Background::new(tasks.clone(), stop.clone(), limits.max_in_flight);
-        let dispatcher = Arc::new(Dispatcher::new(
-            (identity.clone(), boot.clone()),
-            timeouts.max,
-            (Arc::clone(&lifecycle), Arc::clone(&memory), background),
-            Arc::clone(&executor),
-            Arc::clone(&cluster),
-            link,
-            Arc::clone(&metrics),
-        ));
-        let rpc = Rpc::new(Arc::clone(&dispatcher), timeouts);
-        let app = Arc::new(App {
-            identity: identity.clone(),
-            boot,
-            access,
-            address: machine.reached_at(internal_address),
-            timeouts,
-            route,
-            limits,
-            memory: Arc::clone(&memory),
-            lifecycle: Arc::clone(&lifecycle),
-            of_child: Arc::clone(&of_child),
-            executor,
-            cluster: Arc::clone(&cluster),
-            dispatcher,
-            metrics,
-            descriptions: Descriptions::default(),
-        });
-        let shares = is_peer && own.is_none();
-        let places = Shares::of(server::open_files(), memory.limit());
-        let clients = if shares {
-            places.clients
-        } else {
-            places.public
-        };
-        let routes = http::public_router(Arc::clone(&app), shares);
-        let internal = http::internal_router(Arc::clone(&app));
-        let metrics = http::metrics_router(Arc::clone(&app));
+        let public = http::public_router(Arc::clone(app), shares);
+        let internal = http::internal_router(Arc::clone(app));
+        let metrics = http::metrics_router(Arc::clone(app));
+        let of_instances = |(listener, _), router, most| Door::of_instances(listener, router, most);
         let doors = [
-            public.map(|listener| Door::new(listener, routes, places.public, clients)),
-            own.map(|(listener, _)| Door::of_instances(listener, internal, places.internal)),
-            scrapers.map(|(listener, _)| Door::of_instances(listener, metrics, places.scrapers)),
+            self.public
+                .map(|listener| Door::new(listener, public, places.public, clients)),
+            self.internal
+                .map(|bound| of_instances(bound, internal, places.internal)),
+            self.scrapers
+                .map(|bound| of_instances(bound, metrics, places.scrapers)),
         ];
         let doors = doors.into_iter().flatten();
-        let server = Server::start(doors, lifecycle, drain, &memory);
-        let child = child.map(|(listener, address)| {
-            let dispatcher = app.dispatcher.admitted_by(Arc::clone(&of_child));
-            let app = App {
-                lifecycle: Arc::clone(&of_child),
+        let server = Server::start(doors, Arc::clone(&app.lifecycle), drain, &app.memory);
+        let child = self.child.map(|(listener, address)| {
+            let lifecycle = Arc::clone(&app.of_child);
+            let dispatcher = app.dispatcher.admitted_by(Arc::clone(&lifecycle));
+            let of_child = App {
+                lifecycle: Arc::clone(&lifecycle),
                 dispatcher: Arc::new(dispatcher),
-                ..App::clone(&app)
+                ..App::clone(app)
             };
-            let router = http::public_router(Arc::new(app), false);
+            let router = http::public_router(Arc::new(of_child), false);
             let door = Door::of_instances(listener, router, places.internal / 2);
             // By then its peers know that it stops.
             let drain = DrainConfig {
                 delay: Duration::ZERO,
                 ..drain
             };
-            let server = Server::start([door].into_iter(), of_child, drain, &memory);
+            let server = Server::start([door].into_iter(), lifecycle, drain, &app.memory);
             (address, server)
         });
-        let core = Self {
-            address,
-            internal_address,
-            metrics_address,
-            identity,
-            rpc,
-            cluster,
-            server,
-            child,
-            stop,
-            tasks,
-        };
-        Ok((core, app, shares))
+        (server, child)
     }
+}
 
-    /// Drains, and then ends everything that runs in the background.
-    async fn shutdown(&self) -> Drained {
-        let drained = self.server.drain().await;
-        self.end().await;
-        drained
+/// What the routes share: everything that an instance at `internal_address` has, with what runs in `tasks` until `stop`.
+fn assemble(
+    config: Config,
+    registry: Registry,
+    internal_address: SocketAddr,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<Arc<App>, StartError> {
+    let Config {
+        identity,
+        machine,
+        access,
+        mut discovery,
+        timeouts,
+        connect_timeout,
+        route,
+        app,
+        key_store,
+        limits,
+        ..
+    } = config;
+    if machine.runs_release_command {
+        discovery.names.clear();
     }
-
-    /// Ends everything that is left after the drain.
-    async fn end(&self) {
-        if let Some((_, server)) = &self.child {
-            server.drain().await;
+    let memory = Budget::new(limits.max_memory.unwrap_or_else(memory::default_limit));
+    let registry = registry.finish(&identity)?;
+    let boot = BootId::random();
+    let (lifecycle, of_child) = (Arc::new(Lifecycle::new()), Arc::new(Lifecycle::new()));
+    let metrics = Arc::new(Metrics::new(&identity, &boot, registry.names()));
+    let app = app.map(|app| {
+        let memory = Arc::clone(&memory);
+        app::App::start(&app, limits.max_result, memory, tasks, stop.clone())
+    });
+    let keys = match key_store {
+        #[cfg(feature = "redis")]
+        Some(url) => {
+            let store = Store::new(&url, &identity, &boot, stop.clone());
+            let (store, kept) = store.map_err(|_| KeyStoreUrl::refused())?;
+            tasks.spawn(kept);
+            Keys::Stored(store)
         }
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
+        // Built without a client for a store, the program reads no URL of one.
+        _ => Keys::here(),
+    };
+    let executor = Arc::new(Executor::new(
+        registry,
+        app,
+        keys,
+        limits,
+        Arc::clone(&lifecycle),
+        Arc::clone(&metrics),
+    ));
+    let cluster = Arc::new(Cluster::start(
+        &discovery,
+        (&identity, &boot),
+        internal_address.port(),
+        access.own_token(),
+        &metrics,
+        tasks,
+        stop.clone(),
+    )?);
+    let link = Link::new(
+        Arc::clone(&cluster),
+        connect_timeout,
+        limits.max_result,
+        access.own_token(),
+        Arc::clone(&metrics),
+        tasks.clone(),
+        stop.clone(),
+    );
+    let background = Background::new(tasks.clone(), stop.clone(), limits.max_in_flight);
+    let dispatcher = Arc::new(Dispatcher::new(
+        (identity.clone(), boot.clone()),
+        timeouts.max,
+        (Arc::clone(&lifecycle), Arc::clone(&memory), background),
+        Arc::clone(&executor),
+        Arc::clone(&cluster),
+        link,
+        Arc::clone(&metrics),
+    ));
+    Ok(Arc::new(App {
+        identity,
+        boot,
+        access,
+        address: machine.reached_at(internal_address),
+        timeouts,
+        route,
+        limits,
+        memory,
+        lifecycle,
+        of_child,
+        executor,
+        cluster,
+        dispatcher,
+        metrics,
+        descriptions: Descriptions::default(),
+    }))
 }
 
 async fn listen_if(
     setting: &'static str,
     address: Option<&str>,
-) -> Result<Option<(TcpListener, SocketAddr)>, StartError> {
+) -> Result<Option<Bound>, StartError> {
     match address {
         Some(address) => listen(setting, address).await.map(Some),
         None => Ok(None),
     }
 }
 
-async fn listen(
-    setting: &'static str,
-    address: &str,
-) -> Result<(TcpListener, SocketAddr), StartError> {
+async fn listen(setting: &'static str, address: &str) -> Result<Bound, StartError> {
     let bound = server::bind(address).await;
     bound.map_err(|source| StartError::Listen {
         setting,

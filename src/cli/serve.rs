@@ -160,7 +160,7 @@ pub(super) async fn start(
         Some(_) => Registry::new(),
         None => Registry::builtin(),
     };
-    let started = Instance::launch(config, registry, has_child).await;
+    let started = Instance::launch(config, registry, None, has_child).await;
     let instance = started.map_err(|error| match error {
         StartError::Config(_) | StartError::Registry(_) => Failure::Usage(error.to_string()),
         StartError::Listen { .. } | StartError::Discovery(_) => Failure::Failed(error.to_string()),

@@ -156,3 +156,10 @@ pub struct Config {
     /// settings, which is logged at start.
     pub service_links: Vec<String>,
 }
+
+impl Config {
+    /// Whether `/internal/*` is among the routes of the public listener. A release command serves none: it is no peer.
+    pub(crate) fn serves_internal_publicly(&self) -> bool {
+        self.internal_listen.is_none() && !self.machine.runs_release_command
+    }
+}

@@ -1,10 +1,10 @@
 //! An instance inside a program that has an HTTP server of its own: its routes as a router to be mounted there.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::Router;
 
-use super::{Core, StartError};
+use super::{Instance, StartError};
 use crate::{
     config::{Config, Identity},
     http,
@@ -43,7 +43,7 @@ use crate::{
 /// ```
 #[derive(Debug)]
 pub struct Embedded {
-    core: Core,
+    instance: Instance,
     router: Router,
 }
 
@@ -60,9 +60,10 @@ impl Embedded {
         registry: Registry,
         address: SocketAddr,
     ) -> Result<Self, StartError> {
-        let (core, app, shares) = Core::start(config, registry, Some(address), false).await?;
-        let router = http::mounted_router(app, shares);
-        Ok(Self { core, router })
+        let shares = config.serves_internal_publicly();
+        let instance = Instance::launch(config, registry, Some(address), false).await?;
+        let router = http::mounted_router(Arc::clone(&instance.app), shares);
+        Ok(Self { instance, router })
     }
 
     /// The instance's routes, each with all of its layers: to be merged into the program's router, which answers every
@@ -84,23 +85,23 @@ impl Embedded {
 
     /// Who it is.
     pub fn identity(&self) -> &Identity {
-        &self.core.identity
+        self.instance.identity()
     }
 
     /// The handle for calls from this process.
     pub fn rpc(&self) -> Rpc {
-        self.core.rpc.clone()
+        self.instance.rpc()
     }
 
     /// Waits until the first discovery round is over, found or not.
     pub async fn ready(&self) {
-        self.core.cluster.first_round().await;
+        self.instance.ready().await;
     }
 
     /// Stops the instance in order, while the program still serves: announces the stop and takes calls for the drain delay;
     /// then refuses new calls and finishes those in flight, at most for the drain timeout; then ends discovery. The
     /// program stops its server when this has returned.
     pub async fn drain(&self) -> Drained {
-        self.core.shutdown().await
+        self.instance.shutdown().await
     }
 }
