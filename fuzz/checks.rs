@@ -81,7 +81,7 @@ fn answer(line: &[u8]) {
     };
     let sent = match &result {
         Ok(result) => Ok(result.clone()),
-        Err(document) => Err(document.as_ref().clone().into_problem()),
+        Err(document) => Err(document.problem.clone()),
     };
     let mut written = Vec::new();
     let meta = Meta::untried(None, Duration::ZERO, request_id);
@@ -98,11 +98,12 @@ fn answer(line: &[u8]) {
             );
         }
         (Frame::Answer(again, Err(received)), Err(document)) => {
+            let (received, sent) = (received.problem, document.problem);
             assert_eq!(
                 (again, received.code, received.executed),
-                (id, document.code, document.executed)
+                (id, sent.code, sent.executed)
             );
-            assert!(received.detail.len() <= 256 && document.detail.starts_with(&received.detail));
+            assert!(received.detail.len() <= 256 && sent.detail.starts_with(&received.detail));
         }
         other => panic!("{other:?}"),
     }

@@ -161,7 +161,7 @@ impl Code {
     }
 
     /// What this release takes a code for that it does not know: the code that leads to the same next step.
-    fn nearest(status: u16, executed: Executed) -> Self {
+    pub(crate) fn nearest(status: u16, executed: Executed) -> Self {
         match executed {
             Executed::No if status < 500 => Self::InvalidArguments,
             Executed::No => Self::Overloaded,
@@ -365,25 +365,23 @@ impl Problem {
         }
     }
 
-    /// A problem of a code that this release does not know.
-    pub(crate) fn of_later(
-        later: LaterCode,
-        executed: Executed,
-        detail: impl Into<String>,
-    ) -> Self {
-        let code = Code::nearest(later.status, executed);
-        Self {
-            executed,
-            later: Some(Box::new(later)),
-            ..Self::new(code, detail)
-        }
-    }
-
     /// The code's word on the wire.
     pub fn word(&self) -> &str {
         self.later
             .as_ref()
             .map_or(self.code.as_str(), |later| &later.word)
+    }
+
+    /// The code's phrase for people.
+    pub(crate) fn title(&self) -> &str {
+        let later = self.later.as_ref();
+        later.map_or(self.code.title(), |later| &later.title)
+    }
+
+    /// The code's HTTP status.
+    pub(crate) fn status(&self) -> u16 {
+        let later = self.later.as_ref();
+        later.map_or(self.code.status(), |later| later.status)
     }
 
     /// The same problem with another answer to "did it run?".

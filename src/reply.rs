@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
@@ -153,163 +153,113 @@ pub(crate) struct Reply {
     pub meta: Meta,
 }
 
-/// The answer to a request that has no result: a problem document (RFC 9457).
-///
-/// It is read as a document of any release: see [`Received`].
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
-#[serde(try_from = "Received")]
-#[schema(
-    as = Problem,
-    description = "The answer to a request that has no result: a problem document (RFC 9457)."
-)]
+/// A problem, and the account of where it was tried. It is written as [`ProblemMembers`], and read as those of any release:
+/// a code that is not known keeps its word, title and status; one that is known has those of the table, and makes the
+/// document invalid where the table does not allow its `executed`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "ProblemMembers<'static>")]
 pub(crate) struct ProblemDocument {
+    pub problem: Problem,
+    pub meta: Meta,
+}
+
+/// The answer to a request that has no result: a problem document (RFC 9457).
+#[derive(Deserialize, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct ProblemMembers<'a> {
     /// Where the instance explains the code: `/docs/problems#` and the code.
-    #[serde(rename = "type")]
-    #[schema(example = "/docs/problems#region_unavailable")]
-    pub type_uri: String,
+    #[serde(rename = "type", default)]
+    #[schema(required, example = "/docs/problems#region_unavailable")]
+    type_uri: String,
     /// One phrase for people, the same for every problem of this code.
     #[schema(value_type = String, example = "Region has no reachable instance")]
-    pub title: Cow<'static, str>,
+    title: Cow<'a, str>,
     /// The HTTP status.
     #[schema(example = 503)]
-    pub status: u16,
+    status: u16,
     /// One sentence about this problem, at most 256 bytes.
-    #[schema(example = "region \"syd\": 2 known instances, none reachable; last seen 12 s ago")]
-    pub detail: String,
+    #[schema(value_type = String, example = "region \"syd\": 2 known instances, none reachable; last seen 12 s ago")]
+    detail: Cow<'a, str>,
     /// What went wrong, as a word for programs. An open set: a later release may send a word that is not listed here;
     /// take it by its status and `executed`.
-    #[serde(rename = "code")]
     #[schema(value_type = String, example = "region_unavailable")]
-    pub word: Cow<'static, str>,
+    code: Cow<'a, str>,
     /// Whether the function ran.
-    pub executed: Executed,
+    executed: Executed,
     /// Where it was tried and what it took.
-    pub meta: Meta,
+    #[schema(value_type = Meta)]
+    meta: Cow<'a, Meta>,
     /// The function's own error, with `function_failed` only.
     #[schema(value_type = FunctionError, required)]
-    pub error: Option<FunctionError>,
-    /// What this release takes the word for.
-    #[serde(skip)]
-    pub code: Code,
+    error: Option<Cow<'a, FunctionError>>,
 }
 
 impl ProblemDocument {
     /// The document of `problem`.
     pub(crate) fn new(problem: Problem, meta: Meta) -> Self {
-        let Problem {
-            code,
-            later,
-            executed,
-            detail,
-            error,
-            replayed,
-            consistency,
-        } = problem;
-        let (word, status, title) = match later {
-            Some(later) => (later.word.into(), later.status, later.title.into()),
-            None => (code.as_str().into(), code.status(), code.title().into()),
-        };
         let meta = Meta {
-            replayed,
-            consistency,
+            replayed: problem.replayed,
+            consistency: problem.consistency.clone(),
             ..meta
         };
-        Self {
-            type_uri: format!("/docs/problems#{word}"),
-            title,
-            status,
-            detail,
-            word,
-            executed,
-            meta,
-            error: error.map(|error| *error),
-            code,
-        }
+        Self { problem, meta }
     }
+}
 
-    /// Whether its code is one that this release does not know.
-    pub(crate) fn is_of_later_release(&self) -> bool {
-        self.word != self.code.as_str()
-    }
-
-    /// The problem in this document.
-    pub(crate) fn into_problem(self) -> Problem {
-        let (is_later, error) = (self.is_of_later_release(), self.error.map(Box::new));
-        let problem = if is_later {
-            let later = LaterCode {
-                word: self.word.into_owned(),
-                status: self.status,
-                title: self.title.into_owned(),
-            };
-            Problem::of_later(later, self.executed, self.detail)
-        } else {
-            Problem::new(self.code, self.detail).executed(self.executed)
+impl Serialize for ProblemDocument {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let problem = &self.problem;
+        let members = ProblemMembers {
+            type_uri: format!("/docs/problems#{}", problem.word()),
+            title: problem.title().into(),
+            status: problem.status(),
+            detail: Cow::Borrowed(&problem.detail),
+            code: problem.word().into(),
+            executed: problem.executed,
+            meta: Cow::Borrowed(&self.meta),
+            error: problem.error.as_deref().map(Cow::Borrowed),
         };
-        Problem {
-            error,
-            replayed: self.meta.replayed,
-            consistency: self.meta.consistency,
-            ..problem
-        }
+        members.serialize(serializer)
     }
 }
 
-/// A problem document as it comes in. A code that is not known keeps its word, title and status; a code that is known
-/// has those of the table, and makes the document invalid where the table does not allow its `executed`.
-#[derive(Deserialize)]
-struct Received {
-    title: String,
-    status: u16,
-    detail: String,
-    code: String,
-    executed: Executed,
-    meta: Meta,
-    error: Option<FunctionError>,
-}
+impl TryFrom<ProblemMembers<'_>> for ProblemDocument {
+    /// Why it is no valid problem.
+    type Error = String;
 
-/// Why a document is not a valid problem.
-#[derive(Debug, thiserror::Error)]
-enum NoProblem {
-    #[error("code {0} does not go with executed {1}")]
-    Contradiction(Code, Executed),
-    #[error("a code is 1 to 64 characters of [a-z0-9_]")]
-    Code,
-    #[error("status {0} is none of an error")]
-    Status(u16),
-}
-
-impl TryFrom<Received> for ProblemDocument {
-    type Error = NoProblem;
-
-    fn try_from(received: Received) -> Result<Self, NoProblem> {
-        let executed = received.executed;
-        let problem = match Code::from_word(&received.code) {
+    fn try_from(members: ProblemMembers<'_>) -> Result<Self, String> {
+        let (status, executed) = (members.status, members.executed);
+        let (code, later) = match Code::from_word(&members.code) {
             Some(code) if !code.executed().contains(&executed) => {
-                return Err(NoProblem::Contradiction(code, executed));
+                return Err(format!("code {code} does not go with executed {executed}"));
             }
-            Some(code) => Problem::new(code, received.detail).executed(executed),
+            Some(code) => (code, None),
             None => {
-                let later = later(received.code, received.status, received.title)?;
-                Problem::of_later(later, executed, received.detail)
+                let (word, title) = (members.code.into_owned(), members.title.into_owned());
+                let later = Box::new(later(word, status, title)?);
+                (Code::nearest(status, executed), Some(later))
             }
         };
+        let meta = members.meta.into_owned();
         let problem = Problem {
-            error: received.error.map(Box::new),
-            replayed: received.meta.replayed,
-            consistency: received.meta.consistency.clone(),
-            ..problem
+            later,
+            executed,
+            error: members.error.map(|error| Box::new(error.into_owned())),
+            replayed: meta.replayed,
+            consistency: meta.consistency.clone(),
+            ..Problem::new(code, members.detail)
         };
-        Ok(Self::new(problem, received.meta))
+        Ok(Self { problem, meta })
     }
 }
 
-fn later(word: String, status: u16, mut title: String) -> Result<LaterCode, NoProblem> {
+fn later(word: String, status: u16, mut title: String) -> Result<LaterCode, String> {
     let is_in_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if !(1..=64).contains(&word.len()) || !word.bytes().all(is_in_word) {
-        return Err(NoProblem::Code);
+        return Err("a code is 1 to 64 characters of [a-z0-9_]".to_owned());
     }
     if !(400..600).contains(&status) {
-        return Err(NoProblem::Status(status));
+        return Err(format!("status {status} is none of an error"));
     }
     title.truncate(title.floor_char_boundary(MAX_TITLE));
     Ok(LaterCode {
@@ -342,8 +292,8 @@ mod tests {
                 let problem = Problem::new(*code, "said").executed(*executed);
                 let text = to_vec(&ProblemDocument::new(problem, meta.clone()));
                 let read: ProblemDocument = serde_json::from_slice(&text).unwrap();
-                assert!(!read.is_of_later_release());
-                let read = read.into_problem();
+                let read = read.problem;
+                assert!(read.later.is_none());
                 assert_eq!((read.code, read.executed), (*code, *executed));
             }
         }
@@ -359,8 +309,8 @@ mod tests {
         ];
         for (status, executed, taken_for) in cases {
             let document = read("outcome_gone", status, executed.as_str()).unwrap();
-            assert!(document.is_of_later_release());
-            let problem = document.clone().into_problem();
+            let problem = document.problem;
+            assert!(problem.later.is_some());
             assert_eq!((problem.code, problem.executed), (taken_for, executed));
             let again = ProblemDocument::new(problem, document.meta.clone());
             assert_eq!(

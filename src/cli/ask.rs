@@ -234,8 +234,7 @@ impl Answer {
 
     /// What went wrong, as far as the answer says so.
     pub(super) fn code(&self) -> Option<Code> {
-        let problem: ProblemDocument = self.found()?;
-        Some(problem.code)
+        self.found().map(|it: ProblemDocument| it.problem.code)
     }
 
     /// The document in the answer; `None` where that is another.
@@ -263,8 +262,8 @@ impl Answer {
     }
 }
 
-fn report(problem: &ProblemDocument, asked: &Asked) {
-    let ProblemDocument { code, executed, .. } = *problem;
+fn report(ProblemDocument { problem, meta }: &ProblemDocument, asked: &Asked) {
+    let (code, executed) = (problem.code, problem.executed);
     say(&format!("fly-rpc: {code}: {}", printable(&problem.detail)));
     if let Some(error) = &problem.error {
         let (kind, message) = (printable(&error.kind), printable(&error.message));
@@ -273,7 +272,7 @@ fn report(problem: &ProblemDocument, asked: &Asked) {
             say(&format!("  data: {}", printable(data.get())));
         }
     }
-    let request = &problem.meta.request_id;
+    let request = &meta.request_id;
     say(&format!("  executed: {executed} · request {request}"));
     say(&format!("  next: {}", advice::next(code, executed, asked)));
 }

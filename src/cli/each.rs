@@ -39,11 +39,7 @@ pub(super) fn show(answer: &Answer, took: Duration, is_quiet: bool) -> Result<()
 fn row(entry: &EntryDocument) -> [Cell; 3] {
     let instance = entry.instance.as_ref().map(ToString::to_string);
     let result = match (&entry.problem, &entry.result) {
-        (Some(problem), _) => {
-            let (code, executed, detail) = (&problem.word, problem.executed, &problem.detail);
-            let text = format!("{code} (executed: {executed}): {detail}");
-            Cell::coloured(text, AnsiColor::Red)
-        }
+        (Some(document), _) => Cell::coloured(&document.problem, AnsiColor::Red),
         (None, Some(result)) => printable_json(result.get()).into(),
         (None, None) => "null".into(),
     };

@@ -132,7 +132,7 @@ fn refused(app: &App, context: Context, refusal: Refusal, method: &Method, path:
     } = refusal;
     let meta = Meta::untried(region, context.arrived.elapsed(), context.request_id);
     let document = ProblemDocument::new(problem, meta);
-    app.metrics.calls.refused(document.code);
+    app.metrics.calls.refused(document.problem.code);
     log::refusal(method, path, client.as_ref(), &document);
     problem_document(&document)
 }

@@ -87,8 +87,9 @@ pub(super) fn refusal(
     let (elapsed_ms, request_id) = (document.meta.elapsed_ms, &document.meta.request_id);
     let client = client.map_or("", Caller::name);
     let path = &path[..path.floor_char_boundary(PATH)];
-    let (status, code, executed) = (document.status, document.code, document.executed);
-    let detail = &document.detail;
+    let problem = &document.problem;
+    let (status, code, executed) = (problem.status(), problem.code, problem.executed);
+    let detail = &problem.detail;
     tracing::info!(
         client, %method, path, status, %code, %executed, detail, elapsed_ms, %request_id, "refused"
     );

@@ -130,9 +130,11 @@ pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
 
 /// A problem document with its status, and `Retry-After` where waiting helps.
 pub(super) fn problem_document(document: &ProblemDocument) -> Response {
-    let status = StatusCode::from_u16(document.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let problem = &document.problem;
+    let status = StatusCode::from_u16(problem.status());
+    let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = with(status, "application/problem+json", json::to_vec(document));
-    if let Some(seconds) = document.code.retry_after() {
+    if let Some(seconds) = problem.code.retry_after() {
         response
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -31,7 +31,7 @@ use crate::{
     name::RequestId,
     problem::{Code, Executed, Problem},
     protocol::Exec,
-    reply::{ProblemDocument, Returned},
+    reply::Returned,
     token::Token,
 };
 
@@ -145,7 +145,7 @@ impl Link {
             match connection.call(request).await {
                 Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
                 Ok(Ending::Answered(Err(document)))
-                    if is_misjudged(&document, request.deadline) =>
+                    if is_misjudged(&document.problem, request.deadline) =>
                 {
                     connection.retire();
                 }
@@ -238,7 +238,7 @@ impl Link {
         let maybe_late =
             |detail: String| Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
         match ending {
-            Ending::Answered(Err(document)) => self.peer_problem(peer, *document),
+            Ending::Answered(Err(document)) => self.peer_problem(peer, document.problem),
             Ending::Answered(Ok(_)) => Problem::new(Code::Internal, "a result is no problem"),
             Ending::Garbled => Problem::new(
                 Code::PeerLost,
@@ -279,18 +279,18 @@ impl Link {
 
     /// A peer's problem as the caller may see it: a refusal of the request that this instance made says nothing to the
     /// caller.
-    fn peer_problem(&self, peer: &Peer, document: ProblemDocument) -> Problem {
-        if document.is_of_later_release() {
-            return document.into_problem();
+    fn peer_problem(&self, peer: &Peer, problem: Problem) -> Problem {
+        if problem.later.is_some() {
+            return problem;
         }
-        match document.code {
+        match problem.code {
             Code::WrongRegion => {
                 self.cluster.report(peer.address, CallSignal::WrongInstance);
-                document.into_problem()
+                problem
             }
             Code::Draining => {
                 self.cluster.report(peer.address, CallSignal::Draining);
-                document.into_problem()
+                problem
             }
             Code::Overloaded
             | Code::FunctionUnknown
@@ -302,8 +302,8 @@ impl Link {
             | Code::ResultNotKept
             | Code::FunctionPanicked
             | Code::DeadlineExceeded
-            | Code::Internal => document.into_problem(),
-            code if document.executed == Executed::No => Problem::new(
+            | Code::Internal => problem,
+            code if problem.executed == Executed::No => Problem::new(
                 Code::PeerUnreachable,
                 format!("instance {} refused the request: {code}", peer.instance),
             ),
@@ -345,8 +345,8 @@ impl Default for Way {
 
 /// Whether a peer refused a call as too late that has much time left: one of the two machines stood still while its clock
 /// did not, and a new connection starts with new clocks.
-fn is_misjudged(document: &ProblemDocument, deadline: Deadline) -> bool {
-    document.code == Code::DeadlineExceeded
-        && document.executed == Executed::No
+fn is_misjudged(problem: &Problem, deadline: Deadline) -> bool {
+    problem.code == Code::DeadlineExceeded
+        && problem.executed == Executed::No
         && deadline.remaining() > CLOCK_ERROR
 }

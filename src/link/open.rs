@@ -85,7 +85,7 @@ pub(super) async fn open(opening: &Opening, started: Instant) -> Result<Opened, 
             tracing::warn!(%address, %expected, "who answers there did not prove to be the instance expected");
         }
         Err(Unopened::Refused(document)) => {
-            let (code, detail) = (&document.code, &document.detail);
+            let (code, detail) = (&document.problem.code, &document.problem.detail);
             tracing::warn!(%address, %code, detail, "a peer refuses calls");
         }
     }

@@ -318,7 +318,7 @@ mod tests {
         }
         let problem = || Problem::new(Code::Overloaded, "busy");
         match read_answer(&line(Some(7), Err(problem()))) {
-            Frame::Answer(7, Err(document)) => assert_eq!(document.detail, "busy"),
+            Frame::Answer(7, Err(document)) => assert_eq!(document.problem.detail, "busy"),
             other => panic!("{other:?}"),
         }
         assert!(matches!(

@@ -516,7 +516,7 @@ impl Record {
                 consistency,
                 replayed: true,
             }),
-            State::Failed(document) => Returned::replayed(Err(document.into_problem())),
+            State::Failed(document) => Returned::replayed(Err(document.problem)),
             State::NotKept => Err(not_kept()),
             State::Lost | State::Running { .. } => {
                 let detail =

@@ -36,7 +36,7 @@ use crate::{
     feed::{EndedCall, FailedAttempt, PeerChange},
     name::FunctionName,
     problem::Code,
-    reply::{ProblemDocument, Reply},
+    reply::{ProblemMembers, Reply},
 };
 
 const DESCRIPTION: &str = "\
@@ -53,7 +53,7 @@ that you do not know by its status and `executed`. `executed` and `state` get no
         description = DESCRIPTION,
     ),
     // What a route names by a type of responses is not found by itself, and no schema refers to the data of events.
-    components(schemas(ProblemDocument, Reply, Accepted, PeerChange<'_>, EndedCall<'_>, FailedAttempt<'_>, Counts, Lagged)),
+    components(schemas(ProblemMembers<'_>, Reply, Accepted, PeerChange<'_>, EndedCall<'_>, FailedAttempt<'_>, Counts, Lagged)),
     tags(
         (name = "rpc", description = "Calls"),
         (name = "cluster", description = "Regions, instances and functions"),
