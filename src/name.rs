@@ -1,6 +1,7 @@
 //! The words that name things: each a short text that was checked once, shared cheaply and never checked again.
 //! Owns their rules; regions have a file of their own.
 
+use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 use tracing::field::Empty;
@@ -149,8 +150,7 @@ impl IdempotencyKey {
     /// The key that stands for this one at one of many places where a call runs.
     pub(crate) fn of_place(&self, place: &str) -> Self {
         let hash = Sha256::digest(format!("{self}\0{place}"));
-        let digits = hash.iter().map(|byte| format!("{byte:02x}"));
-        Self(digits.collect::<String>().into())
+        Self(HEXLOWER.encode(&hash).into())
     }
 }
 

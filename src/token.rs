@@ -3,6 +3,7 @@
 
 use std::{fmt, str::FromStr};
 
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
@@ -94,11 +95,7 @@ impl PresentedToken {
         let is_equal = |token: &Token| -> Choice { token.digest.ct_eq(&self.0) };
         let comparisons = tokens.into_iter().map(is_equal).enumerate();
         comparisons.fold(None, |found, (index, is_equal)| {
-            if bool::from(is_equal) {
-                Some(index)
-            } else {
-                found
-            }
+            bool::from(is_equal).then_some(index).or(found)
         })
     }
 }
@@ -109,7 +106,7 @@ pub(crate) struct Proof([u8; 32]);
 
 impl fmt::Display for Proof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        HEXLOWER.encode_display(&self.0).fmt(f)
     }
 }
 
@@ -117,15 +114,11 @@ impl FromStr for Proof {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let wrong = InvalidName::new("a proof", "64 hexadecimal digits");
-        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(wrong);
-        }
-        let mut proof = [0; 32];
-        for (place, byte) in proof.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * place..2 * place + 2], 16).map_err(|_| wrong)?;
-        }
-        Ok(Self(proof))
+        let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok();
+        let proof = bytes.and_then(|bytes| bytes.try_into().ok());
+        proof
+            .map(Self)
+            .ok_or(InvalidName::new("a proof", "64 hexadecimal digits"))
     }
 }
 

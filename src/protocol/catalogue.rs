@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -123,7 +124,7 @@ fn hash(functions: &BTreeMap<FunctionName, Declaration>) -> CatalogueHash {
         hasher.update("\n");
     }
     let bytes = hasher.finalize();
-    CatalogueHash(bytes[..16].iter().map(|it| format!("{it:02x}")).collect())
+    CatalogueHash(HEXLOWER.encode(&bytes[..16]))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! White space, the order of an object's members and the escapes of strings do not count. Every digit of a number does,
 //! because functions see them all: `1.0` is not `1`.
 
+use data_encoding::HEXLOWER;
 use memchr::memchr2;
 use sha2::{Digest, Sha256};
 
@@ -34,7 +35,7 @@ impl Fingerprint {
 
 impl std::fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        HEXLOWER.encode_display(&self.0).fmt(f)
     }
 }
 
