@@ -50,17 +50,3 @@ pub(crate) async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>
     }
     Ok(body)
 }
-
-/// An error with its causes, as one line for a log or a problem's detail.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !line.ends_with(&text) {
-            line = format!("{line}: {text}");
-        }
-        source = cause.source();
-    }
-    line
-}

@@ -314,8 +314,8 @@ pub struct LaterCode {
     pub title: String,
 }
 
-/// The text of `error` and of each of its causes that says something new, at most [`MAX_CAUSE`] bytes.
-fn with_causes(error: &dyn std::error::Error) -> String {
+/// The text of `error` and of each of its causes that says something new, at most [`MAX_CAUSE`] bytes, for a log or a detail.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next.filter(|_| text.len() < MAX_CAUSE) {
@@ -437,9 +437,9 @@ mod tests {
             Ok("300".parse::<u8>()?)
         }
         let mut error = parse().unwrap_err();
-        let told = serde_json::to_string(&error).unwrap();
+        let document = serde_json::to_string(&error).unwrap();
         assert_eq!(
-            told,
+            document,
             r#"{"kind":"InternalError","message":"the function failed; the log of the instance has the cause, under the id of the request","data":null}"#
         );
         let cause = error.take_cause();
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_told_in_order_and_are_cut() {
+    fn causes_come_in_order_and_are_cut() {
         #[derive(Debug, thiserror::Error)]
         #[error("{0}")]
         struct Layer(String, #[source] Option<Box<Self>>);

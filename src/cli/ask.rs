@@ -26,9 +26,9 @@ use super::{
     print, say,
 };
 use crate::{
-    client, config,
+    config,
     http::Accepted,
-    problem::Code,
+    problem::{Code, with_causes},
     reply::ProblemDocument,
     telemetry::{printable, printable_json},
 };
@@ -153,7 +153,7 @@ async fn exchange(
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     let socket = match time::timeout(CONNECT, connector.oneshot(uri.clone())).await {
-        Ok(connected) => connected.map_err(|error| client::chain(&error)),
+        Ok(connected) => connected.map_err(|error| with_causes(&error)),
         Err(_) => Err(format!("no connection within {CONNECT:?}")),
     };
     let hint = "is an instance running there? see --url and FLY_RPC_URL";
@@ -201,7 +201,7 @@ async fn answered(
                 true => try_https(base),
                 false => String::new(),
             };
-            let why = client::chain(&*error);
+            let why = with_causes(&*error);
             format!("no answer from {base}: {why}; {may_have_run}{hint}")
         }
         Err(_) => format!("no answer from {base} within {timeout:?}; {may_have_run}"),

@@ -13,7 +13,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::client;
+use crate::problem::with_causes;
 
 /// TLS on `socket` with the one whose certificate is for `host`, as it stands in a URL.
 ///
@@ -57,7 +57,7 @@ fn refusal(error: &io::Error) -> String {
             "what is there speaks no TLS; for an instance without a proxy in front write http"
                 .to_owned()
         }
-        _ => client::chain(error),
+        _ => with_causes(error),
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     client,
+    problem::with_causes,
     protocol::{
         Catalogue, CatalogueHash, Challenge, FUNCTIONS, INTRODUCTION, Introduction, NONCE, PROOF,
         PROTOCOL, Readiness, Statement,
@@ -220,7 +221,7 @@ async fn send(request: RequestBuilder) -> Result<Response, ProbeFailure> {
     let response = request.send().await.map_err(|error| {
         let is_unanswered = error.is_connect() || error.is_timeout() || was_cut(&error);
         let error = error.without_url();
-        let reason = client::chain(&error);
+        let reason = with_causes(&error);
         match is_unanswered {
             true if is_refused(&error) => ProbeFailure::Refused(reason),
             true => ProbeFailure::NoAnswer(reason),

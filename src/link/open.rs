@@ -20,8 +20,8 @@ use tokio::{
 };
 
 use crate::{
-    client,
     cluster::Peer,
+    problem::with_causes,
     protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement, lines},
     reply::ProblemDocument,
     token::{Proof, Token},
@@ -220,7 +220,7 @@ async fn refusal(response: Response<Incoming>) -> Unopened {
 }
 
 fn failed(error: &hyper::Error) -> Unopened {
-    Unopened::NoConnection(client::chain(error))
+    Unopened::NoConnection(with_causes(error))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tracing::Subscriber;
 use tracing_subscriber::{Layer, filter::LevelFilter, registry::LookupSpan};
 
-use crate::{client, config::Identity, trace};
+use crate::{client, config::Identity, problem::with_causes, trace};
 
 /// How long a connection to the collector may take.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -100,7 +100,7 @@ impl HttpClient for Sender {
         let cause = match &answer {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("the collector answered {}", response.status())),
-            Err(error) => Some(client::chain(error.as_ref())),
+            Err(error) => Some(with_causes(error.as_ref())),
         };
         let was_failing = self.is_failing.swap(cause.is_some(), Ordering::Relaxed);
         match cause {
