@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::log::Line;
+use super::{log::Line, way::Way};
 use crate::{cli::Failure, config::SETTINGS, region::Region};
 
 /// How long an instance may take to stop before it is killed.
@@ -46,6 +46,9 @@ pub(super) struct Plan {
 /// An instance, which runs or has ended; its process is killed when this is dropped.
 pub(super) struct Child {
     pub(super) plan: Plan,
+    pub(super) has_ended: bool,
+    /// What leads to it from the other regions.
+    pub(super) ways: Vec<Way>,
     /// An instance started with `--until-stdin-closes` drains when its stdin is closed.
     stdin: Option<ChildStdin>,
     signals: mpsc::Sender<Signal>,
@@ -75,15 +78,25 @@ impl Child {
         let kept = tokio::spawn(keep(process, orders, plan.name.clone(), plan.ends.clone()));
         Ok(Self {
             plan,
+            has_ended: false,
+            ways: Vec::new(),
             stdin,
             signals,
             kept: AbortOnDropHandle::new(kept),
         })
     }
 
-    /// Starts it again where it was, in place of the process that it had.
+    /// Starts it again where it was, once it has ended.
     pub(super) async fn start_again(&mut self) -> Result<(), Failure> {
-        *self = Self::start(self.plan.clone()).await?;
+        if !self.has_ended {
+            return Err(Failure::Failed(format!("{} has not ended", self.plan.name)));
+        }
+        let started = Self::start(self.plan.clone()).await?;
+        let ways = std::mem::take(&mut self.ways);
+        *self = Self { ways, ..started };
+        for way in &mut self.ways {
+            way.reopen().await?;
+        }
         Ok(())
     }
 

@@ -1,31 +1,75 @@
-//! The cluster that `dev` runs: its instances, the ways between their regions, and its DNS server.
+//! The cluster that `dev` runs: its shape as it is typed, its instances, the ways between their regions, and its DNS server.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, str::FromStr};
 
 use futures_util::future;
 
 use super::{
     child::{Child, Plan},
     dns::Dns,
-    latency::Latency,
-    way::Way,
+    way::{Latency, Way},
 };
 use crate::{cli::Failure, region::Region};
+
+/// The most instances of one cluster on one machine.
+const MAX_INSTANCES: usize = 64;
+
+/// Regions in the order given, each with its number of instances.
+#[derive(Clone, Debug)]
+pub(super) struct Shape(Vec<(Region, usize)>);
+
+impl Shape {
+    /// The regions.
+    pub(super) fn regions(&self) -> impl Iterator<Item = &Region> {
+        self.0.iter().map(|(region, _)| region)
+    }
+
+    /// Every instance: its region and its name.
+    pub(super) fn instances(&self) -> impl Iterator<Item = (&Region, String)> {
+        self.0.iter().flat_map(|(region, count)| {
+            (1..=*count).map(move |number| (region, format!("{region}-{number}")))
+        })
+    }
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut shape: Vec<(Region, usize)> = Vec::new();
+        for part in text.split(',') {
+            let (region, count) = part.split_once(':').unwrap_or((part, "1"));
+            let region: Region = region
+                .parse()
+                .map_err(|invalid| format!("{region:?}: {invalid}"))?;
+            let count = count
+                .parse()
+                .ok()
+                .filter(|count| (1..=MAX_INSTANCES).contains(count));
+            let count = count.ok_or_else(|| {
+                format!("{part:?} needs a count from 1 to {MAX_INSTANCES}, as in syd:2")
+            })?;
+            if shape.iter().any(|(known, _)| *known == region) {
+                return Err(format!(
+                    "{region} is given twice; write {region}:2 for two instances"
+                ));
+            }
+            shape.push((region, count));
+        }
+        match shape.iter().map(|(_, count)| count).sum::<usize>() {
+            1..=MAX_INSTANCES => Ok(Self(shape)),
+            count => Err(format!("{count} instances are more than {MAX_INSTANCES}")),
+        }
+    }
+}
 
 /// A running cluster; it is gone when this is dropped.
 pub(super) struct Cluster {
     pub(super) dns: Dns,
+    pub(super) children: Vec<Child>,
     regions: Vec<Region>,
     /// How long packets take between two regions; no time when `None`.
     latency: Option<Latency>,
-    pub(super) members: Vec<Member>,
-}
-
-/// An instance, and the ways that lead to it from the other regions.
-pub(super) struct Member {
-    pub(super) child: Child,
-    pub(super) has_ended: bool,
-    ways: Vec<Way>,
 }
 
 impl Cluster {
@@ -33,9 +77,9 @@ impl Cluster {
     pub(super) fn new(dns: Dns, regions: Vec<Region>, latency: Option<Latency>) -> Self {
         Self {
             dns,
+            children: Vec::new(),
             regions,
             latency,
-            members: Vec::new(),
         }
     }
 
@@ -47,60 +91,34 @@ impl Cluster {
         if listen.port() != 0 {
             ways = self.announce(&region, &name, listen).await?;
         }
-        let child = Child::start(plan).await?;
+        let mut child = Child::start(plan).await?;
         if listen.port() == 0 {
             ways = self.announce(&region, &name, child.plan.listen).await?;
         }
-        self.members.push(Member {
-            child,
-            has_ended: false,
-            ways,
-        });
+        child.ways = ways;
+        self.children.push(child);
         Ok(())
-    }
-
-    pub(super) fn children(&self) -> impl Iterator<Item = &Child> {
-        self.members.iter().map(|member| &member.child)
     }
 
     /// Stops every instance in order.
     pub(super) async fn stop(&mut self) {
-        let members = self.members.iter_mut();
-        future::join_all(members.map(|member| member.child.stop())).await;
+        future::join_all(self.children.iter_mut().map(Child::stop)).await;
     }
 
     /// Notes that the instance `name` has ended: no way leads to it any more. Whether any is left.
     pub(super) fn ended(&mut self, name: &str) -> bool {
-        if let Ok(member) = self.member(name) {
-            member.has_ended = true;
-            member.ways.iter_mut().for_each(Way::close);
+        if let Ok(child) = self.child(name) {
+            child.has_ended = true;
+            child.ways.iter_mut().for_each(Way::close);
         }
-        self.members.iter().any(|member| !member.has_ended)
+        self.children.iter().any(|child| !child.has_ended)
     }
 
-    /// Starts the instance `name` again, which must have ended.
-    pub(super) async fn start_again(&mut self, name: &str) -> Result<(), Failure> {
-        let member = self.member(name)?;
-        if !member.has_ended {
-            return Err(Failure::Failed(format!("{name} has not ended")));
-        }
-        member.child.start_again().await?;
-        member.has_ended = false;
-        for way in &mut member.ways {
-            way.reopen().await?;
-        }
-        Ok(())
-    }
-
+    /// The instance `name`.
     pub(super) fn child(&mut self, name: &str) -> Result<&mut Child, Failure> {
-        self.member(name).map(|member| &mut member.child)
-    }
-
-    fn member(&mut self, name: &str) -> Result<&mut Member, Failure> {
-        let names: Vec<_> = self.children().map(|child| &*child.plan.name).collect();
+        let names: Vec<_> = self.children.iter().map(|it| &*it.plan.name).collect();
         let unknown = format!("{name} is none of {}", names.join(", "));
-        let mut members = self.members.iter_mut();
-        let found = members.find(|member| member.child.plan.name == name);
+        let found = self.children.iter_mut().find(|it| it.plan.name == name);
         found.ok_or(Failure::Failed(unknown))
     }
 
@@ -123,5 +141,28 @@ impl Cluster {
             self.dns.announce(viewer, name, reached_at.port()).await?;
         }
         Ok(ways)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_read_in_order() {
+        let shape: Shape = "syd:2,iad".parse().unwrap();
+        let names: Vec<_> = shape.instances().map(|(_, name)| name).collect();
+        assert_eq!(names.join(" "), "syd-1 syd-2 iad-1");
+        for bad in [
+            "",
+            "IAD",
+            "iad:0",
+            "iad:x",
+            "iad,iad",
+            "iad:65",
+            "iad:40,syd:40",
+        ] {
+            bad.parse::<Shape>().unwrap_err();
+        }
     }
 }

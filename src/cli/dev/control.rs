@@ -1,5 +1,6 @@
-//! What the page needs beyond an instance: the program of `dev --chaos` serves each instance below `/at/NAME/`, so that the
-//! page outlives the instance that it shows, and takes at `/control` what else is typed.
+//! What may be done to a running cluster, a line each, typed or sent by the page, so that anybody can watch what happens then.
+//! For the page, the program of `dev --chaos` serves each instance below `/at/NAME/`, so that the page outlives the instance
+//! that it shows, and takes lines at `/control`.
 //!
 //! It listens on loopback, for pages of its own address only: a page of another site, or a name that is made to point here
 //! (DNS rebinding), is refused. `/control` wants a token besides, which only the page knows, from its fragment.
@@ -16,9 +17,11 @@ use axum::{
     routing,
 };
 use futures_util::stream;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
+use super::cluster::Cluster;
 use crate::{
     cli::{Failure, run::secret},
     client,
@@ -50,6 +53,71 @@ const OF_A_CONNECTION: [HeaderName; 3] = [
     header::CONTENT_LENGTH,
     header::TRANSFER_ENCODING,
 ];
+
+pub(super) const HELP: &str = "Type, while it runs:
+  kill NAME    ends an instance at once, as a crash does
+  stop NAME    lets it hang: it keeps its sockets, and does nothing
+  resume NAME  lets a stopped instance go on
+  drain NAME   lets it finish what it does and end, as a deploy does
+  start NAME   starts it again
+  dns down     takes the DNS server down
+  dns up       brings it up again";
+
+/// Does what a line says; what there is to say then.
+pub(super) async fn obey(cluster: &mut Cluster, line: &str) -> String {
+    match try_to(cluster, line).await {
+        Ok(done) => done,
+        Err(failure) => failure.to_string(),
+    }
+}
+
+async fn try_to(cluster: &mut Cluster, line: &str) -> Result<String, Failure> {
+    let words: Vec<_> = line.split_whitespace().collect();
+    Ok(match words[..] {
+        ["kill", name] => {
+            cluster.child(name)?.signal(Signal::SIGKILL).await;
+            format!("{name} is killed; `start {name}` starts it again")
+        }
+        ["stop", name] => {
+            cluster.child(name)?.signal(Signal::SIGSTOP).await;
+            format!("{name} hangs; `resume {name}` lets it go on")
+        }
+        ["resume", name] => {
+            cluster.child(name)?.signal(Signal::SIGCONT).await;
+            format!("{name} goes on")
+        }
+        ["drain", name] => {
+            cluster.child(name)?.drain();
+            format!("{name} drains; `start {name}` starts it again")
+        }
+        ["start", name] => {
+            cluster.child(name)?.start_again().await?;
+            format!("{name} is back")
+        }
+        ["dns", "down"] => {
+            cluster.dns.take_down();
+            "DNS is down; `dns up` brings it up again".to_owned()
+        }
+        ["dns", "up"] => {
+            cluster.dns.bring_up().await?;
+            "DNS is up".to_owned()
+        }
+        _ => HELP.to_owned(),
+    })
+}
+
+/// Sends the lines of stdin. In a thread of its own, because a read of stdin cannot be cancelled.
+pub(super) fn read_stdin(orders: mpsc::Sender<Order>) {
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            let (answer, _) = oneshot::channel();
+            let line = Some(line);
+            if orders.blocking_send(Order { line, answer }).is_err() {
+                return;
+            }
+        }
+    });
+}
 
 /// What the page asks of the loop that has the cluster: to do what a line says, as if it was typed, or without one to say
 /// which instances there are.

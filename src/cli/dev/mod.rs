@@ -1,13 +1,10 @@
 //! `fly-rpc dev`: a whole cluster on this machine, of real processes that find each other through a real DNS server.
 
-mod chaos;
 mod child;
 mod cluster;
 mod control;
 mod dns;
-mod latency;
 mod log;
-mod regions;
 mod way;
 
 use std::{
@@ -22,12 +19,11 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, time};
 
 use self::{
-    child::Plan,
-    cluster::{Cluster, Member},
-    control::{Control, Order, said_document},
+    child::{Child, Plan},
+    cluster::{Cluster, Shape},
+    control::{Control, Order, obey, said_document},
     dns::Dns,
-    latency::Latency,
-    regions::Shape,
+    way::Latency,
 };
 use super::{Failure, print, say, table::table};
 use crate::{client, http::RegionsDocument, region::Region, signal::Signals};
@@ -127,7 +123,7 @@ async fn run_cluster(
     })??;
     let mut control = None;
     if args.chaos {
-        chaos::read_stdin(sender.clone());
+        control::read_stdin(sender.clone());
         control = Some(Control::start(addresses(cluster), sender).await?);
     }
     print(&welcome(args, cluster, control.as_ref(), taken))?;
@@ -144,7 +140,7 @@ async fn run_cluster(
             Some(Order { line, answer }) = orders.recv() => {
                 let document = match line {
                     Some(line) => {
-                        let done = chaos::obey(cluster, &line).await;
+                        let done = obey(cluster, &line).await;
                         say(&done);
                         said_document(&done)
                     }
@@ -158,14 +154,13 @@ async fn run_cluster(
 }
 
 fn statuses(cluster: &Cluster) -> Value {
-    let status =
-        |member: &Member| json!({ "name": member.child.plan.name, "has_ended": member.has_ended });
-    let statuses: Vec<_> = cluster.members.iter().map(status).collect();
+    let status = |child: &Child| json!({ "name": child.plan.name, "has_ended": child.has_ended });
+    let statuses: Vec<_> = cluster.children.iter().map(status).collect();
     json!({ "instances": statuses })
 }
 
 fn addresses(cluster: &Cluster) -> BTreeMap<String, SocketAddr> {
-    let plans = cluster.children().map(|child| &child.plan);
+    let plans = cluster.children.iter().map(|child| &child.plan);
     plans.map(|plan| (plan.name.clone(), plan.listen)).collect()
 }
 
@@ -251,7 +246,7 @@ fn welcome(
     control: Option<&Control>,
     taken: Option<String>,
 ) -> String {
-    let plans: Vec<&Plan> = cluster.children().map(|child| &child.plan).collect();
+    let plans: Vec<&Plan> = cluster.children.iter().map(|child| &child.plan).collect();
     let url = |plan: &Plan| format!("http://localhost:{}", plan.listen.port());
     let row = |plan: &&Plan| [(&plan.region).into(), (&plan.name).into(), url(plan).into()];
     let table = table(["REGION", "INSTANCE", "ADDRESS"], plans.iter().map(row));
@@ -290,7 +285,7 @@ fn welcome(
         ]);
     }
     if args.chaos {
-        parts.push(format!("\n{}", chaos::HELP));
+        parts.push(format!("\n{}", control::HELP));
     }
     parts.push("\nCtrl-C stops all of them.".to_owned());
     parts.join("\n")
