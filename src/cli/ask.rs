@@ -1,7 +1,7 @@
 //! What the commands that call an instance share: where it is, one request to it on a connection of its own, and what is
-//! said of a failure. No proxy and no redirect: either would hand the user's token to another host.
+//! said of a failure and what to do about it. No proxy and no redirect: either would hand the user's token to another host.
 
-use std::{error::Error, time::Duration};
+use std::{borrow::Cow, error::Error, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
@@ -20,15 +20,11 @@ use tower::ServiceExt;
 
 #[cfg(feature = "https")]
 use super::tls;
-use super::{
-    Failure,
-    advice::{self, Asked},
-    print, say,
-};
+use super::{Failure, print, say};
 use crate::{
     config,
     http::Accepted,
-    problem::{Code, with_causes},
+    problem::{Code, Executed, Problem, with_causes},
     reply::ProblemDocument,
     telemetry::{printable, printable_json},
 };
@@ -63,8 +59,20 @@ pub(super) struct Answer {
     base: String,
     status: StatusCode,
     body: Bytes,
-    /// What it was asked with, for the advice.
-    pub(super) asked: Asked,
+    // What the advice about a problem depends on besides that.
+    with_token: bool,
+    pub(super) again: Again,
+    /// The known function whose name is most like the unknown one.
+    pub(super) meant: Option<String>,
+}
+
+/// Whether a call may be sent again after it may have run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Again {
+    #[default]
+    Unsaid,
+    Idempotent,
+    Keyed,
 }
 
 impl Endpoint {
@@ -95,15 +103,13 @@ impl Endpoint {
             request.headers_mut().insert(AUTHORIZATION, bearer);
         }
         let (status, body) = exchange(&base, uri, request, timeout).await?;
-        let asked = Asked {
-            with_token: token.is_some(),
-            ..Asked::default()
-        };
         Ok(Answer {
             base,
             status,
             body,
-            asked,
+            with_token: token.is_some(),
+            again: Again::default(),
+            meant: None,
         })
     }
 
@@ -257,22 +263,89 @@ impl Answer {
         if status == StatusCode::OK {
             return self.found().ok_or_else(unexpected);
         }
-        report(&self.found().ok_or_else(unexpected)?, &self.asked);
+        self.report(&self.found().ok_or_else(unexpected)?);
         Err(Failure::Reported(1))
     }
-}
 
-fn report(ProblemDocument { problem, meta }: &ProblemDocument, asked: &Asked) {
-    let (code, executed) = (problem.code, problem.executed);
-    say(&format!("fly-rpc: {code}: {}", printable(&problem.detail)));
-    if let Some(error) = &problem.error {
-        let (kind, message) = (printable(&error.kind), printable(&error.message));
-        say(&format!("  error: {kind}: {message}"));
-        if let Some(data) = &error.data {
-            say(&format!("  data: {}", printable(data.get())));
+    fn report(&self, ProblemDocument { problem, meta }: &ProblemDocument) {
+        let (code, executed) = (problem.code, problem.executed);
+        say(&format!("fly-rpc: {code}: {}", printable(&problem.detail)));
+        if let Some(error) = &problem.error {
+            let (kind, message) = (printable(&error.kind), printable(&error.message));
+            say(&format!("  error: {kind}: {message}"));
+            if let Some(data) = &error.data {
+                say(&format!("  data: {}", printable(data.get())));
+            }
         }
+        let request = &meta.request_id;
+        say(&format!("  executed: {executed} · request {request}"));
+        say(&format!("  next: {}", self.next(problem)));
     }
-    let request = &meta.request_id;
-    say(&format!("  executed: {executed} · request {request}"));
-    say(&format!("  next: {}", advice::next(code, executed, asked)));
+
+    /// What to do next about `problem`.
+    fn next(&self, problem: &Problem) -> Cow<'static, str> {
+        let executed = problem.executed;
+        let advice = match problem.code {
+            Code::InvalidJson
+            | Code::InvalidRequest
+            | Code::BodyTooLarge
+            | Code::TargetTooLong
+            | Code::HeadersTooLarge => "correct the request; nothing ran",
+            Code::InvalidRegion | Code::RegionUnknown => {
+                "correct the region; `fly-rpc regions` lists those that are known"
+            }
+            Code::InstanceUnknown => "`fly-rpc regions` lists the instances of each region",
+            Code::FunctionUnknown => match &self.meant {
+                Some(meant) => {
+                    let advice =
+                        format!("did you mean {meant}? `fly-rpc functions` lists them all");
+                    return advice.into();
+                }
+                None => "`fly-rpc functions` lists the functions of the instance asked",
+            },
+            Code::InvalidArguments => "correct the arguments; nothing ran",
+            Code::Unauthenticated if self.with_token => {
+                "the instance does not know the token in FLY_RPC_TOKEN; its RPC_CLIENT_TOKENS lists those that it knows"
+            }
+            Code::Unauthenticated => {
+                "set FLY_RPC_TOKEN to a client's token, one of RPC_CLIENT_TOKENS of the instance"
+            }
+            Code::Forbidden => "ask whoever gave out the token to allow it",
+            Code::NotFound
+            | Code::MethodNotAllowed
+            | Code::UnsupportedMediaType
+            | Code::WrongRegion
+            | Code::LoopDetected => "is the URL that of a fly-rpc instance of this release?",
+            Code::Replay => {
+                "nothing ran: the instance is not behind Fly Proxy; set its RPC_ROUTE to proxy or auto"
+            }
+            Code::IdempotencyMismatch => "use another key for another call",
+            Code::FunctionFailed => "it ran: what to do about its error, its documents say",
+            Code::ResultNotKept => "it ran: its result is not kept for a repeat",
+            Code::FunctionPanicked => "it ran: the log of the instance has the cause",
+            Code::Internal => {
+                "a bug of ours: report the request id, and what the log says about it"
+            }
+            Code::Overloaded if executed == Executed::Maybe => {
+                "it may have run: send it again with the same key in a moment"
+            }
+            Code::PeerUnreachable
+            | Code::RegionUnavailable
+            | Code::FunctionUnavailable
+            | Code::DiscoveryPending
+            | Code::Draining
+            | Code::Overloaded => "nothing ran: call again in a moment",
+            Code::DeadlineExceeded if executed == Executed::No => {
+                "nothing ran: call again, with a longer --timeout"
+            }
+            Code::PeerLost | Code::FunctionLost | Code::DeadlineExceeded => match self.again {
+                Again::Unsaid => {
+                    "it may have run: call again only if it may run twice, then with --idempotent"
+                }
+                Again::Idempotent => "it may have run: it may run twice, so call again",
+                Again::Keyed => "it may have run: call again with the same --idempotency-key",
+            },
+        };
+        advice.into()
+    }
 }

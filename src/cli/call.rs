@@ -1,18 +1,23 @@
-//! `fly-rpc call`: one call to a function in a region, its result on stdout.
+//! `fly-rpc call`: one call to a function in a region, its result on stdout; or one on each of many instances, as a table.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anstyle::Style;
+use anstyle::{AnsiColor, Style};
 use clap::Args;
 use http::{Request, header::CONTENT_TYPE};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use tokio::time::Instant;
 
-use super::{Failure, advice::Again, ask::Endpoint, each, functions, print, say};
+use super::{
+    Failure,
+    ask::{Again, Answer, Endpoint},
+    functions, print, say,
+    table::{Cell, table},
+};
 use crate::{
     call::{MAX_TIMEOUT, Per},
-    http::Accepted,
+    http::{Accepted, EntryDocument, FanOutReply},
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::Code,
@@ -166,15 +171,15 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
         return Ok(());
     }
     if args.each.is_some() {
-        return each::show(&answer, took, args.quiet);
+        return show_each(&answer, took, args.quiet);
     }
-    answer.asked.again = match &args.idempotency_key {
+    answer.again = match &args.idempotency_key {
         Some(_) => Again::Keyed,
         None if args.idempotent => Again::Idempotent,
         None => Again::Unsaid,
     };
     if answer.code() == Some(Code::FunctionUnknown) {
-        answer.asked.meant = functions::nearest(&args.endpoint, &args.function).await;
+        answer.meant = functions::nearest(&args.endpoint, &args.function).await;
     }
     let Reply { result, meta } = answer.document()?;
     print(&printable_json(result.get()))?;
@@ -196,6 +201,40 @@ fn account(meta: &Meta, took: Duration) -> String {
         "{dim}{instance} in {region} · {:.1} ms, {took:.1} ms from here · {} attempt{plural} · request {}{token}{dim:#}",
         meta.elapsed_ms, meta.attempts, meta.request_id
     )
+}
+
+/// Prints `answer`, which took so long; a failure if one of the calls is.
+fn show_each(answer: &Answer, took: Duration, is_quiet: bool) -> Result<(), Failure> {
+    let FanOutReply { results, meta } = answer.document()?;
+    print(&table(
+        ["REGION", "INSTANCE", "RESULT"],
+        results.iter().map(row),
+    ))?;
+    if !is_quiet {
+        let (dim, took) = (Style::new().dimmed(), milliseconds(took));
+        say(&format!(
+            "{dim}{} of {} have a result · {:.1} ms, {took:.1} ms from here · request {}{dim:#}",
+            meta.succeeded, meta.asked, meta.elapsed_ms, meta.request_id
+        ));
+    }
+    match meta.succeeded == meta.asked {
+        true => Ok(()),
+        false => Err(Failure::Reported(1)),
+    }
+}
+
+fn row(entry: &EntryDocument) -> [Cell; 3] {
+    let instance = entry.instance.as_ref().map(ToString::to_string);
+    let result = match (&entry.problem, &entry.result) {
+        (Some(document), _) => Cell::coloured(&document.problem, AnsiColor::Red),
+        (None, Some(result)) => printable_json(result.get()).into(),
+        (None, None) => "null".into(),
+    };
+    [
+        (&entry.region).into(),
+        instance.unwrap_or_default().into(),
+        result,
+    ]
 }
 
 fn path(args: &CallArgs) -> Result<String, Failure> {

@@ -1,13 +1,11 @@
 //! The command line: what can be asked, and with which exit code it ends. Data goes to stdout, messages to stderr.
 
-mod advice;
 mod ask;
 mod call;
 mod child;
 mod completions;
 #[cfg(feature = "dev")]
 mod dev;
-mod each;
 mod example;
 mod explain;
 mod functions;
