@@ -8,6 +8,8 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::embedded::Embedded;
+#[cfg(feature = "redis")]
+use crate::registry::Store;
 use crate::{
     app,
     cluster::{Cluster, DiscoveryError},
@@ -24,8 +26,6 @@ use crate::{
     server::{self, Door, Drained, Server, Shares},
     signal::Signals,
 };
-#[cfg(feature = "redis")]
-use crate::{config::KeyStoreUrl, registry::Store};
 
 /// Why an instance does not start.
 #[derive(Debug, thiserror::Error)]
@@ -346,8 +346,7 @@ fn assemble(
     let keys = match key_store {
         #[cfg(feature = "redis")]
         Some(url) => {
-            let store = Store::new(&url, &identity, &boot, stop.clone());
-            let (store, kept) = store.map_err(|_| KeyStoreUrl::refused())?;
+            let (store, kept) = Store::new(url, &identity, &boot, stop.clone());
             tasks.spawn(kept);
             Keys::Stored(store)
         }

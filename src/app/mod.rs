@@ -187,7 +187,7 @@ impl App {
         let request = Prepared {
             app: Arc::clone(self),
             name: call.name.clone(),
-            path: format!("{}/{}", self.channel.url().base(), call.name.path()),
+            path: format!("{}/{}", self.channel.url().base, call.name.path()),
             body: Bytes::from(format!("{{\"args\":{}}}", args.raw())),
             headers: headers(call, request_id),
             deadline,
@@ -225,7 +225,7 @@ impl App {
 
     /// A request for the list, with the token or without.
     fn list_request(&self, token: Option<&Token>) -> Request<Full<Bytes>> {
-        let base = self.channel.url().base();
+        let base = self.channel.url().base.as_str();
         let path = if base.is_empty() { "/" } else { base };
         let mut request = Request::new(Full::default());
         *request.uri_mut() = path.parse().unwrap_or_default();

@@ -1,16 +1,15 @@
 //! Flags and environment into one checked `Config`, built once at start. No other module reads the environment.
 //! A setting that is unknown, unreadable or contradicts another makes the start fail: nothing is guessed.
 
-mod app;
 #[cfg(feature = "cli")]
 mod commands;
-mod key_store;
 mod parts;
 mod rules;
 mod service_links;
 pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
+mod urls;
 mod values;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -18,10 +17,11 @@ use std::{collections::BTreeMap, sync::Arc};
 #[cfg(feature = "cli")]
 pub(crate) use self::commands::*;
 pub use self::{
-    app::{AppAddress, AppConfig, AppUrl},
-    key_store::KeyStoreUrl,
-    parts::{Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine, Route},
+    parts::{
+        AppConfig, Config, DiscoveryConfig, DnsName, DrainConfig, Identity, Limits, Machine, Route,
+    },
     settings::{SETTINGS, Setting},
+    urls::{AppAddress, AppUrl, KeyStoreUrl},
 };
 use self::{settings::*, values::*};
 use crate::{
@@ -45,14 +45,6 @@ impl ConfigError {
             detail: detail.into(),
         }
     }
-}
-
-/// A text that is no URL of an app or of a store.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("{what}; write for example {example}")]
-pub struct InvalidUrl {
-    what: &'static str,
-    example: &'static str,
 }
 
 impl Config {
@@ -144,7 +136,7 @@ impl Config {
             },
             connect_timeout: values.get(RPC_CONNECT_TIMEOUT, duration)?,
             route: values.get(RPC_ROUTE, word)?,
-            app: app::read(values)?,
+            app: app(values)?,
             key_store: values.secret(RPC_KEY_STORE, parsed)?,
             limits: Limits {
                 max_body: values.get(RPC_MAX_BODY, size)?,
@@ -162,6 +154,32 @@ impl Config {
         config.validate()?;
         Ok(config)
     }
+}
+
+/// The app that the settings describe, if they name one.
+fn app(values: &Values) -> Result<Option<AppConfig>, ConfigError> {
+    let others = [
+        RPC_APP_TOKEN,
+        RPC_APP_CONCURRENCY,
+        RPC_APP_STOP_TIMEOUT,
+        RPC_APP_ALLOW_ANONYMOUS,
+    ];
+    let Some(url) = values.given(RPC_APP_URL, parsed)? else {
+        return match others.into_iter().find(|setting| values.has(*setting)) {
+            Some(setting) => {
+                let detail = "has no effect without RPC_APP_URL; set that too, or unset this";
+                Err(setting.error(detail))
+            }
+            None => Ok(None),
+        };
+    };
+    Ok(Some(AppConfig {
+        url,
+        token: values.secret(RPC_APP_TOKEN, parsed)?,
+        concurrency: values.get(RPC_APP_CONCURRENCY, count)?,
+        stop_timeout: values.get(RPC_APP_STOP_TIMEOUT, duration)?,
+        allow_anonymous: values.get(RPC_APP_ALLOW_ANONYMOUS, true_or_false)?,
+    }))
 }
 
 impl Default for Config {

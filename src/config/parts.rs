@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
-use super::{AppConfig, KeyStoreUrl};
+use super::{AppUrl, KeyStoreUrl};
 use crate::{
     access::Access,
     call::Timeouts,
     name::{InstanceId, InvalidName},
     region::Region,
+    token::Token,
 };
 
 /// Who this instance is.
@@ -95,6 +96,21 @@ pub struct DiscoveryConfig {
     pub peer_port: Option<u16>,
     /// The time between two rounds, ± 20 %; 50 ms or more.
     pub poll_interval: Duration,
+}
+
+/// The app beside an instance.
+#[derive(Clone, Debug)]
+pub struct AppConfig {
+    /// Where it serves its functions.
+    pub url: AppUrl,
+    /// The token in every request to it; only an app at a unix socket needs none.
+    pub token: Option<Token>,
+    /// Calls in it at once, 1 or more; as many again wait.
+    pub concurrency: usize,
+    /// How long a child process may take to stop.
+    pub stop_timeout: Duration,
+    /// Whether its functions are offered although it gives its list without the token.
+    pub allow_anonymous: bool,
 }
 
 /// What one instance takes on.

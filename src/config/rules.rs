@@ -66,7 +66,16 @@ impl Config {
             "must be four times RPC_MAX_BODY or more; raise it or lower RPC_MAX_BODY",
         )?;
         if let Some(app) = &self.app {
-            app.check()?;
+            require(
+                app.token.is_some() || app.url.is_unix(),
+                RPC_APP_TOKEN,
+                "is needed with RPC_APP_URL: make one with `openssl rand -hex 32`, and have the app answer 401 to requests \
+                 that do not bear it",
+            )?;
+            let concurrency = app.concurrency > 0;
+            require(concurrency, RPC_APP_CONCURRENCY, "must be 1 or more")?;
+            let stops = app.stop_timeout <= MAX_TIMEOUT;
+            require(stops, RPC_APP_STOP_TIMEOUT, "must be 24h or less")?;
         }
         self.check_tokens()
     }

