@@ -1,10 +1,8 @@
 //! From a call's JSON array to the type that a function takes, with errors that name the argument and repeat no value.
 
-use std::fmt;
-
 use serde::{
     Deserializer,
-    de::{self, DeserializeOwned, DeserializeSeed, SeqAccess, Visitor},
+    de::{DeserializeOwned, DeserializeSeed, Error, SeqAccess, Visitor, value::Error as Misfit},
 };
 use serde_json::value::RawValue;
 
@@ -14,65 +12,33 @@ use crate::call::Args;
 pub(super) fn parse<A: DeserializeOwned>(args: &Args) -> Result<A, String> {
     let items: Vec<&RawValue> =
         serde_json::from_str(args.raw().get()).map_err(|error| error.to_string())?;
-    A::deserialize(Arguments(&items)).map_err(|misfit| misfit.0)
+    A::deserialize(Arguments(&items)).map_err(|misfit| misfit.to_string())
 }
 
-/// What does not fit.
-#[derive(Debug)]
-struct Misfit(String);
-
-impl fmt::Display for Misfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+fn arity(expected: usize, given: usize) -> Misfit {
+    let plural = if expected == 1 { "" } else { "s" };
+    Misfit::custom(format!("takes {expected} argument{plural}, {given} given"))
 }
 
-impl std::error::Error for Misfit {}
-
-impl de::Error for Misfit {
-    fn custom<T: fmt::Display>(message: T) -> Self {
-        Self(message.to_string())
-    }
+/// The error of argument `number`, without the value and the position that `serde_json` adds.
+fn of_argument(number: usize, error: &serde_json::Error) -> Misfit {
+    let message = error.to_string();
+    let message = message
+        .rsplit_once(" at line ")
+        .map_or(message.as_str(), |(message, _)| message);
+    Misfit::custom(match message.rsplit_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid ") => {
+            format!("argument {number}: expected {expected}")
+        }
+        _ => format!("argument {number}: {message}"),
+    })
 }
 
-impl Misfit {
-    fn arity(expected: usize, given: usize) -> Self {
-        Self(match expected {
-            1 => format!("takes 1 argument, {given} given"),
-            _ => format!("takes {expected} arguments, {given} given"),
-        })
-    }
-
-    /// The error of argument `number`, without the value and the position that `serde_json` adds.
-    fn of_argument(number: usize, error: &serde_json::Error) -> Self {
-        let message = error.to_string();
-        let message = message
-            .rsplit_once(" at line ")
-            .map_or(message.as_str(), |(message, _)| message);
-        let misfit = match message.rsplit_once(", expected ") {
-            Some((found, expected)) if found.starts_with("invalid ") => {
-                format!("expected {expected}")
-            }
-            _ => message.to_owned(),
-        };
-        Self(format!("argument {number}: {misfit}"))
-    }
-}
-
-/// The whole array as a deserializer: tuples take it apart, all else takes its only item.
+/// The whole array as a deserializer: tuples take it apart, all else takes its only item. Which of the two it is shows only
+/// in the method by which a type asks for itself.
 struct Arguments<'a, 'de>(&'a [&'de RawValue]);
 
 impl<'de> Arguments<'_, 'de> {
-    fn tuple<V: Visitor<'de>>(self, arity: usize, visitor: V) -> Result<V::Value, Misfit> {
-        if self.0.len() != arity {
-            return Err(Misfit::arity(arity, self.0.len()));
-        }
-        visitor.visit_seq(Items {
-            items: self.0.iter(),
-            number: 0,
-        })
-    }
-
     fn only<V>(
         self,
         visitor: V,
@@ -82,17 +48,22 @@ impl<'de> Arguments<'_, 'de> {
         V: Visitor<'de>,
     {
         match self.0 {
-            [item] => deserialize(item, visitor).map_err(|error| Misfit::of_argument(1, &error)),
-            items => Err(Misfit::arity(1, items.len())),
+            [item] => deserialize(item, visitor).map_err(|error| of_argument(1, &error)),
+            items => Err(arity(1, items.len())),
         }
+    }
+
+    fn each<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
+        let items = self.0.iter();
+        visitor.visit_seq(Items { items, number: 0 })
     }
 }
 
 /// The types that take the only argument, and are read from it by the method of the same name.
 macro_rules! only {
-    ($($method:ident)*) => {
-        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
-            self.only(visitor, |item, visitor| item.$method(visitor))
+    ($($method:ident $(($($name:ident: $type:ty),*))?)*) => {
+        $(fn $method<V: Visitor<'de>>(self, $($($name: $type,)*)? visitor: V) -> Result<V::Value, Misfit> {
+            self.only(visitor, |item, visitor| item.$method($($($name,)*)? visitor))
         })*
     };
 }
@@ -104,17 +75,14 @@ impl<'de> Deserializer<'de> for Arguments<'_, 'de> {
         // An untagged enum reads its forms through here: the array itself is what it takes where there is not one item.
         match self.0 {
             [_] => self.only(visitor, |item, visitor| item.deserialize_any(visitor)),
-            items => visitor.visit_seq(Items {
-                items: items.iter(),
-                number: 0,
-            }),
+            _ => self.each(visitor),
         }
     }
 
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Misfit> {
         match self.0.len() {
             0 => visitor.visit_unit(),
-            given => Err(Misfit::arity(0, given)),
+            given => Err(arity(0, given)),
         }
     }
 
@@ -128,40 +96,22 @@ impl<'de> Deserializer<'de> for Arguments<'_, 'de> {
 
     fn deserialize_tuple<V: Visitor<'de>>(
         self,
-        arity: usize,
+        expected: usize,
         visitor: V,
     ) -> Result<V::Value, Misfit> {
-        self.tuple(arity, visitor)
+        match self.0.len() {
+            given if given == expected => self.each(visitor),
+            given => Err(arity(expected, given)),
+        }
     }
 
     fn deserialize_tuple_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
-        arity: usize,
+        expected: usize,
         visitor: V,
     ) -> Result<V::Value, Misfit> {
-        self.tuple(arity, visitor)
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Misfit> {
-        self.only(visitor, |item, visitor| {
-            item.deserialize_newtype_struct(name, visitor)
-        })
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Misfit> {
-        self.only(visitor, |item, visitor| {
-            item.deserialize_enum(name, variants, visitor)
-        })
+        self.deserialize_tuple(expected, visitor)
     }
 
     only! {
@@ -170,17 +120,9 @@ impl<'de> Deserializer<'de> for Arguments<'_, 'de> {
         deserialize_u128 deserialize_f32 deserialize_f64 deserialize_char deserialize_str
         deserialize_string deserialize_bytes deserialize_byte_buf deserialize_option deserialize_seq
         deserialize_map deserialize_identifier deserialize_ignored_any
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Misfit> {
-        self.only(visitor, |item, visitor| {
-            item.deserialize_struct(name, fields, visitor)
-        })
+        deserialize_newtype_struct(name: &'static str)
+        deserialize_struct(name: &'static str, fields: &'static [&'static str])
+        deserialize_enum(name: &'static str, variants: &'static [&'static str])
     }
 }
 
@@ -200,9 +142,10 @@ impl<'de> SeqAccess<'de> for Items<'_, 'de> {
             return Ok(None);
         };
         self.number += 1;
-        seed.deserialize(*item)
+        let value = seed.deserialize(*item);
+        value
             .map(Some)
-            .map_err(|error| Misfit::of_argument(self.number, &error))
+            .map_err(|error| of_argument(self.number, &error))
     }
 }
 
