@@ -1,45 +1,31 @@
 //! Functions that every instance has, named as in Elixir: enough to try each part of the service with curl.
 
-use std::time::Duration;
+use std::{
+    future::{Ready, ready},
+    time::Duration,
+};
 
 use super::Registry;
 use crate::{config::Identity, problem::FunctionError};
 
+/// What a function comes to that does not wait.
+type Done<R> = Ready<Result<R, FunctionError>>;
+
 /// `registry` with the modules `String`, `Kernel` and `Process`.
 pub(super) fn add(registry: Registry) -> Registry {
     registry
-        .function("String", "upcase", |(text,): (String,)| async move {
-            Ok(text.to_uppercase())
-        })
-        .function("String", "downcase", |(text,): (String,)| async move {
-            Ok(text.to_lowercase())
-        })
-        .function("String", "capitalize", |(text,): (String,)| async move {
-            Ok(capitalize(&text))
-        })
-        .function("String", "reverse", |(text,): (String,)| async move {
-            Ok(text.chars().rev().collect::<String>())
-        })
-        .function("String", "length", |(text,): (String,)| async move {
-            Ok(text.chars().count())
-        })
-        .function("String", "trim", |(text,): (String,)| async move {
-            Ok(text.trim().to_owned())
-        })
-        .function("String", "split", |text: SplitArgs| async move {
-            Ok(text.split())
-        })
-        .function("Kernel", "+", |(a, b): (Number, Number)| async move {
-            a.apply(b, i64::checked_add, |a, b| a + b)
-        })
-        .function("Kernel", "-", |(a, b): (Number, Number)| async move {
-            a.apply(b, i64::checked_sub, |a, b| a - b)
-        })
-        .function("Kernel", "*", |(a, b): (Number, Number)| async move {
-            a.apply(b, i64::checked_mul, |a, b| a * b)
-        })
-        .function("Kernel", "raise", |(message,): (String,)| async move {
-            Err::<(), _>(FunctionError::new("RuntimeError", message))
+        .function("String", "upcase", of_text(str::to_uppercase))
+        .function("String", "downcase", of_text(str::to_lowercase))
+        .function("String", "capitalize", of_text(capitalize))
+        .function("String", "reverse", of_text(reverse))
+        .function("String", "length", of_text(|text| text.chars().count()))
+        .function("String", "trim", of_text(|text| text.trim().to_owned()))
+        .function("String", "split", |text: SplitArgs| ready(Ok(text.split())))
+        .function("Kernel", "+", of_numbers(i64::checked_add, |a, b| a + b))
+        .function("Kernel", "-", of_numbers(i64::checked_sub, |a, b| a - b))
+        .function("Kernel", "*", of_numbers(i64::checked_mul, |a, b| a * b))
+        .function("Kernel", "raise", |(message,): (String,)| {
+            ready(Err::<(), _>(FunctionError::new("RuntimeError", message)))
         })
         .function("Process", "sleep", |(milliseconds,): (u64,)| async move {
             tokio::time::sleep(Duration::from_millis(milliseconds)).await;
@@ -47,20 +33,30 @@ pub(super) fn add(registry: Registry) -> Registry {
         })
 }
 
+fn of_text<R>(run: fn(&str) -> R) -> impl Fn((String,)) -> Done<R> {
+    move |(text,)| ready(Ok(run(&text)))
+}
+
+fn of_numbers(
+    integers: fn(i64, i64) -> Option<i64>,
+    floats: fn(f64, f64) -> f64,
+) -> impl Fn((Number, Number)) -> Done<Number> {
+    move |(a, b)| ready(a.apply(b, integers, floats))
+}
+
 /// `registry` with the functions of `Fly.RPC` that describe the instance.
 pub(super) fn add_identity(registry: Registry, identity: &Identity) -> Registry {
-    let (region, primary) = (identity.region.clone(), identity.primary.clone());
-    let is_primary = region == primary;
+    let Identity {
+        region, primary, ..
+    } = identity;
     registry
-        .function("Fly.RPC", "my_region", move |(): ()| {
-            std::future::ready(Ok(region.clone()))
-        })
-        .function("Fly.RPC", "primary_region", move |(): ()| {
-            std::future::ready(Ok(primary.clone()))
-        })
-        .function("Fly.RPC", "is_primary?", move |(): ()| {
-            std::future::ready(Ok(is_primary))
-        })
+        .function("Fly.RPC", "my_region", always(region.clone()))
+        .function("Fly.RPC", "primary_region", always(primary.clone()))
+        .function("Fly.RPC", "is_primary?", always(region == primary))
+}
+
+fn always<R: Clone>(value: R) -> impl Fn(()) -> Done<R> {
+    move |()| ready(Ok(value.clone()))
 }
 
 /// `String.split/1` on white space, or `String.split/2` on a pattern.
@@ -78,6 +74,10 @@ impl SplitArgs {
             Self::Pattern((text, pattern)) => text.split(pattern).map(str::to_owned).collect(),
         }
     }
+}
+
+fn reverse(text: &str) -> String {
+    text.chars().rev().collect()
 }
 
 fn capitalize(text: &str) -> String {
