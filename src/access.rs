@@ -193,10 +193,7 @@ mod tests {
     }
 
     fn function(module: &str, function: &str) -> FunctionName {
-        FunctionName {
-            module: module.parse().unwrap(),
-            function: function.parse().unwrap(),
-        }
+        FunctionName::new(module, function).unwrap()
     }
 
     #[test]

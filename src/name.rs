@@ -202,6 +202,14 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 impl FunctionName {
+    /// The function `function` of `module`.
+    pub(crate) fn new(module: &str, function: &str) -> Result<Self, InvalidName> {
+        Ok(Self {
+            module: module.parse()?,
+            function: function.parse()?,
+        })
+    }
+
     /// Its path: its names as two segments, whatever is in them.
     pub(crate) fn path(&self) -> String {
         let segment = |name: &Name| utf8_percent_encode(name.as_str(), UNRESERVED).to_string();
@@ -237,13 +245,8 @@ mod tests {
 
     #[test]
     fn a_name_cannot_leave_its_segment() {
-        let path = |module: &str, function: &str| {
-            let name = FunctionName {
-                module: module.parse().unwrap(),
-                function: function.parse().unwrap(),
-            };
-            name.path()
-        };
+        let path =
+            |module: &str, function: &str| FunctionName::new(module, function).unwrap().path();
         assert_eq!(path("Fly.RPC", "is_primary?"), "Fly.RPC/is_primary%3F");
         assert_eq!(path("a/b", "#?%2e"), "a%2Fb/%23%3F%252e");
         assert_eq!(path("Kernel", "+"), "Kernel/%2B");

@@ -372,10 +372,7 @@ impl Rpc {
             );
             return Err(Problem::new(Code::InvalidRequest, detail).into());
         }
-        let name = FunctionName {
-            module: module.parse()?,
-            function: function.parse()?,
-        };
+        let name = FunctionName::new(module, function)?;
         let args = match options.by_name {
             true => Args::from_members(args)?,
             false => Args::from_values(args)?,

@@ -215,10 +215,7 @@ mod tests {
 
     /// What an answer means, in words; `missing` where the list is to be asked.
     fn meant(status: u16, header: (&'static str, &'static str), body: &str) -> String {
-        let name = FunctionName {
-            module: "M".parse().unwrap(),
-            function: "f".parse().unwrap(),
-        };
+        let name = FunctionName::new("M", "f").unwrap();
         let header = (header.0.parse().unwrap(), header.1.parse().unwrap());
         let body = match body {
             TOO_LONG => Err(Unread::TooLong),

@@ -435,10 +435,7 @@ mod tests {
     use super::*;
 
     fn name(function: &str) -> FunctionName {
-        FunctionName {
-            module: "M".parse().unwrap(),
-            function: function.parse().unwrap(),
-        }
+        FunctionName::new("M", function).unwrap()
     }
 
     fn peer(port: u16, functions: &[&str]) -> Arc<Peer> {

@@ -324,10 +324,7 @@ mod tests {
     }
 
     fn call(feed: &Feed) {
-        let function = FunctionName {
-            module: "Kernel".parse().unwrap(),
-            function: "+".parse().unwrap(),
-        };
+        let function = FunctionName::new("Kernel", "+").unwrap();
         let meta = Meta::untried(
             "syd".parse().ok(),
             Duration::from_millis(2),

@@ -132,10 +132,7 @@ mod tests {
     use super::*;
 
     fn catalogue(names: &[(&str, &str)]) -> Catalogue {
-        let name = |(module, function): &(&str, &str)| FunctionName {
-            module: module.parse().unwrap(),
-            function: function.parse().unwrap(),
-        };
+        let name = |(module, function): &(&str, &str)| FunctionName::new(module, function).unwrap();
         Catalogue::new(
             names
                 .iter()

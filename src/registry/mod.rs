@@ -169,7 +169,7 @@ impl Registry {
         function: &str,
         prepare: impl Fn(A, &Call, Deadline) -> Prepared + Send + Sync + 'static,
     ) -> Self {
-        let Some(name) = named(module, function) else {
+        let Ok(name) = FunctionName::new(module, function) else {
             let refusal = format!("{module:?} {function:?} is not a pair of names");
             self.refused.push(refusal);
             return self;
@@ -205,7 +205,7 @@ impl Registry {
     /// ```
     #[must_use]
     pub fn declare(mut self, module: &str, function: &str, declaration: Declaration) -> Self {
-        let name = named(module, function);
+        let name = FunctionName::new(module, function).ok();
         let Some(declared) = name.and_then(|name| self.functions.get_mut(&name)) else {
             let refusal = format!("{module}.{function} declares something and is not registered");
             self.refused.push(refusal);
@@ -222,7 +222,7 @@ impl Registry {
 
     /// Whether it has this function.
     pub fn has(&self, module: &str, function: &str) -> bool {
-        named(module, function).is_some_and(|name| self.has_named(&name))
+        FunctionName::new(module, function).is_ok_and(|name| self.has_named(&name))
     }
 
     /// The finished registry of the instance `identity`, with the functions that describe it.
@@ -282,14 +282,6 @@ impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.functions.keys()).finish()
     }
-}
-
-/// The name of the function; `None` where one of the two is invalid.
-fn named(module: &str, function: &str) -> Option<FunctionName> {
-    Some(FunctionName {
-        module: module.parse().ok()?,
-        function: function.parse().ok()?,
-    })
 }
 
 fn to_json(result: &impl Serialize) -> Result<Box<RawValue>, FunctionError> {

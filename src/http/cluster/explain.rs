@@ -186,10 +186,8 @@ fn asked_function(query: Option<&str>) -> Result<Option<FunctionName>, Problem> 
         (Some(_), Some(_)) => return Err(wrong()),
     };
     let (module, function) = text.rsplit_once('.').ok_or_else(wrong)?;
-    Ok(Some(FunctionName {
-        module: module.parse().map_err(|_| wrong())?,
-        function: function.parse().map_err(|_| wrong())?,
-    }))
+    let name = FunctionName::new(module, function).map_err(|_| wrong())?;
+    Ok(Some(name))
 }
 
 /// Why the first attempt goes to `chosen`, and not to the others.

@@ -229,10 +229,7 @@ mod tests {
     /// What becomes of a document with this many functions, each with `schema` for its only parameter.
     fn document(count: usize, schema: &Value) -> Value {
         let declared = Declaration::new().params([("note", schema.clone())]);
-        let name = |number: usize| FunctionName {
-            module: "Notes".parse().unwrap(),
-            function: format!("f{number}").parse().unwrap(),
-        };
+        let name = |number: usize| FunctionName::new("Notes", &format!("f{number}")).unwrap();
         let functions = (0..count).map(|number| (name(number), &declared));
         let stock = serde_json::from_str(&crate::http::openapi_json()).unwrap();
         with_functions(stock, functions)
@@ -268,11 +265,8 @@ mod tests {
     #[test]
     fn a_name_that_is_no_segment_of_a_path_has_no_operation() {
         let declared = Declaration::new().params::<String>([]);
-        let names =
-            [("..", "f"), ("M", "."), ("a/..", "f")].map(|(module, function)| FunctionName {
-                module: module.parse().unwrap(),
-                function: function.parse().unwrap(),
-            });
+        let names = [("..", "f"), ("M", "."), ("a/..", "f")]
+            .map(|(module, function)| FunctionName::new(module, function).unwrap());
         let stock: Value = serde_json::from_str(&crate::http::openapi_json()).unwrap();
         let document = with_functions(
             stock.clone(),

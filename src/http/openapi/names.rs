@@ -56,12 +56,8 @@ mod tests {
 
     #[test]
     fn operations_are_identifiers() {
-        let operation = |module: &str, function: &str| {
-            operation(&FunctionName {
-                module: module.parse().unwrap(),
-                function: function.parse().unwrap(),
-            })
-        };
+        let operation =
+            |module: &str, function: &str| operation(&FunctionName::new(module, function).unwrap());
         assert_eq!(operation("Notes", "create"), "notes_create");
         assert_eq!(operation("Fly.RPC", "is_primary?"), "fly_rpc_is_primary");
         assert_eq!(operation("MyNotes", "createAll"), "my_notes_create_all");
