@@ -28,11 +28,6 @@ pub struct Access {
 }
 
 impl Access {
-    /// The cluster's token that is sent to peers.
-    pub(crate) fn own_token(&self) -> Option<&Token> {
-        self.cluster.first()
-    }
-
     /// Whether a request with this token may use the routes for instances.
     pub(crate) fn is_instance(&self, presented: Option<&PresentedToken>) -> bool {
         self.cluster.is_empty()

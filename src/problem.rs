@@ -229,11 +229,11 @@ pub struct FunctionError {
     /// What only the log has.
     #[serde(skip)]
     #[schema(ignore)]
-    cause: Option<String>,
+    pub(crate) cause: Option<String>,
     /// Whether it says that the function did not run.
     #[serde(skip)]
     #[schema(ignore)]
-    is_refusal: bool,
+    pub(crate) is_refusal: bool,
 }
 
 impl FunctionError {
@@ -261,11 +261,6 @@ impl FunctionError {
         }
     }
 
-    /// Whether it says that the function did not run.
-    pub(crate) fn is_refusal(&self) -> bool {
-        self.is_refusal
-    }
-
     /// `error` with its text for the caller, of the kind that its type is called; one that is called `Error` has the name
     /// of its crate before it, as in `rusqlite::Error`.
     pub fn public<E: std::error::Error>(error: E) -> Self {
@@ -276,11 +271,6 @@ impl FunctionError {
             name => Some(name.to_owned()),
         };
         Self::new(kind.unwrap_or_default(), error.to_string())
-    }
-
-    /// What only the log is to have; nothing the second time.
-    pub(crate) fn take_cause(&mut self) -> Option<String> {
-        self.cause.take()
     }
 
     /// The same error with `data`; data that has no JSON form is left out.
@@ -436,15 +426,14 @@ mod tests {
         fn parse() -> Result<u8, FunctionError> {
             Ok("300".parse::<u8>()?)
         }
-        let mut error = parse().unwrap_err();
+        let error = parse().unwrap_err();
         let document = serde_json::to_string(&error).unwrap();
         assert_eq!(
             document,
             r#"{"kind":"InternalError","message":"the function failed; the log of the instance has the cause, under the id of the request","data":null}"#
         );
-        let cause = error.take_cause();
-        assert_eq!(cause.unwrap(), "number too large to fit in target type");
-        assert_eq!(error.take_cause(), None);
+        let cause = error.cause.unwrap();
+        assert_eq!(cause, "number too large to fit in target type");
     }
 
     #[test]

@@ -77,25 +77,12 @@ impl fmt::Display for Target {
 /// Where a call is asked to run: one to three targets, the preferred one first; one that is named twice counts once.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Targets {
-    items: Vec<Target>,
+    pub(crate) items: Vec<Target>,
     /// The regions that `any` may stand for; every one when `None`.
-    within: Option<Vec<Region>>,
+    pub(crate) within: Option<Vec<Region>>,
 }
 
 impl Targets {
-    /// The same where `any` stands for one of `regions`, if these are given.
-    pub(crate) fn within(self, regions: Option<&[Region]>) -> Self {
-        Self {
-            within: regions.map(<[Region]>::to_vec),
-            ..self
-        }
-    }
-
-    /// The targets, the preferred one first.
-    pub(crate) fn items(&self) -> &[Target] {
-        &self.items
-    }
-
     /// The only region meant, where it is clear without a choice.
     pub(crate) fn only<'a>(&'a self, primary: &'a Region) -> Option<&'a Region> {
         match self.items.as_slice() {
@@ -117,11 +104,6 @@ impl Targets {
     /// Whether one of them is `any`.
     pub(crate) fn has_any(&self) -> bool {
         self.items.contains(&Target::Any)
-    }
-
-    /// Whether `any` stands for some regions only.
-    pub(crate) fn is_limited(&self) -> bool {
-        self.within.is_some()
     }
 
     /// Whether `any` may stand for `region`.

@@ -4,7 +4,7 @@
 use std::{
     io,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -42,17 +42,12 @@ const MAX_HEAD: usize = 64 << 10;
 /// The connections to one app.
 #[derive(Debug)]
 pub(super) struct Channel {
-    url: AppUrl,
+    pub(super) url: AppUrl,
     host: HeaderValue,
     /// What answers count in while they are read.
     memory: Arc<Budget>,
-    idle: Mutex<Vec<Idle>>,
-}
-
-#[derive(Debug)]
-struct Idle {
-    connection: Connection,
-    since: Instant,
+    /// The connections that carry no call, and since when.
+    idle: Mutex<Vec<(Connection, Instant)>>,
 }
 
 /// A connection; it is closed when this is dropped.
@@ -112,11 +107,6 @@ impl Channel {
         }
     }
 
-    /// Where the app is.
-    pub(super) fn url(&self) -> &AppUrl {
-        &self.url
-    }
-
     /// The whole answer to the request that `build` makes once there is a connection, its body at most `limit` bytes.
     ///
     /// # Cancel safety
@@ -126,7 +116,7 @@ impl Channel {
         limit: usize,
         build: impl Fn() -> Request<Full<Bytes>>,
     ) -> Result<Answer, Broken> {
-        while let Some(connection) = self.idle() {
+        while let Some(connection) = self.last_used() {
             // One that closed before anything was sent: the next one.
             if let Some(answered) = self.exchange_over(connection, &build, limit).await {
                 return answered;
@@ -148,14 +138,17 @@ impl Channel {
         limit: usize,
     ) -> Option<Result<Answer, Broken>> {
         let mut memory = self.memory.take(0);
-        let request = self.with_host(build());
+        let mut request = build();
+        request
+            .headers_mut()
+            .insert(header::HOST, self.host.clone());
         let (head, body) = match connection.send(request, limit, &mut memory).await? {
             Ok(answered) => answered,
             Err(broken) => return Some(Err(broken)),
         };
         // One whose answer was not read to its end is closed.
         if body.is_ok() {
-            self.keep(connection);
+            self.idle().push((connection, Instant::now()));
         }
         Some(Ok(Answer {
             status: head.status,
@@ -165,25 +158,14 @@ impl Channel {
         }))
     }
 
-    fn with_host(&self, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
-        request
-            .headers_mut()
-            .insert(header::HOST, self.host.clone());
-        request
-    }
-
-    fn keep(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.push(Idle {
-            connection,
-            since: Instant::now(),
-        });
+    fn idle(&self) -> MutexGuard<'_, Vec<(Connection, Instant)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection that was used last, ready for use.
-    fn idle(&self) -> Option<Connection> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(Idle { connection, since }) = idle.pop() {
+    fn last_used(&self) -> Option<Connection> {
+        let mut idle = self.idle();
+        while let Some((connection, since)) = idle.pop() {
             if since.elapsed() < IDLE
                 && let Some(connection) = connection.ready()
             {
@@ -195,12 +177,10 @@ impl Channel {
 
     /// Closes the connections that were idle for too long.
     pub(super) fn close_idle(&self) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|idle| idle.since.elapsed() < IDLE);
+        self.idle().retain(|(_, since)| since.elapsed() < IDLE);
     }
 
     async fn connect(&self) -> io::Result<Connection> {
-        let timed_out = || io::Error::from(io::ErrorKind::TimedOut);
         let connecting = async {
             match &self.url.address {
                 AppAddress::Tcp(address) => {
@@ -213,9 +193,8 @@ impl Channel {
                 }
             }
         };
-        time::timeout(CONNECT, connecting)
-            .await
-            .unwrap_or_else(|_| Err(timed_out()))
+        let connected = time::timeout(CONNECT, connecting).await;
+        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 

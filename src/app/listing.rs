@@ -19,10 +19,11 @@ const MAX_REMARKS: usize = 20;
 /// The functions of an app, with what each declares.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    functions: BTreeMap<FunctionName, Declaration>,
-    /// Those of functions that declare a concurrency.
-    gates: BTreeMap<FunctionName, Arc<Gate>>,
-    remarks: Vec<String>,
+    pub(crate) functions: BTreeMap<FunctionName, Declaration>,
+    /// What bounds the calls of each function that declares a concurrency.
+    pub(super) gates: BTreeMap<FunctionName, Arc<Gate>>,
+    /// What was left out or ignored, a line each.
+    pub(crate) remarks: Vec<String>,
 }
 
 impl Listing {
@@ -85,37 +86,12 @@ impl Listing {
         let limits = self.functions.iter();
         let limits = limits.filter_map(|(name, declared)| Some((name, declared.concurrency?)));
         let gates = limits.map(|(name, limit)| {
-            let kept = former.gate(name).filter(|gate| gate.limit() == limit);
+            let kept = former.gates.get(name).filter(|gate| gate.limit() == limit);
             let gate = kept.map_or_else(|| Arc::new(Gate::new(limit)), Arc::clone);
             (name.clone(), gate)
         });
         self.gates = gates.collect();
         self
-    }
-
-    /// What bounds the calls of `name` alone.
-    pub(super) fn gate(&self, name: &FunctionName) -> Option<&Arc<Gate>> {
-        self.gates.get(name)
-    }
-
-    /// What `name` declares, if it is in the list.
-    pub(crate) fn get(&self, name: &FunctionName) -> Option<&Declaration> {
-        self.functions.get(name)
-    }
-
-    /// Each function with what it declares, by name.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&FunctionName, &Declaration)> {
-        self.functions.iter()
-    }
-
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.functions.len()
-    }
-
-    /// What was left out or ignored, a line each.
-    pub(crate) fn remarks(&self) -> &[String] {
-        &self.remarks
     }
 }
 
@@ -144,7 +120,7 @@ mod tests {
     use super::*;
 
     fn names(listing: &Listing) -> Vec<String> {
-        listing.iter().map(|(name, _)| name.to_string()).collect()
+        listing.functions.keys().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -158,13 +134,13 @@ mod tests {
         )
         .unwrap();
         assert_eq!(names(&listing), ["A.odd", "Fly.RPC.now", "Math.add"]);
-        let (name, _) = listing.iter().nth(1).unwrap();
+        let name = listing.functions.keys().nth(1).unwrap();
         assert_eq!(
             (name.module.as_str(), name.function.as_str()),
             ("Fly.RPC", "now")
         );
         assert_eq!(
-            listing.remarks(),
+            listing.remarks,
             [
                 "the list has an unknown member \"version\"",
                 "\"...x\" is left out: its module has a path segment of dots",

@@ -159,7 +159,7 @@ impl App {
 
     /// Where it is.
     pub(crate) fn url(&self) -> &AppUrl {
-        self.channel.url()
+        &self.channel.url
     }
 
     /// How it is now.
@@ -187,7 +187,7 @@ impl App {
         let request = Prepared {
             app: Arc::clone(self),
             name: call.name.clone(),
-            path: format!("{}/{}", self.channel.url().base, call.name.path()),
+            path: format!("{}/{}", self.channel.url.base, call.name.path()),
             body: Bytes::from(format!("{{\"args\":{}}}", args.raw())),
             headers: headers(call, request_id),
             deadline,
@@ -206,7 +206,7 @@ impl App {
             .args
             .in_order(declared.params.as_deref())
             .map_err(|misfit| Problem::new(Code::InvalidArguments, format!("{name}: {misfit}")))?;
-        Ok((status.listing.gate(name).map(Arc::clone), args))
+        Ok((status.listing.gates.get(name).map(Arc::clone), args))
     }
 
     /// Has the list asked for again, and says what came of it.
@@ -225,7 +225,7 @@ impl App {
 
     /// A request for the list, with the token or without.
     fn list_request(&self, token: Option<&Token>) -> Request<Full<Bytes>> {
-        let base = self.channel.url().base.as_str();
+        let base = self.channel.url.base.as_str();
         let path = if base.is_empty() { "/" } else { base };
         let mut request = Request::new(Full::default());
         *request.uri_mut() = path.parse().unwrap_or_default();
@@ -240,25 +240,21 @@ impl App {
 
 impl fmt::Display for AppHealth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Starting => "starting",
-            Self::Up => "up",
-            Self::Down => "down",
-            Self::Open => "open",
-        })
+        // The word in JSON.
+        self.serialize(f)
     }
 }
 
 impl Status {
     /// What the function `name` declares, if it can be called now.
     fn offered(&self, name: &FunctionName) -> Option<&Declaration> {
-        let listed = self.listing.get(name);
+        let listed = self.listing.functions.get(name);
         listed.filter(|_| self.health == AppHealth::Up)
     }
 
     /// Why the function `name` cannot be called.
     pub(crate) fn missing(&self, name: &FunctionName) -> Problem {
-        let is_known = self.listing.get(name).is_some();
+        let is_known = self.listing.functions.get(name).is_some();
         let why = match self.health {
             AppHealth::Starting => "the app has not listed its functions yet",
             AppHealth::Down if is_known => "the app does not answer",
@@ -405,6 +401,3 @@ fn bearing(token: &Token) -> Option<HeaderValue> {
     value.set_sensitive(true);
     Some(value)
 }
-
-/// How long the app has to answer with its list.
-const LIST_TIMEOUT: Duration = Duration::from_secs(1);

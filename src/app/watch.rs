@@ -11,12 +11,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    App, AppHealth, LIST_TIMEOUT, Listing, Status,
+    App, AppHealth, Listing, Status,
     answer::is_json,
     channel::{Answer, Broken, Unread},
 };
 use crate::token::Token;
 
+/// How long the app has to answer with its list.
+const LIST_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pause until the first list.
 const FIRST: Duration = Duration::from_millis(100);
 /// The pause after it.
@@ -34,7 +36,6 @@ pub(super) struct Watch {
     asked: mpsc::Receiver<oneshot::Sender<Asked>>,
     /// The last list, as it came.
     body: Option<Vec<u8>>,
-    is_open: bool,
     failures: u32,
 }
 
@@ -73,7 +74,6 @@ impl Watch {
             allow_anonymous,
             asked,
             body: None,
-            is_open: false,
             failures: 0,
         }
     }
@@ -135,26 +135,25 @@ impl Watch {
             false => was.listing,
         };
         // Tried before anything new is offered.
-        self.is_open = self.app.is_open().await?;
+        let is_open = self.app.is_open().await?;
         if is_new {
-            for remark in listing.remarks() {
+            for remark in &listing.remarks {
                 tracing::warn!("the app's list: {remark}");
             }
             self.body = Some(body);
         }
-        let (health, reason) = match self.is_open {
-            true if !self.allow_anonymous => (AppHealth::Open, Some(OPEN.to_owned())),
-            _ => (AppHealth::Up, None),
+        let (health, reason) = match is_open {
+            false => (AppHealth::Up, None),
+            true if self.allow_anonymous => {
+                tracing::warn!("{OPEN}");
+                (AppHealth::Up, None)
+            }
+            true => {
+                tracing::warn!("{OPEN}{NOT_OFFERED}");
+                (AppHealth::Open, Some(OPEN.to_owned()))
+            }
         };
-        if self.is_open {
-            let rest = if self.allow_anonymous {
-                ""
-            } else {
-                NOT_OFFERED
-            };
-            tracing::warn!("{OPEN}{rest}");
-        }
-        let functions = listing.len();
+        let functions = listing.functions.len();
         tracing::info!(functions, ?health, "the app listed its functions");
         self.app.set(health, reason, listing);
         Ok(())
@@ -220,7 +219,7 @@ impl App {
 
     /// Whether the app gives its list to whoever sends no token. What a unix socket lets through is for its folder to say.
     pub(super) async fn is_open(&self) -> Result<bool, NoList> {
-        if self.channel.url().is_unix() {
+        if self.channel.url.is_unix() {
             return Ok(false);
         }
         let answer = self.get_list(None).await?;

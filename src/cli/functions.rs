@@ -49,7 +49,7 @@ pub(super) async fn listed(url: AppUrl) -> Result<(Listing, bool), Failure> {
 
 /// Says what is wrong with a list.
 pub(super) fn remark(listing: &Listing) {
-    for remark in listing.remarks() {
+    for remark in &listing.remarks {
         say(&format!("fly-rpc: {remark}"));
     }
 }
@@ -57,7 +57,7 @@ pub(super) fn remark(listing: &Listing) {
 /// Prints what the app lists and declares, and says what is wrong.
 async fn check(url: AppUrl) -> Result<(), Failure> {
     let (listing, is_open) = listed(url).await?;
-    for (name, declared) in listing.iter() {
+    for (name, declared) in &listing.functions {
         let declared = String::from_utf8_lossy(&json::to_vec(declared)).into_owned();
         print(&format!("{name} {declared}"))?;
     }
@@ -69,9 +69,9 @@ async fn check(url: AppUrl) -> Result<(), Failure> {
                 .to_owned(),
         ));
     }
-    match listing.remarks() {
-        [] => Ok(()),
-        _ => Err(Failure::Reported(1)),
+    match listing.remarks.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Reported(1)),
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) async fn run(args: OpenapiArgs) -> Result<(), Failure> {
     };
     let (listing, _) = listed(url).await?;
     remark(&listing);
-    let functions = listing.iter();
+    let functions = listing.functions.iter();
     let functions = functions.map(|(name, declared)| (name.clone(), declared));
     print(&format!("{:#}", openapi_with(functions)))
 }

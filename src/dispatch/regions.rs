@@ -58,7 +58,7 @@ impl Dispatcher {
     /// The regions that `targets` stand for, as they are named; those of `any` by their distance, the own one first.
     pub(crate) fn choices(&self, targets: &Targets, needs: Needs<'_>) -> Vec<Choice> {
         let mut choices: Vec<Choice> = Vec::new();
-        for (item, target) in targets.items().iter().enumerate() {
+        for (item, target) in targets.items.iter().enumerate() {
             let regions = match target.region(&self.identity.primary) {
                 Some(region) => vec![self.choice(item, target, region.clone(), needs)],
                 None => self.nearest(item, targets, needs),

@@ -134,7 +134,7 @@ fn list<'a>(
             regions.push(region);
         }
     }
-    (regions, targets.has_any() && !targets.is_limited())
+    (regions, targets.has_any() && targets.within.is_none())
 }
 
 /// When a call arrived for the first time: what it spent where its replay was asked for, and what Fly Proxy spent on one

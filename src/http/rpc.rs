@@ -216,7 +216,10 @@ pub(super) async fn call_function(
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let targets = targets.within(caller.regions());
+    let targets = Targets {
+        within: caller.regions().map(<[_]>::to_vec),
+        ..targets
+    };
     let primary = &app.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
     for region in targets.named(primary) {

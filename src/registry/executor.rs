@@ -350,10 +350,10 @@ fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
 
 /// A function's own error within the limit that its result has. Its cause is for the log alone.
 fn failed(name: &FunctionName, mut error: FunctionError, limit: usize) -> Outcome {
-    if let Some(cause) = error.take_cause() {
+    if let Some(cause) = error.cause.take() {
         tracing::error!(function = %name, cause, "function failed");
     }
-    if error.is_refusal() {
+    if error.is_refusal {
         let detail = format!("{name}: {}", error.message);
         return Err(Problem::new(Code::Overloaded, detail));
     }

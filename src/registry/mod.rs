@@ -246,7 +246,7 @@ impl Registry {
     fn catalogue(&self, app: &Listing) -> Catalogue {
         let own = self.functions.iter();
         let own = own.map(|(name, function)| (name, &function.declaration));
-        let all = own.chain(app.iter());
+        let all = own.chain(&app.functions);
         Catalogue::new(all.map(|(name, declared)| (name.clone(), declared.clone())))
     }
 

@@ -205,7 +205,7 @@ fn explained(choices: &[RegionChoice], targets: &Targets, chosen: &Region) -> Ve
         };
         ChoiceDocument {
             item: choice.item + 1,
-            target: targets.items()[choice.item].to_string(),
+            target: targets.items[choice.item].to_string(),
             region: choice.region.clone(),
             rtt_ms: choice.distance.map(milliseconds),
             chosen: is_chosen,
