@@ -208,32 +208,12 @@ mod tests {
         for good in ["syd", "local", "a", "0", "us-east-1", &"r".repeat(32)] {
             assert_eq!(good.parse::<Region>().unwrap().as_str(), good);
         }
+        let long = "r".repeat(33);
         for bad in [
-            "",
-            "IAD",
-            " iad",
-            "-iad",
-            "a/b",
-            "a%2Fb",
-            "é",
-            "primary",
-            "any",
-            "all",
-            "each",
-            &"r".repeat(33),
+            "", "IAD", " iad", "-iad", "a/b", "a%2Fb", "é", "primary", "any", "all", "each", &long,
         ] {
             bad.parse::<Region>().unwrap_err();
         }
-    }
-
-    #[test]
-    fn primary_is_a_target_that_resolves_to_the_primary_region() {
-        let iad: Region = "iad".parse().unwrap();
-        let syd: Region = "syd".parse().unwrap();
-        let region = |text: &str| text.parse::<Target>().unwrap().region(&iad).cloned();
-        assert_eq!(region("primary"), Some(iad.clone()));
-        assert_eq!(region("syd"), Some(syd));
-        assert_eq!(region("any"), None);
     }
 
     #[test]
@@ -241,19 +221,8 @@ mod tests {
         for good in ["syd", "any", "primary,any", "syd,iad,any", "any,syd"] {
             assert_eq!(good.parse::<Targets>().unwrap().to_string(), good);
         }
-        for bad in [
-            "",
-            ",",
-            "syd,",
-            ",syd",
-            "syd,,iad",
-            "syd, iad",
-            "syd,syd,syd,syd",
-            "a,b,c,d",
-            "all",
-            "syd,all",
-            "each",
-        ] {
+        let bad = "|,|syd,|,syd|syd,,iad|syd, iad|syd,syd,syd,syd|a,b,c,d|all|syd,all|each";
+        for bad in bad.split('|') {
             bad.parse::<Targets>().unwrap_err();
         }
         let twice: Targets = "syd,any,syd".parse().unwrap();

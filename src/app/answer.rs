@@ -245,6 +245,7 @@ mod tests {
         }
     }
 
+    /// Those that `tests/it/app/answers.rs` does not have, or has without their words.
     #[test]
     fn each_answer_means_what_the_table_says() {
         let json = ("content-type", "application/json; charset=utf-8");
@@ -257,29 +258,18 @@ mod tests {
             (200, json, "{\"a\": 1.10}", "{\"a\": 1.10}"),
             (201, problem_json, "[]", "[]"),
             (204, html, "", "null"),
-            (200, html, "", "null"),
             (200, no, "", "null"),
             (404, no, "", "function_unknown no"),
-            (400, no, "", "invalid_arguments no"),
-            (422, no, "", "invalid_arguments no"),
-            (503, no, "", "overloaded no"),
             (409, no, "", "overloaded no"),
-            (500, html, "<h1>", "function_panicked yes"),
             (500, json, "{", "function_panicked yes"),
         ] {
             let meant = meant(status, header, body);
             assert_eq!(meant, expected, "{status} {header:?} {body}");
         }
         for (status, header, body) in [
-            (200, json, "{"),
             (200, json, &*deep),
-            (200, html, "<h1>"),
             (200, plain, "3"),
             (501, html, ""),
-            (502, html, "<h1>"),
-            (504, plain, ""),
-            (101, html, ""),
-            (302, html, ""),
             (304, json, "1"),
         ] {
             let meant = meant(status, header, body);
@@ -288,13 +278,13 @@ mod tests {
         let limit = "has more than the 100 bytes of RPC_MAX_RESULT null";
         let result_too_large = format!("ResultTooLarge the result {limit}");
         let error_too_large = format!("ErrorTooLarge the error {limit}");
-        let (told, untold) = (r#"{"detail":"Not Found"}"#, r#"{"detail":[{"loc":1}]}"#);
+        let (text, no_text) = (r#"{"detail":"Not Found"}"#, r#"{"detail":[{"loc":1}]}"#);
         let taken = r#"{"kind":"Taken","message":"gone","data":[1]}"#;
         let boom = r#"{"kind":"RuntimeError","message":"boom"}"#;
-        let whole = format!("http_422 the app answered 422 Unprocessable Entity {untold}");
+        let whole = format!("http_422 the app answered 422 Unprocessable Entity {no_text}");
         for (status, header, body, expected, is_missing) in [
             (200, json, TOO_LONG, &*result_too_large, false),
-            (404, json, told, "http_404 Not Found null", true),
+            (404, json, text, "http_404 Not Found null", true),
             (
                 401,
                 html,
@@ -318,7 +308,7 @@ mod tests {
                 "http_409 the app answered 409 Conflict null",
                 false,
             ),
-            (422, json, untold, &*whole, false),
+            (422, json, no_text, &*whole, false),
             (
                 400,
                 json,

@@ -326,22 +326,19 @@ mod tests {
     fn arguments_are_json_or_plain_words() {
         let typed = ["\"fly\"", "fly", "1.10", "[1, 2]", "-3", "a \"b\"", "true"];
         let sent = [
-            "\"fly\"",
-            "\"fly\"",
+            r#""fly""#,
+            r#""fly""#,
             "1.10",
             "[1, 2]",
             "-3",
-            "\"a \\\"b\\\"\"",
+            r#""a \"b\"""#,
             "true",
         ];
         assert_eq!(
             typed.map(|arg| json_of(arg).unwrap().get().to_owned()),
             sent
         );
-    }
-
-    #[test]
-    fn what_begins_like_json_must_be_json() {
+        // What begins like JSON must be JSON.
         for broken in ["[1,", " {a: 1}", "\"fly", "[1] 2", "\"a\" b"] {
             json_of(broken).unwrap_err();
         }

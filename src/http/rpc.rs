@@ -212,14 +212,11 @@ pub(super) async fn call_function(
     State(app): AppState,
     Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
-    targets: Targets,
+    mut targets: Targets,
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let targets = Targets {
-        within: caller.regions().map(<[_]>::to_vec),
-        ..targets
-    };
+    targets.within = caller.regions().map(<[_]>::to_vec);
     let primary = &app.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
     for region in targets.named(primary) {

@@ -448,29 +448,6 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn what_runs_is_waited_for_by_a_bounded_number() {
-        let memory = Arc::new(Memory::within(SMALL));
-        let Recall::New(claim) = recall(&memory, "a", 0) else {
-            panic!("it is new");
-        };
-        let waiting: Vec<_> = (0..2).map(|_| recall(&memory, "a", 0)).collect();
-        match recall(&memory, "a", 0) {
-            Recall::Refused(problem) => assert_eq!(
-                (problem.code, problem.executed),
-                (Code::Overloaded, Executed::Maybe)
-            ),
-            other => panic!("{other:?}"),
-        }
-        claim.settle(&returned("1".to_owned()));
-        for recalled in waiting {
-            let Recall::Running(outcome) = recalled else {
-                panic!("{recalled:?}");
-            };
-            assert_eq!(awaited(outcome).await.unwrap().json.get(), "1");
-        }
-    }
-
     #[test]
     fn a_claim_that_is_lost_is_not_run_again() {
         let memory = Arc::new(Memory::within(SMALL));
