@@ -36,19 +36,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// Which instance to ask.
-#[derive(Args)]
-pub(super) struct Endpoint {
-    /// The instance to ask [variable: `FLY_RPC_URL`] [default: `http://127.0.0.1:8080`]
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-}
-
 /// Which instance to ask, and how to show what it says.
 #[derive(Args)]
 pub(super) struct AskArgs {
-    #[command(flatten)]
-    pub(super) endpoint: Endpoint,
+    /// The instance to ask [variable: `FLY_RPC_URL`] [default: `http://127.0.0.1:8080`]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
     /// Print the answer as it came, as JSON
     #[arg(long)]
     pub(super) json: bool,
@@ -75,9 +68,9 @@ pub(super) enum Again {
     Keyed,
 }
 
-impl Endpoint {
+impl AskArgs {
     /// What the instance answers within `timeout` to `request`, whose URI is a path.
-    pub(super) async fn ask(
+    pub(super) async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
         timeout: Duration,
@@ -116,7 +109,7 @@ impl Endpoint {
     /// What the instance answers to `GET path`.
     pub(super) async fn get(&self, path: &str) -> Result<Answer, Failure> {
         let request = Request::get(path).body(Full::default());
-        self.ask(request?, READING).await
+        self.send(request?, READING).await
     }
 
     /// The URL that paths are appended to.
@@ -170,14 +163,14 @@ async fn exchange(
         let secured = time::timeout(CONNECT, tls::secure(socket.into_inner(), host)).await;
         let secured = secured.unwrap_or_else(|_| Err(format!("no TLS within {CONNECT:?}")));
         let socket = hyper_util::rt::TokioIo::new(secured.map_err(unreachable)?);
-        return answered(base, send(socket, request), timeout).await;
+        return answered(base, answer_over(socket, request), timeout).await;
     }
-    answered(base, send(socket, request), timeout).await
+    answered(base, answer_over(socket, request), timeout).await
 }
 
 type Sent = Result<(StatusCode, Bytes), Box<dyn Error + Send + Sync>>;
 
-async fn send<S: rt::Read + rt::Write + Send + Unpin + 'static>(
+async fn answer_over<S: rt::Read + rt::Write + Send + Unpin + 'static>(
     socket: S,
     request: Request<Full<Bytes>>,
 ) -> Sent {

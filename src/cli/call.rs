@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Failure,
-    ask::{Again, Answer, Endpoint},
+    ask::{Again, Answer, AskArgs},
     functions, print, say,
     table::{Cell, table},
 };
@@ -88,14 +88,11 @@ pub(super) struct CallArgs {
     /// Only on this instance of the region
     #[arg(long)]
     instance: Option<InstanceId>,
-    /// Print the whole answer as JSON
-    #[arg(long)]
-    json: bool,
     /// Do not say on stderr where the call ran and how long it took
     #[arg(long, short)]
     quiet: bool,
     #[command(flatten)]
-    endpoint: Endpoint,
+    ask: AskArgs,
 }
 
 /// The body of `POST /rpc/{region}` and `POST /each/{regions}`.
@@ -158,9 +155,9 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     }
     let request = request.body(body.into())?;
     let asked = Instant::now();
-    let mut answer = args.endpoint.ask(request, patience).await?;
+    let mut answer = args.ask.send(request, patience).await?;
     let took = asked.elapsed();
-    if args.json {
+    if args.ask.json {
         return answer.print_json();
     }
     if let Some(Accepted { meta }) = answer.accepted() {
@@ -179,7 +176,7 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
         None => Again::Unsaid,
     };
     if answer.code() == Some(Code::FunctionUnknown) {
-        answer.meant = functions::nearest(&args.endpoint, &args.function).await;
+        answer.meant = functions::nearest(&args.ask, &args.function).await;
     }
     let Reply { result, meta } = answer.document()?;
     print(&printable_json(result.get()))?;

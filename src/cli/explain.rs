@@ -40,7 +40,7 @@ pub(super) async fn run(args: ExplainArgs) -> Result<(), Failure> {
         let function: String = form_urlencoded::byte_serialize(function.as_bytes()).collect();
         path += &format!("?function={function}");
     }
-    let answer = args.ask.endpoint.get(&path).await?;
+    let answer = args.ask.get(&path).await?;
     if args.ask.json {
         return answer.print_json();
     }

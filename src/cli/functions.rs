@@ -2,11 +2,7 @@
 
 use clap::Args;
 
-use super::{
-    Failure,
-    ask::{AskArgs, Endpoint},
-    print, say,
-};
+use super::{Failure, ask::AskArgs, print, say};
 use crate::{
     AppUrl,
     app::{App, Listing},
@@ -76,7 +72,7 @@ async fn check(url: AppUrl) -> Result<(), Failure> {
 }
 
 async fn list(args: AskArgs) -> Result<(), Failure> {
-    let answer = args.endpoint.get("/functions").await?;
+    let answer = args.get("/functions").await?;
     if args.json {
         return answer.print_json();
     }
@@ -86,8 +82,8 @@ async fn list(args: AskArgs) -> Result<(), Failure> {
 }
 
 /// The function of the instance asked whose name is most like `name`, if one is much like it.
-pub(super) async fn nearest(endpoint: &Endpoint, name: &str) -> Option<String> {
-    let catalogue: Catalogue = endpoint.get("/functions").await.ok()?.found()?;
+pub(super) async fn nearest(ask: &AskArgs, name: &str) -> Option<String> {
+    let catalogue: Catalogue = ask.get("/functions").await.ok()?.found()?;
     let likeness = |function: &FunctionName| {
         let function = function.to_string().to_lowercase();
         strsim::jaro_winkler(&function, &name.to_lowercase())

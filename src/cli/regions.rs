@@ -8,7 +8,7 @@ use tokio::time;
 
 use super::{
     Failure,
-    ask::{AskArgs, Endpoint},
+    ask::AskArgs,
     print, say,
     table::{Cell, table},
     write_out,
@@ -44,18 +44,18 @@ fn pause(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn run(args: RegionsArgs) -> Result<(), Failure> {
-    let endpoint = &args.ask.endpoint;
+    let ask = &args.ask;
     match args.watch {
-        Some(pause) => watch(endpoint, pause).await,
-        None if args.ask.json => endpoint.get("/regions").await?.print_json(),
-        None => print(&look(endpoint).await?),
+        Some(pause) => watch(ask, pause).await,
+        None if ask.json => ask.get("/regions").await?.print_json(),
+        None => print(&look(ask).await?),
     }
 }
 
 /// Shows the cluster until the reader of stdout is gone; an instance that does not answer may come back.
-async fn watch(endpoint: &Endpoint, pause: Duration) -> Result<(), Failure> {
+async fn watch(ask: &AskArgs, pause: Duration) -> Result<(), Failure> {
     loop {
-        let (seen, failed) = match look(endpoint).await {
+        let (seen, failed) = match look(ask).await {
             Ok(seen) => (seen, None),
             Err(failure @ Failure::Usage(_)) => return Err(failure),
             Err(failure) => (String::new(), Some(failure)),
@@ -72,8 +72,8 @@ async fn watch(endpoint: &Endpoint, pause: Duration) -> Result<(), Failure> {
 }
 
 /// The cluster as a table; where its discovery is stale, the reason goes to stderr.
-async fn look(endpoint: &Endpoint) -> Result<String, Failure> {
-    let regions: RegionsDocument = endpoint.get("/regions").await?.document()?;
+async fn look(ask: &AskArgs) -> Result<String, Failure> {
+    let regions: RegionsDocument = ask.get("/regions").await?.document()?;
     if let Some(error) = &regions.discovery.last_error {
         say(&format!("stale: {}", printable(error)));
     }
