@@ -293,7 +293,7 @@ impl Store {
         let life = LIFE + deadline.remaining();
         let mut pause = LOOKS.0;
         let mut waits = None;
-        loop {
+        let outcome = loop {
             // Where this fails, or ends here, it may have been claimed all the same, which the drop of the claim undoes.
             let Some(found) = self.claim_or_look(&mut claim, life).await? else {
                 claim.is_held = true;
@@ -301,12 +301,10 @@ impl Store {
             };
             let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
             if record.fingerprint != claim.fingerprint {
-                claim.forget();
-                return Ok(Known::Outcome(Err(mismatch())));
+                break Err(mismatch());
             }
             let State::Running { boot, .. } = &record.state else {
-                claim.forget();
-                return Ok(Known::Outcome(record.outcome()));
+                break record.outcome();
             };
             if *boot != self.boot && !self.lives(boot).await? {
                 self.mark_lost(&claim, found).await?;
@@ -315,28 +313,24 @@ impl Store {
             if waits.is_none() {
                 match self.waiters.try_acquire() {
                     Ok(place) => waits = Some(place),
-                    Err(_) => {
-                        claim.forget();
-                        return Ok(Known::Outcome(Err(too_many_wait())));
-                    }
+                    Err(_) => break Err(too_many_wait()),
                 }
             }
             if deadline.bound(time::sleep(pause)).await.is_none() {
-                claim.forget();
-                let problem = Problem::still_running(&call.name);
-                return Ok(Known::Outcome(Returned::replayed(Err(problem))));
+                break Returned::replayed(Err(Problem::still_running(&call.name)));
             }
             pause = (pause * 2).min(LOOKS.1);
-        }
+        };
+        claim.forget();
+        Ok(Known::Outcome(outcome))
     }
 
     /// The connection of a process that is known to live.
     fn live(&self) -> Result<MultiplexedConnection, Away> {
-        let live = self.live.borrow();
-        let fresh = live.as_ref().filter(|live| live.is_fresh());
-        fresh
-            .map(|live| live.connection.clone())
-            .ok_or(Away::Silent)
+        match &*self.live.borrow() {
+            Some(live) if live.is_fresh() => Ok(live.connection.clone()),
+            _ => Err(Away::Silent),
+        }
     }
 
     /// Claims a key that nobody has, or gives what is stored of it.
