@@ -5,6 +5,7 @@ use std::{fmt, str::FromStr};
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use hmac::{Hmac, KeyInit, Mac};
+use http::HeaderValue;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
@@ -18,9 +19,12 @@ pub struct Token {
 }
 
 impl Token {
-    /// The value of `Authorization` that presents it.
-    pub(crate) fn bearer(&self) -> String {
-        format!("Bearer {}", self.secret)
+    /// The value of `Authorization` that presents it, which no log shows.
+    pub(crate) fn bearer(&self) -> HeaderValue {
+        let value = HeaderValue::try_from(format!("Bearer {}", self.secret));
+        let mut value = value.unwrap_or_else(|_| unreachable!("tokens have characters of headers"));
+        value.set_sensitive(true);
+        value
     }
 
     /// The proof, for others that know this token, that `statement` was made by one that knows it.
@@ -153,15 +157,13 @@ mod tests {
         let tokens = [token('a'), token('b')];
         let position =
             |value: &str| PresentedToken::from_authorization(value.as_bytes())?.position(&tokens);
-        assert_eq!(position(&token('a').bearer()), Some(0));
-        assert_eq!(
-            position(&token('b').bearer().replace("Bearer", "bearer")),
-            Some(1)
-        );
+        let bearer = |character| token(character).bearer().to_str().unwrap().to_owned();
+        assert_eq!(position(&bearer('a')), Some(0));
+        assert_eq!(position(&bearer('b').replace("Bearer", "bearer")), Some(1));
         for wrong in ["", "Bearer ", "Bearer a", "Basic YTpi", &"a".repeat(32)] {
             assert_eq!(position(wrong), None, "{wrong}");
         }
-        assert_eq!(position(&format!("{} ", token('a').bearer())), None);
+        assert_eq!(position(&format!("{} ", bearer('a'))), None);
     }
 
     #[test]

@@ -184,7 +184,7 @@ impl App {
         deadline: Deadline,
     ) -> Result<impl Future<Output = Answered> + Send + 'static, Problem> {
         let (gate, args) = self.admit(call)?;
-        let request = Prepared {
+        let prepared = AppCall {
             app: Arc::clone(self),
             name: call.name.clone(),
             path: format!("{}/{}", self.channel.url.base, call.name.path()),
@@ -192,7 +192,7 @@ impl App {
             headers: headers(call, request_id),
             deadline,
         };
-        Ok(request.run(gate))
+        Ok(prepared.run(gate))
     }
 
     /// The gate of the call's function, where it has one of its own, and the arguments in the order of its parameters.
@@ -231,8 +231,8 @@ impl App {
         *request.uri_mut() = path.parse().unwrap_or_default();
         let headers = request.headers_mut();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        if let Some(value) = token.and_then(bearing) {
-            headers.insert(header::AUTHORIZATION, value);
+        if let Some(token) = token {
+            headers.insert(header::AUTHORIZATION, token.bearer());
         }
         request
     }
@@ -268,7 +268,7 @@ impl Status {
 }
 
 /// A call, ready to go to the app.
-struct Prepared {
+struct AppCall {
     app: Arc<App>,
     name: FunctionName,
     path: String,
@@ -277,7 +277,7 @@ struct Prepared {
     deadline: Deadline,
 }
 
-impl Prepared {
+impl AppCall {
     async fn run(self, own: Option<Arc<Gate>>) -> Answered {
         // Through its own gate first, so that calls of one function do not fill the app's while they wait.
         let (name, deadline) = (&self.name, self.deadline);
@@ -361,8 +361,8 @@ impl Prepared {
         *request.uri_mut() = self.path.parse().unwrap_or_default();
         let headers = request.headers_mut();
         headers.extend(self.headers.iter().cloned());
-        if let Some(value) = self.app.token.as_ref().and_then(bearing) {
-            headers.insert(header::AUTHORIZATION, value);
+        if let Some(token) = &self.app.token {
+            headers.insert(header::AUTHORIZATION, token.bearer());
         }
         let left = self.deadline.remaining_ms(Instant::now()).unwrap_or(1);
         headers.insert("rpc-timeout-ms", HeaderValue::from(left));
@@ -393,11 +393,4 @@ fn headers(call: &Call, request_id: &RequestId) -> Vec<(HeaderName, HeaderValue)
     headers.push((header::CONTENT_TYPE, json.clone()));
     headers.push((header::ACCEPT, json));
     headers
-}
-
-fn bearing(token: &Token) -> Option<HeaderValue> {
-    // The alphabet of tokens is one of header values.
-    let mut value = HeaderValue::try_from(token.bearer()).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }
