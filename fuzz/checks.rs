@@ -143,7 +143,7 @@ pub fn region(bytes: &[u8]) {
     }
     if let Ok(targets) = text.parse::<Targets>() {
         assert_eq!(targets.to_string().parse(), Ok(targets.clone()));
-        assert!((1..=3).contains(&targets.items().len()));
+        assert!((1..=3).contains(&targets.items.len()));
     }
 }
 

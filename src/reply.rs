@@ -259,7 +259,7 @@ fn later(word: String, status: u16, mut title: String) -> Result<LaterCode, Stri
         return Err("a code is 1 to 64 characters of [a-z0-9_]".to_owned());
     }
     if !(400..600).contains(&status) {
-        return Err(format!("status {status} is none of an error"));
+        return Err(format!("status {status} is not that of an error"));
     }
     title.truncate(title.floor_char_boundary(MAX_TITLE));
     Ok(LaterCode {
@@ -339,7 +339,7 @@ mod tests {
         );
         assert_eq!(
             reason(read("later", 200, "no")),
-            "status 200 is none of an error"
+            "status 200 is not that of an error"
         );
         for word in ["", "Later", "later\n", &"l".repeat(65)] {
             assert_eq!(

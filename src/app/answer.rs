@@ -24,9 +24,7 @@ const WAITED: &str = "rpc-waited-ms";
 /// The content type of the answers that are understood.
 const JSON: &str = "application/json";
 
-/// What an answer means.
 pub(super) enum Meaning {
-    /// This.
     Outcome(Outcome),
     /// The function is not there, if the list says so too; else this.
     Missing(Problem),

@@ -62,7 +62,6 @@ struct Connection {
 
 type Socket = TokioIo<Either<TcpStream, UnixStream>>;
 
-/// What the app answered.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,

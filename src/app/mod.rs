@@ -254,7 +254,7 @@ impl Status {
 
     /// Why the function `name` cannot be called.
     pub(crate) fn missing(&self, name: &FunctionName) -> Problem {
-        let is_known = self.listing.functions.get(name).is_some();
+        let is_known = self.listing.functions.contains_key(name);
         let why = match self.health {
             AppHealth::Starting => "the app has not listed its functions yet",
             AppHealth::Down if is_known => "the app does not answer",

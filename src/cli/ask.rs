@@ -1,7 +1,7 @@
 //! What the commands that call an instance share: where it is, one request to it on a connection of its own, and what is
 //! said of a failure and what to do about it. No proxy and no redirect: either would hand the user's token to another host.
 
-use std::{borrow::Cow, error::Error, time::Duration};
+use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
@@ -47,7 +47,6 @@ pub(super) struct AskArgs {
     pub(super) json: bool,
 }
 
-/// What an instance answered.
 pub(super) struct Answer {
     base: String,
     status: StatusCode,
@@ -269,13 +268,17 @@ impl Answer {
         }
         let request = &meta.request_id;
         say(&format!("  executed: {executed} · request {request}"));
-        say(&format!("  next: {}", self.next(problem)));
+        let next = match &self.meant {
+            Some(meant) => format!("did you mean {meant}? `fly-rpc functions` lists them all"),
+            None => self.next(problem).to_owned(),
+        };
+        say(&format!("  next: {next}"));
     }
 
     /// What to do next about `problem`.
-    fn next(&self, problem: &Problem) -> Cow<'static, str> {
+    fn next(&self, problem: &Problem) -> &'static str {
         let executed = problem.executed;
-        let advice = match problem.code {
+        match problem.code {
             Code::InvalidJson
             | Code::InvalidRequest
             | Code::BodyTooLarge
@@ -285,14 +288,9 @@ impl Answer {
                 "correct the region; `fly-rpc regions` lists those that are known"
             }
             Code::InstanceUnknown => "`fly-rpc regions` lists the instances of each region",
-            Code::FunctionUnknown => match &self.meant {
-                Some(meant) => {
-                    let advice =
-                        format!("did you mean {meant}? `fly-rpc functions` lists them all");
-                    return advice.into();
-                }
-                None => "`fly-rpc functions` lists the functions of the instance asked",
-            },
+            Code::FunctionUnknown => {
+                "`fly-rpc functions` lists the functions of the instance asked"
+            }
             Code::InvalidArguments => "correct the arguments; nothing ran",
             Code::Unauthenticated if self.with_token => {
                 "the instance does not know the token in FLY_RPC_TOKEN; its RPC_CLIENT_TOKENS lists those that it knows"
@@ -335,7 +333,6 @@ impl Answer {
                 Again::Idempotent => "it may have run: it may run twice, so call again",
                 Again::Keyed => "it may have run: call again with the same --idempotency-key",
             },
-        };
-        advice.into()
+        }
     }
 }

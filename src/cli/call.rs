@@ -31,7 +31,6 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What an answer may take on its way, after the call's own timeout.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// What to call, and where.
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc call syd String.upcase fly
@@ -43,7 +42,7 @@ const GRACE: Duration = Duration::from_secs(5);
   fly-rpc call --each all Cache.clear
 
 An argument that is JSON is sent as it stands, any other as a string: 12 is a number, '\"12\"' a string. One that \
-begins like an array, an object or a string of JSON and is none is refused. \
+begins like an array, an object or a string of JSON and is not valid is refused. \
 Arguments that begin with two dashes come after a lone --. The token in FLY_RPC_TOKEN is sent, if there is one.")]
 pub(super) struct CallArgs {
     /// A region such as `syd`, `primary`, `any`, or a list such as `syd,iad,any`: the next is tried where nothing ran. With
@@ -294,7 +293,7 @@ fn argument(which: &str, text: &str) -> Result<Box<RawValue>, Failure> {
     json_of(text).map_err(|why| {
         let json = string(text);
         Failure::Usage(format!(
-            "argument {which}: {text:?} begins like JSON and is none ({why}); a string that begins so is written as \
+            "argument {which}: {text:?} begins like JSON and is not valid ({why}); a string that begins so is written as \
              JSON: '{json}'"
         ))
     })

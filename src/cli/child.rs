@@ -124,7 +124,6 @@ impl AppChild {
     }
 }
 
-/// Who to become.
 #[derive(Args)]
 pub(super) struct BecomeArgs {
     /// The process that starts it

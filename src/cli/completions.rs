@@ -5,7 +5,6 @@ use clap_complete::Shell;
 
 use super::{Cli, Failure, print};
 
-/// Which shell.
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc completions bash > ~/.local/share/bash-completion/completions/fly-rpc

@@ -4,7 +4,6 @@ use clap::{Args, ValueEnum};
 
 use super::{Failure, print};
 
-/// Which app to print.
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc example python > app.py      then: fly-rpc dev --regions iad,syd -- python3 app.py

@@ -18,7 +18,6 @@ use crate::{
     telemetry::printable,
 };
 
-/// What to explain.
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc explain syd

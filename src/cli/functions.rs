@@ -11,7 +11,6 @@ use crate::{
     protocol::Catalogue,
 };
 
-/// Which instance, or which app.
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc functions
@@ -43,7 +42,6 @@ pub(super) async fn listed(url: AppUrl) -> Result<(Listing, bool), Failure> {
     })
 }
 
-/// Says what is wrong with a list.
 pub(super) fn remark(listing: &Listing) {
     for remark in &listing.remarks {
         say(&format!("fly-rpc: {remark}"));

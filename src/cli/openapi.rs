@@ -10,7 +10,6 @@ use super::{
 };
 use crate::{AppUrl, http::openapi_with, openapi_json};
 
-/// Whose document.
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc openapi

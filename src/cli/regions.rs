@@ -24,7 +24,6 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 /// The shortest pause between two looks of a watch.
 const SHORTEST: Duration = Duration::from_millis(10);
 
-/// What to show of the cluster, and how often.
 #[derive(Args)]
 pub(super) struct RegionsArgs {
     #[command(flatten)]

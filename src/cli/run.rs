@@ -15,7 +15,6 @@ use crate::{Config, InvalidName, config};
 /// What the instance calls its app as a client.
 const CLIENT: &str = "fly-rpc-run";
 
-/// An instance and its app.
 #[derive(Args)]
 #[command(
     after_help = "The command gets PORT (3000 unless set), FLY_RPC_URL, FLY_RPC_TOKEN, RPC_APP_TOKEN, FLY_REGION and \
@@ -136,7 +135,6 @@ fn own_client(config: &mut Config) -> Result<Option<(&'static str, String)>, Fai
     Ok(Some(("FLY_RPC_TOKEN", secret)))
 }
 
-/// A fresh token.
 pub(super) fn secret() -> String {
     let [high, low]: [u128; 2] = rand::random();
     format!("{high:032x}{low:032x}")

@@ -7,10 +7,8 @@ use anstyle::{AnsiColor, Style};
 
 use crate::telemetry::printable;
 
-/// The space between two columns.
 const GAP: usize = 2;
 
-/// One cell of a table.
 #[derive(Debug, Default)]
 pub(super) struct Cell {
     text: String,

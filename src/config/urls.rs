@@ -84,7 +84,7 @@ fn base(path: &str) -> Result<String, &'static str> {
     let is_path = |uri: Uri| uri.authority().is_none() && uri.query().is_none();
     match path.starts_with('/') && path.parse().is_ok_and(is_path) {
         true => Ok(path.trim_end_matches('/').to_owned()),
-        false => Err("has a path that is none"),
+        false => Err("has an invalid path"),
     }
 }
 

@@ -19,7 +19,6 @@ const MAX_INSTANCES: usize = 64;
 pub(super) struct Shape(Vec<(Region, usize)>);
 
 impl Shape {
-    /// The regions.
     pub(super) fn regions(&self) -> impl Iterator<Item = &Region> {
         self.0.iter().map(|(region, _)| region)
     }
@@ -73,7 +72,6 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster without instances.
     pub(super) fn new(dns: Dns, regions: Vec<Region>, latency: Option<Latency>) -> Self {
         Self {
             dns,
@@ -100,7 +98,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops every instance in order.
     pub(super) async fn stop(&mut self) {
         future::join_all(self.children.iter_mut().map(Child::stop)).await;
     }
@@ -114,7 +111,6 @@ impl Cluster {
         self.children.iter().any(|child| !child.has_ended)
     }
 
-    /// The instance `name`.
     pub(super) fn child(&mut self, name: &str) -> Result<&mut Child, Failure> {
         let names: Vec<_> = self.children.iter().map(|it| &*it.plan.name).collect();
         let unknown = format!("{name} is none of {}", names.join(", "));

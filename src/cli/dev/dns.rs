@@ -60,7 +60,6 @@ impl Dns {
         Ok(dns)
     }
 
-    /// Closes its sockets.
     pub(super) fn take_down(&mut self) {
         self.server = None;
     }

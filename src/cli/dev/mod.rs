@@ -38,7 +38,6 @@ const ENDS: usize = 64;
 /// Orders that wait for the loop that has the cluster.
 const ORDERS: usize = 16;
 
-/// The cluster to run.
 #[derive(Args)]
 #[command(after_help = "Examples:
   fly-rpc dev

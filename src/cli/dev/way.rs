@@ -22,7 +22,6 @@ const PIECE: usize = 16 << 10;
 /// A way, with all connections on it; both are cut when this is dropped.
 #[derive(Debug)]
 pub(super) struct Way {
-    /// Where it begins.
     pub(super) start: SocketAddr,
     target: SocketAddr,
     delay: Duration,

@@ -294,11 +294,11 @@ async fn what_can_be_no_call_is_wrong_usage() {
         ),
         (
             &["call", "syd", "Kernel.+", "--named", "a=[1"],
-            "argument \"a\": \"[1\" begins like JSON and is none",
+            "argument \"a\": \"[1\" begins like JSON and is not valid",
         ),
         (
             &["call", "syd", "Kernel.+", "[1,", "2"],
-            "fly-rpc: argument 1: \"[1,\" begins like JSON and is none (EOF while parsing a value at line 1 column 3); \
+            "fly-rpc: argument 1: \"[1,\" begins like JSON and is not valid (EOF while parsing a value at line 1 column 3); \
              a string that begins so is written as JSON: '\"[1,\"'\n",
         ),
         (
