@@ -9,6 +9,7 @@ mod otlp;
 
 use std::{
     io::{self, IsTerminal, Write},
+    iter,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -28,12 +29,18 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::fields::{JsonSpanFields, put_printable};
+use self::fields::{JsonLine, JsonSpanFields, put_printable};
 pub(crate) use self::fields::{printable, printable_json};
 use crate::config::Config;
 
 /// Lines that wait to be written; further ones are lost.
 const WAITING: usize = 4096;
+/// How long the thread that writes waits, when it has a line, for those that come soon after, so that they are written together:
+/// otherwise each call would wake it, and cost a system call.
+const GATHERED: Duration = Duration::from_millis(2);
+/// The most bytes of lines that are written together: what a pipe takes whole (`PIPE_BUF` of Linux), so that what an app writes
+/// to the same pipe stands between our lines and not in them.
+const TOGETHER: usize = 4096;
 /// How long the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// The pause between two looks whether there is room for one more message.
@@ -81,8 +88,8 @@ pub(crate) fn init(config: &Config, service: Option<String>) -> Result<Guard, St
         let fields = format::debug_fn(put_printable).delimited(" ");
         format.fmt_fields(fields).boxed()
     } else {
-        let json = format.json().flatten_event(true).with_span_list(false);
-        json.fmt_fields(JsonSpanFields).boxed()
+        let json = format.fmt_fields(JsonSpanFields);
+        json.event_format(JsonLine).boxed()
     };
     let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
     #[cfg(feature = "otlp")]
@@ -133,28 +140,54 @@ async fn switch(handle: reload::Handle<EnvFilter, Registry>, usual: String, mut 
 
 impl Log {
     /// Starts the thread that writes to `output`; the receiver gets a word for each `None`.
-    fn start(mut output: impl Write + Send + 'static) -> io::Result<(Self, Receiver<()>)> {
+    fn start(output: impl Write + Send + 'static) -> io::Result<(Self, Receiver<()>)> {
         let (lines, waiting) = mpsc::sync_channel::<Option<Vec<u8>>>(WAITING);
         let (written, flushed) = mpsc::sync_channel(1);
         let lost = Arc::<AtomicU64>::default();
         let counted = Arc::clone(&lost);
-        let write_all = move || {
-            for line in waiting {
-                // What cannot be written is lost, for there is no other place to say so.
-                let _ = match line {
-                    Some(line) => output.write_all(&line),
-                    None => written.send(()).map_err(io::Error::other),
-                };
-                let lines = counted.swap(0, Ordering::Relaxed);
-                if lines > 0 {
-                    tracing::warn!(lines, "log lines were lost: stderr is read too slowly");
-                }
-            }
-        };
         thread::Builder::new()
             .name("log".to_owned())
-            .spawn(write_all)?;
+            .spawn(move || write_lines(output, &waiting, &written, &counted))?;
         Ok((Self { lines, lost }, flushed))
+    }
+}
+
+/// Writes what waits until nobody can send any more, and answers on `written` when it was asked to.
+fn write_lines(
+    mut output: impl Write,
+    waiting: &Receiver<Option<Vec<u8>>>,
+    written: &SyncSender<()>,
+    lost: &AtomicU64,
+) {
+    let mut together = Vec::with_capacity(TOGETHER);
+    // What cannot be written is lost, for there is no other place to say so.
+    let mut put = |lines: &mut Vec<u8>| {
+        let _ = output.write_all(lines);
+        lines.clear();
+    };
+    while let Ok(first) = waiting.recv() {
+        if first.is_some() {
+            thread::sleep(GATHERED);
+        }
+        let mut is_flush_asked = false;
+        for line in iter::once(first).chain(waiting.try_iter().take(WAITING)) {
+            let Some(line) = line else {
+                is_flush_asked = true;
+                continue;
+            };
+            if together.len() + line.len() > TOGETHER {
+                put(&mut together);
+            }
+            together.extend_from_slice(&line);
+        }
+        put(&mut together);
+        if is_flush_asked {
+            let _ = written.send(());
+        }
+        let lines = lost.swap(0, Ordering::Relaxed);
+        if lines > 0 {
+            tracing::warn!(lines, "log lines were lost: stderr is read too slowly");
+        }
     }
 }
 

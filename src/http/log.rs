@@ -26,17 +26,18 @@ pub(super) fn call(caller: &Caller, function: &FunctionName, outcome: &Outcome) 
         .as_ref()
         .map_or("", |instance| instance.as_str());
     let client = caller.name();
-    let (attempts, elapsed_ms, request_id) = (meta.attempts, meta.elapsed_ms, &meta.request_id);
+    let request_id = meta.request_id.as_str();
+    let (attempts, elapsed_ms) = (meta.attempts, meta.elapsed_ms);
     match result {
         Ok(_) => {
             tracing::info!(
-                client, %function, region, instance, executed = "yes", attempts, elapsed_ms, %request_id, "call"
+                client, %function, region, instance, executed = "yes", attempts, elapsed_ms, request_id, "call"
             );
         }
         Err(problem) => {
             let (code, executed, detail) = (problem.word(), problem.executed, &problem.detail);
             tracing::warn!(
-                client, %function, region, instance, code, %executed, detail, attempts, elapsed_ms, %request_id, "call failed"
+                client, %function, region, instance, code, %executed, detail, attempts, elapsed_ms, request_id, "call failed"
             );
         }
     }
