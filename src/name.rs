@@ -4,7 +4,6 @@
 use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
-use tracing::field::Empty;
 use ulid::Ulid;
 
 /// A text that breaks the rule of the word it was meant to be.
@@ -172,17 +171,8 @@ impl KeyOwner {
 impl RequestId {
     /// A new id, a ULID: ids of one instance sort by the time they were made.
     pub(crate) fn fresh() -> Self {
-        Self(Ulid::generate().to_string().into())
-    }
-
-    /// A span for everything that is logged on behalf of the request, whatever the level of the filter.
-    pub(crate) fn span(&self) -> tracing::Span {
-        tracing::error_span!("call", request_id = self.as_str(), otel.kind = Empty)
-    }
-
-    /// The same on the instance that runs a call which a peer forwarded.
-    pub(crate) fn exec_span(&self) -> tracing::Span {
-        tracing::error_span!("exec", request_id = self.as_str(), otel.kind = Empty)
+        let mut text = [0; ulid::ULID_LEN];
+        Self((&*Ulid::generate().array_to_str(&mut text)).into())
     }
 }
 

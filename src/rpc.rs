@@ -18,6 +18,7 @@ use crate::{
     },
     problem::{Code, Executed, FunctionError, Problem},
     region::{Region, Regions, Targets},
+    trace,
 };
 
 /// How a call from this process may run, besides what and where.
@@ -213,7 +214,7 @@ impl Rpc {
         let targets: Targets = region.parse().map_err(invalid_region)?;
         let call = self.prepared(options, module, function, &args)?;
         let request_id = RequestId::fresh();
-        let span = request_id.span();
+        let span = trace::call_span(&request_id, None);
         let outcome = self
             .dispatcher
             .dispatch(&targets, &call, request_id, Instant::now())
@@ -271,7 +272,7 @@ impl Rpc {
                 tracing::warn!(function = %name, executed = "maybe", %request_id, "call abandoned");
             }
         };
-        let span = id.span();
+        let span = trace::call_span(&id, None);
         let cast = self.dispatcher.dispatch_in_background(
             &targets,
             &call,
@@ -328,7 +329,7 @@ impl Rpc {
         }
         let call = self.prepared(options, module, function, &args)?;
         let request_id = RequestId::fresh();
-        let span = request_id.span();
+        let span = trace::call_span(&request_id, None);
         let fan_out = async {
             let now = Instant::now();
             let begun = FanOut::begin(&self.dispatcher, &regions, per, call, request_id, now);

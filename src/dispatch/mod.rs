@@ -11,6 +11,7 @@ mod regions;
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use self::{
     attempts::{Attempts, MAX_ATTEMPTS, Retry, Situation},
@@ -40,6 +41,7 @@ use crate::{
     region::{Region, Targets},
     registry::Executor,
     reply::{Meta, Returned, milliseconds},
+    trace,
 };
 
 /// Where calls come in and answers go out.
@@ -238,10 +240,7 @@ impl Dispatcher {
         call: &Call,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
-        attempts.begin(&self.identity.instance);
-        let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
-        let ran = self.executor.run(call, request_id, deadline).await;
-        match ran {
+        match self.attempt_here(call, attempts).await {
             Err(problem)
                 if (is_missing(&problem) || problem.code == Code::Draining)
                     && call.instance.is_none()
@@ -447,6 +446,18 @@ impl Dispatcher {
         }
     }
 
+    async fn attempt_here(
+        &self,
+        call: &Call,
+        attempts: &mut Attempts,
+    ) -> Result<Returned, Problem> {
+        attempts.begin(&self.identity.instance);
+        let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
+        // On the heap, because it would be most of what a call to another instance carries along.
+        let ran = Box::pin(self.executor.run(call, request_id, deadline));
+        ran.instrument(trace::run_span(request_id)).await
+    }
+
     async fn attempt(
         &self,
         place: &Place,
@@ -454,11 +465,7 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         match place {
-            Place::Here => {
-                attempts.begin(&self.identity.instance);
-                let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
-                self.executor.run(call, request_id, deadline).await
-            }
+            Place::Here => self.attempt_here(call, attempts).await,
             Place::There(peer) => {
                 attempts.begin(&peer.instance);
                 let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
@@ -475,7 +482,7 @@ impl Dispatcher {
                 {
                     let (code, executed, detail) =
                         (problem.code, problem.executed, &problem.detail);
-                    tracing::warn!(instance = %peer.instance, %code, %executed, detail, "attempt failed");
+                    tracing::warn!(instance = %peer.instance, %code, %executed, detail, %request_id, "attempt failed");
                     let attempt = FailedAttempt {
                         request_id,
                         region: &peer.region,

@@ -177,8 +177,7 @@ pub(super) async fn call_each(
         key_owner: caller.key_owner(),
         ..call
     };
-    let span = context.request_id.span();
-    trace::join(&span, call.trace);
+    let span = trace::call_span(&context.request_id, call.trace);
     let about = About {
         function: call.name.clone(),
         regions: regions.clone(),

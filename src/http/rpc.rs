@@ -234,8 +234,7 @@ pub(super) async fn call_function(
     let CallRequest { mut call, size, .. } = request;
     call.key_owner = caller.key_owner();
     let arrived = replay::first_arrival(&context, &parts.headers, &call);
-    let span = context.request_id.span();
-    trace::join(&span, call.trace);
+    let span = trace::call_span(&context.request_id, call.trace);
     let request_id = context.request_id;
     let about = About {
         app: Arc::clone(&app),

@@ -9,8 +9,11 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 pub use self::recorded::continue_traces;
-pub(crate) use self::recorded::{current, ended, join};
-use crate::name::InvalidName;
+use self::recorded::{are_recorded, join};
+pub(crate) use self::recorded::{current, ended};
+use tracing::{Span, error_span, field::Empty};
+
+use crate::name::{InvalidName, RequestId};
 
 /// The header of a request, and the member of a call between instances.
 pub(crate) const TRACEPARENT: &str = "traceparent";
@@ -21,6 +24,39 @@ pub(crate) struct TraceParent {
     trace: u128,
     span: u64,
     flags: u8,
+}
+
+/// The span around a call from its arrival to its answer, a part of the trace of `parent`, where spans are recorded. There is
+/// none where they are not: it would cost a call that runs on another instance more than anything else here, and nothing of
+/// it is logged but what names the request itself.
+pub(crate) fn call_span(request_id: &RequestId, parent: Option<TraceParent>) -> Span {
+    if !are_recorded() {
+        return Span::none();
+    }
+    let span = span(request_id);
+    join(&span, parent);
+    span
+}
+
+/// The span around a function that runs here for a call that arrived here, for what is logged on its behalf: none where
+/// [`call_span`] is around it already.
+pub(crate) fn run_span(request_id: &RequestId) -> Span {
+    match are_recorded() {
+        true => Span::none(),
+        false => span(request_id),
+    }
+}
+
+/// The span around a function that runs for a call which a peer forwarded.
+pub(crate) fn exec_span(request_id: &RequestId, parent: Option<TraceParent>) -> Span {
+    let span = error_span!("exec", request_id = request_id.as_str(), otel.kind = Empty);
+    join(&span, parent);
+    span
+}
+
+/// One that is there whatever the level of the filter.
+fn span(request_id: &RequestId) -> Span {
+    error_span!("call", request_id = request_id.as_str(), otel.kind = Empty)
 }
 
 impl FromStr for TraceParent {

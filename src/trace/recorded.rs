@@ -24,7 +24,8 @@ pub fn continue_traces() {
     ARE_RECORDED.store(true, Ordering::Relaxed);
 }
 
-fn are_recorded() -> bool {
+/// Whether spans are recorded.
+pub(super) fn are_recorded() -> bool {
     ARE_RECORDED.load(Ordering::Relaxed)
 }
 
@@ -43,7 +44,7 @@ pub(crate) fn current() -> Option<TraceParent> {
 }
 
 /// Makes `span`, which must not be entered yet, a server's span, and a part of the trace of `parent`.
-pub(crate) fn join(span: &Span, parent: Option<TraceParent>) {
+pub(super) fn join(span: &Span, parent: Option<TraceParent>) {
     if !are_recorded() {
         return;
     }

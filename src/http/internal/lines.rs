@@ -284,8 +284,7 @@ impl Exchange {
                 let app = Arc::clone(&self.app);
                 let request_id = exec.request_id.clone();
                 let request_id = request_id.unwrap_or_else(|| self.context.request_id.clone());
-                let span = request_id.exec_span();
-                trace::join(&span, exec.call.trace);
+                let span = trace::exec_span(&request_id, exec.call.trace);
                 let run = async move {
                     let outcome = app.dispatcher.exec(&exec, request_id, arrived).await;
                     let problem = outcome.result.as_ref().err();

@@ -101,8 +101,7 @@ async fn run(
     let body = json_body(headers, body, limit, &app.memory).await?;
     let mut exec = Exec::from_json(&body.bytes, app.timeouts)?;
     exec.call.memory = Some(Arc::new(body.reserved));
-    let span = context.request_id.exec_span();
-    trace::join(&span, exec.call.trace);
+    let span = trace::exec_span(&context.request_id, exec.call.trace);
     let outcome = app
         .dispatcher
         .exec(&exec, context.request_id, context.arrived)
