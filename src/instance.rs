@@ -274,10 +274,10 @@ impl Listeners {
             true => places.clients,
             false => places.public,
         };
-        let public = http::public_router(Arc::clone(app), shares);
-        let internal = http::internal_router(Arc::clone(app));
-        let metrics = http::metrics_router(Arc::clone(app));
-        let of_instances = |(listener, _), router, most| Door::of_instances(listener, router, most);
+        let public = http::public_routes(Arc::clone(app), shares);
+        let internal = http::internal_routes(Arc::clone(app));
+        let metrics = http::metrics_routes(Arc::clone(app));
+        let of_instances = |(listener, _), routes, most| Door::of_instances(listener, routes, most);
         let doors = [
             self.public
                 .map(|listener| Door::new(listener, public, places.public, clients)),
@@ -296,8 +296,8 @@ impl Listeners {
                 dispatcher: Arc::new(dispatcher),
                 ..App::clone(app)
             };
-            let router = http::public_router(Arc::new(of_child), false);
-            let door = Door::of_instances(listener, router, places.internal / 2);
+            let routes = http::public_routes(Arc::new(of_child), false);
+            let door = Door::of_instances(listener, routes, places.internal / 2);
             // By then its peers know that it stops.
             let drain = DrainConfig {
                 delay: Duration::ZERO,

@@ -7,9 +7,19 @@ mod places;
 mod self_wakes;
 mod stream;
 
-use std::{convert::Infallible, future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future, io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use axum::{Router, extract::Request, http::StatusCode};
+use axum::http::{Request, StatusCode};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use hyper::{
     body::{Body, Incoming},
@@ -24,7 +34,6 @@ use tokio::{
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::Service;
 
 #[cfg(feature = "cli")]
 pub(crate) use self::open_files::raise as raise_open_files;
@@ -37,7 +46,7 @@ use self::{
 };
 use crate::{
     config::DrainConfig,
-    http::{Crowded, Reached},
+    http::{Crowded, Reached, Routes},
     lifecycle::{Lifecycle, Phase},
     memory::Budget,
 };
@@ -70,7 +79,7 @@ pub enum Drained {
 #[derive(Debug)]
 pub(crate) struct Door {
     listener: TcpListener,
-    router: Router,
+    routes: Routes,
     /// How many connections it holds.
     most: usize,
     /// How many of them clients may keep busy; the others are for instances and health checks.
@@ -81,21 +90,21 @@ impl Door {
     /// A door at which `most` connections are held, `for_clients` of them for clients' requests.
     pub(crate) fn new(
         listener: TcpListener,
-        router: Router,
+        routes: Routes,
         most: usize,
         for_clients: usize,
     ) -> Self {
         Self {
             listener,
-            router,
+            routes,
             most,
             for_clients,
         }
     }
 
     /// A door that is not for clients.
-    pub(crate) fn of_instances(listener: TcpListener, router: Router, most: usize) -> Self {
-        Self::new(listener, router, most, most)
+    pub(crate) fn of_instances(listener: TcpListener, routes: Routes, most: usize) -> Self {
+        Self::new(listener, routes, most, most)
     }
 }
 
@@ -232,7 +241,7 @@ impl AcceptLoop {
         let lifecycle = Arc::clone(&self.lifecycle);
         // A connection that comes later gets one answer: hyper would close it unanswered when asked to shut it down.
         let is_late = lifecycle.phase() >= Phase::Refusing;
-        let router = self.door.router.clone();
+        let routes = self.door.routes.clone();
         // Small answers must not wait for the client's acknowledgement of the previous one.
         let _ = stream.set_nodelay(true);
         // So that a slow reader is seen to read: a socket becomes writable again only once a third of what it holds has
@@ -249,9 +258,12 @@ impl AcceptLoop {
         ));
         let asked = CancellationToken::new();
         let (first, served) = (asked.clone(), Arc::clone(&usage));
+        let is_first = AtomicBool::new(true);
         let memory = Arc::clone(&self.memory);
         let service = service_fn(move |mut request: Request<Incoming>| {
-            first.cancel();
+            if is_first.swap(false, Ordering::Relaxed) {
+                first.cancel();
+            }
             let serving = served.serve();
             request.extensions_mut().insert(Reached(address));
             if served.is_crowded() {
@@ -259,10 +271,9 @@ impl AcceptLoop {
             }
             let has_body = !request.body().is_end_stream();
             let (served, refused) = (Arc::clone(&served), refused.clone());
-            let memory = Arc::clone(&memory);
-            let answered = router.clone().call(request);
+            let (routes, memory) = (routes.clone(), Arc::clone(&memory));
             async move {
-                let answer = answered.await?;
+                let answer = routes.answer(request).await;
                 refused.set(has_body && is_refusal(answer.status()));
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
                     served.is_upgraded();

@@ -6,7 +6,6 @@ use axum::{
         HeaderMap, HeaderValue,
         header::{AUTHORIZATION, WWW_AUTHENTICATE},
     },
-    middleware::Next,
     response::{ErrorResponse, Response, Result},
 };
 
@@ -21,7 +20,11 @@ use crate::{
 
 /// Lets a request pass that has the token of a client, where there are clients; its [`Caller`]
 /// becomes an extension of it.
-pub(super) async fn clients(app: &App, mut request: Request, next: Next) -> Result<Response> {
+pub(super) async fn clients<F: Future<Output = Response>>(
+    app: &App,
+    mut request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Result<Response> {
     if app.access.clients.is_empty() {
         check_site(&request, app.access.allow_anonymous)?;
     }
@@ -34,7 +37,7 @@ pub(super) async fn clients(app: &App, mut request: Request, next: Next) -> Resu
         return Err(unauthenticated(token.as_ref(), "a client's token"));
     };
     request.extensions_mut().insert(caller.clone());
-    let mut response = next.run(request).await;
+    let mut response = next(request).await;
     if let Some(refusal) = response.extensions_mut().get_mut::<Refusal>() {
         refusal.client = Some(caller);
     }
@@ -52,7 +55,11 @@ pub(super) fn known_caller(app: &App, request: &Request) -> Option<Caller> {
 
 /// Lets a request pass that has the cluster's token, or a proof that its sender knows it; the answer to a probe with a
 /// proof has a proof in turn.
-pub(super) async fn instances(app: &App, mut request: Request, next: Next) -> Result<Response> {
+pub(super) async fn instances<F: Future<Output = Response>>(
+    app: &App,
+    mut request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Result<Response> {
     if app.access.cluster.is_empty() {
         check_site(&request, false)?;
     }
@@ -62,18 +69,18 @@ pub(super) async fn instances(app: &App, mut request: Request, next: Next) -> Re
     }
     let token = presented_token(request.headers());
     if app.access.is_instance(token.as_ref()) {
-        return Ok(next.run(request).await);
+        return Ok(next(request).await);
     }
     if internal::is_upgrade(request.headers()) {
         let wanted = "a proof of the cluster's token";
         let opening =
             opening(app, &request).ok_or_else(|| unauthenticated(token.as_ref(), wanted))?;
         request.extensions_mut().insert(opening);
-        return Ok(next.run(request).await);
+        return Ok(next(request).await);
     }
     let proof = proof(app, &request)
         .ok_or_else(|| unauthenticated(token.as_ref(), "the cluster's token"))?;
-    let mut response = next.run(request).await;
+    let mut response = next(request).await;
     response.headers_mut().insert(PROOF, proof);
     Ok(response)
 }

@@ -76,14 +76,18 @@ pub(super) fn around(
     audience: Audience,
 ) -> Router<Arc<App>> {
     let state = (Arc::clone(app), audience);
-    routes.layer(middleware::from_fn_with_state(state, answer))
+    let layer = async |State((app, audience)): State<(Arc<App>, Audience)>, request, next: Next| {
+        answer(&app, audience, request, |request| next.run(request)).await
+    };
+    routes.layer(middleware::from_fn_with_state(state, layer))
 }
 
-/// Gives the request its context, has it answered, and finishes the response.
-async fn answer(
-    State((app, audience)): State<(Arc<App>, Audience)>,
+/// Gives the request its context, has `next` answer it, and finishes the response.
+pub(super) async fn answer<F: Future<Output = Response>>(
+    app: &App,
+    audience: Audience,
     mut request: Request,
-    next: Next,
+    next: impl FnOnce(Request) -> F,
 ) -> Response {
     let context = Context::new(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
@@ -92,20 +96,20 @@ async fn answer(
         None => {
             request.extensions_mut().insert(context.clone());
             match audience {
-                Audience::Anyone => next.run(request).await,
-                Audience::Clients => auth::clients(&app, request, next).await.into_response(),
-                Audience::Instances => auth::instances(&app, request, next).await.into_response(),
+                Audience::Anyone => next(request).await,
+                Audience::Clients => auth::clients(app, request, next).await.into_response(),
+                Audience::Instances => auth::instances(app, request, next).await.into_response(),
             }
         }
     };
-    if method == Method::GET && !has_room(&app, uri.path(), &response) {
+    if method == Method::GET && !has_room(app, uri.path(), &response) {
         let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
         response = Problem::new(Code::Overloaded, detail).into_response();
     }
     let id = HeaderValue::from_str(context.request_id.as_str());
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
         let headers = std::mem::take(response.headers_mut());
-        response = refused(&app, context, refusal, &method, uri.path());
+        response = refused(app, context, refusal, &method, uri.path());
         response.headers_mut().extend(headers);
     }
     let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;

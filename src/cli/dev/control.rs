@@ -160,7 +160,7 @@ impl Control {
             orders,
         };
         let (listener, address) = server::bind("127.0.0.1:0").await?;
-        let door = Door::of_instances(listener, router(shared), CONNECTIONS);
+        let door = Door::of_instances(listener, router(shared).into(), CONNECTIONS);
         let drain = DrainConfig {
             delay: Duration::ZERO,
             timeout: Duration::ZERO,
