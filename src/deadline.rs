@@ -1,11 +1,14 @@
 //! Deadline: an instant in memory, milliseconds left on the wire, never a time of day, so that clocks may disagree.
 
-use std::time::Duration;
+use std::{future, pin::pin, task::Poll, time::Duration};
 
-use tokio::time::{self, Instant};
+use tokio::{
+    task,
+    time::{self, Instant},
+};
 
 /// The instant at which a call's answer is due, whatever it still waits for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Deadline(Instant);
 
 impl Deadline {
@@ -32,9 +35,26 @@ impl Deadline {
         self.remaining().is_zero()
     }
 
+    /// Waits until it has passed.
+    pub(crate) async fn passed(self) {
+        time::sleep_until(self.0).await;
+    }
+
     /// What `future` gives, or `None` when the deadline passes first; the future is dropped then.
+    ///
+    /// It has a timer, on the heap, only once the future has to wait: most calls need none, and would carry it along.
     pub(crate) async fn bound<F: Future>(self, future: F) -> Option<F::Output> {
-        time::timeout_at(self.0, future).await.ok()
+        let (mut future, mut timer) = (pin!(future), None);
+        future::poll_fn(|context| {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            // Unconstrained, for the future may have used up what its task may do at once, each time.
+            let new = || Box::pin(task::unconstrained(time::sleep_until(self.0)));
+            let timer = timer.get_or_insert_with(new);
+            timer.as_mut().poll(context).map(|()| None)
+        })
+        .await
     }
 }
 
@@ -54,5 +74,15 @@ mod tests {
         );
         assert_eq!(deadline.bound(std::future::pending::<()>()).await, None);
         assert!(deadline.has_passed());
+    }
+    #[tokio::test]
+    async fn a_future_that_never_waits_for_long_is_bound_too() {
+        let busy = async {
+            loop {
+                task::consume_budget().await;
+            }
+        };
+        let deadline = Deadline::since(Instant::now(), Duration::from_millis(20));
+        assert_eq!(deadline.bound(busy).await, None::<()>);
     }
 }

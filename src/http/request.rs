@@ -13,9 +13,10 @@ use axum::{
     },
 };
 use http_body_util::BodyExt;
-use tokio::time;
+use tokio::time::Instant;
 
 use crate::{
+    deadline::Deadline,
     memory::{Budget, Reserved, Share},
     name::InvalidName,
     problem::{Code, Problem},
@@ -103,9 +104,10 @@ pub(super) async fn json_body(
         bytes: Vec::with_capacity(length),
         limit,
     };
-    match time::timeout(ARRIVAL, received.fill(body)).await {
-        Ok(filled) => filled.map(|()| received),
-        Err(_) => Err(cut("the body did not arrive within 10 s")),
+    let arrival = Deadline::since(Instant::now(), ARRIVAL);
+    match arrival.bound(received.fill(body)).await {
+        Some(filled) => filled.map(|()| received),
+        None => Err(cut("the body did not arrive within 10 s")),
     }
 }
 

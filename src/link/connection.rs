@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     cluster::{CallSignal, Cluster, PeerStats},
+    deadline::Deadline,
     metrics::Metrics,
     protocol::lines::{self, Frame, Lines},
     state::PeerState,
@@ -111,7 +112,10 @@ impl Connection {
             Flushed::Later => {}
         }
         let place = scopeguard::guard(taken.id, |id| self.outbox.forget(id));
-        let answered = request.deadline.bound(&mut taken.answer).await;
+        let answered = match taken.is_watched {
+            true => Some((&mut taken.answer).await),
+            false => request.deadline.bound(&mut taken.answer).await,
+        };
         let id = scopeguard::ScopeGuard::into_inner(place);
         Ok(match answered {
             Some(ending) => ending.unwrap_or(Ending::Lost),
@@ -186,6 +190,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         asked: None,
         probe_after: PING_AFTER + PROBE_AFTER + u32::try_from(usual).unwrap_or(0),
         verdict: None,
+        due: None,
     };
     driver.drive(read, tick).await;
 }
@@ -229,6 +234,8 @@ struct Driver<'a> {
     probe_after: u32,
     /// The probe that decides whether the peer is suspect, while it is under way.
     verdict: Option<Verdict>,
+    /// The first deadline of a call that is watched, where it comes before the next tick does for certain.
+    due: Option<Deadline>,
 }
 
 /// What ends a connection.
@@ -299,6 +306,7 @@ impl Driver<'_> {
                     self.flush()?;
                 }
                 _ = tick.tick() => self.look_after()?,
+                () = passed(self.due) => self.expire()?,
                 state = decided(&mut self.verdict) => self.decide(state),
             }
         }
@@ -359,7 +367,15 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// Ends the calls whose deadline has passed, and notes which comes next.
+    fn expire(&mut self) -> Result<(), Over> {
+        let next = self.connection.outbox.expire();
+        self.due = next.filter(|next| next.remaining() < 2 * TICK);
+        self.flush()
+    }
+
     fn look_after(&mut self) -> Result<(), Over> {
+        self.expire()?;
         self.since_mention = self.since_mention.saturating_add(1);
         let is_heard = std::mem::take(&mut self.was_heard);
         let awaits = self.connection.outbox.awaits();
@@ -436,6 +452,14 @@ impl Driver<'_> {
 
     fn report(&self, signal: CallSignal) {
         self.surroundings.cluster.report(self.address, signal);
+    }
+}
+
+/// Waits until `deadline` has passed; for ever without one.
+async fn passed(deadline: Option<Deadline>) {
+    match deadline {
+        Some(deadline) => deadline.passed().await,
+        None => future::pending().await,
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
@@ -22,6 +23,10 @@ use crate::{
 const MAX_WAITING: usize = 16 << 20;
 /// The capacity that is kept when everything was written, in bytes.
 const KEPT: usize = 256 << 10;
+
+/// The time left, in milliseconds, above which a call's deadline is looked after by the connection's task, which looks at all
+/// of them at each of its ticks: a timer for each call would be the dearest thing in it. Well above two ticks.
+const WATCHED_ABOVE: u64 = 300;
 
 /// How a call ended.
 #[derive(Debug)]
@@ -71,6 +76,8 @@ pub(super) struct Request<'a> {
 pub(super) struct Taken {
     pub(super) id: u64,
     pub(super) answer: oneshot::Receiver<Ending>,
+    /// Whether its end comes as its answer also at its deadline.
+    pub(super) is_watched: bool,
     /// What became of its line; the connection's task has to be woken where that is blocked.
     pub(super) written: Flushed,
 }
@@ -125,6 +132,8 @@ struct Waiting {
     /// Where its line begins and ends in everything that the connection ever writes.
     line: std::ops::Range<u64>,
     may_move: bool,
+    /// Its deadline, where the connection's task ends it then.
+    watched: Option<Deadline>,
 }
 
 impl Outbox {
@@ -159,14 +168,14 @@ impl Outbox {
         lines::write_call(&mut state.bytes, id, timeout_ms, at_us, request.text);
         let line = start..state.end();
         let is_alone = state.calls.is_empty() && waits == 0;
-        state.calls.insert(
-            id,
-            Waiting {
-                answer,
-                line,
-                may_move: request.may_move,
-            },
-        );
+        let is_watched = state.status == Status::Open && timeout_ms > WATCHED_ABOVE;
+        let waiting = Waiting {
+            answer,
+            line,
+            may_move: request.may_move,
+            watched: is_watched.then_some(request.deadline),
+        };
+        state.calls.insert(id, waiting);
         state.added += 1;
         let written = match socket {
             Some(socket) if is_alone && state.status == Status::Open => {
@@ -179,6 +188,7 @@ impl Outbox {
         Ok(Some(Taken {
             id,
             answer: receiver,
+            is_watched,
             written,
         }))
     }
@@ -223,15 +233,34 @@ impl Outbox {
 
     /// Takes back the call `id` at its deadline: its answer if that came at the last moment, else whether it left.
     pub(super) fn give_up(&self, id: u64, answer: &mut oneshot::Receiver<Ending>) -> Ending {
-        let mut state = self.lock();
-        match state.take_back(id) {
-            Some((_, true)) => {
-                state.is_unanswered = true;
-                Ending::Expired
-            }
-            Some((_, false)) => Ending::ExpiredUnsent,
+        match self.lock().expire(id) {
+            Some((_, ending)) => ending,
             None => answer.try_recv().unwrap_or(Ending::Lost),
         }
+    }
+
+    /// Ends the calls that are watched and whose deadline has passed; the first deadline of the others.
+    pub(super) fn expire(&self) -> Option<Deadline> {
+        let mut state = self.lock();
+        let now = Deadline::since(Instant::now(), Duration::ZERO);
+        let mut next: Option<Deadline> = None;
+        let mut expired = Vec::new();
+        for (id, waiting) in &state.calls {
+            let Some(deadline) = waiting.watched else {
+                continue;
+            };
+            if deadline <= now {
+                expired.push(*id);
+            } else {
+                next = Some(next.map_or(deadline, |next| next.min(deadline)));
+            }
+        }
+        for id in expired {
+            if let Some((waiting, ending)) = state.expire(id) {
+                let _ = waiting.answer.send(ending);
+            }
+        }
+        next
     }
 
     /// Forgets the caller of the call `id`. What left runs on; what did not never leaves.
@@ -362,6 +391,17 @@ impl State {
             self.blank(&waiting.line);
         }
         Some((waiting, has_left))
+    }
+
+    /// Takes the call `id`, whose deadline has passed, from those that wait, and how it ended.
+    fn expire(&mut self, id: u64) -> Option<(Waiting, Ending)> {
+        let (waiting, has_left) = self.take_back(id)?;
+        self.is_unanswered |= has_left;
+        let ending = match has_left {
+            true => Ending::Expired,
+            false => Ending::ExpiredUnsent,
+        };
+        Some((waiting, ending))
     }
 
     /// Makes a line that was not handed over an empty one.
