@@ -140,8 +140,8 @@ impl Link {
 
     /// Sends a call with those that wait for the same peer; on a new connection where the old one ended first.
     async fn together(&self, peer: &Peer, request: Request<'_>) -> Result<Ending, NotTaken> {
-        for _ in 0..TRIES {
-            let connection = self.shared(peer);
+        let mut connection = self.shared(peer, None);
+        for _ in 0..=TRIES {
             match connection.call(request).await {
                 Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
                 Ok(Ending::Answered(Err(document)))
@@ -151,6 +151,7 @@ impl Link {
                 }
                 ended => return ended,
             }
+            connection = self.shared(peer, Some(&connection));
         }
         Err(NotTaken::Over)
     }
@@ -179,18 +180,19 @@ impl Link {
         Err(NotTaken::Over)
     }
 
-    /// The connection that calls to `peer` share, opened if there is none.
-    fn shared(&self, peer: &Peer) -> Arc<Connection> {
-        let open = |way: &mut Way| way.shared.clone().filter(|shared| shared.is_open());
-        if let Some(shared) = self.with_way(peer, open) {
-            return shared;
-        }
+    /// The connection that calls to `peer` share; another one than `ended`, opened where there is none. Whether it still takes
+    /// calls shows when it is given one: to ask it first would have all callers wait for its lock in that of the link.
+    fn shared(&self, peer: &Peer, ended: Option<&Arc<Connection>>) -> Arc<Connection> {
+        let is_other =
+            |shared: &&Arc<Connection>| ended.is_none_or(|ended| !Arc::ptr_eq(ended, shared));
         let mut ways = self.lock();
+        if let Some(way) = ways.get(&peer.address)
+            && let Some(shared) = way.shared.as_ref().filter(is_other)
+        {
+            return Arc::clone(shared);
+        }
         ways.retain(|address, way| *address == peer.address || way.is_used());
         let way = ways.entry(peer.address).or_default();
-        if let Some(shared) = open(way) {
-            return shared;
-        }
         let shared = self.open(peer);
         let old = way.shared.replace(Arc::clone(&shared));
         if let Some(older) = std::mem::replace(&mut way.retired, old) {
