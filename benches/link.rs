@@ -1,5 +1,5 @@
 //! One hop between two instances, called in-process: calls that wait together travel together, against one reqwest
-//! request for each call to the same server. In one run, interleaved, the median of five; both share this machine.
+//! request for each call to the same server. Both write the arguments as JSON and read the result from it. In one run, interleaved, the median of five; both share this machine.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 #![expect(
     clippy::unwrap_used,
@@ -12,6 +12,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use fly_rpc::{Config, DnsName, Registry, Rpc};
 use reqwest::Client;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use self::support::{Instance, client, median};
@@ -117,17 +118,35 @@ impl Way {
                 .await
                 .map_err(|error| error.to_string()),
             Self::Requests(client, address) => {
-                let body = format!(
-                    r#"{{"region":"syd","module":"String","function":"upcase","args":["{text}"]}}"#
-                );
+                let body = Body {
+                    region: "syd",
+                    module: "String",
+                    function: "upcase",
+                    args: [text],
+                };
                 let request = client
                     .post(format!("http://{address}/internal/exec"))
                     .header("content-type", "application/json")
-                    .body(body);
+                    .body(serde_json::to_vec(&body).unwrap());
                 let response = request.send().await.map_err(|error| error.to_string())?;
                 assert_eq!(response.status(), 200);
-                response.text().await.map_err(|error| error.to_string())
+                let answer = response.bytes().await.map_err(|error| error.to_string())?;
+                let reply: Reply = serde_json::from_slice(&answer).unwrap();
+                Ok(reply.result)
             }
         }
     }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    region: &'a str,
+    module: &'a str,
+    function: &'a str,
+    args: [&'a str; 1],
+}
+
+#[derive(Deserialize)]
+struct Reply {
+    result: String,
 }
