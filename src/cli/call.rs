@@ -3,8 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anstyle::{AnsiColor, Style};
+use bytes::Bytes;
 use clap::Args;
 use http::{Request, header::CONTENT_TYPE};
+use http_body_util::Full;
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use tokio::time::Instant;
@@ -117,42 +119,8 @@ enum Arguments {
 }
 
 pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
-    let Some((module, function)) = args.function.rsplit_once('.') else {
-        return Err(Failure::Usage(format!(
-            "{:?} is not MODULE.FUNCTION, such as String.upcase",
-            args.function
-        )));
-    };
-    let body = json::to_vec(&Body {
-        module,
-        function,
-        args: match args.named {
-            true => Arguments::Named(named(&args.args)?),
-            false => Arguments::Positional(arguments(&args.args)?),
-        },
-        timeout_ms: args
-            .timeout
-            .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
-        idempotent: args.idempotent,
-        instance: args.instance.as_ref(),
-        per: args.each,
-    });
+    let request = request(&args)?;
     let patience = args.timeout.unwrap_or(LONGEST).saturating_add(GRACE);
-    let mut request = Request::post(path(&args)?).header(CONTENT_TYPE, "application/json");
-    let options = [
-        (
-            "idempotency-key",
-            args.idempotency_key.as_ref().map(|key| key.as_str()),
-        ),
-        ("prefer", args.is_async.then_some("respond-async")),
-        ("rpc-after", args.after.as_ref().map(|token| token.as_str())),
-    ];
-    for (name, value) in options {
-        if let Some(value) = value {
-            request = request.header(name, value);
-        }
-    }
-    let request = request.body(body.into())?;
     let asked = Instant::now();
     let mut answer = args.ask.send(request, patience).await?;
     let took = asked.elapsed();
@@ -183,6 +151,44 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
         say(&account(&meta, took));
     }
     Ok(())
+}
+
+fn request(args: &CallArgs) -> Result<Request<Full<Bytes>>, Failure> {
+    let Some((module, function)) = args.function.rsplit_once('.') else {
+        return Err(Failure::Usage(format!(
+            "{:?} is not MODULE.FUNCTION, such as String.upcase",
+            args.function
+        )));
+    };
+    let body = json::to_vec(&Body {
+        module,
+        function,
+        args: match args.named {
+            true => Arguments::Named(named(&args.args)?),
+            false => Arguments::Positional(arguments(&args.args)?),
+        },
+        timeout_ms: args
+            .timeout
+            .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        idempotent: args.idempotent,
+        instance: args.instance.as_ref(),
+        per: args.each,
+    });
+    let mut request = Request::post(path(args)?).header(CONTENT_TYPE, "application/json");
+    let options = [
+        (
+            "idempotency-key",
+            args.idempotency_key.as_ref().map(|key| key.as_str()),
+        ),
+        ("prefer", args.is_async.then_some("respond-async")),
+        ("rpc-after", args.after.as_ref().map(|token| token.as_str())),
+    ];
+    for (name, value) in options {
+        if let Some(value) = value {
+            request = request.header(name, value);
+        }
+    }
+    Ok(request.body(body.into())?)
 }
 
 /// Where a call ran and how long it took: in the cluster, and from here, the connection included.
