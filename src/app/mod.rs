@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
+use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -116,19 +116,29 @@ impl App {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let (app, asked) = Self::new(config, max_result, memory);
-        let watch = Watch::new(Arc::clone(&app), config.allow_anonymous, asked);
+        let token = config.token.clone();
+        let (app, asked) = Self::new(&config.url, token, config.concurrency, max_result, memory);
+        let watch = Watch {
+            app: Arc::clone(&app),
+            allow_anonymous: config.allow_anonymous,
+            asked,
+            body: None,
+            failures: 0,
+        };
         tasks.spawn(watch.run(stop));
         app
     }
 
-    /// The list of the app that `config` describes, asked once, and whether it is given without the token too.
+    /// The list of the app at `url`, asked once with `token`, and whether it is given without that too.
     ///
     /// # Errors
     /// Why there is no list, in words.
     #[cfg(feature = "cli")]
-    pub(crate) async fn check(config: &AppConfig) -> Result<(Listing, bool), String> {
-        let (app, _) = Self::new(config, 0, Budget::new(usize::MAX));
+    pub(crate) async fn check(
+        url: &AppUrl,
+        token: Option<Token>,
+    ) -> Result<(Listing, bool), String> {
+        let (app, _) = Self::new(url, token, 1, 0, Budget::new(usize::MAX));
         let body = app.list().await.map_err(|why| why.to_string())?;
         let listing = Listing::parse(&body)?;
         let is_open = app.is_open().await.map_err(|why| why.to_string())?;
@@ -136,16 +146,18 @@ impl App {
     }
 
     fn new(
-        config: &AppConfig,
+        url: &AppUrl,
+        token: Option<Token>,
+        concurrency: usize,
         max_result: usize,
         memory: Arc<Budget>,
     ) -> (Arc<Self>, mpsc::Receiver<oneshot::Sender<Asked>>) {
         let (asks, asked) = mpsc::channel(ASKS);
         let app = Arc::new(Self {
-            channel: Channel::new(&config.url, memory),
-            token: config.token.clone(),
+            channel: Channel::new(url, memory),
+            token,
             max_result,
-            gate: Gate::new(config.concurrency),
+            gate: Gate::new(concurrency),
             status: tokio_watch::Sender::new(Status {
                 health: AppHealth::Starting,
                 reason: None,
@@ -273,7 +285,7 @@ struct AppCall {
     name: FunctionName,
     path: String,
     body: Bytes,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: HeaderMap,
     deadline: Deadline,
 }
 
@@ -360,7 +372,7 @@ impl AppCall {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path.parse().unwrap_or_default();
         let headers = request.headers_mut();
-        headers.extend(self.headers.iter().cloned());
+        headers.clone_from(&self.headers);
         if let Some(token) = &self.app.token {
             headers.insert(header::AUTHORIZATION, token.bearer());
         }
@@ -371,7 +383,7 @@ impl AppCall {
 }
 
 /// The headers of a call that stay the same however often it is sent.
-fn headers(call: &Call, request_id: &RequestId) -> Vec<(HeaderName, HeaderValue)> {
+fn headers(call: &Call, request_id: &RequestId) -> HeaderMap {
     let json = HeaderValue::from_static("application/json");
     let trace = trace::current().or(call.trace);
     let words = [
@@ -383,14 +395,13 @@ fn headers(call: &Call, request_id: &RequestId) -> Vec<(HeaderName, HeaderValue)
         ("rpc-after", call.after.as_ref().map(ToString::to_string)),
         (TRACEPARENT, trace.map(|trace| trace.to_string())),
     ];
-    let word = |(name, value): (&'static str, Option<String>)| {
-        Some((
-            HeaderName::from_static(name),
-            HeaderValue::try_from(value?).ok()?,
-        ))
-    };
-    let mut headers: Vec<_> = words.into_iter().filter_map(word).collect();
-    headers.push((header::CONTENT_TYPE, json.clone()));
-    headers.push((header::ACCEPT, json));
+    let mut headers = HeaderMap::new();
+    for (name, value) in words {
+        if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert(header::CONTENT_TYPE, json.clone());
+    headers.insert(header::ACCEPT, json);
     headers
 }

@@ -30,13 +30,13 @@ const MAX_LIST: usize = 1 << 20;
 
 /// What asks for the list.
 pub(super) struct Watch {
-    app: Arc<App>,
+    pub(super) app: Arc<App>,
     /// Whether it may be open to whoever asks.
-    allow_anonymous: bool,
-    asked: mpsc::Receiver<oneshot::Sender<Asked>>,
+    pub(super) allow_anonymous: bool,
+    pub(super) asked: mpsc::Receiver<oneshot::Sender<Asked>>,
     /// The last list, as it came.
-    body: Option<Vec<u8>>,
-    failures: u32,
+    pub(super) body: Option<Vec<u8>>,
+    pub(super) failures: u32,
 }
 
 /// What came of asking for the list.
@@ -64,20 +64,6 @@ impl NoList {
 }
 
 impl Watch {
-    pub(super) fn new(
-        app: Arc<App>,
-        allow_anonymous: bool,
-        asked: mpsc::Receiver<oneshot::Sender<Asked>>,
-    ) -> Self {
-        Self {
-            app,
-            allow_anonymous,
-            asked,
-            body: None,
-            failures: 0,
-        }
-    }
-
     /// Asks until `stop`.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut waiting: Vec<oneshot::Sender<Asked>> = Vec::new();

@@ -75,7 +75,7 @@ impl AskArgs {
         timeout: Duration,
     ) -> Result<Answer, Failure> {
         let base = self.base()?;
-        let token = config::client_token()?;
+        let token = config::token("FLY_RPC_TOKEN")?;
         let uri = format!("{base}{}", request.uri());
         let no_url = |error| Failure::Usage(format!("{uri:?} is no URL to ask: {error}"));
         let uri: Uri = uri.parse().map_err(no_url)?;

@@ -26,16 +26,15 @@ pub(super) struct FunctionsArgs {
 
 pub(super) async fn run(args: FunctionsArgs) -> Result<(), Failure> {
     match args.app_url {
-        Some(url) => check(url).await,
+        Some(url) => check(&url).await,
         None => list(args.ask).await,
     }
 }
 
 /// What the app at `url` lists; whether it gives its list without the token too.
-pub(super) async fn listed(url: AppUrl) -> Result<(Listing, bool), Failure> {
-    let config = config::app_to_check(url)?;
-    App::check(&config).await.map_err(|why| {
-        let url = &config.url;
+pub(super) async fn listed(url: &AppUrl) -> Result<(Listing, bool), Failure> {
+    let token = config::token("RPC_APP_TOKEN")?;
+    App::check(url, token).await.map_err(|why| {
         let hint = "GET of it must answer 200, application/json and {\"functions\":{\"Math.add\":{}}} to `authorization: \
                     Bearer $RPC_APP_TOKEN`";
         Failure::Failed(format!("{url}: {why}; {hint}"))
@@ -49,7 +48,7 @@ pub(super) fn remark(listing: &Listing) {
 }
 
 /// Prints what the app lists and declares, and says what is wrong.
-async fn check(url: AppUrl) -> Result<(), Failure> {
+async fn check(url: &AppUrl) -> Result<(), Failure> {
     let (listing, is_open) = listed(url).await?;
     for (name, declared) in &listing.functions {
         let declared = String::from_utf8_lossy(&json::to_vec(declared)).into_owned();

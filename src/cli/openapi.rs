@@ -25,7 +25,7 @@ pub(super) async fn run(args: OpenapiArgs) -> Result<(), Failure> {
     let Some(url) = args.app_url else {
         return print(&openapi_json());
     };
-    let (listing, _) = listed(url).await?;
+    let (listing, _) = listed(&url).await?;
     remark(&listing);
     let functions = listing.functions.iter();
     let functions = functions.map(|(name, declared)| (name.clone(), declared));

@@ -1,10 +1,8 @@
 //! What the program reads from variables that are no settings of an instance: where its commands find one, the app that they
 //! start or check, and whether traces are exported.
 
-use std::{fmt::Display, str::FromStr, time::Duration};
-
 use super::{
-    AppConfig, AppUrl, ConfigError,
+    ConfigError,
     values::{parsed, port},
 };
 use crate::token::Token;
@@ -20,26 +18,19 @@ pub(crate) fn default_url() -> String {
     variable("FLY_RPC_URL").unwrap_or_else(|| "http://127.0.0.1:8080".to_owned())
 }
 
-/// The token that the commands which call an instance send, if any.
-pub(crate) fn client_token() -> Result<Option<Token>, ConfigError> {
-    secret("FLY_RPC_TOKEN")
+/// The token in the variable `name`, which no error shows: `FLY_RPC_TOKEN`, which the commands that call an instance
+/// send, or `RPC_APP_TOKEN`, for those that ask an app.
+pub(crate) fn token(name: &str) -> Result<Option<Token>, ConfigError> {
+    let token = variable(name).map(|text| parsed(&text));
+    token
+        .transpose()
+        .map_err(|detail| ConfigError::new(name, detail))
 }
 
 /// The port that an app is to listen at: `PORT`, else 3000.
 pub(crate) fn app_port() -> Result<u16, ConfigError> {
     let text = variable("PORT").unwrap_or_else(|| "3000".to_owned());
     port(&text).map_err(|detail| ConfigError::new("PORT", format!("{text:?} {detail}")))
-}
-
-/// The app that `fly-rpc functions` checks: its URL, and the token in `RPC_APP_TOKEN`.
-pub(crate) fn app_to_check(url: AppUrl) -> Result<AppConfig, ConfigError> {
-    Ok(AppConfig {
-        url,
-        token: secret("RPC_APP_TOKEN")?,
-        concurrency: 1,
-        stop_timeout: Duration::ZERO,
-        allow_anonymous: false,
-    })
 }
 
 /// Whether the environment sets `variable`.
@@ -68,14 +59,6 @@ pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
     }
     let service = given("OTEL_SERVICE_NAME");
     Ok(Some(service.unwrap_or_else(|| "fly-rpc".to_owned())))
-}
-
-/// The secret in the variable `name`, which no error shows.
-fn secret<T: FromStr<Err: Display>>(name: &str) -> Result<Option<T>, ConfigError> {
-    let secret = variable(name).map(|text| parsed(&text));
-    secret
-        .transpose()
-        .map_err(|detail| ConfigError::new(name, detail))
 }
 
 #[expect(
