@@ -78,12 +78,14 @@ fn if_valid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ConsistencyToke
 /// What came of a call.
 pub(crate) type Outcome = Result<Returned, Problem>;
 
-/// What a function returned.
-#[derive(Clone, Debug)]
+/// What a function returned; as JSON, what a store of idempotency keys has of it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Returned {
     /// The result.
+    #[serde(rename = "result")]
     pub json: Box<RawValue>,
     /// Whether it is that of an earlier call with the same idempotency key.
+    #[serde(skip)]
     pub replayed: bool,
     /// What the function said of its data.
     pub consistency: Option<ConsistencyToken>,

@@ -12,7 +12,6 @@ use std::{
 
 use redis::{AsyncConnectionConfig, Client, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::{
     sync::{Semaphore, watch},
     task,
@@ -29,7 +28,7 @@ use crate::{
     config::{Identity, KeyStoreUrl},
     deadline::Deadline,
     json,
-    name::{BootId, ConsistencyToken, IdempotencyKey, RequestId},
+    name::{BootId, IdempotencyKey, RequestId},
     problem::{Code, Executed, Problem},
     reply::{Meta, Outcome, ProblemDocument, Returned},
 };
@@ -117,10 +116,7 @@ enum State {
         boot: BootId,
         claim: String,
     },
-    Returned {
-        result: Box<RawValue>,
-        consistency: Option<ConsistencyToken>,
-    },
+    Returned(Returned),
     Failed(Box<ProblemDocument>),
     /// It ran, and what came of it was too large to be kept.
     NotKept,
@@ -479,10 +475,7 @@ impl Drop for Claim {
 impl State {
     fn of(outcome: &Outcome) -> Self {
         match outcome {
-            Ok(returned) => Self::Returned {
-                result: returned.json.clone(),
-                consistency: returned.consistency.clone(),
-            },
+            Ok(returned) => Self::Returned(returned.clone()),
             Err(problem) => {
                 let meta = Meta::untried(None, Duration::ZERO, RequestId::fresh());
                 Self::Failed(Box::new(ProblemDocument::new(problem.clone(), meta)))
@@ -499,14 +492,7 @@ impl Record {
     /// The outcome of a call that ended.
     fn outcome(self) -> Outcome {
         match self.state {
-            State::Returned {
-                result,
-                consistency,
-            } => Ok(Returned {
-                json: result,
-                consistency,
-                replayed: true,
-            }),
+            State::Returned(returned) => Returned::replayed(Ok(returned)),
             State::Failed(document) => Returned::replayed(Err(document.problem)),
             State::NotKept => Err(not_kept()),
             State::Lost | State::Running { .. } => {
