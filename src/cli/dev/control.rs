@@ -40,12 +40,13 @@ const MEMORY: usize = 64 << 20;
 const MAX_BODY: usize = 1 << 20;
 const CONNECT: Duration = Duration::from_secs(1);
 
-const PASSED_ON: [HeaderName; 5] = [
+const PASSED_ON: [HeaderName; 6] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::IF_NONE_MATCH,
+    HeaderName::from_static("last-event-id"),
 ];
 /// Headers of an answer that are about its connection.
 const OF_A_CONNECTION: [HeaderName; 3] = [
@@ -242,9 +243,8 @@ async fn pass_on(
     };
     let url = format!("http://{address}{path}");
     let mut asked = shared.client.request(parts.method, url).body(body);
-    let last_event = HeaderName::from_static("last-event-id");
-    for name in PASSED_ON.iter().chain([&last_event]) {
-        if let Some(value) = parts.headers.get(name) {
+    for name in PASSED_ON {
+        if let Some(value) = parts.headers.get(&name) {
             asked = asked.header(name, value);
         }
     }
