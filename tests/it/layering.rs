@@ -80,11 +80,11 @@ fn layer(module: &str) -> Option<usize> {
     LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
-/// The modules that a text names behind `crate::support::`, also inside braces.
+/// The modules that a text names behind `crate::`, also inside braces.
 fn used(text: &str) -> Vec<String> {
     let mut used = Vec::new();
-    for (at, _) in text.match_indices("crate::support::") {
-        let rest = &text[at + "crate::support::".len()..];
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
         match rest.strip_prefix('{') {
             Some(list) => used.extend(first_names(list)),
             None => used.extend(name_at(rest)),
@@ -119,6 +119,7 @@ fn name_at(text: &str) -> Option<String> {
 
 #[test]
 fn a_file_uses_only_the_layers_before_its_own() {
+    let mut count = 0;
     for Source { module, path, text } in sources() {
         let Some(own) = layer(&module) else {
             assert!(
@@ -129,6 +130,7 @@ fn a_file_uses_only_the_layers_before_its_own() {
             continue;
         };
         for name in used(&text) {
+            count += 1;
             // The public API at the crate's root stands for the modules behind it; only the command line uses it.
             let is_api = name.starts_with(char::is_uppercase) || name == "openapi_json";
             if is_api {
@@ -149,6 +151,8 @@ fn a_file_uses_only_the_layers_before_its_own() {
             );
         }
     }
+    // Else this would have read nothing.
+    assert!(count > 500, "{count}");
 }
 
 #[test]
