@@ -5,17 +5,15 @@
 mod tally;
 
 use std::{
-    fmt::Write,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use bytes::Bytes;
 use serde::Serialize;
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast},
     time::Instant,
 };
 use utoipa::ToSchema;
@@ -23,6 +21,7 @@ use utoipa::ToSchema;
 pub(crate) use self::tally::RegionCounts;
 use self::tally::{Sampler, Tally};
 use crate::{
+    json,
     name::{BootId, FunctionName, InstanceId, RequestId},
     problem::{Executed, Problem},
     region::Region,
@@ -109,7 +108,8 @@ pub(crate) struct EndedCall<'a> {
 pub(crate) struct Feed {
     boot: String,
     started: Instant,
-    listeners: Arc<AtomicUsize>,
+    /// A permit for each listener that there may still be: a call reads their number without a lock.
+    places: Arc<Semaphore>,
     gathered: Mutex<Gathered>,
     events: broadcast::Sender<Event>,
 }
@@ -126,33 +126,17 @@ struct Gathered {
 /// One event, as it is written.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
-    /// The call that it is about, if it is about one.
-    pub subject: Option<Arc<Subject>>,
+    /// The function and the region of the call that it is about, which decide who may see it.
+    pub call: Option<Arc<(FunctionName, Option<Region>)>>,
     /// A whole event of the format `text/event-stream`.
-    pub text: bytes::Bytes,
-}
-
-/// A call, as far as it decides who may see it.
-#[derive(Debug)]
-pub(crate) struct Subject {
-    pub region: Option<Region>,
-    pub function: FunctionName,
+    pub text: Bytes,
 }
 
 /// One listener, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    events: broadcast::Receiver<Event>,
-    listeners: Arc<AtomicUsize>,
-}
-
-/// What a listener receives next.
-#[derive(Debug)]
-pub(crate) enum Heard {
-    /// An event.
-    Event(Event),
-    /// So many were missed.
-    Missed(u64),
+    pub events: broadcast::Receiver<Event>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Feed {
@@ -161,7 +145,7 @@ impl Feed {
         Self {
             boot: boot.as_str().chars().take(BOOT_DIGITS).collect(),
             started: Instant::now(),
-            listeners: Arc::default(),
+            places: Arc::new(Semaphore::new(MAX_LISTENERS)),
             gathered: Mutex::default(),
             events: broadcast::Sender::new(BACKLOG),
         }
@@ -169,14 +153,10 @@ impl Feed {
 
     /// A further listener; `None` when there are as many as may be.
     pub(crate) fn listen(&self) -> Option<Listener> {
-        let more = |count: usize| (count < MAX_LISTENERS).then_some(count + 1);
-        let counted = self
-            .listeners
-            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, more);
-        counted.ok()?;
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         Some(Listener {
             events: self.events.subscribe(),
-            listeners: Arc::clone(&self.listeners),
+            _place: place,
         })
     }
 
@@ -201,11 +181,8 @@ impl Feed {
         }
         let mut gathered = self.gathered();
         if gathered.sampler.has_room(self.now().as_secs(), true) {
-            let subject = Subject {
-                region: Some(attempt.region.clone()),
-                function: function.clone(),
-            };
-            self.send(&mut gathered, "attempt", Some(subject), attempt);
+            let call = (function.clone(), Some(attempt.region.clone()));
+            self.send(&mut gathered, "attempt", Some(call), attempt);
         }
     }
 
@@ -230,11 +207,7 @@ impl Feed {
         if !gathered.sampler.has_room(now.as_secs(), problem.is_some()) {
             return;
         }
-        let subject = Subject {
-            region: meta.region.clone(),
-            function: function.clone(),
-        };
-        let call = EndedCall {
+        let ended = EndedCall {
             request_id: &meta.request_id,
             function: function.to_string(),
             region,
@@ -244,7 +217,8 @@ impl Feed {
             code: problem.map(Problem::word),
             elapsed_ms: meta.elapsed_ms,
         };
-        self.send(&mut gathered, "call", Some(subject), &call);
+        let call = (function.clone(), meta.region.clone());
+        self.send(&mut gathered, "call", Some(call), &ended);
     }
 
     /// What was counted while there were listeners.
@@ -254,10 +228,10 @@ impl Feed {
 
     /// Whether there are listeners.
     fn is_heard(&self) -> bool {
-        self.listeners.load(Ordering::Relaxed) > 0
+        self.places.available_permits() < MAX_LISTENERS
     }
 
-    fn now(&self) -> std::time::Duration {
+    fn now(&self) -> Duration {
         self.started.elapsed()
     }
 
@@ -266,14 +240,14 @@ impl Feed {
         &self,
         gathered: &mut Gathered,
         name: &str,
-        subject: Option<Subject>,
+        call: Option<(FunctionName, Option<Region>)>,
         data: &impl Serialize,
     ) {
         gathered.number += 1;
         let id = format!("{}.{}", self.boot, gathered.number);
         let event = Event {
-            subject: subject.map(Arc::new),
-            text: written(Some(&id), name, data).into(),
+            call: call.map(Arc::new),
+            text: written(Some(&id), name, data),
         };
         // The last listener may have gone.
         let _ = self.events.send(event);
@@ -284,38 +258,19 @@ impl Feed {
     }
 }
 
-impl Listener {
-    /// What comes next; `None` once the instance is gone.
-    pub(crate) async fn next(&mut self) -> Option<Heard> {
-        match self.events.recv().await {
-            Ok(event) => Some(Heard::Event(event)),
-            Err(RecvError::Lagged(count)) => Some(Heard::Missed(count)),
-            Err(RecvError::Closed) => None,
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.listeners.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// An event in the format `text/event-stream`: <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
-pub(crate) fn written(id: Option<&str>, name: &str, data: &impl Serialize) -> String {
-    let mut text = String::new();
-    // Writing to a String cannot fail, and JSON has no raw line break.
-    if let Some(id) = id {
-        let _ = writeln!(text, "id: {id}");
-    }
-    let data = String::from_utf8(crate::json::to_vec(data)).unwrap_or_default();
-    let _ = write!(text, "event: {name}\ndata: {data}\n\n");
-    text
+pub(crate) fn written(id: Option<&str>, name: &str, data: &impl Serialize) -> Bytes {
+    let id = id.map_or(String::new(), |id| format!("id: {id}\n"));
+    let start = format!("{id}event: {name}\ndata: ").into_bytes();
+    // JSON has no raw line break.
+    [start, json::to_vec(data), b"\n\n".to_vec()]
+        .concat()
+        .into()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use tokio::sync::broadcast::error::RecvError;
 
     use super::*;
 
@@ -341,9 +296,7 @@ mod tests {
         let mut listener = feed.listen().unwrap();
         call(&feed);
         assert_eq!(feed.totals().len(), 1);
-        let Some(Heard::Event(event)) = listener.next().await else {
-            panic!("no event");
-        };
+        let event = listener.events.recv().await.unwrap();
         let text = String::from_utf8(event.text.to_vec()).unwrap();
         let id = text.lines().next().unwrap().strip_prefix("id: ").unwrap();
         assert_eq!(feed.missed_since(id), Some(0));
@@ -373,8 +326,9 @@ mod tests {
         for _ in 0..BACKLOG + 7 {
             feed.peer_changed(&change);
         }
-        assert!(matches!(listener.next().await, Some(Heard::Missed(7))));
-        assert!(matches!(listener.next().await, Some(Heard::Event(_))));
+        let missed = listener.events.recv().await.unwrap_err();
+        assert_eq!(missed, RecvError::Lagged(7));
+        listener.events.recv().await.unwrap();
     }
 
     #[test]

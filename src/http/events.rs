@@ -13,7 +13,7 @@ use axum::{
 use futures_util::stream;
 use serde::Serialize;
 use tokio::{
-    sync::watch,
+    sync::{broadcast::error::RecvError, watch},
     time::{self, Interval, MissedTickBehavior},
 };
 use utoipa::ToSchema;
@@ -21,9 +21,10 @@ use utoipa::ToSchema;
 use super::{App, AppState, openapi::EventProblems};
 use crate::{
     access::Caller,
-    feed::{Event, Heard, Listener, PeerChange, RegionCounts, written},
+    feed::{Event, Listener, PeerChange, RegionCounts, written},
     lifecycle::Phase,
     problem::{Code, Problem},
+    region::Region,
     state::PeerState,
 };
 
@@ -115,8 +116,19 @@ pub(super) async fn stream_events(
         Problem::new(Code::Overloaded, detail)
     })?;
     let last = headers.get(LAST_EVENT_ID);
-    let missed = last.and_then(|last| missed(&app, last.to_str().ok()?));
-    let events = Stream::new(app, caller, listener, missed);
+    let missed = last.and_then(|last| Some(app.metrics.feed.missed_since(last.to_str().ok()?)));
+    let mut tick = time::interval(PERIOD);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let events = Stream {
+        lagged: missed.filter(|count| *count != Some(0)).map(lagged),
+        counted: app.metrics.feed.totals(),
+        phase: app.lifecycle.watch(),
+        app,
+        caller,
+        listener,
+        tick,
+        said_stopping: false,
+    };
     let events = stream::unfold(events, async |mut events| {
         let text = events.next().await?;
         Some((Ok::<_, Infallible>(text), events))
@@ -125,10 +137,8 @@ pub(super) async fn stream_events(
     Ok((headers, Body::from_stream(events)).into_response())
 }
 
-/// What to say to a client that had the event `last`, if it missed any.
-fn missed(app: &App, last: &str) -> Option<Lagged> {
-    let missed = app.metrics.feed.missed_since(last);
-    (missed != Some(0)).then_some(Lagged { missed })
+fn lagged(missed: Option<u64>) -> Bytes {
+    written(None, "lagged", &Lagged { missed })
 }
 
 /// One client's stream.
@@ -136,7 +146,8 @@ struct Stream {
     app: Arc<App>,
     caller: Caller,
     listener: Listener,
-    missed: Option<Lagged>,
+    /// What to say first to a client that comes back.
+    lagged: Option<Bytes>,
     tick: Interval,
     counted: Vec<RegionCounts>,
     phase: watch::Receiver<Phase>,
@@ -145,25 +156,10 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(app: Arc<App>, caller: Caller, listener: Listener, missed: Option<Lagged>) -> Self {
-        let mut tick = time::interval(PERIOD);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
-            counted: app.metrics.feed.totals(),
-            phase: app.lifecycle.watch(),
-            app,
-            caller,
-            listener,
-            missed,
-            tick,
-            said_stopping: false,
-        }
-    }
-
     /// The next event; `None` once the instance refuses calls.
     async fn next(&mut self) -> Option<Bytes> {
-        if let Some(missed) = self.missed.take() {
-            return Some(written(None, "lagged", &missed).into());
+        if let Some(lagged) = self.lagged.take() {
+            return Some(lagged);
         }
         loop {
             let phase = *self.phase.borrow_and_update();
@@ -178,34 +174,32 @@ impl Stream {
                 biased;
                 Ok(()) = self.phase.changed() => {}
                 _ = self.tick.tick() => return Some(self.counts()),
-                heard = self.listener.next() => match heard? {
-                    Heard::Event(event) if self.may_see(&event) => return Some(event.text),
-                    Heard::Event(_) => {}
-                    Heard::Missed(count) => {
-                        let missed = Lagged { missed: Some(count) };
-                        return Some(written(None, "lagged", &missed).into());
-                    }
+                event = self.listener.events.recv() => match event {
+                    Ok(event) if self.may_see(&event) => return Some(event.text),
+                    Ok(_) => {}
+                    Err(RecvError::Lagged(count)) => return Some(lagged(Some(count))),
+                    Err(RecvError::Closed) => return None,
                 },
             }
         }
     }
 
     fn may_see(&self, event: &Event) -> bool {
-        event.subject.as_ref().is_none_or(|subject| {
-            let may_call_in = |region| self.caller.may_call_in(region);
-            subject.region.as_ref().is_none_or(may_call_in)
-                && self.caller.may_call(&subject.function)
+        event.call.as_deref().is_none_or(|(function, region)| {
+            self.may_see_in(region.as_ref()) && self.caller.may_call(function)
         })
+    }
+
+    fn may_see_in(&self, region: Option<&Region>) -> bool {
+        region.is_none_or(|region| self.caller.may_call_in(region))
     }
 
     fn counts(&mut self) -> Bytes {
         let totals = self.app.metrics.feed.totals();
-        let may_see = |counts: &&RegionCounts| match &counts.region {
-            Some(region) => self.caller.may_call_in(region),
-            None => true,
-        };
-        let regions = totals.iter().filter(may_see);
-        let regions = regions.map(|counts| counts.since(&self.counted)).collect();
+        let seen = totals
+            .iter()
+            .filter(|it| self.may_see_in(it.region.as_ref()));
+        let regions = seen.map(|it| it.since(&self.counted)).collect();
         self.counted = totals;
         let counts = Counts {
             in_flight: self.app.lifecycle.in_flight(),
@@ -213,7 +207,7 @@ impl Stream {
             queued: self.app.dispatcher.queued(),
             regions,
         };
-        written(None, "counts", &counts).into()
+        written(None, "counts", &counts)
     }
 
     /// That this instance is stopping, as its peers learn it too.
@@ -226,6 +220,6 @@ impl Stream {
             state: Some(PeerState::Draining),
             reason: "it is stopping",
         };
-        written(None, "peer", &change).into()
+        written(None, "peer", &change)
     }
 }
