@@ -102,8 +102,7 @@ pub(super) fn ask(
     let (regions, or_any) = list(targets, region, &app.identity.primary);
     let machines = match &call.instance {
         Some(instance) => Machines::Only(region, instance),
-        None if regions.len() == 1 && !or_any => Machines::Of(region, preferred),
-        None => Machines::OneOf {
+        None => Machines::In {
             regions: &regions,
             or_any,
             preferred,

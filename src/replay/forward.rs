@@ -1,9 +1,9 @@
 //! A request too large for Fly Proxy to replay, sent to the primary region over the private network: its body is passed on
 //! as it comes, and the answer comes back whole, up to a bound.
 
-use std::{pin::pin, time::Duration};
+use std::{error::Error, io, pin::pin, time::Duration};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::stream;
 use http::{
     HeaderMap, HeaderName, Request, Response, Uri,
@@ -14,7 +14,7 @@ use http::{
     request::Parts,
 };
 use http_body::{Body, Frame};
-use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, sync::mpsc, time};
@@ -26,6 +26,7 @@ use super::body::{Patience, discard};
 pub(super) const FORWARDED: HeaderName = HeaderName::from_static("fly-rpc-forwarded");
 /// The largest answer, in bytes.
 const MAX_ANSWER: usize = 8 << 20;
+const NO_ANSWER: &str = "gave no answer";
 /// What is between two hops only (RFC 9110, section 7.6.1).
 const OF_A_HOP: [HeaderName; 8] = [
     CONNECTION,
@@ -38,99 +39,84 @@ const OF_A_HOP: [HeaderName; 8] = [
     HeaderName::from_static("keep-alive"),
 ];
 
-/// Why a request that left has no answer.
-#[derive(Debug)]
-pub(super) enum Failed {
-    /// It was lost on the way, or on the way back.
-    Lost,
-    /// It is larger than what is passed back.
-    TooLarge,
-}
-
-/// A connection to the application in the primary region.
-pub(super) struct Connection<D: Buf + Send + 'static> {
-    to: String,
-    sender: SendRequest<UnsyncBoxBody<D, Cut>>,
-    task: AbortOnDropHandle<()>,
-}
-
-/// The client's body ended early.
-#[derive(Debug, thiserror::Error)]
-#[error("the body was cut short")]
-pub(super) struct Cut;
-
-impl<D: Buf + Send + 'static> Connection<D> {
-    /// A connection to `to` (`host:port`), if there is one `within` this time.
-    pub(super) async fn open(to: &str, within: Duration) -> Option<Self> {
-        let connecting = time::timeout(within, TcpStream::connect(to));
-        let stream = connecting.await.ok()?.ok()?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-        // What goes wrong reaches whoever waits for the answer.
-        let task = tokio::spawn(async move {
-            let _ = connection.await;
-        });
-        Some(Self {
-            to: to.to_owned(),
-            sender,
-            task: AbortOnDropHandle::new(task),
-        })
-    }
-
-    /// The answer to a request, whose body is sent as it comes; what is left of that is thrown away with `patience`.
-    ///
-    /// # Errors
-    /// See [`Failed`].
-    ///
-    /// # Cancel safety
-    /// Dropping this closes the connection.
-    pub(super) async fn send<B: Body<Data = D>>(
-        mut self,
-        head: Parts,
-        body: B,
-        patience: Patience,
-    ) -> Result<Response<Bytes>, Failed> {
-        let (pieces, taken) = mpsc::channel(1);
-        let passed_on = stream::unfold(taken, async |mut taken: mpsc::Receiver<_>| {
-            Some((taken.recv().await?, taken))
-        });
-        let request = request(&self.to, head, StreamBody::new(passed_on).boxed_unsync());
-        let mut passing = pin!(pass_on(body, pieces, patience));
-        let answering = async {
-            let answered = self.sender.send_request(request).await;
-            let (head, body) = answered.map_err(|_| Failed::Lost)?.into_parts();
-            let whole = Limited::new(body, MAX_ANSWER).collect().await;
-            let body = whole.map_err(|why| match why.is::<LengthLimitError>() {
-                true => Failed::TooLarge,
-                false => Failed::Lost,
-            })?;
-            Ok((head, body.to_bytes()))
-        };
-        let mut answering = pin!(answering);
-        let answered = tokio::select! {
-            answered = &mut answering => {
-                // Nobody takes the rest of the body.
-                drop(self.task);
-                passing.await;
-                answered
-            }
-            () = &mut passing => answering.await,
-        };
-        let (mut head, body) = answered?;
+/// The answer of the application at `to` (`host:port`) to a request, whose body is sent as it comes; what is left of that is
+/// thrown away with `patience`. `None` where no connection could be made `within` this time, so that nothing was sent.
+///
+/// # Errors
+/// What the other side did instead of answering, for people.
+///
+/// # Cancel safety
+/// Dropping this closes the connection.
+pub(super) async fn forward<B>(
+    to: &str,
+    within: Duration,
+    head: Parts,
+    body: B,
+    patience: Patience,
+) -> Option<Result<Response<Bytes>, &'static str>>
+where
+    B: Body,
+    B::Data: Send + 'static,
+{
+    let Some((mut sender, task)) = connect(to, within).await else {
+        discard(body, patience).await;
+        return None;
+    };
+    let (pieces, taken) = mpsc::channel(1);
+    let passed_on = stream::unfold(taken, async |mut taken: mpsc::Receiver<_>| {
+        Some((taken.recv().await?, taken))
+    });
+    let request = request(to, head, StreamBody::new(passed_on).boxed_unsync());
+    let mut passing = pin!(pass_on(body, pieces, patience));
+    let answering = async {
+        let answered = sender.send_request(request).await;
+        let (mut head, body) = answered.map_err(|_| NO_ANSWER)?.into_parts();
+        let whole = Limited::new(body, MAX_ANSWER).collect().await;
+        let body = whole.map_err(|why| match why.is::<LengthLimitError>() {
+            true => "gave an answer too large to be passed back",
+            false => NO_ANSWER,
+        })?;
         drop_hop(&mut head.headers);
-        Ok(Response::from_parts(head, body))
-    }
+        Ok(Response::from_parts(head, body.to_bytes()))
+    };
+    let mut answering = pin!(answering);
+    Some(tokio::select! {
+        answered = &mut answering => {
+            // Nobody takes the rest of the body.
+            drop(task);
+            passing.await;
+            answered
+        }
+        () = &mut passing => answering.await,
+    })
+}
+
+/// A connection to `to`, which is closed when the task is dropped.
+async fn connect<B>(to: &str, within: Duration) -> Option<(SendRequest<B>, AbortOnDropHandle<()>)>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    let connecting = time::timeout(within, TcpStream::connect(to));
+    let stream = connecting.await.ok()?.ok()?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+    // What goes wrong reaches whoever waits for the answer.
+    let task = tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    Some((sender, AbortOnDropHandle::new(task)))
 }
 
 /// Passes a body on, piece by piece, and reads on where nobody takes them any more, so that the answer arrives.
 async fn pass_on<B: Body>(
     body: B,
-    pieces: mpsc::Sender<Result<Frame<B::Data>, Cut>>,
+    pieces: mpsc::Sender<io::Result<Frame<B::Data>>>,
     patience: Patience,
 ) {
     let mut body = pin!(body);
     while let Some(frame) = body.frame().await {
         let is_cut = frame.is_err();
-        if pieces.send(frame.map_err(|_| Cut)).await.is_err() {
+        let frame = frame.map_err(|_| io::ErrorKind::UnexpectedEof.into());
+        if pieces.send(frame).await.is_err() {
             discard(body, patience).await;
             return;
         }

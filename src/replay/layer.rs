@@ -17,7 +17,7 @@ use super::{
     MAX_REQUEST,
     body::{Discarded, Patience, discard},
     cookie::Bounds,
-    forward::Connection,
+    forward::forward,
     is_fly_region, request_size,
     rules::{Rules, Step, now},
 };
@@ -255,16 +255,13 @@ where
                 Discarded::Cut => rules.cut_short(),
             }
         }
-        Step::Forward(to) => match Connection::open(&to, rules.timeout).await {
-            Some(connection) => {
-                let answered = connection.send(head, body, rules.patience).await;
-                answered.unwrap_or_else(|why| rules.failed(&why))
+        Step::Forward(to) => {
+            let answered = forward(&to, rules.timeout, head, body, rules.patience).await;
+            match answered {
+                Some(answered) => answered.unwrap_or_else(|what| rules.failed(what)),
+                None => rules.unreached(),
             }
-            None => {
-                discard(body, rules.patience).await;
-                rules.unreached()
-            }
-        },
+        }
         Step::Refuse(refusal) => {
             discard(body, rules.patience).await;
             refusal

@@ -46,11 +46,9 @@ const ALIASES: [&str; 2] = [ANY, "usa"];
 /// The Machines that Fly Proxy may choose from. A region is one that [`is_fly_region`] likes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Machines<'a> {
-    /// Those of a region; this one of them, where it can be reached.
-    Of(&'a Region, Option<&'a InstanceId>),
     /// Those of the first of these regions in which one can be reached, else those of any region where that is wanted; this
     /// one, where it can be reached.
-    OneOf {
+    In {
         /// The regions, the preferred one first.
         regions: &'a [&'a Region],
         /// Whether any other will do.
@@ -67,19 +65,18 @@ pub(crate) enum Machines<'a> {
 impl fmt::Display for Machines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Of(region, None) => write!(f, "region={region}"),
-            Self::Of(region, Some(instance)) => {
-                write!(f, "region={region};prefer_instance={instance}")
-            }
-            Self::OneOf {
+            Self::In {
                 regions,
                 or_any,
                 preferred,
             } => {
                 let codes = regions.iter().map(|region| region.as_str());
                 let codes: Vec<_> = codes.chain(or_any.then_some(ANY)).collect();
-                // Fly Proxy wants a list in quotes.
-                write!(f, "region=\"{}\"", codes.join(","))?;
+                match codes[..] {
+                    [only] => write!(f, "region={only}")?,
+                    // Fly Proxy wants a list in quotes.
+                    _ => write!(f, "region=\"{}\"", codes.join(","))?,
+                }
                 match preferred {
                     Some(instance) => write!(f, ";prefer_instance={instance}"),
                     None => Ok(()),

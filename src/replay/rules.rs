@@ -20,7 +20,7 @@ use super::{
     MAX_REQUEST, Machines, REPLAY, Replay,
     body::Patience,
     cookie::{Bounds, Wrote},
-    forward::{FORWARDED, Failed},
+    forward::FORWARDED,
     request_size, state, was_replayed,
 };
 use crate::{json, name::ConsistencyToken, region::Region};
@@ -30,9 +30,7 @@ const CONSISTENCY: &str = "rpc-consistency";
 /// The `state` of a replay of what turned out to write.
 const CAPTURED: &str = "captured";
 
-/// Whether the request of a head writes.
 type Writes = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
-/// Whether an answer says that the request was to write.
 type Captures = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 /// Whether the data here has seen what a token says.
 type CaughtUp =
@@ -59,15 +57,10 @@ impl fmt::Debug for Rules {
         f.debug_struct("Rules")
             .field("region", &self.region)
             .field("primary", &self.primary)
-            .field("bounds", &self.bounds)
-            .field("forwards_to", &self.forwards_to)
-            .field("timeout", &self.timeout)
-            .field("patience", &self.patience)
             .finish_non_exhaustive()
     }
 }
 
-/// What becomes of one request.
 #[derive(Debug)]
 pub(super) enum Step {
     /// The application answers it.
@@ -133,7 +126,6 @@ impl Rules {
         }
     }
 
-    /// Whether an answer says that the request was to write.
     pub(super) fn captures(&self, head: &response::Parts) -> bool {
         let captures = self.captures.as_ref();
         captures.is_some_and(|captures| captures(head))
@@ -156,7 +148,6 @@ impl Rules {
         (size(head) > MAX_REQUEST && self.forwards_to.is_none()).then(|| self.too_large())
     }
 
-    /// The primary region was not reached.
     pub(super) fn unreached(&self) -> Response<Bytes> {
         let primary = &self.primary;
         let detail = format!(
@@ -168,7 +159,6 @@ impl Rules {
         response
     }
 
-    /// It is too large to be replayed.
     pub(super) fn too_large(&self) -> Response<Bytes> {
         let primary = &self.primary;
         let detail = format!(
@@ -178,7 +168,6 @@ impl Rules {
         refuse(StatusCode::PAYLOAD_TOO_LARGE, &detail)
     }
 
-    /// Its body did not arrive whole.
     pub(super) fn cut_short(&self) -> Response<Bytes> {
         let (primary, seconds) = (&self.primary, self.patience.arrival.as_secs_f64());
         let detail = format!(
@@ -187,12 +176,8 @@ impl Rules {
         refuse(StatusCode::BAD_REQUEST, &detail)
     }
 
-    /// It was sent to the primary region, and no answer came back.
-    pub(super) fn failed(&self, why: &Failed) -> Response<Bytes> {
-        let what = match why {
-            Failed::Lost => "gave no answer",
-            Failed::TooLarge => "gave an answer too large to be passed back",
-        };
+    /// `what` is what the primary region did instead of answering.
+    pub(super) fn failed(&self, what: &str) -> Response<Bytes> {
         let primary = &self.primary;
         let detail = format!(
             "this was sent to region \"{primary}\", which {what}; it may have been written"
@@ -200,10 +185,13 @@ impl Rules {
         refuse(StatusCode::BAD_GATEWAY, &detail)
     }
 
-    /// Fly Proxy is asked to replay it.
     pub(super) fn replay(&self, state: &str) -> Response<Bytes> {
         let asks = Replay {
-            machines: Machines::Of(&self.primary, None),
+            machines: Machines::In {
+                regions: &[&self.primary],
+                or_any: false,
+                preferred: None,
+            },
             timeout: self.timeout,
             state,
         };
