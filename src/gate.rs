@@ -20,22 +20,17 @@ pub(crate) struct Gate {
     running: Arc<Semaphore>,
 }
 
-/// What a call holds while it runs.
-#[derive(Debug)]
-pub(crate) struct Pass {
-    _place: OwnedSemaphorePermit,
-    _running: OwnedSemaphorePermit,
-}
+/// What a call holds while it runs: its place, and its turn.
+pub(crate) type Pass = [OwnedSemaphorePermit; 2];
 
 impl Gate {
     /// A gate through which `limit` calls go at once.
     pub(crate) fn new(limit: usize) -> Self {
+        let semaphore = |permits: usize| Semaphore::new(permits.min(Semaphore::MAX_PERMITS));
         Self {
             limit,
-            places: Arc::new(Semaphore::new(
-                limit.saturating_mul(2).min(Semaphore::MAX_PERMITS),
-            )),
-            running: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+            places: Arc::new(semaphore(limit.saturating_mul(2))),
+            running: Arc::new(semaphore(limit)),
         }
     }
 
@@ -63,9 +58,6 @@ impl Gate {
         // Nobody closes the semaphore.
         let running = turn.await.and_then(Result::ok);
         let running = running.ok_or_else(|| Problem::not_started(name))?;
-        Ok(Pass {
-            _place: place,
-            _running: running,
-        })
+        Ok([place, running])
     }
 }

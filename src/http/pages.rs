@@ -5,15 +5,14 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::{
-    body::Bytes,
     http::{
-        HeaderMap, HeaderName, HeaderValue, Uri,
+        HeaderMap, Uri,
         header::{
             CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
             REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
         },
     },
-    response::{Response, Result},
+    response::{IntoResponse, Response, Result},
 };
 use utoipa_swagger_ui::Config;
 
@@ -59,7 +58,7 @@ static FILES: LazyLock<Vec<(&str, Document)>> = LazyLock::new(|| {
 
 /// A page, or a file that one loads.
 pub(super) async fn show(uri: Uri, headers: HeaderMap) -> Result<Response> {
-    let mut response = match uri.path() {
+    let response = match uri.path() {
         "/docs/swagger-ui-bundle.js" => swagger_ui("swagger-ui-bundle.js", SCRIPT)?,
         "/docs/swagger-ui.css" => swagger_ui("swagger-ui.css", STYLE)?,
         path => {
@@ -73,8 +72,7 @@ pub(super) async fn show(uri: Uri, headers: HeaderMap) -> Result<Response> {
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    set(&mut response, policy);
-    Ok(response)
+    Ok((policy, response).into_response())
 }
 
 /// A file of Swagger UI, which every browser takes compressed.
@@ -83,19 +81,12 @@ fn swagger_ui(name: &str, content_type: &'static str) -> Result<Response, Proble
         let detail = "a file of Swagger UI is missing";
         return Err(Problem::new(Code::Internal, detail));
     };
-    let mut response = Response::new(Bytes::copy_from_slice(&found.bytes).into());
     let headers = [
         (CONTENT_TYPE, content_type),
         (CONTENT_ENCODING, "gzip"),
         (CACHE_CONTROL, "max-age=3600"),
     ];
-    set(&mut response, headers);
-    Ok(response)
-}
-
-fn set(response: &mut Response, headers: [(HeaderName, &'static str); 3]) {
-    let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
-    response.headers_mut().extend(headers);
+    Ok((headers, found.bytes.into_owned()).into_response())
 }
 
 /// The table of codes as a page.

@@ -4,15 +4,15 @@
 use std::io::{self, Write};
 
 use axum::{
-    body::{Body, Bytes},
+    body::Bytes,
     http::{
-        HeaderMap, HeaderValue, StatusCode,
+        HeaderMap, StatusCode,
         header::{
             ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH,
             VARY,
         },
     },
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
@@ -35,11 +35,7 @@ impl Document {
     pub(super) fn new(content_type: &'static str, plain: impl Into<Bytes>) -> Self {
         let plain = plain.into();
         let hash = Sha256::digest(&plain);
-        let digits: String = hash
-            .iter()
-            .take(16)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digits: String = hash[..16].iter().map(|it| format!("{it:02x}")).collect();
         Self {
             content_type,
             gzip: compressed(&plain).ok().map(Bytes::from),
@@ -50,30 +46,19 @@ impl Document {
 
     /// The answer to a request for it.
     pub(super) fn answer(&self, request: &HeaderMap) -> Response {
-        let is_known = items(request, &IF_NONE_MATCH).any(|tag| tag == "*" || tag == self.etag);
-        if is_known {
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = StatusCode::NOT_MODIFIED;
-            return self.with_validator(response);
+        let validator = [
+            (CACHE_CONTROL, "no-cache"),
+            (VARY, "accept-encoding"),
+            (ETAG, &self.etag),
+        ];
+        if items(request, &IF_NONE_MATCH).any(|tag| tag == "*" || tag == self.etag) {
+            return (StatusCode::NOT_MODIFIED, validator).into_response();
         }
         let gzip = self.gzip.as_ref().filter(|_| takes_gzip(request));
-        let mut response = Response::new(Body::from(gzip.unwrap_or(&self.plain).clone()));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
-        if gzip.is_some() {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-        self.with_validator(response)
-    }
-
-    fn with_validator(&self, mut response: Response) -> Response {
-        let headers = response.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-        headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
-        if let Ok(etag) = HeaderValue::from_str(&self.etag) {
-            headers.insert(ETAG, etag);
-        }
-        response
+        let encoding = gzip.map(|_| [(CONTENT_ENCODING, "gzip")]);
+        let content_type = [(CONTENT_TYPE, self.content_type)];
+        let body = gzip.unwrap_or(&self.plain).clone();
+        (validator, encoding, content_type, body).into_response()
     }
 }
 

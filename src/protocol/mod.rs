@@ -1,17 +1,23 @@
 //! What instances say to each other: paths, headers, lines and proofs. Both ends use it: `link` and `cluster` ask,
-//! `http` answers. Owns the form of each message and sends none.
+//! `http` answers. Owns the form of each message and sends none; here are the names, and how an instance introduces itself.
 
 mod catalogue;
 mod challenge;
 mod exec;
-mod introduction;
 pub(crate) mod lines;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 pub(crate) use self::{
     catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
     challenge::{Challenge, Statement, new_nonce},
     exec::Exec,
-    introduction::{Introduction, Readiness},
+};
+use crate::{
+    app::AppHealth,
+    name::{BootId, InstanceId},
+    region::Region,
 };
 
 /// The version of what instances say to each other, part of an [`Introduction`].
@@ -41,3 +47,40 @@ pub(crate) const FORWARDED: &str = "rpc-forwarded";
 pub(crate) const STATE: &str = "rpc-state";
 /// The value of [`STATE`] on a draining instance.
 pub(crate) const DRAINING: &str = "draining";
+
+/// Whether an instance takes calls, by its own account.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Readiness {
+    Ready,
+    Draining,
+}
+
+/// What an instance says about itself. Unknown members are ignored, so that a later release may add some.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Introduction {
+    pub region: Region,
+    pub instance: InstanceId,
+    /// Its run; `None` when it does not say.
+    pub boot: Option<BootId>,
+    pub app: Option<String>,
+    pub release: Option<String>,
+    /// The primary region in its configuration.
+    pub primary: Region,
+    pub state: Readiness,
+    /// Its version of [`PROTOCOL`].
+    pub protocol: u32,
+    pub catalogue: CatalogueHash,
+    /// How the app beside it is; `None` without one, and where it says what this release does not know.
+    #[serde(
+        default,
+        deserialize_with = "if_known",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub app_state: Option<AppHealth>,
+}
+
+fn if_known<'de, D: Deserializer<'de>>(from: D) -> Result<Option<AppHealth>, D::Error> {
+    let said = Value::deserialize(from)?;
+    Ok(AppHealth::deserialize(said).ok())
+}
