@@ -13,7 +13,7 @@ async function control(line) {
   return response.json();
 }
 
-async function tell(line) {
+async function order(line) {
   const said = await control(line).then(({ said }) => said, () => "`fly-rpc dev` does not answer");
   say("dev-said", said);
   await show();
@@ -30,7 +30,7 @@ async function show() {
 
 function make({ name }) {
   const button = (verb) => element("button", {
-    type: "button", value: verb, "aria-label": `${verb} ${name}`, onclick: () => tell(`${verb} ${name}`),
+    type: "button", value: verb, "aria-label": `${verb} ${name}`, onclick: () => order(`${verb} ${name}`),
   }, verb);
   const page = element("a", { href: `/at/${name}/ui${location.hash}` }, `as ${name} sees it`);
   return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, ...VERBS.map(button)), element("td", {}, page));
@@ -40,8 +40,8 @@ function make({ name }) {
 export async function start() {
   if (!token) return;
   byId("dev").hidden = false;
-  byId("dns-down").onclick = () => tell("dns down");
-  byId("dns-up").onclick = () => tell("dns up");
+  byId("dns-down").onclick = () => order("dns down");
+  byId("dns-up").onclick = () => order("dns up");
   await show();
   setInterval(show, 1000);
 }

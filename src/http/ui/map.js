@@ -157,10 +157,10 @@ function summary({ region, instances, p50, rtt }) {
     const count = instances.filter((it) => it.state === state).length;
     return count > 0 ? `${count} ${state}` : "";
   });
-  const told = [city(region), states.filter(Boolean).join(", ") || "no instance"];
-  if (rtt !== null) told.push(`round trip ${ms(rtt)}`);
+  const parts = [city(region), states.filter(Boolean).join(", ") || "no instance"];
+  if (rtt !== null) parts.push(`round trip ${ms(rtt)}`);
   // Begins with the text that is seen.
-  return `${region}${p50 === null ? "" : ` ${ms(p50)} median`}: ${told.filter(Boolean).join("; ")}. Explain`;
+  return `${region}${p50 === null ? "" : ` ${ms(p50)} median`}: ${parts.filter(Boolean).join("; ")}. Explain`;
 }
 
 function showDots(parent, instances) {

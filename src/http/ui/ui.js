@@ -55,7 +55,7 @@ async function follow() {
       for await (const event of events(lastId)) {
         lost.stream = "";
         lastId = event.id ?? lastId;
-        heard(event);
+        received(event);
       }
       lost.stream = "the stream of events has ended";
     } catch (trouble) {
@@ -68,7 +68,7 @@ async function follow() {
   }
 }
 
-function heard({ name, data }) {
+function received({ name, data }) {
   if (name === "peer" || name === "lagged") refreshSoon();
   if (name === "counts") {
     counts = data;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use tokio::task::JoinSet;
 
-use super::{App, call, parts, told};
+use super::{App, call, outcome, parts};
 use crate::support::{
     patience::{eventually, in_time},
     process::{Answer, Process, answer},
@@ -109,7 +109,7 @@ async fn each_answer_is_what_the_table_says_and_the_function_ran_once() {
     let instance = app.instance(&[]).await;
     for (number, (bytes, expected)) in rows().into_iter().enumerate() {
         let id = number.to_string();
-        let got = told(&instance, "App.raw", json!([id, closing(bytes)])).await;
+        let got = outcome(&instance, "App.raw", json!([id, closing(bytes)])).await;
         assert_eq!(got, expected, "{bytes:?}");
         assert_eq!(app.runs()[&id], 1, "{bytes:?}");
     }
@@ -121,7 +121,7 @@ async fn what_an_app_refuses_did_not_run() {
     let instance = app.instance(&[]).await;
     let refused = async |head: &str| {
         let bytes = format!("HTTP/1.1 {head}content-length: 0\r\n\r\n");
-        told(&instance, "App.refuse", json!(["a", closing(&bytes)])).await
+        outcome(&instance, "App.refuse", json!(["a", closing(&bytes)])).await
     };
     let said = [
         (400, "invalid_arguments"),
@@ -134,7 +134,7 @@ async fn what_an_app_refuses_did_not_run() {
         let got = refused(&format!("{status} X\r\nrpc-executed: no\r\n")).await;
         assert_eq!(got, pair(code, "no"), "{status}");
     }
-    // Its list tells that the function is not there any more.
+    // Its list says that the function is not there any more.
     let has_it = async || {
         let functions = instance.get("/functions").await.body;
         !functions["details"]["App.refuse"].is_null()
@@ -165,11 +165,11 @@ async fn an_error_of_the_function_reaches_the_caller_as_it_gave_it() {
     assert_eq!(answer.body["error"], error);
     // An answer before the request was read.
     app.offer(&json!({"functions": {"App.early": {}}}));
-    let has_it = async || told(&instance, "App.early", json!([])).await.0;
+    let has_it = async || outcome(&instance, "App.early", json!([])).await.0;
     eventually("the new list", has_it, |code| code == "function_failed").await;
     let large = json!(["x".repeat(900_000)]);
     assert_eq!(
-        told(&instance, "App.early", large).await,
+        outcome(&instance, "App.early", large).await,
         pair("function_failed", "yes")
     );
 }
@@ -212,8 +212,8 @@ async fn names_stay_in_their_segments() {
     let functions = instance.get("/functions").await.body["functions"].clone();
     assert_eq!(functions["a/b"], json!(["c?#%2e"]));
     assert_eq!(functions["x/../y"], Value::Null);
-    told(&instance, "a/b.c?#%2e", json!([])).await;
-    told(&instance, "Fly.RPC.now", json!([])).await;
+    outcome(&instance, "a/b.c?#%2e", json!([])).await;
+    outcome(&instance, "Fly.RPC.now", json!([])).await;
     let posts: Vec<_> = app
         .lines("paths")
         .into_iter()
@@ -230,7 +230,7 @@ async fn arguments_are_counted_where_parameters_are_declared() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
     assert_eq!(
-        told(&instance, "Math.add", json!([1, 2])).await,
+        outcome(&instance, "Math.add", json!([1, 2])).await,
         pair("ok", "3")
     );
     let answer = call(&instance, "Math.add", json!([1]), 5_000).await;
@@ -242,13 +242,13 @@ async fn arguments_are_counted_where_parameters_are_declared() {
     let paths = app.lines("paths");
     let posts = paths.iter().filter(|path| path.starts_with("POST"));
     assert_eq!(posts.count(), 1, "the app sees the call that fits");
-    // With an app, the built-in functions are not there, except those that tell about the instance.
+    // With an app, the built-in functions are not there, except those that are about the instance.
     assert_eq!(
-        told(&instance, "String.upcase", json!(["a"])).await,
+        outcome(&instance, "String.upcase", json!(["a"])).await,
         pair("function_unknown", "no")
     );
     assert_eq!(
-        told(&instance, "Fly.RPC.my_region", json!([])).await,
+        outcome(&instance, "Fly.RPC.my_region", json!([])).await,
         pair("ok", "\"iad\"")
     );
 }
@@ -296,7 +296,7 @@ async fn answers_count_in_the_memory_budget_while_they_are_read() {
     // What was read grows by doubling, and so is held twice for a moment.
     let grown = instance.peak_memory() - before;
     assert!(grown < 3 * 32 * 1024, "{grown} KiB");
-    let after = told(&instance, "App.run", json!(["b"])).await;
+    let after = outcome(&instance, "App.run", json!(["b"])).await;
     assert_eq!(after, pair("ok", "\"b\""));
 }
 
@@ -329,7 +329,7 @@ async fn as_many_calls_wait_as_run_and_more_are_refused() {
     let mut waiting = started(&instance, "hold", &["c", "d", "e"]);
     assert_eq!(next(&mut waiting).await, pair("overloaded", "no"));
     // A function of its own limit does not get around the app's.
-    let full = told(&instance, "App.one", json!(["f"])).await;
+    let full = outcome(&instance, "App.one", json!(["f"])).await;
     assert_eq!(full, pair("overloaded", "no"));
     app.set("release");
     for calls in [&mut calls, &mut waiting] {
@@ -347,7 +347,7 @@ async fn a_function_that_declares_a_concurrency_leaves_room_for_others() {
     let instance = app.instance(&[("RPC_APP_CONCURRENCY", "2")]).await;
     let mut calls = started(&instance, "one", &["a", "b", "c"]);
     assert_eq!(next(&mut calls).await, pair("overloaded", "no"));
-    let other = told(&instance, "App.run", json!(["other"])).await;
+    let other = outcome(&instance, "App.run", json!(["other"])).await;
     assert_eq!(other, pair("ok", "\"other\""));
     app.set("release");
     assert_eq!(next(&mut calls).await.0, "ok");
@@ -362,11 +362,11 @@ async fn over_a_unix_socket_it_is_the_same() {
     let app = App::start_at(folder, socket.to_str().unwrap()).await;
     let instance = app.instance(&[]).await;
     assert_eq!(
-        told(&instance, "Math.add", json!([1, 2])).await,
+        outcome(&instance, "Math.add", json!([1, 2])).await,
         pair("ok", "3")
     );
     assert_eq!(
-        told(&instance, "App.raw", json!(["a", ""])).await,
+        outcome(&instance, "App.raw", json!(["a", ""])).await,
         pair("function_lost", "maybe")
     );
     assert_eq!(app.runs()["a"], 1);

@@ -62,11 +62,11 @@ async fn a_call_alone_between_instances_bears_tokens_too() {
     let exec = json!({
         "module": "Test", "function": "token", "args": ["2"], "region": "syd", "after": "1", "later": "ignored",
     });
-    let told = cluster
+    let got = cluster
         .instance("syd-1")
         .post("/internal/exec", &exec.to_string())
         .await;
-    assert_eq!((told.result(), token(&told)), (&json!("1"), Some("2")));
+    assert_eq!((got.result(), token(&got)), (&json!("1"), Some("2")));
     let wrong = json!({
         "module": "Test", "function": "token", "args": ["2"], "region": "syd", "after": "a b",
     });
@@ -139,13 +139,13 @@ async fn a_fan_out_bears_the_token_to_each_and_gives_that_of_each() {
     let via = cluster.instance("iad-1");
     let call = json!({"module": "Test", "function": "token", "args": ["2"]}).to_string();
     let request = via.request("/each/all", &call).header("rpc-after", "1");
-    let told = answer(request).await.unwrap();
+    let got = answer(request).await.unwrap();
     let entry = |region: &str| {
         json!({
             "region": region, "instance": format!("{region}-1"), "result": "1", "problem": null, "consistency": "2",
         })
     };
-    assert_eq!(told.body["results"], json!([entry("iad"), entry("syd")]));
+    assert_eq!(got.body["results"], json!([entry("iad"), entry("syd")]));
 }
 
 #[tokio::test]
@@ -197,10 +197,10 @@ async fn a_remembered_outcome_bears_its_token() {
             // A repeat that names another token is the same call.
             let request = request.header("idempotency-key", key);
             let request = request.header("rpc-after", if is_repeat { "2" } else { "1" });
-            let told = answer(request).await.unwrap();
-            let replayed = told.headers.contains_key("idempotency-replayed");
+            let got = answer(request).await.unwrap();
+            let replayed = got.headers.contains_key("idempotency-replayed");
             assert_eq!(
-                (told.status, token(&told), replayed),
+                (got.status, token(&got), replayed),
                 (status, Some("0/7"), is_repeat)
             );
         }
@@ -255,9 +255,9 @@ async fn an_app_is_sent_tokens_and_gives_them() {
             "rpc-waited-ms: 30\r\n{headers}content-length: 1\r\n\r\n1"
         )
         .unwrap();
-        let told = call(&instance, "App.raw", json!(["a", raw]), 5000).await;
+        let got = call(&instance, "App.raw", json!(["a", raw]), 5000).await;
         assert_eq!(
-            (token(&told), parts(&told).0.as_str()),
+            (token(&got), parts(&got).0.as_str()),
             (expected, code),
             "{raw}"
         );

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 
-use super::{App, call, parts, told, until_state};
+use super::{App, call, outcome, parts, until_state};
 use crate::support::{
     patience::eventually,
     process::{Process, answer},
@@ -33,23 +33,23 @@ async fn a_kill_loses_what_runs_and_refuses_what_comes() {
         parts(&running.await.unwrap()),
         pair("function_lost", "maybe")
     );
-    let refused = told(&instance, "App.run", json!(["b"])).await;
+    let refused = outcome(&instance, "App.run", json!(["b"])).await;
     assert_eq!(refused, pair("function_unavailable", "no"));
     until_state(&instance, "down").await;
     assert_eq!(offered(&instance).await, Value::Null);
     // Its names are remembered; another name is none of its.
     assert_eq!(
-        told(&instance, "App.run", json!(["b"])).await,
+        outcome(&instance, "App.run", json!(["b"])).await,
         pair("function_unavailable", "no")
     );
     assert_eq!(
-        told(&instance, "App.none", json!([])).await,
+        outcome(&instance, "App.none", json!([])).await,
         pair("function_unknown", "no")
     );
     app.restart().await;
     until_state(&instance, "up").await;
     assert_eq!(
-        told(&instance, "App.run", json!(["c"])).await,
+        outcome(&instance, "App.run", json!(["c"])).await,
         pair("ok", "\"c\"")
     );
     assert_eq!(
@@ -63,7 +63,7 @@ async fn a_call_that_ends_the_app_is_lost() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
     assert_eq!(
-        told(&instance, "App.die", json!(["a"])).await,
+        outcome(&instance, "App.die", json!(["a"])).await,
         pair("function_lost", "maybe")
     );
     assert_eq!(app.runs()["a"], 1);
@@ -79,13 +79,13 @@ async fn an_app_that_hangs_is_down_until_it_goes_on() {
     assert_eq!(hanging.problem(), (504, "deadline_exceeded", "maybe"));
     until_state(&instance, "down").await;
     assert_eq!(
-        told(&instance, "App.run", json!(["b"])).await,
+        outcome(&instance, "App.run", json!(["b"])).await,
         pair("function_unavailable", "no")
     );
     app.signal(Signal::SIGCONT);
     until_state(&instance, "up").await;
     assert_eq!(
-        told(&instance, "App.run", json!(["c"])).await,
+        outcome(&instance, "App.run", json!(["c"])).await,
         pair("ok", "\"c\"")
     );
     assert!(!app.runs().contains_key("b"));
@@ -101,19 +101,19 @@ async fn an_instance_is_ready_once_its_late_app_has_listed() {
     let waiting = instance.get("/readyz").await;
     assert_eq!(waiting.problem(), (503, "function_unavailable", "no"));
     assert_eq!(
-        told(&instance, "Any.name", json!([])).await,
+        outcome(&instance, "Any.name", json!([])).await,
         pair("function_unavailable", "no")
     );
     // What is its own works at once.
     assert_eq!(
-        told(&instance, "Fly.RPC.my_region", json!([])).await,
+        outcome(&instance, "Fly.RPC.my_region", json!([])).await,
         pair("ok", "\"iad\"")
     );
     let _app = App::start_at(folder, socket.to_str().unwrap()).await;
     let ready = async || instance.get("/readyz").await.status;
     eventually("readiness", ready, |status| *status == 200).await;
     assert_eq!(
-        told(&instance, "Math.add", json!([1, 2])).await,
+        outcome(&instance, "Math.add", json!([1, 2])).await,
         pair("ok", "3")
     );
 }
@@ -137,10 +137,10 @@ async fn a_list_that_changes_is_followed() {
         functions["details"],
         json!({"App.run": {"timeout_ms": 700}})
     );
-    // One that it lost meanwhile: the list is asked again before the caller is told.
+    // One that it lost meanwhile: the list is asked again before the caller gets an answer.
     app.offer(&json!({"functions": {"App.run": {}}}));
     assert_eq!(
-        told(&instance, "App.new", json!([])).await,
+        outcome(&instance, "App.new", json!([])).await,
         pair("function_unknown", "no")
     );
     // One that it lists and does not have.
@@ -152,7 +152,7 @@ async fn a_list_that_changes_is_followed() {
     )
     .await;
     assert_eq!(
-        told(&instance, "App.gone", json!([])).await,
+        outcome(&instance, "App.gone", json!([])).await,
         pair("function_failed", "yes")
     );
 }
@@ -163,7 +163,7 @@ async fn an_app_that_refuses_its_own_token_is_not_available() {
     let instance = app.instance(&[]).await;
     app.set("refuse");
     assert_eq!(
-        told(&instance, "App.run", json!(["a"])).await,
+        outcome(&instance, "App.run", json!(["a"])).await,
         pair("function_unavailable", "no")
     );
     until_state(&instance, "down").await;
@@ -183,10 +183,10 @@ async fn a_connection_that_the_app_closes_between_calls_costs_none() {
     let instance = app.instance(&[]).await;
     for (number, pause) in [0, 50, 300, 900, 1000, 1100].into_iter().enumerate() {
         // It closes the connection 950 ms after its answer, without a word.
-        let first = told(&instance, "App.close_after", json!([950])).await;
+        let first = outcome(&instance, "App.close_after", json!([950])).await;
         assert_eq!(first, pair("ok", "null"));
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        let second = told(&instance, "App.run", json!([number.to_string()])).await;
+        let second = outcome(&instance, "App.run", json!([number.to_string()])).await;
         let is_right = second == pair("ok", &format!("\"{number}\""))
             || second == pair("function_lost", "maybe");
         assert!(is_right, "{pause} ms: {second:?}");
@@ -214,19 +214,19 @@ async fn a_keyed_outcome_survives_the_app() {
 }
 
 #[tokio::test]
-async fn kills_under_load_are_told_as_what_they_were() {
+async fn kills_under_load_are_reported_as_what_they_were() {
     let mut app = App::start().await;
     let instance = app.instance(&[]).await;
     let is_over = Cell::new(false);
     let caller = async |caller: u32| {
-        let mut told = Vec::new();
+        let mut got = Vec::new();
         while !is_over.get() {
-            let id = format!("{caller}-{}", told.len());
+            let id = format!("{caller}-{}", got.len());
             let ran = call(&instance, "App.run", json!([id]), 5_000).await;
-            told.push((id, parts(&ran)));
+            got.push((id, parts(&ran)));
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        told
+        got
     };
     let callers = join_all((0..8).map(caller));
     let kills = async {
@@ -248,10 +248,10 @@ async fn kills_under_load_are_told_as_what_they_were() {
         is_over.set(true);
         app
     };
-    let (told, app) = tokio::join!(callers, kills);
+    let (got, app) = tokio::join!(callers, kills);
     let mut codes = BTreeMap::<String, u32>::new();
     let runs = app.runs();
-    for (id, (code, executed)) in told.into_iter().flatten() {
+    for (id, (code, executed)) in got.into_iter().flatten() {
         let runs = runs.get(&id).copied().unwrap_or(0);
         let is_right = match (code.as_str(), executed.as_str()) {
             ("ok", _) => runs == 1,
@@ -275,7 +275,7 @@ async fn a_list_that_changes_all_the_time_costs_no_call() {
     // While it changes, too.
     let caller = async || {
         while !is_over.get() {
-            let ran = told(&instance, "App.run", json!(["x"])).await;
+            let ran = outcome(&instance, "App.run", json!(["x"])).await;
             assert_eq!(ran, pair("ok", "\"x\""));
         }
     };
@@ -297,7 +297,7 @@ async fn a_list_that_changes_all_the_time_costs_no_call() {
         is_over.set(true);
     };
     tokio::join!(callers, changes);
-    let gone = told(&instance, "G0.f1", json!([])).await;
+    let gone = outcome(&instance, "G0.f1", json!([])).await;
     assert_eq!(gone, pair("function_unknown", "no"));
     let metrics = instance.get("/metrics").await.body;
     let lines = metrics.as_str().unwrap().lines();

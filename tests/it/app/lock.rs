@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{App, TOKEN, told, until_state};
+use super::{App, TOKEN, outcome, until_state};
 use crate::support::{command::run_with, patience::eventually, process::Process};
 
 #[tokio::test]
@@ -15,7 +15,7 @@ async fn functions_of_an_app_that_lets_anybody_in_are_not_offered() {
     assert_eq!(functions["functions"]["App"], Value::Null);
     let reason = functions["app"]["reason"].as_str().unwrap();
     assert!(reason.contains("without RPC_APP_TOKEN"), "{reason}");
-    let (code, executed) = told(&instance, "App.run", json!(["a"])).await;
+    let (code, executed) = outcome(&instance, "App.run", json!(["a"])).await;
     assert_eq!(
         (code.as_str(), executed.as_str()),
         ("function_unavailable", "no")
@@ -32,7 +32,7 @@ async fn it_is_offered_all_the_same_where_that_is_said() {
     let app = App::start().await;
     app.set("open");
     let instance = app.instance(&[("RPC_APP_ALLOW_ANONYMOUS", "true")]).await;
-    let (code, _) = told(&instance, "App.run", json!(["a"])).await;
+    let (code, _) = outcome(&instance, "App.run", json!(["a"])).await;
     assert_eq!(code, "ok");
     let log = async || instance.log();
     eventually("a warning", log, |log| {
@@ -45,9 +45,9 @@ async fn it_is_offered_all_the_same_where_that_is_said() {
 async fn the_token_is_in_no_log_and_in_no_answer() {
     let mut app = App::start().await;
     let instance = app.instance(&[("RPC_LOG", "trace")]).await;
-    told(&instance, "App.run", json!(["a"])).await;
+    outcome(&instance, "App.run", json!(["a"])).await;
     app.kill().await;
-    told(&instance, "App.run", json!(["b"])).await;
+    outcome(&instance, "App.run", json!(["b"])).await;
     until_state(&instance, "down").await;
     let answers = [
         instance.get("/functions").await.body,
@@ -79,12 +79,12 @@ async fn what_is_no_list_is_said_and_nothing_is_offered() {
         std::fs::write(app.folder.path().join("list.json"), list).unwrap();
         let instance = Process::start(&app.environment()).await;
         let look = async || instance.get("/functions").await.body["app"].clone();
-        let is_told = |app: &Value| {
+        let is_reported = |app: &Value| {
             app["reason"]
                 .as_str()
-                .is_some_and(|told| told.contains(reason))
+                .is_some_and(|got| got.contains(reason))
         };
-        eventually(reason, look, is_told).await;
+        eventually(reason, look, is_reported).await;
         assert_eq!(instance.get("/readyz").await.status, 503);
     }
 }
@@ -95,11 +95,11 @@ async fn an_app_at_a_port_needs_a_token() {
     let mut environment = app.environment();
     environment.remove("RPC_APP_TOKEN");
     let environment: Vec<_> = environment.into_iter().collect();
-    let (code, _, told) = run_with(&["serve"], &environment).await;
+    let (code, _, got) = run_with(&["serve"], &environment).await;
     assert_eq!(code, 64);
     assert!(
-        told.starts_with("fly-rpc: RPC_APP_TOKEN: is needed with RPC_APP_URL"),
-        "{told}"
+        got.starts_with("fly-rpc: RPC_APP_TOKEN: is needed with RPC_APP_URL"),
+        "{got}"
     );
 }
 

@@ -152,7 +152,7 @@ pub(crate) async fn until_state(instance: &Process, state: &str) {
 }
 
 /// The answer to a call of the app's function, as code, executed and what else is in it.
-pub(crate) async fn told(instance: &Process, function: &str, args: Value) -> (String, String) {
+pub(crate) async fn outcome(instance: &Process, function: &str, args: Value) -> (String, String) {
     let answer = call(instance, function, args, 5_000).await;
     parts(&answer)
 }

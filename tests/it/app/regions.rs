@@ -89,7 +89,7 @@ async fn a_call_goes_where_the_function_is_also_to_a_sibling() {
     let expected = policy(900, "function", json!(3));
     eventually("the policy", explained, |policy| *policy == expected).await;
     // When its app ends, the region has nobody who could, and whose function it was is known, before and after the others
-    // have been told.
+    // know of it.
     apps[1].kill().await;
     let refused = async || {
         for via in [iad, first] {
@@ -97,18 +97,18 @@ async fn a_call_goes_where_the_function_is_also_to_a_sibling() {
             assert_eq!(gone.problem(), (503, "function_unavailable", "no"));
         }
     };
-    let is_told = async || {
+    let is_reported = async || {
         refused().await;
         let path = "/regions/syd/explain?function=App.run";
-        let told = iad.get(path).await.body;
-        let second = told["candidates"][1].clone();
+        let got = iad.get(path).await.body;
+        let second = got["candidates"][1].clone();
         (second["app"].clone(), second["reason"].clone())
     };
     let down = (
         json!("down"),
         json!("ready; none has App.run, and its app, which is down, may know it"),
     );
-    eventually("the app's end", is_told, |told| *told == down).await;
+    eventually("the app's end", is_reported, |got| *got == down).await;
     for _ in 0..10 {
         refused().await;
     }
@@ -218,8 +218,8 @@ async fn a_deploy_in_which_half_lack_a_function_fails_no_call() {
     apps.iter().for_each(|app| offer(app, "App.run"));
     let chosen = async || {
         let path = "/regions/syd/explain?function=App.run";
-        let told = iad.get(path).await.body;
-        [0, 1, 2, 3].map(|number| told["candidates"][number]["chosen"] == true)
+        let got = iad.get(path).await.body;
+        [0, 1, 2, 3].map(|number| got["candidates"][number]["chosen"] == true)
     };
     eventually("who has it", &chosen, |chosen| *chosen == [true; 4]).await;
     let callers = Callers {
@@ -312,9 +312,9 @@ async fn a_replay_is_asked_for_within_the_declared_timeout() {
     let body = json!({"module": "App", "function": "run", "args": ["a"]}).to_string();
     let asked = async || {
         let request = iad.request("/rpc/syd", &body).header("rpc-route", "replay");
-        let told = answer(request).await.unwrap();
-        assert_eq!(told.problem(), (409, "replay", "no"));
-        let header = told.headers["fly-replay"].clone();
+        let got = answer(request).await.unwrap();
+        assert_eq!(got.problem(), (409, "replay", "no"));
+        let header = got.headers["fly-replay"].clone();
         let state = header.split_once("state=").unwrap().1;
         let (_, left) = state.split(';').next().unwrap().split_once('~').unwrap();
         left.parse::<u64>().unwrap()

@@ -138,14 +138,14 @@ async fn an_app_that_ends_again_and_again_is_started_after_longer_pauses() {
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let mut run = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(run.stderr.take().unwrap()).lines();
-    let mut told = Vec::new();
+    let mut got = Vec::new();
     in_time("four starts", async {
-        while told.len() < 7 {
+        while got.len() < 7 {
             let line = lines.next_line().await.unwrap().unwrap();
             let pause = line.split_once("it is started again in ");
             match pause {
-                Some((_, pause)) => told.push(pause.split('"').next().unwrap().to_owned()),
-                None if line == "started" => told.push(line),
+                Some((_, pause)) => got.push(pause.split('"').next().unwrap().to_owned()),
+                None if line == "started" => got.push(line),
                 None => {}
             }
         }
@@ -154,7 +154,7 @@ async fn an_app_that_ends_again_and_again_is_started_after_longer_pauses() {
     let expected = [
         "started", "200ms", "started", "400ms", "started", "800ms", "started",
     ];
-    assert_eq!(told, expected);
+    assert_eq!(got, expected);
 }
 
 #[tokio::test]

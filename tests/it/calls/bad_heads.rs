@@ -18,11 +18,11 @@ async fn assert_not_http(cases: &[(&str, &str)]) {
     let instance = instance(&directory).await;
     for (what, text) in cases {
         let answers = raw::answers(instance.address, text.as_bytes()).await;
-        let told: Vec<_> = answers
+        let got: Vec<_> = answers
             .iter()
             .map(|answer| (answer.status, &answer.body))
             .collect();
-        assert_eq!(told, [(400, &json!(""))], "{what}");
+        assert_eq!(got, [(400, &json!(""))], "{what}");
         assert_serves(&instance, what).await;
     }
 }
@@ -117,7 +117,7 @@ async fn paths_reach_no_route_that_the_plain_path_would_not() {
 }
 
 #[tokio::test]
-async fn methods_that_a_route_has_not_are_told_with_those_it_has() {
+async fn a_method_that_a_route_has_not_is_answered_with_those_it_has() {
     let directory = TempDir::new().unwrap();
     let instance = instance(&directory).await;
     for (line, allowed) in [

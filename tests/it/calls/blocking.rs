@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::support::{
-    asking::{run, told, two_regions},
+    asking::{failure, run, two_regions},
     cluster::Cluster,
     patience::{eventually, in_time},
     process::{Answer, Process, answer},
@@ -47,7 +47,7 @@ async fn more_blocking_calls_than_threads_stop_nothing_else() {
     }
     // No thread gets free before its deadline.
     let late = hold(syd, "late", 1000).await.unwrap();
-    assert_eq!(told(&late), ("deadline_exceeded", "no", 1));
+    assert_eq!(failure(&late), ("deadline_exceeded", "no", 1));
     assert_eq!(cluster.runs().len(), THREADS);
 
     cluster.release("free");
@@ -69,11 +69,11 @@ async fn the_answer_comes_at_the_deadline_and_the_function_stays_in_flight() {
         let late = async || hold(via, &via.name, 1000).await.unwrap();
         let ran = |answer: &Answer| answer.body["code"] == "deadline_exceeded";
         let late = eventually("a free slot", late, ran).await;
-        assert_eq!(told(&late), ("deadline_exceeded", "maybe", 1));
+        assert_eq!(failure(&late), ("deadline_exceeded", "maybe", 1));
         let elapsed = late.body["meta"]["elapsed_ms"].as_f64().unwrap();
         assert!((1_000.0..30_000.0).contains(&elapsed), "{elapsed} ms");
         let refused = via.rpc("syd", &run("never", &json!({}))).await;
-        assert_eq!(told(&refused), ("overloaded", "no", 1));
+        assert_eq!(failure(&refused), ("overloaded", "no", 1));
         cluster.release("free");
         let again = async || via.rpc("syd", &run("again", &json!({}))).await;
         eventually("a free slot", again, |answer| answer.status == 200).await;
@@ -90,14 +90,14 @@ async fn a_blocking_function_that_outlived_its_deadline_does_not_hold_up_the_exi
         .start()
         .await;
     let late = hold(cluster.instance("iad-1"), "one", 1000).await.unwrap();
-    assert_eq!(told(&late), ("deadline_exceeded", "maybe", 1));
+    assert_eq!(failure(&late), ("deadline_exceeded", "maybe", 1));
     cluster.instance("syd-1").terminate();
     cluster.instance_mut("syd-1").ended().await;
     assert!(!cluster.is_marked("free.released"));
 }
 
 #[tokio::test]
-async fn a_panic_on_a_thread_is_told_and_harms_nothing() {
+async fn a_panic_on_a_thread_is_reported_and_harms_nothing() {
     let cluster = cluster().await;
     let iad = cluster.instance("iad-1");
     for region in ["iad", "syd"] {

@@ -88,8 +88,8 @@ async fn the_command_line_takes_names() {
     assert_eq!((code, stdout.as_str()), (0, "[\"a=b\",[2]]\n"));
     let (code, _, stderr) = call(&["first=1"]).await;
     assert_eq!(code, 1);
-    let told = "fly-rpc: invalid_arguments: Test.pair: argument \"second\" is missing\n";
-    assert!(stderr.starts_with(told), "{stderr}");
+    let got = "fly-rpc: invalid_arguments: Test.pair: argument \"second\" is missing\n";
+    assert!(stderr.starts_with(got), "{stderr}");
 }
 
 async fn answer_text(via: &Process, path: &str, body: &str) -> String {

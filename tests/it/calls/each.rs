@@ -256,8 +256,8 @@ async fn a_client_that_goes_away_is_waited_for_no_more() {
         client.abort();
         let over = async || iad.in_flight().await;
         eventually("the end of the fan-out", over, |count| *count == 0).await;
-        let told = async || iad.log().contains("call abandoned");
-        eventually("a line in the log", told, |told| *told).await;
+        let is_logged = async || iad.log().contains("call abandoned");
+        eventually("a line in the log", is_logged, |it| *it).await;
     }
     assert_eq!(iad.log().matches("call abandoned").count(), 2);
     // What ran, runs on.
@@ -402,7 +402,7 @@ async fn a_client_that_is_limited_names_its_regions() {
 }
 
 #[tokio::test]
-async fn a_lost_connection_is_told_in_its_entry() {
+async fn a_lost_connection_is_reported_in_its_entry() {
     use crate::support::fault::{Fault, Scope};
     let cluster = broken_cluster(2).await;
     let iad = cluster.instance("iad-1");

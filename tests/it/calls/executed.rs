@@ -1,4 +1,4 @@
-//! `executed` for every way in which a call can end: what the caller is told, and what the log of runs says.
+//! `executed` for every way in which a call can end: what the caller reads, and what the log of runs says.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use tokio::{
 };
 
 use crate::support::{
-    asking::{block, broken_cluster, run, told, two_regions},
+    asking::{block, broken_cluster, failure, run, two_regions},
     cluster::instances_in_state,
     fault::{Fault, Scope},
     patience::{eventually, in_time},
 };
 
 #[tokio::test]
-async fn what_breaks_on_the_way_to_the_only_instance_is_told_as_it_is() {
+async fn what_breaks_on_the_way_to_the_only_instance_is_reported_as_it_is() {
     let cluster = broken_cluster(1).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
     let html =
@@ -83,7 +83,7 @@ async fn what_breaks_on_the_way_to_the_only_instance_is_told_as_it_is() {
         let answer = iad
             .rpc("syd", &run(&id, &json!({"timeout_ms": 2_000})))
             .await;
-        assert_eq!(told(&answer), expected, "{what}");
+        assert_eq!(failure(&answer), expected, "{what}");
         assert_eq!(answer.instance(), "syd-1", "{what}");
         assert!(syd.posts() - posts <= 1, "{what}: sent twice");
         let runs = async || cluster.runs().get(&id).copied().unwrap_or_default();
@@ -123,7 +123,7 @@ async fn what_is_held_up_beyond_its_deadline_never_starts() {
     for (id, timeout_ms) in [("held up", 200), ("held up longer", 1_000)] {
         let call = run(id, &json!({"timeout_ms": timeout_ms}));
         let answer = iad.rpc("syd", &call).await;
-        assert_eq!(told(&answer), ("deadline_exceeded", "maybe", 1));
+        assert_eq!(failure(&answer), ("deadline_exceeded", "maybe", 1));
     }
     syd.heal().await;
     let again = async || iad.rpc("syd", &run("again", &json!({}))).await;
@@ -142,7 +142,7 @@ async fn a_connection_that_dies_in_silence_is_given_up_for_a_new_one() {
     assert_eq!(call("well").await.result(), "well");
     syd.set(Fault::Forget, Scope::Calls).await;
     let first = call("first").await;
-    assert_eq!(told(&first), ("deadline_exceeded", "maybe", 1));
+    assert_eq!(failure(&first), ("deadline_exceeded", "maybe", 1));
     // Silence, not the number of lost calls, ends the connection.
     let again = async || call("again").await;
     eventually("a call on another", again, |answer| answer.status == 200).await;
@@ -167,12 +167,12 @@ async fn without_a_connection_nothing_ran() {
         let call = run("never", &json!({"timeout_ms": timeout_ms}));
         let without = async || {
             let answer = iad.rpc("syd", &call).await;
-            let told = told(&answer);
+            let got = failure(&answer);
             assert!(
-                expected.contains(&told) || told == ("peer_lost", "maybe", 1),
+                expected.contains(&got) || got == ("peer_lost", "maybe", 1),
                 "{fault:?}: {answer:?}"
             );
-            told.1.to_owned()
+            got.1.to_owned()
         };
         eventually("no connection", without, |executed| executed == "no").await;
         syd.heal().await;
@@ -184,7 +184,7 @@ async fn without_a_connection_nothing_ran() {
 }
 
 #[tokio::test]
-async fn a_reset_before_anything_arrived_is_never_told_as_run() {
+async fn a_reset_before_anything_arrived_is_never_reported_as_run() {
     let cluster = broken_cluster(1).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
     for _ in 0..20 {
@@ -196,7 +196,7 @@ async fn a_reset_before_anything_arrived_is_never_told_as_run() {
             ("peer_unreachable", "no", 1),
             ("region_unavailable", "no", 1),
         ];
-        assert!(possible.contains(&told(&answer)), "{answer:?}");
+        assert!(possible.contains(&failure(&answer)), "{answer:?}");
     }
     assert_eq!(cluster.runs().get("never"), None);
 }
@@ -209,7 +209,10 @@ async fn a_call_on_an_instance_that_dies_may_have_run() {
     cluster.until_marked("once.started").await;
     cluster.instance(syd).kill();
     let once = once.await.unwrap();
-    assert_eq!((once.status, told(&once)), (502, ("peer_lost", "maybe", 1)));
+    assert_eq!(
+        (once.status, failure(&once)),
+        (502, ("peer_lost", "maybe", 1))
+    );
     cluster.instance_mut(syd).ended().await;
 }
 
@@ -253,7 +256,7 @@ async fn a_deadline_that_passes_while_it_runs_may_have_run_here_and_there() {
         let call = json!({"module": "Test", "function": "run", "args": [region, 60_000], "timeout_ms": 1000});
         let answer = iad.rpc(region, &call).await;
         assert_eq!(
-            (answer.status, told(&answer)),
+            (answer.status, failure(&answer)),
             (504, ("deadline_exceeded", "maybe", 1))
         );
         let elapsed = answer.body["meta"]["elapsed_ms"].as_f64().unwrap();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    asking::{blocking, run, told, two_regions},
+    asking::{blocking, failure, run, two_regions},
     cluster::{Cluster, instances_in_state},
     fault::{Fault, Scope},
     patience::eventually,
@@ -28,7 +28,7 @@ fn under_way(via: &Process, region: &str, key: &str, call: &Value) -> JoinHandle
     tokio::spawn(async { answer(request).await.unwrap() })
 }
 
-/// What an answer tells besides when and how it was asked.
+/// What an answer says besides when and how it was asked.
 fn outcome(answer: &Answer) -> Value {
     let mut outcome = answer.body.clone();
     outcome.as_object_mut().unwrap().remove("meta");
@@ -101,11 +101,11 @@ async fn repeats_wait_for_the_one_that_runs() {
             .iter()
             .map(|instance| under_way(instance, region, region, &call))
             .collect();
-        // A repeat that does not wait so long is told that it may have run, and does not disturb the others.
+        // A repeat that does not wait so long learns that it may have run, and does not disturb the others.
         let hasty = blocking(region, &json!({"timeout_ms": 500}));
         let hasty = keyed(cluster.instance("iad-2"), region, region, &hasty).await;
-        assert_eq!(told(&hasty).0, "deadline_exceeded");
-        assert_eq!(told(&hasty).1, "maybe");
+        assert_eq!(failure(&hasty).0, "deadline_exceeded");
+        assert_eq!(failure(&hasty).1, "maybe");
         assert!(!cluster.is_marked(&format!("{region}.finished")));
         cluster.release(region);
         for answer in [first].into_iter().chain(repeats) {
@@ -259,7 +259,7 @@ async fn after_a_maybe_only_the_same_instance_is_asked_again() {
         let posts = || syd.map(|name| cluster.proxy(name).posts());
         let before = posts();
         let lost = keyed(iad, "syd", &key, &run(&id, &json!({}))).await;
-        assert_eq!(told(&lost), ("peer_lost", "maybe", 3));
+        assert_eq!(failure(&lost), ("peer_lost", "maybe", 3));
         let asked: Vec<_> = std::iter::zip(posts(), before)
             .map(|(after, before)| after - before)
             .collect();
@@ -300,7 +300,7 @@ async fn another_process_of_the_instance_does_not_run_what_its_predecessor_may_h
         let answer = call.await.unwrap();
         // It may have ended in the moment before it was killed.
         if answer.status != 200 {
-            let (code, executed, _) = told(&answer);
+            let (code, executed, _) = failure(&answer);
             assert_eq!((code, executed), ("peer_lost", "maybe"));
         }
         assert_eq!(cluster.starts(&name).len(), 1, "{name}");

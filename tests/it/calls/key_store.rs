@@ -96,7 +96,7 @@ async fn any_instance_takes_a_repeat_also_when_who_ran_it_is_gone() {
 }
 
 #[tokio::test]
-async fn a_repeat_waits_for_the_call_that_runs_elsewhere() {
+async fn a_repeat_waits_for_the_call_that_runs_on_another_instance() {
     let redis = Redis::start().await;
     let cluster = cluster(&redis).await;
     let block =

@@ -26,14 +26,14 @@ fn is_admitted(answer: &Answer) -> bool {
 }
 
 /// A line of the log under the id of `answer` that says `what`.
-async fn until_told(instance: &Process, answer: &Answer, what: &str) {
+async fn until_logged(instance: &Process, answer: &Answer, what: &str) {
     let id = &answer.headers["x-request-id"];
     let log = async || instance.log();
-    let is_told = |log: &String| {
+    let is_reported = |log: &String| {
         let mut lines = log.lines();
         lines.any(|line| line.contains(id.as_str()) && line.contains(what))
     };
-    eventually(what, log, is_told).await;
+    eventually(what, log, is_reported).await;
 }
 
 #[tokio::test]
@@ -56,14 +56,14 @@ async fn the_answer_comes_once_the_call_is_admitted_and_the_log_has_its_end() {
         cluster.until_started(&name).await;
         assert!(iad.in_flight().await > 0);
         cluster.release(&name);
-        until_told(iad, &answer, r#""message":"call""#).await;
+        until_logged(iad, &answer, r#""message":"call""#).await;
         let none = async || iad.in_flight().await;
         eventually("nothing in flight", none, |count| *count == 0).await;
     }
     let failed = json!({"module": "Test", "function": "fail", "args": ["failed"]});
     let failed = admitted(iad, "syd", &failed).await;
     assert!(is_admitted(&failed));
-    until_told(iad, &failed, r#""message":"call failed""#).await;
+    until_logged(iad, &failed, r#""message":"call failed""#).await;
     // As one of several preferences, by path, and in other letters.
     let request = iad.request("/rpc/syd/Test/run", &json!(["by path", 0]).to_string());
     let request = request.header("prefer", "wait=10, Respond-Async; foo");
@@ -81,7 +81,7 @@ async fn the_answer_comes_once_the_call_is_admitted_and_the_log_has_its_end() {
 }
 
 #[tokio::test]
-async fn what_is_refused_at_once_is_told_at_once() {
+async fn what_is_refused_at_once_is_answered_at_once() {
     let cluster = two_regions()
         .functions()
         .set("RPC_MAX_IN_FLIGHT", "2")
@@ -148,11 +148,11 @@ async fn a_drain_waits_for_what_was_admitted() {
     cluster.release("drained");
     assert!(cluster.instance_mut("iad-1").ended().await.success());
     let iad = cluster.instance("iad-1");
-    until_told(iad, &drained, r#""message":"call""#).await;
+    until_logged(iad, &drained, r#""message":"call""#).await;
 }
 
 #[tokio::test]
-async fn what_a_drain_cuts_is_told_as_abandoned() {
+async fn what_a_drain_cuts_is_logged_as_abandoned() {
     let mut cluster = Cluster::builder()
         .region("iad", 1)
         .region("syd", 1)
@@ -170,9 +170,9 @@ async fn what_a_drain_cuts_is_told_as_abandoned() {
     cluster.instance_mut("iad-1").ended().await;
     for answer in &cut {
         assert!(is_admitted(answer));
-        until_told(cluster.instance("iad-1"), answer, "call abandoned").await;
+        until_logged(cluster.instance("iad-1"), answer, "call abandoned").await;
     }
-    // What runs elsewhere, runs on.
+    // What runs on another instance runs on.
     cluster.release("there");
     cluster.until_marked("there.finished").await;
 }

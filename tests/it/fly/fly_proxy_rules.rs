@@ -16,7 +16,7 @@ use crate::support::{
     process::{Answer, answer},
 };
 
-/// A Machine of an application that always answers `fly-replay`, if with any, and else tells what reached it.
+/// A Machine of an application that always answers `fly-replay`, if with any, and else says what reached it.
 async fn machine(id: &str, region: &str, replay: Option<&'static str>) -> Machine {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -28,14 +28,14 @@ async fn machine(id: &str, region: &str, replay: Option<&'static str>) -> Machin
                 return replayed(replay);
             }
             let text = |name| Some(headers.get(name)?.to_str().unwrap().to_owned());
-            let told = json!({
+            let got = json!({
                 "machine": &*name,
                 "length": body.len(),
                 "client": text("fly-client-ip"),
                 "source": text("fly-replay-src"),
                 "failed": text("fly-replay-failed"),
             });
-            told.to_string().into_response()
+            got.to_string().into_response()
         }
     });
     tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });

@@ -81,7 +81,7 @@ fn text<'a>(table: &'a Table, key: &str) -> &'a str {
         .unwrap_or_else(|| panic!("{key} is no text"))
 }
 
-/// What instances are told.
+/// The settings that instances are given.
 fn settings(fly_toml: &Table) -> &Table {
     fly_toml["env"].as_table().unwrap()
 }
@@ -92,8 +92,8 @@ fn duration(fly_toml: &Table, variable: &str) -> Duration {
         .iter()
         .find(|setting| setting.variable == variable)
         .unwrap();
-    let told = settings(fly_toml).get(variable).and_then(Value::as_str);
-    humantime::parse_duration(told.unwrap_or(setting.default)).unwrap()
+    let got = settings(fly_toml).get(variable).and_then(Value::as_str);
+    humantime::parse_duration(got.unwrap_or(setting.default)).unwrap()
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn the_service_is_the_public_listener_and_no_service_names_the_other() {
     assert!(strategies.contains(&text(fly_toml["deploy"].as_table().unwrap(), "strategy")));
 }
 
-/// With its settings, the secrets and what Fly tells a Machine, an instance starts and is ready; only the ports and the
+/// With its settings, the secrets and what Fly gives a Machine, an instance starts and is ready; only the ports and the
 /// name of the private address, which this machine does not have, are others.
 #[tokio::test]
 async fn an_instance_takes_its_settings_and_passes_its_check() {
@@ -178,11 +178,11 @@ async fn an_instance_takes_its_settings_and_passes_its_check() {
         let Some(value) = settings(&fly_toml).get(setting.variable) else {
             continue;
         };
-        let told = match value.as_str().unwrap().rsplit_once(':') {
+        let got = match value.as_str().unwrap().rsplit_once(':') {
             Some((host, _)) => format!("{}:0", host.replace("fly-local-6pn", "[::1]")),
             None => value.as_str().unwrap().to_owned(),
         };
-        environment.insert(setting.variable, told);
+        environment.insert(setting.variable, got);
     }
     let names = environment.keys().copied().collect::<BTreeSet<_>>();
     assert!(

@@ -191,18 +191,18 @@ async fn without_fly_proxy_the_answer_says_where_the_call_is_to_go() {
             2700,
         ),
     ] {
-        let told = answered(asked(request)).await;
-        assert_eq!(told.problem(), (409, "replay", "no"));
-        let asks = Asked::of(&told);
+        let got = answered(asked(request)).await;
+        assert_eq!(got.problem(), (409, "replay", "no"));
+        let asks = Asked::of(&got);
         let mut expected = BTreeMap::from([("region", region), ("fallback", "prefer_self")]);
         expected.extend(instance.map(|instance| ("instance", instance)));
         assert_eq!((asks.fields, asks.request_id), (expected, "the-one"));
         assert_eq!(asks.preferred.is_some(), !preferred.is_empty());
         assert!(asks.preferred.is_none_or(|peer| preferred.contains(&peer)));
-        assert!((1..=3000).contains(&asks.left), "{told:?}");
+        assert!((1..=3000).contains(&asks.left), "{got:?}");
         assert!(asks.timeout <= most && asks.timeout + 1 >= asks.left * most / 3000);
         assert_eq!(
-            [&told.body["meta"]["region"], &told.body["meta"]["attempts"]],
+            [&got.body["meta"]["region"], &got.body["meta"]["attempts"]],
             [
                 &json!(region.trim_matches('"').split(',').next()),
                 &json!(0)
@@ -234,8 +234,8 @@ async fn a_replay_prefers_a_peer_that_is_ready() {
     cluster.until_ready("iad-1", &["iad-1", "syd-2"]).await;
     for id in 0..10 {
         let request = iad.request("/rpc/syd", &run(&id.to_string()));
-        let told = answered(request.header("rpc-route", "replay")).await;
-        assert_eq!(Asked::of(&told).preferred, Some("syd-2"));
+        let got = answered(request.header("rpc-route", "replay")).await;
+        assert_eq!(Asked::of(&got).preferred, Some("syd-2"));
     }
 }
 
@@ -408,8 +408,8 @@ async fn a_machine_that_starts_gets_the_call_or_is_awaited() {
         let waking = answered(proxy.post("/rpc/fra", call.to_string())).await;
         assert_eq!(waking.problem(), (503, "region_unavailable", "no"));
         assert_eq!(waking.headers["retry-after"], "1");
-        let told = "region \"fra\": Fly Proxy could not reach a Machine there within ";
-        assert!(waking.detail().starts_with(told), "{waking:?}");
+        let got = "region \"fra\": Fly Proxy could not reach a Machine there within ";
+        assert!(waking.detail().starts_with(got), "{waking:?}");
         let deliveries = proxy.deliveries();
         assert_eq!(way(&deliveries), ["iad-1", "iad-1"]);
         let failed = deliveries[1].replay_failed.as_deref().unwrap();
@@ -418,7 +418,7 @@ async fn a_machine_that_starts_gets_the_call_or_is_awaited() {
 }
 
 #[tokio::test]
-async fn why_a_replay_reached_nobody_decides_what_the_client_is_told() {
+async fn why_a_replay_reached_nobody_decides_what_the_client_reads() {
     let cluster = regions().start().await;
     let iad = cluster.instance("iad-1");
     for (region, reason, problem) in [

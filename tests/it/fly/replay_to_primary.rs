@@ -254,7 +254,7 @@ async fn a_write_that_does_not_reach_the_primary_region_runs_nowhere() {
 }
 
 #[tokio::test]
-async fn what_a_client_invents_is_neither_replayed_again_nor_written_elsewhere() {
+async fn what_a_client_invents_is_neither_replayed_again_nor_written_in_another_region() {
     let application = Application::start(|layer| layer).await;
     for invented in [
         (

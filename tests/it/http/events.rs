@@ -1,4 +1,4 @@
-//! The stream of events: what it tells, to whom, to how many, and how it ends.
+//! The stream of events: what it says, to whom, to how many, and how it ends.
 
 use std::collections::BTreeMap;
 
@@ -96,7 +96,7 @@ fn parsed(text: &str) -> Event {
 }
 
 #[tokio::test]
-async fn an_instance_that_dies_is_told_and_one_that_comes_back_too() {
+async fn an_instance_that_dies_is_an_event_and_one_that_comes_back_too() {
     let mut cluster = Cluster::builder()
         .region("iad", 1)
         .region("syd", 2)
@@ -117,7 +117,7 @@ async fn an_instance_that_dies_is_told_and_one_that_comes_back_too() {
 }
 
 #[tokio::test]
-async fn a_call_is_told_with_its_path_and_counted() {
+async fn a_call_is_an_event_with_its_path_and_counted() {
     let cluster = Cluster::builder()
         .region("iad", 1)
         .region("syd", 1)
@@ -134,7 +134,7 @@ async fn a_call_is_told_with_its_path_and_counted() {
     );
 
     let secret = json!(["a secret"]);
-    let mut told = Vec::new();
+    let mut got = Vec::new();
     for (region, function, args) in [
         ("syd", "String.upcase", &secret),
         ("iad", "Kernel.raise", &secret),
@@ -153,9 +153,9 @@ async fn a_call_is_told_with_its_path_and_counted() {
             "elapsed_ms": meta["elapsed_ms"],
         });
         assert_eq!(event.data, expected);
-        told.push((event.data["code"].clone(), event.id.unwrap()));
+        got.push((event.data["code"].clone(), event.id.unwrap()));
     }
-    let codes: Vec<_> = told.iter().map(|(code, _)| code.clone()).collect();
+    let codes: Vec<_> = got.iter().map(|(code, _)| code.clone()).collect();
     assert_eq!(
         codes,
         [
@@ -164,8 +164,8 @@ async fn a_call_is_told_with_its_path_and_counted() {
             json!("region_unknown")
         ]
     );
-    let (boot, _) = told[0].1.split_once('.').unwrap();
-    let ids: Vec<_> = told.iter().map(|(_, id)| id.clone()).collect();
+    let (boot, _) = got[0].1.split_once('.').unwrap();
+    let ids: Vec<_> = got.iter().map(|(_, id)| id.clone()).collect();
     assert_eq!(ids, [1, 2, 3].map(|number| format!("{boot}.{number}")));
 
     // Counted once, over all the events with counts that have come.
@@ -194,7 +194,7 @@ async fn a_call_is_told_with_its_path_and_counted() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_fails_is_told_before_its_call() {
+async fn an_attempt_that_fails_is_an_event_before_its_call() {
     let cluster = Cluster::builder()
         .region("iad", 2)
         .region("syd", 1)

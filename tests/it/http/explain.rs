@@ -125,14 +125,14 @@ async fn calls_go_where_it_says() {
         ("Test.echo", names(&["syd-1", "syd-2"])),
     ];
     for (function, expected) in expected {
-        let told = explain(iad, "syd", &format!("?function={function}")).await;
+        let shown = explain(iad, "syd", &format!("?function={function}")).await;
         assert_eq!(
-            (chosen(&told), tried(iad, function).await),
+            (chosen(&shown), tried(iad, function).await),
             (expected.clone(), expected)
         );
     }
-    let told = explain(iad, "syd", "?function=Test.echo").await;
-    let reason = &told.body["candidates"][2]["reason"];
+    let shown = explain(iad, "syd", "?function=Test.echo").await;
+    let reason = &shown.body["candidates"][2]["reason"];
     assert_eq!(reason, "it has no function Test.echo");
     for name in ["syd-1", "syd-2"] {
         cluster.instance(name).kill();
@@ -144,9 +144,9 @@ async fn calls_go_where_it_says() {
         (0..2).all(|number| candidates[number]["state"] == "suspect")
     };
     let asked = async || explain(iad, "syd", "?function=Test.echo").await;
-    let told = eventually("two suspects", asked, is_doubted).await;
-    assert_eq!(chosen(&told), names(&["syd-1", "syd-2"]));
-    let reason = &told.body["candidates"][0]["reason"];
+    let shown = eventually("two suspects", asked, is_doubted).await;
+    assert_eq!(chosen(&shown), names(&["syd-1", "syd-2"]));
+    let reason = &shown.body["candidates"][0]["reason"];
     assert_eq!(reason, "suspect, and no ready one is left");
 }
 
@@ -155,7 +155,7 @@ async fn the_own_region_an_unknown_one_and_what_is_no_question() {
     let cluster = Cluster::builder().region("iad", 2).start().await;
     let iad = cluster.instance("iad-1");
     let own = explain(iad, "iad", "?function=None.such").await;
-    let told = |number: usize| {
+    let shown = |number: usize| {
         let candidate = &own.body["candidates"][number];
         (
             candidate["local"] == true,
@@ -166,7 +166,7 @@ async fn the_own_region_an_unknown_one_and_what_is_no_question() {
     let here = "a call for the own region runs on the instance that it reaches";
     let missing = format!("{here}: no function None.such here");
     assert_eq!(
-        (told(0), told(1)),
+        (shown(0), shown(1)),
         ((true, true, missing.as_str()), (false, false, here))
     );
     assert_eq!(

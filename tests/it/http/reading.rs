@@ -1,4 +1,4 @@
-//! The routes that only tell, each as its whole body.
+//! The routes that are only read, each as its whole body.
 
 use serde_json::{Value, json};
 
@@ -148,7 +148,7 @@ async fn every_built_in_function_does_what_its_name_says() {
 }
 
 #[tokio::test]
-async fn health_and_introduction_tell_who_answers() {
+async fn health_and_introduction_name_who_answers() {
     let cluster = Cluster::builder()
         .region("iad", 1)
         .set("FLY_APP_NAME", "shop")
@@ -160,14 +160,14 @@ async fn health_and_introduction_tell_who_answers() {
     assert_eq!(iad.get("/healthz").await.body, status("live"));
     assert_eq!(iad.get("/readyz").await.body, status("ready"));
     let hash = iad.get("/functions").await.body["catalogue"].clone();
-    let told = iad.get("/internal/region").await.body;
-    let boot = told["boot"].clone();
-    assert_eq!(boot.as_str().map(str::len), Some(32), "{told}");
+    let got = iad.get("/internal/region").await.body;
+    let boot = got["boot"].clone();
+    assert_eq!(boot.as_str().map(str::len), Some(32), "{got}");
     let introduction = json!({
         "region": "iad", "instance": "iad-1", "boot": boot, "app": "shop", "release": "v7", "primary": "iad",
         "state": "ready", "protocol": 1, "catalogue": hash,
     });
-    assert_eq!(told, introduction);
+    assert_eq!(got, introduction);
 }
 
 #[tokio::test]

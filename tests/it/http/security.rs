@@ -327,8 +327,8 @@ async fn a_client_calls_what_its_limits_name() {
         let log = instance.log();
         log.lines().filter(|line| line.contains(what)).count()
     };
-    let told = async || (lines(r#""client":"desk""#), lines(r#""code":"forbidden""#));
-    eventually("a line for each call", told, |told| *told == (6, 4)).await;
+    let counts = async || (lines(r#""client":"desk""#), lines(r#""code":"forbidden""#));
+    eventually("a line for each call", counts, |counts| *counts == (6, 4)).await;
     let log = instance.log();
     assert!(!log.contains(DESK) && !log.contains(SHOP), "{log}");
 }
@@ -545,7 +545,7 @@ async fn pages_of_other_sites_call_nothing_without_tokens() {
     )
     .await;
     assert_eq!(across.problem(), (403, "forbidden", "no"));
-    // A token tells who asks.
+    // A token says who asks.
     let bearing = format!(
         "host: shop.example\r\norigin: https://evil.example\r\nauthorization: Bearer {SHOP}"
     );

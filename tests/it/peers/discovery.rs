@@ -236,7 +236,7 @@ async fn aaaa_records_are_peers_over_ipv6() {
 }
 
 #[tokio::test]
-async fn peers_serve_on_while_dns_fails_and_regions_tells_why() {
+async fn peers_serve_on_while_dns_fails_and_regions_says_why() {
     let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
     let why = async || {

@@ -1,9 +1,9 @@
-//! Whether another attempt follows, on which instance, and what the caller is told of several.
+//! Whether another attempt follows, on which instance, and what the caller reads of several.
 
 use serde_json::json;
 
 use crate::support::{
-    asking::{block, broken_cluster, run, told, two_regions},
+    asking::{block, broken_cluster, failure, run, two_regions},
     cluster::{Cluster, instances_in_state},
     fault::{Fault, Scope},
     patience::eventually,
@@ -45,14 +45,14 @@ async fn a_call_that_did_not_run_on_one_instance_runs_on_another() {
     let pinned = iad
         .rpc("syd", &run("pinned", &json!({"instance": "syd-1"})))
         .await;
-    assert_eq!(told(&pinned), ("overloaded", "no", 1));
+    assert_eq!(failure(&pinned), ("overloaded", "no", 1));
     assert_eq!((pinned.status, &*pinned.headers["retry-after"]), (503, "1"));
     cluster.release("full");
     assert_eq!(held.await.unwrap().result(), "released");
 }
 
 #[tokio::test]
-async fn a_maybe_is_tried_elsewhere_only_when_idempotent() {
+async fn a_maybe_is_tried_on_another_instance_only_when_idempotent() {
     let cluster = broken_cluster(2).await;
     let (iad, bad) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
     bad.set(Fault::CutAnswerAfter(0), Scope::Lines).await;
@@ -64,7 +64,7 @@ async fn a_maybe_is_tried_elsewhere_only_when_idempotent() {
         if lost == 0 {
             let answer = iad.rpc("syd", &run(&id, &json!({}))).await;
             if answer.status != 200 {
-                assert_eq!(told(&answer), ("peer_lost", "maybe", 1));
+                assert_eq!(failure(&answer), ("peer_lost", "maybe", 1));
                 lost += 1;
             }
             once.push(id);
@@ -97,7 +97,7 @@ async fn an_earlier_maybe_survives_a_later_no() {
     let answer = iad
         .rpc("syd", &run("one", &json!({"idempotent": true})))
         .await;
-    assert_eq!(told(&answer), ("peer_lost", "maybe", 2));
+    assert_eq!(failure(&answer), ("peer_lost", "maybe", 2));
     assert_eq!(cluster.runs()["one"], 1);
 }
 
@@ -132,7 +132,10 @@ async fn a_peer_that_drains_says_so_and_nothing_ran() {
     let pinned = iad
         .rpc("syd", &run("pinned", &json!({"instance": "syd-1"})))
         .await;
-    assert_eq!((pinned.status, told(&pinned)), (503, ("draining", "no", 1)));
+    assert_eq!(
+        (pinned.status, failure(&pinned)),
+        (503, ("draining", "no", 1))
+    );
     let moved = iad.rpc("syd", &run("moved", &json!({}))).await;
     assert_eq!(
         (moved.result(), moved.instance()),
@@ -162,13 +165,13 @@ async fn a_function_that_only_some_instances_have_runs_on_those() {
         .rpc("syd", &run("pinned", &json!({"instance": "syd-2"})))
         .await;
     assert_eq!(
-        (pinned.status, told(&pinned)),
+        (pinned.status, failure(&pinned)),
         (404, ("function_unknown", "no", 1))
     );
     assert_eq!(pinned.detail(), "no function Test.run here");
     let nowhere = iad.call("syd", "Test.nothing", json!([])).await;
     assert_eq!(
-        (nowhere.status, told(&nowhere).0, told(&nowhere).1),
+        (nowhere.status, failure(&nowhere).0, failure(&nowhere).1),
         (404, "function_unknown", "no")
     );
 }

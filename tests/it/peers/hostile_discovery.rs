@@ -150,15 +150,15 @@ async fn a_kind_of_address_that_dns_never_answers_does_not_make_discovery_stale(
     }
 }
 
-/// What answers at `address` as an instance whose introduction `tell` makes, with the functions of `catalogue`.
+/// What answers at `address` as an instance whose introduction `introduce` makes, with the functions of `catalogue`.
 async fn pretend(
     address: SocketAddr,
     catalogue: Value,
-    tell: impl Fn() -> Value + Clone + Send + Sync + 'static,
+    introduce: impl Fn() -> Value + Clone + Send + Sync + 'static,
 ) {
     let introduce = move || {
-        let tell = tell.clone();
-        async move { tell().to_string() }
+        let introduce = introduce.clone();
+        async move { introduce().to_string() }
     };
     let router = Router::new()
         .route("/internal/region", get(introduce))
@@ -193,7 +193,7 @@ async fn a_false_claim_of_functions_says_nothing_about_others() {
     let reasons: Vec<_> = candidates
         .map(|one| (&one["instance"], &one["reason"]))
         .collect();
-    // What it says of the other may be either: what that one claims is its own affair.
+    // What it says of the other may be either: what that one claims is not checked here.
     assert!(
         reasons.contains(&(&json!("syd-1"), &json!("ready"))),
         "{reasons:?}"
@@ -211,12 +211,12 @@ async fn regions_of_a_peer_that_moves_all_the_time_are_forgotten() {
         addresses.push(address.ip());
         let (probes, mut introduction) = (Arc::clone(&probes), introduction.clone());
         introduction["instance"] = format!("mover-{number}").into();
-        let tell = move || {
-            let mut told = introduction.clone();
-            told["region"] = format!("r{}", probes.fetch_add(1, Ordering::SeqCst)).into();
-            told
+        let introduce = move || {
+            let mut got = introduction.clone();
+            got["region"] = format!("r{}", probes.fetch_add(1, Ordering::SeqCst)).into();
+            got
         };
-        pretend(address, json!({"functions": {}}), tell).await;
+        pretend(address, json!({"functions": {}}), introduce).await;
     }
     cluster.dns.set_addresses(NAME, addresses);
     let asked = async || probes.load(Ordering::SeqCst);
@@ -232,7 +232,7 @@ async fn regions_of_a_peer_that_moves_all_the_time_are_forgotten() {
 }
 
 #[tokio::test]
-async fn two_processes_under_one_name_are_told_of_and_not_chosen_by_it() {
+async fn two_processes_under_one_name_are_reported_and_not_chosen_by_it() {
     let mut cluster = two_regions().start().await;
     let address = cluster.free_address();
     let namesake = Process::start(&cluster.environment("syd", "syd-1", address)).await;

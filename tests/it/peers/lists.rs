@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Value, json};
 
 use crate::support::{
-    asking::{block, broken_cluster, run, told, two_regions},
+    asking::{block, broken_cluster, failure, run, two_regions},
     cluster::Cluster,
     fault::{Fault, Scope},
     patience::eventually,
@@ -123,7 +123,7 @@ async fn a_call_that_may_have_run_goes_on_only_when_it_is_idempotent() {
     };
     lines().await;
     let lost = iad.rpc("syd,iad", &run("once", &json!({}))).await;
-    assert_eq!(told(&lost), ("peer_lost", "maybe", 1));
+    assert_eq!(failure(&lost), ("peer_lost", "maybe", 1));
     assert_eq!(lost.body["meta"]["region"], "syd");
     let again = json!({"idempotent": true});
     let answer = iad.rpc("syd,iad", &run("often", &again)).await;
@@ -131,9 +131,9 @@ async fn a_call_that_may_have_run_goes_on_only_when_it_is_idempotent() {
     assert_eq!(cluster.runs()["once"], 1);
     assert!((1..=2).contains(&cluster.runs()["often"]));
     let failed = iad.call("iad,syd", "Test.fail", json!(["failed"])).await;
-    assert_eq!(told(&failed), ("function_failed", "yes", 1));
+    assert_eq!(failure(&failed), ("function_failed", "yes", 1));
     let wrong = iad.call("iad,syd", "String.upcase", json!([1])).await;
-    assert_eq!(told(&wrong), ("invalid_arguments", "no", 1));
+    assert_eq!(failure(&wrong), ("invalid_arguments", "no", 1));
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn each_region_of_a_list_keeps_an_attempt() {
     let answer = iad.rpc("syd,iad", &run("moved", &json!({}))).await;
     assert_eq!(ran(&answer), ("iad", 3));
     let full = iad.rpc("syd,mars", &run("full", &json!({}))).await;
-    assert_eq!(told(&full).0, "overloaded");
+    assert_eq!(failure(&full).0, "overloaded");
     assert_eq!((full.status, &*full.headers["retry-after"]), (503, "1"));
     for number in 1..=3 {
         cluster.release(&format!("syd-{number}"));
@@ -200,11 +200,11 @@ async fn any_is_the_nearest_region_that_has_the_function() {
         };
         let explained = eventually("another distance", explained, is_near).await;
         let choices = explained["choices"].as_array().unwrap();
-        let told: Vec<_> = choices
+        let got: Vec<_> = choices
             .iter()
             .map(|choice| (choice["region"].as_str().unwrap(), choice["chosen"] == true))
             .collect();
-        assert_eq!(told, [("iad", false), (near, true), (far, false)]);
+        assert_eq!(got, [("iad", false), (near, true), (far, false)]);
         let answer = iad.rpc("any", &run(near, &json!({}))).await;
         assert_eq!(ran(&answer), (near, 1));
     }
@@ -252,7 +252,7 @@ async fn a_key_needs_regions_by_name() {
         answer(request.header("idempotency-key", id)).await.unwrap()
     };
     let refused = keyed("syd,any", "any", json!({})).await;
-    assert_eq!(told(&refused), ("invalid_request", "no", 0));
+    assert_eq!(failure(&refused), ("invalid_request", "no", 0));
     assert_eq!(
         refused.detail(),
         "a call with an idempotency key needs regions by name, or idempotent: true: \"any\" may mean another region when the \

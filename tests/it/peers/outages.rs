@@ -98,12 +98,13 @@ async fn a_region_that_refuses_for_a_while_is_not_hammered_and_comes_back() {
     assert!(report.attempts_per_call() <= 1.25, "{report}");
     let settled = after.only(|call| call.sent > ready).failures();
     assert_eq!(settled.count(), 0, "{settled}");
-    let told = ["peer_unreachable/no", "region_unavailable/no"];
-    let told = |code: &str, executed: &str| told.contains(&&*format!("{code}/{executed}"));
+    let expected = ["peer_unreachable/no", "region_unavailable/no"];
+    let is_expected =
+        |code: &str, executed: &str| expected.contains(&&*format!("{code}/{executed}"));
     // What was under way when the connections were reset may have run.
     let others = during
         .failures()
-        .only(|call| !told(&call.code, &call.executed));
+        .only(|call| !is_expected(&call.code, &call.executed));
     assert!(others.count() <= 20, "{others}");
     assert_eq!(
         others.only(|call| call.executed != "maybe").count(),
@@ -151,8 +152,8 @@ async fn three_times_as_many_calls_as_there_is_room_are_refused_and_none_waits()
          the instance; memory {before} to {after} KiB"
     );
     assert!(goodput > 0.0 && refused.count() > 0, "{report}");
-    let told = |code: &str, executed: &str| (code, executed) == ("overloaded", "no");
-    let others = refused.only(|call| !told(&call.code, &call.executed));
+    let is_expected = |code: &str, executed: &str| (code, executed) == ("overloaded", "no");
+    let others = refused.only(|call| !is_expected(&call.code, &call.executed));
     assert_eq!(others.count(), 0, "{others}");
     assert_eq!(report.lies(&cluster.runs()).count(), 0);
     assert!(after - before <= 16 << 10, "{before} to {after} KiB");
@@ -201,8 +202,9 @@ async fn keyed_calls_pass_over_an_instance_that_is_dead() {
         let failures = report.failures();
         // An instance of a busy machine misses a probe, and then its keys have to wait. A third of the keys is the dead
         // one's.
-        let told = |code: &str, executed: &str| (code, executed) == ("peer_unreachable", "no");
-        let others = failures.only(|call| !told(&call.code, &call.executed));
+        let is_expected =
+            |code: &str, executed: &str| (code, executed) == ("peer_unreachable", "no");
+        let others = failures.only(|call| !is_expected(&call.code, &call.executed));
         assert_eq!(others.count(), 0, "{others}");
         assert!(report.failure_rate() < 0.25, "{report}");
         assert_eq!(report.lies(&cluster.runs()).count(), 0);
@@ -232,8 +234,9 @@ async fn keyed_calls_are_answered_at_once_while_their_instance_hangs() {
         let report = load.finish().await;
         println!("one of three hangs, keyed, idempotent {idempotent}: {report}");
         let failures = report.failures();
-        let told = |code: &str, executed: &str| (code, executed) == ("peer_unreachable", "no");
-        let others = failures.only(|call| !told(&call.code, &call.executed));
+        let is_expected =
+            |code: &str, executed: &str| (code, executed) == ("peer_unreachable", "no");
+        let others = failures.only(|call| !is_expected(&call.code, &call.executed));
         assert_eq!(others.count(), 0, "{others}");
         // A third of the keys is its own.
         let expected = if idempotent { 0.0..0.001 } else { 0.1..0.6 };

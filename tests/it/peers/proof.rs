@@ -44,7 +44,7 @@ async fn until_probed(stranger: &Stranger) {
     eventually("three probes", probes, |probes| *probes >= before + 3).await;
 }
 
-fn assert_told_nothing(stranger: &Stranger) {
+fn assert_learned_nothing(stranger: &Stranger) {
     let heard = stranger.heard();
     assert!(!heard.contains(TOKEN), "{heard}");
     assert!(
@@ -68,13 +68,13 @@ async fn assert_alone(instance: &Process) {
 }
 
 #[tokio::test]
-async fn a_stranger_is_no_peer_and_is_told_nothing() {
+async fn a_stranger_is_no_peer_and_learns_nothing() {
     let mut cluster = cluster().await;
     let stranger = Stranger::at(cluster.free_address(), Manner::Answer(introduction())).await;
     announce_too(&cluster, &stranger);
     until_probed(&stranger).await;
     assert_alone(cluster.instance("iad-1")).await;
-    assert_told_nothing(&stranger);
+    assert_learned_nothing(&stranger);
     let log = cluster.instance("iad-1").log();
     assert_eq!(
         log.matches("did not prove that it knows RPC_TOKEN").count(),
@@ -91,7 +91,7 @@ async fn a_redirect_is_not_followed() {
     announce_too(&cluster, &stranger);
     until_probed(&stranger).await;
     assert_alone(cluster.instance("iad-1")).await;
-    assert_told_nothing(&stranger);
+    assert_learned_nothing(&stranger);
     assert_eq!(elsewhere.heard(), "");
 }
 
@@ -106,7 +106,7 @@ async fn a_relay_to_an_instance_is_no_peer() {
     cluster.dns.set_addresses(NAME, addresses);
     until_probed(&relay).await;
     assert_alone(cluster.instance("iad-1")).await;
-    assert_told_nothing(&relay);
+    assert_learned_nothing(&relay);
 }
 
 #[tokio::test]
@@ -125,7 +125,7 @@ async fn who_has_another_secret_is_no_peer() {
 }
 
 #[tokio::test]
-async fn who_takes_over_an_address_is_told_nothing() {
+async fn who_takes_over_an_address_learns_nothing() {
     let mut cluster = cluster().await;
     cluster.add("syd").await;
     cluster.announce_all();
@@ -139,7 +139,7 @@ async fn who_takes_over_an_address_is_told_nothing() {
     let iad = cluster.instance("iad-1");
     let answer = iad.call("syd", "String.upcase", json!(["fly"])).await;
     assert_eq!(answer.problem(), (503, "region_unavailable", "no"));
-    assert_told_nothing(&stranger);
+    assert_learned_nothing(&stranger);
 }
 
 #[tokio::test]
@@ -175,12 +175,12 @@ async fn who_takes_over_an_address_between_two_probes_gets_neither_token_nor_cal
         let heard = stranger.heard();
         assert!(heard.contains("POST /internal/exec"), "{heard}");
         assert!(!heard.contains("for syd-1 alone"), "{heard}");
-        assert_told_nothing(&stranger);
+        assert_learned_nothing(&stranger);
     }
 }
 
 #[tokio::test]
-async fn a_proxy_of_the_environment_hears_nothing() {
+async fn a_proxy_of_the_environment_is_never_asked() {
     let proxy = Stranger::at(
         "127.0.0.1:0".parse().unwrap(),
         Manner::Answer(introduction()),

@@ -1,5 +1,5 @@
 //! A start on Fly: a private network of IPv6 addresses and a DNS server at `fdaa::3`, in a namespace of the test's own,
-//! and nothing told but what Fly tells a Machine. The test program runs itself again inside the namespace.
+//! and nothing set but what Fly gives a Machine. The test program runs itself again inside the namespace.
 
 use std::{
     collections::BTreeSet,
@@ -60,12 +60,12 @@ fn instances_find_each_other_on_a_private_network_of_fly() {
         .env(INSIDE, directory.path())
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{told}");
+    let got = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{got}");
 }
 
 #[tokio::test]
-async fn an_instance_on_all_addresses_serves_both_families_and_tells_the_private_one() {
+async fn an_instance_on_all_addresses_serves_both_families_and_names_the_private_one() {
     let environment = Environment::from([
         ("FLY_REGION", "iad".to_owned()),
         ("FLY_PRIVATE_IP", machine(1).to_string()),
@@ -180,7 +180,7 @@ fn run(program: &str, arguments: &[&str]) {
     );
 }
 
-/// An instance on the Machine `m<number>`, told what Fly tells it, the two secrets, and `more`.
+/// An instance on the Machine `m<number>`, given what Fly gives it, the two secrets, and `more`.
 async fn start(region: &str, number: u16, more: &[(&'static str, &str)]) -> Process {
     let address = SocketAddr::from((machine(number), 8081)).to_string();
     let mut environment = Environment::from([

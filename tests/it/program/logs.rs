@@ -54,7 +54,7 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
 /// The lines with `message` that `instance` writes about the request `id`, once there is one.
 async fn lines(instance: &Process, message: &str, id: &str) -> Vec<Value> {
     let is_about_it = |line: &Value| line["request_id"] == id || line["span"]["request_id"] == id;
-    told_where(instance, message, is_about_it).await
+    lines_where(instance, message, is_about_it).await
 }
 
 #[tokio::test]
@@ -105,10 +105,10 @@ async fn a_failed_attempt_is_logged_under_the_request_id_and_its_cause_beside_it
 
 /// The lines with `message` that `instance` wrote, once there is one.
 async fn seen(instance: &Process, message: &str) -> Vec<Value> {
-    told_where(instance, message, |_| true).await
+    lines_where(instance, message, |_| true).await
 }
 
-async fn told_where(
+async fn lines_where(
     instance: &Process,
     message: &str,
     is_meant: impl Fn(&Value) -> bool,

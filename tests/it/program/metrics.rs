@@ -206,7 +206,7 @@ async fn eventful() -> (Cluster, BTreeMap<String, f64>) {
 }
 
 #[tokio::test]
-async fn failovers_and_peers_are_told_by_region() {
+async fn failovers_and_peers_are_counted_by_region() {
     let (_cluster, samples) = eventful().await;
     assert_eq!(
         of(&samples, "fly_rpc_failovers_total"),
@@ -341,7 +341,7 @@ async fn metrics_are_for_the_cluster_except_on_a_listener_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_scraper_that_prefers_openmetrics_is_told_that_it_gets_it() {
+async fn a_scraper_that_prefers_openmetrics_gets_it_by_that_name() {
     let listen = ("RPC_LISTEN", "127.0.0.1:0".to_owned());
     let local = Process::start(&Environment::from([listen])).await;
     let prefers = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5";

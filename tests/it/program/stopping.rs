@@ -1,4 +1,4 @@
-//! Signals: what is in flight is finished, what is new is refused, and the exit code tells.
+//! Signals: what is in flight is finished, what is new is refused, and the exit code says how it ended.
 
 use std::collections::BTreeSet;
 
@@ -69,7 +69,7 @@ async fn calls_are_still_served_during_the_drain_delay() {
 }
 
 #[tokio::test]
-async fn what_outlives_the_drain_timeout_is_cut_and_told_by_the_exit_code() {
+async fn what_outlives_the_drain_timeout_is_cut_and_shown_by_the_exit_code() {
     let mut cluster = Cluster::builder()
         .region("iad", 1)
         .functions()
@@ -121,7 +121,7 @@ async fn a_second_signal_ends_at_once() {
 }
 
 #[tokio::test]
-async fn every_answer_tells_the_caller_of_a_drain() {
+async fn every_answer_informs_the_caller_of_a_drain() {
     let mut cluster = Cluster::builder()
         .region("syd", 4)
         .functions()

@@ -86,7 +86,7 @@ async fn a_trace_goes_on_through_both_instances() {
 }
 
 #[tokio::test]
-async fn without_a_trace_one_begins_and_a_failure_is_told_in_it() {
+async fn without_a_trace_one_begins_and_a_failure_is_recorded_in_it() {
     let collector = Collector::start().await;
     let cluster = traced(&collector).await;
     let iad = cluster.instance("iad-1");

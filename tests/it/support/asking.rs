@@ -1,4 +1,4 @@
-//! The clusters that most tests ask, calls of the test's functions, and what their answers tell.
+//! The clusters that most tests ask, calls of the test's functions, and what their answers say.
 
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -38,7 +38,7 @@ pub(crate) fn block(via: &Process, region: &str, name: &str, more: &Value) -> Jo
 }
 
 /// Code, executed and attempts.
-pub(crate) fn told(answer: &Answer) -> (&str, &str, u64) {
+pub(crate) fn failure(answer: &Answer) -> (&str, &str, u64) {
     let (_, code, executed) = answer.problem();
     (
         code,

@@ -173,7 +173,7 @@ impl Cluster {
         *self.instance_mut(name) = again;
     }
 
-    /// What an instance `name` at `address` is told.
+    /// What an instance `name` at `address` is given.
     pub(crate) fn environment(&self, region: &str, name: &str, address: SocketAddr) -> Environment {
         let mut environment = self.settings.clone();
         environment.insert("FLY_REGION", region.to_owned());
@@ -262,7 +262,7 @@ impl Cluster {
         eventually(name, async || self.is_marked(name), |marked| *marked).await;
     }
 
-    /// Waits until a `Test.block(name)` has started, and tells on which instance.
+    /// Waits until a `Test.block(name)` has started, and returns on which instance.
     pub(crate) async fn until_started(&self, name: &str) -> String {
         let starts = async || self.starts(name);
         let mut starts = eventually(name, starts, |starts| !starts.is_empty()).await;

@@ -52,12 +52,12 @@ async fn serve(directory: &Path) {
         .init();
     let instance = Instance::start(config, registry).await.unwrap();
     let address = instance.address();
-    // Told only once signals are heard: the test may send one at once.
-    let told = async move {
+    // Printed only once signals are listened for: the test may send one at once.
+    let announced = async move {
         println!("listening on http://{address}");
         std::future::pending().await
     };
-    instance.run_until(told).await.unwrap();
+    instance.run_until(announced).await.unwrap();
 }
 
 fn registry(directory: &Path, instance: String) -> Registry {

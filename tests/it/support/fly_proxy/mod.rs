@@ -69,7 +69,7 @@ impl Machine {
     }
 }
 
-/// One delivery of a request: to which Machine, and what the proxy told it of a replay.
+/// One delivery of a request: to which Machine, and what the proxy said of a replay.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Delivery {
     pub machine: String,

@@ -235,15 +235,15 @@ async fn call(client: Client, via: SocketAddr, load: Load, id: String, epoch: In
         let found = answer.as_ref().and_then(|answer| answer.pointer(pointer));
         found.and_then(Value::as_str).map(str::to_owned)
     };
-    let unless_told = |told: &str| if status == 200 { told } else { "no answer" }.to_owned();
+    let unless_given = |given: &str| if status == 200 { given } else { "no answer" }.to_owned();
     Outcome {
         sent: sent - epoch,
         lag: Duration::ZERO,
         latency,
         lateness: latency.saturating_sub(load.timeout),
         status,
-        code: text("/code").unwrap_or_else(|| unless_told("ok")),
-        executed: text("/executed").unwrap_or_else(|| unless_told("yes")),
+        code: text("/code").unwrap_or_else(|| unless_given("ok")),
+        executed: text("/executed").unwrap_or_else(|| unless_given("yes")),
         instance: text("/meta/instance").unwrap_or_default(),
         elapsed: answer
             .as_ref()
