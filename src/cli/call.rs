@@ -19,7 +19,10 @@ use super::{
 };
 use crate::{
     call::{MAX_TIMEOUT, Per},
-    http::{Accepted, EntryDocument, FanOutReply},
+    http::{
+        Accepted,
+        documents::{EntryDocument, FanOutReply},
+    },
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::Code,

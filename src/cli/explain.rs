@@ -10,7 +10,7 @@ use super::{
     table::{Cell, table},
 };
 use crate::{
-    http::{
+    http::documents::{
         CandidateDocument, ChoiceDocument, ExplanationDocument, PolicyDocument, PolicySource,
         UnplacedDocument,
     },

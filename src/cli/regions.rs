@@ -14,7 +14,7 @@ use super::{
     write_out,
 };
 use crate::{
-    http::{InstanceDocument, RegionsDocument},
+    http::documents::{InstanceDocument, RegionsDocument},
     state::PeerState,
     telemetry::printable,
 };

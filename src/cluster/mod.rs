@@ -159,10 +159,8 @@ impl Cluster {
         let mut found = BTreeMap::new();
         for region in self.snapshot.regions() {
             let peers = self.snapshot.region(&region).unwrap_or_default();
-            for catalogue in peers.all().filter_map(|peer| peer.catalogue.as_ref()) {
-                let hash = catalogue.hash().clone();
-                found.entry(hash).or_insert_with(|| Arc::clone(catalogue));
-            }
+            let catalogues = peers.all().filter_map(|peer| peer.catalogue.clone());
+            found.extend(catalogues.map(|catalogue| (catalogue.hash().clone(), catalogue)));
         }
         found
     }
@@ -186,7 +184,7 @@ impl Cluster {
     pub(crate) fn is_ready(&self) -> bool {
         let has_waited =
             || self.is_first_round_over() && self.started.elapsed() >= READY_WITHOUT_DNS;
-        self.source.is_none() || self.progress.borrow().answered || has_waited()
+        self.progress.borrow().answered || has_waited()
     }
 
     /// What discovery resolves, as configured; `None` for a cluster of one.

@@ -39,7 +39,6 @@ const LOG_PAUSE: Duration = Duration::from_secs(600);
 /// A message to the poller from the rest of the instance.
 #[derive(Debug)]
 pub(super) enum Message {
-    /// What a call found out about the peer at an address.
     Called(SocketAddr, CallSignal),
     /// Calls wait for the silent peer at this address: probe it and answer with its state.
     Probe(SocketAddr, oneshot::Sender<PeerState>),
@@ -53,15 +52,15 @@ type Probed = (SocketAddr, Result<ProbeAnswer, ProbeFailure>);
 /// How far the current round is: one pass in which DNS is asked and the addresses that it added are probed once.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Round {
-    /// It is over.
     Over,
-    /// DNS is being asked.
     Resolving,
-    /// New addresses are being probed.
-    Probing,
+    /// With what [`Progress`] says of the answer from the end of the round on.
+    Probing {
+        answered: bool,
+        complete: bool,
+    },
 }
 
-/// The poller and its state.
 pub(super) struct Poller {
     dns: Arc<Dns>,
     prober: Arc<Prober>,
@@ -80,10 +79,6 @@ pub(super) struct Poller {
     changed: BTreeSet<Region>,
     round: Round,
     next_round: Instant,
-    /// Whether DNS ever answered for every name, and whether an answer was ever complete: what [`Progress`] says of them
-    /// from the end of that round on.
-    is_answered: bool,
-    is_complete: bool,
     /// How many addresses of the last DNS answer there was no room for.
     left_out: usize,
     /// The addresses without a peer that were logged a short while ago.
@@ -123,15 +118,12 @@ impl Poller {
             changed: BTreeSet::new(),
             round: Round::Over,
             next_round: now,
-            is_answered: false,
-            is_complete: false,
             left_out: 0,
             logged,
         };
         (poller, sender, watched)
     }
 
-    /// Polls until `stop`.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         loop {
             let now = Instant::now();
@@ -157,34 +149,34 @@ impl Poller {
             }
             self.publish();
             // After the regions are published: whoever waits for the first round reads them next.
-            if self.round == Round::Probing && !self.schedule.has_new() {
+            if !self.schedule.has_new() {
                 self.end_round();
             }
         }
     }
 
     fn start_round(&mut self) {
-        if self.round == Round::Probing {
-            self.end_round();
-        }
+        self.end_round();
         self.round = Round::Resolving;
         self.next_round = Instant::now() + jittered(self.poll_interval);
         let dns = Arc::clone(&self.dns);
         self.queries.spawn(async move { dns.resolve().await });
     }
 
+    /// Ends the round, if new addresses were being probed.
     fn end_round(&mut self) {
+        let Round::Probing { answered, complete } = self.round else {
+            return;
+        };
         self.round = Round::Over;
-        let (is_answered, is_complete) = (self.is_answered, self.is_complete);
         self.progress.send_modify(|progress| {
             progress.rounds += 1;
-            progress.answered |= is_answered;
-            progress.complete |= is_complete;
+            progress.answered |= answered;
+            progress.complete |= complete;
         });
     }
 
     fn resolved(&mut self, answer: Result<DnsAnswer, JoinError>) {
-        self.round = Round::Probing;
         let DnsAnswer {
             addresses,
             error,
@@ -206,8 +198,10 @@ impl Poller {
             tracing::warn!("{}", left_out_warning(left_out));
         }
         self.left_out = left_out;
-        self.is_answered |= !is_unanswered;
-        self.is_complete |= error.is_none() && left_out == 0;
+        self.round = Round::Probing {
+            answered: !is_unanswered,
+            complete: error.is_none() && left_out == 0,
+        };
         self.progress.send_modify(|progress| {
             if error.is_none() {
                 progress.last_success = Some(Instant::now());
@@ -249,7 +243,7 @@ impl Poller {
         self.schedule.finish(address);
         let outcome = outcome.and_then(|answer| self.table.check_id(answer));
         self.metrics
-            .discovery
+            .peers
             .probed(outcome.as_ref().ok().map(|answer| answer.rtt));
         let failure = outcome.as_ref().err().cloned();
         self.apply(Event::Probed(address, outcome));
@@ -420,7 +414,6 @@ fn jittered(interval: Duration) -> Duration {
 const STRIDE: Duration = Duration::from_micros(12_500);
 /// How far probes that are late may catch up at once.
 const SLACK: Duration = Duration::from_millis(100);
-/// How many probes are under way at once.
 const MAX_PROBES: usize = 32;
 /// How many of these one class may have, so that some are left to the other one even if every probe hangs.
 const MAX_PROBES_OF_A_CLASS: usize = 24;
@@ -490,7 +483,6 @@ impl Queue {
 }
 
 impl ProbeSchedule {
-    /// An empty schedule at `now`.
     fn new(now: Instant) -> Self {
         let queue = |_| Queue {
             turns: BTreeSet::new(),
@@ -558,7 +550,6 @@ impl ProbeSchedule {
         })
     }
 
-    /// Notes that the probe of `address` has ended.
     fn finish(&mut self, address: SocketAddr) {
         self.under_way.remove(&address);
     }

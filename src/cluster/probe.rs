@@ -32,11 +32,9 @@ use crate::{
     token::{Proof, Token},
 };
 
-/// How long a probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The largest answer to `/internal/region`.
 const MAX_INTRODUCTION: usize = 64 << 10;
-/// The largest catalogue.
 const MAX_CATALOGUE: usize = 8 << 20;
 
 /// How many catalogues are kept. Instances of one release share one, so more than a few are rare.

@@ -30,13 +30,9 @@ use crate::{
 /// Another instance, as it introduced itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
-    /// Where it answers.
     pub address: SocketAddr,
-    /// Its region.
     pub region: Region,
-    /// Its id.
     pub instance: InstanceId,
-    /// Its release, shown to people.
     pub release: Option<String>,
     /// Its run; `None` when it does not say.
     pub boot: Option<BootId>,
@@ -80,10 +76,8 @@ impl Peer {
     }
 }
 
-/// The peers of one region.
 #[derive(Debug, Default)]
 pub(crate) struct RegionPeers {
-    /// Those that may take calls.
     pub ready: Vec<Arc<Peer>>,
     /// Those that are suspect or draining: used only when no ready one is left.
     pub others: Vec<Arc<Peer>>,
@@ -91,7 +85,6 @@ pub(crate) struct RegionPeers {
     pub duplicates: BTreeSet<InstanceId>,
     /// The addresses of those that are not ready, and what is known of them.
     pub conditions: Vec<(SocketAddr, Condition)>,
-    /// When one of them was last seen.
     pub last_seen: Option<Instant>,
 }
 
@@ -125,7 +118,6 @@ impl Condition {
 }
 
 impl RegionPeers {
-    /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.ready.len() + self.others.len()
     }
@@ -258,7 +250,6 @@ thread_local! {
 }
 
 impl Snapshot {
-    /// A snapshot without regions.
     pub(crate) fn new() -> Self {
         Self {
             regions: Cache::builder().build(),
@@ -290,7 +281,7 @@ impl Snapshot {
     /// The regions in which an instance was ever seen, sorted.
     pub(super) fn regions(&self) -> Vec<Region> {
         let known = self.regions.iter();
-        let mut regions: Vec<Region> = known.map(|(region, _)| region.as_ref().clone()).collect();
+        let mut regions: Vec<_> = known.map(|(region, _)| Region::clone(&region)).collect();
         regions.sort();
         regions
     }
@@ -310,7 +301,6 @@ impl Snapshot {
     }
 }
 
-/// The only writer of a [`Snapshot`].
 #[derive(Debug)]
 pub(crate) struct Publisher {
     snapshot: Snapshot,
@@ -321,15 +311,8 @@ pub(crate) struct Publisher {
 impl Publisher {
     /// Replaces the peers of `region`; returns the ids that two processes use since then.
     pub(crate) fn publish(&mut self, region: &Region, peers: RegionPeers) -> Vec<InstanceId> {
-        let was = self.snapshot.region(region);
-        let is_known = |instance: &&InstanceId| {
-            was.as_ref()
-                .is_some_and(|was| was.duplicates.contains(*instance))
-        };
-        let duplicates = peers
-            .duplicates
-            .iter()
-            .filter(|instance| !is_known(instance));
+        let before = self.snapshot.region(region).unwrap_or_default();
+        let duplicates = peers.duplicates.difference(&before.duplicates);
         let duplicates = duplicates.cloned().collect();
         self.empty.retain(|other| other != region);
         if peers.count() == 0 {
@@ -347,47 +330,32 @@ impl Publisher {
     }
 }
 
-/// A peer and what probes and calls found out about it.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownPeer {
-    /// The peer.
     pub peer: Arc<Peer>,
-    /// What is known of it.
     pub(super) condition: Condition,
-    /// When it last answered.
     pub last_seen: Instant,
-    /// When a probe last succeeded.
+    /// When it last answered a probe.
     pub(super) probed: Instant,
-    /// How many probes failed since.
     pub(super) failed_probes: u32,
 }
 
 impl KnownPeer {
-    /// Its state.
     pub(crate) fn state(&self) -> PeerState {
         self.condition.state()
     }
 }
 
-/// The last probe of an address.
-#[derive(Clone, Debug)]
-pub(crate) struct LastProbe {
-    /// When it ended.
-    pub at: Instant,
-    /// Why it found no peer; `None` when it found one.
-    pub error: Option<String>,
-}
-
 /// An address that discovery knows.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownAddress {
-    /// The address.
     pub address: SocketAddr,
     /// Whether it is in the last complete DNS answer, or in a later incomplete one.
     pub listed: bool,
-    /// Its last probe; `None` before the first one ended.
-    pub last_probe: Option<LastProbe>,
-    /// The peer there, if there is one.
+    /// When its last probe ended.
+    pub last_probe: Option<Instant>,
+    /// Why that found no peer; `None` when it found one.
+    pub probe_error: Option<String>,
     pub peer: Option<KnownPeer>,
     /// Whether this instance itself answers there.
     pub(super) is_own: bool,
@@ -396,13 +364,11 @@ pub(crate) struct KnownAddress {
 /// What discovery has achieved and what hinders it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
-    /// How many rounds are over.
     pub rounds: u64,
     /// Whether a round is over in which DNS answered for every name, be it that there are no records.
     pub answered: bool,
     /// Whether a round is over in which DNS answered completely, so that a region without an instance does not exist.
     pub complete: bool,
-    /// When DNS last answered completely.
     pub last_success: Option<Instant>,
     /// What went wrong with the last queries; `None` when nothing did.
     pub error: Option<String>,
@@ -413,18 +379,14 @@ pub(crate) struct Progress {
 /// Every address but this instance's own, and the progress of discovery.
 #[derive(Clone, Debug)]
 pub(crate) struct Overview {
-    /// Every address.
     pub addresses: Vec<KnownAddress>,
-    /// The progress of discovery.
     pub progress: Progress,
 }
 
 impl Overview {
-    /// Every peer.
     pub(crate) fn peers(&self) -> impl Iterator<Item = &KnownPeer> {
-        self.addresses
-            .iter()
-            .filter_map(|known| known.peer.as_ref())
+        let addresses = self.addresses.iter();
+        addresses.filter_map(|known| known.peer.as_ref())
     }
 }
 

@@ -2,7 +2,6 @@
 //! being full, and how far away it is. Calls, links and probes write here at any time; none of them waits for another.
 
 use std::{
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 const PART: u64 = 8;
 
 /// What this instance measures of a peer.
+#[derive(Debug)]
 pub(crate) struct PeerStats {
     under_way: AtomicUsize,
     since: Instant,
@@ -36,7 +36,6 @@ impl PeerStats {
         UnderWay(Arc::clone(self))
     }
 
-    /// How many calls are under way.
     pub(super) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Relaxed)
     }
@@ -85,16 +84,6 @@ impl Default for PeerStats {
             rests_until: AtomicU64::new(0),
             round_trip: AtomicU64::new(0),
         }
-    }
-}
-
-impl fmt::Debug for PeerStats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PeerStats")
-            .field("under_way", &self.under_way())
-            .field("is_resting", &self.is_resting())
-            .field("round_trip", &self.round_trip())
-            .finish()
     }
 }
 

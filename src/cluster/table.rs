@@ -20,7 +20,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::snapshot::{Condition, KnownAddress, KnownPeer, LastProbe, Peer, RegionPeers};
+use super::snapshot::{Condition, KnownAddress, KnownPeer, Peer, RegionPeers};
 use crate::{
     name::{BootId, InstanceId},
     region::Region,
@@ -45,28 +45,21 @@ const MAX_DUPLICATES: usize = 16;
 /// an address that is kept stays as long as DNS lists it.
 pub(crate) const MAX_WITHOUT_PEER: usize = 16_384;
 
-/// Something that happened.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    /// DNS answered.
     Resolved {
-        /// The addresses in the answer.
         addresses: BTreeSet<SocketAddr>,
         /// Whether the answer is complete; if not, its addresses are added, and none counts as dropped.
         complete: bool,
     },
-    /// A probe of an address ended.
     Probed(SocketAddr, Result<ProbeAnswer, ProbeFailure>),
-    /// A call to an address reported something.
     Called(SocketAddr, CallSignal),
 }
 
 /// The answer of a peer to a probe.
 #[derive(Clone, Debug)]
 pub(crate) struct ProbeAnswer {
-    /// The peer.
     pub peer: Peer,
-    /// Whether it is draining.
     pub draining: bool,
     /// The round trip of the question and its answer, on a connection that stood.
     pub rtt: Duration,
@@ -89,11 +82,8 @@ pub(crate) enum ProbeFailure {
 /// What a call found out about a peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum CallSignal {
-    /// The peer answered.
     Answered,
-    /// The peer answered that it is draining.
     Draining,
-    /// No connection could be made.
     Unreachable,
     /// Another instance than the expected one answered.
     WrongInstance,
@@ -106,11 +96,9 @@ pub(crate) enum CallSignal {
 /// A change of a peer's state, or a peer that is new or gone.
 #[derive(Debug)]
 pub(crate) struct Change {
-    /// The peer.
     pub peer: Arc<Peer>,
     /// Its new state; `None` when it is no longer a peer.
     pub state: Option<PeerState>,
-    /// Why.
     pub reason: String,
 }
 
@@ -129,7 +117,6 @@ impl Change {
 pub(crate) struct Effects {
     /// What to log and to publish.
     pub changes: Vec<Change>,
-    /// The addresses to probe at once.
     pub probe: Vec<SocketAddr>,
     /// The addresses without a peer that were removed.
     pub removed: Vec<SocketAddr>,
@@ -138,14 +125,78 @@ pub(crate) struct Effects {
 }
 
 impl KnownAddress {
-    /// An address that is new in DNS.
     fn new(address: SocketAddr) -> Self {
         Self {
             address,
             listed: true,
             last_probe: None,
+            probe_error: None,
             peer: None,
             is_own: false,
+        }
+    }
+
+    /// A peer answered a probe here.
+    fn answered(&mut self, answer: ProbeAnswer, now: Instant) -> Vec<Change> {
+        let ProbeAnswer {
+            mut peer,
+            draining,
+            rtt,
+        } = answer;
+        let condition = match draining {
+            true => Condition::Draining,
+            false => Condition::Ready,
+        };
+        let state = Some(condition.state());
+        let mut changes = Vec::new();
+        let peer = match self.peer.take() {
+            // Nothing changed that calls read: without a change, the region is not published anew.
+            Some(old) if is_same(&old.peer, &peer) => {
+                if old.condition != condition {
+                    changes.push(Change::new(&old.peer, state, "it answered the probe"));
+                }
+                old.peer
+            }
+            old => {
+                if let Some(KnownPeer { peer: old, .. }) = old {
+                    let is_same_instance = old.instance == peer.instance;
+                    if is_same_instance {
+                        peer.stats = Arc::clone(&old.stats);
+                    }
+                    if !is_same_instance || old.region != peer.region {
+                        changes.push(Change::new(&old, None, "another instance answers there"));
+                    }
+                }
+                let peer = Arc::new(peer);
+                changes.push(Change::new(&peer, state, "it answered the probe"));
+                peer
+            }
+        };
+        peer.stats.note_round_trip(rtt);
+        self.peer = Some(KnownPeer {
+            peer,
+            condition,
+            last_seen: now,
+            probed: now,
+            failed_probes: 0,
+        });
+        changes
+    }
+
+    /// A probe found no peer here. One that DNS dropped is removed, whatever it was.
+    fn failed(&mut self, failure: ProbeFailure) -> Vec<Change> {
+        if let Some(known) = &mut self.peer {
+            known.failed_probes += 1;
+        }
+        match failure {
+            ProbeFailure::Refused(reason) if self.listed => self.set(Condition::Refusing, &reason),
+            ProbeFailure::NoAnswer(reason) if self.listed => self.set(Condition::Hanging, &reason),
+            ProbeFailure::NotAPeer(reason)
+            | ProbeFailure::Refused(reason)
+            | ProbeFailure::NoAnswer(reason) => {
+                self.is_own = false;
+                self.vacate(&reason)
+            }
         }
     }
 
@@ -196,26 +247,12 @@ impl Table {
                 addresses,
                 complete,
             } => return self.resolved(&addresses, complete),
-            Event::Probed(address, outcome) => {
-                self.note_probe(address, outcome.as_ref().err(), now);
-                match outcome {
-                    Ok(answer) => self.probe_answered(address, answer, now),
-                    Err(failure) => self.probe_failed(address, failure),
-                }
-            }
+            Event::Probed(address, outcome) => self.probed(address, outcome, now),
             Event::Called(address, signal) => return self.called(address, signal, now),
         };
         Effects {
             changes,
             ..Effects::default()
-        }
-    }
-
-    /// Remembers how the probe ended, for people who want to know why an address is no peer.
-    fn note_probe(&mut self, address: SocketAddr, failure: Option<&ProbeFailure>, now: Instant) {
-        if let Some(entry) = self.entries.get_mut(&address) {
-            let error = failure.map(ToString::to_string);
-            entry.last_probe = Some(LastProbe { at: now, error });
         }
     }
 
@@ -288,85 +325,30 @@ impl Table {
         Ok(answer)
     }
 
-    fn probe_answered(
+    fn probed(
         &mut self,
         address: SocketAddr,
-        answer: ProbeAnswer,
+        outcome: Result<ProbeAnswer, ProbeFailure>,
         now: Instant,
     ) -> Vec<Change> {
         let Some(entry) = self.entries.get_mut(&address) else {
             return Vec::new();
         };
-        let ProbeAnswer {
-            mut peer,
-            draining,
-            rtt,
-        } = answer;
-        entry.is_own = peer.instance == self.own_id;
-        if entry.is_own {
-            return entry.vacate("this instance itself answers there");
-        }
-        let condition = match draining {
-            true => Condition::Draining,
-            false => Condition::Ready,
-        };
-        let state = Some(condition.state());
-        let mut changes = Vec::new();
-        let peer = match entry.peer.take() {
-            // Nothing changed that calls read: without a change, the region is not published anew.
-            Some(old) if is_same(&old.peer, &peer) => {
-                if old.condition != condition {
-                    changes.push(Change::new(&old.peer, state, "it answered the probe"));
+        entry.last_probe = Some(now);
+        entry.probe_error = outcome.as_ref().err().map(ToString::to_string);
+        match outcome {
+            Ok(answer) => {
+                entry.is_own = answer.peer.instance == self.own_id;
+                if entry.is_own {
+                    return entry.vacate("this instance itself answers there");
                 }
-                old.peer
+                entry.answered(answer, now)
             }
-            old => {
-                if let Some(KnownPeer { peer: old, .. }) = old {
-                    let is_same_instance = old.instance == peer.instance;
-                    if is_same_instance {
-                        peer.stats = Arc::clone(&old.stats);
-                    }
-                    if !is_same_instance || old.region != peer.region {
-                        changes.push(Change::new(&old, None, "another instance answers there"));
-                    }
+            Err(failure) => {
+                let changes = entry.failed(failure);
+                if !entry.listed {
+                    self.entries.remove(&address);
                 }
-                let peer = Arc::new(peer);
-                changes.push(Change::new(&peer, state, "it answered the probe"));
-                peer
-            }
-        };
-        peer.stats.note_round_trip(rtt);
-        entry.peer = Some(KnownPeer {
-            peer,
-            condition,
-            last_seen: now,
-            probed: now,
-            failed_probes: 0,
-        });
-        changes
-    }
-
-    fn probe_failed(&mut self, address: SocketAddr, failure: ProbeFailure) -> Vec<Change> {
-        let Some(entry) = self.entries.get_mut(&address) else {
-            return Vec::new();
-        };
-        if let Some(known) = &mut entry.peer {
-            known.failed_probes += 1;
-        }
-        let (silence, reason) = match failure {
-            ProbeFailure::Refused(reason) => (Some(Condition::Refusing), reason),
-            ProbeFailure::NoAnswer(reason) => (Some(Condition::Hanging), reason),
-            ProbeFailure::NotAPeer(reason) => (None, reason),
-        };
-        match silence {
-            Some(condition) if entry.listed => entry.set(condition, &reason),
-            None if entry.listed => {
-                entry.is_own = false;
-                entry.vacate(&reason)
-            }
-            Some(_) | None => {
-                let changes = entry.vacate(&reason);
-                self.entries.remove(&address);
                 changes
             }
         }
@@ -410,8 +392,7 @@ impl Table {
     /// The pause before `address` is probed again, where others are probed every `interval`; `None` for an address that
     /// is not in the table.
     pub(super) fn pause(&self, address: SocketAddr, interval: Duration) -> Option<Duration> {
-        let known = self.entries.get(&address)?.peer.as_ref();
-        Some(match known {
+        Some(match &self.entries.get(&address)?.peer {
             Some(known) if known.state() == PeerState::Suspect => backoff(known.failed_probes),
             _ => interval,
         })
@@ -438,7 +419,6 @@ impl Table {
         self.entries.get(&address)?.peer.as_ref()
     }
 
-    /// Whether a peer is at `address`.
     pub(crate) fn is_peer(&self, address: SocketAddr) -> bool {
         self.known(address).is_some()
     }
@@ -446,11 +426,10 @@ impl Table {
     /// Whether the last probe of `address` ended less than a quarter of a second before `now`.
     pub(super) fn is_current(&self, address: SocketAddr, now: Instant) -> bool {
         let entry = self.entries.get(&address);
-        let last_probe = entry.and_then(|entry| entry.last_probe.as_ref());
-        last_probe.is_some_and(|probe| now.saturating_duration_since(probe.at) < CURRENT)
+        let last_probe = entry.and_then(|entry| entry.last_probe);
+        last_probe.is_some_and(|probed| now.saturating_duration_since(probed) < CURRENT)
     }
 
-    /// Every peer.
     pub(super) fn peers(&self) -> impl Iterator<Item = &KnownPeer> {
         let peers = self.entries.values().map(|entry| entry.peer.as_ref());
         peers.flatten()

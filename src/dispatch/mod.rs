@@ -475,8 +475,8 @@ impl Dispatcher {
                 drop(under_way);
                 let problem = result.as_ref().err();
                 self.metrics
-                    .hops
-                    .ended(&peer.region, problem, started.elapsed());
+                    .peers
+                    .tried(&peer.region, problem, started.elapsed());
                 if let Err(problem) = &result
                     && problem.executed != Executed::Yes
                 {

@@ -15,18 +15,16 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use scopeguard::ScopeGuard;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tracing::Instrument;
-use utoipa::ToSchema;
 
 use super::{
     App, AppState,
+    documents::{EntryDocument, FanOutMeta, FanOutReply},
     head::items,
     layers::Context,
     log,
-    openapi::{EachProblems, entry_problem},
+    openapi::EachProblems,
     request::json_body,
     response::Refusal,
     rpc::{CallHeaders, caller_may, refuse_forwarded, with_headers},
@@ -37,63 +35,13 @@ use crate::{
     dispatch::{Answered, FanOut},
     json,
     memory::Reserved,
-    name::{ConsistencyToken, FunctionName, InstanceId, RequestId},
+    name::{FunctionName, RequestId},
     problem::Problem,
     protocol::lines::NDJSON,
     region::{Region, Regions},
     reply::{ProblemDocument, milliseconds},
     trace,
 };
-
-/// What came of the call on one instance: a result, which may be null, or a problem.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = FanOutEntry)]
-pub(crate) struct EntryDocument {
-    /// Its region.
-    #[schema(value_type = String, example = "syd")]
-    pub region: Region,
-    /// The instance; null where none was found in the region.
-    #[schema(value_type = Option<String>, required, example = "syd-1")]
-    pub instance: Option<InstanceId>,
-    /// What the function returned, any JSON value; null where there is a problem.
-    #[schema(value_type = Value, required, example = 3)]
-    pub result: Option<Box<RawValue>>,
-    /// Why there is no result; null where there is one.
-    #[schema(schema_with = entry_problem, required)]
-    pub problem: Option<ProblemDocument>,
-    /// What the function said of its data with its result; left out where it said nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = String, required = false, example = "0/3000148")]
-    pub consistency: Option<ConsistencyToken>,
-}
-
-/// What came of a fan-out.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = FanOutMeta)]
-pub(crate) struct FanOutMeta {
-    /// How many were asked; each has an entry.
-    #[schema(example = 2)]
-    pub asked: usize,
-    /// How many have a result.
-    #[schema(example = 2)]
-    pub succeeded: usize,
-    /// Milliseconds from the request's arrival to this answer, to the microsecond.
-    #[schema(example = 83.1)]
-    pub elapsed_ms: f64,
-    /// The request's id, in the header `x-request-id` and in the logs of every instance that was asked.
-    #[schema(value_type = String, example = "01J9ZK3V6T8Q4W2XB5N7RCM1DE")]
-    pub request_id: RequestId,
-}
-
-/// The answer to a fan-out.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[schema(as = FanOutReply)]
-pub(crate) struct FanOutReply {
-    /// What came of each call, sorted by region and instance.
-    pub results: Vec<EntryDocument>,
-    /// How many there are, and what it took.
-    pub meta: FanOutMeta,
-}
 
 /// Call a function on many instances
 ///
@@ -246,18 +194,17 @@ struct About {
 }
 
 impl About {
-    fn meta(&self, fan_out: &FanOut) -> FanOutMeta {
-        FanOutMeta {
+    /// Counts and logs the end of the fan-out.
+    fn ended(&self, fan_out: &FanOut) -> FanOutMeta {
+        let meta = FanOutMeta {
             asked: fan_out.asked(),
             succeeded: fan_out.succeeded(),
             elapsed_ms: milliseconds(self.arrived.elapsed()),
             request_id: self.request_id.clone(),
-        }
-    }
-
-    fn ended(&self, meta: &FanOutMeta) {
+        };
         self.app.metrics.calls.fan_out();
-        log::fan_out(&self.caller, &self.function, &self.regions, meta);
+        log::fan_out(&self.caller, &self.function, &self.regions, &meta);
+        meta
     }
 
     fn abandoned(&self) {
@@ -281,21 +228,19 @@ async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Res
         let place = (answered.region.clone(), answered.instance.clone());
         entries.push((place, entry(answered)));
     }
-    let about = ScopeGuard::into_inner(awaited);
-    let meta = about.meta(&fan_out);
-    about.ended(&meta);
+    let meta = ScopeGuard::into_inner(awaited).ended(&fan_out);
     entries.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let mut pieces = vec![Piece::from(&b"{\"results\":["[..])];
-    for (number, (_, piece)) in entries.into_iter().enumerate() {
+    let mut pieces = vec![(b"{\"results\":[".to_vec(), None)];
+    for (number, (_, entry)) in entries.into_iter().enumerate() {
         if number > 0 {
-            pieces.push(Piece::from(&b","[..]));
+            pieces.push((b",".to_vec(), None));
         }
-        pieces.push(piece);
+        pieces.push(entry);
     }
     let end = [&b"],\"meta\":"[..], &json::to_vec(&meta), b"}"].concat();
-    pieces.push(Piece::from(end.as_slice()));
+    pieces.push((end, None));
     // What a piece holds of the memory budget is free once hyper has it: there it is counted by the connection.
-    let pieces = pieces.into_iter().map(|piece| piece.bytes);
+    let pieces = pieces.into_iter().map(|(bytes, _held)| bytes);
     streamed("application/json", stream::iter(pieces))
 }
 
@@ -304,14 +249,12 @@ fn lines(fan_out: FanOut, awaited: Awaited<impl FnOnce(About) + Send + 'static>)
     let pieces = stream::unfold(Some((fan_out, awaited)), async |state| {
         let (mut fan_out, awaited) = state?;
         if let Some(answered) = fan_out.next().await {
-            let Piece { mut bytes, .. } = entry(answered);
+            let (mut bytes, _held) = entry(answered);
             json::join_lines(&mut bytes);
             bytes.push(b'\n');
             return Some((bytes, Some((fan_out, awaited))));
         }
-        let about = ScopeGuard::into_inner(awaited);
-        let meta = about.meta(&fan_out);
-        about.ended(&meta);
+        let meta = ScopeGuard::into_inner(awaited).ended(&fan_out);
         let line = [&b"{\"meta\":"[..], &json::to_vec(&meta), b"}\n"].concat();
         Some((line, None))
     });
@@ -326,23 +269,8 @@ fn streamed(
     ([(CONTENT_TYPE, content_type)], body).into_response()
 }
 
-/// A part of an answer, and what it takes of the memory budget.
-struct Piece {
-    bytes: Vec<u8>,
-    _held: Option<Reserved>,
-}
-
-impl From<&[u8]> for Piece {
-    fn from(bytes: &[u8]) -> Self {
-        Self {
-            bytes: bytes.to_vec(),
-            _held: None,
-        }
-    }
-}
-
-/// The entry of what came of one call.
-fn entry(answered: Answered) -> Piece {
+/// The entry of what came of one call, and what it takes of the memory budget.
+fn entry(answered: Answered) -> (Vec<u8>, Option<Reserved>) {
     let Answered {
         region,
         instance,
@@ -363,8 +291,5 @@ fn entry(answered: Answered) -> Piece {
         problem,
         consistency,
     };
-    Piece {
-        bytes: json::to_vec(&entry),
-        _held: held,
-    }
+    (json::to_vec(&entry), held)
 }

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use axum::http::Method;
 
-use super::each::FanOutMeta;
+use super::documents::FanOutMeta;
 use crate::{
     access::Caller,
     dispatch::Outcome,

@@ -1,6 +1,9 @@
 //! `GET /metrics`: what this instance counts, in the text format of Prometheus, or of OpenMetrics where the scraper prefers it.
 
-use std::collections::BTreeMap;
+use std::{
+    sync::atomic::AtomicU64,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use axum::{
     extract::State,
@@ -10,12 +13,16 @@ use axum::{
     },
     response::{IntoResponse, Result},
 };
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
 
 use super::{App, AppState};
 use crate::{
     cluster::Overview,
     lifecycle::Phase,
-    metrics::Readings,
+    metrics::{PREFIX, Texts, registered},
     problem::{Code, Problem},
     region::Region,
     state::PeerState,
@@ -29,8 +36,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// Everything that was counted, and the state of the instance now.
 pub(super) async fn show(State(app): AppState, headers: HeaderMap) -> Result<impl IntoResponse> {
     let overview = app.cluster.overview().await;
-    let regions = app.cluster.regions();
-    let text = app.metrics.text(&readings(&app, &overview, &regions));
+    let text = app.metrics.text(&readings(&app, &overview));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
     Ok(([(CONTENT_TYPE, format(&headers))], text))
 }
@@ -42,28 +48,62 @@ fn format(headers: &HeaderMap) -> HeaderValue {
     HeaderValue::from_static(if prefers { OPENMETRICS } else { PROMETHEUS })
 }
 
-fn readings<'a>(app: &App, overview: &'a Overview, regions: &'a [Region]) -> Readings<'a> {
-    let mut peers = BTreeMap::new();
-    for region in regions {
+/// What is not counted as it happens, but read at each scrape. It is not kept from one to the next, so a region that is no
+/// longer known leaves no label behind.
+fn readings(app: &App, overview: &Overview) -> Registry {
+    let progress = &overview.progress;
+    let mut registry = Registry::with_prefix(PREFIX);
+    let mut show = |name, help, value: usize| {
+        let gauge: Gauge = registered(&mut registry, name, help);
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    };
+    let in_flight = app.lifecycle.in_flight() + app.of_child.in_flight();
+    let help = "Calls that were accepted and are not answered yet, run here or forwarded";
+    show("in_flight", help, in_flight);
+    let help = "Functions that run here now";
+    show("running", help, app.executor.running());
+    let help = "How many functions may run here at once";
+    show("running_limit", help, app.limits.max_in_flight);
+    let help = "Calls that wait to leave for a peer";
+    show("queued", help, app.dispatcher.queued());
+    let is_draining = app.lifecycle.phase() > Phase::Serving;
+    let help = "1 once the instance is stopping";
+    show("draining", help, is_draining.into());
+    if let Some(is_up) = app.executor.key_store_is_up() {
+        let help = "1 while the store of idempotency keys answers";
+        show("key_store_up", help, is_up.into());
+    }
+    let help = "1 when the last DNS queries failed, so that the peers are those found before";
+    show("discovery_stale", help, progress.error.is_some().into());
+    let help = "Rounds of discovery that were finished";
+    let rounds: Counter = registered(&mut registry, "discovery_rounds", help);
+    rounds.inc_by(progress.rounds);
+    let last_success = progress.last_success.and_then(|instant| {
+        let date = SystemTime::now().checked_sub(instant.elapsed())?;
+        date.duration_since(UNIX_EPOCH).ok()
+    });
+    let timestamp = Gauge::<f64, AtomicU64>::default();
+    timestamp.set(last_success.unwrap_or_default().as_secs_f64());
+    let help = "When DNS last gave a whole answer, in seconds since 1970; 0 when it never did";
+    let name = "discovery_last_success_timestamp";
+    registry.register_with_unit(name, help, Unit::Seconds, timestamp);
+    let help = "Peers by region and state";
+    let peers: Family<Texts<2>, Gauge> = registered(&mut registry, "peers", help);
+    let count = |region: &Region, state: PeerState| {
+        let labels = [
+            ("peer_region", region.to_string()),
+            ("state", state.to_string()),
+        ];
+        peers.get_or_create_owned(&labels)
+    };
+    for region in app.cluster.regions() {
+        // Zeros too.
         for state in PeerState::ALL {
-            peers.insert((region.as_str(), state.as_str()), 0);
+            count(&region, state);
         }
     }
     for known in overview.peers() {
-        let labels = (known.peer.region.as_str(), known.state().as_str());
-        *peers.entry(labels).or_default() += 1;
+        count(&known.peer.region, known.state()).inc();
     }
-    let progress = &overview.progress;
-    Readings {
-        in_flight: app.lifecycle.in_flight() + app.of_child.in_flight(),
-        running: app.executor.running(),
-        running_limit: app.limits.max_in_flight,
-        queued: app.dispatcher.queued(),
-        is_draining: app.lifecycle.phase() > Phase::Serving,
-        key_store_is_up: app.executor.key_store_is_up(),
-        rounds: progress.rounds,
-        last_success: progress.last_success.map(|instant| instant.elapsed()),
-        is_stale: progress.error.is_some(),
-        peers,
-    }
+    registry
 }

@@ -3,8 +3,10 @@
 
 mod auth;
 mod cluster;
+pub(crate) mod documents;
 mod each;
 mod events;
+mod explain;
 mod head;
 mod health;
 mod internal;
@@ -39,20 +41,12 @@ use tokio::net::TcpListener;
 use tower::Service;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-#[cfg(feature = "cli")]
-pub(crate) use self::cluster::{
-    CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, PolicyDocument,
-    PolicySource, RegionsDocument, UnplacedDocument,
-};
 use self::layers::Audience;
 pub(crate) use self::openapi::route::Descriptions;
+#[cfg(feature = "cli")]
+pub(crate) use self::rpc::prefer::Accepted;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
-#[cfg(feature = "cli")]
-pub(crate) use self::{
-    each::{EntryDocument, FanOutReply},
-    rpc::prefer::Accepted,
-};
 use crate::{
     access::Access,
     call::Timeouts,
@@ -243,7 +237,7 @@ fn clients() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(rpc::path::call_function_by_path))
         .routes(routes!(cluster::list_regions))
         .routes(routes!(cluster::get_region))
-        .routes(routes!(cluster::explain::explain_region))
+        .routes(routes!(explain::explain_region))
         .routes(routes!(cluster::list_functions))
         .routes(routes!(each::call_each))
         .routes(routes!(events::stream_events))

@@ -107,7 +107,7 @@ impl Connection {
             return Ok(Ending::ExpiredUnsent);
         };
         match taken.written {
-            Flushed::All(calls) => self.metrics.hops.left_together(calls),
+            Flushed::All(calls) => self.metrics.peers.left_together(calls),
             Flushed::Blocked => self.woken.notify_one(),
             Flushed::Later => {}
         }
@@ -357,7 +357,7 @@ impl Driver<'_> {
         self.is_blocked = match flushed.map_err(Over::Closed)? {
             Flushed::All(calls) => {
                 if calls > 0 {
-                    self.connection.metrics.hops.left_together(calls);
+                    self.connection.metrics.peers.left_together(calls);
                 }
                 false
             }

@@ -17,7 +17,7 @@ const OTHER: &str = "other";
 /// Labels by name, whose values are a few words.
 pub(super) type Words<const N: usize> = [(&'static str, &'static str); N];
 /// Labels by name.
-pub(super) type Texts<const N: usize> = [(&'static str, String); N];
+pub(crate) type Texts<const N: usize> = [(&'static str, String); N];
 
 /// What came of a call: `ok`, or the code of `problem`; and whether the function ran.
 pub(super) fn outcome(problem: Option<&Problem>) -> Words<2> {

@@ -2,11 +2,9 @@
 //! count apart. Every label is one of a bounded set; what is not known here is `other`.
 
 mod calls;
-mod discovery;
 mod functions;
-mod hops;
 mod labels;
-mod readings;
+mod peers;
 mod timed;
 
 use std::fmt;
@@ -17,11 +15,8 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 
-pub(crate) use self::readings::Readings;
-use self::{
-    calls::CallMetrics, discovery::DiscoveryMetrics, functions::FunctionMetrics, hops::HopMetrics,
-    labels::Texts,
-};
+pub(crate) use self::labels::Texts;
+use self::{calls::CallMetrics, functions::FunctionMetrics, peers::PeerMetrics};
 use crate::{
     config::Identity,
     feed::Feed,
@@ -29,19 +24,16 @@ use crate::{
 };
 
 /// What the name of every metric starts with.
-const PREFIX: &str = "fly_rpc";
+pub(crate) const PREFIX: &str = "fly_rpc";
 
 /// Everything that one instance counts.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Calls, as their callers see them.
     pub(crate) calls: CallMetrics,
-    /// Attempts at peers.
-    pub(crate) hops: HopMetrics,
     /// Functions that run here.
     pub(crate) functions: FunctionMetrics,
-    /// Probes.
-    pub(crate) discovery: DiscoveryMetrics,
+    pub(crate) peers: PeerMetrics,
     /// What happens, for `GET /events`.
     pub(crate) feed: Feed,
     registry: Registry,
@@ -66,30 +58,33 @@ impl Metrics {
         build.get_or_create(&labels).set(1);
         Self {
             calls: CallMetrics::register(&mut registry),
-            hops: HopMetrics::register(&mut registry),
             functions: FunctionMetrics::register(&mut registry, functions),
-            discovery: DiscoveryMetrics::register(&mut registry),
+            peers: PeerMetrics::register(&mut registry),
             feed: Feed::new(boot),
             registry,
         }
     }
 
-    /// Everything, with what is read `now`, as text that reads the same in the format of OpenMetrics and in the one before
+    /// Everything, with the `readings` of now, as text that reads the same in the format of OpenMetrics and in the one before
     /// it.
     ///
     /// # Errors
     /// A metric cannot be written, which is a bug of ours.
-    pub(crate) fn text(&self, now: &Readings<'_>) -> Result<String, fmt::Error> {
+    pub(crate) fn text(&self, readings: &Registry) -> Result<String, fmt::Error> {
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
-        encode_registry(&mut text, &now.registry())?;
+        encode_registry(&mut text, readings)?;
         encode_eof(&mut text)?;
         Ok(text)
     }
 }
 
 /// A metric that starts at nothing, once it is in `registry`.
-fn registered<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+pub(crate) fn registered<M: Metric + Clone + Default>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+) -> M {
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric

@@ -4,6 +4,7 @@
 
 use heck::ToUpperCamelCase;
 use serde_json::{Map, Value, json};
+use utoipa::openapi::OpenApi as Document;
 
 use super::{
     names::{self, Names},
@@ -23,10 +24,12 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// `document` with an operation for each of `functions` that declares its parameters; the first that come, where there are
 /// too many.
-pub(super) fn with_functions<'a>(
-    mut document: Value,
+pub(in crate::http) fn with_functions<'a>(
+    document: &Document,
     functions: impl IntoIterator<Item = (FunctionName, &'a Declaration)>,
 ) -> Value {
+    let mut document = serde_json::to_value(document)
+        .unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"));
     let mut typed = Typed::after(&document);
     let (mut count, mut left_out) = (0, 0);
     for (name, declaration) in functions {
@@ -225,14 +228,13 @@ fn refer(kind: &str, name: &str) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::{openapi_json, openapi_with};
 
     /// What becomes of a document with this many functions, each with `schema` for its only parameter.
     fn document(count: usize, schema: &Value) -> Value {
         let declared = Declaration::new().params([("note", schema.clone())]);
         let name = |number: usize| FunctionName::new("Notes", &format!("f{number}")).unwrap();
-        let functions = (0..count).map(|number| (name(number), &declared));
-        let stock = serde_json::from_str(&crate::http::openapi_json()).unwrap();
-        with_functions(stock, functions)
+        openapi_with((0..count).map(|number| (name(number), &declared)))
     }
 
     /// How many functions have an operation, and how many are said to have none.
@@ -267,11 +269,8 @@ mod tests {
         let declared = Declaration::new().params::<String>([]);
         let names = [("..", "f"), ("M", "."), ("a/..", "f")]
             .map(|(module, function)| FunctionName::new(module, function).unwrap());
-        let stock: Value = serde_json::from_str(&crate::http::openapi_json()).unwrap();
-        let document = with_functions(
-            stock.clone(),
-            names.into_iter().map(|name| (name, &declared)),
-        );
+        let stock: Value = serde_json::from_str(&openapi_json()).unwrap();
+        let document = openapi_with(names.map(|name| (name, &declared)));
         let before = stock["paths"].as_object().unwrap();
         let after = document["paths"].as_object().unwrap().keys();
         let new: Vec<_> = after.filter(|path| !before.contains_key(*path)).collect();

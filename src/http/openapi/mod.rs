@@ -12,29 +12,30 @@ use serde_json::Value;
 use utoipa::{
     OpenApi,
     openapi::{
-        Header, OpenApi as Document, PathItem, Ref, RefOr, Required,
-        Response as DocumentedResponse, Schema, Server,
+        Header, Object, OpenApi as Document, PathItem, Ref, RefOr, Required,
+        Response as DocumentedResponse, Schema,
         extensions::Extensions,
         header::HeaderBuilder,
         path::{Operation, Parameter},
         schema::{ObjectBuilder, SchemaType, Type},
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
-        server::{ServerBuilder, ServerVariableBuilder},
     },
 };
 
-pub(super) use self::problems::{
-    CallProblems, ClusterProblems, EachProblems, EventProblems, ExplainProblems, OpenProblems,
-    ReadinessProblems, RegionProblems,
+pub(super) use self::{
+    functions::with_functions,
+    problems::{
+        CallProblems, ClusterProblems, EachProblems, EventProblems, ExplainProblems, OpenProblems,
+        ReadinessProblems, RegionProblems,
+    },
 };
 use super::{
     events::{Counts, Lagged},
     rpc::prefer::Accepted,
 };
 use crate::{
-    declaration::{Declaration, MAX_PARAMS},
+    declaration::MAX_PARAMS,
     feed::{EndedCall, FailedAttempt, PeerChange},
-    name::FunctionName,
     problem::Code,
     reply::{ProblemMembers, Reply},
 };
@@ -52,6 +53,11 @@ that you do not know by its status and `executed`. `executed` and `state` get no
         title = "fly-rpc",
         description = DESCRIPTION,
     ),
+    servers((
+        url = "http://{address}",
+        description = "An instance",
+        variables(("address" = (default = "127.0.0.1:8080", description = "Host and port of an instance")))
+    )),
     // What a route names by a type of responses is not found by itself, and no schema refers to the data of events.
     components(schemas(ProblemMembers<'_>, Reply, Accepted, PeerChange<'_>, EndedCall<'_>, FailedAttempt<'_>, Counts, Lagged)),
     tags(
@@ -68,7 +74,6 @@ pub(super) fn description() -> Document {
     let mut document = Description::openapi();
     // utoipa takes the license from Cargo.toml and writes an empty one where there is none.
     document.info.license = None;
-    document.servers = Some(vec![server()]);
     let token = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some(
@@ -92,22 +97,18 @@ pub(super) fn finished(mut document: Document) -> Document {
         paths, components, ..
     } = &mut document;
     let components = components.get_or_insert_default();
-    if let Some(mut problem) = components.schemas.get("Problem").cloned() {
-        list_codes(&mut problem);
-        allow_null(&mut problem);
-        components.schemas.insert(ENTRY_PROBLEM.to_owned(), problem);
-    }
-    if let Some(call) = components.schemas.get("CallRequest").cloned() {
-        let fan_out = fan_out_request(call);
-        components
-            .schemas
-            .insert("FanOutRequest".to_owned(), fan_out);
-    }
-    for (name, schema) in &mut components.schemas {
-        match name.as_str() {
-            "FunctionError" | "AppStatus" => allow_null(schema),
-            "Problem" => list_codes(schema),
-            _ => {}
+    let schemas = &mut components.schemas;
+    for (name, of, change) in [
+        ("Problem", "Problem", list_codes as fn(&mut Object)),
+        (ENTRY_PROBLEM, "Problem", allow_null),
+        ("FunctionError", "FunctionError", allow_null),
+        ("AppStatus", "AppStatus", allow_null),
+        ("FanOutRequest", "CallRequest", fan_out),
+    ] {
+        if let Some(RefOr::T(Schema::Object(object))) = schemas.get(of) {
+            let mut object = object.clone();
+            change(&mut object);
+            schemas.insert(name.to_owned(), object.into());
         }
     }
     for operation in paths.paths.values_mut().flat_map(operations) {
@@ -167,21 +168,18 @@ fn allow_no_args(operation: &mut Operation) {
     }
 }
 
-/// The body of a fan-out: that of a call, with `per` in place of `instance`.
-fn fan_out_request(mut body: RefOr<Schema>) -> RefOr<Schema> {
-    if let RefOr::T(Schema::Object(body)) = &mut body {
-        let per = ObjectBuilder::new()
-            .schema_type(Type::String)
-            .description(Some(
-                "Whether every instance of each region is asked, once whatever `idempotent` says, or one of each, with the \
-                 attempts of a call: `instance` when it is not given.",
-            ))
-            .pattern(Some("^(instance|region)$"));
-        body.description = Some("A call that many instances run.".to_owned());
-        body.properties.remove("instance");
-        body.properties.insert("per".to_owned(), per.into());
-    }
-    body
+/// Makes the body of a call that of a fan-out, with `per` in place of `instance`.
+fn fan_out(body: &mut Object) {
+    let per = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some(
+            "Whether every instance of each region is asked, once whatever `idempotent` says, or one of each, with the \
+             attempts of a call: `instance` when it is not given.",
+        ))
+        .pattern(Some("^(instance|region)$"));
+    body.description = Some("A call that many instances run.".to_owned());
+    body.properties.remove("instance");
+    body.properties.insert("per".to_owned(), per.into());
 }
 
 /// A fan-out has the headers of a call, but is never replayed, and always waited for. utoipa takes a body that is only
@@ -208,10 +206,8 @@ fn deny_null(schema: &mut RefOr<Schema>) {
 
 /// A reference that may be null needs `oneOf`, which generators turn into a class of its own: the schema itself may be
 /// null instead.
-fn allow_null(schema: &mut RefOr<Schema>) {
-    if let RefOr::T(Schema::Object(object)) = schema {
-        object.schema_type = SchemaType::from_iter([Type::Object, Type::Null]);
-    }
+fn allow_null(object: &mut Object) {
+    object.schema_type = SchemaType::from_iter([Type::Object, Type::Null]);
 }
 
 /// The schema of a problem in an entry of a fan-out, which may be null.
@@ -225,10 +221,7 @@ pub(super) fn entry_problem() -> RefOr<Schema> {
 }
 
 /// The codes of this release, where generators do not make a closed type of them: `code` is an open set.
-fn list_codes(problem: &mut RefOr<Schema>) {
-    let RefOr::T(Schema::Object(problem)) = problem else {
-        return;
-    };
+fn list_codes(problem: &mut Object) {
     if let Some(RefOr::T(Schema::Object(code))) = problem.properties.get_mut("code") {
         let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
         let extensions = Extensions::builder().add("x-extensible-enum", codes);
@@ -236,31 +229,10 @@ fn list_codes(problem: &mut RefOr<Schema>) {
     }
 }
 
-/// `document` with an operation for each of `functions` that declares its parameters.
-pub(super) fn with_functions<'a>(
-    document: &Document,
-    functions: impl IntoIterator<Item = (FunctionName, &'a Declaration)>,
-) -> Value {
-    let stock = serde_json::to_value(document)
-        .unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"));
-    functions::with_functions(stock, functions)
-}
-
 /// `document` as JSON.
 pub(super) fn to_json(document: &Document) -> String {
     let json = document.to_pretty_json();
     json.unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"))
-}
-
-fn server() -> Server {
-    let address = ServerVariableBuilder::new()
-        .default_value("127.0.0.1:8080")
-        .description(Some("Host and port of an instance"));
-    ServerBuilder::new()
-        .url("http://{address}")
-        .description(Some("An instance"))
-        .parameter("address", address)
-        .build()
 }
 
 fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

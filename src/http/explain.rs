@@ -7,14 +7,12 @@ use axum::{
 };
 
 use super::{
-    App, AppState, discovery,
+    App, AppState,
+    cluster::{discovery, own_state, whole_milliseconds},
     documents::{
         CandidateDocument, ChoiceDocument, ExplanationDocument, PolicyDocument, PolicySource,
         UnplacedDocument,
     },
-    own_state, whole_milliseconds,
-};
-use crate::http::{
     openapi::ExplainProblems,
     response::{Json, Refusal},
 };
@@ -106,7 +104,7 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
     ),
     security(("client_token" = []), ())
 )]
-pub(in crate::http) async fn explain_region(
+pub(super) async fn explain_region(
     State(app): AppState,
     targets: Targets,
     RawQuery(query): RawQuery,
@@ -311,7 +309,6 @@ fn candidates(
 fn candidate(seen: &KnownAddress, choice: &Choice<'_>) -> Option<CandidateDocument> {
     let known = seen.peer.as_ref()?;
     let (chosen, reason) = choice.verdict(known);
-    let (last_probe_ms, last_probe_error) = last_probe(seen);
     Some(CandidateDocument {
         instance: known.peer.instance.clone(),
         address: seen.address,
@@ -321,8 +318,8 @@ fn candidate(seen: &KnownAddress, choice: &Choice<'_>) -> Option<CandidateDocume
         reason,
         app: known.peer.app_state,
         listed: Some(seen.listed),
-        last_probe_ms,
-        last_probe_error,
+        last_probe_ms: last_probe_ms(seen),
+        last_probe_error: seen.probe_error.clone(),
     })
 }
 
@@ -350,21 +347,14 @@ fn this_instance(app: &App, missing: Option<&FunctionName>, is_here: bool) -> Ca
 }
 
 fn unplaced(seen: &KnownAddress) -> Option<UnplacedDocument> {
-    if seen.peer.is_some() {
-        return None;
-    }
-    let (last_probe_ms, last_probe_error) = last_probe(seen);
-    Some(UnplacedDocument {
+    seen.peer.is_none().then(|| UnplacedDocument {
         address: seen.address,
-        last_probe_ms,
-        last_probe_error,
+        last_probe_ms: last_probe_ms(seen),
+        last_probe_error: seen.probe_error.clone(),
     })
 }
 
-fn last_probe(seen: &KnownAddress) -> (Option<f64>, Option<String>) {
-    let probe = seen.last_probe.as_ref();
-    (
-        probe.map(|probe| whole_milliseconds(probe.at.elapsed())),
-        probe.and_then(|probe| probe.error.clone()),
-    )
+fn last_probe_ms(seen: &KnownAddress) -> Option<f64> {
+    let ended = seen.last_probe?;
+    Some(whole_milliseconds(ended.elapsed()))
 }

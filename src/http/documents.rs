@@ -1,4 +1,5 @@
-//! The documents of the cluster: regions, instances, where calls for a region would run, and the state of discovery.
+//! The documents that clients read, and the command line too: the cluster, its functions, where calls for a region would
+//! run, and what came of a fan-out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,14 +7,17 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use super::openapi::entry_problem;
 use crate::{
     app::AppHealth,
     declaration::Declaration,
-    name::{InstanceId, Name},
+    name::{ConsistencyToken, InstanceId, Name, RequestId},
     protocol::CatalogueHash,
     region::Region,
+    reply::ProblemDocument,
     state::PeerState,
 };
 
@@ -263,4 +267,54 @@ pub(crate) struct AppDocument {
     /// Why it is not up; null when it is.
     #[schema(required, example = "no list within 1s")]
     pub reason: Option<String>,
+}
+
+/// What came of the call on one instance: a result, which may be null, or a problem.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = FanOutEntry)]
+pub(crate) struct EntryDocument {
+    /// Its region.
+    #[schema(value_type = String, example = "syd")]
+    pub region: Region,
+    /// The instance; null where none was found in the region.
+    #[schema(value_type = Option<String>, required, example = "syd-1")]
+    pub instance: Option<InstanceId>,
+    /// What the function returned, any JSON value; null where there is a problem.
+    #[schema(value_type = Value, required, example = 3)]
+    pub result: Option<Box<RawValue>>,
+    /// Why there is no result; null where there is one.
+    #[schema(schema_with = entry_problem, required)]
+    pub problem: Option<ProblemDocument>,
+    /// What the function said of its data with its result; left out where it said nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, example = "0/3000148")]
+    pub consistency: Option<ConsistencyToken>,
+}
+
+/// What came of a fan-out.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = FanOutMeta)]
+pub(crate) struct FanOutMeta {
+    /// How many were asked; each has an entry.
+    #[schema(example = 2)]
+    pub asked: usize,
+    /// How many have a result.
+    #[schema(example = 2)]
+    pub succeeded: usize,
+    /// Milliseconds from the request's arrival to this answer, to the microsecond.
+    #[schema(example = 83.1)]
+    pub elapsed_ms: f64,
+    /// The request's id, in the header `x-request-id` and in the logs of every instance that was asked.
+    #[schema(value_type = String, example = "01J9ZK3V6T8Q4W2XB5N7RCM1DE")]
+    pub request_id: RequestId,
+}
+
+/// The answer to a fan-out.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[schema(as = FanOutReply)]
+pub(crate) struct FanOutReply {
+    /// What came of each call, sorted by region and instance.
+    pub results: Vec<EntryDocument>,
+    /// How many there are, and what it took.
+    pub meta: FanOutMeta,
 }

@@ -1,8 +1,5 @@
 //! The cluster as this instance knows it, to read: the regions and their instances, and the functions.
 
-mod documents;
-pub(super) mod explain;
-
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
@@ -10,15 +7,12 @@ use axum::{
     response::{IntoResponse, Response, Result},
 };
 
-use self::documents::{AppDocument, DiscoveryDocument, FunctionsDocument, RegionDocument};
-#[cfg(feature = "cli")]
-pub(crate) use self::documents::{
-    CandidateDocument, ChoiceDocument, ExplanationDocument, PolicyDocument, PolicySource,
-    UnplacedDocument,
-};
-pub(crate) use self::documents::{InstanceDocument, RegionsDocument};
 use super::{
     App, AppState,
+    documents::{
+        AppDocument, DiscoveryDocument, FunctionsDocument, InstanceDocument, RegionDocument,
+        RegionsDocument,
+    },
     openapi::{ClusterProblems, RegionProblems},
     response::{Json, Refusal},
 };
