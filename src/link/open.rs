@@ -162,7 +162,7 @@ fn request(opening: &Opening, challenge: &Challenge, started: Instant) -> Reques
     set(HOST, opening.peer.address.to_string());
     set(CONNECTION, "upgrade".to_owned());
     set(UPGRADE, LINES.to_owned());
-    set(HeaderName::from_static(FORWARDED), "1".to_owned());
+    set(FORWARDED, "1".to_owned());
     if let Some(token) = &opening.token {
         set(HeaderName::from_static(NONCE), challenge.nonce().to_owned());
         let proof = challenge.prove(token, Statement::Opens).to_string();

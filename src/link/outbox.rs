@@ -21,7 +21,7 @@ use crate::{
 
 /// The most bytes of calls that wait for the kernel; more are refused.
 const MAX_WAITING: usize = 16 << 20;
-/// The capacity that is kept when everything was written, in bytes.
+/// The capacity that is kept however little was written, in bytes.
 const KEPT: usize = 256 << 10;
 
 /// The time left, in milliseconds, above which a call's deadline is looked after by the connection's task, which looks at all
@@ -106,6 +106,8 @@ struct State {
     handed: usize,
     /// How many bytes were handed over before `bytes[0]`.
     base: u64,
+    /// The most that waited at once since the last tick, in bytes.
+    most: usize,
     calls: HashMap<u64, Waiting>,
     next_id: u64,
     /// Calls whose lines were added since the last flush.
@@ -239,9 +241,11 @@ impl Outbox {
         }
     }
 
-    /// Ends the calls that are watched and whose deadline has passed; the first deadline of the others.
+    /// At each tick, and when a deadline has passed: gives memory back, and ends the calls that are watched and whose deadline
+    /// has passed; the first deadline of the others.
     pub(super) fn expire(&self) -> Option<Deadline> {
         let mut state = self.lock();
+        state.shrink();
         let now = Deadline::since(Instant::now(), Duration::ZERO);
         let mut next: Option<Deadline> = None;
         let mut expired = Vec::new();
@@ -430,10 +434,16 @@ impl State {
         }
         self.base += self.bytes.len() as u64;
         self.handed = 0;
+        self.most = self.most.max(self.bytes.len());
         self.bytes.clear();
-        self.bytes.shrink_to(KEPT);
         self.is_flush_due = false;
         Ok(Flushed::All(std::mem::take(&mut self.added)))
+    }
+
+    /// Keeps the room that was needed since the last time: to make it anew for each large call costs more than its copy.
+    fn shrink(&mut self) {
+        let most = std::mem::take(&mut self.most).max(KEPT);
+        self.bytes.shrink_to(most);
     }
 
     /// Drops what was handed over once that is more than what waits.
