@@ -9,7 +9,7 @@ use axum::{
     body::HttpBody,
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderValue, Method, StatusCode,
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
         header::{CACHE_CONTROL, CONNECTION},
     },
     middleware::{self, Next},
@@ -33,7 +33,7 @@ use crate::{
 /// The size of documents that are always sent, in bytes: those for health checks and probes.
 const SMALL: usize = 4 << 10;
 
-const REQUEST_ID: &str = "x-request-id";
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// One request: its id and when it arrived. An extension of every request.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::{
-    http::{HeaderMap, HeaderValue, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
     response::{IntoResponse, Response},
 };
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ use crate::{
     replay::{self, Machines, Replay},
 };
 
-const ROUTE: &str = "rpc-route";
+const ROUTE: HeaderName = HeaderName::from_static("rpc-route");
 
 /// What decides whether a call is replayed.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl Asked {
 /// # Errors
 /// [`Code::InvalidRequest`] for a header `rpc-route` with another value, or given twice.
 pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Problem> {
-    let asked = header(headers, ROUTE, "proxy, replay or auto", |text| {
+    let asked = header(headers, &ROUTE, "proxy, replay or auto", |text| {
         text.parse().ok()
     })?;
     Ok(asked.unwrap_or(default))

@@ -7,7 +7,7 @@ use axum::{
     body::{Body, HttpBody},
     extract::FromRequestParts,
     http::{
-        HeaderMap, HeaderValue,
+        HeaderMap, HeaderName, HeaderValue,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
         request::Parts,
     },
@@ -137,7 +137,7 @@ pub(super) async fn optional_json_body(
 /// [`Code::InvalidRequest`] with the `rule` that the value breaks, or that it is given twice.
 pub(super) fn header<T>(
     headers: &HeaderMap,
-    name: &'static str,
+    name: &HeaderName,
     rule: &str,
     read: impl FnOnce(&str) -> Option<T>,
 ) -> Result<Option<T>, Problem> {

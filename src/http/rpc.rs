@@ -9,7 +9,7 @@ use axum::{
     Extension,
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
     response::{IntoResponse, Response, Result},
 };
 use scopeguard::ScopeGuard;
@@ -42,6 +42,13 @@ use crate::{
     reply::{Meta, Reply},
     trace::{self, TRACEPARENT},
 };
+
+/// Makes a repeat of a call the same call.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// What the data that the function reads must have seen.
+const AFTER: HeaderName = HeaderName::from_static("rpc-after");
+/// Where the call stands in a trace.
+const TRACE: HeaderName = HeaderName::from_static(TRACEPARENT);
 
 /// A call: which function, with which arguments, for how long.
 #[derive(Serialize, ToSchema)]
@@ -363,7 +370,7 @@ pub(super) fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
 pub(super) fn with_headers(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
     let call = with_key(call, headers)?;
     let call = with_token(call, headers)?;
-    let trace = headers.get(TRACEPARENT);
+    let trace = headers.get(TRACE);
     Ok(Call {
         trace: trace.and_then(|trace| trace.to_str().ok()?.parse().ok()),
         ..call
@@ -372,7 +379,7 @@ pub(super) fn with_headers(call: Call, headers: &HeaderMap) -> Result<Call, Prob
 
 /// `call` under the key of the request, if it has one.
 fn with_key(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
-    match only(headers, "idempotency-key")? {
+    match only(headers, &IDEMPOTENCY_KEY)? {
         Some(key) => call.with_key(key),
         None => Ok(call),
     }
@@ -380,7 +387,7 @@ fn with_key(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
 
 /// `call` after the consistency token of the request, if it has one.
 fn with_token(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
-    let Some(token) = only(headers, "rpc-after")? else {
+    let Some(token) = only(headers, &AFTER)? else {
         return Ok(call);
     };
     let after = str::from_utf8(token)
@@ -397,7 +404,7 @@ fn with_token(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
 }
 
 /// The value of a header that may be given once.
-fn only<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a [u8]>, Problem> {
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Problem> {
     let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
     match (values.next(), values.next()) {
         (value, None) => Ok(value),

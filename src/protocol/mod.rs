@@ -6,6 +6,7 @@ mod challenge;
 mod exec;
 pub(crate) mod lines;
 
+use http::HeaderName;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -42,7 +43,7 @@ pub(crate) const PROOF: &str = "rpc-proof";
 /// The header of an upgrade that carries the time on the connection's clock, in microseconds.
 pub(crate) const CLOCK: &str = "rpc-clock-us";
 /// The header of a call that was already forwarded, so that it is not forwarded again.
-pub(crate) const FORWARDED: &str = "rpc-forwarded";
+pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("rpc-forwarded");
 /// The header of an answer that carries the state of the instance.
 pub(crate) const STATE: &str = "rpc-state";
 /// The value of [`STATE`] on a draining instance.

@@ -7,7 +7,7 @@ use axum::{
     Extension,
     body::Body,
     extract::Request,
-    http::{HeaderMap, Uri},
+    http::{HeaderMap, HeaderName, Uri},
     response::{Response, Result},
 };
 use percent_encoding::percent_decode_str;
@@ -28,9 +28,9 @@ use crate::{
     region::Targets,
 };
 
-const TIMEOUT: &str = "rpc-timeout-ms";
-const IDEMPOTENT: &str = "rpc-idempotent";
-const INSTANCE: &str = "rpc-instance";
+const TIMEOUT: HeaderName = HeaderName::from_static("rpc-timeout-ms");
+const IDEMPOTENT: HeaderName = HeaderName::from_static("rpc-idempotent");
+const INSTANCE: HeaderName = HeaderName::from_static("rpc-instance");
 
 /// What a call whose body is its arguments says in headers.
 #[derive(IntoParams)]
@@ -163,11 +163,11 @@ fn options(headers: &HeaderMap, max: Duration) -> Result<Options, Problem> {
     };
     let rule = format!("an integer from 1 to {longest}");
     Ok(Options {
-        timeout: header(headers, TIMEOUT, &rule, timeout)?,
-        idempotent: header(headers, IDEMPOTENT, "true or false", |text| {
+        timeout: header(headers, &TIMEOUT, &rule, timeout)?,
+        idempotent: header(headers, &IDEMPOTENT, "true or false", |text| {
             text.parse().ok()
         })?,
-        instance: header(headers, INSTANCE, InstanceId::RULE, |text| {
+        instance: header(headers, &INSTANCE, InstanceId::RULE, |text| {
             text.parse().ok()
         })?,
     })
