@@ -1,22 +1,13 @@
 //! Probes an address: what runs there, and which functions it has when their hash is new. Where the cluster has a token,
 //! only an instance that proves that it knows it is a peer; the token itself is never sent.
 
-use std::{
-    cell::Cell,
-    error::Error,
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{cell::Cell, error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use moka::sync::Cache;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::{self, Instant};
-use tower::{Service, layer::layer_fn};
+use tower::util::MapFutureLayer;
 
 use super::{
     snapshot::Peer,
@@ -58,7 +49,7 @@ impl Prober {
         // A new connection for each probe shows whether a call that needs one could connect.
         let client = client::builder(PROBE_TIMEOUT)
             .pool_max_idle_per_host(0)
-            .connector_layer(layer_fn(Connecting))
+            .connector_layer(MapFutureLayer::new(noted))
             .build()?;
         Ok(Self {
             client,
@@ -188,31 +179,12 @@ async fn timed<T>(started: Instant, asking: impl Future<Output = T>) -> (T, Dura
     STOOD.scope(Cell::new(started), timed).await
 }
 
-/// A connector that notes in [`STOOD`] when a connection stands: the client makes each in the task that asks for it.
-#[derive(Clone)]
-struct Connecting<S>(S);
-
-impl<R, S> Service<R> for Connecting<S>
-where
-    S: Service<R, Future: Send + 'static>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: R) -> Self::Future {
-        let connecting = self.0.call(request);
-        Box::pin(async move {
-            let connection = connecting.await;
-            // Outside of a probe, nobody measures.
-            let _ = STOOD.try_with(|stood| stood.set(Instant::now()));
-            connection
-        })
-    }
+/// Notes in [`STOOD`] when a connection stands: the client makes each in the task that asks for it.
+async fn noted<C: Future>(connecting: C) -> C::Output {
+    let connection = connecting.await;
+    // Outside of a probe, nobody measures.
+    let _ = STOOD.try_with(|stood| stood.set(Instant::now()));
+    connection
 }
 
 async fn send(request: RequestBuilder) -> Result<Response, ProbeFailure> {
