@@ -164,7 +164,11 @@ pub(super) async fn get_region(
     security(("client_token" = []), ())
 )]
 pub(super) async fn list_functions(State(app): AppState) -> Response {
-    let catalogue = CatalogueDocument::from(&*app.executor.catalogue());
+    let CatalogueDocument {
+        catalogue,
+        functions,
+        details,
+    } = CatalogueDocument::from(&*app.executor.catalogue());
     let beside = app.executor.app().map(|beside| {
         let status = beside.status();
         AppDocument {
@@ -174,9 +178,9 @@ pub(super) async fn list_functions(State(app): AppState) -> Response {
         }
     });
     Json(&FunctionsDocument {
-        catalogue: catalogue.catalogue,
-        functions: catalogue.functions,
-        details: catalogue.details,
+        catalogue,
+        functions,
+        details,
         app: beside,
     })
     .into_response()
@@ -184,22 +188,14 @@ pub(super) async fn list_functions(State(app): AppState) -> Response {
 
 /// Every region ever seen, with its instances sorted by id; this one is among them.
 fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocument>> {
-    let mut regions: BTreeMap<Region, Vec<InstanceDocument>> = BTreeMap::new();
-    regions.extend(
-        app.cluster
-            .regions()
-            .into_iter()
-            .map(|region| (region, Vec::new())),
-    );
-    regions
-        .entry(app.identity.region.clone())
-        .or_default()
-        .push(this_instance(app));
+    let seen = app.cluster.regions().into_iter();
+    let mut regions: BTreeMap<_, Vec<_>> = seen.map(|region| (region, Vec::new())).collect();
+    let mut add = |region: &Region, instance| {
+        regions.entry(region.clone()).or_default().push(instance);
+    };
+    add(&app.identity.region, this_instance(app));
     for known in overview.peers() {
-        regions
-            .entry(known.peer.region.clone())
-            .or_default()
-            .push(peer(known));
+        add(&known.peer.region, peer(known));
     }
     for instances in regions.values_mut() {
         // Of two addresses of one instance, the one by which it can be called.
@@ -211,12 +207,15 @@ fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocum
     regions
 }
 
-fn this_instance(app: &App) -> InstanceDocument {
+pub(super) fn this_instance(app: &App) -> InstanceDocument {
     let catalogue = app.executor.catalogue();
     InstanceDocument {
         instance: app.identity.instance.clone(),
         address: app.address,
-        state: own_state(app),
+        state: match app.lifecycle.phase() {
+            Phase::Serving => PeerState::Ready,
+            Phase::Draining | Phase::Refusing | Phase::Cut => PeerState::Draining,
+        },
         local: true,
         release: app.identity.release.clone(),
         rtt_ms: None,
@@ -227,15 +226,7 @@ fn this_instance(app: &App) -> InstanceDocument {
     }
 }
 
-/// The state of the instance that answers.
-pub(super) fn own_state(app: &App) -> PeerState {
-    match app.lifecycle.phase() {
-        Phase::Serving => PeerState::Ready,
-        Phase::Draining | Phase::Refusing | Phase::Cut => PeerState::Draining,
-    }
-}
-
-fn peer(known: &KnownPeer) -> InstanceDocument {
+pub(super) fn peer(known: &KnownPeer) -> InstanceDocument {
     let catalogue = known.peer.catalogue.as_deref();
     InstanceDocument {
         instance: known.peer.instance.clone(),

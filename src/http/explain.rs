@@ -8,10 +8,10 @@ use axum::{
 
 use super::{
     App, AppState,
-    cluster::{discovery, own_state, whole_milliseconds},
+    cluster::{discovery, peer, this_instance, whole_milliseconds},
     documents::{
-        CandidateDocument, ChoiceDocument, ExplanationDocument, PolicyDocument, PolicySource,
-        UnplacedDocument,
+        CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, PolicyDocument,
+        PolicySource, UnplacedDocument,
     },
     openapi::ExplainProblems,
     response::{Json, Refusal},
@@ -216,7 +216,6 @@ fn explained(choices: &[RegionChoice], targets: &Targets, chosen: &Region) -> Ve
 /// What the choice among the peers of a region hangs on.
 struct Choice<'a> {
     function: Option<&'a FunctionName>,
-    is_here: bool,
     one_is_ready: bool,
     one_has_it: bool,
     an_app_is_out: bool,
@@ -224,13 +223,12 @@ struct Choice<'a> {
 }
 
 impl<'a> Choice<'a> {
-    fn among(peers: &[&KnownPeer], function: Option<&'a FunctionName>, is_here: bool) -> Self {
+    fn among(peers: &[&KnownPeer], function: Option<&'a FunctionName>) -> Self {
         let has_it = |known: &&KnownPeer| function.is_none_or(|name| known.peer.may_have(name));
         let is_ready = |known: &&KnownPeer| known.state() == PeerState::Ready;
         let any = |holds: &dyn Fn(&&KnownPeer) -> bool| peers.iter().any(holds);
         Self {
             function,
-            is_here,
             one_is_ready: any(&is_ready),
             one_has_it: any(&has_it),
             an_app_is_out: any(&|known| is_ready(known) && known.peer.app_is_out()),
@@ -240,36 +238,32 @@ impl<'a> Choice<'a> {
 
     /// Whether a call may go to the peer, and why.
     fn verdict(&self, known: &KnownPeer) -> (bool, String) {
-        if self.is_here {
-            return (false, RUNS_HERE.to_owned());
-        }
         let state = known.state();
         let is_ready = state == PeerState::Ready;
-        let has_it = |name| known.peer.may_have(name);
-        // The app beside it, where it is not up and so may have functions that it does not list now.
-        let app_out = known.peer.app_state.filter(|_| known.peer.app_is_out());
-        let none_has_it = !self.one_has_it && (is_ready || !self.one_is_ready);
-        match (self.function, app_out) {
-            (Some(name), Some(app)) if none_has_it => (
-                true,
-                format!("{state}; none has {name}, and its app, which is {app}, may know it"),
-            ),
-            (Some(name), None) if none_has_it && self.an_app_is_out => (
-                false,
-                format!("{state}; none has {name}: who has an app that is out is asked"),
-            ),
-            (Some(name), None) if none_has_it => (
-                true,
-                format!("{state}; none has {name}, and any may say so"),
-            ),
-            (Some(name), Some(app)) if !has_it(name) => (
-                false,
-                format!("it has no function {name}; its app is {app}"),
-            ),
-            (Some(name), None) if !has_it(name) => (false, format!("it has no function {name}")),
-            _ if is_ready => (true, "ready".to_owned()),
-            _ if !self.a_ready_one_has_it => (true, format!("{state}, and no ready one is left")),
-            _ => (
+        if let Some(name) = self.function {
+            // The app beside it, where it is not up and so may have functions that it does not list now.
+            let app = known.peer.app_state.filter(|_| known.peer.app_is_out());
+            if !self.one_has_it && (is_ready || !self.one_is_ready) {
+                let (is_asked, why) = match app {
+                    Some(app) => (true, format!(", and its app, which is {app}, may know it")),
+                    None if self.an_app_is_out => {
+                        (false, ": who has an app that is out is asked".to_owned())
+                    }
+                    None => (true, ", and any may say so".to_owned()),
+                };
+                return (is_asked, format!("{state}; none has {name}{why}"));
+            }
+            if !known.peer.may_have(name) {
+                let app = app.map_or(String::new(), |app| format!("; its app is {app}"));
+                return (false, format!("it has no function {name}{app}"));
+            }
+        }
+        match is_ready {
+            true => (true, "ready".to_owned()),
+            false if !self.a_ready_one_has_it => {
+                (true, format!("{state}, and no ready one is left"))
+            }
+            false => (
                 false,
                 format!("{state}: used only when no ready one is left"),
             ),
@@ -285,64 +279,64 @@ fn candidates(
 ) -> Vec<CandidateDocument> {
     let is_own = *region == app.identity.region;
     let has_it = function.is_none_or(|name| app.executor.catalogue().has(name));
-    let in_region = |seen: &&KnownAddress| {
-        let peer = seen.peer.as_ref();
-        peer.is_some_and(|known| known.peer.region == *region)
-    };
-    let seen: Vec<_> = overview.addresses.iter().filter(in_region).collect();
-    let peers: Vec<_> = seen.iter().filter_map(|seen| seen.peer.as_ref()).collect();
+    let known = overview.addresses.iter();
+    let known = known.filter_map(|seen| Some((seen, seen.peer.as_ref()?)));
+    let (seen, peers): (Vec<_>, Vec<_>) = known
+        .filter(|(_, known)| known.peer.region == *region)
+        .unzip();
     let may_know = |name: &FunctionName| {
         let mut peers = peers.iter().map(|known| &known.peer);
         peers.any(|peer| peer.may_have(name) || peer.app_is_out())
     };
     let is_here = is_own && (has_it || !function.is_some_and(may_know));
-    let choice = Choice::among(&peers, function, is_here);
-    let mut candidates: Vec<_> = seen
-        .iter()
-        .filter_map(|seen| candidate(seen, &choice))
-        .collect();
-    candidates.extend(is_own.then(|| this_instance(app, function.filter(|_| !has_it), is_here)));
+    let choice = Choice::among(&peers, function);
+    let candidates = peers.iter().zip(seen).map(|(known, seen)| {
+        let verdict = match is_here {
+            true => (false, RUNS_HERE.to_owned()),
+            false => choice.verdict(known),
+        };
+        candidate(peer(known), verdict, Some(seen))
+    });
+    let mut candidates: Vec<_> = candidates.collect();
+    if is_own {
+        let reason = why_here(app, function.filter(|_| !has_it), is_here);
+        candidates.push(candidate(this_instance(app), (is_here, reason), None));
+    }
     candidates.sort_by(|a, b| (&a.instance, a.address).cmp(&(&b.instance, b.address)));
     candidates
 }
 
-fn candidate(seen: &KnownAddress, choice: &Choice<'_>) -> Option<CandidateDocument> {
-    let known = seen.peer.as_ref()?;
-    let (chosen, reason) = choice.verdict(known);
-    Some(CandidateDocument {
-        instance: known.peer.instance.clone(),
-        address: seen.address,
-        state: known.state(),
-        local: false,
+fn candidate(
+    instance: InstanceDocument,
+    (chosen, reason): (bool, String),
+    seen: Option<&KnownAddress>,
+) -> CandidateDocument {
+    CandidateDocument {
+        instance: instance.instance,
+        address: instance.address,
+        state: instance.state,
+        local: instance.local,
         chosen,
         reason,
-        app: known.peer.app_state,
-        listed: Some(seen.listed),
-        last_probe_ms: last_probe_ms(seen),
-        last_probe_error: seen.probe_error.clone(),
-    })
+        app: instance.app,
+        listed: seen.map(|seen| seen.listed),
+        last_probe_ms: seen.and_then(last_probe_ms),
+        last_probe_error: seen.and_then(|seen| seen.probe_error.clone()),
+    }
 }
 
-fn this_instance(app: &App, missing: Option<&FunctionName>, is_here: bool) -> CandidateDocument {
-    let why = |name: &FunctionName| match app.executor.app().map(|app| app.status()) {
-        Some(status) => status.missing(name).detail,
+/// Why a call runs on this instance, or does not because the function is `missing`.
+fn why_here(app: &App, missing: Option<&FunctionName>, is_here: bool) -> String {
+    let Some(name) = missing else {
+        return RUNS_HERE.to_owned();
+    };
+    let why = match app.executor.app() {
+        Some(beside) => beside.status().missing(name).detail,
         None => format!("no function {name} here"),
     };
-    CandidateDocument {
-        instance: app.identity.instance.clone(),
-        address: app.address,
-        state: own_state(app),
-        local: true,
-        chosen: is_here,
-        reason: match missing {
-            Some(name) if is_here => format!("{RUNS_HERE}: {}", why(name)),
-            Some(name) => format!("{}; a call goes on to an instance that has it", why(name)),
-            None => RUNS_HERE.to_owned(),
-        },
-        app: app.executor.app().map(|beside| beside.status().health),
-        listed: None,
-        last_probe_ms: None,
-        last_probe_error: None,
+    match is_here {
+        true => format!("{RUNS_HERE}: {why}"),
+        false => format!("{why}; a call goes on to an instance that has it"),
     }
 }
 
