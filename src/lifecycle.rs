@@ -6,7 +6,6 @@ use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::problem::{Code, Problem};
 
-/// How far an instance is on its way to stop.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Phase {
     /// It takes calls.
@@ -38,7 +37,6 @@ impl Lifecycle {
         }
     }
 
-    /// The phase now.
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
@@ -62,7 +60,6 @@ impl Lifecycle {
         Ok(self.in_flight.token())
     }
 
-    /// How many calls are in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
@@ -82,7 +79,6 @@ impl Lifecycle {
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
     }
 
-    /// Waits until no call is in flight.
     pub(crate) async fn idle(&self) {
         self.in_flight.close();
         self.in_flight.wait().await;

@@ -44,7 +44,6 @@ pub(crate) struct Reserved {
 }
 
 impl Budget {
-    /// A budget of `limit` bytes.
     pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -57,7 +56,6 @@ impl Budget {
         self.limit
     }
 
-    /// How many bytes are held now.
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }

@@ -29,7 +29,6 @@ use crate::{
     state::PeerState,
 };
 
-/// The most listeners at once.
 const MAX_LISTENERS: usize = 16;
 /// How many events wait for the slowest listener; it misses those before.
 const BACKLOG: usize = 256;
@@ -119,7 +118,6 @@ pub(crate) struct Feed {
 struct Gathered {
     tally: Tally,
     sampler: Sampler,
-    /// The number of the last event.
     number: u64,
 }
 
@@ -167,14 +165,12 @@ impl Feed {
         Some(self.gathered().number.saturating_sub(number))
     }
 
-    /// A peer is new, in another state, or gone.
     pub(crate) fn peer_changed(&self, change: &PeerChange<'_>) {
         if self.is_heard() {
             self.send(&mut self.gathered(), "peer", None, change);
         }
     }
 
-    /// An attempt of a call of `function` failed.
     pub(crate) fn attempt_failed(&self, function: &FunctionName, attempt: &FailedAttempt<'_>) {
         if !self.is_heard() {
             return;
@@ -186,7 +182,6 @@ impl Feed {
         }
     }
 
-    /// A call of `function` ended.
     pub(crate) fn call_ended(
         &self,
         function: &FunctionName,
@@ -226,7 +221,6 @@ impl Feed {
         self.gathered().tally.totals(self.now())
     }
 
-    /// Whether there are listeners.
     fn is_heard(&self) -> bool {
         self.places.available_permits() < MAX_LISTENERS
     }

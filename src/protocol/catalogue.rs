@@ -31,7 +31,6 @@ pub(crate) struct CatalogueDocument {
     /// A hash of the rest. Whoever receives it makes it anew.
     #[serde(skip_deserializing)]
     pub catalogue: CatalogueHash,
-    /// The functions of each module.
     pub functions: BTreeMap<Name, BTreeSet<Name>>,
     /// What functions declare, by `Module.function`; those that declare nothing are not in it.
     #[serde(default)]
@@ -51,7 +50,6 @@ impl Catalogue {
         }
     }
 
-    /// Its hash.
     pub(crate) fn hash(&self) -> &CatalogueHash {
         &self.hash
     }
@@ -61,7 +59,6 @@ impl Catalogue {
         self.functions.iter()
     }
 
-    /// How many functions are in it.
     pub(crate) fn len(&self) -> usize {
         self.functions.len()
     }
@@ -71,7 +68,6 @@ impl Catalogue {
         self.functions.get(name)
     }
 
-    /// Whether the function is in it.
     pub(crate) fn has(&self, name: &FunctionName) -> bool {
         self.functions.contains_key(name)
     }

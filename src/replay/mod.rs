@@ -56,7 +56,6 @@ pub(crate) enum Machines<'a> {
         /// The preferred one of the first.
         preferred: Option<&'a InstanceId>,
     },
-    /// This one of a region.
     Only(&'a Region, &'a InstanceId),
     /// All but the one that asks.
     Others,
@@ -91,7 +90,6 @@ impl fmt::Display for Machines<'_> {
 /// What Fly Proxy is asked to do: reach a Machine, or come back with the request.
 #[derive(Debug)]
 pub(crate) struct Replay<'a> {
-    /// Which one.
     pub machines: Machines<'a>,
     /// How long to try to reach one; a request that has reached one is never cut.
     pub timeout: Duration,
@@ -166,19 +164,21 @@ fn state(headers: &HeaderMap) -> Option<&str> {
 /// Whether a request came back from Machines that Fly Proxy knows and could not reach in time: they may be starting. Else
 /// it knows none.
 pub(crate) fn was_unreached(headers: &HeaderMap) -> bool {
-    let reason = headers
-        .get(FAILED)
-        .and_then(|failed| field(failed, "reason"));
-    matches!(reason, Some("timeout" | "retries_exhausted"))
+    matches!(
+        failure(headers, "reason"),
+        Some("timeout" | "retries_exhausted")
+    )
 }
 
 /// How long Fly Proxy tried to replay a request that came back; zero where it does not say.
 pub(crate) fn time_lost(headers: &HeaderMap) -> Duration {
-    let elapsed = headers
-        .get(FAILED)
-        .and_then(|failed| field(failed, "elapsed_ms"));
+    let elapsed = failure(headers, "elapsed_ms");
     let milliseconds = elapsed.and_then(|elapsed| elapsed.parse().ok());
     Duration::from_millis(milliseconds.unwrap_or(0))
+}
+
+fn failure<'a>(headers: &'a HeaderMap, key: &str) -> Option<&'a str> {
+    field(headers.get(FAILED)?, key)
 }
 
 /// The value of `key` among fields `key=value`. Fly's documents separate them by `;` and by `,`.

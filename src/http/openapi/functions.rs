@@ -176,16 +176,10 @@ impl Typed {
         let names: Vec<_> = params.iter().map(|param| param.name.as_str()).collect();
         // Else they are an object of whatever names; the function says what is wrong.
         if are_plain(names.iter().copied()) {
-            let properties: Map<_, _> = params
-                .iter()
-                .map(|param| {
-                    (
-                        param.name.clone(),
-                        self.simplified(prefix, param.schema.as_ref()),
-                    )
-                })
-                .collect();
-            schema["properties"] = properties.into();
+            for param in params {
+                let simple = self.simplified(prefix, param.schema.as_ref());
+                schema["properties"][&param.name] = simple;
+            }
             schema["required"] = json!(names);
             schema["additionalProperties"] = false.into();
         }
@@ -205,8 +199,7 @@ impl Typed {
     }
 
     fn simplified(&mut self, prefix: &str, schema: Option<&Value>) -> Value {
-        let mut objects = Map::new();
-        let simple = simplified(schema, prefix, &mut self.schema_names, &mut objects);
+        let (simple, objects) = simplified(schema, prefix, &mut self.schema_names);
         let sizes = objects.values().map(|object| object.to_string().len());
         self.bytes += sizes.sum::<usize>();
         self.schemas.extend(objects);

@@ -213,7 +213,6 @@ fn allow_null(object: &mut Object) {
 /// The schema of a problem in an entry of a fan-out, which may be null.
 const ENTRY_PROBLEM: &str = "FanOutProblem";
 
-/// A reference to it.
 pub(super) fn entry_problem() -> RefOr<Schema> {
     let mut problem = Ref::from_schema_name(ENTRY_PROBLEM);
     "Why there is no result; null where there is one.".clone_into(&mut problem.description);
@@ -229,7 +228,6 @@ fn list_codes(problem: &mut Object) {
     }
 }
 
-/// `document` as JSON.
 pub(super) fn to_json(document: &Document) -> String {
     let json = document.to_pretty_json();
     json.unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"))
@@ -239,7 +237,6 @@ fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut path.get, &mut path.post].into_iter().flatten()
 }
 
-/// A header of a response.
 fn header(kind: Type, description: &str, example: Value) -> Header {
     HeaderBuilder::new()
         .schema(Some(ObjectBuilder::new().schema_type(kind)))

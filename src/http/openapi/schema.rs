@@ -26,16 +26,15 @@ pub(super) const COMPONENTS: &str = "#/components/schemas/";
 /// The members of a schema, or of the objects in a document.
 type Members = Map<String, Value>;
 
-/// `schema` for a document. The objects that it defines and refers to go to the document's `components`, under names that
-/// begin with `prefix`.
+/// `schema` for a document, and the objects that it defines and refers to, under names that begin with `prefix`.
 pub(super) fn simplified(
     schema: Option<&Value>,
     prefix: &str,
     names: &mut Names,
-    components: &mut Members,
-) -> Value {
+) -> (Value, Members) {
+    let any = || (json!({}), Members::new());
     let Some(schema) = schema.filter(|schema| schema.to_string().len() <= MAX_BYTES) else {
-        return json!({});
+        return any();
     };
     let mut reader = Reader {
         definitions: definitions(schema),
@@ -50,11 +49,7 @@ pub(super) fn simplified(
         simple.to_string().len() <= MAX_BYTES
             && objects.values().all(|it| it.to_string().len() <= MAX_BYTES)
     };
-    let Some((simple, objects)) = reader.read(schema).filter(fits) else {
-        return json!({});
-    };
-    components.extend(objects);
-    simple
+    reader.read(schema).filter(fits).unwrap_or_else(any)
 }
 
 /// `text` for people, which generators write into comments of any language.
@@ -183,22 +178,16 @@ impl Reader<'_> {
         };
         match kind {
             "string" => {
-                keep(
-                    &mut simple,
-                    schema,
-                    ["minLength", "maxLength"],
-                    Value::is_u64,
-                )?;
+                let bounds = ["minLength", "maxLength"];
+                keep(&mut simple, schema, bounds, Value::is_u64)?;
                 let choices = choices(schema)?.filter(|_| !is_nullable);
                 simple.extend(choices.map(|choices| ("enum".to_owned(), choices.into())));
             }
             "integer" => keep(&mut simple, schema, ["minimum", "maximum"], Value::is_i64)?,
-            "number" => keep(
-                &mut simple,
-                schema,
-                ["minimum", "maximum"],
-                Value::is_number,
-            )?,
+            "number" => {
+                let bounds = ["minimum", "maximum"];
+                keep(&mut simple, schema, bounds, Value::is_number)?;
+            }
             "array" => {
                 keep(&mut simple, schema, ["minItems", "maxItems"], Value::is_u64)?;
                 // What is only for some items is not for all.
@@ -351,9 +340,7 @@ mod tests {
 
     /// What becomes of a schema, and the components that it needs.
     fn simple(schema: &Value) -> (Value, Members) {
-        let (mut names, mut components) = (Names::default(), Members::new());
-        let simple = simplified(Some(schema), "NotesCreate", &mut names, &mut components);
-        (simple, components)
+        simplified(Some(schema), "NotesCreate", &mut Names::default())
     }
 
     #[test]
