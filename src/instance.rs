@@ -310,7 +310,8 @@ impl Listeners {
     }
 }
 
-/// What the routes share: everything that an instance at `internal_address` has, with what runs in `tasks` until `stop`.
+/// What the routes share: everything that an instance at `internal_address` has, with what runs in `tasks` until `stop`. In
+/// the order of the layers: each part is given those before it.
 fn assemble(
     config: Config,
     registry: Registry,

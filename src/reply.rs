@@ -31,6 +31,8 @@ pub(crate) struct Meta {
     /// Milliseconds from the request's arrival to this answer, to the microsecond.
     #[schema(example = 83.2)]
     pub elapsed_ms: f64,
+    // This one and the next are in `Returned` and `Problem` too: the account is made where an outcome has come back, and both
+    // belong to an outcome from where its function ran.
     /// True on the outcome of an earlier call with the same idempotency key, as the header `idempotency-replayed` is; else
     /// left out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

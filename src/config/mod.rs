@@ -66,12 +66,9 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let mut values = BTreeMap::new();
         for (name, value) in std::env::vars_os() {
-            let Ok(name) = name.into_string() else {
+            let Some(name) = name.into_string().ok().filter(|name| is_ours(name)) else {
                 continue;
             };
-            if !is_ours(&name) {
-                continue;
-            }
             let Ok(value) = value.into_string() else {
                 let not_utf8 = "the value is not UTF-8";
                 return Err(match setting(&name) {

@@ -41,10 +41,9 @@ impl Values {
         match self.0.get(setting.variable).map(String::as_str) {
             None => Ok(None),
             Some("") => Err(setting.error("is empty; give it a value or unset it")),
-            Some(value) => match parse(value) {
-                Ok(parsed) => Ok(Some(parsed)),
-                Err(detail) => Err(setting.error(format!("{value:?} {detail}"))),
-            },
+            Some(value) => parse(value)
+                .map(Some)
+                .map_err(|detail| setting.error(format!("{value:?} {detail}"))),
         }
     }
 

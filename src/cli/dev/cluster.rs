@@ -66,21 +66,12 @@ impl FromStr for Shape {
 pub(super) struct Cluster {
     pub(super) dns: Dns,
     pub(super) children: Vec<Child>,
-    regions: Vec<Region>,
+    pub(super) regions: Vec<Region>,
     /// How long packets take between two regions; no time when `None`.
-    latency: Option<Latency>,
+    pub(super) latency: Option<Latency>,
 }
 
 impl Cluster {
-    pub(super) fn new(dns: Dns, regions: Vec<Region>, latency: Option<Latency>) -> Self {
-        Self {
-            dns,
-            children: Vec::new(),
-            regions,
-            latency,
-        }
-    }
-
     /// Starts the instance of `plan`, and announces it in every region.
     pub(super) async fn add(&mut self, plan: Plan) -> Result<(), Failure> {
         let (region, name, listen) = (plan.region.clone(), plan.name.clone(), plan.listen);

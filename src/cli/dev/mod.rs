@@ -74,8 +74,12 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
     let mut signals = Signals::listen()?;
     let (lines, printed) = mpsc::channel(LOG_LINES);
     let printer = tokio::spawn(log::print_all(printed));
-    let regions = args.regions.regions().cloned().collect();
-    let mut cluster = Cluster::new(Dns::start().await?, regions, args.latency);
+    let mut cluster = Cluster {
+        dns: Dns::start().await?,
+        children: Vec::new(),
+        regions: args.regions.regions().cloned().collect(),
+        latency: args.latency,
+    };
     let ran = tokio::select! {
         ran = run_cluster(&args, lines, &mut cluster) => ran,
         () = signals.next() => Ok(()),
