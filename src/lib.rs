@@ -82,7 +82,6 @@ mod reply;
 mod rpc;
 mod server;
 mod signal;
-mod state;
 #[cfg(feature = "cli")]
 mod telemetry;
 mod token;

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     http::documents::{InstanceDocument, RegionsDocument},
-    state::PeerState,
+    protocol::PeerState,
     telemetry::printable,
 };
 

@@ -40,9 +40,8 @@ use crate::{
     metrics::Metrics,
     name::BootId,
     problem::{Code, Problem},
-    protocol::{Catalogue, CatalogueHash},
+    protocol::{Catalogue, CatalogueHash, PeerState},
     region::Region,
-    state::PeerState,
     token::Token,
 };
 

@@ -27,7 +27,7 @@ use super::{
         ProbeFailure, Table,
     },
 };
-use crate::{feed::PeerChange, metrics::Metrics, region::Region, state::PeerState};
+use crate::{feed::PeerChange, metrics::Metrics, protocol::PeerState, region::Region};
 
 /// How many messages may wait for the poller. When it is behind, further ones are dropped: they are hints.
 const INBOX: usize = 1024;

@@ -22,9 +22,8 @@ use crate::{
     app::AppHealth,
     declaration::Declaration,
     name::{BootId, FunctionName, InstanceId},
-    protocol::Catalogue,
+    protocol::{Catalogue, PeerState},
     region::Region,
-    state::PeerState,
 };
 
 /// Another instance, as it introduced itself.

@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use super::snapshot::{Condition, KnownAddress, KnownPeer, Peer, RegionPeers};
 use crate::{
     name::{BootId, InstanceId},
+    protocol::PeerState,
     region::Region,
-    state::PeerState,
 };
 
 /// The pause before a suspect peer is probed again, at first and at most; it doubles with each probe that fails.

@@ -24,9 +24,9 @@ use crate::{
     json,
     name::{BootId, FunctionName, InstanceId, RequestId},
     problem::{Executed, Problem},
+    protocol::PeerState,
     region::Region,
     reply::Meta,
-    state::PeerState,
 };
 
 const MAX_LISTENERS: usize = 16;

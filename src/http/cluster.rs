@@ -20,10 +20,9 @@ use crate::{
     cluster::{KnownPeer, Overview, Progress},
     lifecycle::Phase,
     problem::{Code, Problem},
-    protocol::{Catalogue, CatalogueDocument},
+    protocol::{Catalogue, CatalogueDocument, PeerState},
     region::{Region, Target},
     reply::milliseconds,
-    state::PeerState,
 };
 
 /// List the regions and their instances

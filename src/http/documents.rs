@@ -15,10 +15,9 @@ use crate::{
     app::AppHealth,
     declaration::Declaration,
     name::{ConsistencyToken, InstanceId, Name, RequestId},
-    protocol::CatalogueHash,
+    protocol::{CatalogueHash, PeerState},
     region::Region,
     reply::ProblemDocument,
-    state::PeerState,
 };
 
 /// The cluster as this instance knows it.

@@ -24,8 +24,8 @@ use crate::{
     feed::{Event, Listener, PeerChange, RegionCounts, written},
     lifecycle::Phase,
     problem::{Code, Problem},
+    protocol::PeerState,
     region::Region,
-    state::PeerState,
 };
 
 /// The time between two events with counts.

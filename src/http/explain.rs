@@ -23,9 +23,9 @@ use crate::{
     dispatch::{Choice as RegionChoice, Needs, Standing},
     name::FunctionName,
     problem::{Code, Problem},
+    protocol::PeerState,
     region::{Region, Targets},
     reply::milliseconds,
-    state::PeerState,
 };
 
 /// Why no peer is chosen in the region of the instance that answers.

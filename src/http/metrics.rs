@@ -24,8 +24,8 @@ use crate::{
     lifecycle::Phase,
     metrics::{PREFIX, Texts, registered},
     problem::{Code, Problem},
+    protocol::PeerState,
     region::Region,
-    state::PeerState,
 };
 
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/>

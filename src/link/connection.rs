@@ -32,8 +32,10 @@ use crate::{
     cluster::{CallSignal, Cluster, PeerStats},
     deadline::Deadline,
     metrics::Metrics,
-    protocol::lines::{self, Frame, Lines},
-    state::PeerState,
+    protocol::{
+        PeerState,
+        lines::{self, Frame, Lines},
+    },
 };
 
 /// How often a connection looks after itself.

@@ -1,14 +1,18 @@
 //! What instances say to each other: paths, headers, lines and proofs. Both ends use it: `link` and `cluster` ask,
-//! `http` answers. Owns the form of each message and sends none; here are the names, and how an instance introduces itself.
+//! `http` answers. Owns the form of each message and sends none; here are the names, how an instance
+//! introduces itself, and the states it may be in.
 
 mod catalogue;
 mod challenge;
 mod exec;
 pub(crate) mod lines;
 
+use std::fmt;
+
 use http::HeaderName;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 pub(crate) use self::{
     catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
@@ -55,6 +59,38 @@ pub(crate) const DRAINING: &str = "draining";
 pub(crate) enum Readiness {
     Ready,
     Draining,
+}
+
+/// What the table knows of a peer's health.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PeerState {
+    /// It answers and takes calls.
+    Ready,
+    /// It does not answer: used only if the region has no ready instance.
+    Suspect,
+    /// It is stopping.
+    Draining,
+}
+
+impl PeerState {
+    /// Every one.
+    pub(crate) const ALL: [Self; 3] = [Self::Ready, Self::Suspect, Self::Draining];
+
+    /// The word in JSON, in metrics and in logs.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Suspect => "suspect",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl fmt::Display for PeerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// What an instance says about itself. Unknown members are ignored, so that a later release may add some.

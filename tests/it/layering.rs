@@ -9,7 +9,6 @@ use std::{
 const LAYERS: &[&[&str]] = &[
     &["name"],
     &["region"],
-    &["state"],
     &["token"],
     &["access"],
     &["deadline"],
