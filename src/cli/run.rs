@@ -73,6 +73,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
         again,
         stop_timeout: stop_timeout.unwrap_or_default(),
     };
+    // `over` is cancelled when the app has ended, however it did: the guard goes with its task.
     let (stop, over) = (Stop::default(), CancellationToken::new());
     let kept = {
         let (stop, over) = (stop.clone(), over.clone());

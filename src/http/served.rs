@@ -14,6 +14,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use data_encoding::HEXLOWER;
 use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 
@@ -34,8 +35,7 @@ impl Document {
     /// The document `plain`.
     pub(super) fn new(content_type: &'static str, plain: impl Into<Bytes>) -> Self {
         let plain = plain.into();
-        let hash = Sha256::digest(&plain);
-        let digits: String = hash[..16].iter().map(|it| format!("{it:02x}")).collect();
+        let digits = HEXLOWER.encode(&Sha256::digest(&plain)[..16]);
         Self {
             content_type,
             gzip: compressed(&plain).ok().map(Bytes::from),
