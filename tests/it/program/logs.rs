@@ -1,12 +1,14 @@
 //! The log: it never stops or slows the service, whatever becomes of its reader.
 
 use std::{
-    io::{PipeWriter, Write},
+    io::{BufRead, BufReader, PipeWriter, Write},
     process::{ExitStatus, Stdio},
+    thread,
 };
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{process::Command, task};
 
 use crate::support::{
     asking::two_regions,
@@ -15,15 +17,20 @@ use crate::support::{
     process::{Environment, Process, answer},
 };
 
-/// Serves two calls and stops, with its log going to `stderr`.
-async fn serves_with(stderr: PipeWriter) -> ExitStatus {
+/// An instance whose log goes to `stderr`.
+async fn logs_to(stderr: PipeWriter) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
     command.arg("serve");
     let environment = Environment::from([
         ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
         ("RPC_DRAIN_DELAY", "0s".to_owned()),
     ]);
-    let mut local = Process::spawn_with_stderr(command, &environment, Stdio::from(stderr)).await;
+    Process::spawn_with_stderr(command, &environment, Stdio::from(stderr)).await
+}
+
+/// Serves two calls and stops, with its log going to `stderr`.
+async fn serves_with(stderr: PipeWriter) -> ExitStatus {
+    let mut local = logs_to(stderr).await;
     for word in ["one", "two"] {
         let call = local.call("local", "String.upcase", json!([word]));
         let answer = in_time("a call", call).await;
@@ -49,6 +56,34 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
     assert_eq!(serves_with(writer).await.code(), Some(0));
     drop(reader);
     filled.join().unwrap();
+}
+
+#[tokio::test]
+async fn lines_of_another_process_on_the_same_pipe_stand_between_ours() {
+    const CALLS: usize = 500;
+    const OTHER: &str = "another process";
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut other = writer.try_clone().unwrap();
+    let line = format!("{OTHER}\n");
+    let wrote = thread::spawn(move || while other.write_all(line.as_bytes()).is_ok() {});
+    let read = task::spawn_blocking(move || {
+        let mut lines = BufReader::new(reader).lines().map(Result::unwrap);
+        for _ in 0..CALLS {
+            let is_call = |line: &String| line != OTHER && json_of(line)["message"] == "call";
+            lines.find(is_call).unwrap();
+        }
+    });
+    let local = logs_to(writer).await;
+    let calls = (0..CALLS).map(|_| local.call("local", "String.upcase", json!(["fly"])));
+    for answer in in_time("the calls", join_all(calls)).await {
+        assert_eq!(answer.result(), "FLY");
+    }
+    in_time("their lines", read).await.unwrap();
+    wrote.join().unwrap();
+}
+
+fn json_of(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
 }
 
 /// The lines with `message` that `instance` writes about the request `id`, once there is one.
