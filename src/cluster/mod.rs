@@ -1,13 +1,13 @@
 //! The cluster as this instance knows it: which peers there are, where, and in which state.
 //!
 //! `dns.rs` finds addresses and `probe.rs` asks what is there; `poller.rs` runs both and passes the results, with what
-//! calls report, to the rules in `table.rs`; calls read the outcome from `snapshot.rs`, with what `stats.rs` counts.
+//! calls report, to the rules in `table.rs`; calls read the outcome from `snapshot.rs`, and choose one of `peers.rs`.
 
 mod dns;
+mod peers;
 mod poller;
 mod probe;
 mod snapshot;
-mod stats;
 mod table;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -29,11 +29,9 @@ pub(crate) use self::{
     table::{Event, MAX_WITHOUT_PEER, ProbeAnswer},
 };
 pub(crate) use self::{
-    snapshot::{
-        Condition, KnownAddress, KnownPeer, Overview, Peer, Progress, RegionPeers, Snapshot,
-    },
-    stats::PeerStats,
-    table::{CallSignal, Table},
+    peers::{Condition, Peer, PeerStats, RegionPeers},
+    snapshot::{Overview, Progress, Snapshot},
+    table::{CallSignal, KnownAddress, KnownPeer, Table},
 };
 use crate::{
     config::{DiscoveryConfig, Identity},

@@ -10,7 +10,7 @@ use tokio::time::{self, Instant};
 use tower::util::MapFutureLayer;
 
 use super::{
-    snapshot::Peer,
+    peers::Peer,
     table::{ProbeAnswer, ProbeFailure},
 };
 use crate::{

@@ -20,7 +20,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::snapshot::{Condition, KnownAddress, KnownPeer, Peer, RegionPeers};
+use super::peers::{Condition, Peer, RegionPeers};
 use crate::{
     name::{BootId, InstanceId},
     protocol::PeerState,
@@ -122,6 +122,37 @@ pub(crate) struct Effects {
     pub removed: Vec<SocketAddr>,
     /// How many addresses of a DNS answer there is no room for.
     pub left_out: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct KnownPeer {
+    pub peer: Arc<Peer>,
+    condition: Condition,
+    pub last_seen: Instant,
+    /// When it last answered a probe.
+    probed: Instant,
+    failed_probes: u32,
+}
+
+impl KnownPeer {
+    pub(crate) fn state(&self) -> PeerState {
+        self.condition.state()
+    }
+}
+
+/// An address that discovery knows.
+#[derive(Clone, Debug)]
+pub(crate) struct KnownAddress {
+    pub address: SocketAddr,
+    /// Whether it is in the last complete DNS answer, or in a later incomplete one.
+    pub listed: bool,
+    /// When its last probe ended.
+    pub last_probe: Option<Instant>,
+    /// Why that found no peer; `None` when it found one.
+    pub probe_error: Option<String>,
+    pub peer: Option<KnownPeer>,
+    /// Whether this instance itself answers there.
+    is_own: bool,
 }
 
 impl KnownAddress {

@@ -1,0 +1,434 @@
+//! The peers of a region: what each said of itself, what this instance measures of it, and the choice among them. Calls,
+//! links and probes write what they measure at any time; none of them waits for another.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::RngExt;
+use tokio::time::Instant;
+
+use crate::{
+    app::AppHealth,
+    declaration::Declaration,
+    name::{BootId, FunctionName, InstanceId},
+    protocol::{Catalogue, PeerState},
+    region::Region,
+};
+
+/// Another instance, as it introduced itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub address: SocketAddr,
+    pub region: Region,
+    pub instance: InstanceId,
+    pub release: Option<String>,
+    /// Its run; `None` when it does not say.
+    pub boot: Option<BootId>,
+    /// Its functions; `None` when it did not list them.
+    pub catalogue: Option<Arc<Catalogue>>,
+    /// How the app beside it is; `None` without one.
+    pub app_state: Option<AppHealth>,
+    /// What this instance measures of it.
+    pub stats: Arc<PeerStats>,
+}
+
+impl Peer {
+    /// A peer of which nothing else is known.
+    pub(crate) fn new(address: SocketAddr, region: Region, instance: InstanceId) -> Self {
+        Self {
+            address,
+            region,
+            instance,
+            release: None,
+            boot: None,
+            catalogue: None,
+            app_state: None,
+            stats: Arc::default(),
+        }
+    }
+
+    /// Whether it said that it has the function.
+    pub(crate) fn says_it_has(&self, name: &FunctionName) -> bool {
+        self.catalogue.is_some() && self.may_have(name)
+    }
+
+    /// Whether the app beside it does not offer its functions now, which their instance knows all the same.
+    pub(crate) fn app_is_out(&self) -> bool {
+        self.app_state.is_some_and(|state| state != AppHealth::Up)
+    }
+
+    /// Whether it may have the function; a peer whose catalogue is not known may have any.
+    pub(crate) fn may_have(&self, name: &FunctionName) -> bool {
+        let catalogue = self.catalogue.as_ref();
+        catalogue.is_none_or(|catalogue| catalogue.has(name))
+    }
+
+    fn fits(&self, name: &FunctionName, tried: &[SocketAddr]) -> bool {
+        self.may_have(name) && !tried.contains(&self.address)
+    }
+
+    fn has_room(&self, name: &FunctionName, tried: &[SocketAddr]) -> bool {
+        self.fits(name, tried) && !self.stats.is_resting()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct RegionPeers {
+    pub ready: Vec<Arc<Peer>>,
+    /// Those that are suspect or draining: used only when no ready one is left.
+    pub others: Vec<Arc<Peer>>,
+    /// The ids that two processes use at once, which their runs show: a call for such an id could reach either.
+    pub duplicates: BTreeSet<InstanceId>,
+    /// The addresses of those that are not ready, and what is known of them.
+    pub conditions: Vec<(SocketAddr, Condition)>,
+    pub last_seen: Option<Instant>,
+}
+
+/// How many peers are asked how far away their region is: they stand in one place.
+const NEAREST_OF: usize = 8;
+
+/// What is known of a peer, so what a call may expect of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Condition {
+    /// It takes calls.
+    Ready,
+    /// It is stopping.
+    Draining,
+    /// It does not answer, and why is not known yet: an attempt, or the next probe, will show.
+    Doubtful,
+    /// Connections are refused there: nothing runs.
+    Refusing,
+    /// It accepts connections and does not answer, or cannot be reached: something may run there.
+    Hanging,
+}
+
+impl Condition {
+    /// The state that people and other parts of the instance see.
+    pub(crate) fn state(self) -> PeerState {
+        match self {
+            Self::Ready => PeerState::Ready,
+            Self::Draining => PeerState::Draining,
+            Self::Doubtful | Self::Refusing | Self::Hanging => PeerState::Suspect,
+        }
+    }
+}
+
+impl RegionPeers {
+    pub(crate) fn count(&self) -> usize {
+        self.ready.len() + self.others.len()
+    }
+
+    /// The peer with this id; `None` also when two processes use it.
+    pub(crate) fn find(&self, instance: &InstanceId) -> Option<&Arc<Peer>> {
+        self.identified().find(|peer| peer.instance == *instance)
+    }
+
+    /// All of them, the ready ones first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.ready.iter().chain(&self.others)
+    }
+
+    /// The peers whose id no other process uses.
+    pub(crate) fn identified(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.all()
+            .filter(|peer| !self.duplicates.contains(&peer.instance))
+    }
+
+    /// What is known of the peer at `address`; one that has left is doubtful.
+    pub(crate) fn condition(&self, address: SocketAddr) -> Condition {
+        let mut conditions = self.conditions.iter();
+        match conditions.find(|(other, _)| *other == address) {
+            Some((_, condition)) => *condition,
+            None if self.ready.iter().any(|peer| peer.address == address) => Condition::Ready,
+            None => Condition::Doubtful,
+        }
+    }
+
+    /// A peer that was not tried yet and may have the function: one of the ready ones that have room, else one of the
+    /// ready ones that are full, else one of the others. If none has the function, one peer is tried all the same: one whose
+    /// app is out, which can say whether the function is that app's, else any, since its catalogue may be out of date.
+    pub(crate) fn choose(&self, name: &FunctionName, tried: &[SocketAddr]) -> Option<&Arc<Peer>> {
+        let fits = |peer: &Peer| peer.fits(name, tried);
+        let has_room = |peer: &Peer| peer.has_room(name, tried);
+        let anyone = |_: &Peer| tried.is_empty();
+        let knows_more = |peer: &Peer| tried.is_empty() && peer.app_is_out();
+        pick(&self.ready, has_room)
+            .or_else(|| pick(&self.ready, fits))
+            .or_else(|| pick(&self.others, fits))
+            .or_else(|| pick(&self.ready, knows_more))
+            .or_else(|| pick(&self.ready, anyone))
+            .or_else(|| pick(&self.others, anyone))
+    }
+
+    /// How far away the region is: the nearest of a few ready peers.
+    pub(crate) fn distance(&self) -> Option<Duration> {
+        let some = self.ready.iter().take(NEAREST_OF);
+        some.filter_map(|peer| peer.stats.round_trip()).min()
+    }
+
+    /// What a peer that has the function says that it declares.
+    pub(crate) fn declared(&self, name: &FunctionName) -> Option<&Declaration> {
+        self.all()
+            .find_map(|peer| peer.catalogue.as_ref()?.get(name))
+    }
+
+    /// Whether some peer may have the function, or may know it as one of its app, which is out.
+    pub(crate) fn may_know(&self, name: &FunctionName) -> bool {
+        self.all()
+            .any(|peer| peer.may_have(name) || peer.app_is_out())
+    }
+
+    /// Whether [`RegionPeers::choose`] would return a ready peer that has room.
+    pub(crate) fn has_room(&self, name: &FunctionName, tried: &[SocketAddr]) -> bool {
+        self.ready.iter().any(|peer| peer.has_room(name, tried))
+    }
+}
+
+/// One of `peers` that `fits`: of two at random the one with fewer calls under way, so that a busy peer gets fewer, and
+/// where all are equally busy the choice is uniform. Usually the first two fit, and then nothing is scanned or allocated.
+fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
+    let [first, second] = two(peers)?;
+    if fits(first) && (Arc::ptr_eq(first, second) || fits(second)) {
+        return Some(less_busy(first, second));
+    }
+    let fitting: Vec<_> = peers.iter().filter(|peer| fits(peer)).collect();
+    let [first, second] = two(&fitting)?;
+    Some(less_busy(first, second))
+}
+
+/// Two of `items` at random; the same one twice if there is only one.
+fn two<T>(items: &[T]) -> Option<[&T; 2]> {
+    let count = items.len();
+    if count < 2 {
+        return items.first().map(|only| [only, only]);
+    }
+    // One draw for both: each number stands for a first one and for a step around the circle to any other.
+    let drawn = rand::rng().random_range(0..count * (count - 1));
+    let (first, step) = (drawn / (count - 1), drawn % (count - 1) + 1);
+    Some([&items[first], &items[(first + step) % count]])
+}
+
+fn less_busy<'a>(first: &'a Arc<Peer>, second: &'a Arc<Peer>) -> &'a Arc<Peer> {
+    match second.stats.under_way() < first.stats.under_way() {
+        true => second,
+        false => first,
+    }
+}
+
+/// What part of the known round trip a new measurement replaces: an eighth, as TCP does (RFC 6298, section 2.3).
+const PART: u64 = 8;
+
+/// What this instance measures of a peer.
+#[derive(Debug)]
+pub(crate) struct PeerStats {
+    under_way: AtomicUsize,
+    since: Instant,
+    /// Until when the peer gets no calls, in milliseconds after `since`; 0 for a peer that never refused one.
+    rests_until: AtomicU64,
+    /// The smoothed round trip in nanoseconds; 0 before the first measurement.
+    round_trip: AtomicU64,
+}
+
+/// A call under way, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Arc<PeerStats>);
+
+impl PeerStats {
+    /// Counts a call as under way until the result is dropped.
+    pub(crate) fn begin(self: &Arc<Self>) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(Arc::clone(self))
+    }
+
+    fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Sends the peer no calls for `time`, if others can take them.
+    pub(crate) fn rest(&self, time: Duration) {
+        let until = (self.since.elapsed() + time).as_millis();
+        let until = u64::try_from(until).unwrap_or(u64::MAX);
+        self.rests_until.store(until, Ordering::Relaxed);
+    }
+
+    /// Whether the peer gets no calls now.
+    fn is_resting(&self) -> bool {
+        let until = self.rests_until.load(Ordering::Relaxed);
+        // Most peers never refuse a call: for them, do not read the clock.
+        until > 0 && self.since.elapsed() < Duration::from_millis(until)
+    }
+
+    /// Takes a measured round trip of a few bytes and their answer, on whatever connection they travel.
+    pub(crate) fn note_round_trip(&self, measured: Duration) {
+        let measured = u64::try_from(measured.as_nanos())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let now = match self.round_trip.load(Ordering::Relaxed) {
+            0 => measured,
+            known => known - known / PART + measured / PART,
+        };
+        // Of two measurements at once, one may be lost: there will be others.
+        self.round_trip.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// The round trip to the peer; `None` before the first measurement.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        match self.round_trip.load(Ordering::Relaxed) {
+            0 => None,
+            known => Some(Duration::from_nanos(known)),
+        }
+    }
+}
+
+impl Default for PeerStats {
+    fn default() -> Self {
+        Self {
+            under_way: AtomicUsize::new(0),
+            since: Instant::now(),
+            rests_until: AtomicU64::new(0),
+            round_trip: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::time;
+
+    use super::*;
+
+    fn name(function: &str) -> FunctionName {
+        FunctionName::new("M", function).unwrap()
+    }
+
+    fn peer(port: u16, functions: &[&str]) -> Arc<Peer> {
+        let functions = functions.iter().map(|it| (name(it), Declaration::new()));
+        let address = ([127, 0, 0, 1], port).into();
+        let instance = format!("i{port}").parse().unwrap();
+        Arc::new(Peer {
+            catalogue: Some(Arc::new(Catalogue::new(functions))),
+            ..Peer::new(address, "syd".parse().unwrap(), instance)
+        })
+    }
+
+    fn region_of(ready: Vec<Arc<Peer>>) -> RegionPeers {
+        RegionPeers {
+            ready,
+            ..Default::default()
+        }
+    }
+
+    fn choices(peers: &RegionPeers, function: &str, tried: &[SocketAddr]) -> BTreeMap<u16, u32> {
+        let mut counts = BTreeMap::new();
+        for _ in 0..6000 {
+            if let Some(peer) = peers.choose(&name(function), tried) {
+                *counts.entry(peer.address.port()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    fn ports(peers: &RegionPeers, function: &str, tried: &[SocketAddr]) -> Vec<u16> {
+        choices(peers, function, tried).into_keys().collect()
+    }
+
+    #[test]
+    fn the_choice_is_uniform_also_when_some_were_tried() {
+        let peers = region_of((1..=4).map(|port| peer(port, &["f"])).collect());
+        let tried = [peers.ready[1].address];
+        for (tried, expected) in [(&[][..], 1500), (&tried[..], 2000)] {
+            for (port, count) in choices(&peers, "f", tried) {
+                assert!(
+                    count.abs_diff(expected) < 300,
+                    "port {port} was chosen {count} times, not about {expected}"
+                );
+            }
+        }
+        assert_eq!(ports(&peers, "f", &tried), [1, 3, 4]);
+    }
+
+    #[test]
+    fn of_two_the_less_busy_one_is_chosen() {
+        let peers = region_of((1..=3).map(|port| peer(port, &["f"])).collect());
+        let under_way: Vec<_> = (0..2).map(|_| peers.ready[0].stats.begin()).collect();
+        let other = peers.ready[1].stats.begin();
+        // The busiest one loses against both others, the idle one wins against both.
+        let chosen = choices(&peers, "f", &[]);
+        assert!(!chosen.contains_key(&1), "{chosen:?}");
+        assert!(chosen[&3].abs_diff(4000) < 300, "{chosen:?}");
+        drop((under_way, other));
+        assert_eq!(ports(&peers, "f", &[]), [1, 2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_one_is_left_alone_unless_all_are_full() {
+        let peers = RegionPeers {
+            ready: (1..=2).map(|port| peer(port, &["f"])).collect(),
+            others: vec![peer(3, &["f"])],
+            ..Default::default()
+        };
+        let second = Duration::from_secs(1);
+        peers.ready[0].stats.rest(second);
+        assert_eq!(ports(&peers, "f", &[]), [2]);
+        assert!(peers.has_room(&name("f"), &[]));
+        let tried = [peers.ready[1].address];
+        assert!(!peers.has_room(&name("f"), &tried));
+        assert_eq!(ports(&peers, "f", &tried), [1]);
+        peers.ready[1].stats.rest(second);
+        assert_eq!(ports(&peers, "f", &[]), [1, 2]);
+        time::advance(second).await;
+        assert!(peers.has_room(&name("f"), &tried));
+    }
+
+    #[test]
+    fn others_are_used_only_when_no_ready_one_is_left() {
+        let peers = RegionPeers {
+            ready: vec![peer(1, &["f"])],
+            others: vec![peer(2, &["f"])],
+            ..Default::default()
+        };
+        let tried = [peers.ready[0].address, peers.others[0].address];
+        for (tried, chosen) in [(&[][..], &[1][..]), (&tried[..1], &[2]), (&tried, &[])] {
+            assert_eq!(ports(&peers, "f", tried), chosen);
+        }
+        assert!(ports(&RegionPeers::default(), "f", &[]).is_empty());
+    }
+
+    #[test]
+    fn peers_that_have_the_function_come_first() {
+        let ready = vec![peer(1, &["f"]), peer(2, &["f", "g"]), peer(3, &["f"])];
+        let peers = region_of(ready);
+        assert_eq!(ports(&peers, "g", &[]), [2]);
+        assert_eq!(ports(&peers, "g", &[peers.ready[1].address]), [0; 0]);
+        assert_eq!(ports(&peers, "h", &[]), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_round_trip_follows_what_is_measured_and_no_single_measurement() {
+        let stats = PeerStats::default();
+        assert_eq!(stats.round_trip(), None);
+        stats.note_round_trip(Duration::from_millis(80));
+        assert_eq!(stats.round_trip(), Some(Duration::from_millis(80)));
+        stats.note_round_trip(Duration::from_millis(800));
+        assert_eq!(stats.round_trip(), Some(Duration::from_millis(170)));
+        for _ in 0..64 {
+            stats.note_round_trip(Duration::from_millis(80));
+        }
+        assert!(stats.round_trip().unwrap() < Duration::from_millis(81));
+    }
+}
