@@ -207,6 +207,9 @@ fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// Whether a content type is JSON (RFC 6839 section 3.1) in the only charset that JSON has (RFC 8259 section 8.1).
 fn is_json(content_type: &str) -> bool {
+    if content_type == "application/json" {
+        return true;
+    }
     let content_type = content_type.to_ascii_lowercase();
     let mut parts = content_type.split(';').map(str::trim);
     let subtype = parts
