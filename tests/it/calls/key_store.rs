@@ -227,6 +227,8 @@ async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
 const KEYS: usize = 4_000;
 /// How many send them at once.
 const SENDERS: usize = 24;
+/// How long an answer may take.
+const LOST: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_thousand_keys_sent_twice_run_once_while_instances_of_all_kinds_are_killed() {
@@ -242,7 +244,9 @@ async fn four_thousand_keys_sent_twice_run_once_while_instances_of_all_kinds_are
     let mut senders = JoinSet::new();
     for sender in 0..SENDERS {
         senders.spawn(async move {
-            let client = Client::builder().no_proxy().build().unwrap();
+            // With a timeout, so that a request that is lost in the client ends too.
+            let client = Client::builder().no_proxy().timeout(LOST);
+            let client = client.build().unwrap();
             let mut ends = Vec::new();
             for number in (sender..KEYS).step_by(SENDERS) {
                 for entry in [entries[number % 2], entries[(number + 1) % 2]] {
