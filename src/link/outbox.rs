@@ -352,6 +352,8 @@ impl Outbox {
             };
             let _ = waiting.answer.send(ending);
         }
+        // The link may keep an ended connection for long, until it opens the next one.
+        (state.bytes, state.handed) = (Vec::new(), 0);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
