@@ -140,8 +140,9 @@ impl Link {
 
     /// Sends a call with those that wait for the same peer; on a new connection where the old one ended first.
     async fn together(&self, peer: &Peer, request: Request<'_>) -> Result<Ending, NotTaken> {
-        let mut connection = self.shared(peer, None);
+        let mut ended = None;
         for _ in 0..=TRIES {
+            let connection = self.shared(peer, ended.as_ref());
             match connection.call(request).await {
                 Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
                 Ok(Ending::Answered(Err(document)))
@@ -149,9 +150,9 @@ impl Link {
                 {
                     connection.retire();
                 }
-                ended => return ended,
+                answered => return answered,
             }
-            connection = self.shared(peer, Some(&connection));
+            ended = Some(connection);
         }
         Err(NotTaken::Over)
     }
