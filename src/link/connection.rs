@@ -236,7 +236,7 @@ struct Driver<'a> {
     probe_after: u32,
     /// The probe that decides whether the peer is suspect, while it is under way.
     verdict: Option<Verdict>,
-    /// The first deadline of a call that is watched, where it comes before the next tick does for certain.
+    /// The first deadline of a call that is watched, once it is so near that the next tick may come too late.
     due: Option<Deadline>,
 }
 
@@ -308,8 +308,8 @@ impl Driver<'_> {
                     self.flush()?;
                 }
                 _ = tick.tick() => self.look_after()?,
-                () = passed(self.due) => self.expire()?,
-                state = decided(&mut self.verdict) => self.decide(state),
+                () = given(self.due.map(Deadline::passed)) => self.expire()?,
+                state = given(self.verdict.as_mut()) => self.decide(state),
             }
         }
     }
@@ -457,18 +457,10 @@ impl Driver<'_> {
     }
 }
 
-/// Waits until `deadline` has passed; for ever without one.
-async fn passed(deadline: Option<Deadline>) {
-    match deadline {
-        Some(deadline) => deadline.passed().await,
-        None => future::pending().await,
-    }
-}
-
-/// What the probe under way decides; never without one.
-async fn decided(verdict: &mut Option<Verdict>) -> PeerState {
-    match verdict {
-        Some(verdict) => verdict.await,
+/// What `future` gives; waits for ever where there is none.
+async fn given<T>(future: Option<impl Future<Output = T>>) -> T {
+    match future {
+        Some(future) => future.await,
         None => future::pending().await,
     }
 }
