@@ -12,10 +12,7 @@ use std::{
     future, io,
     net::SocketAddr,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Once},
     time::Duration,
 };
 
@@ -258,12 +255,11 @@ impl AcceptLoop {
         ));
         let asked = CancellationToken::new();
         let (first, served) = (asked.clone(), Arc::clone(&usage));
-        let is_first = AtomicBool::new(true);
+        let first_request = Once::new();
         let memory = Arc::clone(&self.memory);
         let service = service_fn(move |mut request: Request<Incoming>| {
-            if is_first.swap(false, Ordering::Relaxed) {
-                first.cancel();
-            }
+            // Cancelling takes a lock each time.
+            first_request.call_once(|| first.cancel());
             let serving = served.serve();
             request.extensions_mut().insert(Reached(address));
             if served.is_crowded() {
