@@ -5,11 +5,7 @@ mod args;
 mod builtin;
 mod context;
 mod executor;
-mod fingerprint;
 mod keys;
-mod memory;
-#[cfg(feature = "redis")]
-mod store;
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
 
@@ -18,7 +14,7 @@ use serde_json::value::RawValue;
 
 pub use self::context::CallContext;
 #[cfg(feature = "redis")]
-pub(crate) use self::store::Store;
+pub(crate) use self::keys::Store;
 pub(crate) use self::{executor::Executor, keys::Keys};
 use crate::{
     app::{Answered, Listing},

@@ -1,11 +1,16 @@
 //! Where the outcomes of calls with an idempotency key are remembered: in this process, or in a store that outlives it and
 //! that all instances share. Owns the choice, and what is the same in both.
 
+mod fingerprint;
+mod local;
+#[cfg(feature = "redis")]
+mod store;
+
 use std::{sync::Arc, time::Duration};
 
-use super::memory::{self, Memory, Recall};
+use self::local::{LocalKeys, Recall};
 #[cfg(feature = "redis")]
-use super::store::{self, Store};
+pub(crate) use self::store::Store;
 use crate::{
     call::Call,
     deadline::Deadline,
@@ -15,13 +20,13 @@ use crate::{
 };
 
 /// How long a key is remembered after its call ended.
-pub(super) const LIFE: Duration = Duration::from_secs(600);
+const LIFE: Duration = Duration::from_secs(600);
 
 /// What remembers keys.
 #[derive(Clone, Debug)]
 pub(crate) enum Keys {
     /// This process.
-    Here(Arc<Memory>),
+    Here(Arc<LocalKeys>),
     /// A store.
     #[cfg(feature = "redis")]
     Stored(Arc<Store>),
@@ -37,7 +42,7 @@ pub(super) enum Known {
 
 /// The right, and the duty, to run a call; its outcome is what all others wait for.
 pub(super) enum Claim {
-    Here(memory::Claim),
+    Here(local::Claim),
     #[cfg(feature = "redis")]
     Stored(store::Claim),
 }
@@ -45,7 +50,7 @@ pub(super) enum Claim {
 impl Keys {
     /// Those of this process.
     pub(crate) fn here() -> Self {
-        Self::Here(Arc::new(Memory::new()))
+        Self::Here(Arc::new(LocalKeys::new()))
     }
 
     /// Whether any instance knows what another has run.
@@ -70,10 +75,10 @@ impl Keys {
         deadline: Deadline,
     ) -> Known {
         match self {
-            Self::Here(memory) => match memory.recall(key, call) {
+            Self::Here(keys) => match keys.recall(key, call) {
                 Recall::New(claim) => Known::Nothing(Claim::Here(claim)),
                 Recall::Running(outcome) => {
-                    let awaited = deadline.bound(memory::awaited(outcome)).await;
+                    let awaited = deadline.bound(local::awaited(outcome)).await;
                     let outcome =
                         awaited.unwrap_or_else(|| Err(Problem::still_running(&call.name)));
                     Known::Outcome(Returned::replayed(outcome))
@@ -100,13 +105,13 @@ impl Claim {
     }
 }
 
-pub(super) fn mismatch() -> Problem {
+fn mismatch() -> Problem {
     let detail =
         "the idempotency key belongs to a call of another function or with other arguments";
     Problem::new(Code::IdempotencyMismatch, detail)
 }
 
-pub(super) fn not_kept() -> Problem {
+fn not_kept() -> Problem {
     let detail = "the call with this key ran, and its result was too large to be kept";
     Problem::new(Code::ResultNotKept, detail)
 }

@@ -1,5 +1,5 @@
-//! The outcomes of calls with an idempotency key: the same key and call get the same outcome without a second run, and
-//! wait for it while it runs.
+//! The outcomes of calls with an idempotency key in this process: the same key and call get the same outcome without a second
+//! run, and wait for it while it runs.
 //!
 //! That a key ran is remembered for the whole ten minutes: where there is no room for another key, the new one is refused
 //! and none is forgotten. An owner may have as many keys as are free for all others, so that one alone has at most half
@@ -13,10 +13,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{
-    fingerprint::Fingerprint,
-    keys::{LIFE, mismatch, not_kept},
-};
+use super::{LIFE, fingerprint::Fingerprint, mismatch, not_kept};
 use crate::{
     call::Call,
     name::{IdempotencyKey, KeyOwner},
@@ -49,7 +46,7 @@ type Awaited = watch::Receiver<Option<Arc<Outcome>>>;
 
 /// The outcomes by owner and key.
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct LocalKeys {
     bounds: Bounds,
     contents: Mutex<Contents>,
 }
@@ -90,7 +87,7 @@ enum State {
     Dropped,
 }
 
-/// What the memory knows of a call.
+/// What is known of a call.
 #[derive(Debug)]
 pub(super) enum Recall {
     /// Nothing: whoever holds the claim runs it.
@@ -105,14 +102,14 @@ pub(super) enum Recall {
 
 /// The right, and the duty, to run a call; its outcome is what all others wait for.
 #[derive(Debug)]
-pub(super) struct Claim {
-    memory: Arc<Memory>,
+pub(in crate::registry) struct Claim {
+    keys: Arc<LocalKeys>,
     owner: Option<KeyOwner>,
     key: Fingerprint,
 }
 
-impl Memory {
-    /// An empty memory.
+impl LocalKeys {
+    /// No keys so far.
     pub(super) fn new() -> Self {
         Self::within(BOUNDS)
     }
@@ -148,7 +145,7 @@ impl Memory {
         owned.by_key.insert(key, entry);
         contents.keys += 1;
         Recall::New(Claim {
-            memory: Arc::clone(self),
+            keys: Arc::clone(self),
             owner: call.key_owner.clone(),
             key,
         })
@@ -164,11 +161,11 @@ impl Claim {
     pub(super) fn settle(self, outcome: &Outcome) {
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
         let outcome = Arc::new(outcome.clone());
-        let mut contents = self.memory.lock();
+        let mut contents = self.keys.lock();
         let state = ran.then(|| State::Ended(Arc::clone(&outcome)));
         let was = contents.end(&self.owner, self.key, state, size(&outcome));
-        contents.drop_results(self.memory.bounds.results);
-        // Whoever waits may run at once, and must find the memory unlocked.
+        contents.drop_results(self.keys.bounds.results);
+        // Whoever waits may run at once, and must find this unlocked.
         drop(contents);
         if let Some(State::Running(waiting)) = was {
             waiting.send_replace(Some(outcome));
@@ -179,7 +176,7 @@ impl Claim {
 impl Drop for Claim {
     /// A call whose task ended without an outcome may have run, and its outcome is not known.
     fn drop(&mut self) {
-        let mut contents = self.memory.lock();
+        let mut contents = self.keys.lock();
         if contents.is_running(&self.owner, self.key) {
             let lost = Arc::new(Err(without_outcome()));
             contents.end(&self.owner, self.key, Some(State::Ended(lost)), 0);
@@ -358,8 +355,8 @@ mod tests {
         }
     }
 
-    fn recall(memory: &Arc<Memory>, owner: &str, key: u32) -> Recall {
-        memory.recall(&key.to_string().parse().unwrap(), &call(owner))
+    fn recall(keys: &Arc<LocalKeys>, owner: &str, key: u32) -> Recall {
+        keys.recall(&key.to_string().parse().unwrap(), &call(owner))
     }
 
     fn returned(json: String) -> Outcome {
@@ -367,8 +364,8 @@ mod tests {
     }
 
     /// Runs the call with a result of so many bytes, if it is new.
-    fn run(memory: &Arc<Memory>, owner: &str, key: u32, bytes: usize) {
-        let Recall::New(claim) = recall(memory, owner, key) else {
+    fn run(keys: &Arc<LocalKeys>, owner: &str, key: u32, bytes: usize) {
+        let Recall::New(claim) = recall(keys, owner, key) else {
             panic!("{key} of {owner} is not new");
         };
         let result = format!("\"{}\"", "x".repeat(bytes - 2));
@@ -376,8 +373,8 @@ mod tests {
     }
 
     /// The code of a refusal; `kept` for an outcome that is there, `new` for a call that would run.
-    fn known(memory: &Arc<Memory>, owner: &str, key: u32) -> String {
-        match recall(memory, owner, key) {
+    fn known(keys: &Arc<LocalKeys>, owner: &str, key: u32) -> String {
+        match recall(keys, owner, key) {
             Recall::New(claim) => {
                 claim.settle(&Err(Problem::new(Code::Overloaded, "not run")));
                 "new".to_owned()
@@ -390,53 +387,53 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_owner_may_have_as_many_keys_as_are_free_and_none_is_forgotten_early() {
-        let memory = Arc::new(Memory::within(Bounds {
+        let keys = Arc::new(LocalKeys::within(Bounds {
             results: usize::MAX,
             ..SMALL
         }));
-        (0..4).for_each(|key| run(&memory, "a", key, 2));
+        (0..4).for_each(|key| run(&keys, "a", key, 2));
         time::advance(LIFE - Duration::from_secs(1)).await;
-        assert_eq!(known(&memory, "a", 4), "overloaded");
-        (0..2).for_each(|key| run(&memory, "b", key, 2));
-        assert_eq!(known(&memory, "b", 2), "overloaded");
-        run(&memory, "c", 0, 2);
-        assert_eq!(known(&memory, "c", 1), "overloaded");
-        assert!((0..4).all(|key| known(&memory, "a", key) == "kept"));
+        assert_eq!(known(&keys, "a", 4), "overloaded");
+        (0..2).for_each(|key| run(&keys, "b", key, 2));
+        assert_eq!(known(&keys, "b", 2), "overloaded");
+        run(&keys, "c", 0, 2);
+        assert_eq!(known(&keys, "c", 1), "overloaded");
+        assert!((0..4).all(|key| known(&keys, "a", key) == "kept"));
         // What ended ten minutes ago is forgotten, and its room is free again.
         time::advance(Duration::from_secs(1)).await;
-        assert!((0..4).all(|key| known(&memory, "a", key) == "new"));
-        assert!((0..2).all(|key| known(&memory, "b", key) == "kept"));
+        assert!((0..4).all(|key| known(&keys, "a", key) == "new"));
+        assert!((0..2).all(|key| known(&keys, "b", key) == "kept"));
         time::advance(LIFE).await;
-        assert_eq!(known(&memory, "b", 0), "new");
-        let known = memory.lock();
+        assert_eq!(known(&keys, "b", 0), "new");
+        let known = keys.lock();
         assert_eq!((known.keys, known.bytes), (0, 0));
     }
 
     #[test]
     fn one_client_alone_has_131072_keys_and_its_first_is_remembered() {
-        let memory = Arc::new(Memory::new());
+        let keys = Arc::new(LocalKeys::new());
         let share = u32::try_from(BOUNDS.keys / 2).unwrap();
-        (0..share).for_each(|key| run(&memory, "shop", key, 2));
+        (0..share).for_each(|key| run(&keys, "shop", key, 2));
         for key in share..share + 10 {
-            assert_eq!(known(&memory, "shop", key), "overloaded");
+            assert_eq!(known(&keys, "shop", key), "overloaded");
         }
         assert_eq!(
-            (share, known(&memory, "shop", 0)),
+            (share, known(&keys, "shop", 0)),
             (131_072, "kept".to_owned())
         );
-        run(&memory, "desk", 0, 2);
+        run(&keys, "desk", 0, 2);
     }
 
     #[test]
     fn large_results_of_who_has_most_of_them_go_first() {
-        let memory = Arc::new(Memory::within(SMALL));
-        run(&memory, "b", 0, 100);
-        run(&memory, "a", 0, 10);
+        let keys = Arc::new(LocalKeys::within(SMALL));
+        run(&keys, "b", 0, 100);
+        run(&keys, "a", 0, 10);
         for key in 1..4 {
-            run(&memory, "a", key, 99);
+            run(&keys, "a", key, 99);
         }
-        assert_eq!(known(&memory, "b", 0), "kept");
-        let of_a: Vec<_> = (0..4).map(|key| known(&memory, "a", key)).collect();
+        assert_eq!(known(&keys, "b", 0), "kept");
+        let of_a: Vec<_> = (0..4).map(|key| known(&keys, "a", key)).collect();
         // The equally large ones go in no order that means anything.
         assert_eq!(of_a[0], "kept");
         assert_eq!(
@@ -450,9 +447,9 @@ mod tests {
 
     #[test]
     fn a_claim_that_is_lost_is_not_run_again() {
-        let memory = Arc::new(Memory::within(SMALL));
-        drop(recall(&memory, "a", 0));
-        match recall(&memory, "a", 0) {
+        let keys = Arc::new(LocalKeys::within(SMALL));
+        drop(recall(&keys, "a", 0));
+        match recall(&keys, "a", 0) {
             Recall::Ended(outcome) => {
                 let problem = outcome.as_ref().as_ref().unwrap_err();
                 assert_eq!(

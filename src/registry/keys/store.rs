@@ -19,10 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    fingerprint::Fingerprint,
-    keys::{self, Known, LIFE, mismatch, not_kept},
-};
+use super::{Known, LIFE, fingerprint::Fingerprint, mismatch, not_kept};
 use crate::{
     call::Call,
     config::{Identity, KeyStoreUrl},
@@ -125,7 +122,7 @@ enum State {
 }
 
 /// The right, and the duty, to run a call; or a claim that is being made.
-pub(super) struct Claim {
+pub(in crate::registry) struct Claim {
     store: Arc<Store>,
     fingerprint: String,
     name: String,
@@ -293,7 +290,7 @@ impl Store {
             // Where this fails, or ends here, it may have been claimed all the same, which the drop of the claim undoes.
             let Some(found) = self.claim_or_look(&mut claim, life).await? else {
                 claim.is_held = true;
-                return Ok(Known::Nothing(keys::Claim::Stored(claim)));
+                return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
             let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
             if record.fingerprint != claim.fingerprint {
