@@ -1,10 +1,16 @@
-//! The attempts of one call: whether another may follow, and what they come to. Owns the one function that decides it.
+//! The attempts of one call: whether another may follow, and what they come to. Owns the one function that decides it, and the
+//! budgets that it asks: without a limit, three attempts for each call would triple the load on a region when it has the
+//! least room for it.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use rand::RngExt;
 use tokio::time;
-use tower::retry::budget::Budget;
+use tower::retry::budget::{Budget, TpsBudget};
 
 use super::Outcome;
 use crate::{
@@ -21,6 +27,12 @@ use crate::{
 pub(super) const MAX_ATTEMPTS: u32 = 3;
 /// The shortest and the longest pause before the same instance is tried again, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 10..100;
+/// How long a call counts in the budget of its region.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Further attempts that a budget always allows, for each second.
+const ALWAYS: u32 = 3;
+/// Further attempts that it allows for each call.
+const SHARE: f32 = 0.2;
 
 /// The attempts of one call so far, under one request id and within one deadline.
 #[derive(Debug)]
@@ -272,6 +284,31 @@ impl Attempts {
             }
             _ => problem,
         }
+    }
+}
+
+/// A budget of further attempts for each region, so that a dead one does not use up what another needs. Only regions in which
+/// an instance was seen have one.
+#[derive(Debug, Default)]
+pub(super) struct Budgets(RwLock<HashMap<Region, Arc<TpsBudget>>>);
+
+impl Budgets {
+    /// The budget of `region`, to which one call was added.
+    pub(super) fn of_call(&self, region: &Region) -> Arc<TpsBudget> {
+        let budget = self.known(region).unwrap_or_else(|| self.new_one(region));
+        budget.deposit();
+        budget
+    }
+
+    fn known(&self, region: &Region) -> Option<Arc<TpsBudget>> {
+        let budgets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        budgets.get(region).cloned()
+    }
+
+    fn new_one(&self, region: &Region) -> Arc<TpsBudget> {
+        let full = || Arc::new(TpsBudget::new(WINDOW, ALWAYS, SHARE));
+        let mut budgets = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(budgets.entry(region.clone()).or_insert_with(full))
     }
 }
 

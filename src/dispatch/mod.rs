@@ -3,7 +3,6 @@
 
 mod attempts;
 mod background;
-mod budget;
 mod candidates;
 mod fan_out;
 mod regions;
@@ -14,8 +13,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use self::{
-    attempts::{Attempts, MAX_ATTEMPTS, Retry, Situation},
-    budget::Budgets,
+    attempts::{Attempts, Budgets, MAX_ATTEMPTS, Retry, Situation},
     candidates::{Candidates, Place},
     regions::Tour,
 };

@@ -2,24 +2,26 @@
 //! attempt; whether there is another is dispatch's decision.
 
 mod connection;
-mod large;
 mod open;
 mod outbox;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use moka::sync::Cache;
 use scopeguard::ScopeGuard;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     connection::{Connection, Surroundings},
-    large::{LARGE, LargeResults},
     open::Opening,
     outbox::{Ending, NotTaken, Request},
 };
@@ -28,7 +30,7 @@ use crate::{
     cluster::{CallSignal, Cluster, Peer},
     deadline::Deadline,
     metrics::Metrics,
-    name::RequestId,
+    name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
     reply::Returned,
@@ -37,6 +39,10 @@ use crate::{
 
 /// Room for what an answer holds besides the result, in bytes.
 const AROUND_RESULT: usize = 64 << 10;
+/// The size, in bytes, above which a call, or a function's result, travels alone: it would hold up others.
+const LARGE: usize = 64 << 10;
+/// How many functions with large results are remembered.
+const LARGE_FUNCTIONS: u64 = 1024;
 /// How many large calls travel to one peer at once, each on a connection of its own; more wait.
 const LARGE_AT_ONCE: usize = 64;
 /// How often a call that never left because its connection ended is given to a new one.
@@ -89,7 +95,7 @@ impl Link {
             max_answer: max_result.saturating_add(AROUND_RESULT),
             token: token.cloned(),
             ways: Mutex::default(),
-            large_results: LargeResults::new(),
+            large_results: LargeResults::default(),
             metrics,
             tasks,
             stop,
@@ -342,6 +348,41 @@ impl Default for Way {
             retired: None,
             spare: Vec::new(),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+        }
+    }
+}
+
+/// The functions whose last result was large: their calls travel alone, so that their results hold up no others. The
+/// next result that is small ends it.
+#[derive(Debug)]
+struct LargeResults {
+    names: Cache<FunctionName, ()>,
+    /// Spares the look into the cache as long as there was none.
+    is_any: AtomicBool,
+}
+
+impl LargeResults {
+    /// Whether the function's last result was large.
+    fn are_usual_for(&self, name: &FunctionName) -> bool {
+        self.is_any.load(Ordering::Relaxed) && self.names.contains_key(name)
+    }
+
+    /// Notes the size of a function's result, in bytes.
+    fn note(&self, name: &FunctionName, size: usize) {
+        if size > LARGE {
+            self.is_any.store(true, Ordering::Relaxed);
+            self.names.insert(name.clone(), ());
+        } else if self.are_usual_for(name) {
+            self.names.invalidate(name);
+        }
+    }
+}
+
+impl Default for LargeResults {
+    fn default() -> Self {
+        Self {
+            names: Cache::new(LARGE_FUNCTIONS),
+            is_any: AtomicBool::new(false),
         }
     }
 }
