@@ -23,7 +23,7 @@ use super::tls;
 use super::{Failure, print, say};
 use crate::{
     config,
-    http::Accepted,
+    http::documents::Accepted,
     problem::{Code, Executed, Problem, with_causes},
     reply::ProblemDocument,
     telemetry::{printable, printable_json},

@@ -19,10 +19,7 @@ use super::{
 };
 use crate::{
     call::{MAX_TIMEOUT, Per},
-    http::{
-        Accepted,
-        documents::{EntryDocument, FanOutReply},
-    },
+    http::documents::{Accepted, EntryDocument, FanOutReply},
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::Code,

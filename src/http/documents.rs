@@ -1,5 +1,5 @@
 //! The documents that clients read, and the command line too: the cluster, its functions, where calls for a region would
-//! run, and what came of a fan-out.
+//! run, what came of a fan-out, and that a call goes on without its client.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use crate::{
     name::{ConsistencyToken, InstanceId, Name, RequestId},
     protocol::{CatalogueHash, PeerState},
     region::Region,
-    reply::ProblemDocument,
+    reply::{Meta, ProblemDocument},
 };
 
 /// The cluster as this instance knows it.
@@ -316,4 +316,11 @@ pub(crate) struct FanOutReply {
     pub results: Vec<EntryDocument>,
     /// How many there are, and what it took.
     pub meta: FanOutMeta,
+}
+
+/// The answer to a call that was admitted and goes on.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub(crate) struct Accepted {
+    /// What is known so far: no instance, and the request's id, under which the log has the end of the call.
+    pub meta: Meta,
 }

@@ -29,7 +29,7 @@ use axum::{
     body::Body,
     extract::{ConnectInfo, State, connect_info::Connected},
     handler::Handler,
-    http::{Method, Request},
+    http::Request,
     middleware::{self, Next},
     response::Response,
     routing,
@@ -43,8 +43,6 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::layers::Audience;
 pub(crate) use self::openapi::route::Descriptions;
-#[cfg(feature = "cli")]
-pub(crate) use self::rpc::prefer::Accepted;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
 use crate::{
@@ -138,7 +136,7 @@ impl Routes {
     /// route, the layer and the handler each, and a move of the request and of its future into each of them.
     pub(crate) async fn answer(mut self, request: Request<Incoming>) -> Response {
         match self.calls {
-            Some(app) if is_call(&request) => {
+            Some(app) if rpc::is_call(&request) => {
                 let call = |request| rpc::call_function.call(request, Arc::clone(&app));
                 layers::answer(&app, Audience::Clients, request.map(Body::new), call).await
             }
@@ -155,16 +153,6 @@ impl From<Router> for Routes {
         let calls = None;
         Self { router, calls }
     }
-}
-
-/// Whether a request is for `/rpc/{region}` or `/rpc/{region}/{module}/{function}`.
-fn is_call(request: &Request<Incoming>) -> bool {
-    let is_target = |rest: &str| {
-        let mut segments = rest.split('/');
-        matches!(segments.clone().count(), 1 | 3) && segments.all(|segment| !segment.is_empty())
-    };
-    let rest = request.uri().path().strip_prefix("/rpc/");
-    *request.method() == Method::POST && rest.is_some_and(is_target)
 }
 
 /// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.

@@ -1,7 +1,6 @@
 //! `POST /rpc/{region}`: a call from a client. One whose path names the function too is read in `path.rs`.
 
 pub(super) mod path;
-pub(super) mod prefer;
 
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use axum::{
     Extension,
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request::Parts},
     response::{IntoResponse, Response, Result},
 };
 use scopeguard::ScopeGuard;
@@ -19,15 +18,16 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
-use self::prefer::Accepted;
 use super::{
     App, AppState,
+    documents::Accepted,
+    head::items,
     layers::Context,
     log,
     openapi::CallProblems,
     replay,
     request::json_body,
-    response::{Refusal, with_room},
+    response::{Json, Refusal, with_room},
 };
 use crate::{
     access::Caller,
@@ -49,6 +49,11 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const AFTER: HeaderName = HeaderName::from_static("rpc-after");
 /// Where the call stands in a trace.
 const TRACE: HeaderName = HeaderName::from_static(TRACEPARENT);
+/// What the client prefers (RFC 7240), and which of it is honored.
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+/// The preference of a client that does not wait for the end of its call.
+const RESPOND_ASYNC: &str = "respond-async";
 
 /// A call: which function, with which arguments, for how long.
 #[derive(Serialize, ToSchema)]
@@ -252,7 +257,7 @@ pub(super) async fn call_function(
         span: span.clone(),
     };
     let call = Arc::clone(&about.call);
-    let mut outcome = if prefer::is_async(&parts.headers) {
+    let mut outcome = if prefers_async(&parts.headers) {
         match about.in_background(arrived).instrument(span).await {
             Ok(accepted) => return Ok(accepted),
             Err(refused) => refused,
@@ -273,6 +278,16 @@ pub(super) async fn call_function(
     let others = replay::to_others(&app, &parts, size, &call, arrived, &outcome);
     let others = others.map(|others| [(REPLAY, others)]);
     Ok((others, outcome).into_response())
+}
+
+/// Whether `request` is one of [`call_function`], or of [`path::call_function_by_path`], which hands on to it.
+pub(super) fn is_call<B>(request: &Request<B>) -> bool {
+    let is_target = |rest: &str| {
+        let mut segments = rest.split('/');
+        matches!(segments.clone().count(), 1 | 3) && segments.all(|segment| !segment.is_empty())
+    };
+    let rest = request.uri().path().strip_prefix("/rpc/");
+    *request.method() == Method::POST && rest.is_some_and(is_target)
 }
 
 /// What the log, the metrics and the trace say of a call's end.
@@ -318,8 +333,17 @@ impl About {
             .await?;
         let region = self.targets.first(&self.app.identity.primary).cloned();
         let meta = Meta::untried(region, arrived.elapsed(), self.request_id.clone());
-        Ok(prefer::accepted(meta))
+        let applied = [(PREFERENCE_APPLIED, RESPOND_ASYNC)];
+        Ok((StatusCode::ACCEPTED, applied, Json(Accepted { meta })).into_response())
     }
+}
+
+/// Whether a request prefers an answer at once. Other preferences, and parameters of this one, are ignored.
+fn prefers_async(headers: &HeaderMap) -> bool {
+    items(headers, &PREFER).any(|preference| {
+        let name = preference.split(';').next().unwrap_or_default();
+        name.trim().eq_ignore_ascii_case(RESPOND_ASYNC)
+    })
 }
 
 /// Checks a limit of the client.

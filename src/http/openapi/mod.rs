@@ -31,7 +31,7 @@ pub(super) use self::{
 };
 use super::{
     events::{Counts, Lagged},
-    rpc::prefer::Accepted,
+    documents::Accepted,
 };
 use crate::{
     declaration::MAX_PARAMS,
