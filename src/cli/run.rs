@@ -1,6 +1,6 @@
 //! `fly-rpc run -- COMMAND`: one instance, and the app beside it as a child process, started and stopped with it.
 
-use std::{ffi::OsString, os::unix::process::ExitStatusExt, sync::Arc};
+use std::{ffi::OsString, os::unix::process::ExitStatusExt, process::ExitStatus, sync::Arc};
 
 use clap::Args;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use super::{
     Failure,
     child::{AppChild, Stop},
-    serve::{self, ServeArgs},
+    serve::{self, ServeArgs, Serving},
 };
 use crate::{Config, InvalidName, config};
 
@@ -73,6 +73,22 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
         again,
         stop_timeout: stop_timeout.unwrap_or_default(),
     };
+    let (status, drained) = beside(serving, app).await?;
+    let by_signal = status.signal().map(|signal| 128 + signal);
+    match status.code().or(by_signal) {
+        Some(0) => drained,
+        code => {
+            let code = code.and_then(|code| u8::try_from(code).ok());
+            Err(Failure::Reported(code.unwrap_or(1)))
+        }
+    }
+}
+
+/// Serves with `app` beside the instance, until a signal or the end of the app: how that ended, and how the instance did.
+async fn beside(
+    serving: Serving,
+    app: AppChild,
+) -> Result<(ExitStatus, Result<(), Failure>), Failure> {
     // `over` is cancelled when the app has ended, however it did: the guard goes with its task.
     let (stop, over) = (Stop::default(), CancellationToken::new());
     let kept = {
@@ -95,14 +111,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let drained = serving.until(over.clone().cancelled_owned(), last).await;
     let ended = kept.await;
     let status = ended.map_err(|error| Failure::Failed(error.to_string()))??;
-    let by_signal = status.signal().map(|signal| 128 + signal);
-    match status.code().or(by_signal) {
-        Some(0) => drained,
-        code => {
-            let code = code.and_then(|code| u8::try_from(code).ok());
-            Err(Failure::Reported(code.unwrap_or(1)))
-        }
-    }
+    Ok((status, drained))
 }
 
 /// Who listens at the app's port cannot be this instance.
