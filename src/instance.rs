@@ -297,7 +297,7 @@ impl Listeners {
                 ..App::clone(app)
             };
             let routes = http::public_routes(Arc::new(of_child), false);
-            let door = Door::of_instances(listener, routes, places.internal / 2);
+            let door = Door::of_instances(listener, routes, places.child);
             // By then its peers know that it stops.
             let drain = DrainConfig {
                 delay: Duration::ZERO,

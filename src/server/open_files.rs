@@ -42,11 +42,14 @@ pub(crate) struct Shares {
     pub(crate) internal: usize,
     /// The listener for scrapers.
     pub(crate) scrapers: usize,
+    /// The listener for the app that the instance started, its only client there.
+    pub(crate) child: usize,
 }
 
 impl Shares {
     /// Half is for the public listener, a quarter each for the one for instances and for what the process opens itself:
-    /// connections to peers and to DNS, the log, the listeners. Nor do connections take more than a quarter of `memory`.
+    /// connections to peers, to DNS and of its app, the log, the listeners. Nor do connections take more than a quarter of
+    /// `memory`.
     pub(crate) fn of(files: usize, memory: usize) -> Self {
         let bound = (memory / 4 / EACH).max(1);
         let share = |part: usize, most: usize| (files / part).min(bound).clamp(1, most);
@@ -56,6 +59,7 @@ impl Shares {
             clients: (public - public / 8).max(1),
             internal: share(4, MOST),
             scrapers: share(16, MOST_SCRAPERS),
+            child: share(8, MOST / 2),
         }
     }
 }
@@ -72,8 +76,10 @@ mod tests {
                 clients,
                 internal,
                 scrapers,
+                child,
             } = Shares::of(files, 1 << 40);
-            assert!(public + internal + scrapers <= files - files / 8, "{files}");
+            let accepted = public + internal + scrapers + child;
+            assert!(accepted <= files - files / 16, "{files}");
             assert!(clients < public && scrapers > 0, "{files}");
         }
     }

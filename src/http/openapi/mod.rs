@@ -30,8 +30,8 @@ pub(super) use self::{
     },
 };
 use super::{
-    events::{Counts, Lagged},
     documents::Accepted,
+    events::{Counts, Lagged},
 };
 use crate::{
     declaration::MAX_PARAMS,
