@@ -10,7 +10,6 @@ mod regions;
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use self::{
     attempts::{Attempts, Budgets, MAX_ATTEMPTS, Retry, Situation},
@@ -39,7 +38,6 @@ use crate::{
     region::{Region, Targets},
     registry::Executor,
     reply::{Meta, Returned, milliseconds},
-    trace,
 };
 
 /// Where calls come in and answers go out.
@@ -452,8 +450,7 @@ impl Dispatcher {
         attempts.begin(&self.identity.instance);
         let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
         // On the heap, because it would be most of what a call to another instance carries along.
-        let ran = Box::pin(self.executor.run(call, request_id, deadline));
-        ran.instrument(trace::run_span(request_id)).await
+        Box::pin(self.executor.run(call, request_id, deadline)).await
     }
 
     async fn attempt(

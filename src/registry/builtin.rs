@@ -11,9 +11,9 @@ use crate::{config::Identity, problem::FunctionError};
 /// What a function comes to that does not wait.
 type Done<R> = Ready<Result<R, FunctionError>>;
 
-/// `registry` with the modules `String`, `Kernel` and `Process`.
-pub(super) fn add(registry: Registry) -> Registry {
-    registry
+/// The modules `String`, `Kernel` and `Process`.
+pub(super) fn functions() -> Registry {
+    Registry::new()
         .function("String", "upcase", of_text(str::to_uppercase))
         .function("String", "downcase", of_text(str::to_lowercase))
         .function("String", "capitalize", of_text(capitalize))
@@ -44,12 +44,12 @@ fn of_numbers(
     move |(a, b)| ready(a.apply(b, integers, floats))
 }
 
-/// `registry` with the functions of `Fly.RPC` that describe the instance.
-pub(super) fn add_identity(registry: Registry, identity: &Identity) -> Registry {
+/// The functions of `Fly.RPC` that describe the instance.
+pub(super) fn identity(identity: &Identity) -> Registry {
     let Identity {
         region, primary, ..
     } = identity;
-    registry
+    Registry::new()
         .function("Fly.RPC", "my_region", always(region.clone()))
         .function("Fly.RPC", "primary_region", always(primary.clone()))
         .function("Fly.RPC", "is_primary?", always(region == primary))

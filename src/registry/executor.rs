@@ -32,6 +32,7 @@ use crate::{
     problem::{Code, FunctionError, Problem},
     protocol::Catalogue,
     reply::{Outcome, Returned},
+    trace,
 };
 
 /// How many blocking functions run at once, each on a thread of its own; more wait for their turn.
@@ -63,6 +64,16 @@ struct Held {
     _in_flight: InFlight,
     /// For the arguments, which the function has now.
     _memory: Option<Arc<Reserved>>,
+}
+
+/// A call that may start.
+struct Ready {
+    prepared: Prepared,
+    /// The gate before it, where its function has one.
+    gate: Option<Entrance>,
+    held: Held,
+    /// Around what its function logs.
+    span: Span,
 }
 
 /// How a function ended.
@@ -191,13 +202,13 @@ impl Executor {
         settled.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// What is to be run for `call`, the gate before it where its function has one, and what it holds meanwhile.
+    /// What is to be run for `call`.
     fn ready(
         &self,
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
-    ) -> Result<(Prepared, Option<Entrance>, Held), Problem> {
+    ) -> Result<Ready, Problem> {
         let held = self.hold(call)?;
         if deadline.has_passed() {
             return Err(Problem::not_started(&call.name));
@@ -207,14 +218,23 @@ impl Executor {
         {
             let run = app.prepare(call, request_id, deadline)?;
             self.metrics.functions.know(&call.name);
-            return Ok((Prepared::App(Box::pin(run)), None, held));
+            return Ok(Ready {
+                prepared: Prepared::App(Box::pin(run)),
+                gate: None,
+                held,
+                span: trace::function_span(request_id, false),
+            });
         }
         // Reads the arguments: code of the function's author as well, when a type brings its own `Deserialize`.
-        let prepare = AssertUnwindSafe(|| self.registry.prepare(call, deadline));
+        let prepare = AssertUnwindSafe(|| self.registry.prepare(call, request_id, deadline));
         let prepared = panic::catch_unwind(prepare);
-        let (prepared, gate) = prepared.unwrap_or_else(|_| Err(panicked(&call.name)))?;
-        let gate = gate.map(|gate| (Arc::clone(gate), call.name.clone()));
-        Ok((prepared, gate, held))
+        let (prepared, gate, span) = prepared.unwrap_or_else(|_| Err(panicked(&call.name)))?;
+        Ok(Ready {
+            prepared,
+            gate: gate.map(|gate| (Arc::clone(gate), call.name.clone())),
+            held,
+            span,
+        })
     }
 
     fn hold(&self, call: &Call) -> Result<Held, Problem> {
@@ -251,8 +271,12 @@ impl Running {
         deadline: Deadline,
     ) -> Result<Self, Problem> {
         let ready = executor.ready(call, request_id, deadline);
-        let (prepared, gate, held) =
-            ready.inspect_err(|problem| executor.metrics.functions.refused(&call.name, problem))?;
+        let Ready {
+            prepared,
+            gate,
+            held,
+            span,
+        } = ready.inspect_err(|problem| executor.metrics.functions.refused(&call.name, problem))?;
         let mut account = Account {
             name: call.name.clone(),
             has_token: call.after.is_some(),
@@ -265,12 +289,13 @@ impl Running {
         Ok(match prepared {
             Prepared::Async(run, context) => {
                 account.context = context;
-                begin(run_async(run, held, turn, deadline), account).await
+                begin(run_async(run, held, turn, deadline), account, span).await
             }
-            Prepared::App(run) => begin(run_in_app(run, held), account).await,
+            Prepared::App(run) => begin(run_in_app(run, held), account, span).await,
             Prepared::Blocking(block) => {
                 let threads = Arc::clone(&executor.threads);
-                begin(run_blocking(block, held, turn, threads, deadline), account).await
+                let run = run_blocking(block, held, turn, threads, deadline);
+                begin(run, account, span).await
             }
         })
     }
@@ -328,12 +353,17 @@ impl Account {
 
 /// Starts a function where it is called, and moves it into a task of its own if it has to wait: most need not, and a
 /// task costs more than they do.
-async fn begin(run: impl Future<Output = Ended> + Send + 'static, account: Account) -> Running {
+async fn begin(
+    run: impl Future<Output = Ended> + Send + 'static,
+    account: Account,
+    span: Span,
+) -> Running {
     let run = AssertUnwindSafe(run).catch_unwind();
-    let mut run = Box::pin(run.map(|ended| account.close(ended.ok())));
+    let run = run.map(|ended| account.close(ended.ok()));
+    let mut run = Box::pin(run.instrument(span));
     match future::poll_immediate(&mut run).await {
         Some(outcome) => Running::Ended(outcome),
-        None => Running::Task(task::spawn(run.in_current_span())),
+        None => Running::Task(task::spawn(run)),
     }
 }
 

@@ -7,10 +7,11 @@ mod context;
 mod executor;
 mod keys;
 
-use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, fmt, pin::Pin, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
+use tracing::Span;
 
 pub use self::context::CallContext;
 #[cfg(feature = "redis")]
@@ -23,9 +24,10 @@ use crate::{
     deadline::Deadline,
     declaration::Declaration,
     gate::Gate,
-    name::FunctionName,
+    name::{FunctionName, RequestId},
     problem::{Code, FunctionError, Problem},
     protocol::Catalogue,
+    trace,
 };
 
 /// A function at work: its result as JSON, or its own error.
@@ -55,6 +57,8 @@ struct Function {
     declaration: Declaration,
     /// Bounds its calls, where it declares a concurrency.
     gate: Option<Arc<Gate>>,
+    /// Whether it may log something, which then has the request's id.
+    logs: bool,
 }
 
 /// The functions of this instance.
@@ -88,7 +92,7 @@ impl Registry {
 
     /// The built-in functions of the modules `String`, `Kernel` and `Process`, named as in Elixir.
     pub fn builtin() -> Self {
-        builtin::add(Self::new())
+        Self::new().with_builtin(builtin::functions())
     }
 
     /// The same registry with an async function.
@@ -176,10 +180,29 @@ impl Registry {
             prepare,
             declaration: Declaration::default(),
             gate: None,
+            logs: true,
         };
+        self.insert(name, function);
+        self
+    }
+
+    fn insert(&mut self, name: FunctionName, function: Function) {
         let refusal = format!("{name} is registered twice");
         if self.functions.insert(name, function).is_some() {
             self.refused.push(refusal);
+        }
+    }
+
+    /// The same registry with those of `builtin`, none of which logs anything.
+    fn with_builtin(mut self, builtin: Self) -> Self {
+        for (name, function) in builtin.functions {
+            self.insert(
+                name,
+                Function {
+                    logs: false,
+                    ..function
+                },
+            );
         }
         self
     }
@@ -226,7 +249,7 @@ impl Registry {
     /// # Errors
     /// An invalid name, a function that was registered twice, or a declaration that cannot stand.
     pub(crate) fn finish(self, identity: &Identity) -> Result<Self, RegistryError> {
-        let finished = builtin::add_identity(self, identity);
+        let finished = self.with_builtin(builtin::identity(identity));
         match finished.refused.first() {
             Some(refused) => Err(RegistryError(refused.clone())),
             None => Ok(finished),
@@ -251,21 +274,23 @@ impl Registry {
         self.functions.contains_key(name)
     }
 
-    /// The call, ready to be polled once the gate is open to it.
+    /// The call, ready to be polled in the span once the gate is open to it.
     fn prepare(
         &self,
         call: &Call,
+        request_id: &RequestId,
         deadline: Deadline,
-    ) -> Result<(Prepared, Option<&Arc<Gate>>), Problem> {
+    ) -> Result<(Prepared, Option<&Arc<Gate>>, Span), Problem> {
         let name = &call.name;
         let Some(function) = self.functions.get(name) else {
             let detail = format!("no function {name} here");
             return Err(Problem::new(Code::FunctionUnknown, detail));
         };
+        let span = trace::function_span(request_id, function.logs);
         let args = call.args.in_order(function.declaration.params.as_deref());
-        let prepared = args.and_then(|args| (function.prepare)(call, &args, deadline));
-        match prepared {
-            Ok(prepared) => Ok((prepared, function.gate.as_ref())),
+        let prepare = |args: Cow<'_, Args>| (function.prepare)(call, &args, deadline);
+        match args.and_then(|args| span.in_scope(|| prepare(args))) {
+            Ok(prepared) => Ok((prepared, function.gate.as_ref(), span)),
             Err(misfit) => {
                 let detail = format!("{name}: {misfit}");
                 Err(Problem::new(Code::InvalidArguments, detail))
