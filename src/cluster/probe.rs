@@ -66,14 +66,9 @@ impl Prober {
         let no_answer = |_| ProbeFailure::NoAnswer("no answer to the probe within 1 s".to_owned());
         let asked = timed(started, self.introduction(address));
         let (introduction, rtt) = time::timeout_at(deadline, asked).await.map_err(no_answer)?;
-        let introduction = introduction?;
-        let catalogue = match self.catalogues.get(&introduction.catalogue) {
-            Some(catalogue) => Some(catalogue),
-            None => {
-                let catalogue = self.catalogue(address, &introduction);
-                time::timeout_at(deadline, catalogue).await.ok().flatten()
-            }
-        };
+        let mut introduction = introduction?;
+        let described = self.described(address, &mut introduction);
+        let catalogue = time::timeout_at(deadline, described).await.ok().flatten();
         let peer = Peer {
             release: introduction.release,
             boot: introduction.boot,
@@ -86,6 +81,25 @@ impl Prober {
             draining: introduction.state == Readiness::Draining,
             rtt,
         })
+    }
+
+    /// The catalogue that goes with `introduction`, as far as it can be read now. One that changed between the two answers, as
+    /// it does when an app ends, has the instance introduce itself again: otherwise its functions would be missing from
+    /// an app that is up, and calls for them end with `function_unknown`.
+    async fn described(
+        &self,
+        address: SocketAddr,
+        introduction: &mut Introduction,
+    ) -> Option<Arc<Catalogue>> {
+        let catalogue = self.catalogue(address, introduction).await?;
+        if *catalogue.hash() == introduction.catalogue {
+            return Some(catalogue);
+        }
+        let Ok(again) = self.introduction(address).await else {
+            return Some(catalogue);
+        };
+        *introduction = again;
+        self.catalogue(address, introduction).await
     }
 
     async fn introduction(&self, address: SocketAddr) -> Result<Introduction, ProbeFailure> {
@@ -116,6 +130,9 @@ impl Prober {
         address: SocketAddr,
         introduction: &Introduction,
     ) -> Option<Arc<Catalogue>> {
+        if let Some(catalogue) = self.catalogues.get(&introduction.catalogue) {
+            return Some(catalogue);
+        }
         let (response, is_proven_by) = self.get(address, FUNCTIONS).await.ok()?;
         if !is_proven_by(introduction) {
             return None;

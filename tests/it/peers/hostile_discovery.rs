@@ -201,6 +201,35 @@ async fn a_false_claim_of_functions_says_nothing_about_others() {
 }
 
 #[tokio::test]
+async fn what_an_instance_says_of_its_app_goes_with_its_functions() {
+    const NO_FUNCTIONS: &str = "e3b0c44298fc1c149afbf4c8996fb924";
+    let mut cluster = Cluster::builder().region("fra", 1).start().await;
+    let mut before = cluster.instance("fra-1").get("/internal/region").await.body;
+    before["region"] = "syd".into();
+    before["instance"] = "syd-9".into();
+    before["catalogue"] = "0".repeat(32).into();
+    before["app_state"] = "up".into();
+    let mut after = before.clone();
+    after["catalogue"] = NO_FUNCTIONS.into();
+    after["app_state"] = "down".into();
+    let (address, asked) = (cluster.free_address(), AtomicUsize::default());
+    let asked = Arc::new(asked);
+    // Its app ends between the first introduction and the list of its functions.
+    let introduce = move || match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => before.clone(),
+        _ => after.clone(),
+    };
+    pretend(address, json!({"functions": {}}), introduce).await;
+    cluster.dns.set_addresses(NAME, [address.ip()]);
+    // One probe, and no other.
+    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+    cluster.until_ready("iad-1", &["iad-1", "syd-9"]).await;
+    let explain = "/regions/syd/explain?function=App.run";
+    let explained = cluster.instance("iad-1").get(explain).await.body;
+    assert_eq!(explained["candidates"][0]["app"], "down", "{explained}");
+}
+
+#[tokio::test]
 async fn regions_of_a_peer_that_moves_all_the_time_are_forgotten() {
     let mut cluster = Cluster::builder().region("iad", 1).start().await;
     let probes = Arc::<AtomicUsize>::default();
