@@ -226,7 +226,7 @@ impl App {
         let (done, wait) = oneshot::channel();
         // With so many waiting already, this one is dropped: nothing more is found out.
         let _ = self.asks.try_send(done);
-        wait.await.unwrap_or(Asked::Silent)
+        wait.await.unwrap_or(Asked::Unusable)
     }
 
     /// Has the list asked for at once, because the app does not seem to be there.
@@ -360,7 +360,7 @@ impl AppCall {
                 let detail = format!("{}: the app refuses the call and its list", self.name);
                 Problem::new(Code::FunctionUnavailable, detail)
             }
-            Asked::Unreachable | Asked::Silent => {
+            Asked::Unreachable | Asked::Unusable => {
                 let detail = format!("{}: the app refused, and then gave no list", self.name);
                 answer::lost(detail)
             }

@@ -3,7 +3,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::StatusCode;
 use tokio::{
     sync::{mpsc, oneshot},
     time,
@@ -44,12 +43,12 @@ pub(super) struct Watch {
 pub(super) enum Asked {
     /// The app gave it.
     Listed,
-    /// The app answered something else.
+    /// The app refused, as it does where it does not have a function or does not let this instance in.
     Refused,
     /// Nothing listens there.
     Unreachable,
-    /// The app did not answer, or not in time.
-    Silent,
+    /// No list came in time, or something else did, from which nothing follows for a call.
+    Unusable,
 }
 
 /// Why there is no list, in words.
@@ -58,8 +57,8 @@ pub(super) enum Asked {
 pub(super) struct NoList(Asked, String);
 
 impl NoList {
-    fn refused(why: impl Into<String>) -> Self {
-        Self(Asked::Refused, why.into())
+    fn unusable(why: impl Into<String>) -> Self {
+        Self(Asked::Unusable, why.into())
     }
 }
 
@@ -115,7 +114,7 @@ impl Watch {
         }
         let listing = match is_new {
             true => {
-                let listing = Listing::parse(&body).map_err(NoList::refused)?;
+                let listing = Listing::parse(&body).map_err(NoList::unusable)?;
                 Arc::new(listing.with_gates_of(&was.listing))
             }
             false => was.listing,
@@ -185,22 +184,25 @@ impl App {
     pub(super) async fn list(&self) -> Result<Vec<u8>, NoList> {
         let answer = self.get_list(self.token.as_ref()).await?;
         let status = answer.status;
-        let refused = |why: String| Err(NoList::refused(why));
-        match answer.body {
-            _ if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN => {
-                refused(format!("it answered {status} to its own RPC_APP_TOKEN"))
+        let no_list = match (status.as_u16(), answer.body) {
+            (401 | 403, _) => {
+                let why = format!("it answered {status} to its own RPC_APP_TOKEN");
+                NoList(Asked::Refused, why)
             }
-            _ if status != StatusCode::OK => refused(format!("it answered {status}")),
-            Err(Unread::TooLong) => refused(format!("its list has more than {MAX_LIST} bytes")),
-            Err(Unread::NoRoom) => {
-                let why = "its list found no room in RPC_MAX_MEMORY".to_owned();
-                Err(NoList(Asked::Silent, why))
+            (404 | 405, _) => NoList(Asked::Refused, format!("it answered {status}")),
+            (200, Ok(body)) if is_json(&answer.headers) => return Ok(body),
+            (200, Ok(_)) => {
+                NoList::unusable("its list does not have the content-type application/json")
             }
-            Ok(_) if !is_json(&answer.headers) => Err(NoList::refused(
-                "its list does not have the content-type application/json",
-            )),
-            Ok(body) => Ok(body),
-        }
+            (200, Err(Unread::TooLong)) => {
+                NoList::unusable(format!("its list has more than {MAX_LIST} bytes"))
+            }
+            (200, Err(Unread::NoRoom)) => {
+                NoList::unusable("its list found no room in RPC_MAX_MEMORY")
+            }
+            _ => NoList::unusable(format!("it answered {status}")),
+        };
+        Err(no_list)
     }
 
     /// Whether the app gives its list to whoever sends no token. What a unix socket lets through is for its folder to say.
@@ -227,10 +229,9 @@ impl App {
             Ok(Err(broken @ Broken::Unreachable(_))) => {
                 Err(NoList(Asked::Unreachable, broken.to_string()))
             }
-            Ok(Err(Broken::Lost(why))) => Err(NoList(Asked::Silent, why)),
+            Ok(Err(Broken::Lost(why))) => Err(NoList::unusable(why)),
             Err(_) => {
-                let why = format!("no list within {LIST_TIMEOUT:?}");
-                Err(NoList(Asked::Silent, why))
+                Err(NoList::unusable(format!("no list within {LIST_TIMEOUT:?}")))
             }
         }
     }

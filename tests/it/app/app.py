@@ -64,6 +64,8 @@ async def call(function, args, headers, writer, ended):
         return answer(409, json.dumps({"kind": "Refusal", "message": args[0], "data": [1]}))
     if function == "App.raw":
         note("runs", args[0])
+        if len(args) > 2:
+            open(f"{folder}/{args[2]}", "w").close()
         writer.write(args[1].encode("latin-1"))
         return None
     if function == "App.refuse":
@@ -109,6 +111,8 @@ async def serve(reader, writer):
                 writer.write(answer(401, "{}"))
             elif is_set("refuse"):
                 writer.write(answer(403, "{}"))
+            elif method == "GET" and is_set("busy"):
+                writer.write(answer(503, "<p>busy</p>", "text/html"))
             elif method == "GET" and path == "/rpc":
                 writer.write(answer(200, listed()))
             else:

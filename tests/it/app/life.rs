@@ -178,6 +178,17 @@ async fn an_app_that_refuses_its_own_token_is_not_available() {
 }
 
 #[tokio::test]
+async fn a_function_that_answers_404_while_the_app_sheds_load_may_have_run() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    // It runs, and from then on the app answers 503 to who asks for its list.
+    let answer = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+    let call = outcome(&instance, "App.raw", json!(["a", answer, "busy"])).await;
+    assert_eq!(call, pair("function_lost", "maybe"));
+    assert_eq!(app.runs(), [("a".to_owned(), 1)].into());
+}
+
+#[tokio::test]
 async fn a_connection_that_the_app_closes_between_calls_costs_none() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
