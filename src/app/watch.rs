@@ -230,9 +230,7 @@ impl App {
                 Err(NoList(Asked::Unreachable, broken.to_string()))
             }
             Ok(Err(Broken::Lost(why))) => Err(NoList::unusable(why)),
-            Err(_) => {
-                Err(NoList::unusable(format!("no list within {LIST_TIMEOUT:?}")))
-            }
+            Err(_) => Err(NoList::unusable(format!("no list within {LIST_TIMEOUT:?}"))),
         }
     }
 }

@@ -326,14 +326,14 @@ impl Outbox {
         lines.filter(|line| !state.has_left(line)).count()
     }
 
-    /// Whether no call is under way. If so, and it `may_end` or takes no further calls, it is over: under the lock, so that no
-    /// call enters meanwhile.
+    /// Whether no call is under way. If so, and it `may_end` or takes no further calls, as after a cut, it is over: under the
+    /// lock, so that no call enters meanwhile.
     pub(super) fn ends_idle(&self, may_end: bool) -> Idle {
         let mut state = self.lock();
         if !state.calls.is_empty() {
             return Idle::Busy;
         }
-        if may_end || state.status == Status::Retired {
+        if may_end || matches!(state.status, Status::Retired | Status::Over) {
             state.status = Status::Over;
             return Idle::Over;
         }
