@@ -172,7 +172,12 @@ impl Attempts {
 
     /// How many there may still be.
     pub(super) fn left(&self) -> u32 {
-        MAX_ATTEMPTS - self.count
+        MAX_ATTEMPTS.saturating_sub(self.count)
+    }
+
+    /// How many of them may be made in this region.
+    pub(super) fn left_here(&self) -> u32 {
+        self.left().saturating_sub(self.kept)
     }
 
     /// Which attempt of `call` the contract allows after one that ended with `problem` where `condition` is known of the

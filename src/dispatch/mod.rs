@@ -236,11 +236,17 @@ impl Dispatcher {
         call: &Call,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
+        let a_sibling_may_know = || call.instance.is_none() && self.a_sibling_may_know(&call.name);
+        // The last attempt is made where the function is.
+        let is_elsewhere = attempts.left_here() == 1 && !self.executor.catalogue().has(&call.name);
+        if is_elsewhere && a_sibling_may_know() {
+            return self.forward(region, call, attempts).await;
+        }
         match self.attempt_here(call, attempts).await {
             Err(problem)
                 if (is_missing(&problem) || problem.code == Code::Draining)
-                    && call.instance.is_none()
-                    && self.a_sibling_may_know(&call.name) =>
+                    && attempts.left_here() > 0
+                    && a_sibling_may_know() =>
             {
                 attempts.note(problem);
                 self.forward(region, call, attempts).await
