@@ -98,6 +98,12 @@ impl Budget {
 }
 
 impl Reserved {
+    /// Counts `bytes` more that are there already and cannot be refused.
+    pub(crate) fn take(&mut self, bytes: usize) {
+        self.budget.held.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+    }
+
     /// Reserves `bytes` more.
     ///
     /// # Errors

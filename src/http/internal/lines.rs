@@ -82,12 +82,11 @@ pub(super) async fn serve(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = Duration::ZERO;
     loop {
-        let waits = exchange.app.memory.take(exchange.out.len());
         if connection.write_all(&exchange.out).await.is_err() {
             return;
         }
         exchange.out.clear();
-        drop(waits);
+        exchange.unwritten = exchange.app.memory.take(0);
         tokio::select! {
             biased;
             // What has ended goes before what is to begin: otherwise answers pile up behind a peer that sends on and on.
@@ -138,6 +137,8 @@ struct Exchange {
     /// Whether the peer knows that this instance is draining.
     is_announced: bool,
     out: Vec<u8>,
+    /// What `out` takes of the memory budget, so that the next of many results finds no room for it.
+    unwritten: Reserved,
 }
 
 impl Exchange {
@@ -150,6 +151,7 @@ impl Exchange {
             phase: app.lifecycle.watch(),
             is_announced: false,
             out: Vec::new(),
+            unwritten: app.memory.take(0),
             context,
             app,
         }
@@ -171,6 +173,8 @@ impl Exchange {
             }
         }
         self.put_ready();
+        // From here on it counts as part of the answer.
+        self.unwritten = self.app.memory.take(0);
         Some(std::mem::take(&mut self.out).into())
     }
 
@@ -316,7 +320,9 @@ impl Exchange {
 
     fn put(&mut self, id: Option<u64>, outcome: Outcome) {
         let outcome = with_room(outcome, &self.app.memory);
+        let before = self.out.len();
         write_answer(&mut self.out, id, outcome.result, outcome.meta);
+        self.unwritten.take(self.out.len() - before);
     }
 
     /// What else is ready travels along.
