@@ -459,10 +459,12 @@ async fn run_blocking(
     let span = Span::current();
     let ran = task::spawn_blocking(move || {
         let _held = (held, thread, pass);
-        span.in_scope(block)
+        // The thread may have come late.
+        (!deadline.has_passed()).then(|| span.in_scope(block))
     });
     match deadline.bound(ran).await {
-        Some(Ok(result)) => Ended::Done(result),
+        Some(Ok(Some(result))) => Ended::Done(result),
+        Some(Ok(None)) => Ended::NeverStarted,
         // Passed on, so that the task that waits for it sees the panic as its own.
         Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Some(Err(_)) | None => Ended::TimedOut,
