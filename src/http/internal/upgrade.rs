@@ -73,11 +73,16 @@ pub(super) fn accept(app: Arc<App>, context: Context, mut request: Request) -> R
         });
     let response = switching(&app, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
+    let lifecycle = Arc::clone(&app.lifecycle);
     tokio::spawn(async move {
         match upgraded.await {
             Ok(upgraded) => {
                 let connection = TokioIo::new(upgraded);
-                lines::serve(app, context, clock, confirmation, connection).await;
+                // A peer that does not read holds up the end no longer than a client does.
+                tokio::select! {
+                    () = lines::serve(app, context, clock, confirmation, connection) => {}
+                    () = lifecycle.reached(Phase::Cut) => {}
+                }
             }
             Err(error) => tracing::debug!(%error, "a connection for calls was not made"),
         }
