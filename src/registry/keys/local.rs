@@ -106,6 +106,7 @@ pub(in crate::registry) struct Claim {
     keys: Arc<LocalKeys>,
     owner: Option<KeyOwner>,
     key: Fingerprint,
+    is_settled: bool,
 }
 
 impl LocalKeys {
@@ -148,6 +149,7 @@ impl LocalKeys {
             keys: Arc::clone(self),
             owner: call.key_owner.clone(),
             key,
+            is_settled: false,
         })
     }
 
@@ -158,13 +160,14 @@ impl LocalKeys {
 
 impl Claim {
     /// Gives the outcome to all who wait, and remembers it unless the function provably did not run.
-    pub(super) fn settle(self, outcome: &Outcome) {
+    pub(super) fn settle(mut self, outcome: &Outcome) {
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
         let outcome = Arc::new(outcome.clone());
         let mut contents = self.keys.lock();
         let state = ran.then(|| State::Ended(Arc::clone(&outcome)));
         let was = contents.end(&self.owner, self.key, state, size(&outcome));
         contents.drop_results(self.keys.bounds.results);
+        self.is_settled = true;
         // Whoever waits may run at once, and must find this unlocked.
         drop(contents);
         if let Some(State::Running(waiting)) = was {
@@ -176,6 +179,10 @@ impl Claim {
 impl Drop for Claim {
     /// A call whose task ended without an outcome may have run, and its outcome is not known.
     fn drop(&mut self) {
+        // The key may be another's again.
+        if self.is_settled {
+            return;
+        }
         let mut contents = self.keys.lock();
         if contents.is_running(&self.owner, self.key) {
             let lost = Arc::new(Err(without_outcome()));
