@@ -51,13 +51,15 @@ impl Lifecycle {
     /// # Errors
     /// [`Code::Draining`] when the instance refuses new calls.
     pub(crate) fn admit(&self) -> Result<InFlight, Problem> {
+        // Before the look at the phase: a drain that begins now either refuses the call or waits for it.
+        let token = self.in_flight.token();
         if self.phase() >= Phase::Refusing {
             return Err(Problem::new(
                 Code::Draining,
                 "this instance is stopping and takes no new calls",
             ));
         }
-        Ok(self.in_flight.token())
+        Ok(token)
     }
 
     pub(crate) fn in_flight(&self) -> usize {

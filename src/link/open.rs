@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     cluster::Peer,
-    problem::with_causes,
+    problem::{Executed, with_causes},
     protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement, lines},
     reply::ProblemDocument,
     token::{Proof, Token},
@@ -208,10 +208,11 @@ async fn refusal(response: Response<Incoming>) -> Unopened {
     let body = Limited::new(response.into_body(), MAX_REFUSAL)
         .collect()
         .await;
-    let document = body
+    let document: Option<Box<ProblemDocument>> = body
         .ok()
         .and_then(|body| serde_json::from_slice(&body.to_bytes()).ok());
-    match document {
+    // Who refuses has proved nothing, and no call was sent.
+    match document.filter(|it| it.problem.executed == Executed::No) {
         Some(document) => Unopened::Refused(document),
         None => Unopened::NoConnection(format!(
             "it answered the upgrade with status {status} and a body that is not ours"

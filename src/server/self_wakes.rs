@@ -53,7 +53,8 @@ impl SelfWakes {
         let Wakes { state, task } = &*self.wakes;
         task.register(context.waker());
         for _ in 0..TIMES {
-            state.store(POLLED, Ordering::SeqCst);
+            // A swap, to see what was written before a wake that this one takes the place of.
+            state.swap(POLLED, Ordering::SeqCst);
             let polled = future.as_mut().poll(&mut Context::from_waker(&self.waker));
             let was_not_woken = || {
                 let idle = state.compare_exchange(POLLED, IDLE, Ordering::SeqCst, Ordering::SeqCst);
