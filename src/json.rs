@@ -54,7 +54,8 @@ pub(crate) fn members<'a, const N: usize>(
     names: &'static [&'static str; N],
     unknown: Unknown,
 ) -> Result<[Option<&'a RawValue>; N], BadJson> {
-    scan(text)?;
+    // Arguments that were a body of their own stand one deeper in the line of a peer.
+    scan(text, MAX_DEPTH + usize::from(unknown == Unknown::Ignored))?;
     // Once for the whole text, not for each member. Text that is not UTF-8 gets the error of the reader that meets it.
     let Ok(text) = str::from_utf8(text) else {
         serde_json::from_slice::<&RawValue>(text)?;
@@ -84,7 +85,7 @@ pub(crate) fn members<'a, const N: usize>(
 /// # Errors
 /// [`BadJson::Syntax`], [`BadJson::LoneSurrogate`] or [`BadJson::TooDeep`].
 pub(crate) fn value(text: &[u8]) -> Result<Box<RawValue>, BadJson> {
-    scan(text)?;
+    check(text)?;
     Ok(serde_json::from_slice(text)?)
 }
 
@@ -152,7 +153,14 @@ impl<'de, const N: usize> Visitor<'de> for MemberVisitor<N> {
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Finds what the raw values of `serde_json` let through: any depth, and lone surrogates.
-fn scan(text: &[u8]) -> Result<(), BadJson> {
+///
+/// # Errors
+/// [`BadJson::LoneSurrogate`] or [`BadJson::TooDeep`].
+pub(crate) fn check(text: &[u8]) -> Result<(), BadJson> {
+    scan(text, MAX_DEPTH)
+}
+
+fn scan(text: &[u8], most: usize) -> Result<(), BadJson> {
     let (mut depth, mut at) = (0_usize, 0);
     while let Some(&byte) = text.get(at) {
         at += 1;
@@ -162,7 +170,7 @@ fn scan(text: &[u8]) -> Result<(), BadJson> {
             b'"' => at = end_of_string(text, at)?,
             _ => {}
         }
-        if depth > MAX_DEPTH {
+        if depth > most {
             return Err(BadJson::TooDeep);
         }
     }

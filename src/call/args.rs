@@ -73,10 +73,13 @@ impl Args {
     }
 
     fn checked(raw: Box<RawValue>) -> Result<Self, Problem> {
-        Self::from_raw(raw).ok_or_else(|| {
-            let detail = format!("the arguments must be {}", Self::RULE);
+        let refuse = |rule: &str| {
+            let detail = format!("the arguments must be {rule}");
             Problem::new(Code::InvalidRequest, detail)
-        })
+        };
+        json::check(raw.get().as_bytes())
+            .map_err(|_| refuse("at most 64 deep, without lone surrogates in strings"))?;
+        Self::from_raw(raw).ok_or_else(|| refuse(Self::RULE))
     }
 
     /// As they came.

@@ -322,7 +322,9 @@ impl Driver<'_> {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
                 Ok(None) => break Ok(()),
-                Err(lines::TooLong) => break Err("a line is longer than RPC_MAX_RESULT allows"),
+                Err(lines::TooLong { .. }) => {
+                    break Err("a line is longer than RPC_MAX_RESULT allows");
+                }
             };
             self.was_answered = true;
             match lines::read_answer(&line) {

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::lines::id_of;
 use crate::{
     call::{Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, parsed},
     json::{self, Unknown},
@@ -60,7 +61,7 @@ impl Exec {
     ) -> (Option<u64>, Result<Self, Problem>) {
         let members = match json::members(line, EXEC_MEMBERS, Unknown::Ignored) {
             Ok(members) => members,
-            Err(bad) => return (None, Err(bad.into())),
+            Err(bad) => return (id_of(line), Err(bad.into())),
         };
         let id = members[EXEC_MEMBERS.len() - 1].and_then(|id| id.get().parse().ok());
         (id, Self::from_members(members, timeouts))

@@ -172,8 +172,8 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
     }
 }
 
-/// The id at the start of a line that is not valid JSON.
-fn id_of(line: &[u8]) -> Option<u64> {
+/// The id at the start of a line that cannot be read.
+pub(super) fn id_of(line: &[u8]) -> Option<u64> {
     let rest = line.strip_prefix(b"{\"id\":")?;
     let digits = rest.split(|byte| !byte.is_ascii_digit()).next()?;
     str::from_utf8(digits).ok()?.parse().ok()
@@ -189,7 +189,10 @@ pub(crate) struct Lines {
 
 /// A line is longer than the limit.
 #[derive(Debug)]
-pub(crate) struct TooLong;
+pub(crate) struct TooLong {
+    /// The id at its start.
+    pub(crate) id: Option<u64>,
+}
 
 impl Lines {
     /// Lines of at most `limit` bytes.
@@ -216,7 +219,9 @@ impl Lines {
             let Some(end) = memchr(b'\n', unsearched) else {
                 self.searched = self.buffer.len();
                 return if self.searched > self.limit {
-                    Err(TooLong)
+                    Err(TooLong {
+                        id: id_of(&self.buffer),
+                    })
                 } else {
                     Ok(None)
                 };
@@ -225,7 +230,7 @@ impl Lines {
             self.buffer.advance(1);
             self.searched = 0;
             if line.len() > self.limit {
-                return Err(TooLong);
+                return Err(TooLong { id: id_of(&line) });
             }
             if !line.trim_ascii().is_empty() {
                 return Ok(Some(line));

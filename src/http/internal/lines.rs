@@ -13,7 +13,7 @@ use axum::{
 };
 use futures_util::{FutureExt, StreamExt, future, stream, stream::FuturesUnordered};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{self, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
     task,
     time::{self, Instant, MissedTickBehavior},
@@ -29,7 +29,7 @@ use crate::{
     problem::{Code, Problem},
     protocol::{
         Exec,
-        lines::{DRAINING_LINE, Lines, NDJSON, PONG_LINE, control, write_answer},
+        lines::{DRAINING_LINE, Lines, NDJSON, PONG_LINE, TooLong, control, write_answer},
     },
     reply::Meta,
     trace,
@@ -39,6 +39,8 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(30);
 /// How long it may stay open once the instance refuses calls: peers know, and end it themselves.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long a connection that was refused something is kept for the rest of it.
+const LINGER: Duration = Duration::from_secs(1);
 /// The size of lines that are not counted by themselves while their calls run, in bytes: `RPC_MAX_IN_FLIGHT` bounds them.
 const SMALL: usize = 1 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
@@ -101,7 +103,7 @@ pub(super) async fn serve(
                     return;
                 }
                 if !exchange.take_together(&mut confirmation).await {
-                    return;
+                    return exchange.close(connection).await;
                 }
             }
             Ok(()) = exchange.phase.changed() => {
@@ -204,8 +206,8 @@ impl Exchange {
                     None => return,
                 },
                 Ok(None) => return,
-                Err(_) => {
-                    self.refuse_line();
+                Err(too_long) => {
+                    self.refuse_line(&too_long);
                     *body = None;
                     return;
                 }
@@ -237,8 +239,8 @@ impl Exchange {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
                 Ok(None) => break true,
-                Err(_) => {
-                    self.refuse_line();
+                Err(too_long) => {
+                    self.refuse_line(&too_long);
                     break false;
                 }
             };
@@ -307,9 +309,20 @@ impl Exchange {
         }
     }
 
-    fn refuse_line(&mut self) {
+    fn refuse_line(&mut self, line: &TooLong) {
         let detail = "a line is longer than RPC_MAX_BODY allows";
-        self.refuse(None, Problem::new(Code::BodyTooLarge, detail));
+        self.refuse(line.id, Problem::new(Code::BodyTooLarge, detail));
+    }
+
+    /// Sends what is left to say on a connection that does not go on, and throws away what still comes: one that is closed
+    /// with unread bytes is reset, and the reset may overtake the answer (RFC 9112, section 9.6).
+    async fn close(self, mut connection: impl AsyncRead + AsyncWrite + Unpin) {
+        if self.out.is_empty() || connection.write_all(&self.out).await.is_err() {
+            return;
+        }
+        let mut nowhere = io::sink();
+        let rest = io::copy(&mut connection, &mut nowhere);
+        let _ = time::timeout(LINGER, rest).await;
     }
 
     fn refuse(&mut self, id: Option<u64>, problem: Problem) {
