@@ -187,7 +187,7 @@ impl Executor {
             Ok(running) => running,
             Err(problem) => {
                 let refused = Err(problem);
-                claim.settle(&refused).await;
+                let _ = deadline.bound(claim.settle(&refused)).await;
                 return refused;
             }
         };
@@ -199,7 +199,11 @@ impl Executor {
             claim.settle(&outcome).await;
             outcome
         });
-        settled.await.unwrap_or_else(|_| Err(stopped()))
+        match deadline.bound(settled).await {
+            Some(settled) => settled.unwrap_or_else(|_| Err(stopped())),
+            // What came of it may have to wait for the store.
+            None => Err(Problem::still_running(&call.name)),
+        }
     }
 
     /// What is to be run for `call`.

@@ -286,9 +286,17 @@ impl Store {
         let life = LIFE + deadline.remaining();
         let mut pause = LOOKS.0;
         let mut waits = None;
+        let late = |runs: bool| match runs {
+            true => Returned::replayed(Err(Problem::still_running(&call.name))),
+            false => Err(Problem::not_started(&call.name)),
+        };
         let outcome = loop {
             // Where this fails, or ends here, it may have been claimed all the same, which the drop of the claim undoes.
-            let Some(found) = self.claim_or_look(&mut claim, life).await? else {
+            let found = deadline.bound(self.claim_or_look(&mut claim, life)).await;
+            let Some(found) = found.transpose()? else {
+                return Ok(Known::Outcome(late(waits.is_some())));
+            };
+            let Some(found) = found else {
                 claim.is_held = true;
                 return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
@@ -299,9 +307,14 @@ impl Store {
             let State::Running { boot, .. } = &record.state else {
                 break record.outcome();
             };
-            if *boot != self.boot && !self.lives(boot).await? {
-                self.mark_lost(&claim, found).await?;
-                continue;
+            if *boot != self.boot {
+                let Some(lives) = deadline.bound(self.lives(boot)).await else {
+                    break late(true);
+                };
+                if !lives? {
+                    self.mark_lost(&claim, found).await?;
+                    continue;
+                }
             }
             if waits.is_none() {
                 match self.waiters.try_acquire() {
@@ -310,7 +323,7 @@ impl Store {
                 }
             }
             if deadline.bound(time::sleep(pause)).await.is_none() {
-                break Returned::replayed(Err(Problem::still_running(&call.name)));
+                break late(true);
             }
             pause = (pause * 2).min(LOOKS.1);
         };
