@@ -31,6 +31,8 @@ const ARRIVAL: Duration = Duration::from_secs(10);
 const COPIES: usize = 2;
 /// The room for a body whose length is not given, to begin with.
 const FIRST: usize = 4 << 10;
+/// The most room for one whose length is given, to begin with: a length is a promise that costs its sender nothing.
+const PROMISED: usize = 64 << 10;
 
 /// The target of `/regions/{region}`.
 ///
@@ -83,6 +85,7 @@ fn invalid_region(invalid: InvalidName) -> Problem {
 pub(super) struct Received {
     pub(super) bytes: Vec<u8>,
     pub(super) reserved: Reserved,
+    /// The most bytes that may come.
     limit: usize,
 }
 
@@ -99,10 +102,13 @@ pub(super) async fn json_body(
 ) -> Result<Received, Problem> {
     check_type(headers)?;
     let length = length(headers, limit)?;
+    // Refused unread where there is no room for all of it.
+    drop(memory.reserve(COPIES * length, Share::Clients)?);
+    let first = length.min(PROMISED);
     let mut received = Received {
-        reserved: memory.reserve(COPIES * length, Share::Clients)?,
-        bytes: Vec::with_capacity(length),
-        limit,
+        reserved: memory.reserve(COPIES * first, Share::Clients)?,
+        bytes: Vec::with_capacity(first),
+        limit: if length > 0 { length } else { limit },
     };
     let arrival = Deadline::since(Instant::now(), ARRIVAL);
     match arrival.bound(received.fill(body)).await {
