@@ -43,7 +43,7 @@ const GATHERED: Duration = Duration::from_millis(2);
 const TOGETHER: usize = 4096;
 /// How long the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// The pause between two looks whether there is room for one more message.
+/// The pause between two looks whether there is room for one more message, or in the pipe.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The filter after SIGUSR1.
@@ -162,7 +162,7 @@ fn write_lines(
     let mut together = Vec::with_capacity(TOGETHER);
     // What cannot be written is lost, for there is no other place to say so.
     let mut put = |lines: &mut Vec<u8>| {
-        let _ = output.write_all(lines);
+        let _ = write_whole(&mut output, lines);
         lines.clear();
     };
     while let Ok(first) = waiting.recv() {
@@ -189,6 +189,20 @@ fn write_lines(
             tracing::warn!(lines, "log lines were lost: stderr is read too slowly");
         }
     }
+}
+
+/// Writes all of `lines`, also to a pipe that another process which has it too made one that does not block.
+fn write_whole(output: &mut impl Write, mut lines: &[u8]) -> io::Result<()> {
+    while !lines.is_empty() {
+        match output.write(lines) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => lines = &lines[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 impl Write for Log {
