@@ -62,3 +62,31 @@ impl Gate {
         Ok([place, running])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::problem::Executed;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_comes_with_the_deadline_comes_too_late() {
+        let gate = Gate::new(1);
+        let name = FunctionName::new("M", "f").unwrap();
+        let deadline = Deadline::since(Instant::now(), Duration::from_millis(10));
+        let first = gate.enter(&name, deadline).await.unwrap();
+        let ends = async {
+            deadline.passed().await;
+            drop(first);
+        };
+        let ((), second) = tokio::join!(ends, gate.enter(&name, deadline));
+        let late = second.unwrap_err();
+        assert_eq!(
+            (late.code, late.executed),
+            (Code::DeadlineExceeded, Executed::No)
+        );
+    }
+}

@@ -316,3 +316,17 @@ async fn a_call_by_its_path_is_replayed() {
     let way: Vec<_> = deliveries.iter().map(|it| it.machine.as_str()).collect();
     assert_eq!(way, ["iad-1", "syd-1"]);
 }
+
+#[tokio::test]
+async fn arguments_as_deep_as_may_be_reach_another_region() {
+    let cluster = two_regions().functions().start().await;
+    let iad = cluster.instance("iad-1");
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for region in ["iad", "syd"] {
+        let path = format!("/rpc/{region}/Test/echo");
+        let echoed = posted(iad, &path, &[], &deep(64)).await;
+        assert_eq!(echoed.result().to_string(), deep(63), "{region}");
+        let refused = posted(iad, &path, &[], &deep(65)).await;
+        assert_eq!(refused.problem(), (400, "invalid_json", "no"));
+    }
+}

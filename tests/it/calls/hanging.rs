@@ -136,3 +136,23 @@ async fn a_large_result_slows_no_later_call() {
         "each had a connection of its own"
     );
 }
+
+#[tokio::test]
+async fn a_large_call_that_is_late_leaves_no_connection_behind() {
+    let cluster = two_regions().functions().start().await;
+    let iad = cluster.instance("iad-1");
+    let spaces = " ".repeat(100 << 10);
+    let before = descriptors(iad);
+    for number in 0..20 {
+        let call = format!(
+            r#"{{"module":"Test","function":"run","args":["{number}",60000{spaces}],"timeout_ms":150}}"#
+        );
+        let late = answer(iad.request("/rpc/syd", &call)).await.unwrap();
+        assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
+        let now = descriptors(iad);
+        assert!(
+            now <= before + 8,
+            "{before}, and {now} after {number} calls"
+        );
+    }
+}

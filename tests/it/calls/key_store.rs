@@ -310,3 +310,25 @@ async fn send(client: &Client, entry: std::net::SocketAddr, number: usize) -> En
     }
     End::Nothing
 }
+
+#[tokio::test]
+async fn a_store_that_stands_still_keeps_no_call_beyond_its_deadline() {
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let iad = cluster.instance("iad-1");
+    redis.signal(Signal::SIGSTOP);
+    let late = keyed(iad, "iad", "k", &run("a", &json!({"timeout_ms": 100}))).await;
+    redis.signal(Signal::SIGCONT);
+    let (status, code, executed) = late.problem();
+    assert_eq!(executed, "no");
+    let elapsed = late.body["meta"]["elapsed_ms"].as_f64().unwrap();
+    // On a busy machine, it is known already that the store is away.
+    let is_known = (status, code) == (503, "overloaded") && elapsed < 1000.0;
+    assert!(
+        (status, code) == (504, "deadline_exceeded") || is_known,
+        "{late:?}"
+    );
+    until_up(iad, 1.0).await;
+    let again = keyed(iad, "iad", "k", &run("a", &json!({}))).await;
+    assert_eq!(again.result(), "a");
+}

@@ -205,3 +205,43 @@ async fn five_hundred_calls_of_a_megabyte_at_once() {
     assert!(served > 10, "{served} served, {refused} refused");
     assert_serves_again(&instance).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_lengths_that_are_only_promised_keep_nobody_out() {
+    let directory = TempDir::new().unwrap();
+    let instance = start(&directory).await;
+    let mut promised = Vec::new();
+    for _ in 0..100 {
+        promised.push(send(&instance, &head("content-length: 1040000")).await);
+    }
+    let text = "x".repeat(200 << 10);
+    let echoed = instance.call("iad", "Test.echo", json!([text])).await;
+    assert_eq!(echoed.result(), &text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_are_ready_at_once_stay_within_the_budget() {
+    const LINES: usize = 96;
+    let directory = TempDir::new().unwrap();
+    let instance = start(&directory).await;
+    let line = |id| {
+        let call = json!({
+            "id": id, "region": "iad", "module": "Test", "function": "large", "args": ["a", MIB], "timeout_ms": 30_000,
+        });
+        format!("{call}\n")
+    };
+    let lines: String = (0..LINES).map(line).collect();
+    let request = reqwest::Client::new()
+        .post(format!("http://{}/internal/exec", instance.address))
+        .header("content-type", "application/x-ndjson")
+        .body(lines);
+    let answers = request.send().await.unwrap().text().await.unwrap();
+    let whole = answers.matches("\"result\":\"x").count();
+    let dropped = answers.matches("\"ResultDropped\"").count();
+    assert_eq!(whole + dropped, LINES);
+    assert!(
+        (10..=56).contains(&whole),
+        "{whole} of 1 MiB in a budget of {MAX_MEMORY}"
+    );
+    assert_serves_again(&instance).await;
+}

@@ -324,3 +324,27 @@ async fn every_region_named_counts_for_a_client_and_any_means_its_regions() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_sibling_gets_the_last_attempt_of_a_list() {
+    let mut cluster = Cluster::builder()
+        .functions()
+        .set("RPC_POLL_INTERVAL", "60s")
+        .start()
+        .await;
+    for region in ["syd", "fra", "iad"] {
+        cluster.add(region).await;
+    }
+    cluster.announce_all();
+    cluster.add_without_functions("iad").await;
+    let all = ["fra-1", "iad-1", "iad-2", "syd-1"];
+    cluster.until_ready("iad-2", &all).await;
+    for name in ["syd-1", "fra-1"] {
+        cluster.instance_mut(name).kill();
+        cluster.instance_mut(name).ended().await;
+    }
+    let iad = cluster.instance("iad-2");
+    let echoed = iad.call("syd,fra,iad", "Test.echo", json!(["a"])).await;
+    assert_eq!(ran(&echoed), ("iad", 3));
+    assert_eq!(echoed.body["meta"]["instance"], "iad-1");
+}

@@ -163,3 +163,20 @@ async fn callers_of_other_releases_are_served() {
         .unwrap();
     assert_eq!(one.result(), "A");
 }
+
+#[tokio::test]
+async fn a_call_that_is_too_large_for_a_peer_did_not_run() {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    cluster.add_with("syd", "RPC_MAX_BODY", "64KiB").await;
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    let text = "x".repeat(900 << 10);
+    let iad = cluster.instance("iad-1");
+    let refused = iad.call("syd", "String.upcase", json!([text])).await;
+    assert_eq!(refused.problem(), (502, "peer_unreachable", "no"));
+    let detail = refused.detail();
+    assert!(
+        detail.ends_with("instance syd-1 refused the request: body_too_large"),
+        "{detail}"
+    );
+}

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tokio::{process::Command, task};
+use tokio::{io::AsyncReadExt, net::unix::pipe, process::Command, task};
 
 use crate::support::{
     asking::two_regions,
@@ -310,4 +310,27 @@ async fn a_signal_lets_more_lines_through_and_the_next_one_no_more_than_before()
     let log = local.log();
     let is_there = ["before", "between", "after"].map(|id| log.contains(id));
     assert_eq!(is_there, [false, true, false], "{log}");
+}
+
+#[tokio::test]
+async fn a_pipe_that_does_not_block_loses_no_line() {
+    const CALLS: usize = 500;
+    let (writer, mut reader) = pipe::pipe().unwrap();
+    let writer = writer.into_nonblocking_fd().unwrap();
+    let local = logs_to(PipeWriter::from(writer)).await;
+    // More than the pipe takes; nobody reads it meanwhile.
+    for _ in 0..CALLS {
+        let answer = local.call("local", "String.upcase", json!(["fly"]));
+        assert_eq!(in_time("a call", answer).await.result(), "FLY");
+    }
+    let (mut read, mut calls) = (Vec::new(), 0);
+    while calls < CALLS {
+        let more = reader.read_buf(&mut read);
+        assert!(in_time("the log", more).await.unwrap() > 0);
+        calls = read
+            .windows(16)
+            .filter(|at| at == br#""message":"call""#)
+            .count();
+    }
+    assert!(!String::from_utf8_lossy(&read).contains("log lines were lost"));
 }
