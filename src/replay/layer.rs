@@ -2,6 +2,7 @@
 //! the primary region, whichever region the request reached first. What becomes of a request is decided in `rules.rs`.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -19,12 +20,19 @@ use super::{
     cookie::Bounds,
     forward::forward,
     is_fly_region, request_size,
-    rules::{Rules, Step, now},
+    rules::{Step, now},
 };
 use crate::{
     config::{ConfigError, Identity, settings::PRIMARY_REGION},
     name::ConsistencyToken,
+    region::Region,
 };
+
+type Writes = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
+type Captures = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
+/// Whether the data here has seen what a token says.
+type CaughtUp =
+    Arc<dyn Fn(ConsistencyToken) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Replays requests that write in the primary region, by the answer `fly-replay` to Fly Proxy; for axum and every other
 /// service of tower.
@@ -61,9 +69,19 @@ use crate::{
 /// # }
 /// # app().unwrap();
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ReplayToPrimary {
-    rules: Rules,
+    pub(super) region: Region,
+    pub(super) primary: Region,
+    pub(super) bounds: Bounds,
+    pub(super) writes: Writes,
+    pub(super) caught_up: Option<CaughtUp>,
+    pub(super) captures: Option<Captures>,
+    /// Where the application of the primary region takes what is too large to be replayed.
+    pub(super) forwards_to: Option<Arc<str>>,
+    /// How long Fly Proxy tries to reach the primary region, and how long a connection to it may take.
+    pub(super) timeout: Duration,
+    pub(super) patience: Patience,
 }
 
 impl ReplayToPrimary {
@@ -83,7 +101,7 @@ impl ReplayToPrimary {
             );
             return Err(PRIMARY_REGION.error(detail));
         }
-        let rules = Rules {
+        Ok(Self {
             region: region.clone(),
             primary: primary.clone(),
             bounds: Bounds {
@@ -99,15 +117,14 @@ impl ReplayToPrimary {
                 stall: Duration::from_secs(10),
                 arrival: Duration::from_secs(60),
             },
-        };
-        Ok(Self { rules })
+        })
     }
 
     /// The same with another time for which a client that wrote reads in the primary region; zero for none. Whole seconds,
     /// rounded up: longer than changes take to reach the other regions.
     #[must_use]
     pub fn window(mut self, window: Duration) -> Self {
-        self.rules.bounds.window = window;
+        self.bounds.window = window;
         self
     }
 
@@ -122,8 +139,8 @@ impl ReplayToPrimary {
         F: Fn(ConsistencyToken) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = bool> + Send + 'static,
     {
-        self.rules.bounds.longest = longest;
-        self.rules.caught_up = Some(Arc::new(move |token| Box::pin(caught_up(token))));
+        self.bounds.longest = longest;
+        self.caught_up = Some(Arc::new(move |token| Box::pin(caught_up(token))));
         self
     }
 
@@ -135,7 +152,7 @@ impl ReplayToPrimary {
         mut self,
         captures: impl Fn(&response::Parts) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.rules.captures = Some(Arc::new(captures));
+        self.captures = Some(Arc::new(captures));
         self
     }
 
@@ -144,7 +161,7 @@ impl ReplayToPrimary {
     /// is passed on as it comes; an answer may have 8 MiB.
     #[must_use]
     pub fn forwards_to(mut self, to: &str) -> Self {
-        self.rules.forwards_to = Some(to.into());
+        self.forwards_to = Some(to.into());
         self
     }
 
@@ -152,7 +169,7 @@ impl ReplayToPrimary {
     /// connection there may take.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.rules.timeout = timeout;
+        self.timeout = timeout;
         self
     }
 
@@ -160,15 +177,24 @@ impl ReplayToPrimary {
     /// this, and until its end, 60 s.
     #[must_use]
     pub fn body_timeouts(mut self, stall: Duration, arrival: Duration) -> Self {
-        self.rules.patience = Patience { stall, arrival };
+        self.patience = Patience { stall, arrival };
         self
     }
 
     /// The same with another rule of what writes.
     #[must_use]
     pub fn writes(mut self, writes: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
-        self.rules.writes = Arc::new(writes);
+        self.writes = Arc::new(writes);
         self
+    }
+}
+
+impl fmt::Debug for ReplayToPrimary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayToPrimary")
+            .field("region", &self.region)
+            .field("primary", &self.primary)
+            .finish_non_exhaustive()
     }
 }
 
@@ -178,7 +204,7 @@ impl<S> Layer<S> for ReplayToPrimary {
     fn layer(&self, inner: S) -> Self::Service {
         ReplayToPrimaryService {
             inner,
-            rules: Arc::new(self.rules.clone()),
+            layer: Arc::new(self.clone()),
         }
     }
 }
@@ -187,7 +213,7 @@ impl<S> Layer<S> for ReplayToPrimary {
 #[derive(Clone, Debug)]
 pub struct ReplayToPrimaryService<S> {
     inner: S,
-    rules: Arc<Rules>,
+    layer: Arc<ReplayToPrimary>,
 }
 
 impl<S, B, R> Service<Request<B>> for ReplayToPrimaryService<S>
@@ -212,13 +238,13 @@ where
         // The clone may not be ready; the one that is answers this request.
         let next = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, next);
-        Box::pin(answer(inner, Arc::clone(&self.rules), request))
+        Box::pin(answer(inner, Arc::clone(&self.layer), request))
     }
 }
 
 async fn answer<S, B, R>(
     mut inner: S,
-    rules: Arc<Rules>,
+    layer: Arc<ReplayToPrimary>,
     request: Request<B>,
 ) -> Result<Response<R>, S::Error>
 where
@@ -229,12 +255,12 @@ where
     R: From<Bytes>,
 {
     let (head, body) = request.into_parts();
-    let step = rules.step(&head, now()).await;
+    let step = layer.step(&head, now()).await;
     let own = match step {
         Step::Run => return inner.call(Request::from_parts(head, body)).await,
         Step::RunWrite => {
             let mut response = inner.call(Request::from_parts(head, body)).await?;
-            if let Some(cookie) = rules.cookie(response.headers(), now()) {
+            if let Some(cookie) = layer.cookie(response.headers(), now()) {
                 response.headers_mut().append(SET_COOKIE, cookie);
             }
             return Ok(response);
@@ -242,28 +268,28 @@ where
         Step::RunRead(otherwise) => {
             let response = inner.call(Request::from_parts(head, body)).await?;
             let (head, body) = response.into_parts();
-            if !rules.captures(&head) {
+            if !layer.is_captured(&head) {
                 return Ok(Response::from_parts(head, body));
             }
             otherwise
         }
         Step::Replay(state) => {
             let head_size = request_size(&head.uri, &head.headers, 0);
-            match discard(body, rules.patience).await {
-                Discarded::Whole(size) if head_size + size <= MAX_REQUEST => rules.replay(state),
-                Discarded::Whole(_) | Discarded::TooLarge => rules.too_large(),
-                Discarded::Cut => rules.cut_short(),
+            match discard(body, layer.patience).await {
+                Discarded::Whole(size) if head_size + size <= MAX_REQUEST => layer.replay(state),
+                Discarded::Whole(_) | Discarded::TooLarge => layer.too_large(),
+                Discarded::Cut => layer.cut_short(),
             }
         }
         Step::Forward(to) => {
-            let answered = forward(&to, rules.timeout, head, body, rules.patience).await;
+            let answered = forward(&to, layer.timeout, head, body, layer.patience).await;
             match answered {
-                Some(answered) => answered.unwrap_or_else(|what| rules.failed(what)),
-                None => rules.unreached(),
+                Some(answered) => answered.unwrap_or_else(|what| layer.failed(what)),
+                None => layer.unreached(),
             }
         }
         Step::Refuse(refusal) => {
-            discard(body, rules.patience).await;
+            discard(body, layer.patience).await;
             refusal
         }
     };

@@ -1,10 +1,8 @@
-//! What becomes of one request under [`ReplayToPrimary`](super::ReplayToPrimary), and the answers that the layer gives itself.
+//! What becomes of one request under [`ReplayToPrimary`], and the answers that the layer gives itself.
 
 use std::{
-    fmt,
-    pin::Pin,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -17,49 +15,15 @@ use http::{
 use serde::Serialize;
 
 use super::{
-    MAX_REQUEST, Machines, REPLAY, Replay,
-    body::Patience,
-    cookie::{Bounds, Wrote},
-    forward::FORWARDED,
+    MAX_REQUEST, Machines, REPLAY, Replay, ReplayToPrimary, cookie::Wrote, forward::FORWARDED,
     request_size, state, was_replayed,
 };
-use crate::{json, name::ConsistencyToken, region::Region};
+use crate::json;
 
 /// The header by which an application says what it wrote.
 const CONSISTENCY: &str = "rpc-consistency";
 /// The `state` of a replay of what turned out to write.
 const CAPTURED: &str = "captured";
-
-type Writes = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
-type Captures = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
-/// Whether the data here has seen what a token says.
-type CaughtUp =
-    Arc<dyn Fn(ConsistencyToken) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
-
-/// Which requests go to the primary region, and how.
-#[derive(Clone)]
-pub(super) struct Rules {
-    pub(super) region: Region,
-    pub(super) primary: Region,
-    pub(super) bounds: Bounds,
-    pub(super) writes: Writes,
-    pub(super) caught_up: Option<CaughtUp>,
-    pub(super) captures: Option<Captures>,
-    /// Where the application of the primary region takes what is too large to be replayed.
-    pub(super) forwards_to: Option<Arc<str>>,
-    /// How long Fly Proxy tries to reach the primary region, and how long a connection to it may take.
-    pub(super) timeout: Duration,
-    pub(super) patience: Patience,
-}
-
-impl fmt::Debug for Rules {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rules")
-            .field("region", &self.region)
-            .field("primary", &self.primary)
-            .finish_non_exhaustive()
-    }
-}
 
 #[derive(Debug)]
 pub(super) enum Step {
@@ -77,7 +41,7 @@ pub(super) enum Step {
     Refuse(Response<Bytes>),
 }
 
-impl Rules {
+impl ReplayToPrimary {
     /// What becomes of the request with this head at `now`, in seconds since 1970.
     pub(super) async fn step(&self, head: &Parts, now: f64) -> Step {
         let writes = (self.writes)(head);
@@ -126,7 +90,7 @@ impl Rules {
         }
     }
 
-    pub(super) fn captures(&self, head: &response::Parts) -> bool {
+    pub(super) fn is_captured(&self, head: &response::Parts) -> bool {
         let captures = self.captures.as_ref();
         captures.is_some_and(|captures| captures(head))
     }
