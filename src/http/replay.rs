@@ -18,7 +18,7 @@ use crate::{
     dispatch::Outcome,
     problem::{Code, Problem},
     region::{Region, Targets},
-    replay::{self, Machines, Replay},
+    replay::{self, Machines},
 };
 
 const ROUTE: HeaderName = HeaderName::from_static("rpc-route");
@@ -108,16 +108,13 @@ pub(super) fn ask(
             preferred,
         },
     };
-    let asks = Replay {
-        machines,
-        timeout,
-        state: &replay::call_state(&context.request_id, left),
-    };
+    let state = replay::call_state(&context.request_id, left);
     let detail = format!(
         "Fly Proxy is to replay this call in region \"{region}\"; without it, send the header rpc-route: proxy"
     );
     let refusal = Refusal::new(Problem::new(Code::Replay, detail), Some(region));
-    Some(([(replay::REPLAY, asks.header())], refusal).into_response())
+    let asks = replay::header(machines, timeout, &state);
+    Some(([(replay::REPLAY, asks)], refusal).into_response())
 }
 
 /// What Fly Proxy may be asked for of `targets`, of which `first` comes first: the regions that Fly can have, and whether any
@@ -166,12 +163,8 @@ pub(super) fn to_others(
         && replay::request_size(&head.uri, &head.headers, size) <= replay::MAX_REQUEST
         && call.instance.as_ref() != Some(me)
         && !left.is_zero();
-    let asks = Replay {
-        machines: Machines::Others,
-        timeout: left / 2,
-        state: &replay::call_state(&meta.request_id, left),
-    };
-    (is_for_own_sake && may_be_replayed).then(|| asks.header())
+    let state = replay::call_state(&meta.request_id, left);
+    (is_for_own_sake && may_be_replayed).then(|| replay::header(Machines::Others, left / 2, &state))
 }
 
 /// Of a call that came back because no Machine was reached in time, while discovery knows none: that may change by itself.

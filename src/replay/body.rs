@@ -13,6 +13,7 @@ use tokio::time;
 /// The most bytes that are read: what an edge of Fly keeps of a request (PA01 in
 /// <https://fly.io/docs/monitoring/error-codes/>).
 const MAX_BYTES: usize = 10_000_000;
+
 /// How long a body may take.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {

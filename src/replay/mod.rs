@@ -87,33 +87,15 @@ impl fmt::Display for Machines<'_> {
     }
 }
 
-/// What Fly Proxy is asked to do: reach a Machine, or come back with the request.
-#[derive(Debug)]
-pub(crate) struct Replay<'a> {
-    pub machines: Machines<'a>,
-    /// How long to try to reach one; a request that has reached one is never cut.
-    pub timeout: Duration,
-    /// Comes back in `fly-replay-src`: characters of `[A-Za-z0-9._~-]`, because how others are quoted is not documented.
-    pub state: &'a str,
-}
-
-impl fmt::Display for Replay<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (machines, state) = (&self.machines, self.state);
-        let milliseconds = self.timeout.as_millis().max(1);
-        write!(
-            f,
-            "{machines};timeout={milliseconds}ms;fallback=prefer_self;state={state}"
-        )
-    }
-}
-
-impl Replay<'_> {
-    /// The value of the header `fly-replay`.
-    pub(crate) fn header(&self) -> HeaderValue {
-        HeaderValue::try_from(self.to_string())
-            .unwrap_or_else(|_| unreachable!("{self} is made of words"))
-    }
+/// The value of the header `fly-replay` that asks Fly Proxy to reach one of `machines` within `timeout`, or else to come
+/// back with the request; one that has reached a Machine is never cut.
+///
+/// `state` comes back in `fly-replay-src`: characters of `[A-Za-z0-9._~-]`, because how others are quoted is not documented.
+pub(crate) fn header(machines: Machines<'_>, timeout: Duration, state: &str) -> HeaderValue {
+    let milliseconds = timeout.as_millis().max(1);
+    let value = format!("{machines};timeout={milliseconds}ms;fallback=prefer_self;state={state}");
+    HeaderValue::try_from(value)
+        .unwrap_or_else(|_| unreachable!("{machines} and {state} are words"))
 }
 
 /// Whether Fly can have a region of this name: its codes have three letters.
@@ -140,7 +122,7 @@ pub(crate) fn was_replayed(headers: &HeaderMap) -> bool {
 /// no id has.
 ///
 /// A span and no time of day, because clocks disagree; `t` in `fly-replay-src` is by a clock of Fly's. What Fly Proxy takes
-/// to reach a Machine is not in it: at most [`Replay::timeout`].
+/// to reach a Machine is not in it: at most the `timeout` of [`header`].
 pub(crate) fn call_state(request_id: &RequestId, left: Duration) -> String {
     format!("{request_id}~{}", left.as_millis())
 }

@@ -15,7 +15,7 @@ use http::{
 use serde::Serialize;
 
 use super::{
-    MAX_REQUEST, Machines, REPLAY, Replay, ReplayToPrimary, cookie::Wrote, forward::FORWARDED,
+    MAX_REQUEST, Machines, REPLAY, ReplayToPrimary, cookie::Wrote, forward::FORWARDED, header,
     request_size, state, was_replayed,
 };
 use crate::json;
@@ -150,21 +150,16 @@ impl ReplayToPrimary {
     }
 
     pub(super) fn replay(&self, state: &str) -> Response<Bytes> {
-        let asks = Replay {
-            machines: Machines::In {
-                regions: &[&self.primary],
-                or_any: false,
-                preferred: None,
-            },
-            timeout: self.timeout,
-            state,
+        let primary = &self.primary;
+        let machines = Machines::In {
+            regions: &[primary],
+            or_any: false,
+            preferred: None,
         };
-        let detail = format!(
-            "Fly Proxy is to replay this request in region \"{}\"",
-            self.primary
-        );
+        let detail = format!("Fly Proxy is to replay this request in region \"{primary}\"");
         let mut response = refuse(StatusCode::CONFLICT, &detail);
-        response.headers_mut().insert(REPLAY, asks.header());
+        let asks = header(machines, self.timeout, state);
+        response.headers_mut().insert(REPLAY, asks);
         response
     }
 }
