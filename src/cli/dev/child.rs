@@ -8,10 +8,12 @@ use std::{
     time::Duration,
 };
 
+use anstyle::{AnsiColor, Style};
 use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
 };
+use serde_json::{Map, Value};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{self, ChildStdin, Command},
@@ -20,11 +22,21 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{log::Line, way::Way};
-use crate::{cli::Failure, config::SETTINGS, region::Region};
+use super::way::Way;
+use crate::{cli::Failure, config::SETTINGS, region::Region, telemetry::printable};
 
 /// How long an instance may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(10);
+
+/// Of the names in the log, one for each region.
+const COLOURS: [AnsiColor; 6] = [
+    AnsiColor::Cyan,
+    AnsiColor::Magenta,
+    AnsiColor::Yellow,
+    AnsiColor::Green,
+    AnsiColor::Blue,
+    AnsiColor::BrightRed,
+];
 
 /// What an instance is started with, and where its log and its end go.
 #[derive(Clone, Debug)]
@@ -37,8 +49,10 @@ pub(super) struct Plan {
     pub(super) app: Vec<OsString>,
     /// Flags of `serve`, and their values.
     pub(super) settings: Vec<(&'static str, String)>,
-    /// Takes its log.
-    pub(super) log: mpsc::Sender<Line>,
+    /// Of its name in the log.
+    pub(super) style: Style,
+    /// Takes the lines of its log.
+    pub(super) log: mpsc::Sender<String>,
     /// Takes its name and how it ended, when it has.
     pub(super) ends: mpsc::Sender<(String, String)>,
 }
@@ -192,13 +206,69 @@ async fn listening_address(stdout: impl AsyncRead + Unpin) -> Option<SocketAddr>
 async fn pass_on(stderr: impl AsyncRead + Unpin, plan: Plan) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(text)) = lines.next_line().await {
-        let line = Line {
-            region: plan.region.clone(),
-            instance: plan.name.clone(),
-            text,
-        };
+        let (name, style, text) = (&plan.name, plan.style, readable(&text));
+        let line = format!("{style}{name:>8}{style:#} {}", printable(&text));
         if plan.log.send(line).await.is_err() {
             return;
         }
+    }
+}
+
+/// The style of the names of the instances in a region, which has this number among the regions.
+pub(super) fn style(region: usize) -> Style {
+    COLOURS[region % COLOURS.len()].on_default()
+}
+
+/// A JSON line as time, level, message and `name=value` pairs; any other line as it is.
+fn readable(text: &str) -> String {
+    let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(text) else {
+        return text.to_owned();
+    };
+    if let Some(Value::Object(mut span)) = fields.remove("span") {
+        span.remove("name");
+        fields.extend(span);
+    }
+    let mut take = |name: &str| {
+        fields
+            .remove(name)
+            .map(|value| plain(&value))
+            .unwrap_or_default()
+    };
+    let (timestamp, level, message) = (take("timestamp"), take("level"), take("message"));
+    let time = timestamp.get(11..23).unwrap_or(&timestamp);
+    let fields: String = fields
+        .iter()
+        .map(|(name, value)| format!(" {name}={}", plain(value)))
+        .collect();
+    format!("{time} {level:<5} {message}{fields}")
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_lines_become_readable_and_others_stay() {
+        let json = r#"{"timestamp":"2026-08-21T10:11:12.345678Z","level":"INFO","message":"call","attempts":1,"region":"syd"}"#;
+        assert_eq!(
+            readable(json),
+            "10:11:12.345 INFO  call attempts=1 region=syd"
+        );
+        let spanned = r#"{"timestamp":"2026-08-21T10:11:12.345678Z","level":"WARN","message":"no connection","instance":"syd-1","span":{"request_id":"01M","name":"call"}}"#;
+        assert_eq!(
+            readable(spanned),
+            "10:11:12.345 WARN  no connection instance=syd-1 request_id=01M"
+        );
+        assert_eq!(
+            readable("fly-rpc: no such setting"),
+            "fly-rpc: no such setting"
+        );
     }
 }

@@ -4,7 +4,6 @@ mod child;
 mod cluster;
 mod control;
 mod dns;
-mod log;
 mod way;
 
 use std::{
@@ -72,8 +71,13 @@ pub(super) struct DevArgs {
 pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
     check_latency(&args)?;
     let mut signals = Signals::listen()?;
-    let (lines, printed) = mpsc::channel(LOG_LINES);
-    let printer = tokio::spawn(log::print_all(printed));
+    // One task prints, so that a terminal that takes nothing holds up no more than one thread.
+    let (lines, mut printed) = mpsc::channel::<String>(LOG_LINES);
+    let printer = tokio::spawn(async move {
+        while let Some(line) = printed.recv().await {
+            say(&line);
+        }
+    });
     let mut cluster = Cluster {
         dns: Dns::start().await?,
         children: Vec::new(),
@@ -97,7 +101,7 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
 
 async fn run_cluster(
     args: &DevArgs,
-    lines: mpsc::Sender<log::Line>,
+    lines: mpsc::Sender<String>,
     cluster: &mut Cluster,
 ) -> Result<(), Failure> {
     let (ends, mut ended) = mpsc::channel(ENDS);
@@ -105,13 +109,14 @@ async fn run_cluster(
     let (listen, taken) = free_addresses(args);
     taken.iter().for_each(|line| say(line));
     for ((region, name), listen) in args.regions.instances().zip(listen) {
-        let settings = settings(args, region, cluster.dns.address);
+        let number = args.regions.regions().position(|it| it == region);
         let plan = Plan {
             region: region.clone(),
             name,
             listen,
             app: args.app.clone(),
-            settings,
+            settings: settings(args, region, cluster.dns.address),
+            style: child::style(number.unwrap_or_default()),
             log: lines.clone(),
             ends: ends.clone(),
         };
