@@ -51,20 +51,11 @@ pub(super) struct Answer {
     base: String,
     status: StatusCode,
     body: Bytes,
-    // What the advice about a problem depends on besides that.
     with_token: bool,
-    pub(super) again: Again,
+    /// What to do next about a call that may have run.
+    pub(super) after_maybe: &'static str,
     /// The known function whose name is most like the unknown one.
     pub(super) meant: Option<String>,
-}
-
-/// Whether a call may be sent again after it may have run.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) enum Again {
-    #[default]
-    Unsaid,
-    Idempotent,
-    Keyed,
 }
 
 impl AskArgs {
@@ -97,7 +88,7 @@ impl AskArgs {
             status,
             body,
             with_token: token.is_some(),
-            again: Again::default(),
+            after_maybe: "it may have run: call again only if it may run twice, then with --idempotent",
             meant: None,
         })
     }
@@ -326,13 +317,7 @@ impl Answer {
             Code::DeadlineExceeded if executed == Executed::No => {
                 "nothing ran: call again, with a longer --timeout"
             }
-            Code::PeerLost | Code::FunctionLost | Code::DeadlineExceeded => match self.again {
-                Again::Unsaid => {
-                    "it may have run: call again only if it may run twice, then with --idempotent"
-                }
-                Again::Idempotent => "it may have run: it may run twice, so call again",
-                Again::Keyed => "it may have run: call again with the same --idempotency-key",
-            },
+            Code::PeerLost | Code::FunctionLost | Code::DeadlineExceeded => self.after_maybe,
         }
     }
 }

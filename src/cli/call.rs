@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Failure,
-    ask::{Again, Answer, AskArgs},
+    ask::{Answer, AskArgs},
     functions, print, say,
     table::{Cell, table},
 };
@@ -137,11 +137,11 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     if args.each.is_some() {
         return show_each(&answer, took, args.quiet);
     }
-    answer.again = match &args.idempotency_key {
-        Some(_) => Again::Keyed,
-        None if args.idempotent => Again::Idempotent,
-        None => Again::Unsaid,
-    };
+    if args.idempotency_key.is_some() {
+        answer.after_maybe = "it may have run: call again with the same --idempotency-key";
+    } else if args.idempotent {
+        answer.after_maybe = "it may have run: it may run twice, so call again";
+    }
     if answer.code() == Some(Code::FunctionUnknown) {
         answer.meant = functions::nearest(&args.ask, &args.function).await;
     }
