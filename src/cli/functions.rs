@@ -1,4 +1,5 @@
 //! `fly-rpc functions`: the functions of one instance, a line each; or a look at an app before an instance has one.
+//! `fly-rpc openapi`: the document of the service, with an operation for each function that an app declares, if one is named.
 
 use clap::Args;
 
@@ -6,8 +7,11 @@ use super::{Failure, ask::AskArgs, print, say};
 use crate::{
     AppUrl,
     app::{App, Listing},
-    config, json,
+    config,
+    http::openapi_with,
+    json,
     name::FunctionName,
+    openapi_json,
     protocol::Catalogue,
 };
 
@@ -24,6 +28,17 @@ pub(super) struct FunctionsArgs {
     app_url: Option<AppUrl>,
 }
 
+#[derive(Args)]
+#[command(after_help = "Examples:
+  fly-rpc openapi
+  RPC_APP_TOKEN=… fly-rpc openapi --app-url http://127.0.0.1:3000/rpc > openapi.json")]
+pub(super) struct OpenapiArgs {
+    /// Add an operation for each function of the app at this URL that declares its parameters. It is sent the token in
+    /// `RPC_APP_TOKEN`
+    #[arg(long, value_name = "URL")]
+    app_url: Option<AppUrl>,
+}
+
 pub(super) async fn run(args: FunctionsArgs) -> Result<(), Failure> {
     match args.app_url {
         Some(url) => check(&url).await,
@@ -31,8 +46,19 @@ pub(super) async fn run(args: FunctionsArgs) -> Result<(), Failure> {
     }
 }
 
+pub(super) async fn openapi(args: OpenapiArgs) -> Result<(), Failure> {
+    let Some(url) = args.app_url else {
+        return print(&openapi_json());
+    };
+    let (listing, _) = listed(&url).await?;
+    remark(&listing);
+    let functions = listing.functions.iter();
+    let functions = functions.map(|(name, declared)| (name.clone(), declared));
+    print(&format!("{:#}", openapi_with(functions)))
+}
+
 /// What the app at `url` lists; whether it gives its list without the token too.
-pub(super) async fn listed(url: &AppUrl) -> Result<(Listing, bool), Failure> {
+async fn listed(url: &AppUrl) -> Result<(Listing, bool), Failure> {
     let token = config::token("RPC_APP_TOKEN")?;
     App::check(url, token).await.map_err(|why| {
         let hint = "GET of it must answer 200, application/json and {\"functions\":{\"Math.add\":{}}} to `authorization: \
@@ -41,7 +67,7 @@ pub(super) async fn listed(url: &AppUrl) -> Result<(Listing, bool), Failure> {
     })
 }
 
-pub(super) fn remark(listing: &Listing) {
+fn remark(listing: &Listing) {
     for remark in &listing.remarks {
         say(&format!("fly-rpc: {remark}"));
     }

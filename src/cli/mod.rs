@@ -9,7 +9,6 @@ mod dev;
 mod example;
 mod explain;
 mod functions;
-mod openapi;
 mod regions;
 mod run;
 mod serve;
@@ -64,7 +63,7 @@ enum Command {
     /// List the functions of an instance, or check an app
     Functions(functions::FunctionsArgs),
     /// Print the OpenAPI document, of the service or of an app
-    Openapi(openapi::OpenapiArgs),
+    Openapi(functions::OpenapiArgs),
     /// Print a script by which a shell completes commands and flags
     Completions(completions::CompletionsArgs),
 }
@@ -143,7 +142,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Regions(args) => regions::run(args).await,
         Command::Explain(args) => explain::run(args).await,
         Command::Functions(args) => functions::run(args).await,
-        Command::Openapi(args) => openapi::run(args).await,
+        Command::Openapi(args) => functions::openapi(args).await,
         Command::Completions(args) => completions::run(&args),
     }
 }
