@@ -226,7 +226,6 @@ fn show_each(answer: &Answer, took: Duration, is_quiet: bool) -> Result<(), Fail
 }
 
 fn row(entry: &EntryDocument) -> [Cell; 3] {
-    let instance = entry.instance.as_ref().map(ToString::to_string);
     let result = match (&entry.problem, &entry.result) {
         (Some(document), _) => Cell::coloured(&document.problem, AnsiColor::Red),
         (None, Some(result)) => printable_json(result.get()).into(),
@@ -234,7 +233,7 @@ fn row(entry: &EntryDocument) -> [Cell; 3] {
     };
     [
         (&entry.region).into(),
-        instance.unwrap_or_default().into(),
+        Cell::of(entry.instance.as_ref()),
         result,
     ]
 }

@@ -66,7 +66,7 @@ fn choices(choices: &[ChoiceDocument]) -> String {
             (&choice.region).into(),
             yes_or_no(choice.chosen),
             format!("{} {}", choice.item, choice.target).into(),
-            rtt.unwrap_or_default().into(),
+            Cell::of(rtt),
             (&choice.reason).into(),
         ]
     };
@@ -131,11 +131,7 @@ fn unplaced(addresses: &[UnplacedDocument]) -> String {
         [
             unplaced.address.into(),
             ago(unplaced.last_probe_ms).into(),
-            unplaced
-                .last_probe_error
-                .as_deref()
-                .unwrap_or_default()
-                .into(),
+            Cell::of(unplaced.last_probe_error.as_ref()),
         ]
     };
     table(["NOBODY AT", "PROBED", "WHY"], addresses.iter().map(row))

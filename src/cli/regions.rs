@@ -79,11 +79,8 @@ async fn look(ask: &AskArgs) -> Result<String, Failure> {
     let mut rows = Vec::new();
     for region in &regions.regions {
         let is_primary = region.region == regions.primary;
-        let name = format!(
-            "{}{}",
-            region.region,
-            if is_primary { " (primary)" } else { "" }
-        );
+        let primary = if is_primary { " (primary)" } else { "" };
+        let name = format!("{}{primary}", region.region);
         rows.extend(region.instances.iter().map(|instance| row(&name, instance)));
         if region.instances.is_empty() {
             let mut row: [Cell; 7] = Default::default();
@@ -114,8 +111,8 @@ fn row(region: &str, instance: &InstanceDocument) -> [Cell; 7] {
         (&instance.instance).into(),
         Cell::coloured(instance.state, colour),
         instance.address.into(),
-        rtt.unwrap_or_default().into(),
+        Cell::of(rtt),
         seen.into(),
-        instance.release.as_deref().unwrap_or_default().into(),
+        Cell::of(instance.release.as_ref()),
     ]
 }

@@ -22,6 +22,11 @@ impl Cell {
             ..Self::from(text)
         }
     }
+
+    /// A cell that is empty where there is no `text`.
+    pub(super) fn of(text: Option<impl Display>) -> Self {
+        text.map(Self::from).unwrap_or_default()
+    }
 }
 
 impl<T: Display> From<T> for Cell {
