@@ -49,10 +49,9 @@ macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $code:ident $wire:literal $status:literal $($executed:ident)|+ $title:literal;)*) => {
         /// What went wrong, as a word for programs.
         #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
-        #[serde(rename_all = "snake_case")]
         #[non_exhaustive]
         pub enum Code {
-            $($(#[doc = $doc])+ $code,)*
+            $($(#[doc = $doc])+ #[serde(rename = $wire)] $code,)*
         }
 
         impl Code {
@@ -405,13 +404,6 @@ impl Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_code_has_the_name_that_serde_gives_it() {
-        for code in Code::ALL {
-            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
-        }
-    }
 
     #[test]
     fn details_are_cut_at_a_character_boundary() {
