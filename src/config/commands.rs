@@ -21,10 +21,8 @@ pub(crate) fn default_url() -> String {
 /// The token in the variable `name`, which no error shows: `FLY_RPC_TOKEN`, which the commands that call an instance
 /// send, or `RPC_APP_TOKEN`, for those that ask an app.
 pub(crate) fn token(name: &str) -> Result<Option<Token>, ConfigError> {
-    let token = variable(name).map(|text| parsed(&text));
-    token
-        .transpose()
-        .map_err(|detail| ConfigError::new(name, detail))
+    let token = variable(name).map(|text| parsed(&text)).transpose();
+    token.map_err(|detail| ConfigError::new(name, detail))
 }
 
 /// The port that an app is to listen at: `PORT`, else 3000.
@@ -45,8 +43,9 @@ pub(crate) fn is_set(name: &str) -> bool {
 /// An endpoint that is no `http` URL.
 pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
     let given = |name| variable(name).filter(|value| !value.is_empty());
-    let mut named = ENDPOINTS.iter().map(|name| Some((*name, given(name)?)));
-    let endpoint = named.find_map(|endpoint| endpoint);
+    let endpoint = ENDPOINTS
+        .iter()
+        .find_map(|name| Some((*name, given(name)?)));
     let is_disabled = given("OTEL_SDK_DISABLED").as_deref() == Some("true");
     let Some((name, endpoint)) = endpoint.filter(|_| !is_disabled) else {
         return Ok(None);

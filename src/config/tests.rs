@@ -1,7 +1,5 @@
 //! What a set of values makes of a configuration, and the errors to the letter that `tests/it` does not have.
 
-use std::time::Duration;
-
 use super::*;
 
 fn config(values: &[(&str, &str)]) -> Result<Config, ConfigError> {

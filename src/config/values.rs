@@ -47,11 +47,6 @@ impl Values {
         }
     }
 
-    /// Whether `setting` was given.
-    pub(super) fn has(&self, setting: Setting) -> bool {
-        self.0.contains_key(setting.variable)
-    }
-
     /// The same for a secret, which no error may show.
     pub(super) fn secret<T>(
         &self,

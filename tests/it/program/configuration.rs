@@ -22,7 +22,7 @@ type Case = (
 
 #[tokio::test]
 async fn wrong_settings_stop_the_start_with_one_line() {
-    let cases: [Case; 6] = [
+    let cases: [Case; 7] = [
         (
             &[("RPC_LISTEM", "127.0.0.1:0")],
             &[],
@@ -55,6 +55,12 @@ async fn wrong_settings_stop_the_start_with_one_line() {
             &[],
             "fly-rpc: RPC_DNS_SERVER (--dns-server): has no effect without RPC_DNS_NAME; set that too, or unset \
              this\n",
+        ),
+        (
+            &[("RPC_APP_CONCURRENCY", "2")],
+            &[],
+            "fly-rpc: RPC_APP_CONCURRENCY (--app-concurrency): has no effect without RPC_APP_URL; set that too, or \
+             unset this\n",
         ),
     ];
     for (variables, flags, line) in cases {
