@@ -119,16 +119,6 @@ fn function_name(text: &str) -> Result<FunctionName, String> {
 mod tests {
     use super::*;
 
-    fn names(listing: &Listing) -> Vec<String> {
-        listing.functions.keys().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn a_list_without_functions_is_none() {
-        let wrong = Listing::parse(b"{}").unwrap_err();
-        assert!(wrong.starts_with("the list has no object \"functions\""));
-    }
-
     #[test]
     fn names_split_at_the_last_dot_and_what_is_wrong_is_left_out() {
         let listing = Listing::parse(
@@ -139,8 +129,12 @@ mod tests {
                 "version":2}"#,
         )
         .unwrap();
-        assert_eq!(names(&listing), ["A.odd", "Fly.RPC.now", "Math.add"]);
-        let name = listing.functions.keys().nth(1).unwrap();
+        let names: Vec<_> = listing.functions.keys().collect();
+        assert_eq!(
+            names.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["A.odd", "Fly.RPC.now", "Math.add"]
+        );
+        let name = names[1];
         assert_eq!(
             (name.module.as_str(), name.function.as_str()),
             ("Fly.RPC", "now")

@@ -69,6 +69,7 @@ async fn what_is_no_list_is_said_and_nothing_is_offered() {
         .collect();
     let cases = [
         ("[]".to_owned(), "the list is no JSON object"),
+        ("{}".to_owned(), "the list has no object \"functions\""),
         (json!({"functions": many}).to_string(), "more than 1000"),
         (
             format!("{{\"functions\":{{}},\"x\":\"{}\"}}", "x".repeat(1 << 20)),

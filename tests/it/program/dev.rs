@@ -342,6 +342,10 @@ async fn a_cluster_that_cannot_be_is_wrong_usage() {
         ),
         (&["--latency", "1s"], "must be 200ms or less"),
         (
+            &["--latency", "50"],
+            "must be `realistic`, or a duration such as 50ms",
+        ),
+        (
             &["--regions", "iad,mars", "--latency", "realistic"],
             "fly-rpc: nobody knows where mars is; known are ams, ",
         ),
