@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_contradicts_the_table_is_none_of_ours() {
+    fn a_document_that_contradicts_the_table_is_invalid() {
         let reason = |document: Result<ProblemDocument, serde_json::Error>| {
             document.unwrap_err().to_string()
         };

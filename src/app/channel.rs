@@ -53,7 +53,7 @@ pub(super) struct Channel {
 /// A connection; it is closed when this is dropped.
 ///
 /// hyper has the two halves in tasks of their own, which hand each call over and back. Here the call that has the connection
-/// drives both, and nobody drives it while it is idle.
+/// drives both, and nothing drives it while it is idle.
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Full<Bytes>>,

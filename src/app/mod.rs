@@ -64,10 +64,9 @@ pub(crate) enum AppHealth {
     Open,
 }
 
-/// How an app is, and what it has.
+/// The health of an app, and its functions.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
-    /// How it is.
     pub(crate) health: AppHealth,
     /// Why it is not up.
     pub(crate) reason: Option<String>,
@@ -101,7 +100,7 @@ pub(crate) struct App {
     max_result: usize,
     gate: Gate,
     status: tokio_watch::Sender<Status>,
-    /// Who waits for the list to be asked again.
+    /// Calls that wait until the list was asked for again.
     asks: mpsc::Sender<oneshot::Sender<Asked>>,
     /// Whether the log says already that the app gives invalid consistency tokens.
     warned: AtomicBool,
@@ -169,12 +168,12 @@ impl App {
         (app, asked)
     }
 
-    /// Where it is.
+    /// The URL of its list.
     pub(crate) fn url(&self) -> &AppUrl {
         &self.channel.url
     }
 
-    /// How it is now.
+    /// Its status now.
     pub(crate) fn status(&self) -> Status {
         self.status.borrow().clone()
     }
@@ -221,10 +220,10 @@ impl App {
         Ok((status.listing.gates.get(name).map(Arc::clone), args))
     }
 
-    /// Has the list asked for again, and says what came of it.
+    /// Has the list asked for again, and returns what came of it.
     async fn ask_again(&self) -> Asked {
         let (done, wait) = oneshot::channel();
-        // With so many waiting already, this one is dropped: nothing more is found out.
+        // When as many wait as may, this one is dropped with its channel.
         let _ = self.asks.try_send(done);
         wait.await.unwrap_or(Asked::Unusable)
     }
@@ -334,7 +333,7 @@ impl AppCall {
         }
     }
 
-    /// What the app says of its data; what it says wrongly is left out, and warned of once.
+    /// What the app says of its data; an invalid token is left out, and warned about once.
     fn consistency(&self, headers: &HeaderMap) -> Option<ConsistencyToken> {
         answer::consistency(headers).unwrap_or_else(|()| {
             if !self.app.warned.swap(true, Ordering::Relaxed) {

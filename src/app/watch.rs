@@ -1,5 +1,5 @@
-//! Asks the app for its list, again and again: how it is, what it has, and whether it refuses whoever sends no token. The only
-//! writer of an app's status.
+//! Asks the app for its list every second: whether it answers, which functions it has, and whether it refuses requests
+//! without its token. The only writer of an app's status.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,10 +27,10 @@ const FAILURES: u32 = 3;
 /// The largest list, in bytes.
 const MAX_LIST: usize = 1 << 20;
 
-/// What asks for the list.
+/// The task that asks for the list.
 pub(super) struct Watch {
     pub(super) app: Arc<App>,
-    /// Whether it may be open to whoever asks.
+    /// Whether its functions are offered although it gives its list without the token.
     pub(super) allow_anonymous: bool,
     pub(super) asked: mpsc::Receiver<oneshot::Sender<Asked>>,
     /// The last list, as it came.
@@ -74,7 +74,7 @@ impl Watch {
                 asked = self.ask() => asked,
                 () = stop.cancelled() => return,
             };
-            // Who does not wait any more needs no answer.
+            // A call whose deadline has passed waits no more.
             waiting.drain(..).for_each(|waiter| _ = waiter.send(asked));
             self.app.channel.close_idle();
             let pause = match self.body {
@@ -180,7 +180,7 @@ impl App {
         });
     }
 
-    /// The app's list, as it gives it to whoever sends its token.
+    /// The app's list, as it gives it to requests with its token.
     pub(super) async fn list(&self) -> Result<Vec<u8>, NoList> {
         let answer = self.get_list(self.token.as_ref()).await?;
         let status = answer.status;
@@ -205,7 +205,7 @@ impl App {
         Err(no_list)
     }
 
-    /// Whether the app gives its list to whoever sends no token. What a unix socket lets through is for its folder to say.
+    /// Whether the app gives its list without the token. At a unix socket, the permissions of its folder decide who gets in.
     pub(super) async fn is_open(&self) -> Result<bool, NoList> {
         if self.channel.url.is_unix() {
             return Ok(false);

@@ -44,12 +44,12 @@ pub(super) struct AppChild {
     pub(super) stop_timeout: Duration,
 }
 
-/// By which an app is stopped.
+/// Stops an app.
 #[derive(Clone, Default)]
 pub(super) struct Stop {
-    /// It may take `stop_timeout`.
+    /// Cancelled to let it stop within `stop_timeout`.
     pub(super) soon: CancellationToken,
-    /// It may not.
+    /// Cancelled to kill it.
     pub(super) now: CancellationToken,
 }
 
@@ -81,10 +81,10 @@ impl AppChild {
     }
 
     fn start(&self) -> io::Result<Child> {
-        // Not the command itself: only what the system starts can ask it to be ended with its parent.
+        // This program, which becomes the command: a process must ask for itself to be killed when its parent ends.
         let mut command = Command::new(MYSELF);
         command.arg(BECOME).arg(process::id().to_string()).arg("--");
-        // The instance's own settings, and the secrets among them, are none of the app's.
+        // The instance's own settings, and the secrets among them, are not for the app.
         for variable in SETTINGS.iter().map(|setting| setting.variable) {
             if variable.starts_with("RPC_") && variable != "RPC_APP_TOKEN" {
                 command.env_remove(variable);
@@ -148,7 +148,7 @@ pub(super) fn become_app(args: &BecomeArgs) -> Result<(), Failure> {
 #[cfg(target_os = "linux")]
 fn end_with_parent(parent: u32) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // It may have ended before that was said.
+    // The parent may have ended before that call.
     match nix::unistd::getppid().as_raw() == i32::try_from(parent).unwrap_or(0) {
         true => Ok(()),
         false => Err(io::Error::other(

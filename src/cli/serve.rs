@@ -154,7 +154,7 @@ pub(super) async fn start(
     if let Err(error) = raise_open_files() {
         tracing::warn!(%error, "the limit of open files cannot be raised");
     }
-    // Before it says that it listens: a signal from then on drains it.
+    // Before the address is printed, so that a signal which comes then drains the instance.
     let signals = Signals::listen()?;
     let registry = match &config.app {
         Some(_) => Registry::new(),

@@ -83,7 +83,7 @@ pub(super) fn is_ours(variable: &str) -> bool {
     variable.starts_with("RPC_") || setting(variable).is_some()
 }
 
-/// What says by itself what is wrong with a text.
+/// A value whose own error says what is wrong with the text.
 pub(super) fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|invalid: T::Err| invalid.to_string())
 }
@@ -130,7 +130,7 @@ pub(super) fn true_or_false(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "is not true or false".to_owned())
 }
 
-/// A truth value as in the variables that Fly sets.
+/// A boolean, as Fly sets it.
 pub(super) fn one_or_zero(text: &str) -> Result<bool, String> {
     match text {
         "1" => Ok(true),
@@ -230,7 +230,7 @@ fn dns_name(text: &str) -> Result<DnsName, String> {
 }
 
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
-    // Who embeds the crate sets up a log of their own.
+    // A program that embeds the crate sets up its own log.
     #[cfg(feature = "cli")]
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(text) {
         return Err(format!(

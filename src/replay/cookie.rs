@@ -24,7 +24,7 @@ const SKEW: f64 = 2.0;
 /// For how long a client that wrote reads in the primary region.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// Where nobody can say what a copy has seen.
+    /// Where the application cannot say what a copy has seen.
     pub(super) window: Duration,
     /// At most, where a copy says whether it has seen the write.
     pub(super) longest: Duration,

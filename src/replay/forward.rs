@@ -82,7 +82,7 @@ where
     let mut answering = pin!(answering);
     Some(tokio::select! {
         answered = &mut answering => {
-            // Nobody takes the rest of the body.
+            // Nothing takes the rest of the body.
             drop(task);
             passing.await;
             answered
@@ -99,14 +99,14 @@ where
     let connecting = time::timeout(within, TcpStream::connect(to));
     let stream = connecting.await.ok()?.ok()?;
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-    // What goes wrong reaches whoever waits for the answer.
+    // An error reaches the future that waits for the answer.
     let task = tokio::spawn(async move {
         let _ = connection.await;
     });
     Some((sender, AbortOnDropHandle::new(task)))
 }
 
-/// Passes a body on, piece by piece, and reads on where nobody takes them any more, so that the answer arrives.
+/// Passes a body on, piece by piece, and reads on where nothing takes them any more, so that the answer arrives.
 async fn pass_on<B: Body>(
     body: B,
     pieces: mpsc::Sender<io::Result<Frame<B::Data>>>,

@@ -24,7 +24,7 @@ use crate::{
 pub(crate) const REPLAY: HeaderName = HeaderName::from_static("fly-replay");
 /// On a replayed request: who asked for the replay, from where, when, and the `state` that it gave.
 const SOURCE: HeaderName = HeaderName::from_static("fly-replay-src");
-/// On a request that came back because its replay reached nobody: why, and how long that took.
+/// On a request that came back because its replay reached no Machine: why, and how long that took.
 const FAILED: HeaderName = HeaderName::from_static("fly-replay-failed");
 /// On a request that was replayed without `fly-replay-src`, from the replay cache.
 const CACHED: HeaderName = HeaderName::from_static("fly-replay-cache-status");
@@ -43,7 +43,7 @@ const ANY: &str = "any";
 /// Names of three letters that stand for several regions.
 const ALIASES: [&str; 2] = [ANY, "usa"];
 
-/// The Machines that Fly Proxy may choose from. A region is one that [`is_fly_region`] likes.
+/// The Machines that Fly Proxy may choose from. A region is one that [`is_fly_region`] accepts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Machines<'a> {
     /// Those of the first of these regions in which one can be reached, else those of any region where that is wanted; this

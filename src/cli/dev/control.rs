@@ -64,12 +64,10 @@ pub(super) const HELP: &str = "Type, while it runs:
   dns down     takes the DNS server down
   dns up       brings it up again";
 
-/// Does what a line says; what there is to say then.
+/// Does what a line says; returns what is printed then.
 pub(super) async fn obey(cluster: &mut Cluster, line: &str) -> String {
-    match try_to(cluster, line).await {
-        Ok(done) => done,
-        Err(failure) => failure.to_string(),
-    }
+    let done = try_to(cluster, line).await;
+    done.unwrap_or_else(|failure| failure.to_string())
 }
 
 async fn try_to(cluster: &mut Cluster, line: &str) -> Result<String, Failure> {
