@@ -10,11 +10,13 @@ use http::{
     header::{AUTHORIZATION, HOST},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::{client::conn::http1, rt};
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper::client::conn::http1;
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use reqwest::Url;
 use serde::de::DeserializeOwned;
 use tokio::time;
+#[cfg(feature = "https")]
+use tokio_util::either::Either;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt;
 
@@ -144,36 +146,25 @@ async fn exchange(
     };
     let hint = "is an instance running there? see --url and FLY_RPC_URL";
     let socket = socket.map_err(|why| unreachable(format!("{why}; {hint}")))?;
+    let socket = socket.into_inner();
     #[cfg(feature = "https")]
-    if uri.scheme_str() == Some("https") {
-        let host = uri.host().unwrap_or_default();
-        let secured = time::timeout(CONNECT, tls::secure(socket.into_inner(), host)).await;
-        let secured = secured.unwrap_or_else(|_| Err(format!("no TLS within {CONNECT:?}")));
-        let socket = hyper_util::rt::TokioIo::new(secured.map_err(unreachable)?);
-        return answered(base, answer_over(socket, request), timeout).await;
-    }
-    answered(base, answer_over(socket, request), timeout).await
-}
-
-type Sent = Result<(StatusCode, Bytes), Box<dyn Error + Send + Sync>>;
-
-async fn answer_over<S: rt::Read + rt::Write + Send + Unpin + 'static>(
-    socket: S,
-    request: Request<Full<Bytes>>,
-) -> Sent {
-    let (mut sender, connection) = http1::handshake(socket).await?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER);
-    Ok((status, body.collect().await?.to_bytes()))
-}
-
-async fn answered(
-    base: &str,
-    sent: impl Future<Output = Sent>,
-    timeout: Duration,
-) -> Result<(StatusCode, Bytes), Failure> {
+    let socket = match uri.scheme_str() {
+        Some("https") => {
+            let host = uri.host().unwrap_or_default();
+            let secured = time::timeout(CONNECT, tls::secure(socket, host)).await;
+            let secured = secured.unwrap_or_else(|_| Err(format!("no TLS within {CONNECT:?}")));
+            Either::Right(secured.map_err(unreachable)?)
+        }
+        _ => Either::Left(socket),
+    };
+    let sent = async {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+        let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER);
+        Ok::<_, Box<dyn Error + Send + Sync>>((status, body.collect().await?.to_bytes()))
+    };
     let may_have_run = "what was asked may have been done";
     Err(Failure::Failed(match time::timeout(timeout, sent).await {
         Ok(Ok(answer)) => return Ok(answer),

@@ -162,7 +162,7 @@ fn each_library_stays_in_its_place() {
             "reqwest::",
             &["client", "link", "cluster", "instance", "telemetry", "cli"],
         ),
-        ("hyper::client", &["app", "link", "replay"]),
+        ("hyper::client", &["app", "link", "replay", "cli"]),
         ("env::var", &["config"]),
         ("flate2::", &["http"]),
         ("rustls", &["cli"]),
