@@ -207,6 +207,7 @@ fn content_type(headers: &HeaderMap) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Budget;
 
     /// The body of an answer that is longer than its limit.
     const TOO_LONG: &str = "too long";
@@ -223,7 +224,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: [header].into_iter().collect(),
             body,
-            _memory: None,
+            _memory: Budget::new(0).take(0),
         };
         let said = |problem: Problem| match problem.error {
             None => format!("{} {}", problem.code, problem.executed),

@@ -68,7 +68,7 @@ pub(super) struct Answer {
     pub(super) headers: HeaderMap,
     pub(super) body: Result<Vec<u8>, Unread>,
     /// For the body.
-    pub(super) _memory: Option<Reserved>,
+    pub(super) _memory: Reserved,
 }
 
 /// Why the body of an answer was not read to its end.
@@ -153,7 +153,7 @@ impl Channel {
             status: head.status,
             headers: head.headers,
             body,
-            _memory: Some(memory),
+            _memory: memory,
         }))
     }
 

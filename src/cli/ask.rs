@@ -138,6 +138,7 @@ async fn exchange(
     timeout: Duration,
 ) -> Result<(StatusCode, Bytes), Failure> {
     let unreachable = |why| Failure::Failed(format!("cannot reach {base}: {why}"));
+    // It connects to where an https URL points too; TLS comes behind it.
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     let socket = match time::timeout(CONNECT, connector.oneshot(uri.clone())).await {

@@ -89,9 +89,10 @@ mod tests {
     ];
 
     /// What is left of `values`, and the Services in them.
-    fn taken(values: &[(&str, &str)]) -> (Vec<String>, Vec<String>) {
-        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        let mut values = values.iter().map(owned).collect();
+    fn taken(values: &[(impl ToString, impl ToString)]) -> (Vec<String>, Vec<String>) {
+        let owned = values.iter();
+        let owned = owned.map(|(name, value)| (name.to_string(), value.to_string()));
+        let mut values = owned.collect();
         let services = take(&mut values);
         (values.into_keys().collect(), services)
     }
@@ -103,17 +104,12 @@ mod tests {
             let value = value.replace("10.0.0.1:", "[fd00::1]:");
             (name, value.replace("10.0.0.1", "fd00::1"))
         });
-        let six = six.each_ref().map(|(name, value)| (*name, value.as_str()));
         assert_eq!(taken(&six), (vec![], vec!["RPC_PUBLIC".to_owned()]));
         // A Service `rpc`, and one whose name makes that of a setting.
-        let plain = LINKS.map(|(name, value)| (name.replace("_PUBLIC", ""), value));
-        let plain = plain
-            .each_ref()
-            .map(|(name, value)| (name.as_str(), *value));
-        assert_eq!(taken(&plain), (vec![], vec!["RPC".to_owned()]));
-        let peer = LINKS.map(|(name, value)| (name.replace("_PUBLIC", "_PEER"), value));
-        let peer = peer.each_ref().map(|(name, value)| (name.as_str(), *value));
-        assert_eq!(taken(&peer), (vec![], vec!["RPC_PEER".to_owned()]));
+        for (end, prefix) in [("", "RPC"), ("_PEER", "RPC_PEER")] {
+            let links = LINKS.map(|(name, value)| (name.replace("_PUBLIC", end), value));
+            assert_eq!(taken(&links), (vec![], vec![prefix.to_owned()]));
+        }
     }
 
     #[test]
