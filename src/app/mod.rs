@@ -7,7 +7,6 @@ mod listing;
 mod watch;
 
 use std::{
-    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -34,7 +33,7 @@ use self::{
     watch::{Asked, Watch},
 };
 use crate::{
-    call::{Args, Call},
+    call::Call,
     config::{AppConfig, AppUrl},
     deadline::Deadline,
     declaration::Declaration,
@@ -194,20 +193,6 @@ impl App {
         request_id: &RequestId,
         deadline: Deadline,
     ) -> Result<impl Future<Output = Answered> + Send + 'static, Problem> {
-        let (gate, args) = self.admit(call)?;
-        let prepared = AppCall {
-            app: Arc::clone(self),
-            name: call.name.clone(),
-            path: format!("{}/{}", self.channel.url.base, call.name.path()),
-            body: Bytes::from(format!("{{\"args\":{}}}", args.raw())),
-            headers: headers(call, request_id),
-            deadline,
-        };
-        Ok(prepared.run(gate))
-    }
-
-    /// The gate of the call's function, where it has one of its own, and the arguments in the order of its parameters.
-    fn admit<'a>(&self, call: &'a Call) -> Result<(Option<Arc<Gate>>, Cow<'a, Args>), Problem> {
         let name = &call.name;
         let status = self.status.borrow();
         let Some(declared) = status.offered(name) else {
@@ -217,7 +202,16 @@ impl App {
             .args
             .in_order(declared.params.as_deref())
             .map_err(|misfit| Problem::new(Code::InvalidArguments, format!("{name}: {misfit}")))?;
-        Ok((status.listing.gates.get(name).map(Arc::clone), args))
+        let gate = status.listing.gates.get(name).map(Arc::clone);
+        let prepared = AppCall {
+            app: Arc::clone(self),
+            name: name.clone(),
+            path: format!("{}/{}", self.channel.url.base, name.path()),
+            body: Bytes::from(format!("{{\"args\":{}}}", args.raw())),
+            headers: headers(call, request_id),
+            deadline,
+        };
+        Ok(prepared.run(gate))
     }
 
     /// Has the list asked for again, and returns what came of it.

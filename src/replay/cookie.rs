@@ -61,7 +61,10 @@ impl Wrote {
 
     fn parse(value: &str, now: f64, bounds: Bounds) -> Option<Self> {
         let (until, token) = match value.split_once(BEHIND) {
-            Some((until, token)) => (until, Some(decoded(token)?)),
+            Some((until, token)) => {
+                let token = percent_decode_str(token).decode_utf8().ok()?;
+                (until, Some(token.parse().ok()?))
+            }
             None => (value, None),
         };
         let until: f64 = until.parse().ok()?;
@@ -81,10 +84,6 @@ impl Wrote {
             format!("{NAME}={until:.3}{token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax");
         HeaderValue::try_from(cookie).ok().filter(|_| seconds > 0.0)
     }
-}
-
-fn decoded(text: &str) -> Option<ConsistencyToken> {
-    percent_decode_str(text).decode_utf8().ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -97,14 +97,13 @@ impl Dns {
 
 /// A port that is free for UDP and for TCP.
 async fn bind_anywhere() -> io::Result<(UdpSocket, TcpListener)> {
-    let mut attempts = 0;
-    loop {
-        match bind((Ipv4Addr::LOCALHOST, 0).into()).await {
-            Err(error) if attempts == BIND_ATTEMPTS => return Err(error),
-            Err(_) => attempts += 1,
-            bound => return bound,
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    for _ in 0..BIND_ATTEMPTS {
+        if let Ok(bound) = bind(any).await {
+            return Ok(bound);
         }
     }
+    bind(any).await
 }
 
 async fn bind(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
