@@ -33,11 +33,13 @@ pub(super) enum Meaning {
 /// What `answer` to a call of `name` means, whose result may have `limit` bytes.
 pub(super) fn meaning(name: &FunctionName, answer: &Answer, limit: usize) -> Meaning {
     let status = answer.status;
+    // A result says that the function ran, whatever a header says.
     if says_not_executed(&answer.headers) && status.as_u16() >= 400 {
         return Meaning::Outcome(Err(refused(name, answer)));
     }
     match status.as_u16() {
         200..300 => Meaning::Outcome(result(name, answer, limit)),
+        // So answers an app without this path, or one that does not accept the token; or the function itself.
         401 | 403 | 404 | 405 => Meaning::Missing(failed(answer, limit)),
         400..500 => Meaning::Outcome(Err(failed(answer, limit))),
         500.. => Meaning::Outcome(Err(error(name, answer, limit))),

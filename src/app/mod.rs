@@ -369,6 +369,7 @@ impl AppCall {
         if let Some(token) = &self.app.token {
             headers.insert(header::AUTHORIZATION, token.bearer());
         }
+        // The deadline may pass at this very moment; then the call ends all the same.
         let left = self.deadline.remaining_ms(Instant::now()).unwrap_or(1);
         headers.insert("rpc-timeout-ms", HeaderValue::from(left));
         request

@@ -109,6 +109,7 @@ impl Watch {
     async fn listed(&mut self, body: Vec<u8>) -> Result<(), NoList> {
         let is_new = self.body.as_ref() != Some(&body);
         let was = self.app.status();
+        // The same list changes nothing, except that an app which was down is up again.
         if !is_new && was.health != AppHealth::Down {
             return Ok(());
         }

@@ -156,6 +156,7 @@ pub(super) async fn start(
     }
     // Before the address is printed, so that a signal which comes then drains the instance.
     let signals = Signals::listen()?;
+    // The functions of an app take the place of the built-in ones.
     let registry = match &config.app {
         Some(_) => Registry::new(),
         None => Registry::builtin(),

@@ -54,6 +54,7 @@ impl FromStr for AppUrl {
 
 fn read_url(text: &str) -> Result<AppUrl, &'static str> {
     if let Some(rest) = text.strip_prefix("unix:") {
+        // The last colon: the path of a socket may have others.
         let (socket, path) = rest
             .rsplit_once(':')
             .ok_or("has no path behind the socket")?;

@@ -46,6 +46,7 @@ impl ReplayToPrimary {
     pub(super) async fn step(&self, head: &Parts, now: f64) -> Step {
         let writes = (self.writes)(head);
         if self.region == self.primary {
+            // What was captured in another region is a read that writes.
             return match writes || state(&head.headers) == Some(CAPTURED) {
                 true => Step::RunWrite,
                 false => Step::Run,

@@ -184,6 +184,7 @@ fn settings(
         ("dns-name", dns::service(region)),
         ("dns-server", dns_server.to_string()),
         ("poll-interval", args.poll_interval.clone()),
+        // No load balancer has to learn that an instance stops.
         ("drain-delay", "0s".to_owned()),
         ("log", args.log.clone()),
     ]
