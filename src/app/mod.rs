@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
@@ -211,7 +212,8 @@ impl App {
             headers: headers(call, request_id),
             deadline,
         };
-        Ok(prepared.run(gate))
+        let answered = prepared.run(gate);
+        Ok(answered.map(|answered| answered.unwrap_or_else(|problem| Err(problem).into())))
     }
 
     /// Has the list asked for again, and returns what came of it.
@@ -283,48 +285,42 @@ struct AppCall {
 }
 
 impl AppCall {
-    async fn run(self, own: Option<Arc<Gate>>) -> Answered {
+    async fn run(self, own: Option<Arc<Gate>>) -> Result<Answered, Problem> {
         // Through its own gate first, so that calls of one function do not fill the app's while they wait.
         let (name, deadline) = (&self.name, self.deadline);
-        let passes = async {
-            let own = match &own {
-                Some(gate) => Some(gate.enter(name, deadline).await?),
-                None => None,
-            };
-            Ok::<_, Problem>((own, self.app.gate.enter(name, deadline).await?))
+        let _own = match &own {
+            Some(gate) => Some(gate.enter(name, deadline).await?),
+            None => None,
         };
-        let _passes = match passes.await {
-            Ok(passes) => passes,
-            Err(problem) => return Err(problem).into(),
-        };
+        let _pass = self.app.gate.enter(name, deadline).await?;
         // Dropped at the deadline, which closes the connection: most servers then cancel the request.
-        let answered = self.deadline.bound(self.answer()).await;
-        answered.unwrap_or_else(|| Err(Problem::still_running(&self.name)).into())
+        let answered = deadline.bound(self.answer()).await;
+        answered.ok_or_else(|| Problem::still_running(name))?
     }
 
-    async fn answer(&self) -> Answered {
+    async fn answer(&self) -> Result<Answered, Problem> {
         let limit = self.app.max_result;
         let exchanged = self.app.channel.exchange(limit, || self.request());
         let answer = match exchanged.await {
             Ok(answer) => answer,
             Err(Broken::Lost(detail)) => {
                 self.app.doubt();
-                return Err(answer::lost(format!("{}: {detail}", self.name))).into();
+                return Err(answer::lost(format!("{}: {detail}", self.name)));
             }
             Err(unreachable @ Broken::Unreachable(_)) => {
                 self.app.doubt();
                 let detail = format!("{}: {unreachable}", self.name);
-                return Err(Problem::new(Code::FunctionUnavailable, detail)).into();
+                return Err(Problem::new(Code::FunctionUnavailable, detail));
             }
         };
         let outcome = match answer::meaning(&self.name, &answer, limit) {
             Meaning::Outcome(outcome) => outcome,
             Meaning::Missing(otherwise) => Err(self.missing(otherwise).await),
         };
-        Answered {
+        Ok(Answered {
             outcome: Returned::with_consistency(outcome, self.consistency(&answer.headers)),
             waited: answer::waited(&answer.headers),
-        }
+        })
     }
 
     /// What the app says of its data; an invalid token is left out, and warned about once.
