@@ -1,5 +1,5 @@
 //! `fly-rpc functions`: the functions of one instance, a line each; or a look at an app before an instance has one.
-//! `fly-rpc openapi`: the document of the service, with an operation for each function that an app declares, if one is named.
+//! `fly-rpc openapi`: the document of the service, or of an app, with an operation for each function that it declares.
 
 use clap::Args;
 
