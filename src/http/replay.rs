@@ -23,27 +23,6 @@ use crate::{
 
 const ROUTE: HeaderName = HeaderName::from_static("rpc-route");
 
-/// What decides whether a call is replayed.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    route: Route,
-    is_other_region: bool,
-    through_proxy: bool,
-    was_replayed: bool,
-    size: usize,
-}
-
-impl Asked {
-    fn is_replayed(self) -> bool {
-        let is_wanted = match self.route {
-            Route::Proxy => false,
-            Route::Replay => true,
-            Route::Auto => self.through_proxy,
-        };
-        is_wanted && self.is_other_region && !self.was_replayed && self.size <= replay::MAX_REQUEST
-    }
-}
-
 /// The route that a request asks for, else the instance's.
 ///
 /// # Errors
@@ -55,7 +34,8 @@ pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Proble
     Ok(asked.unwrap_or(default))
 }
 
-/// The answer that has Fly Proxy replay a call in `region`; `None` where it runs here or is forwarded from here.
+/// The answer that has Fly Proxy replay a call in the first region of `targets`; `None` where the call runs here or is
+/// forwarded from here.
 ///
 /// A call whose peers there are all suspect or draining is forwarded: Fly Proxy waits without end for a Machine that takes
 /// a connection and does not answer.
@@ -67,19 +47,13 @@ pub(super) fn ask(
     targets: &Targets,
 ) -> Option<Response> {
     let CallRequest { call, route, size } = request;
-    if *route == Route::Proxy {
+    if !may_be_replayed(*route, head, *size) {
         return None;
     }
     let region = &app.dispatcher.first_region(targets, call)?;
-    let asked = Asked {
-        route: *route,
-        is_other_region: *region != app.identity.region && replay::is_fly_region(region),
-        through_proxy: replay::came_through_fly_proxy(&head.headers),
-        was_replayed: replay::was_replayed(&head.headers),
-        size: replay::request_size(&head.uri, &head.headers, *size),
-    };
+    let is_here = *region == app.identity.region;
     let deadline = Deadline::since(context.arrived, call.timeout);
-    if !asked.is_replayed() || deadline.has_passed() {
+    if is_here || !replay::is_fly_region(region) || deadline.has_passed() {
         return None;
     }
     let left = deadline.remaining();
@@ -117,6 +91,20 @@ pub(super) fn ask(
     Some(([(replay::REPLAY, asks)], refusal).into_response())
 }
 
+/// Whether Fly Proxy would replay a request with a body of `size` bytes that is to take `route`. One that says that it is a
+/// replay is never replayed again.
+fn may_be_replayed(route: Route, head: &Parts, size: usize) -> bool {
+    let headers = &head.headers;
+    let is_wanted = match route {
+        Route::Proxy => false,
+        Route::Replay => true,
+        Route::Auto => replay::came_through_fly_proxy(headers),
+    };
+    is_wanted
+        && !replay::was_replayed(headers)
+        && replay::request_size(&head.uri, headers, size) <= replay::MAX_REQUEST
+}
+
 /// What Fly Proxy may be asked for of `targets`, of which `first` comes first: the regions that Fly can have, and whether any
 /// other will do. What a client that is limited to regions means by `any`, Fly Proxy has no word for.
 fn list<'a>(
@@ -142,8 +130,8 @@ pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call)
     context.arrived.checked_sub(lost).unwrap_or(context.arrived)
 }
 
-/// The header that has Fly Proxy try another Machine with a call that this instance refused for its own sake: it drains, or
-/// is overloaded. Who is not behind Fly Proxy gets the refusal alone.
+/// The header that has Fly Proxy try another Machine with a call that this instance refused because it drains or is
+/// overloaded. A client that is not behind Fly Proxy gets the refusal alone.
 pub(super) fn to_others(
     app: &App,
     head: &Parts,
@@ -155,19 +143,23 @@ pub(super) fn to_others(
     let Outcome { result, meta } = outcome;
     let problem = result.as_ref().err()?;
     let me = &app.identity.instance;
-    let is_for_own_sake = matches!(problem.code, Code::Draining | Code::Overloaded)
+    let is_own_refusal = matches!(problem.code, Code::Draining | Code::Overloaded)
         && meta.instance.as_ref().is_none_or(|instance| instance == me);
     let left = Deadline::since(arrived, call.timeout).remaining();
-    let may_be_replayed = replay::came_through_fly_proxy(&head.headers)
-        && !replay::was_replayed(&head.headers)
-        && replay::request_size(&head.uri, &head.headers, size) <= replay::MAX_REQUEST
-        && call.instance.as_ref() != Some(me)
-        && !left.is_zero();
+    let must_be_here = call.instance.as_ref() == Some(me);
+    if !is_own_refusal
+        || must_be_here
+        || left.is_zero()
+        || !may_be_replayed(Route::Auto, head, size)
+    {
+        return None;
+    }
     let state = replay::call_state(&meta.request_id, left);
-    (is_for_own_sake && may_be_replayed).then(|| replay::header(Machines::Others, left / 2, &state))
+    Some(replay::header(Machines::Others, left / 2, &state))
 }
 
-/// Of a call that came back because no Machine was reached in time, while discovery knows none: that may change by itself.
+/// Turns an unknown region or instance into one that is not available yet, where Fly Proxy reached no Machine there in time:
+/// one may be starting, so that a repeat may succeed.
 pub(super) fn came_back(headers: &HeaderMap, outcome: &mut Outcome) {
     let is_unknown =
         |problem: &Problem| matches!(problem.code, Code::RegionUnknown | Code::InstanceUnknown);
@@ -185,39 +177,10 @@ pub(super) fn came_back(headers: &HeaderMap, outcome: &mut Outcome) {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderName;
+    use axum::http::Request;
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn a_call_is_replayed_when_all_conditions_hold() {
-        use Route::{Auto, Proxy, Replay};
-        const MAX: usize = 1_000_000;
-        // The route, to another region, through Fly Proxy, a replay already, its size.
-        let cases = [
-            ((Auto, true, true, false, MAX), true),
-            ((Proxy, true, true, false, MAX), false),
-            ((Auto, true, false, false, MAX), false),
-            ((Replay, true, false, false, MAX), true),
-            ((Auto, false, true, false, MAX), false),
-            ((Auto, true, true, true, MAX), false),
-            ((Replay, true, true, true, MAX), false),
-            ((Auto, true, true, false, MAX + 1), false),
-            ((Replay, true, true, false, MAX + 1), false),
-        ];
-        for (case, replayed) in cases {
-            let (route, is_other_region, through_proxy, was_replayed, size) = case;
-            let asked = Asked {
-                route,
-                is_other_region,
-                through_proxy,
-                was_replayed,
-                size,
-            };
-            assert_eq!(asked.is_replayed(), replayed, "{asked:?}");
-        }
-    }
 
     proptest! {
         /// Whatever a client invents: what Fly Proxy adds to a replay stays on it, and ends it.
@@ -227,20 +190,13 @@ mod tests {
             value in "[ -~]{0,40}",
             added in prop::sample::select(vec!["fly-replay-src", "fly-replay-failed", "fly-replay-cache-status"]),
         ) {
-            let mut headers = HeaderMap::new();
+            let (mut head, ()) = Request::new(()).into_parts();
             for name in names.iter().map(String::as_str).chain([added]) {
                 let name = HeaderName::try_from(name).unwrap();
-                headers.append(name, HeaderValue::try_from(value.as_str()).unwrap());
+                head.headers.append(name, HeaderValue::try_from(value.as_str()).unwrap());
             }
             for route in [Route::Replay, Route::Auto, Route::Proxy] {
-                let asked = Asked {
-                    route,
-                    is_other_region: true,
-                    through_proxy: replay::came_through_fly_proxy(&headers),
-                    was_replayed: replay::was_replayed(&headers),
-                    size: 0,
-                };
-                prop_assert!(!asked.is_replayed());
+                prop_assert!(!may_be_replayed(route, &head, 0));
             }
         }
     }
