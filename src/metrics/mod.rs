@@ -2,36 +2,57 @@
 //! count apart. Every label is one of a bounded set; what is not known here is `other`.
 
 mod calls;
-mod functions;
 mod labels;
-mod peers;
 mod timed;
 
-use std::fmt;
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{PoisonError, RwLock},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::text::{encode_eof, encode_registry},
-    metrics::{family::Family, gauge::Gauge},
-    registry::{Metric, Registry},
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+        histogram::Histogram,
+    },
+    registry::{Metric, Registry, Unit},
 };
 
 pub(crate) use self::labels::Texts;
-use self::{calls::CallMetrics, functions::FunctionMetrics, peers::PeerMetrics};
+use self::{
+    calls::CallMetrics,
+    labels::{Function, Target, Words, outcome},
+    timed::{Seconds, Timed},
+};
 use crate::{
     config::Identity,
     feed::Feed,
     name::{BootId, FunctionName},
+    problem::Problem,
+    region::Region,
 };
 
 /// What the name of every metric starts with.
 pub(crate) const PREFIX: &str = "fly_rpc";
+
+/// The most functions with a label of their own: those of an app come and go, and a label stays.
+const MAX_FUNCTIONS: usize = 2000;
+
+/// The bounds of the number of calls that leave together.
+const BATCHES: [f64; 11] = [
+    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
+];
 
 /// Everything that one instance counts.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Calls, as their callers see them.
     pub(crate) calls: CallMetrics,
-    /// Functions that run here.
     pub(crate) functions: FunctionMetrics,
     pub(crate) peers: PeerMetrics,
     /// What happens, for `GET /events`.
@@ -88,4 +109,122 @@ pub(crate) fn registered<M: Metric + Clone + Default>(
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
+}
+
+/// A histogram of times that is in `registry`.
+fn registered_times(registry: &mut Registry, name: &str, help: &str) -> Histogram {
+    let times = Seconds.new_metric();
+    registry.register_with_unit(name, help, Unit::Seconds, times.clone());
+    times
+}
+
+/// Calls from all callers that ran here, or were to run here.
+#[derive(Debug)]
+pub(crate) struct FunctionMetrics {
+    executions: Timed<Function>,
+    known: RwLock<HashSet<FunctionName>>,
+    with_token: Family<Words<2>, Counter>,
+    token_wait: Histogram,
+}
+
+impl FunctionMetrics {
+    fn register(registry: &mut Registry, known: impl Iterator<Item = FunctionName>) -> Self {
+        let counted = "Calls that were to run here, by function and what came of them";
+        let timed = "Time from a function's start to its end";
+        let (counted, timed) = (("executions", counted), ("function_duration", timed));
+        let executions = Timed::register(registry, counted, timed);
+        let help = "Calls with a consistency token that ran here, or were to, by what came of them";
+        let with_token = registered(registry, "token_executions", help);
+        let help = "Time that functions waited until their data had seen the token, as they say";
+        let token_wait = registered_times(registry, "token_wait", help);
+        Self {
+            executions,
+            known: RwLock::new(known.collect()),
+            with_token,
+            token_wait,
+        }
+    }
+
+    /// Counts calls of `name` under its own label from here on, while there is room.
+    pub(crate) fn know(&self, name: &FunctionName) {
+        let is_known =
+            |known: &HashSet<FunctionName>| known.contains(name) || known.len() >= MAX_FUNCTIONS;
+        if !is_known(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            known.insert(name.clone());
+        }
+    }
+
+    /// Counts a call whose function started.
+    pub(crate) fn ended(&self, name: &FunctionName, problem: Option<&Problem>, elapsed: Duration) {
+        self.executions.ended(&self.label(name), problem, elapsed);
+    }
+
+    /// Counts a call whose function did not start.
+    pub(crate) fn refused(&self, name: &FunctionName, problem: &Problem) {
+        self.executions.refused(&self.label(name), problem);
+    }
+
+    /// Counts a call with a consistency token, for which the function `waited`, where it says so.
+    pub(crate) fn with_token(&self, problem: Option<&Problem>, waited: Option<Duration>) {
+        self.with_token.get_or_create(&outcome(problem)).inc();
+        if let Some(waited) = waited {
+            self.token_wait.observe(waited.as_secs_f64());
+        }
+    }
+
+    fn label(&self, name: &FunctionName) -> Function {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        Function::new(known.get(name))
+    }
+}
+
+/// Probes of peers, attempts at them, and how many calls leave for one together.
+#[derive(Debug)]
+pub(crate) struct PeerMetrics {
+    attempts: Timed<Target>,
+    batches: Histogram,
+    probes: Family<Words<1>, Counter>,
+    probe_durations: Histogram,
+}
+
+impl PeerMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let counted = "Attempts at peers, by the region they were made in and what came of them";
+        let timed = "Time from an attempt's start to the peer's answer, or to its failure";
+        let attempts = Timed::register(registry, ("attempts", counted), ("hop_duration", timed));
+        let batches = Histogram::new(BATCHES);
+        let help = "Calls that left together for the same peer";
+        registry.register("batch_calls", help, batches.clone());
+        let help = "Questions to addresses who answers there, by how they ended";
+        let probes = registered(registry, "probes", help);
+        let help = "Time that peers took to answer a probe";
+        let probe_durations = registered_times(registry, "probe_duration", help);
+        Self {
+            attempts,
+            batches,
+            probes,
+            probe_durations,
+        }
+    }
+
+    /// Counts an attempt at a peer in `region`.
+    pub(crate) fn tried(&self, region: &Region, problem: Option<&Problem>, elapsed: Duration) {
+        let target = Target::new(Some(region));
+        self.attempts.ended(&target, problem, elapsed);
+    }
+
+    /// Counts `calls` that left together.
+    pub(crate) fn left_together(&self, calls: u32) {
+        self.batches.observe(f64::from(calls));
+    }
+
+    /// Counts a probe that a peer answered after `rtt`, or no peer.
+    pub(crate) fn probed(&self, rtt: Option<Duration>) {
+        if let Some(rtt) = rtt {
+            self.probe_durations.observe(rtt.as_secs_f64());
+        }
+        let outcome = if rtt.is_some() { "answered" } else { "failed" };
+        self.probes.get_or_create(&[("outcome", outcome)]).inc();
+    }
 }
