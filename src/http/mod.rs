@@ -19,7 +19,6 @@ mod replay;
 mod request;
 mod response;
 mod rpc;
-mod served;
 mod site;
 
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use tokio::task;
 use super::OpenProblems;
 use crate::{
     access::{Caller, FunctionPattern},
-    http::{App, AppState, auth, openapi_json, openapi_with, served::Document},
+    http::{App, AppState, auth, openapi_json, openapi_with, pages::Document},
     protocol::{Catalogue, CatalogueHash},
 };
 
