@@ -2,14 +2,11 @@
 //! arguments in, a typed result out, and else what `POST /rpc/{region}/{module}/{function}` has. It waits for its result: a
 //! second type of success would be in the way of the first in generated clients.
 
-use heck::ToUpperCamelCase;
+use heck::{ToSnakeCase, ToUpperCamelCase};
 use serde_json::{Map, Value, json};
 use utoipa::openapi::OpenApi as Document;
 
-use super::{
-    names::{self, Names},
-    schema::{COMPONENTS, are_plain, simplified, text},
-};
+use super::schema::{COMPONENTS, Names, are_plain, simplified, text};
 use crate::{
     declaration::{Declaration, Param},
     name::FunctionName,
@@ -135,7 +132,7 @@ impl Typed {
         params: &[Param],
         declared: &Declaration,
     ) -> Value {
-        let id = self.operation_names.claim(&names::operation(name), "_");
+        let id = self.operation_names.claim(&operation_id(name), "_");
         let prefix = id.to_upper_camel_case();
         let reply = self.reply(name, &prefix, declared.result.as_ref());
         let call = text(&format!("Call {name}"));
@@ -218,6 +215,25 @@ fn refer(kind: &str, name: &str) -> Value {
     json!({ "$ref": format!("#/components/{kind}/{name}") })
 }
 
+/// The id of an operation, as long as no other has it: `notes_create` of `Notes.create`, `kernel_x2b` of `Kernel.+`.
+fn operation_id(name: &FunctionName) -> String {
+    let FunctionName { module, function } = name;
+    let id = format!("{}_{}", word(module.as_str()), word(function.as_str()));
+    match id.starts_with(|first: char| first.is_ascii_digit()) {
+        true => format!("fn_{id}"),
+        false => id,
+    }
+}
+
+/// A part of an id: in snake case, or the bytes of a name without a letter or digit.
+fn word(name: &str) -> String {
+    let word = name.to_snake_case();
+    if !word.is_empty() {
+        return word;
+    }
+    name.bytes().map(|byte| format!("x{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,6 +271,19 @@ mod tests {
         );
         let length = document.to_string().len();
         assert!((MAX_BYTES..2 * MAX_BYTES).contains(&length), "{length}");
+    }
+
+    #[test]
+    fn the_ids_of_operations_are_identifiers() {
+        let id = |module: &str, function: &str| {
+            operation_id(&FunctionName::new(module, function).unwrap())
+        };
+        assert_eq!(id("Notes", "create"), "notes_create");
+        assert_eq!(id("Fly.RPC", "is_primary?"), "fly_rpc_is_primary");
+        assert_eq!(id("MyNotes", "createAll"), "my_notes_create_all");
+        assert_eq!(id("Kernel", "+"), "kernel_x2b");
+        assert_eq!(id("2", "f"), "fn_2_f");
+        assert_eq!(id("a\"\"\"", "*/"), "a_x2ax2f");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What the OpenAPI document says besides the routes; `functions.rs` adds operations to it, `route.rs` serves it.
 
 mod functions;
-mod names;
 mod problems;
 pub(super) mod route;
 mod schema;

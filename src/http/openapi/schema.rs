@@ -1,13 +1,11 @@
 //! The JSON Schemas that functions declare, in the part of the language that generators of clients take: no unions, no
-//! tuples, no reference that leads out. They come from strangers: what is no schema, is too large, or refers to what is not
-//! in it, becomes any JSON.
+//! tuples, no references to other documents. They come from strangers: what is not a schema, is too large, or refers to what
+//! is not in it, becomes any JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use heck::ToUpperCamelCase;
 use serde_json::{Map, Value, json};
-
-use super::names::{Names, squashed};
 
 /// The largest schema, in bytes.
 const MAX_BYTES: usize = 16 << 10;
@@ -69,6 +67,32 @@ pub(super) fn are_plain<'a>(names: impl IntoIterator<Item = &'a str>) -> bool {
     })
 }
 
+/// The names of operations or schemas that are taken, as [`squashed`] leaves them: what generators make of two names must
+/// differ too, without case and without the characters that an identifier cannot have.
+#[derive(Debug, Default)]
+pub(super) struct Names(BTreeSet<String>);
+
+impl Names {
+    /// Those of `taken`.
+    pub(super) fn new<'a>(taken: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(taken.into_iter().map(squashed).collect())
+    }
+
+    /// Takes `wanted`, or the first of `wanted` with 2, 3, … behind `separator` that is not taken.
+    pub(super) fn claim(&mut self, wanted: &str, separator: &str) -> String {
+        let numbered = (2_u32..).map(|number| format!("{wanted}{separator}{number}"));
+        let mut all = std::iter::once(wanted.to_owned()).chain(numbered);
+        all.find(|name| self.0.insert(squashed(name)))
+            .unwrap_or_default()
+    }
+}
+
+/// What is left of a name in every language: its letters and digits, without case.
+fn squashed(name: &str) -> String {
+    let plain = name.chars().filter(|character| character.is_alphanumeric());
+    plain.flat_map(char::to_lowercase).collect()
+}
+
 /// The definitions of a schema, by what refers to them.
 fn definitions(schema: &Value) -> BTreeMap<String, &Value> {
     let mut found = BTreeMap::new();
@@ -81,7 +105,7 @@ fn definitions(schema: &Value) -> BTreeMap<String, &Value> {
     found
 }
 
-/// Reads one schema. Its methods return `None` for what is no schema.
+/// Reads one schema. Its methods return `None` for what is not a schema.
 struct Reader<'a> {
     definitions: BTreeMap<String, &'a Value>,
     prefix: &'a str,
@@ -248,7 +272,7 @@ impl Reader<'_> {
     }
 }
 
-/// What `read` makes of a member, if it is there; `None` where that is nothing.
+/// What `read` makes of a member, if it is there; the outer `None` where the member is not what `read` expects.
 fn optional<'a, T>(
     schema: &'a Members,
     name: &str,
@@ -260,7 +284,7 @@ fn optional<'a, T>(
     }
 }
 
-/// Takes numbers over, as far as they fit; what is no number makes the schema none.
+/// Copies numbers, as far as they fit; with anything else than a number, `schema` is not a schema.
 fn keep(
     simple: &mut Members,
     schema: &Members,
@@ -460,6 +484,27 @@ mod tests {
     fn no_text_ends_the_comment_that_it_is_written_in() {
         assert_eq!(text(" a\n\"\"\" b */ c\\"), "a ''' b * / c");
         assert_eq!(text(&"é".repeat(MAX_TEXT)).len(), MAX_TEXT);
+    }
+
+    #[test]
+    fn a_name_is_given_once_whatever_a_language_makes_of_it() {
+        let mut names = Names::new(["callFunction"]);
+        let claimed = [
+            "notes_create",
+            "NotesCreate",
+            "call_function",
+            "notescreate2",
+        ]
+        .map(|name| names.claim(name, "_"));
+        assert_eq!(
+            claimed,
+            [
+                "notes_create",
+                "NotesCreate_2",
+                "call_function_2",
+                "notescreate2_2"
+            ]
+        );
     }
 
     /// Any JSON of words that mean something in schemas.
