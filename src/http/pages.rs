@@ -58,7 +58,6 @@ static FILES: LazyLock<Vec<(&str, Document)>> = LazyLock::new(|| {
         file("/ui/call.js", SCRIPT, include_str!("ui/call.js")),
         file("/ui/dev.js", SCRIPT, include_str!("ui/dev.js")),
         file("/ui/dom.js", SCRIPT, include_str!("ui/dom.js")),
-        file("/ui/land.js", SCRIPT, include_str!("ui/land.js")),
         file("/ui/map.js", SCRIPT, include_str!("ui/map.js")),
         file("/ui/places.js", SCRIPT, include_str!("ui/places.js")),
     ]

@@ -2,8 +2,7 @@
 // along them. What it shows stands in the table below it too.
 
 import { element, keyed, ms, say } from "./dom.js";
-import { LAND } from "./land.js";
-import { PLACES, city } from "./places.js";
+import { LAND, PLACES, city } from "./places.js";
 
 /** The part of the plane that is shown: all longitudes, and latitudes from 76 down to −57. */
 const [WIDTH, HEIGHT, NORTH] = [288, 133, 76];

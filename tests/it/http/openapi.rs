@@ -165,7 +165,7 @@ async fn the_page_of_the_cluster_comes_whole_from_the_instance() {
         }
         next += 1;
     }
-    assert_eq!(paths.len(), 9, "{paths:?}");
+    assert_eq!(paths.len(), 8, "{paths:?}");
     assert!(size < 100 << 10, "{size} bytes");
     assert!(!page.contains("style=") && !page.contains("onclick"));
     assert_eq!(instance.get("/ui/").await.problem().0, 404);
