@@ -27,8 +27,8 @@ const LEAST_MS: f64 = 0.05;
 #[derive(Debug, Default)]
 pub(super) struct Sampler {
     second: u64,
-    good: u32,
-    failed: u32,
+    /// Of this second, the calls that went well, and the failures.
+    counts: [u32; 2],
 }
 
 impl Sampler {
@@ -37,25 +37,21 @@ impl Sampler {
         if self.second != second {
             *self = Self {
                 second,
-                ..Self::default()
+                counts: [0; 2],
             };
         }
-        let shown = if is_failure {
-            &mut self.failed
-        } else {
-            &mut self.good
-        };
-        *shown += 1;
-        *shown <= SHOWN
+        let count = &mut self.counts[usize::from(is_failure)];
+        *count += 1;
+        *count <= SHOWN
     }
 }
 
 /// Calls by region.
 #[derive(Debug, Default)]
-pub(super) struct Tally(BTreeMap<Option<Region>, Counts>);
+pub(super) struct Tally(BTreeMap<Option<Region>, RegionTally>);
 
 #[derive(Debug, Default)]
-struct Counts {
+struct RegionTally {
     calls: u64,
     failures: Vec<FailureCount>,
     parts: [Option<Part>; PARTS],
@@ -137,7 +133,7 @@ impl Tally {
     }
 }
 
-impl Counts {
+impl RegionTally {
     fn failed(&mut self, code: Code, executed: Executed) {
         let mut known = self.failures.iter_mut();
         match known.find(|known| (known.code, known.executed) == (code, executed)) {
