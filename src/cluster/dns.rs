@@ -134,7 +134,7 @@ impl Dns {
         let is_answered = [&a, &aaaa].map(|lookup| lookup.as_ref().err().is_none_or(is_an_answer));
         let is_missed = families.note(is_answered);
         match (a, aaaa) {
-            // Of "there are no records" and a failure, people need to know the failure.
+            // Where one answer is that there are no records, the failure of the other is what people need to know.
             (Err(a), Err(aaaa)) if is_an_answer(&a) => DnsAnswer::failed(&aaaa),
             (Err(a), Err(_)) => DnsAnswer::failed(&a),
             (a, aaaa) => [a, aaaa]
@@ -188,7 +188,7 @@ impl Dns {
     }
 }
 
-/// The address families for which the servers of a name ever gave an answer, be it that there are no records.
+/// The address families for which the servers of a name ever gave an answer, even if only that there are no records.
 ///
 /// A server may know one family only: that of Fly's private network answers AAAA and fails for A. Were each failure an
 /// error, no answer of such a server would be complete, and no peer that left DNS would ever be removed. So a family

@@ -22,6 +22,7 @@ use self::{
     dns::Dns,
     poller::{Message, Poller},
     probe::Prober,
+    snapshot::Progress,
 };
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::{
@@ -30,7 +31,7 @@ pub(crate) use self::{
 };
 pub(crate) use self::{
     peers::{Condition, Peer, PeerStats, RegionPeers},
-    snapshot::{Overview, Progress, Snapshot},
+    snapshot::{Overview, Snapshot},
     table::{CallSignal, KnownAddress, KnownPeer, Table},
 };
 use crate::{
@@ -170,14 +171,13 @@ impl Cluster {
     /// Waits until the first round is over, whatever it found.
     pub(crate) async fn first_round(&self) {
         let mut progress = self.progress.clone();
-        let is_over = |progress: &Progress| self.source.is_none() || progress.rounds > 0;
-        // An error means that discovery was stopped before.
-        let _ = progress.wait_for(is_over).await;
+        // An error means that no further round ends: discovery was stopped, or there is nothing to discover.
+        let _ = progress.wait_for(|progress| progress.rounds > 0).await;
     }
 
     /// Whether a call for another region can be expected to find it: a round is over in which DNS answered for every name,
-    /// be it that there are no records. After [`READY_WITHOUT_DNS`] the answer is no longer needed: an instance that can
-    /// run its own functions is better than none.
+    /// even if only that there are no records. After [`READY_WITHOUT_DNS`] the answer is no longer needed: an instance that
+    /// can run its own functions is better than none.
     pub(crate) fn is_ready(&self) -> bool {
         let has_waited =
             || self.is_first_round_over() && self.started.elapsed() >= READY_WITHOUT_DNS;
@@ -197,7 +197,7 @@ impl Cluster {
 
     /// Probes the peer at `address` at once, on a new connection, and returns its state afterwards: for calls that wait
     /// there and receive nothing. Takes up to a second, longer when dozens of peers hang. All calls that ask meanwhile share
-    /// one probe, and one that ended less than a quarter of a second ago counts too. What is not a peer is suspect.
+    /// one probe, and one that ended less than a quarter of a second ago counts too. An address without a peer is suspect.
     pub(crate) async fn probe(&self, address: SocketAddr) -> PeerState {
         let (waiter, state) = oneshot::channel();
         // Where the poller does not take the message, or has ended, the waiter is dropped.
@@ -212,11 +212,12 @@ impl Cluster {
     /// Every address but this instance's own, and the progress of discovery.
     pub(crate) async fn overview(&self) -> Overview {
         let (asker, overview) = oneshot::channel();
-        // In a cluster of one nobody takes the message.
+        // In a cluster of one nothing receives the message.
         let _ = self.poller.send(Message::Overview(asker)).await;
         overview.await.unwrap_or_else(|_| Overview {
             addresses: Vec::new(),
             progress: self.progress.borrow().clone(),
+            warnings: Vec::new(),
         })
     }
 }

@@ -1,5 +1,5 @@
-//! The peers of a region: what each said of itself, what this instance measures of it, and the choice among them. Calls,
-//! links and probes write what they measure at any time; none of them waits for another.
+//! The peers of a region: how each introduced itself, what this instance measures of it, and the choice among them. Calls,
+//! links and probes write what they measure at any time, and never wait for each other.
 
 use std::{
     collections::BTreeSet,
@@ -54,12 +54,12 @@ impl Peer {
         }
     }
 
-    /// Whether it said that it has the function.
+    /// Whether it listed the function.
     pub(crate) fn says_it_has(&self, name: &FunctionName) -> bool {
         self.catalogue.is_some() && self.may_have(name)
     }
 
-    /// Whether the app beside it does not offer its functions now, which their instance knows all the same.
+    /// Whether the app beside it does not offer its functions now; their instance still knows their names.
     pub(crate) fn app_is_out(&self) -> bool {
         self.app_state.is_some_and(|state| state != AppHealth::Up)
     }
@@ -91,7 +91,7 @@ pub(crate) struct RegionPeers {
     pub last_seen: Option<Instant>,
 }
 
-/// How many peers are asked how far away their region is: they stand in one place.
+/// How many peers the distance of a region is measured to, of which the nearest counts: they are in one place.
 const NEAREST_OF: usize = 8;
 
 /// What is known of a peer, so what a call may expect of it.
@@ -152,7 +152,7 @@ impl RegionPeers {
     }
 
     /// A peer that was not tried yet and may have the function: one of the ready ones that have room, else one of the
-    /// ready ones that are full, else one of the others. If none has the function, one peer is tried all the same: one whose
+    /// ready ones that are full, else one of the others. If none has the function, one peer is tried nevertheless: one whose
     /// app is out, which can say whether the function is that app's, else any, since its catalogue may be out of date.
     pub(crate) fn choose(&self, name: &FunctionName, tried: &[SocketAddr]) -> Option<&Arc<Peer>> {
         let fits = |peer: &Peer| peer.fits(name, tried);
@@ -173,13 +173,13 @@ impl RegionPeers {
         some.filter_map(|peer| peer.stats.round_trip()).min()
     }
 
-    /// What a peer that has the function says that it declares.
+    /// What the function declares, by the first peer that has it.
     pub(crate) fn declared(&self, name: &FunctionName) -> Option<&Declaration> {
         self.all()
             .find_map(|peer| peer.catalogue.as_ref()?.get(name))
     }
 
-    /// Whether some peer may have the function, or may know it as one of its app, which is out.
+    /// Whether some peer may have the function, or its app, which is out, may have it.
     pub(crate) fn may_know(&self, name: &FunctionName) -> bool {
         self.all()
             .any(|peer| peer.may_have(name) || peer.app_is_out())
@@ -195,12 +195,13 @@ impl RegionPeers {
 /// where all are equally busy the choice is uniform. Usually the first two fit, and then nothing is scanned or allocated.
 fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
     let [first, second] = two(peers)?;
-    if fits(first) && (Arc::ptr_eq(first, second) || fits(second)) {
-        return Some(less_busy(first, second));
-    }
-    let fitting: Vec<_> = peers.iter().filter(|peer| fits(peer)).collect();
-    let [first, second] = two(&fitting)?;
-    Some(less_busy(first, second))
+    let both = if fits(first) && (Arc::ptr_eq(first, second) || fits(second)) {
+        [first, second]
+    } else {
+        let fitting: Vec<_> = peers.iter().filter(|peer| fits(peer)).collect();
+        two(&fitting)?.map(|peer| *peer)
+    };
+    both.into_iter().min_by_key(|peer| peer.stats.under_way())
 }
 
 /// Two of `items` at random; the same one twice if there is only one.
@@ -213,13 +214,6 @@ fn two<T>(items: &[T]) -> Option<[&T; 2]> {
     let drawn = rand::rng().random_range(0..count * (count - 1));
     let (first, step) = (drawn / (count - 1), drawn % (count - 1) + 1);
     Some([&items[first], &items[(first + step) % count]])
-}
-
-fn less_busy<'a>(first: &'a Arc<Peer>, second: &'a Arc<Peer>) -> &'a Arc<Peer> {
-    match second.stats.under_way() < first.stats.under_way() {
-        true => second,
-        false => first,
-    }
 }
 
 /// What part of the known round trip a new measurement replaces: an eighth, as TCP does (RFC 6298, section 2.3).

@@ -33,16 +33,16 @@ use crate::{feed::PeerChange, metrics::Metrics, protocol::PeerState, region::Reg
 const INBOX: usize = 1024;
 /// How many calls may wait for the outcome of one probe; further ones get the last known state at once.
 const MAX_WAITERS: usize = 16;
-/// How long an address that is no peer is not logged again.
+/// How long an address without a peer is not logged again.
 const LOG_PAUSE: Duration = Duration::from_secs(600);
 
 /// A message to the poller from the rest of the instance.
 #[derive(Debug)]
 pub(super) enum Message {
     Called(SocketAddr, CallSignal),
-    /// Calls wait for the silent peer at this address: probe it and answer with its state.
+    /// Calls wait for the peer at this address, which does not answer: probe it and answer with its state.
     Probe(SocketAddr, oneshot::Sender<PeerState>),
-    /// Somebody wants to see the whole cluster.
+    /// Answer with every address.
     Overview(oneshot::Sender<Overview>),
 }
 
@@ -148,7 +148,7 @@ impl Poller {
                 }
             }
             self.publish();
-            // After the regions are published: whoever waits for the first round reads them next.
+            // After the regions are published: what waits for the first round reads them next.
             if !self.schedule.has_new() {
                 self.end_round();
             }
@@ -268,7 +268,7 @@ impl Poller {
             Message::Called(address, signal) => self.called(address, signal),
             Message::Probe(address, waiter) => self.probe_for(address, waiter),
             Message::Overview(asker) => {
-                // Whoever reads about a peer may call it next.
+                // The asker may call a peer that it reads of next.
                 self.publish();
                 // The asker may have gone.
                 let _ = asker.send(self.overview());
@@ -321,14 +321,12 @@ impl Poller {
     }
 
     fn overview(&self) -> Overview {
-        let mut progress = self.progress.borrow().clone();
-        progress.warnings = self.table.duplicates();
-        if self.left_out > 0 {
-            progress.warnings.push(left_out_warning(self.left_out));
-        }
+        let mut warnings = self.table.duplicates();
+        warnings.extend((self.left_out > 0).then(|| left_out_warning(self.left_out)));
         Overview {
             addresses: self.table.addresses().collect(),
-            progress,
+            progress: self.progress.borrow().clone(),
+            warnings,
         }
     }
 
@@ -348,7 +346,7 @@ impl Poller {
         effects
     }
 
-    /// Logs `change` and sends it to whoever listens.
+    /// Logs `change` and sends it to the listeners of events.
     fn report(&self, change: &Change) {
         let Change {
             peer,

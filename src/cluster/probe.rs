@@ -183,24 +183,24 @@ impl Prober {
 }
 
 tokio::task_local! {
-    /// When the connection of the probe under way stood.
-    static STOOD: Cell<Instant>;
+    /// When the connection of the probe under way was established.
+    static CONNECTED: Cell<Instant>;
 }
 
-/// What `asking` gives, and how long that took once its connection stood; as long as from `started` where it had none.
+/// What `asking` gives, and how long that took on its connection; as long as from `started` where there was none.
 async fn timed<T>(started: Instant, asking: impl Future<Output = T>) -> (T, Duration) {
     let timed = async {
         let answer = asking.await;
-        (answer, STOOD.with(Cell::get).elapsed())
+        (answer, CONNECTED.with(Cell::get).elapsed())
     };
-    STOOD.scope(Cell::new(started), timed).await
+    CONNECTED.scope(Cell::new(started), timed).await
 }
 
-/// Notes in [`STOOD`] when a connection stands: the client makes each in the task that asks for it.
+/// Notes in [`CONNECTED`] when a connection is established: the client makes each in the task that asks for it.
 async fn noted<C: Future>(connecting: C) -> C::Output {
     let connection = connecting.await;
-    // Outside of a probe, nobody measures.
-    let _ = STOOD.try_with(|stood| stood.set(Instant::now()));
+    // Outside of a probe there is nothing to note it in.
+    let _ = CONNECTED.try_with(|connected| connected.set(Instant::now()));
     connection
 }
 

@@ -134,15 +134,13 @@ impl Publisher {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress {
     pub rounds: u64,
-    /// Whether a round is over in which DNS answered for every name, be it that there are no records.
+    /// Whether a round is over in which DNS answered for every name, even if only that there are no records.
     pub answered: bool,
     /// Whether a round is over in which DNS answered completely, so that a region without an instance does not exist.
     pub complete: bool,
     pub last_success: Option<Instant>,
     /// What went wrong with the last queries; `None` when nothing did.
     pub error: Option<String>,
-    /// What else people should know: addresses that are left out, ids that two processes use.
-    pub warnings: Vec<String>,
 }
 
 /// Every address but this instance's own, and the progress of discovery.
@@ -150,6 +148,8 @@ pub(crate) struct Progress {
 pub(crate) struct Overview {
     pub addresses: Vec<KnownAddress>,
     pub progress: Progress,
+    /// What else people should know: addresses that are left out, ids that two processes use.
+    pub warnings: Vec<String>,
 }
 
 impl Overview {

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | answers the probe | is a peer, ready or draining | stays a peer |
 //! | does not answer | stays a peer, suspect, and is probed less and less often | is removed |
-//! | answers, and is not an instance of this cluster | is no peer, and is probed again | is removed |
+//! | answers, and is not an instance of this cluster | is not a peer, and is probed again | is removed |
 //!
 //! So a peer is removed only if DNS dropped it and it fails a probe, or if something else answers at its address: neither
 //! a DNS failure nor a peer that hangs for a while empties a region. What calls report makes a peer suspect, ready or
@@ -61,7 +61,7 @@ pub(crate) enum Event {
 pub(crate) struct ProbeAnswer {
     pub peer: Peer,
     pub draining: bool,
-    /// The round trip of the question and its answer, on a connection that stood.
+    /// The round trip of the question and its answer, on an established connection.
     pub rtt: Duration,
 }
 
@@ -71,7 +71,7 @@ pub(crate) enum ProbeFailure {
     /// The connection was refused: nothing runs there.
     #[error("{0}")]
     Refused(String),
-    /// No answer, none in time, or one that says that it cannot answer now.
+    /// No answer, none in time, or a status of a server that cannot answer now.
     #[error("{0}")]
     NoAnswer(String),
     /// An answer of something that is not an instance of this cluster.
@@ -87,7 +87,7 @@ pub(crate) enum CallSignal {
     Unreachable,
     /// Another instance than the expected one answered.
     WrongInstance,
-    /// The peer accepted the connection and gave no complete answer in time: a reason for a probe, and no verdict.
+    /// The peer accepted the connection and gave no complete answer in time: a reason for a probe, not for another state.
     Unanswered,
     /// The peer does not have a function any more that its catalogue has: a reason for a probe.
     Outdated,

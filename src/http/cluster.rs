@@ -17,7 +17,7 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
-    cluster::{KnownPeer, Overview, Progress},
+    cluster::{KnownPeer, Overview},
     lifecycle::Phase,
     problem::{Code, Problem},
     protocol::{Catalogue, CatalogueDocument, PeerState},
@@ -77,7 +77,7 @@ pub(super) async fn list_regions(State(app): AppState) -> Json<RegionsDocument> 
             .into_iter()
             .map(|(region, instances)| RegionDocument { region, instances })
             .collect(),
-        discovery: discovery(&app, &overview.progress),
+        discovery: discovery(&app, &overview),
     })
 }
 
@@ -241,15 +241,15 @@ pub(super) fn peer(known: &KnownPeer) -> InstanceDocument {
     }
 }
 
-pub(super) fn discovery(app: &App, progress: &Progress) -> DiscoveryDocument {
+pub(super) fn discovery(app: &App, overview: &Overview) -> DiscoveryDocument {
+    let progress = &overview.progress;
+    let last_success = progress.last_success;
     DiscoveryDocument {
         source: app.cluster.source().map(str::to_owned),
-        last_success_ms: progress
-            .last_success
-            .map(|instant| whole_milliseconds(instant.elapsed())),
+        last_success_ms: last_success.map(|instant| whole_milliseconds(instant.elapsed())),
         stale: progress.error.is_some(),
         last_error: progress.error.clone(),
-        warnings: progress.warnings.clone(),
+        warnings: overview.warnings.clone(),
         rounds: progress.rounds,
     }
 }

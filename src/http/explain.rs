@@ -129,7 +129,7 @@ pub(super) async fn explain_region(
         policy: function_policy,
         candidates,
         unplaced: overview.addresses.iter().filter_map(unplaced).collect(),
-        discovery: discovery(&app, &overview.progress),
+        discovery: discovery(&app, &overview),
         region,
     }))
 }
