@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use axum::{
-    extract::State,
-    response::{IntoResponse, Response, Result},
-};
+use axum::{extract::State, response::Result};
 
 use super::{
     App, AppState,
@@ -162,7 +159,7 @@ pub(super) async fn get_region(
     ),
     security(("client_token" = []), ())
 )]
-pub(super) async fn list_functions(State(app): AppState) -> Response {
+pub(super) async fn list_functions(State(app): AppState) -> Json<FunctionsDocument> {
     let CatalogueDocument {
         catalogue,
         functions,
@@ -176,13 +173,12 @@ pub(super) async fn list_functions(State(app): AppState) -> Response {
             reason: status.reason,
         }
     });
-    Json(&FunctionsDocument {
+    Json(FunctionsDocument {
         catalogue,
         functions,
         details,
         app: beside,
     })
-    .into_response()
 }
 
 /// Every region ever seen, with its instances sorted by id; this one is among them.

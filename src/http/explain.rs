@@ -20,7 +20,7 @@ use crate::{
     call::Timeouts,
     cluster::{KnownAddress, KnownPeer, Overview},
     declaration::Declaration,
-    dispatch::{Choice as RegionChoice, Needs, Standing},
+    dispatch::{Choice, Needs, Standing},
     name::FunctionName,
     problem::{Code, Problem},
     protocol::PeerState,
@@ -134,18 +134,12 @@ pub(super) async fn explain_region(
     }))
 }
 
-/// The policy of a call of `name` that says nothing of its own.
+/// The policy of a call of `name` that has none of its own.
 fn policy(app: &App, targets: &Targets, name: &FunctionName) -> PolicyDocument {
-    let read = |declared: &Declaration| {
-        (
-            declared.declared_timeout(),
-            declared.idempotent,
-            declared.concurrency,
-        )
-    };
-    let declared = app.dispatcher.policy(targets, name, read);
-    let (timeout, idempotent, concurrency) = declared.unwrap_or_default();
+    let declared = app.dispatcher.policy(targets, name, Declaration::clone);
+    let declared = declared.unwrap_or_default();
     let Timeouts { default, max } = app.timeouts;
+    let timeout = declared.declared_timeout();
     let from = |is_declared| match is_declared {
         true => PolicySource::Function,
         false => PolicySource::Setting,
@@ -154,13 +148,13 @@ fn policy(app: &App, targets: &Targets, name: &FunctionName) -> PolicyDocument {
     PolicyDocument {
         timeout_ms: u64::try_from(holds.as_millis()).unwrap_or(u64::MAX),
         timeout_from: from(timeout.is_some()),
-        idempotent: idempotent.unwrap_or(false),
-        idempotent_from: from(idempotent.is_some()),
-        concurrency,
+        idempotent: declared.idempotent.unwrap_or(false),
+        idempotent_from: from(declared.idempotent.is_some()),
+        concurrency: declared.concurrency,
     }
 }
 
-/// Refuses a region that no instance was ever seen in. While discovery has found nothing yet, there is something to explain.
+/// Refuses a region that no instance was ever seen in, unless discovery has not finished: the explanation says so.
 fn is_known(app: &App, region: &Region) -> Result<(), Problem> {
     match app.dispatcher.peers(region) {
         Err(problem) if *region != app.identity.region && problem.code == Code::RegionUnknown => {
@@ -189,7 +183,7 @@ fn asked_function(query: Option<&str>) -> Result<Option<FunctionName>, Problem> 
 }
 
 /// Why the first attempt goes to `chosen`, and not to the others.
-fn explained(choices: &[RegionChoice], targets: &Targets, chosen: &Region) -> Vec<ChoiceDocument> {
+fn explained(choices: &[Choice], targets: &Targets, chosen: &Region) -> Vec<ChoiceDocument> {
     let mut is_chosen_before = false;
     let explained = choices.iter().map(|choice| {
         let is_chosen = choice.region == *chosen && !is_chosen_before;
@@ -213,8 +207,8 @@ fn explained(choices: &[RegionChoice], targets: &Targets, chosen: &Region) -> Ve
     explained.collect()
 }
 
-/// What the choice among the peers of a region hangs on.
-struct Choice<'a> {
+/// What the choice among the peers of a region depends on, besides the peer itself.
+struct Verdicts<'a> {
     function: Option<&'a FunctionName>,
     one_is_ready: bool,
     one_has_it: bool,
@@ -222,7 +216,7 @@ struct Choice<'a> {
     a_ready_one_has_it: bool,
 }
 
-impl<'a> Choice<'a> {
+impl<'a> Verdicts<'a> {
     fn among(peers: &[&KnownPeer], function: Option<&'a FunctionName>) -> Self {
         let has_it = |known: &&KnownPeer| function.is_none_or(|name| known.peer.may_have(name));
         let is_ready = |known: &&KnownPeer| known.state() == PeerState::Ready;
@@ -237,7 +231,7 @@ impl<'a> Choice<'a> {
     }
 
     /// Whether a call may go to the peer, and why.
-    fn verdict(&self, known: &KnownPeer) -> (bool, String) {
+    fn of(&self, known: &KnownPeer) -> (bool, String) {
         let state = known.state();
         let is_ready = state == PeerState::Ready;
         if let Some(name) = self.function {
@@ -289,11 +283,11 @@ fn candidates(
         peers.any(|peer| peer.may_have(name) || peer.app_is_out())
     };
     let is_here = is_own && (has_it || !function.is_some_and(may_know));
-    let choice = Choice::among(&peers, function);
+    let verdicts = Verdicts::among(&peers, function);
     let candidates = peers.iter().zip(seen).map(|(known, seen)| {
         let verdict = match is_here {
             true => (false, RUNS_HERE.to_owned()),
-            false => choice.verdict(known),
+            false => verdicts.of(known),
         };
         candidate(peer(known), verdict, Some(seen))
     });
