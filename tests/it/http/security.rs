@@ -509,8 +509,11 @@ async fn pages_of_other_sites_call_nothing_without_tokens() {
             "host: 127.0.0.1.evil.example",
             "host: 10.1.2.3",
             "host: OWN\r\norigin: http://evil.example",
+            "host: OWN\r\norigin: http://127.0.0.1:1",
             "host: OWN\r\norigin: null",
+            "host: OWN\r\norigin: ",
             "host: OWN\r\nsec-fetch-site: cross-site",
+            "host: OWN\r\nsec-fetch-site: same-site",
             "host: evil.example\r\norigin: http://evil.example\r\nsec-fetch-site: same-origin",
         ] {
             let refused = asked(&plain, line, headers).await;
@@ -528,6 +531,7 @@ async fn pages_of_other_sites_call_nothing_without_tokens() {
         "host: [::1]",
         "host: OWN\r\norigin: http://OWN",
         "host: OWN\r\norigin: http://OWN\r\nsec-fetch-site: same-origin",
+        "host: OWN\r\nsec-fetch-site: none",
     ] {
         assert_eq!(
             asked(&plain, call, headers).await.result(),
