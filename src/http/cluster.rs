@@ -1,4 +1,4 @@
-//! The cluster as this instance knows it, to read: the regions and their instances, and the functions.
+//! `GET /regions`, `/regions/{region}` and `/functions`: the cluster as this instance knows it.
 
 use std::{collections::BTreeMap, time::Duration};
 

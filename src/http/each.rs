@@ -218,7 +218,7 @@ impl About {
     }
 }
 
-/// A guard that says in the log that a client went away.
+/// A guard that counts and logs a fan-out whose client went away.
 type Awaited<F> = ScopeGuard<About, F>;
 
 /// The whole answer, once all calls have ended. Its entries are written as they come, and sorted as pieces.

@@ -1,5 +1,5 @@
-//! `GET /events`: what happens in this instance, as a stream of server-sent events. `feed` gathers
-//! the events; here each client gets those that it may see, and counts once a second.
+//! `GET /events`: what happens in this instance, as a stream of server-sent events. `feed` gathers the events; here each
+//! client gets those that it may see, and counts once a second.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(1);
 /// The id of the last event that a client had (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 const LAST_EVENT_ID: &str = "last-event-id";
-/// Has nginx pass on what comes at once.
+/// Makes nginx pass on each event at once.
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// What an instance has at work, and the calls that it took, by region.
@@ -127,7 +127,7 @@ pub(super) async fn stream_events(
         caller,
         listener,
         tick,
-        said_stopping: false,
+        has_sent_stopping: false,
     };
     let events = stream::unfold(events, async |mut events| {
         let text = events.next().await?;
@@ -146,13 +146,13 @@ struct Stream {
     app: Arc<App>,
     caller: Caller,
     listener: Listener,
-    /// What to say first to a client that comes back.
+    /// The first event for a client that reconnects and missed some.
     lagged: Option<Bytes>,
     tick: Interval,
     counted: Vec<RegionCounts>,
     phase: watch::Receiver<Phase>,
-    /// Whether it said that this instance is stopping.
-    said_stopping: bool,
+    /// Whether the client got the event that this instance is stopping.
+    has_sent_stopping: bool,
 }
 
 impl Stream {
@@ -163,8 +163,8 @@ impl Stream {
         }
         loop {
             let phase = *self.phase.borrow_and_update();
-            if phase > Phase::Serving && !self.said_stopping {
-                self.said_stopping = true;
+            if phase > Phase::Serving && !self.has_sent_stopping {
+                self.has_sent_stopping = true;
                 return Some(self.stopping());
             }
             if phase >= Phase::Refusing {
@@ -210,7 +210,7 @@ impl Stream {
         written(None, "counts", &counts)
     }
 
-    /// That this instance is stopping, as its peers learn it too.
+    /// That this instance is stopping: the state that its peers see too.
     fn stopping(&self) -> Bytes {
         let identity = &self.app.identity;
         let change = PeerChange {

@@ -1,6 +1,6 @@
 //! One typed operation for each function that declares its parameters, beside the operations of the stock document: named
-//! arguments in, a typed result out, and else what `POST /rpc/{region}/{module}/{function}` has. It waits for its result: a
-//! second type of success would be in the way of the first in generated clients.
+//! arguments in, a typed result out, and otherwise what `POST /rpc/{region}/{module}/{function}` has. It always waits for
+//! the result: with a second type of success, generated clients would return a union.
 
 use heck::{ToSnakeCase, ToUpperCamelCase};
 use serde_json::{Map, Value, json};
@@ -171,7 +171,7 @@ impl Typed {
             "description": text(&format!("The arguments of `{name}`.")),
         });
         let names: Vec<_> = params.iter().map(|param| param.name.as_str()).collect();
-        // Else they are an object of whatever names; the function says what is wrong.
+        // Otherwise any object is taken, and the function says what is wrong with it.
         if are_plain(names.iter().copied()) {
             for param in params {
                 let simple = self.simplified(prefix, param.schema.as_ref());

@@ -11,8 +11,8 @@ use serde_json::Value;
 use utoipa::{
     OpenApi,
     openapi::{
-        Header, Object, OpenApi as Document, PathItem, Ref, RefOr, Required,
-        Response as DocumentedResponse, Schema,
+        Header, Object, OpenApi as Document, Ref, RefOr, Required, Response as DocumentedResponse,
+        Schema,
         extensions::Extensions,
         header::HeaderBuilder,
         path::{Operation, Parameter},
@@ -110,7 +110,9 @@ pub(super) fn finished(mut document: Document) -> Document {
             schemas.insert(name.to_owned(), object.into());
         }
     }
-    for operation in paths.paths.values_mut().flat_map(operations) {
+    let paths = paths.paths.values_mut();
+    let operations = paths.flat_map(|path| [&mut path.get, &mut path.post]);
+    for operation in operations.flatten() {
         for parameter in operation.parameters.iter_mut().flatten() {
             if let RefOr::T(parameter) = parameter {
                 parameter.schema.iter_mut().for_each(deny_null);
@@ -152,7 +154,8 @@ fn share_problems(
     }
 }
 
-/// No body is no arguments, and utoipa has no attribute for the most items of an array that is a whole body.
+/// Makes the body optional, because a call without one has no arguments, and bounds it: utoipa has no attribute for the
+/// most items of an array that is a whole body.
 fn allow_no_args(operation: &mut Operation) {
     let Some(RefOr::T(body)) = &mut operation.request_body else {
         return;
@@ -193,7 +196,7 @@ fn finish_fan_out(operation: &mut Operation) {
     }
 }
 
-/// A header is there or not; utoipa makes it nullable as it does a member.
+/// A parameter is there or not; utoipa allows null for one that is optional, as it does for a member.
 fn deny_null(schema: &mut RefOr<Schema>) {
     if let RefOr::T(Schema::Object(object)) = schema
         && let SchemaType::Array(types) = &object.schema_type
@@ -230,10 +233,6 @@ fn list_codes(problem: &mut Object) {
 pub(super) fn to_json(document: &Document) -> String {
     let json = document.to_pretty_json();
     json.unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"))
-}
-
-fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut path.get, &mut path.post].into_iter().flatten()
 }
 
 fn header(kind: Type, description: &str, example: Value) -> Header {

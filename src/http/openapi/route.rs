@@ -1,5 +1,5 @@
-//! `GET /openapi.json`: the stock document for everybody; for those who may list the functions, one with an operation for
-//! each function of the cluster that declares its parameters and that they may call.
+//! `GET /openapi.json`: the stock document; for a client that may list the functions, one with an operation for each
+//! function of the cluster that declares its parameters and that the client may call.
 
 use std::{
     collections::BTreeMap,
@@ -102,11 +102,11 @@ async fn with_functions(app: &App, caller: Caller) -> Option<Arc<Document>> {
         return Some(known);
     }
     // Megabytes may have to be compressed; requests that come meanwhile wait for the same document.
-    let made = move || cache.get_with(sources, || Arc::new(made(&catalogues, &caller)));
-    task::spawn_blocking(made).await.ok()
+    let build = move || cache.get_with(sources, || Arc::new(build(&catalogues, &caller)));
+    task::spawn_blocking(build).await.ok()
 }
 
-fn made(catalogues: &[Arc<Catalogue>], caller: &Caller) -> Document {
+fn build(catalogues: &[Arc<Catalogue>], caller: &Caller) -> Document {
     let mut functions = BTreeMap::new();
     for (name, declared) in catalogues.iter().flat_map(|catalogue| catalogue.iter()) {
         if declared.params.is_some() && caller.may_call(name) {

@@ -1,4 +1,4 @@
-// Asks the instance that served the page, and nobody else. The token is in the memory of this module only.
+// Sends requests to the instance that served the page, and to no other server. The token is in the memory of this module only.
 
 /** Below what the instance's routes are: `/`, or the path at which a program passes its instances on. */
 const base = new URL(".", location.href);

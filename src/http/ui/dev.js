@@ -1,5 +1,5 @@
 // In `fly-rpc dev --chaos` only: what may be done to the cluster. The program serves the page itself, passes an instance on
-// below /at/NAME/, and obeys whoever has the token in the page's fragment.
+// below /at/NAME/, and obeys every client that has the token in the page's fragment.
 
 import { byId, element, keyed, say } from "./dom.js";
 
