@@ -19,7 +19,7 @@ use tokio::{
 use utoipa::ToSchema;
 
 pub(crate) use self::tally::RegionCounts;
-use self::tally::{Sampler, Tally};
+use self::tally::Tally;
 use crate::{
     json,
     name::{BootId, FunctionName, InstanceId, RequestId},
@@ -117,7 +117,6 @@ pub(crate) struct Feed {
 #[derive(Debug, Default)]
 struct Gathered {
     tally: Tally,
-    sampler: Sampler,
     number: u64,
 }
 
@@ -176,7 +175,7 @@ impl Feed {
             return;
         }
         let mut gathered = self.gathered();
-        if gathered.sampler.has_room(self.now().as_secs(), true) {
+        if gathered.tally.shows_another(self.now().as_secs(), true) {
             let call = (function.clone(), Some(attempt.region.clone()));
             self.send(&mut gathered, "attempt", Some(call), attempt);
         }
@@ -199,7 +198,8 @@ impl Feed {
         let mut gathered = self.gathered();
         let region = meta.region.as_ref();
         gathered.tally.count(region, problem, meta.elapsed_ms, now);
-        if !gathered.sampler.has_room(now.as_secs(), problem.is_some()) {
+        let is_failure = problem.is_some();
+        if !gathered.tally.shows_another(now.as_secs(), is_failure) {
             return;
         }
         let ended = EndedCall {

@@ -23,32 +23,14 @@ const PER_DOUBLING: f64 = 4.0;
 /// The lower end of the first bucket, in milliseconds; the last ends at 210 s.
 const LEAST_MS: f64 = 0.05;
 
-/// Which calls are shown: the first of each second.
+/// Calls by region, and which calls are shown: the first of each second.
 #[derive(Debug, Default)]
-pub(super) struct Sampler {
+pub(super) struct Tally {
+    regions: BTreeMap<Option<Region>, RegionTally>,
     second: u64,
     /// Of this second, the calls that went well, and the failures.
-    counts: [u32; 2],
+    in_second: [u32; 2],
 }
-
-impl Sampler {
-    /// Whether one more is shown in this `second`.
-    pub(super) fn has_room(&mut self, second: u64, is_failure: bool) -> bool {
-        if self.second != second {
-            *self = Self {
-                second,
-                counts: [0; 2],
-            };
-        }
-        let count = &mut self.counts[usize::from(is_failure)];
-        *count += 1;
-        *count <= SHOWN
-    }
-}
-
-/// Calls by region.
-#[derive(Debug, Default)]
-pub(super) struct Tally(BTreeMap<Option<Region>, RegionTally>);
 
 #[derive(Debug, Default)]
 struct RegionTally {
@@ -108,8 +90,9 @@ impl Tally {
         let region = region
             .filter(|_| problem.is_none_or(is_about_a_region))
             .cloned();
-        let is_full = self.0.len() >= MAX_REGIONS && !self.0.contains_key(&region);
-        let counts = self.0.entry(region.filter(|_| !is_full)).or_default();
+        let is_full = self.regions.len() >= MAX_REGIONS && !self.regions.contains_key(&region);
+        let region = region.filter(|_| !is_full);
+        let counts = self.regions.entry(region).or_default();
         counts.calls += 1;
         if let Some(problem) = problem {
             counts.failed(problem.code, problem.executed);
@@ -117,9 +100,19 @@ impl Tally {
         counts.took(elapsed_ms, now);
     }
 
+    /// Whether one more call, or failure, is shown in this `second`.
+    pub(super) fn shows_another(&mut self, second: u64, is_failure: bool) -> bool {
+        if self.second != second {
+            (self.second, self.in_second) = (second, [0; 2]);
+        }
+        let count = &mut self.in_second[usize::from(is_failure)];
+        *count += 1;
+        *count <= SHOWN
+    }
+
     /// What was counted until `now`.
     pub(super) fn totals(&self, now: Duration) -> Vec<RegionCounts> {
-        let regions = self.0.iter().map(|(region, counts)| {
+        let regions = self.regions.iter().map(|(region, counts)| {
             let times = counts.last_minute(now);
             RegionCounts {
                 region: region.clone(),
@@ -287,14 +280,13 @@ mod tests {
 
     #[test]
     fn failures_are_shown_besides_the_others() {
-        let mut sampler = Sampler::default();
-        let shown = |sampler: &mut Sampler, second, is_failure| {
-            (0..100)
-                .filter(|_| sampler.has_room(second, is_failure))
-                .count()
+        let mut tally = Tally::default();
+        let mut shown = |second, is_failure| {
+            let calls = (0..100).filter(|_| tally.shows_another(second, is_failure));
+            calls.count()
         };
-        assert_eq!(shown(&mut sampler, 1, false), 20);
-        assert_eq!(shown(&mut sampler, 1, true), 20);
-        assert_eq!(shown(&mut sampler, 2, false), 20);
+        assert_eq!(shown(1, false), 20);
+        assert_eq!(shown(1, true), 20);
+        assert_eq!(shown(2, false), 20);
     }
 }
