@@ -67,15 +67,13 @@ pub(crate) struct ProbeAnswer {
 
 /// Why a probe found no peer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
 pub(crate) enum ProbeFailure {
     /// The connection was refused: nothing runs there.
-    #[error("{0}")]
     Refused(String),
     /// No answer, none in time, or a status of a server that cannot answer now.
-    #[error("{0}")]
     NoAnswer(String),
     /// An answer of something that is not an instance of this cluster.
-    #[error("{0}")]
     NotAPeer(String),
 }
 
@@ -544,7 +542,5 @@ fn backoff(failures: u32) -> Duration {
     longest.min(first * (1 << doublings))
 }
 
-#[cfg(test)]
-mod properties;
 #[cfg(test)]
 mod tests;
