@@ -241,7 +241,7 @@ impl Feed {
         let id = format!("{}.{}", self.boot, gathered.number);
         let event = Event {
             call: call.map(Arc::new),
-            text: written(Some(&id), name, data),
+            text: event_text(Some(&id), name, data),
         };
         // The last listener may have gone.
         let _ = self.events.send(event);
@@ -253,7 +253,7 @@ impl Feed {
 }
 
 /// An event in the format `text/event-stream`: <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
-pub(crate) fn written(id: Option<&str>, name: &str, data: &impl Serialize) -> Bytes {
+pub(crate) fn event_text(id: Option<&str>, name: &str, data: &impl Serialize) -> Bytes {
     let id = id.map_or(String::new(), |id| format!("id: {id}\n"));
     let start = format!("{id}event: {name}\ndata: ").into_bytes();
     // JSON has no raw line break.

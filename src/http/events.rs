@@ -21,7 +21,7 @@ use utoipa::ToSchema;
 use super::{App, AppState, openapi::EventProblems};
 use crate::{
     access::Caller,
-    feed::{Event, Listener, PeerChange, RegionCounts, written},
+    feed::{Event, Listener, PeerChange, RegionCounts, event_text},
     lifecycle::Phase,
     problem::{Code, Problem},
     protocol::PeerState,
@@ -138,7 +138,7 @@ pub(super) async fn stream_events(
 }
 
 fn lagged(missed: Option<u64>) -> Bytes {
-    written(None, "lagged", &Lagged { missed })
+    event_text(None, "lagged", &Lagged { missed })
 }
 
 /// One client's stream.
@@ -207,7 +207,7 @@ impl Stream {
             queued: self.app.dispatcher.queued(),
             regions,
         };
-        written(None, "counts", &counts)
+        event_text(None, "counts", &counts)
     }
 
     /// That this instance is stopping: the state that its peers see too.
@@ -220,6 +220,6 @@ impl Stream {
             state: Some(PeerState::Draining),
             reason: "it is stopping",
         };
-        written(None, "peer", &change)
+        event_text(None, "peer", &change)
     }
 }
