@@ -64,6 +64,10 @@ problems! {
     OpenProblems: InvalidRequest MethodNotAllowed TargetTooLong HeadersTooLarge;
 }
 
+/// What the response of any other status says.
+const LATER: &str =
+    "Another problem, of this release or of a later one: take it by its status and `executed`.";
+
 /// A response for each status of `codes`, and one for what a later release may answer.
 fn responses(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
@@ -74,38 +78,32 @@ fn responses(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
     by_status
         .into_iter()
         .map(|(status, codes)| (status.to_string(), response(&codes, takes_a_body).into()))
-        .chain([("default".to_owned(), later().into())])
+        .chain([("default".to_owned(), problem(LATER, Vec::new()).into())])
         .collect()
 }
 
-/// A problem that this release does not answer this route with.
-fn later() -> Response {
+/// The response of a problem, with examples by their names.
+fn problem(description: &str, examples: Vec<(&str, Example)>) -> Response {
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name("Problem")))
+        .examples_from_iter(examples)
         .build();
     ResponseBuilder::new()
-        .description("Another problem, of this release or of a later one: take it by its status and `executed`.")
+        .description(description)
         .content("application/problem+json", content)
         .build()
 }
 
 /// The response of `codes`, which have one status.
 fn response(codes: &[Code], takes_a_body: bool) -> Response {
-    let lines = codes
+    let titles = codes
         .iter()
         .map(|code| format!("`{code}`: {}.", code.title()));
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name("Problem")))
-        .examples_from_iter(
-            codes
-                .iter()
-                .map(|code| (code.as_str(), example(*code, takes_a_body))),
-        )
-        .build();
-    let mut response = ResponseBuilder::new()
-        .description(lines.collect::<Vec<_>>().join(" "))
-        .content("application/problem+json", content)
-        .build();
+    let description = titles.collect::<Vec<_>>().join(" ");
+    let examples = codes
+        .iter()
+        .map(|code| (code.as_str(), example(*code, takes_a_body)));
+    let mut response = problem(&description, examples.collect());
     let mut add = |name: &str, kind: Type, description: &str, example: Value| {
         let header = header(kind, description, example);
         response.headers.insert(name.to_owned(), header.into());
