@@ -68,7 +68,9 @@ impl Dns {
         options.timeout = QUERY_TIMEOUT;
         options.attempts = 1;
         options.cache_size = 0;
+        // Answers above 512 bytes still come by UDP (RFC 6891), instead of once more by TCP.
         options.edns0 = true;
+        // Where a server is configured, nothing else answers.
         if config.server.is_some() {
             options.use_hosts_file = ResolveHosts::Never;
         }

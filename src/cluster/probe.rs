@@ -165,6 +165,7 @@ impl Prober {
         let response = send(request).await?;
         let proof = response.headers().get(PROOF);
         let proof: Option<Proof> = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
+        // Checked later, because the proof is also of who answers, which only the body says.
         let is_proven_by = move |introduction: &Introduction| {
             let Some((challenge, token)) = &challenge else {
                 return true;

@@ -224,7 +224,7 @@ impl KnownAddress {
             | ProbeFailure::Refused(reason)
             | ProbeFailure::NoAnswer(reason) => {
                 self.is_own = false;
-                self.vacate(&reason)
+                self.remove_peer(&reason)
             }
         }
     }
@@ -244,7 +244,7 @@ impl KnownAddress {
     }
 
     /// Removes the peer here, if there is one.
-    fn vacate(&mut self, reason: &str) -> Vec<Change> {
+    fn remove_peer(&mut self, reason: &str) -> Vec<Change> {
         let known = self.peer.take();
         let change = known.map(|known| Change::new(&known.peer, None, reason));
         change.into_iter().collect()
@@ -369,7 +369,7 @@ impl Table {
             Ok(answer) => {
                 entry.is_own = answer.peer.instance == self.own_id;
                 if entry.is_own {
-                    return entry.vacate("this instance itself answers there");
+                    return entry.remove_peer("this instance itself answers there");
                 }
                 entry.answered(answer, now)
             }
