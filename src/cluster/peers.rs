@@ -12,6 +12,7 @@ use std::{
 };
 
 use rand::RngExt;
+use scopeguard::ScopeGuard;
 use tokio::time::Instant;
 
 use crate::{
@@ -230,15 +231,13 @@ pub(crate) struct PeerStats {
     round_trip: AtomicU64,
 }
 
-/// A call under way, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct UnderWay(Arc<PeerStats>);
-
 impl PeerStats {
     /// Counts a call as under way until the result is dropped.
-    pub(crate) fn begin(self: &Arc<Self>) -> UnderWay {
+    pub(crate) fn begin<'a>(&'a self) -> ScopeGuard<&'a Self, impl FnOnce(&'a Self)> {
         self.under_way.fetch_add(1, Ordering::Relaxed);
-        UnderWay(Arc::clone(self))
+        scopeguard::guard(self, |stats| {
+            stats.under_way.fetch_sub(1, Ordering::Relaxed);
+        })
     }
 
     fn under_way(&self) -> usize {
@@ -289,12 +288,6 @@ impl Default for PeerStats {
             rests_until: AtomicU64::new(0),
             round_trip: AtomicU64::new(0),
         }
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
