@@ -278,10 +278,8 @@ fn candidates(
     let (seen, peers): (Vec<_>, Vec<_>) = known
         .filter(|(_, known)| known.peer.region == *region)
         .unzip();
-    let may_know = |name: &FunctionName| {
-        let mut peers = peers.iter().map(|known| &known.peer);
-        peers.any(|peer| peer.may_have(name) || peer.app_is_out())
-    };
+    let siblings = app.cluster.region(region).unwrap_or_default();
+    let may_know = |name: &FunctionName| siblings.may_know(name);
     let is_here = is_own && (has_it || !function.is_some_and(may_know));
     let verdicts = Verdicts::among(&peers, function);
     let candidates = peers.iter().zip(seen).map(|(known, seen)| {
