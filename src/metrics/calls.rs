@@ -24,7 +24,7 @@ const ANONYMOUS: &str = "anonymous";
 /// Calls that this instance took from clients, and from its own program.
 #[derive(Debug)]
 pub(crate) struct CallMetrics {
-    calls: Timed<Target>,
+    calls: Timed<Option<Region>, Target>,
     failovers: Family<Target, Counter>,
     choices: Family<(Words<1>, Target), Counter>,
     clients: Family<(Texts<1>, Words<2>), Counter>,
@@ -74,10 +74,10 @@ impl CallMetrics {
         attempts: u32,
         elapsed: Duration,
     ) {
-        let target = Target::new(region);
-        self.calls.ended(&target, problem, elapsed);
+        let target = || Target::new(region);
+        self.calls.ended(&region.cloned(), target, problem, elapsed);
         if attempts > 1 {
-            let failovers = self.failovers.get_or_create(&target);
+            let failovers = self.failovers.get_or_create(&target());
             failovers.inc_by(u64::from(attempts - 1));
         }
     }

@@ -121,7 +121,7 @@ fn registered_times(registry: &mut Registry, name: &str, help: &str) -> Histogra
 /// Calls from all callers that ran here, or were to run here.
 #[derive(Debug)]
 pub(crate) struct FunctionMetrics {
-    executions: Timed<Function>,
+    executions: Timed<FunctionName, Function>,
     known: RwLock<HashSet<FunctionName>>,
     with_token: Family<Words<2>, Counter>,
     token_wait: Histogram,
@@ -157,12 +157,13 @@ impl FunctionMetrics {
 
     /// Counts a call whose function started.
     pub(crate) fn ended(&self, name: &FunctionName, problem: Option<&Problem>, elapsed: Duration) {
-        self.executions.ended(&self.label(name), problem, elapsed);
+        let label = || self.label(name);
+        self.executions.ended(name, label, problem, elapsed);
     }
 
     /// Counts a call whose function did not start.
     pub(crate) fn refused(&self, name: &FunctionName, problem: &Problem) {
-        self.executions.refused(&self.label(name), problem);
+        self.executions.refused(self.label(name), problem);
     }
 
     /// Counts a call with a consistency token, for which the function `waited`, where it says so.
@@ -182,7 +183,7 @@ impl FunctionMetrics {
 /// Probes of peers, attempts at them, and how many calls leave for one together.
 #[derive(Debug)]
 pub(crate) struct PeerMetrics {
-    attempts: Timed<Target>,
+    attempts: Timed<Region, Target>,
     batches: Histogram,
     probes: Family<Words<1>, Counter>,
     probe_durations: Histogram,
@@ -210,8 +211,8 @@ impl PeerMetrics {
 
     /// Counts an attempt at a peer in `region`.
     pub(crate) fn tried(&self, region: &Region, problem: Option<&Problem>, elapsed: Duration) {
-        let target = Target::new(Some(region));
-        self.attempts.ended(&target, problem, elapsed);
+        let target = || Target::new(Some(region));
+        self.attempts.ended(region, target, problem, elapsed);
     }
 
     /// Counts `calls` that left together.

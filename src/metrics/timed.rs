@@ -38,12 +38,15 @@ impl MetricConstructor<Histogram> for Seconds {
     }
 }
 
-/// What ended and how long it took, by the label `K`.
+/// How many handles are kept; for more, the maps of the metrics are looked into each time.
+const MAX_KEPT: usize = 4096;
+
+/// What ended and how long it took, by a label that follows from a `By`.
 #[derive(Debug)]
-pub(super) struct Timed<K> {
-    outcomes: Family<(K, Words<2>), Counter>,
-    durations: Family<K, Histogram, Seconds>,
-    kept: RwLock<HashMap<K, Handles>>,
+pub(super) struct Timed<By, Label> {
+    outcomes: Family<(Label, Words<2>), Counter>,
+    durations: Family<Label, Histogram, Seconds>,
+    kept: RwLock<HashMap<By, Handles>>,
 }
 
 #[derive(Debug)]
@@ -52,7 +55,11 @@ struct Handles {
     duration: Histogram,
 }
 
-impl<K: EncodeLabelSet + Clone + Eq + Hash + Send + Sync + std::fmt::Debug + 'static> Timed<K> {
+impl<By, Label> Timed<By, Label>
+where
+    By: Clone + Eq + Hash,
+    Label: EncodeLabelSet + Clone + Eq + Hash + Send + Sync + std::fmt::Debug + 'static,
+{
     /// Registers the counter of outcomes and the histogram, each by its name and help.
     pub(super) fn register(
         registry: &mut Registry,
@@ -70,44 +77,50 @@ impl<K: EncodeLabelSet + Clone + Eq + Hash + Send + Sync + std::fmt::Debug + 'st
         }
     }
 
-    /// Counts one that ended with `problem`, or well, after `elapsed`.
-    pub(super) fn ended(&self, by: &K, problem: Option<&Problem>, elapsed: Duration) {
+    /// Counts one that ended with `problem`, or well, after `elapsed`. Its `label` is made only where no handle is kept.
+    pub(super) fn ended(
+        &self,
+        by: &By,
+        label: impl FnOnce() -> Label,
+        problem: Option<&Problem>,
+        elapsed: Duration,
+    ) {
         let seconds = elapsed.as_secs_f64();
-        match problem {
-            None => self.went_well(by, seconds),
-            Some(problem) => {
-                self.refused(by, problem);
-                self.durations.get_or_create(by).observe(seconds);
+        if problem.is_some() || !self.is_counted(by, seconds) {
+            let label = label();
+            let duration = self.durations.get_or_create_owned(&label);
+            duration.observe(seconds);
+            let outcome = (label, outcome(problem));
+            let counter = self.outcomes.get_or_create_owned(&outcome);
+            counter.inc();
+            if problem.is_none() {
+                let ok = counter;
+                self.keep(by, Handles { ok, duration });
             }
         }
     }
 
     /// Counts one that took no time worth measuring.
-    pub(super) fn refused(&self, by: &K, problem: &Problem) {
-        let labels = (by.clone(), outcome(Some(problem)));
+    pub(super) fn refused(&self, label: Label, problem: &Problem) {
+        let labels = (label, outcome(Some(problem)));
         self.outcomes.get_or_create(&labels).inc();
     }
 
-    fn went_well(&self, by: &K, seconds: f64) {
+    /// Counts one that went well, if its handles are kept.
+    fn is_counted(&self, by: &By, seconds: f64) -> bool {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(handles) = kept.get(by) {
-            return handles.count(seconds);
-        }
-        drop(kept);
-        let ok = (by.clone(), outcome(None));
-        let handles = Handles {
-            ok: self.outcomes.get_or_create_owned(&ok),
-            duration: self.durations.get_or_create_owned(by),
+        let Some(handles) = kept.get(by) else {
+            return false;
         };
-        handles.count(seconds);
-        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        kept.insert(by.clone(), handles);
+        handles.ok.inc();
+        handles.duration.observe(seconds);
+        true
     }
-}
 
-impl Handles {
-    fn count(&self, seconds: f64) {
-        self.ok.inc();
-        self.duration.observe(seconds);
+    fn keep(&self, by: &By, handles: Handles) {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < MAX_KEPT {
+            kept.insert(by.clone(), handles);
+        }
     }
 }
