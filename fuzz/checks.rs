@@ -48,9 +48,12 @@ pub fn body(body: &[u8]) {
     let (Ok(region), Ok(id)) = (region, id) else {
         unreachable!("both are good names");
     };
-    let mut sent = b"{\"timeout_ms\":1,".to_vec();
-    sent.extend(&Exec::text(&region, &call, &id)[1..]);
+    let line = Exec::line(&region, &call, &id);
+    let mut sent = Vec::new();
+    lines::begin_call(&mut sent, 1, 1, 1, &line);
+    sent.extend_from_slice(line.args());
     assert!(!sent.contains(&b'\n'));
+    sent.push(b'}');
     let received = Exec::from_json(&sent, TIMEOUTS);
     let received =
         received.unwrap_or_else(|problem| panic!("a peer refuses what we took: {problem}"));

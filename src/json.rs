@@ -97,7 +97,15 @@ pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
         .unwrap_or_else(|error| unreachable!("a value of ours has a JSON form: {error}"))
 }
 
-/// Makes one line of JSON text: outside of tokens a newline is white space, and inside of them there is none.
+/// JSON text in one line: outside of tokens a line break is white space, and inside of them there is none.
+pub(crate) fn in_one_line(text: &str) -> Cow<'_, str> {
+    match memchr2(b'\n', b'\r', text.as_bytes()) {
+        Some(_) => Cow::Owned(text.replace(['\n', '\r'], " ")),
+        None => Cow::Borrowed(text),
+    }
+}
+
+/// Makes one line of JSON text.
 pub(crate) fn join_lines(text: &mut [u8]) {
     let mut from = 0;
     while let Some(at) = memchr2(b'\n', b'\r', &text[from..]) {

@@ -32,10 +32,13 @@ impl OneCall {
 
     /// Its line.
     pub fn written(&self) -> Option<Vec<u8>> {
-        let text = Exec::text(&"syd".parse().ok()?, &self.0, &"request".parse().ok()?);
-        let mut line = Vec::new();
-        lines::write_call(&mut line, 7, 5000, 7, &text);
-        Some(line)
+        let (region, id) = ("syd".parse().ok()?, "request".parse().ok()?);
+        let line = Exec::line(&region, &self.0, &id);
+        let mut written = Vec::new();
+        lines::begin_call(&mut written, 7, 5000, 7, &line);
+        written.extend_from_slice(line.args());
+        written.extend_from_slice(lines::END_OF_CALL);
+        Some(written)
     }
 }
 

@@ -115,13 +115,13 @@ impl Link {
         deadline: Deadline,
         request_id: &RequestId,
     ) -> Result<Returned, Problem> {
-        let text = Exec::text(&peer.region, call, request_id);
+        let line = Exec::line(&peer.region, call, request_id);
         let request = Request {
-            text: &text,
+            line: &line,
             deadline,
             may_move: call.idempotent || call.key.is_some(),
         };
-        let travels_alone = text.len() > LARGE || self.large_results.are_usual_for(&call.name);
+        let travels_alone = line.len() > LARGE || self.large_results.are_usual_for(&call.name);
         let ending = if travels_alone {
             self.alone(peer, request).await
         } else {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    io,
+    io::{self, IoSlice},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 
 use crate::{
     deadline::Deadline,
-    protocol::lines,
+    protocol::lines::{self, CallLine, END_OF_CALL},
     reply::{ProblemDocument, Returned},
 };
 
@@ -23,6 +23,9 @@ use crate::{
 const MAX_WAITING: usize = 16 << 20;
 /// The capacity that is kept however little was written, in bytes.
 const KEPT: usize = 256 << 10;
+
+/// The size of arguments, in bytes, up to which a copy costs less than to have the kernel gather them.
+const COPIED: usize = 16 << 10;
 
 /// The time left, in milliseconds, above which a call's deadline is watched by the connection's task, which looks at all of them
 /// at each of its ticks: a timer for each call, in the wheel that all threads share, would cost about 1 µs. Well above two
@@ -61,11 +64,10 @@ pub(super) enum NotTaken {
     Over,
 }
 
-/// What the lines of a call are made of.
+/// A call that is to leave.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request<'a> {
-    /// What `Exec` wrote of the call.
-    pub(super) text: &'a [u8],
+    pub(super) line: &'a CallLine<'a>,
     /// When its answer is due.
     pub(super) deadline: Deadline,
     /// Whether its caller has a use for the news that the peer is suspect.
@@ -156,7 +158,7 @@ impl Outbox {
             return Err(NotTaken::Over);
         }
         let waits = state.bytes.len() - state.handed;
-        if waits > 0 && waits + request.text.len() > MAX_WAITING {
+        if waits > 0 && waits + request.line.len() > MAX_WAITING {
             return Err(NotTaken::Full);
         }
         let now = Instant::now();
@@ -168,26 +170,23 @@ impl Outbox {
         state.next_id += 1;
         let start = state.end();
         let at_us = u64::try_from((now - started).as_micros()).unwrap_or(u64::MAX);
-        lines::write_call(&mut state.bytes, id, timeout_ms, at_us, request.text);
-        let line = start..state.end();
+        lines::begin_call(&mut state.bytes, id, timeout_ms, at_us, request.line);
         let is_alone = state.calls.is_empty() && waits == 0;
-        let is_watched = state.status == Status::Open && timeout_ms > WATCHED_ABOVE;
+        let is_open = state.status == Status::Open;
+        let args = request.line.args();
+        let written = match socket.filter(|_| is_alone && is_open) {
+            // An error shows when the socket is read.
+            Some(socket) => state.flush_with(args, socket).unwrap_or(Flushed::Later),
+            None => state.flush_later(args),
+        };
+        let is_watched = is_open && timeout_ms > WATCHED_ABOVE;
         let waiting = Waiting {
             answer,
-            line,
+            line: start..state.end(),
             may_move: request.may_move,
             watched: is_watched.then_some(request.deadline),
         };
         state.calls.insert(id, waiting);
-        state.added += 1;
-        let written = match socket {
-            Some(socket) if is_alone && state.status == Status::Open => {
-                // An error shows when the socket is read.
-                state.flush(socket).unwrap_or(Flushed::Later)
-            }
-            _ if std::mem::replace(&mut state.is_flush_due, true) => Flushed::Later,
-            _ => Flushed::Blocked,
-        };
         Ok(Some(Taken {
             id,
             answer: receiver,
@@ -421,6 +420,41 @@ impl State {
         if let Some(text) = self.bytes.get_mut(start..end.saturating_sub(1)) {
             text.fill(b' ');
         }
+    }
+
+    /// Adds what ends a call that was begun.
+    fn end_call(&mut self, args: &[u8]) {
+        self.added += 1;
+        self.bytes.extend_from_slice(args);
+        self.bytes.extend_from_slice(END_OF_CALL);
+    }
+
+    /// Ends a call, and leaves it to the connection's task to write it.
+    fn flush_later(&mut self, args: &[u8]) -> Flushed {
+        self.end_call(args);
+        match std::mem::replace(&mut self.is_flush_due, true) {
+            true => Flushed::Later,
+            false => Flushed::Blocked,
+        }
+    }
+
+    /// Ends the only call, and hands it to the kernel: of large `args`, only what the kernel does not take is copied.
+    fn flush_with(&mut self, mut args: &[u8], socket: &OwnedWriteHalf) -> io::Result<Flushed> {
+        if args.len() > COPIED {
+            let begun = self.bytes.len();
+            let slices = [IoSlice::new(&self.bytes), IoSlice::new(args)];
+            // What is wrong shows again in the flush.
+            let written = socket.try_write_vectored(&slices).unwrap_or(0);
+            if written > begun {
+                args = &args[written - begun..];
+                self.base += written as u64;
+                self.bytes.clear();
+            } else {
+                self.handed = written;
+            }
+        }
+        self.end_call(args);
+        self.flush(socket)
     }
 
     fn flush(&mut self, socket: &OwnedWriteHalf) -> io::Result<Flushed> {

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::lines::id_of;
+use super::lines::{CallLine, id_of};
 use crate::{
     call::{Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, parsed},
     json::{self, Unknown},
@@ -105,15 +105,18 @@ impl Exec {
         })
     }
 
-    /// `call` as an object, which [`write_call`](super::lines::write_call) completes with what is known only when the call
-    /// leaves. It is one line: a raw newline in JSON can only be white space.
-    pub(crate) fn text(region: &Region, call: &Call, request_id: &RequestId) -> Vec<u8> {
+    /// The line that asks an instance in `region` for `call`. Its arguments are not copied, unless there are line breaks in
+    /// them, which in JSON can only be white space.
+    pub(crate) fn line<'a>(
+        region: &Region,
+        call: &'a Call,
+        request_id: &RequestId,
+    ) -> CallLine<'a> {
         #[derive(Serialize)]
         struct Members<'a> {
             region: &'a Region,
             module: &'a Name,
             function: &'a Name,
-            args: &'a RawValue,
             idempotent: bool,
             #[serde(skip_serializing_if = "Option::is_none")]
             instance: Option<&'a InstanceId>,
@@ -129,11 +132,10 @@ impl Exec {
             #[serde(skip_serializing_if = "Option::is_none")]
             traceparent: Option<TraceParent>,
         }
-        let mut text = json::to_vec(&Members {
+        let members = json::to_vec(&Members {
             region,
             module: &call.name.module,
             function: &call.name.function,
-            args: call.args.raw(),
             idempotent: call.idempotent,
             instance: call.instance.as_ref(),
             idempotency_key: call.key.as_ref(),
@@ -143,8 +145,10 @@ impl Exec {
             request_id,
             traceparent: trace::current().or(call.trace),
         });
-        json::join_lines(&mut text);
-        text
+        CallLine {
+            members,
+            args: json::in_one_line(call.args.raw().get()),
+        }
     }
 }
 
@@ -161,7 +165,7 @@ fn optional<'a, T: Deserialize<'a>>(
 mod tests {
     use std::time::Duration;
 
-    use super::*;
+    use super::{super::lines::begin_call, *};
 
     const TIMEOUTS: Timeouts = Timeouts {
         default: Duration::from_secs(5),
@@ -178,7 +182,7 @@ mod tests {
         let text = asked(&call);
         assert_eq!(
             text,
-            r#"{"id":9,"timeout_ms":7,"region":"syd","module":"m","function":"f","args":[1.0, 2],"idempotent":false,"instance":"i","request_id":"r"}"#
+            r#"{"id":9,"timeout_ms":7,"at_us":5,"region":"syd","module":"m","function":"f","idempotent":false,"instance":"i","request_id":"r","args":[1.0, 2]}"#
         );
         let later = text.replace("\"m\"", "\"m\",\"later\":1");
         let (id, exec) = Exec::from_line(later.as_bytes(), TIMEOUTS);
@@ -195,9 +199,13 @@ mod tests {
     /// The line that asks a peer in `syd` for `call`.
     fn asked(call: &Call) -> String {
         let region = "syd".parse().unwrap();
-        let text = Exec::text(&region, call, &"r".parse().unwrap());
-        let members = str::from_utf8(&text[1..]).unwrap();
-        format!("{{\"id\":9,\"timeout_ms\":7,{members}")
+        let id = "r".parse().unwrap();
+        let line = Exec::line(&region, call, &id);
+        let mut text = Vec::new();
+        begin_call(&mut text, 9, 7, 5, &line);
+        text.extend_from_slice(line.args());
+        text.push(b'}');
+        String::from_utf8(text).unwrap()
     }
 
     #[test]

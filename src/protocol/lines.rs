@@ -2,7 +2,7 @@
 //! Why no codec of tokio-util: its `LinesCodec` copies each line and checks it for UTF-8, which the JSON reader does
 //! anyway, and both of its codecs read on behind a line that is too long; here a line is a slice of what was read.
 
-use std::io::Write;
+use std::{borrow::Cow, io::Write};
 
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
@@ -27,17 +27,47 @@ pub(crate) const PING_LINE: &[u8] = b"{\"ping\":1}\n";
 /// The answer to [`PING_LINE`].
 pub(crate) const PONG_LINE: &[u8] = b"{\"pong\":1}\n";
 
-/// Appends the line of a call: `text` comes from [`Exec::text`](super::Exec::text), `at_us` is the time on the connection's
-/// clock in microseconds.
-pub(crate) fn write_call(out: &mut Vec<u8>, id: u64, timeout_ms: u64, at_us: u64, text: &[u8]) {
+/// A call as the line that asks for it, in three parts: what [`begin_call`] writes of its `members`, its arguments, which may
+/// be large, and [`END_OF_CALL`].
+#[derive(Debug)]
+pub(crate) struct CallLine<'a> {
+    /// All members but the arguments, and but what is known only when the call leaves, as an object.
+    pub(super) members: Vec<u8>,
+    pub(super) args: Cow<'a, str>,
+}
+
+impl CallLine<'_> {
+    /// The arguments, in one line.
+    pub(crate) fn args(&self) -> &[u8] {
+        self.args.as_bytes()
+    }
+
+    /// How long the line is, in bytes, but for what is known only when it leaves.
+    pub(crate) fn len(&self) -> usize {
+        self.members.len() + self.args.len()
+    }
+}
+
+/// What stands behind the arguments.
+pub(crate) const END_OF_CALL: &[u8] = b"}\n";
+
+/// Appends what stands before the arguments of a call; `at_us` is the time on the connection's clock in microseconds.
+pub(crate) fn begin_call(
+    out: &mut Vec<u8>,
+    id: u64,
+    timeout_ms: u64,
+    at_us: u64,
+    line: &CallLine<'_>,
+) {
     // Writing to a Vec cannot fail.
     let _ = write!(
         out,
         "{{\"id\":{id},\"timeout_ms\":{timeout_ms},\"at_us\":{at_us},"
     );
-    // Without its opening brace.
-    out.extend_from_slice(text.get(1..).unwrap_or_default());
-    out.push(b'\n');
+    // Without its braces.
+    let members = line.members.get(1..line.members.len() - 1);
+    out.extend_from_slice(members.unwrap_or_default());
+    out.extend_from_slice(b",\"args\":");
 }
 
 /// Appends the line that cancels the call `id`, whose caller gave up.
