@@ -156,8 +156,8 @@ mod tests {
     use super::*;
 
     fn parsed<A: DeserializeOwned>(args: &str) -> Result<A, String> {
-        let values: Vec<Box<RawValue>> = serde_json::from_str(args).unwrap();
-        parse(&Args::from_values(&values).unwrap())
+        let raw = RawValue::from_string(args.to_owned()).unwrap();
+        parse(&Args::from_raw(raw).unwrap())
     }
 
     #[derive(Debug, Deserialize, PartialEq)]
