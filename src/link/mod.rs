@@ -33,7 +33,7 @@ use crate::{
     name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
-    reply::Returned,
+    reply::{ProblemDocument, Returned},
     token::Token,
 };
 
@@ -176,7 +176,7 @@ impl Link {
             let connection = scopeguard::guard(connection, |connection| connection.cut());
             match connection.call(request).await {
                 Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
-                Ok(Ending::Answered(answer)) => {
+                Ok(Ending::Answered(answer)) if !is_refused_unread(&answer) => {
                     let connection = ScopeGuard::into_inner(connection);
                     self.with_way(peer, |way| way.spare.push(connection));
                     return Ok(Ending::Answered(answer));
@@ -385,6 +385,12 @@ impl Default for LargeResults {
             is_any: AtomicBool::new(false),
         }
     }
+}
+
+/// Whether a peer did not read the line of a call to its end, after which it reads no other.
+fn is_refused_unread(answer: &Result<Returned, Box<ProblemDocument>>) -> bool {
+    let problem = answer.as_ref().err();
+    problem.is_some_and(|document| document.problem.code == Code::BodyTooLarge)
 }
 
 /// Whether a peer refused a call as too late that has much time left: one of the two machines stood still while its clock

@@ -320,6 +320,8 @@ impl Exchange {
         if self.out.is_empty() || connection.write_all(&self.out).await.is_err() {
             return;
         }
+        // Right behind the answer, so that no further call is sent here.
+        let _ = connection.shutdown().await;
         let mut nowhere = io::sink();
         let rest = io::copy(&mut connection, &mut nowhere);
         let _ = time::timeout(LINGER, rest).await;
@@ -328,11 +330,16 @@ impl Exchange {
     fn refuse(&mut self, id: Option<u64>, problem: Problem) {
         let region = Some(self.app.identity.region.clone());
         let meta = Meta::untried(region, Duration::ZERO, self.context.request_id.clone());
-        write_answer(&mut self.out, id, Err(problem), meta);
+        let result = Err(problem);
+        self.write(id, Outcome { result, meta });
     }
 
     fn put(&mut self, id: Option<u64>, outcome: Outcome) {
         let outcome = with_room(outcome, &self.app.memory);
+        self.write(id, outcome);
+    }
+
+    fn write(&mut self, id: Option<u64>, outcome: Outcome) {
         let before = self.out.len();
         write_answer(&mut self.out, id, outcome.result, outcome.meta);
         self.unwritten.take(self.out.len() - before);
