@@ -194,16 +194,17 @@ impl Executor {
         // In a task of its own: the outcome is remembered also when the caller goes away, and before the process ends.
         let in_flight = self.lifecycle.admit().ok();
         let settled = task::spawn(async move {
-            let _in_flight = in_flight;
             let outcome = running.outcome().await;
-            claim.settle(&outcome).await;
+            let ended = outcome.clone();
+            // The caller waits for the store until the deadline, the drain to the end.
+            let kept = task::spawn(async move {
+                claim.settle(&ended).await;
+                drop(in_flight);
+            });
+            let _ = deadline.bound(kept).await;
             outcome
         });
-        match deadline.bound(settled).await {
-            Some(settled) => settled.unwrap_or_else(|_| Err(stopped())),
-            // What came of it may have to wait for the store.
-            None => Err(Problem::still_running(&call.name)),
-        }
+        settled.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// What is to be run for `call`.

@@ -285,7 +285,7 @@ impl Store {
         // It may run until its deadline, and is remembered for longer than that.
         let life = LIFE + deadline.remaining();
         let mut pause = LOOKS.0;
-        let mut waits = None;
+        let (mut waits, mut runs) = (None, false);
         let late = |runs: bool| match runs {
             true => Returned::replayed(Err(Problem::still_running(&call.name))),
             false => Err(Problem::not_started(&call.name)),
@@ -294,7 +294,7 @@ impl Store {
             // Where this fails, or ends here, it may have been claimed all the same, which the drop of the claim undoes.
             let found = deadline.bound(self.claim_or_look(&mut claim, life)).await;
             let Some(found) = found.transpose()? else {
-                return Ok(Known::Outcome(late(waits.is_some())));
+                return Ok(Known::Outcome(late(runs)));
             };
             let Some(found) = found else {
                 claim.is_held = true;
@@ -307,12 +307,16 @@ impl Store {
             let State::Running { boot, .. } = &record.state else {
                 break record.outcome();
             };
+            runs = true;
             if *boot != self.boot {
                 let Some(lives) = deadline.bound(self.lives(boot)).await else {
                     break late(true);
                 };
                 if !lives? {
-                    self.mark_lost(&claim, found).await?;
+                    let Some(marked) = deadline.bound(self.mark_lost(&claim, found)).await else {
+                        break late(true);
+                    };
+                    marked?;
                     continue;
                 }
             }
