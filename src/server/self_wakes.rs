@@ -64,7 +64,7 @@ impl SelfWakes {
                 return polled;
             }
         }
-        state.store(IDLE, Ordering::SeqCst);
+        state.swap(IDLE, Ordering::SeqCst);
         context.waker().wake_by_ref();
         Poll::Pending
     }

@@ -80,6 +80,8 @@ pub(super) fn accept(app: Arc<App>, context: Context, mut request: Request) -> R
                 let connection = TokioIo::new(upgraded);
                 // A peer that does not read holds up the end no longer than a client does.
                 tokio::select! {
+                    // First what has ended is written.
+                    biased;
                     () = lines::serve(app, context, clock, confirmation, connection) => {}
                     () = lifecycle.reached(Phase::Cut) => {}
                 }
