@@ -329,3 +329,30 @@ async fn keys_that_break_the_rule_are_refused_by_the_header() {
     let longest = keyed(iad, "syd", &"k".repeat(128), &run("longest", &json!({}))).await;
     assert_eq!(longest.result(), "longest");
 }
+
+#[tokio::test]
+async fn a_call_whose_turn_never_came_did_not_run_with_a_key_too() {
+    let cluster = Cluster::builder().region("iad", 1).functions();
+    let cluster = cluster.start().await;
+    let iad = cluster.instance("iad-1");
+    // Which instance a key picks is known once the first round is over.
+    let warm = async || {
+        keyed(iad, "iad", "warm", &run("warm", &json!({})))
+            .await
+            .status
+    };
+    eventually("a first call", warm, |status| *status == 200).await;
+    let few = |name: &str, timeout: u32| json!({"module": "Test", "function": "few", "args": [name], "timeout_ms": timeout});
+    let running = ["a", "b"].map(|name| under_way(iad, "iad", name, &few(name, 60_000)));
+    let runs = async || cluster.runs().len();
+    eventually("both run", runs, |count| *count == 3).await;
+    for key in ["c", "d", "e", "f", "g"] {
+        let late = keyed(iad, "iad", key, &few(key, 100)).await;
+        assert_eq!(late.problem(), (504, "deadline_exceeded", "no"));
+    }
+    cluster.release("few");
+    for running in running {
+        assert_eq!(running.await.unwrap().status, 200);
+    }
+    assert_eq!(cluster.runs().len(), 3);
+}
