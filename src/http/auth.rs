@@ -92,7 +92,8 @@ fn check_site(request: &Request, any_host: bool) -> Result<(), Problem> {
     site::check(request.headers(), reached, any_host)
 }
 
-/// The token in the headers of a request; `None` without exactly one.
+/// The token in the headers of a request; `None` without exactly one. The typed header of the crate `headers` would take the
+/// first of two.
 fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     match (values.next(), values.next()) {
