@@ -230,16 +230,16 @@ impl Attempts {
         budget: &impl Budget,
     ) -> Retry {
         let retry = self.allowed(problem, call, situation.condition);
-        let (most, is_spent) = match retry {
+        let (left, is_spent) = match retry {
             Retry::No => return Retry::No,
-            Retry::Same => (MAX_ATTEMPTS, true),
+            Retry::Same => (self.left(), true),
             Retry::Next => {
                 let may_have_run = problem.executed == Executed::Maybe;
                 let is_spent = may_have_run && situation.condition == Condition::Ready;
-                (MAX_ATTEMPTS.saturating_sub(self.kept), is_spent)
+                (self.left_here(), is_spent)
             }
         };
-        if self.count >= most || self.deadline.has_passed() {
+        if left == 0 || self.deadline.has_passed() {
             return Retry::No;
         }
         // The budget bounds the extra load on a region that fails. It is not needed where only the instance that was tried
