@@ -76,11 +76,12 @@ impl Budget {
 
     /// Counts `bytes` that are there already and cannot be refused.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Reserved {
-        self.held.fetch_add(bytes, Ordering::Relaxed);
-        Reserved {
+        let mut taken = Reserved {
             budget: Arc::clone(self),
-            bytes,
-        }
+            bytes: 0,
+        };
+        taken.take(bytes);
+        taken
     }
 
     /// Whether `share` has room for `bytes` more now.
@@ -98,6 +99,13 @@ impl Budget {
 }
 
 impl Reserved {
+    /// Gives `bytes` of it back.
+    pub(crate) fn give_back(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes -= bytes;
+    }
+
     /// Counts `bytes` more that are there already and cannot be refused.
     pub(crate) fn take(&mut self, bytes: usize) {
         self.budget.held.fetch_add(bytes, Ordering::Relaxed);

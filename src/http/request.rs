@@ -103,10 +103,11 @@ pub(super) async fn json_body(
     check_type(headers)?;
     let length = length(headers, limit)?;
     // Refused unread where there is no room for all of it.
-    drop(memory.reserve(COPIES * length, Share::Clients)?);
+    let mut reserved = memory.reserve(COPIES * length, Share::Clients)?;
     let first = length.min(PROMISED);
+    reserved.give_back(COPIES * (length - first));
     let mut received = Received {
-        reserved: memory.reserve(COPIES * first, Share::Clients)?,
+        reserved,
         bytes: Vec::with_capacity(first),
         limit: if length > 0 { length } else { limit },
     };
