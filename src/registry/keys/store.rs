@@ -309,15 +309,11 @@ impl Store {
             };
             runs = true;
             if *boot != self.boot {
-                let Some(lives) = deadline.bound(self.lives(boot)).await else {
-                    break late(true);
-                };
-                if !lives? {
-                    let Some(marked) = deadline.bound(self.mark_lost(&claim, found)).await else {
-                        break late(true);
-                    };
-                    marked?;
-                    continue;
+                let is_lost = self.mark_if_lost(&claim, boot, found);
+                match deadline.bound(is_lost).await.transpose()? {
+                    None => break late(runs),
+                    Some(true) => continue,
+                    Some(false) => {}
                 }
             }
             if waits.is_none() {
@@ -327,7 +323,7 @@ impl Store {
                 }
             }
             if deadline.bound(time::sleep(pause)).await.is_none() {
-                break late(true);
+                break late(runs);
             }
             pause = (pause * 2).min(LOOKS.1);
         };
@@ -362,8 +358,11 @@ impl Store {
         Ok(exists.query_async(&mut self.live()?).await?)
     }
 
-    /// Takes a claim away from a process that ended.
-    async fn mark_lost(&self, claim: &Claim, from: String) -> Result<(), Away> {
+    /// Takes a claim away from the process `boot` if that has ended; whether it has.
+    async fn mark_if_lost(&self, claim: &Claim, boot: &BootId, from: String) -> Result<bool, Away> {
+        if self.lives(boot).await? {
+            return Ok(false);
+        }
         let lost = Record {
             fingerprint: claim.fingerprint.clone(),
             state: State::Lost,
@@ -374,7 +373,7 @@ impl Store {
             to: Some(lost.text()),
         };
         change.make(&mut self.live()?).await?;
-        Ok(())
+        Ok(true)
     }
 }
 
