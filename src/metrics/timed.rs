@@ -86,17 +86,21 @@ where
         elapsed: Duration,
     ) {
         let seconds = elapsed.as_secs_f64();
-        if problem.is_some() || !self.is_counted(by, seconds) {
-            let label = label();
-            let duration = self.durations.get_or_create_owned(&label);
-            duration.observe(seconds);
-            let outcome = (label, outcome(problem));
-            let counter = self.outcomes.get_or_create_owned(&outcome);
-            counter.inc();
-            if problem.is_none() {
-                let ok = counter;
-                self.keep(by, Handles { ok, duration });
-            }
+        if problem.is_none() && self.is_counted(by, seconds) {
+            return;
+        }
+        let label = label();
+        let duration = self.durations.get_or_create_owned(&label);
+        duration.observe(seconds);
+        let labels = (label, outcome(problem));
+        let counter = self.outcomes.get_or_create_owned(&labels);
+        counter.inc();
+        if problem.is_none() {
+            let handles = Handles {
+                ok: counter,
+                duration,
+            };
+            self.keep(by, handles);
         }
     }
 
