@@ -45,9 +45,6 @@ pub(crate) fn current() -> Option<TraceParent> {
 
 /// Makes `span`, which must not be entered yet, a server's span, and a part of the trace of `parent`.
 pub(super) fn join(span: &Span, parent: Option<TraceParent>) {
-    if !are_recorded() {
-        return;
-    }
     span.record("otel.kind", "server");
     if let Some(TraceParent {
         trace,
