@@ -78,8 +78,9 @@ mod tests {
                 scrapers,
                 child,
             } = Shares::of(files, 1 << 40);
-            let accepted = public + internal + scrapers + child;
-            assert!(accepted <= files - files / 16, "{files}");
+            let for_others = public + internal + scrapers;
+            assert!(for_others <= files - files / 8, "{files}");
+            assert!(for_others + child <= files - files / 16, "{files}");
             assert!(clients < public && scrapers > 0, "{files}");
         }
     }
