@@ -1,10 +1,10 @@
 //! One call on many instances: on each of some regions, or on one of each region. Owns whom it asks, and how many at once;
 //! each call runs as any other to a chosen instance does.
 //!
-//! What is bounded is bytes. Arguments that are sent and results that came are counted in the memory budget; a result that
-//! finds no room becomes a problem. So that this is rare, calls begin slowly where results are large: those that began
-//! lately may not together bring more than half of the room that is left. One that takes longer counts no more, so that
-//! instances that hang hold up nobody else.
+//! What is bounded is bytes. Arguments that are sent and results that came are counted in the memory budget: a call waits for
+//! room for its arguments as long as others may give it back, and a result that finds none becomes a problem. So that this is
+//! rare, calls begin slowly where results are large: those that began lately may not together bring more than half of the room
+//! that is left. One that takes longer counts no more, so that instances that hang hold up nobody else.
 
 use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
@@ -22,7 +22,6 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, FunctionError, Problem},
     region::{Region, Regions},
-    reply::Returned,
 };
 
 /// How many calls begin before anything is known of the size of results.
@@ -156,10 +155,15 @@ impl FanOut {
         }
     }
 
-    /// Whether another call may begin: nobody waits for those that hang, and results find room.
+    /// Whether another call may begin: its arguments find room, or nothing under way would make it; nobody waits for those that
+    /// hang; and results find room.
     fn may_begin(&self) -> bool {
         let lately = self.lately.len();
         let memory = &self.dispatcher.memory;
+        let is_first = lately == 0 && self.running.is_empty();
+        if !is_first && !memory.has_room(self.size_of_args(), Share::Results) {
+            return false;
+        }
         match self.largest {
             _ if lately == 0 => true,
             None => lately < FIRST,
@@ -170,10 +174,22 @@ impl FanOut {
         }
     }
 
+    /// What the arguments take of the memory budget on their way to one instance, in bytes: once in the call, and once in the
+    /// line that is sent.
+    fn size_of_args(&self) -> usize {
+        let size = self.call.args.raw().get().len();
+        if size > SMALL { 2 * size } else { 0 }
+    }
+
     fn start(&self, asked: Asked) -> Running {
         let (dispatcher, call) = (Arc::clone(&self.dispatcher), Arc::clone(&self.call));
         let (request_id, arrived) = (self.request_id.clone(), self.arrived);
-        Box::pin(async move { ask(&dispatcher, &call, asked, request_id, arrived).await })
+        let size = match &asked {
+            Asked::Peer(_) | Asked::OneOf(_) => self.size_of_args(),
+            Asked::Here(_) | Asked::Nobody(..) => 0,
+        };
+        let room = self.dispatcher.memory.reserve(size, Share::Results);
+        Box::pin(async move { ask(&dispatcher, &call, asked, room, request_id, arrived).await })
     }
 
     /// Counts what came of a call, and its result in the memory budget.
@@ -208,12 +224,13 @@ async fn lately(mut running: Running) -> Result<Answered, Running> {
     }
 }
 
-/// Asks one: a chosen instance once, because what its answer says of it is what the caller wants to know, and only the caller
-/// knows whether to ask it again; one of a region as any call there is asked.
+/// Asks one, if there was room for the arguments: a chosen instance once, because what its answer says of it is what the caller
+/// wants to know, and only the caller knows whether to ask it again; one of a region as any call there is asked.
 async fn ask(
     dispatcher: &Dispatcher,
     call: &Call,
     asked: Asked,
+    room: Result<Reserved, Problem>,
     request_id: RequestId,
     arrived: Instant,
 ) -> Answered {
@@ -222,14 +239,23 @@ async fn ask(
     let mut attempts = Attempts::new(request_id, deadline, false);
     let region = asked.region().clone();
     let call = &*asked.keyed(call, &dispatcher.identity.instance);
-    let result = match &asked {
-        Asked::Here(_) => {
+    let result = match (room, &asked) {
+        (Err(problem), _) => Err(problem),
+        (Ok(_), Asked::Nobody(_, problem)) => Err(problem.clone()),
+        (Ok(_), Asked::Here(_)) => {
             let place = Place::Here;
             dispatcher.attempt(&place, call, &mut attempts).await
         }
-        Asked::Peer(peer) => dispatcher.ask_peer(peer, call, &mut attempts).await,
-        Asked::OneOf(region) => dispatcher.run_in(region, call, &mut attempts).await,
-        Asked::Nobody(_, problem) => Err(problem.clone()),
+        (Ok(_held), Asked::Peer(peer)) => {
+            // No other that answers at its address.
+            let call = Call {
+                instance: Some(peer.instance.clone()),
+                ..call.clone()
+            };
+            let place = Place::There(Arc::clone(peer));
+            dispatcher.attempt(&place, &call, &mut attempts).await
+        }
+        (Ok(_held), Asked::OneOf(region)) => dispatcher.run_in(region, call, &mut attempts).await,
     };
     let elapsed = arrived.elapsed();
     let outcome = attempts.into_outcome(Some(region.clone()), asked.instance(), result, elapsed);
@@ -288,25 +314,6 @@ impl Dispatcher {
             }
         }
         asked
-    }
-
-    /// Has `peer`, and no other that answers at its address, run `call`, if the arguments find room.
-    async fn ask_peer(
-        &self,
-        peer: &Arc<Peer>,
-        call: &Call,
-        attempts: &mut Attempts,
-    ) -> Result<Returned, Problem> {
-        let size = call.args.raw().get().len();
-        // Once in the call, and once in the line that is sent.
-        let counted = if size > SMALL { 2 * size } else { 0 };
-        let _held = self.memory.reserve(counted, Share::Results)?;
-        let call = Call {
-            instance: Some(peer.instance.clone()),
-            ..call.clone()
-        };
-        let place = Place::There(Arc::clone(peer));
-        self.attempt(&place, &call, attempts).await
     }
 }
 

@@ -302,6 +302,25 @@ async fn results_that_find_no_room_become_problems_and_the_room_comes_back() {
 }
 
 #[tokio::test]
+async fn arguments_that_find_no_room_yet_wait_for_it() {
+    let cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 6)
+        .set("RPC_MAX_MEMORY", "4MiB")
+        .start()
+        .await;
+    // Twice 700 kB for each that is sent to: two at a time in seven eighths of 4 MiB.
+    let text = "x".repeat(700_000);
+    let length =
+        json!({"module": "String", "function": "length", "args": [text], "timeout_ms": 60_000});
+    let answer = each(cluster.instance("iad-1"), "all", &length).await;
+    assert_eq!(counts(&answer), (7, 7), "{answer:?}");
+    for entry in answer.body["results"].as_array().unwrap() {
+        assert_eq!(entry["result"], 700_000);
+    }
+}
+
+#[tokio::test]
 async fn a_repeat_with_the_same_key_runs_nowhere_twice() {
     let cluster = three().await;
     let iad = cluster.instance("iad-1");
