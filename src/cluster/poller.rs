@@ -5,10 +5,12 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::SocketAddr,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use moka::sync::Cache;
 use rand::RngExt;
 use tokio::{
@@ -133,10 +135,10 @@ impl Poller {
                 () = sleep_until(self.next_round), if self.round != Round::Resolving => self.start_round(),
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.start_probes(),
                 Some(answer) = self.queries.join_next() => self.resolved(answer),
-                Some(probed) = self.probes.join_next() => {
+                Some(Ok(probed)) = self.probes.join_next() => {
                     // All that has ended, before the regions are published once.
                     self.probed(probed);
-                    while let Some(probed) = self.probes.try_join_next() {
+                    while let Some(Ok(probed)) = self.probes.try_join_next() {
                         self.probed(probed);
                     }
                 }
@@ -228,18 +230,11 @@ impl Poller {
         while let Some(address) = self.schedule.start_next(now) {
             let prober = Arc::clone(&self.prober);
             self.probes
-                .spawn(async move { (address, prober.probe(address).await) });
+                .spawn(async move { (address, outcome(prober.probe(address)).await) });
         }
     }
 
-    fn probed(&mut self, probed: Result<Probed, JoinError>) {
-        let (address, outcome) = match probed {
-            Ok(probed) => probed,
-            Err(error) => {
-                tracing::error!(%error, "a probe failed");
-                return;
-            }
-        };
+    fn probed(&mut self, (address, outcome): Probed) {
         self.schedule.finish(address);
         let outcome = outcome.and_then(|answer| self.table.check_id(answer));
         self.metrics
@@ -393,6 +388,15 @@ impl Poller {
             }
         }
     }
+}
+
+/// How `probe` ends, also when it panics: its address is probed again, and the calls that wait for it go on.
+async fn outcome(
+    probe: impl Future<Output = Result<ProbeAnswer, ProbeFailure>>,
+) -> Result<ProbeAnswer, ProbeFailure> {
+    let panicked = |_| Err(ProbeFailure::NoAnswer("the probe panicked".to_owned()));
+    let ended = AssertUnwindSafe(probe).catch_unwind().await;
+    ended.unwrap_or_else(panicked)
 }
 
 fn left_out_warning(left_out: usize) -> String {
@@ -638,6 +642,13 @@ mod tests {
         assert_eq!(schedule.wake(start), Some(start + 3 * second));
         schedule.remove(address(1));
         assert_eq!(schedule.wake(start), None);
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_panics_has_failed() {
+        let failure = outcome(async { panic!("a bug") }).await.unwrap_err();
+        let expected = ProbeFailure::NoAnswer("the probe panicked".to_owned());
+        assert_eq!(failure, expected);
     }
 
     #[test]
