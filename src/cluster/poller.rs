@@ -513,11 +513,11 @@ impl ProbeSchedule {
         self.place(address, class, Turn::Now(self.arrivals));
     }
 
-    /// Has `address` probed at `date` instead of its former date. One that is being probed, or for which calls wait,
-    /// stays as it is.
+    /// Has `address` probed at `date` instead of its former date. One that is being probed, or is to be probed now, stays as
+    /// it is.
     fn add(&mut self, address: SocketAddr, class: Class, date: Instant) {
-        let is_awaited = matches!(self.places.get(&address), Some((Class::Awaited, _)));
-        if !is_awaited && !self.under_way.contains_key(&address) {
+        let is_now = matches!(self.places.get(&address), Some((_, Turn::Now(_))));
+        if !is_now && !self.under_way.contains_key(&address) {
             self.place(address, class, Turn::At(date));
         }
     }
@@ -642,6 +642,10 @@ mod tests {
         assert_eq!(schedule.wake(start), Some(start + 3 * second));
         schedule.remove(address(1));
         assert_eq!(schedule.wake(start), None);
+        // A date takes no turn away.
+        schedule.add_now(address(4), Class::Peer);
+        schedule.add(address(4), Class::Peer, later);
+        assert_eq!(pop(&mut schedule, Class::Peer, start), Some((4, true)));
     }
 
     #[tokio::test]
