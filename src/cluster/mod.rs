@@ -122,7 +122,7 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Code::RegionUnknown`] when no instance was ever seen in it; [`Code::DiscoveryPending`] instead as long as DNS has
-    /// not answered completely, because one may be there.
+    /// not answered completely, or not every address was probed, because one may be there.
     pub(crate) fn region(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
         self.snapshot
             .region(region)
@@ -139,6 +139,9 @@ impl Cluster {
         }
         let why = match &progress.error {
             Some(error) => format!("DNS has given no whole answer yet: {error}"),
+            None if progress.rounds > 0 => {
+                "not every address that DNS gave has been probed yet".to_owned()
+            }
             None => "the first discovery round has not finished yet".to_owned(),
         };
         Problem::new(

@@ -165,11 +165,13 @@ impl Poller {
         self.queries.spawn(async move { dns.resolve().await });
     }
 
-    /// Ends the round, if new addresses were being probed.
+    /// Ends the round, if new addresses were being probed. Where some have still to be, a peer that is not known yet may be
+    /// at one of them.
     fn end_round(&mut self) {
         let Round::Probing { answered, complete } = self.round else {
             return;
         };
+        let complete = complete && !self.schedule.has_new();
         self.round = Round::Over;
         self.progress.send_modify(|progress| {
             progress.rounds += 1;

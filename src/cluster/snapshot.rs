@@ -136,7 +136,8 @@ pub(crate) struct Progress {
     pub rounds: u64,
     /// Whether a round is over in which DNS answered for every name, even if only that there are no records.
     pub answered: bool,
-    /// Whether a round is over in which DNS answered completely, so that a region without an instance does not exist.
+    /// Whether a round is over in which DNS answered completely and every new address was probed, so that a region without an
+    /// instance does not exist.
     pub complete: bool,
     pub last_success: Option<Instant>,
     /// What went wrong with the last queries; `None` when nothing did.

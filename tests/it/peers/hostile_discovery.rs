@@ -84,6 +84,42 @@ async fn a_crowd_of_new_addresses_keeps_no_killed_peer_ready_and_no_new_one_away
 }
 
 #[tokio::test]
+async fn a_region_is_not_unknown_while_addresses_have_still_to_be_probed() {
+    let mut cluster = Cluster::builder()
+        .set("RPC_DNS_NAME", SERVICE)
+        .start()
+        .await;
+    cluster.add("syd").await;
+    let syd = cluster.instance("syd-1").address;
+    let port = hanging().await;
+    // Before syd in the order of addresses; no more than 24 are probed at once, for a second each.
+    let silent =
+        (1..=60).map(|number| (format!("silent-{number}.test"), [127, 0, 1, number], port));
+    let mut services = vec![("syd.test".to_owned(), syd.port())];
+    cluster.dns.set_addresses("syd.test", [syd.ip()]);
+    for (target, ip, port) in silent {
+        cluster.dns.set_addresses(&target, [ip.into()]);
+        services.push((target, port));
+    }
+    cluster.dns.set_services(SERVICE, services);
+    cluster.add("iad").await;
+    let iad = cluster.instance("iad-1");
+    let call = async || iad.call("syd", "Fly.RPC.my_region", json!([])).await;
+    eventually("an answer of syd", call, |answer| {
+        if answer.status != 200 {
+            assert_eq!(answer.problem(), (503, "discovery_pending", "no"));
+        }
+        answer.status == 200
+    })
+    .await;
+    let typo = async || iad.call("mars", "Fly.RPC.my_region", json!([])).await;
+    eventually("every address is probed", typo, |answer| {
+        answer.problem() == (404, "region_unknown", "no")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn silent_targets_hide_no_good_ones() {
     let cluster = by_service(&["iad", "syd"]).await;
     let silent = (0..100).map(|number| format!("silent-{number}.test"));
