@@ -178,6 +178,12 @@ impl KnownAddress {
         };
         let state = Some(condition.state());
         let mut changes = Vec::new();
+        if let Some(KnownPeer { peer: old, .. }) = &self.peer
+            && (&old.instance, &old.boot) == (&peer.instance, &peer.boot)
+        {
+            // A process that could not list its functions this time still has those that it listed before.
+            peer.catalogue = peer.catalogue.or_else(|| old.catalogue.clone());
+        }
         let peer = match self.peer.take() {
             // Nothing changed that calls read: without a change, the region is not published anew.
             Some(old) if is_same(&old.peer, &peer) => {
@@ -531,8 +537,7 @@ fn is_same(old: &Peer, new: &Peer) -> bool {
         && old.region == new.region
         && old.release == new.release
         && old.app_state == new.app_state
-        // A peer that could not list its functions this time still has those that it listed before.
-        && (new.catalogue.is_none() || hash(old) == hash(new))
+        && hash(old) == hash(new)
 }
 
 /// 1 s after the first failure, twice as long after each further one, at most 60 s.

@@ -212,6 +212,26 @@ fn an_address_can_change_hands_and_regions() {
 }
 
 #[test]
+fn a_process_has_the_functions_that_it_listed_last() {
+    let catalogue = Arc::new(crate::protocol::Catalogue::new([]));
+    let mut first = answer(1, "a");
+    first.peer.boot = Some(boot(1));
+    let mut listed = first.clone();
+    listed.peer.catalogue = Some(Arc::clone(&catalogue));
+    let mut released = first.clone();
+    released.peer.release = Some("2".to_owned());
+    let mut restarted = first.clone();
+    restarted.peer.boot = Some(boot(2));
+    let mut story = Story::new().dns(&[1]).answered(1, listed);
+    for (answer, knows) in [(first, true), (released, true), (restarted, false)] {
+        story = story.answered(1, answer.clone());
+        let peer = Arc::clone(&story.region().ready[0]);
+        assert_eq!(peer.release, answer.peer.release);
+        assert_eq!(peer.catalogue.is_some(), knows, "{answer:?}");
+    }
+}
+
+#[test]
 fn an_instance_with_two_addresses_counts_once_and_by_its_better_one() {
     let story = Story::new().dns(&[1, 2, 3]).seen(1, "a").seen(2, "a");
     is(&story.seen(3, "b").no_answer(1), "a b", "");
