@@ -25,8 +25,7 @@ use super::{
     probe::Prober,
     snapshot::{Overview, Progress, Publisher},
     table::{
-        CallSignal, Change, DUPLICATE_ID, Effects, Event, MAX_WITHOUT_PEER, ProbeAnswer,
-        ProbeFailure, Table,
+        CallSignal, Change, Effects, Event, MAX_WITHOUT_PEER, ProbeAnswer, ProbeFailure, Table,
     },
 };
 use crate::{feed::PeerChange, metrics::Metrics, protocol::PeerState, region::Region};
@@ -318,7 +317,7 @@ impl Poller {
     }
 
     fn overview(&self) -> Overview {
-        let mut warnings = self.table.duplicates();
+        let mut warnings = self.publisher.snapshot.duplicates();
         warnings.extend((self.left_out > 0).then(|| left_out_warning(self.left_out)));
         Overview {
             addresses: self.table.addresses().collect(),
@@ -384,10 +383,7 @@ impl Poller {
     /// copy of it for each peer that joins would take time that grows with the square of their number.
     fn publish(&mut self) {
         for region in std::mem::take(&mut self.changed) {
-            let peers = self.table.region(&region);
-            for instance in self.publisher.publish(&region, peers) {
-                tracing::warn!(%instance, %region, "{DUPLICATE_ID}");
-            }
+            self.publisher.publish(&region, self.table.region(&region));
         }
     }
 }

@@ -25,6 +25,12 @@ use crate::{name::InstanceId, region::Region};
 /// that never existed. Of more, the one that has been empty for longest is forgotten. Regions with peers have no bound.
 const MAX_EMPTY_REGIONS: usize = 256;
 
+/// The problem of two processes that use one id, and its consequence.
+const DUPLICATE_ID: &str = "two processes say that they are this instance: neither gets calls with a key, or that \
+     name the instance, until each has an id of its own (FLY_MACHINE_ID)";
+/// How many duplicate ids are reported one by one.
+const MAX_DUPLICATES: usize = 16;
+
 /// The peers of every region in which an instance was ever seen, up to [`MAX_EMPTY_REGIONS`].
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
@@ -86,6 +92,17 @@ impl Snapshot {
         regions
     }
 
+    /// A warning for each id that two processes use.
+    pub(super) fn duplicates(&self) -> Vec<String> {
+        let regions = self.regions().into_iter();
+        let warnings = regions.flat_map(|region| {
+            let peers = self.region(&region).unwrap_or_default();
+            let of = |id: &InstanceId| format!("instance {id} in region {region}: {DUPLICATE_ID}");
+            Vec::from_iter(peers.duplicates.iter().map(of))
+        });
+        warnings.take(MAX_DUPLICATES).collect()
+    }
+
     /// Whether a ready peer is at `address`. Scans every region.
     pub(super) fn is_ready(&self, address: SocketAddr) -> bool {
         let is_there = |peers: &RegionPeers| peers.ready.iter().any(|peer| peer.address == address);
@@ -103,17 +120,18 @@ impl Snapshot {
 
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
     /// The regions without peers, the one that has been empty for longest first.
     empty: VecDeque<Region>,
 }
 
 impl Publisher {
-    /// Replaces the peers of `region`; returns the ids that two processes use since then.
-    pub(crate) fn publish(&mut self, region: &Region, peers: RegionPeers) -> Vec<InstanceId> {
+    /// Replaces the peers of `region`, and logs the ids that two processes use since then.
+    pub(crate) fn publish(&mut self, region: &Region, peers: RegionPeers) {
         let before = self.snapshot.region(region).unwrap_or_default();
-        let duplicates = peers.duplicates.difference(&before.duplicates);
-        let duplicates = duplicates.cloned().collect();
+        for instance in peers.duplicates.difference(&before.duplicates) {
+            tracing::warn!(%instance, %region, "{DUPLICATE_ID}");
+        }
         self.empty.retain(|other| other != region);
         if peers.count() == 0 {
             self.empty.push_back(region.clone());
@@ -126,7 +144,6 @@ impl Publisher {
             regions.invalidate(&oldest);
         }
         self.snapshot.changes.fetch_add(1, Ordering::Release);
-        duplicates
     }
 }
 

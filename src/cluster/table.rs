@@ -34,12 +34,6 @@ const CURRENT: Duration = Duration::from_millis(250);
 /// For how many poll intervals answered calls may replace probes. Only a probe finds out about a new catalogue.
 const MAX_REPLACED: u32 = 12;
 
-/// The problem of two processes that use one id, and its consequence.
-pub(super) const DUPLICATE_ID: &str = "two processes say that they are this instance: neither gets calls with a key, or that \
-     name the instance, until each has an id of its own (FLY_MACHINE_ID)";
-/// How many duplicate ids are reported one by one.
-const MAX_DUPLICATES: usize = 16;
-
 /// How many addresses without a peer are kept and probed: more than the 10,000 peers that are to be found in one round,
 /// of which none is known before it. Of an answer with more new addresses, the highest are left out until there is room:
 /// an address that is kept stays as long as DNS lists it.
@@ -474,18 +468,6 @@ impl Table {
     pub(super) fn addresses(&self) -> impl Iterator<Item = KnownAddress> {
         let others = self.entries.values().filter(|entry| !entry.is_own);
         others.cloned()
-    }
-
-    /// A warning for each id that two processes use.
-    pub(super) fn duplicates(&self) -> Vec<String> {
-        let regions: BTreeSet<_> = self.peers().map(|known| &known.peer.region).collect();
-        let warnings = regions.into_iter().flat_map(|region| {
-            let duplicates = self.region(region).duplicates.into_iter();
-            duplicates.map(move |instance| {
-                format!("instance {instance} in region {region}: {DUPLICATE_ID}")
-            })
-        });
-        warnings.take(MAX_DUPLICATES).collect()
     }
 
     /// The peers of `region` as calls read them: each process once, although it may have two addresses.

@@ -244,13 +244,12 @@ fn two_processes_under_one_id_are_both_used_and_neither_is_found_by_it() {
     is(&story, "a b", "");
     let a = "a".parse().unwrap();
     assert_eq!(story.region().find(&a).unwrap().address, address(1));
-    assert!(story.0.duplicates().is_empty());
+    assert!(story.region().duplicates.is_empty());
     let story = story.seen_run(3, "a", 2);
     is(&story, "a a b", "");
     assert!(story.region().find(&a).is_none());
     assert_eq!(story.region().identified().count(), 1);
-    let warning = format!("instance a in region syd: {DUPLICATE_ID}");
-    assert_eq!(story.0.duplicates(), [warning]);
+    assert_eq!(story.region().duplicates, BTreeSet::from([a.clone()]));
     // A suspect one is not used beside a ready one.
     let story = story.no_answer(1).no_answer(2);
     assert_eq!(story.region().find(&a).unwrap().address, address(3));
