@@ -109,8 +109,8 @@ impl Watch {
     async fn listed(&mut self, body: Vec<u8>) -> Result<(), NoList> {
         let is_new = self.body.as_ref() != Some(&body);
         let was = self.app.status();
-        // The same list changes nothing, except that an app which was down is up again.
-        if !is_new && was.health != AppHealth::Down {
+        // The same list changes nothing, except that an app which was down is up again, and one that was open may be locked.
+        if !is_new && was.health == AppHealth::Up {
             return Ok(());
         }
         let listing = match is_new {
@@ -122,6 +122,9 @@ impl Watch {
         };
         // Tried before anything new is offered.
         let is_open = self.app.is_open().await?;
+        if is_open && !is_new && was.health == AppHealth::Open {
+            return Ok(());
+        }
         if is_new {
             for remark in &listing.remarks {
                 tracing::warn!("the app's list: {remark}");

@@ -20,7 +20,7 @@ async fn functions_of_an_app_that_lets_anybody_in_are_not_offered() {
         (code.as_str(), executed.as_str()),
         ("function_unavailable", "no")
     );
-    // Locked since: the next new list is tried again.
+    // Locked since, with the same list.
     app.unset("open");
     app.offer(&json!({"functions": {"App.run": {}}}));
     until_state(&instance, "up").await;
