@@ -151,22 +151,21 @@ impl Watch {
     fn failed(&mut self, why: &NoList) {
         self.failures += 1;
         let is_down = why.0 == Asked::Unreachable || self.failures >= FAILURES;
-        let status = self.app.status();
-        match status.health {
-            AppHealth::Starting => {
-                let reason = Some(why.to_string());
-                if status.reason != reason {
-                    tracing::info!("waiting for the app's list: {why}");
-                }
-                self.app.set(AppHealth::Starting, reason, status.listing);
-            }
-            AppHealth::Up | AppHealth::Open if is_down => {
-                tracing::warn!("the app is down: {why}");
-                self.app
-                    .set(AppHealth::Down, Some(why.to_string()), status.listing);
-            }
-            AppHealth::Up | AppHealth::Open | AppHealth::Down => {}
+        let was = self.app.status();
+        let health = match was.health {
+            AppHealth::Starting => AppHealth::Starting,
+            AppHealth::Up | AppHealth::Open if !is_down => return,
+            AppHealth::Up | AppHealth::Open | AppHealth::Down => AppHealth::Down,
+        };
+        let reason = Some(why.to_string());
+        if was.reason == reason {
+            return;
         }
+        match health {
+            AppHealth::Starting => tracing::info!("waiting for the app's list: {why}"),
+            _ => tracing::warn!("the app is down: {why}"),
+        }
+        self.app.set(health, reason, was.listing);
     }
 }
 

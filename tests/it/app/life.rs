@@ -178,6 +178,24 @@ async fn an_app_that_refuses_its_own_token_is_not_available() {
 }
 
 #[tokio::test]
+async fn why_an_app_is_down_is_what_is_wrong_now() {
+    let mut app = App::start().await;
+    let instance = app.instance(&[]).await;
+    app.kill().await;
+    let reason = async || instance.get("/functions").await.body["app"]["reason"].clone();
+    let is_refused = |reason: &Value| {
+        let reason = reason.as_str();
+        reason.is_some_and(|reason| reason.starts_with("cannot connect to the app: "))
+    };
+    eventually("no connection", reason, is_refused).await;
+    app.set("refuse");
+    app.restart().await;
+    let expected = "it answered 403 Forbidden to its own RPC_APP_TOKEN";
+    eventually("another reason", reason, |reason| reason == expected).await;
+    until_state(&instance, "down").await;
+}
+
+#[tokio::test]
 async fn a_function_that_answers_404_while_the_app_sheds_load_may_have_run() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
