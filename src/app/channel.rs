@@ -2,7 +2,7 @@
 //! ends just when a call leaves. Owns whether a request left; what an answer means is decided in `answer.rs`.
 
 use std::{
-    io,
+    io::{self, ErrorKind},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -91,6 +91,14 @@ pub(super) enum Broken {
     Lost(String),
 }
 
+impl Broken {
+    /// Whether nobody listens there; a listener may also be too busy to accept a connection in time.
+    pub(super) fn is_refusal(&self) -> bool {
+        let is_refusal = |kind| matches!(kind, ErrorKind::ConnectionRefused | ErrorKind::NotFound);
+        matches!(self, Self::Unreachable(error) if is_refusal(error.kind()))
+    }
+}
+
 impl Channel {
     /// The connections to the app at `url`; none yet.
     pub(super) fn new(url: &AppUrl, memory: Arc<Budget>) -> Self {
@@ -124,7 +132,7 @@ impl Channel {
         let connection = self.connect().await.map_err(Broken::Unreachable)?;
         let answered = self.exchange_over(connection, &build, limit).await;
         answered.unwrap_or_else(|| {
-            let closed = io::ErrorKind::ConnectionReset;
+            let closed = ErrorKind::ConnectionReset;
             Err(Broken::Unreachable(closed.into()))
         })
     }
@@ -193,7 +201,7 @@ impl Channel {
             }
         };
         let connected = time::timeout(CONNECT, connecting).await;
-        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
     }
 }
 
@@ -207,9 +215,7 @@ impl Connection {
             sender,
             driver: driver.fuse(),
         };
-        connection
-            .ready()
-            .ok_or(io::ErrorKind::ConnectionReset.into())
+        connection.ready().ok_or(ErrorKind::ConnectionReset.into())
     }
 
     /// The same connection, if it can send; `None` when it is closed, or still busy with what was sent before.

@@ -229,10 +229,10 @@ impl App {
         };
         match time::timeout(LIST_TIMEOUT, asked).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(broken @ Broken::Unreachable(_))) => {
+            Ok(Err(broken)) if broken.is_refusal() => {
                 Err(NoList(Asked::Unreachable, broken.to_string()))
             }
-            Ok(Err(Broken::Lost(why))) => Err(NoList::unusable(why)),
+            Ok(Err(broken)) => Err(NoList::unusable(broken.to_string())),
             Err(_) => Err(NoList::unusable(format!("no list within {LIST_TIMEOUT:?}"))),
         }
     }

@@ -1,10 +1,11 @@
 //! Apps that crash, hang, start late and come back: what callers get meanwhile, and what is offered.
 
-use std::{cell::Cell, collections::BTreeMap, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, io::ErrorKind, time::Duration};
 
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
+use tokio::{net::UnixStream, time::Instant};
 
 use super::{App, call, outcome, parts, until_state};
 use crate::support::{
@@ -193,6 +194,27 @@ async fn why_an_app_is_down_is_what_is_wrong_now() {
     let expected = "it answered 403 Forbidden to its own RPC_APP_TOKEN";
     eventually("another reason", reason, |reason| reason == expected).await;
     until_state(&instance, "down").await;
+}
+
+#[tokio::test]
+async fn an_app_that_is_too_busy_for_a_connection_is_not_down_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("app.sock");
+    let app = App::start_at(folder, socket.to_str().unwrap()).await;
+    let instance = app.instance(&[]).await;
+    let started = Instant::now();
+    app.signal(Signal::SIGSTOP);
+    let mut waiting = Vec::new();
+    let error = loop {
+        match UnixStream::connect(&socket).await {
+            Ok(stream) => waiting.push(stream),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+    until_state(&instance, "down").await;
+    // Three times in a row it gave no list, with a second in between.
+    assert!(started.elapsed() >= Duration::from_secs(2));
 }
 
 #[tokio::test]
