@@ -211,6 +211,7 @@ impl App {
             body: Bytes::from(format!("{{\"args\":{}}}", args.raw())),
             headers: headers(call, request_id),
             deadline,
+            was_sent: AtomicBool::new(false),
         };
         let answered = prepared.run(gate);
         Ok(answered.map(|answered| answered.unwrap_or_else(|problem| Err(problem).into())))
@@ -282,6 +283,8 @@ struct AppCall {
     body: Bytes,
     headers: HeaderMap,
     deadline: Deadline,
+    /// Whether a connection was given the request.
+    was_sent: AtomicBool,
 }
 
 impl AppCall {
@@ -295,7 +298,10 @@ impl AppCall {
         let _pass = self.app.gate.enter(name, deadline).await?;
         // Dropped at the deadline, which closes the connection: most servers then cancel the request.
         let answered = deadline.bound(self.answer()).await;
-        answered.ok_or_else(|| Problem::still_running(name))?
+        answered.ok_or_else(|| match self.was_sent.load(Ordering::Relaxed) {
+            true => Problem::still_running(name),
+            false => Problem::not_started(name),
+        })?
     }
 
     async fn answer(&self) -> Result<Answered, Problem> {
@@ -356,7 +362,9 @@ impl AppCall {
         }
     }
 
+    /// The request, for the connection that sends it.
     fn request(&self) -> Request<Full<Bytes>> {
+        self.was_sent.store(true, Ordering::Relaxed);
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path.parse().unwrap_or_default();

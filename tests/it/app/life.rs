@@ -5,7 +5,10 @@ use std::{cell::Cell, collections::BTreeMap, io::ErrorKind, time::Duration};
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
-use tokio::{net::UnixStream, time::Instant};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::{self, Instant},
+};
 
 use super::{App, call, outcome, parts, until_state};
 use crate::support::{
@@ -215,6 +218,25 @@ async fn an_app_that_is_too_busy_for_a_connection_is_not_down_at_once() {
     until_state(&instance, "down").await;
     // Three times in a row it gave no list, with a second in between.
     assert!(started.elapsed() >= Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_call_that_gets_no_connection_before_its_deadline_has_not_run() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    app.signal(Signal::SIGSTOP);
+    let mut waiting = Vec::new();
+    loop {
+        let connecting = TcpStream::connect(format!("127.0.0.1:{}", app.place));
+        match time::timeout(Duration::from_millis(500), connecting).await {
+            Ok(stream) => waiting.push(stream.unwrap()),
+            Err(_) => break,
+        }
+    }
+    // The first may go over the connection of the last list.
+    let outcome = async || parts(&call(&instance, "App.run", json!(["a"]), 200).await);
+    let is_right = |seen: &(String, String)| *seen == pair("deadline_exceeded", "no");
+    eventually("a call that never left", outcome, is_right).await;
 }
 
 #[tokio::test]
