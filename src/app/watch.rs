@@ -213,7 +213,9 @@ impl App {
         if self.channel.url.is_unix() {
             return Ok(false);
         }
-        let answer = self.get_list(None).await?;
+        let answer = self.get_list(None).await.map_err(|NoList(asked, why)| {
+            NoList(asked, format!("asked without RPC_APP_TOKEN: {why}"))
+        })?;
         let body = answer.body.unwrap_or_default();
         Ok(answer.status.is_success() && Listing::parse(&body).is_ok())
     }

@@ -108,6 +108,8 @@ async def serve(reader, writer):
             body = await reader.readexactly(int(headers.get("content-length", 0)))
             note("paths", f"{method} {path}")
             if token and headers.get("authorization") != f"Bearer {token}" and not is_set("open"):
+                if is_set("mute"):
+                    return
                 writer.write(answer(401, "{}"))
             elif is_set("refuse"):
                 writer.write(answer(403, "{}"))

@@ -22,9 +22,20 @@ async fn functions_of_an_app_that_lets_anybody_in_are_not_offered() {
     );
     // Locked since, with the same list.
     app.unset("open");
-    app.offer(&json!({"functions": {"App.run": {}}}));
     until_state(&instance, "up").await;
     assert_eq!(app.runs(), [].into());
+}
+
+#[tokio::test]
+async fn an_app_that_answers_nobody_without_its_token_is_not_offered_and_why_is_said() {
+    let app = App::start().await;
+    app.set("mute");
+    let instance = Process::start(&app.environment()).await;
+    let reason = async || instance.get("/functions").await.body["app"]["reason"].clone();
+    let expected = "asked without RPC_APP_TOKEN: the connection to the app was lost after the call";
+    eventually("the reason", reason, |reason| reason == expected).await;
+    app.unset("mute");
+    until_state(&instance, "up").await;
 }
 
 #[tokio::test]
