@@ -289,10 +289,11 @@ impl Listeners {
         let doors = doors.into_iter().flatten();
         let server = Server::start(doors, Arc::clone(&app.lifecycle), drain, &app.memory);
         let child = self.child.map(|(listener, address)| {
-            let lifecycle = Arc::clone(&app.of_child);
+            let lifecycle = Arc::clone(&app.other_lifecycle);
             let dispatcher = app.dispatcher.admitted_by(Arc::clone(&lifecycle));
             let of_child = App {
                 lifecycle: Arc::clone(&lifecycle),
+                other_lifecycle: Arc::clone(&app.lifecycle),
                 dispatcher: Arc::new(dispatcher),
                 ..App::clone(app)
             };
@@ -338,7 +339,7 @@ fn assemble(
     let memory = Budget::new(limits.max_memory.unwrap_or_else(memory::default_limit));
     let registry = registry.finish(&identity)?;
     let boot = BootId::random();
-    let (lifecycle, of_child) = (Arc::new(Lifecycle::new()), Arc::new(Lifecycle::new()));
+    let lifecycle = Arc::new(Lifecycle::new());
     let metrics = Arc::new(Metrics::new(&identity, &boot, registry.names()));
     let app = app.map(|app| {
         let memory = Arc::clone(&memory);
@@ -400,7 +401,7 @@ fn assemble(
         limits,
         memory,
         lifecycle,
-        of_child,
+        other_lifecycle: Arc::new(Lifecycle::new()),
         executor,
         cluster,
         dispatcher,

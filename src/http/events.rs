@@ -202,7 +202,7 @@ impl Stream {
         let regions = seen.map(|it| it.since(&self.counted)).collect();
         self.counted = totals;
         let counts = Counts {
-            in_flight: self.app.lifecycle.in_flight(),
+            in_flight: self.app.in_flight(),
             running: self.app.executor.running(),
             queued: self.app.dispatcher.queued(),
             regions,

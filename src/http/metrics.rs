@@ -57,9 +57,8 @@ fn readings(app: &App, overview: &Overview) -> Registry {
         let gauge: Gauge = registered(&mut registry, name, help);
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     };
-    let in_flight = app.lifecycle.in_flight() + app.of_child.in_flight();
     let help = "Calls that were accepted and are not answered yet, run here or forwarded";
-    show("in_flight", help, in_flight);
+    show("in_flight", help, app.in_flight());
     let help = "Functions that run here now";
     show("running", help, app.executor.running());
     let help = "How many functions may run here at once";

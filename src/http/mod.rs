@@ -87,8 +87,9 @@ pub(crate) struct App {
     pub memory: Arc<Budget>,
     /// How far it is on its way to stop.
     pub lifecycle: Arc<Lifecycle>,
-    /// The same of what serves the calls of the app that this instance started, which goes on until that has ended.
-    pub of_child: Arc<Lifecycle>,
+    /// The same of its other listeners: of the one for the app that it started, which goes on until that has ended; at that
+    /// one, of all others.
+    pub other_lifecycle: Arc<Lifecycle>,
     /// Its functions.
     pub executor: Arc<Executor>,
     /// Its peers.
@@ -99,6 +100,13 @@ pub(crate) struct App {
     pub metrics: Arc<Metrics>,
     /// Its descriptions with functions.
     pub descriptions: Descriptions,
+}
+
+impl App {
+    /// The calls that were accepted and are not answered yet, run here or forwarded, by whichever listener they came.
+    fn in_flight(&self) -> usize {
+        self.lifecycle.in_flight() + self.other_lifecycle.in_flight()
+    }
 }
 
 /// The address by which a request reached this instance, as an extension of the request.

@@ -118,6 +118,43 @@ async fn the_calls_of_the_app_are_forwarded_until_it_has_ended() {
 }
 
 #[tokio::test]
+async fn the_calls_of_the_app_are_among_those_in_flight() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .start()
+        .await;
+    let address = cluster.free_address();
+    let environment = cluster.environment("syd", "syd-1", address);
+    let script = r#"
+        echo "$FLY_RPC_URL"
+        call() {
+            curl -s "$FLY_RPC_URL/rpc/iad/$1" -H 'content-type: application/json' -H 'rpc-timeout-ms: 60000' -d "$2"
+        }
+        until call Kernel/%2B '[1,2]' | grep -q '"result":3'; do sleep 0.05; done
+        call Test/block '["x"]'"#;
+    let mut run = Run::start_in(&environment, &[], script).await;
+    let of_app = loop {
+        let line = run.line().await;
+        if line.starts_with("http://") {
+            break line;
+        }
+    };
+    cluster.until_started("x").await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for url in [format!("http://{address}"), of_app] {
+        let counts = async || {
+            let events = client.get(format!("{url}/events")).send().await.unwrap();
+            let first = { events }.chunk().await.unwrap().unwrap();
+            String::from_utf8(first.to_vec()).unwrap()
+        };
+        let is_one = |counts: &String| counts.contains(r#"data: {"in_flight":1,"#);
+        eventually("one call in flight", counts, is_one).await;
+    }
+    cluster.release("x");
+}
+
+#[tokio::test]
 async fn a_kill_of_the_instance_ends_the_app_too() {
     let script = "trap '' TERM; echo up; while :; do sleep 0.05; done";
     let mut run = Run::start(&[], script).await;
