@@ -192,11 +192,17 @@ impl Instance {
         }
     }
 
-    /// Ends what runs in the background, and what is served to a child of this process.
-    pub(crate) async fn end(&self) {
-        if let Some((_, server)) = &self.child {
-            server.drain().await;
+    /// Stops in order what is served to a child of this process, once that has ended: what it began may go on.
+    #[cfg(feature = "cli")]
+    pub(crate) async fn drain_child(&self) -> Drained {
+        match &self.child {
+            Some((_, server)) => server.drain().await,
+            None => Drained::Whole,
         }
+    }
+
+    /// Ends what runs in the background.
+    pub(crate) async fn end(&self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

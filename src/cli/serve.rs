@@ -100,8 +100,8 @@ impl ServeArgs {
 }
 
 impl Serving {
-    /// Serves until a signal or `stop`, then drains, and lets `last` happen before everything else ends. At another signal
-    /// the drain is over, and the token that `last` is given is cancelled.
+    /// Serves until a signal or `stop`, then drains, and lets `last` happen before everything else ends. Another signal,
+    /// whenever it comes, ends what is left of that, and cancels the token that `last` is given.
     pub(super) async fn until<L: Future<Output = ()>>(
         mut self,
         stop: impl Future<Output = ()> + Send,
@@ -124,22 +124,23 @@ impl Serving {
         if drained.is_none() {
             hurry.cancel();
         }
-        let mut last = pin!(last(hurry.clone()));
-        tokio::select! {
-            () = &mut last => {}
+        let mut rest = pin!(async {
+            last(hurry.clone()).await;
+            hurry.run_until_cancelled(self.instance.drain_child()).await
+        });
+        let drained_child = tokio::select! {
+            drained = &mut rest => drained,
             () = self.signals.next() => {
                 hurry.cancel();
-                last.await;
+                rest.await
             }
-        }
+        };
         self.instance.end().await;
-        match drained {
-            Some(Drained::Whole) => Ok(()),
-            Some(Drained::Cut) | None => {
-                tracing::error!("stopped before everything in flight was finished");
-                Err(Failure::Reported(1))
-            }
+        if (drained, drained_child) == (Some(Drained::Whole), Some(Drained::Whole)) {
+            return Ok(());
         }
+        tracing::error!("stopped before everything in flight was finished");
+        Err(Failure::Reported(1))
     }
 }
 

@@ -249,6 +249,49 @@ async fn a_second_signal_kills_the_app_and_ends_the_program() {
 }
 
 #[tokio::test]
+async fn what_the_app_began_and_did_not_wait_for_goes_on_without_it_for_a_while() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .set("RPC_MAX_TIMEOUT", "1h")
+        .start()
+        .await;
+    let address = cluster.free_address();
+    let environment = cluster.environment("syd", "syd-1", address);
+    let script = |name: &str| {
+        format!(
+            r#"
+            begin() {{
+                curl -s "$FLY_RPC_URL/rpc/iad/Test/block" -H 'content-type: application/json' -H 'prefer: respond-async'                     -H 'rpc-timeout-ms: 3600000' -d '["{name}"]'
+            }}
+            until begin | grep -q request_id; do sleep 0.05; done
+            trap 'exit 0' TERM
+            echo "up $$"
+            while :; do sleep 0.05; done"#
+        )
+    };
+    // What is cut when the time is up is said.
+    let mut run = Run::start_in(&environment, &["--drain-timeout=200ms"], &script("x")).await;
+    while !run.line().await.starts_with("up ") {}
+    cluster.until_started("x").await;
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ended().await.code(), Some(1));
+    // A second signal waits for nothing, also when the app has ended.
+    let mut run = Run::start_in(&environment, &["--drain-timeout=1h"], &script("y")).await;
+    let app = loop {
+        if let Some(pid) = run.line().await.strip_prefix("up ") {
+            break Pid::from_raw(pid.parse().unwrap());
+        }
+    };
+    cluster.until_started("y").await;
+    run.signal(Signal::SIGTERM);
+    let is_gone = async || kill(app, None).is_err();
+    eventually("the end of the app", is_gone, |is_gone| *is_gone).await;
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ended().await.code(), Some(1));
+}
+
+#[tokio::test]
 async fn the_port_of_the_app_is_not_that_of_the_instance() {
     let (code, _, said) = run(&["run", "--listen=127.0.0.1:3000", "--", "true"]).await;
     assert_eq!(code, 64);
