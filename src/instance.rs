@@ -97,7 +97,7 @@ impl Instance {
         for prefix in &config.service_links {
             tracing::debug!(%prefix, "variables of a Service of Kubernetes are no settings");
         }
-        config.warn_about_shutdown();
+        config.warn_about_shutdown(has_child);
         if config.machine.runs_release_command {
             tracing::info!("this Machine runs a release command: it joins no cluster");
         }

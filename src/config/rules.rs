@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
-use super::{Config, ConfigError, DnsName, Setting, settings::*};
+use super::{Config, ConfigError, DnsName, DrainConfig, Setting, settings::*};
 use crate::call::MAX_TIMEOUT;
 
 /// The longest `kill_timeout` that Fly allows: <https://fly.io/docs/reference/configuration/>.
@@ -133,11 +133,11 @@ impl Config {
 
     /// Logs what may cut calls when the instance stops, and on Fly the `kill_timeout` of `fly.toml` that a stop needs: a
     /// Machine cannot read the one it has.
-    pub(crate) fn warn_about_shutdown(&self) {
+    pub(crate) fn warn_about_shutdown(&self, has_child: bool) {
         for warning in self.stop_warnings() {
             tracing::warn!("{warning}");
         }
-        if let Some(kill_timeout) = self.kill_timeout() {
+        if let Some(kill_timeout) = self.kill_timeout(has_child) {
             tracing::info!(
                 "a stop takes up to {kill_timeout:?}: kill_timeout in fly.toml must not be below"
             );
@@ -163,10 +163,13 @@ impl Config {
         warnings
     }
 
-    /// The `kill_timeout` that a stop needs, on Fly.
-    pub(super) fn kill_timeout(&self) -> Option<Duration> {
-        self.is_on_fly()
-            .then_some(self.drain.delay + self.drain.timeout)
+    /// The `kill_timeout` that a stop needs, on Fly. An app that is a child gets its time after the calls, and what it began
+    /// as much as they.
+    pub(super) fn kill_timeout(&self, has_child: bool) -> Option<Duration> {
+        let DrainConfig { delay, timeout } = self.drain;
+        let child = self.app.as_ref().filter(|_| has_child);
+        let child = child.map_or(Duration::ZERO, |app| app.stop_timeout + timeout);
+        self.is_on_fly().then_some(delay + timeout + child)
     }
 
     fn is_on_fly(&self) -> bool {

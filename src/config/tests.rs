@@ -145,9 +145,12 @@ fn settings_that_let_a_stop_cut_calls_are_warned_about() {
           the latest"
         ]
     );
-    assert_eq!(
-        config(&[ip]).unwrap().kill_timeout(),
-        Some(Duration::from_secs(23))
-    );
-    assert_eq!(config(&[]).unwrap().kill_timeout(), None);
+    let app = ("RPC_APP_URL", "unix:/run/app.sock:/rpc");
+    let kill_timeout = |values: &[(&str, &str)], has_child| {
+        let kill_timeout = config(values).unwrap().kill_timeout(has_child);
+        kill_timeout.map(|time| time.as_secs())
+    };
+    assert_eq!(kill_timeout(&[ip, app], false), Some(23));
+    assert_eq!(kill_timeout(&[ip, app], true), Some(53));
+    assert_eq!(kill_timeout(&[app], true), None);
 }
