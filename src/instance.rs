@@ -317,8 +317,8 @@ impl Listeners {
     }
 }
 
-/// What the routes share: everything that an instance at `internal_address` has, with what runs in `tasks` until `stop`. In
-/// the order of the layers: each part is given those before it.
+/// What the routes share: everything that an instance at `internal_address` has, with what runs in `tasks` until `stop`. Each
+/// part is given those before it.
 fn assemble(
     config: Config,
     registry: Registry,
@@ -347,6 +347,16 @@ fn assemble(
     let boot = BootId::random();
     let lifecycle = Arc::new(Lifecycle::new());
     let metrics = Arc::new(Metrics::new(&identity, &boot, registry.names()));
+    // Before all that runs in the background, because it may fail.
+    let cluster = Arc::new(Cluster::start(
+        &discovery,
+        (&identity, &boot),
+        internal_address.port(),
+        access.cluster.first(),
+        &metrics,
+        tasks,
+        stop.clone(),
+    )?);
     let app = app.map(|app| {
         let memory = Arc::clone(&memory);
         app::App::start(&app, limits.max_result, memory, tasks, stop.clone())
@@ -369,15 +379,6 @@ fn assemble(
         Arc::clone(&lifecycle),
         Arc::clone(&metrics),
     ));
-    let cluster = Arc::new(Cluster::start(
-        &discovery,
-        (&identity, &boot),
-        internal_address.port(),
-        access.cluster.first(),
-        &metrics,
-        tasks,
-        stop.clone(),
-    )?);
     let link = Link::new(
         Arc::clone(&cluster),
         connect_timeout,
