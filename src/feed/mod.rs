@@ -118,6 +118,8 @@ pub(crate) struct Feed {
 struct Gathered {
     tally: Tally,
     number: u64,
+    /// The number of the last event before the time in which there was no listener for the last time.
+    last_before_gap: u64,
 }
 
 /// One event, as it is written.
@@ -150,6 +152,10 @@ impl Feed {
 
     /// A further listener; `None` when there are as many as may be.
     pub(crate) fn listen(&self) -> Option<Listener> {
+        let mut gathered = self.gathered();
+        if !self.has_listeners() {
+            gathered.last_before_gap = gathered.number;
+        }
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         Some(Listener {
             events: self.events.subscribe(),
@@ -157,11 +163,14 @@ impl Feed {
         })
     }
 
-    /// How many events came after the one with the id `last`; `None` when that was of another run.
+    /// How many events came after the one with the id `last`; `None` when that was of another run, or nobody listened for a
+    /// while since.
     pub(crate) fn missed_since(&self, last: &str) -> Option<u64> {
         let (boot, number) = last.split_once('.')?;
         let number: u64 = number.parse().ok().filter(|_| boot == self.boot)?;
-        Some(self.gathered().number.saturating_sub(number))
+        let gathered = self.gathered();
+        let is_known = number > gathered.last_before_gap;
+        is_known.then(|| gathered.number.saturating_sub(number))
     }
 
     pub(crate) fn peer_changed(&self, change: &PeerChange<'_>) {
@@ -301,7 +310,8 @@ mod tests {
         }
         drop(listener);
         call(&feed);
-        assert_eq!(feed.missed_since(id), Some(1));
+        let _again = feed.listen().unwrap();
+        assert_eq!(feed.missed_since(id), None);
     }
 
     #[tokio::test]

@@ -54,7 +54,7 @@ pub(crate) struct Counts {
 /// Events that a client did not get.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Lagged {
-    /// How many; null when the instance was started again since.
+    /// How many; null when the instance was started again since, or nobody listened meanwhile.
     #[schema(required, example = 12)]
     missed: Option<u64>,
 }

@@ -362,6 +362,14 @@ async fn who_comes_back_learns_how_many_events_were_missed() {
     };
     let mut again = Events::with(&instance, &[("last-event-id", &last)]).await;
     assert_eq!(again.next().await.unwrap().name, "counts");
+    // While nobody listens, nobody counts.
+    drop((stays, again));
+    let first = async || {
+        let mut alone = Events::with(&instance, &[("last-event-id", &last)]).await;
+        alone.next().await.unwrap()
+    };
+    let is_unknown = |event: &Event| event.name == "lagged" && event.data["missed"].is_null();
+    eventually("a gap", first, is_unknown).await;
 }
 
 #[tokio::test]
