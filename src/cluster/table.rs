@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::peers::{Condition, Peer, RegionPeers};
 use crate::{
     name::{BootId, InstanceId},
-    protocol::PeerState,
+    protocol::{Catalogue, PeerState},
     region::Region,
 };
 
@@ -170,37 +170,39 @@ impl KnownAddress {
             true => Condition::Draining,
             false => Condition::Ready,
         };
-        let state = Some(condition.state());
         let mut changes = Vec::new();
-        if let Some(KnownPeer { peer: old, .. }) = &self.peer
-            && (&old.instance, &old.boot) == (&peer.instance, &peer.boot)
-        {
-            // A process that could not list its functions this time still has those that it listed before.
-            peer.catalogue = peer.catalogue.or_else(|| old.catalogue.clone());
-        }
-        let peer = match self.peer.take() {
-            // Nothing changed that calls read: without a change, the region is not published anew.
-            Some(old) if is_same(&old.peer, &peer) => {
-                if old.condition != condition {
-                    changes.push(Change::new(&old.peer, state, "it answered the probe"));
+        let old = self.peer.take().filter(|old| {
+            let is_other = (&old.peer.instance, &old.peer.region) != (&peer.instance, &peer.region);
+            let gone = || Change::new(&old.peer, None, "another instance answers there");
+            changes.extend(is_other.then(gone));
+            !is_other
+        });
+        let (peer, reason) = match old {
+            None => (Arc::new(peer), Some("it answered the probe")),
+            Some(KnownPeer {
+                peer: old,
+                condition: before,
+                ..
+            }) => {
+                if old.boot == peer.boot {
+                    // A process that could not list its functions this time still has those that it listed before.
+                    peer.catalogue = peer.catalogue.or_else(|| old.catalogue.clone());
                 }
-                old.peer
-            }
-            old => {
-                if let Some(KnownPeer { peer: old, .. }) = old {
-                    let is_same_instance = old.instance == peer.instance;
-                    if is_same_instance {
-                        peer.stats = Arc::clone(&old.stats);
-                    }
-                    if !is_same_instance || old.region != peer.region {
-                        changes.push(Change::new(&old, None, "another instance answers there"));
-                    }
-                }
-                let peer = Arc::new(peer);
-                changes.push(Change::new(&peer, state, "it answered the probe"));
-                peer
+                let is_same = is_same(&old, &peer);
+                let reason = if before != condition {
+                    Some("it answered the probe")
+                } else if old.boot != peer.boot {
+                    Some("it was started again")
+                } else {
+                    (!is_same).then_some("its functions, its app or its release changed")
+                };
+                peer.stats = Arc::clone(&old.stats);
+                // Where nothing changed that calls read, the region is not published anew.
+                (if is_same { old } else { Arc::new(peer) }, reason)
             }
         };
+        let state = Some(condition.state());
+        changes.extend(reason.map(|reason| Change::new(&peer, state, reason)));
         peer.stats.note_round_trip(rtt);
         self.peer = Some(KnownPeer {
             peer,
@@ -508,18 +510,13 @@ impl Table {
     }
 }
 
-/// Whether `new` differs from `old` in nothing that calls read.
+/// Whether `new` differs from `old`, the same instance, in nothing that calls read.
 fn is_same(old: &Peer, new: &Peer) -> bool {
-    let hash = |peer: &Peer| {
-        let catalogue = peer.catalogue.as_ref();
-        catalogue.map(|catalogue| catalogue.hash().clone())
-    };
-    old.instance == new.instance
-        && old.boot == new.boot
-        && old.region == new.region
+    old.boot == new.boot
         && old.release == new.release
         && old.app_state == new.app_state
-        && hash(old) == hash(new)
+        && old.catalogue.as_deref().map(Catalogue::hash)
+            == new.catalogue.as_deref().map(Catalogue::hash)
 }
 
 /// 1 s after the first failure, twice as long after each further one, at most 60 s.

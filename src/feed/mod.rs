@@ -35,7 +35,7 @@ const BACKLOG: usize = 256;
 /// How many digits of the boot id stand in the id of an event.
 const BOOT_DIGITS: usize = 8;
 
-/// An instance of the cluster is new, in another state, or gone.
+/// An instance of the cluster is new, has changed, or is gone.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct PeerChange<'a> {
     /// Its region.

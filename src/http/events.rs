@@ -65,7 +65,7 @@ pub(crate) struct Lagged {
 ///
 /// | event | when | data |
 /// |---|---|---|
-/// | `peer` | an instance is new, in another state, or gone | `PeerChange` |
+/// | `peer` | an instance is new, has another state, run, app, release or other functions, or is gone | `PeerChange` |
 /// | `call` | a call that this instance took has ended; of each second the first 20 that went well and the first 20 that failed | `EndedCall` |
 /// | `attempt` | an attempt of a call failed; counted among those that failed | `FailedAttempt` |
 /// | `counts` | at once, and then once a second | `Counts` |

@@ -232,6 +232,34 @@ fn a_process_has_the_functions_that_it_listed_last() {
 }
 
 #[test]
+fn a_change_has_its_reason() {
+    let mut table = Story::new().dns(&[1]).0;
+    let mut probed = answer(1, "a");
+    let mut reasons = |change: fn(&mut ProbeAnswer)| {
+        change(&mut probed);
+        let event = Event::Probed(address(1), Ok(probed.clone()));
+        let changes = table.apply(event, Instant::now()).changes;
+        Vec::from_iter(changes.into_iter().map(|change| change.reason))
+    };
+    let answered = ["it answered the probe"];
+    assert_eq!(reasons(|_| {}), answered);
+    assert_eq!(reasons(|_| {}), [""; 0]);
+    assert_eq!(reasons(|it| it.draining = true), answered);
+    assert_eq!(
+        reasons(|it| it.peer.boot = Some(boot(1))),
+        ["it was started again"]
+    );
+    assert_eq!(
+        reasons(|it| it.peer.release = Some("2".to_owned())),
+        ["its functions, its app or its release changed"]
+    );
+    assert_eq!(
+        reasons(|it| it.peer.instance = "b".parse().unwrap()),
+        ["another instance answers there", "it answered the probe"]
+    );
+}
+
+#[test]
 fn an_instance_with_two_addresses_counts_once_and_by_its_better_one() {
     let story = Story::new().dns(&[1, 2, 3]).seen(1, "a").seen(2, "a");
     is(&story.seen(3, "b").no_answer(1), "a b", "");
