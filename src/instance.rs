@@ -188,7 +188,10 @@ impl Instance {
         tracing::info!("stopping: draining; a second signal ends it at once");
         tokio::select! {
             drained = self.server.drain() => Some(drained),
-            () = signals.next() => None,
+            () = signals.next() => {
+                self.server.cut().await;
+                None
+            }
         }
     }
 
@@ -201,8 +204,11 @@ impl Instance {
         }
     }
 
-    /// Ends what runs in the background.
+    /// Ends what runs in the background, and closes what is served to a child of this process.
     pub(crate) async fn end(&self) {
+        if let Some((_, server)) = &self.child {
+            server.cut().await;
+        }
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;

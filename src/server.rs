@@ -161,15 +161,16 @@ impl Server {
         if finished.await.is_ok() {
             return Drained::Whole;
         }
-        self.abort();
-        self.connections.wait().await;
+        self.cut().await;
         Drained::Cut
     }
 
-    /// Cuts every connection at once.
-    pub(crate) fn abort(&self) {
+    /// Closes every connection, whatever is in flight.
+    pub(crate) async fn cut(&self) {
         self.accepting.cancel();
+        self.connections.close();
         self.lifecycle.advance(Phase::Cut);
+        self.connections.wait().await;
     }
 }
 

@@ -211,4 +211,7 @@ async fn a_second_signal_ends_at_once_also_with_calls_in_flight() {
     iad.terminate();
     cluster.instance_mut("iad-1").ended().await;
     assert!(call.await.unwrap().is_err());
+    // Also in its log, as every call is.
+    let log = cluster.instance("iad-1").log();
+    assert_eq!(log.matches("call abandoned").count(), 1, "{log}");
 }
