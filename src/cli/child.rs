@@ -1,6 +1,7 @@
 //! The app as a child of `fly-rpc run`: started, kept running where that is wanted, and stopped with what it started.
 
 use std::{
+    env,
     ffi::OsString,
     io,
     os::{fd::AsFd, unix::process::CommandExt},
@@ -24,7 +25,7 @@ use crate::config::SETTINGS;
 
 /// The subcommand that becomes the app.
 pub(super) const BECOME: &str = "become-app";
-/// What runs this very program, also after its file was replaced.
+/// What runs this very program on Linux, also after its file was replaced.
 const MYSELF: &str = "/proc/self/exe";
 /// The pause before an app that ended is started again; each one is twice as long as the one before.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -82,7 +83,10 @@ impl AppChild {
 
     fn start(&self) -> io::Result<Child> {
         // This program, which becomes the command: a process must ask for itself to be killed when its parent ends.
-        let mut command = Command::new(MYSELF);
+        let mut command = match cfg!(target_os = "linux") {
+            true => Command::new(MYSELF),
+            false => Command::new(env::current_exe()?),
+        };
         command.arg(BECOME).arg(process::id().to_string()).arg("--");
         // The instance's own settings, and the secrets among them, are not for the app.
         for variable in SETTINGS.iter().map(|setting| setting.variable) {
