@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::{
     declaration::Declaration,
@@ -69,8 +69,12 @@ impl Listing {
         for member in members.keys().filter(|member| !is_known(member)) {
             self.remark(format!("a function has an unknown member {member:?}"));
         }
-        let declaration: Declaration =
-            serde_json::from_value(declared.clone()).map_err(|error| error.to_string())?;
+        let read = |declared| serde_json::from_value::<Declaration>(declared);
+        // Each by itself, because the error does not say which it is about.
+        for (member, value) in members {
+            read(json!({member: value})).map_err(|error| format!("{member}: {error}"))?;
+        }
+        let declaration = read(declared.clone()).map_err(|error| error.to_string())?;
         declaration.check()?;
         Ok(declaration)
     }
@@ -125,7 +129,7 @@ mod tests {
             br#"{"functions":{"Fly.RPC.now":{},"Math.add":{"timeout_ms":2000,"idempotent":true,"concurrency":8,
                 "params":[{"name":"a"},{"name":"b","schema":{"type":"integer"}}]},
                 "plain":{},"...x":{},"a/../b.x":{},"A. b":{},"A.zero":{"timeout_ms":0},"A.none":null,"A.odd":{"shape":1},
-                "A.pair":{"params":[{"name":"a"},{"name":"a"}]},"A.blank":{"params":[{"name":""}]}},
+                "A.pair":{"params":[{"name":"a"},{"name":"a"}]},"A.text":{"doc":"it","timeout_ms":"2s"},"A.blank":{"params":[{"name":""}]}},
                 "version":2}"#,
         )
         .unwrap();
@@ -149,6 +153,7 @@ mod tests {
                 "\"A.none\" is left out: what it declares is no object; write {} for nothing",
                 "a function has an unknown member \"shape\"",
                 "\"A.pair\" is left out: the parameter \"a\" is declared twice",
+                "\"A.text\" is left out: timeout_ms: invalid type: string \"2s\", expected u64",
                 "\"A.zero\" is left out: timeout_ms must be an integer from 1 to 86400000",
                 "\"a/../b.x\" is left out: its module has a path segment of dots",
                 "\"plain\" is left out: a name has a module, as in Math.add",
