@@ -349,7 +349,7 @@ impl Poller {
             state,
             reason,
         } = change;
-        let word = state.map_or("gone", PeerState::as_str);
+        let word = state.map_or_else(|| "gone".to_owned(), |state| state.to_string());
         let (instance, region, address) = (&peer.instance, &peer.region, peer.address);
         tracing::info!(%instance, %region, %address, state = %word, %reason, "peer changed");
         self.metrics.feed.peer_changed(&PeerChange {

@@ -76,20 +76,12 @@ pub(crate) enum PeerState {
 impl PeerState {
     /// Every one.
     pub(crate) const ALL: [Self; 3] = [Self::Ready, Self::Suspect, Self::Draining];
-
-    /// The word in JSON, in metrics and in logs.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ready => "ready",
-            Self::Suspect => "suspect",
-            Self::Draining => "draining",
-        }
-    }
 }
 
 impl fmt::Display for PeerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        // The word in JSON.
+        self.serialize(f)
     }
 }
 
