@@ -34,8 +34,9 @@ use crate::{
 /// How long an idle connection is kept. Measured: gunicorn's sync worker closes at once and says so, its gthread after
 /// 2 s, uvicorn after 5 s, Node after 5 s, Puma after 20 s.
 const IDLE: Duration = Duration::from_secs(1);
-/// How long a connection may take: the app is on this machine.
-const CONNECT: Duration = Duration::from_secs(1);
+/// How long a connection may take. The app is on this machine; but where as many wait as its listener has places for, Python's
+/// has five, the kernel asks again a second later.
+const CONNECT: Duration = Duration::from_secs(3);
 /// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 64 << 10;
 

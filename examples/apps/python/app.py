@@ -30,4 +30,5 @@ class App(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.do_GET(lambda: FUNCTIONS[".".join(self.path.split("/")[2:])](*body["args"]))
 
+ThreadingHTTPServer.request_queue_size = 128  # not 5: 64 calls may come at once
 ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()

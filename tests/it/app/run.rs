@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -304,6 +305,41 @@ async fn the_port_of_the_app_is_not_that_of_the_instance() {
 #[tokio::test]
 async fn the_python_example_runs_in_two_regions() {
     example("python/app.py", &["python3"], "ValueError").await;
+}
+
+#[tokio::test]
+async fn the_python_example_takes_as_many_calls_at_once_as_it_is_sent() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("FLY_REGION", "syd".to_owned()),
+        ("PORT", port.to_string()),
+    ]);
+    let app = concat!(
+        "exec python3 ",
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/apps/python/app.py 2>/dev/null"
+    );
+    let mut run = Run::start_in(&environment, &[], app).await;
+    let listening = run.line().await;
+    let url = listening.split(' ').nth(2).unwrap();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let call = async |_: u32| {
+        let request = client
+            .post(format!("{url}/rpc/syd/Math/add"))
+            .header("content-type", "application/json")
+            .header("rpc-timeout-ms", 60_000);
+        let answer = request.body("[1,2]").send().await.unwrap();
+        answer.status().as_u16()
+    };
+    eventually("a sum", async || call(0).await, |status| *status == 200).await;
+    for _ in 0..5 {
+        // As many as RPC_APP_CONCURRENCY lets through.
+        let statuses = join_all((0..64).map(&call)).await;
+        assert_eq!(statuses, [200; 64]);
+    }
 }
 
 /// Runs an example under `dev`, and calls each of its functions from one region in the other.
