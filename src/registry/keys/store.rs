@@ -272,21 +272,24 @@ impl Store {
             value: running.text(),
             is_held: false,
         };
-        let known = self.known(claim, call, deadline).await;
-        known.unwrap_or_else(|why| Known::Outcome(Err(away(&why))))
+        let mut is_found = false;
+        let known = self.known(claim, call, deadline, &mut is_found).await;
+        known.unwrap_or_else(|why| Known::Outcome(Err(away(&why, is_found))))
     }
 
+    /// The same for a `claim` to be made; notes whether another `is_found` in its place, whose call may have run.
     async fn known(
         self: &Arc<Self>,
         mut claim: Claim,
         call: &Call,
         deadline: Deadline,
+        is_found: &mut bool,
     ) -> Result<Known, Away> {
         // It may run until its deadline, and is remembered for longer than that.
         let life = LIFE + deadline.remaining();
         let mut pause = LOOKS.0;
-        let (mut waits, mut runs) = (None, false);
-        let late = |runs: bool| match runs {
+        let mut waits = None;
+        let late = |is_found: bool| match is_found {
             true => Returned::replayed(Err(Problem::still_running(&call.name))),
             false => Err(Problem::not_started(&call.name)),
         };
@@ -294,12 +297,13 @@ impl Store {
             // Where this fails, or ends here, it may have been claimed all the same, which the drop of the claim undoes.
             let found = deadline.bound(self.claim_or_look(&mut claim, life)).await;
             let Some(found) = found.transpose()? else {
-                return Ok(Known::Outcome(late(runs)));
+                return Ok(Known::Outcome(late(*is_found)));
             };
             let Some(found) = found else {
                 claim.is_held = true;
                 return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
+            *is_found = true;
             let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
             if record.fingerprint != claim.fingerprint {
                 break Err(mismatch());
@@ -307,11 +311,10 @@ impl Store {
             let State::Running { boot, .. } = &record.state else {
                 break record.outcome();
             };
-            runs = true;
             if *boot != self.boot {
                 let is_lost = self.mark_if_lost(&claim, boot, found);
                 match deadline.bound(is_lost).await.transpose()? {
-                    None => break late(runs),
+                    None => break late(*is_found),
                     Some(true) => continue,
                     Some(false) => {}
                 }
@@ -323,7 +326,7 @@ impl Store {
                 }
             }
             if deadline.bound(time::sleep(pause)).await.is_none() {
-                break late(runs);
+                break late(*is_found);
             }
             pause = (pause * 2).min(LOOKS.1);
         };
@@ -524,15 +527,24 @@ enum Away {
     Silent,
     #[error("{0}")]
     Failed(#[from] redis::RedisError),
-    #[error("what is stored is of another release")]
+    #[error("what it has is of another release")]
     Strange,
 }
 
-/// Without the store nobody knows whether the call ran before: it is not run.
-fn away(why: &Away) -> Problem {
+/// Without the store nobody knows what came of the call: it is not run here, and may have run where a claim `is_found`.
+fn away(why: &Away, is_found: bool) -> Problem {
     tracing::debug!(%why, "a call with an idempotency key is refused");
-    let detail = "the store of RPC_KEY_STORE does not answer this instance; calls without an idempotency key run";
-    Problem::new(Code::Overloaded, detail)
+    let detail = match why {
+        Away::Strange => "what the store of RPC_KEY_STORE has of this key is of another release",
+        Away::Silent | Away::Failed(_) => {
+            "the store of RPC_KEY_STORE does not answer this instance; calls without an idempotency key run"
+        }
+    };
+    let problem = Problem::new(Code::Overloaded, detail);
+    match is_found {
+        true => problem.executed(Executed::Maybe),
+        false => problem,
+    }
 }
 
 fn too_many_wait() -> Problem {

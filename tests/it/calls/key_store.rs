@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::support::{
-    asking::run,
+    asking::{blocking, run},
     cluster::Cluster,
     load::quiet,
     patience::eventually,
@@ -221,6 +221,44 @@ async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
     let ran = keyed(iad, "syd", "other", &run("c", &json!({}))).await;
     assert_eq!(ran.result(), "c");
     assert_eq!(cluster.runs()["c"], 1);
+}
+
+#[tokio::test]
+async fn a_repeat_that_waits_for_a_call_when_the_store_goes_may_have_run() {
+    let mut redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let block = blocking("latch", &json!({}));
+    let iad = cluster.instance("iad-1");
+    let losing = async {
+        cluster.until_started("latch").await;
+        let kill = async {
+            // Only a repeat that saw the call run asks whether its process lives.
+            let seen = async || redis.commands("exists").await;
+            eventually("the repeat", seen, |seen| *seen > 0).await;
+            redis.kill().await;
+        };
+        let (repeat, ()) = tokio::join!(keyed(iad, "iad", "key", &block), kill);
+        assert_eq!(repeat.problem(), (503, "overloaded", "maybe"));
+        cluster.release("latch");
+    };
+    let (first, ()) = tokio::join!(keyed(iad, "syd", "key", &block), losing);
+    assert_eq!(first.result(), "released");
+}
+
+#[tokio::test]
+async fn what_another_release_stored_may_have_run() {
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let iad = cluster.instance("iad-1");
+    let call = run("a", &json!({}));
+    assert_eq!(keyed(iad, "iad", "key", &call).await.result(), "a");
+    let names = redis.ask("KEYS *:key:*").await;
+    let name = names.lines().find(|line| line.starts_with("fly-rpc:"));
+    let store = format!("SET {} later KEEPTTL", name.unwrap());
+    assert!(redis.ask(&store).await.starts_with("+OK"));
+    let again = keyed(iad, "iad", "key", &call).await;
+    assert_eq!(again.problem(), (503, "overloaded", "maybe"));
+    assert!(again.detail().ends_with("of another release"), "{again:?}");
 }
 
 /// Keys, each sent twice.

@@ -8,6 +8,7 @@ use nix::{
 };
 use tempfile::TempDir;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     process::{Child, Command},
 };
@@ -49,6 +50,25 @@ impl Redis {
     pub(crate) async fn restart(&mut self) {
         self.child = spawn(self.address, &self.folder);
         self.until_it_answers().await;
+    }
+
+    /// What it answers to a command, in the words of its protocol.
+    pub(crate) async fn ask(&self, command: &str) -> String {
+        let mut asked = TcpStream::connect(self.address).await.unwrap();
+        let questions = format!("{command}\r\nQUIT\r\n");
+        asked.write_all(questions.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        asked.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// How often it was sent the command `name`, in lowercase letters.
+    pub(crate) async fn commands(&self, name: &str) -> u64 {
+        let stats = self.ask("INFO commandstats").await;
+        let line = format!("cmdstat_{name}:calls=");
+        let mut counts = stats.lines().filter_map(|it| it.strip_prefix(&line));
+        let count = counts.next().and_then(|count| count.split(',').next());
+        count.map_or(0, |count| count.parse().unwrap())
     }
 
     /// It keeps its sockets and answers nothing, or goes on.
