@@ -197,8 +197,9 @@ impl Store {
     /// Says that this process lives, until that fails.
     async fn beat(&self, connection: &mut MultiplexedConnection) -> redis::RedisError {
         loop {
-            let paid = self.pay(connection).await;
-            time::sleep(BEAT).await;
+            let next = Instant::now() + BEAT;
+            let paid = self.pay(connection, next).await;
+            time::sleep_until(next).await;
             if let Err(why) = paid.and(self.say_alive(connection).await) {
                 return why;
             }
@@ -219,11 +220,16 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the changes that could not be made before.
-    async fn pay(&self, connection: &mut MultiplexedConnection) -> Result<(), redis::RedisError> {
-        loop {
+    /// Makes the changes that could not be made before, `until` this process has to say again that it lives: on a slow way to
+    /// the store many of them take longer than its lease.
+    async fn pay(
+        &self,
+        connection: &mut MultiplexedConnection,
+        until: Instant,
+    ) -> Result<(), redis::RedisError> {
+        while Instant::now() < until {
             let Some(change) = self.owed().take() else {
-                return Ok(());
+                break;
             };
             match change.make(connection).await {
                 Ok(made) => change.note(made),
@@ -233,11 +239,7 @@ impl Store {
                 }
             }
         }
-    }
-
-    /// Has a change made later.
-    fn owe(&self, change: Change) {
-        self.owed().put(change);
+        Ok(())
     }
 
     fn owed(&self) -> MutexGuard<'_, Owed> {
@@ -446,7 +448,7 @@ impl Claim {
             };
             match made {
                 Some(made) => change.note(made),
-                None => store.owe(change),
+                None => store.owed().put(change),
             }
         });
         let _ = settled.await;
@@ -483,7 +485,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if !self.value.is_empty() {
             let change = self.change(self.is_held.then_some(State::Lost));
-            self.store.owe(change);
+            self.store.owed().put(change);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use reqwest::Client;
@@ -15,6 +16,7 @@ use tokio::{
 use crate::support::{
     asking::{blocking, run},
     cluster::Cluster,
+    fault::Fault,
     load::quiet,
     patience::eventually,
     process::{Answer, Process, answer},
@@ -23,8 +25,13 @@ use crate::support::{
 
 /// A cluster whose instances share what they remember.
 async fn cluster(redis: &Redis) -> Cluster {
+    cluster_with(&redis.url()).await
+}
+
+/// The same with its store at `url`.
+async fn cluster_with(url: &str) -> Cluster {
     let cluster = Cluster::builder().region("iad", 1).region("syd", 2);
-    let cluster = cluster.functions().set("RPC_KEY_STORE", &redis.url());
+    let cluster = cluster.functions().set("RPC_KEY_STORE", url);
     let cluster = cluster.start().await;
     for instance in &cluster.instances {
         until_up(instance, 1.0).await;
@@ -259,6 +266,49 @@ async fn what_another_release_stored_may_have_run() {
     let again = keyed(iad, "iad", "key", &call).await;
     assert_eq!(again.problem(), (503, "overloaded", "maybe"));
     assert!(again.detail().ends_with("of another release"), "{again:?}");
+}
+
+/// Calls that end while the store is away.
+const OWED: usize = 120;
+
+#[tokio::test]
+async fn what_ended_while_the_store_was_away_is_stored_however_slow_it_is_when_it_is_back() {
+    let redis = Redis::start().await;
+    let proxy = redis.proxy().await;
+    let cluster = cluster_with(&format!("redis://{}", proxy.address)).await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let call = blocking("latch", &json!({"instance": "syd-1"}));
+    let all = async |via: &Process, call: &Value| {
+        let sent = (0..OWED).map(|key| {
+            let request = via.request("/rpc/syd", &call.to_string());
+            answer(request.header("idempotency-key", format!("key-{key}")))
+        });
+        let answers = join_all(sent).await;
+        let answers = answers.into_iter().map(Result::unwrap);
+        answers.collect::<Vec<_>>()
+    };
+    let losing = async {
+        let starts = async || cluster.starts("latch").len();
+        eventually("all calls", starts, |starts| *starts == OWED).await;
+        proxy.break_all(Fault::Refuse).await;
+        until_up(syd, 0.0).await;
+        cluster.release("latch");
+    };
+    let (first, ()) = tokio::join!(all(syd, &call), losing);
+    assert!(first.iter().all(|answer| answer.result() == "released"));
+    // All of them together take longer than a process is taken to live that does not say so.
+    let slow = Fault::Delay(Duration::from_millis(50));
+    proxy.break_all(slow).await;
+    until_up(syd, 1.0).await;
+    until_up(iad, 1.0).await;
+    let elsewhere = blocking("latch", &json!({"instance": "syd-2"}));
+    for again in all(iad, &elsewhere).await {
+        assert_eq!(
+            (again.result(), is_replayed(&again)),
+            (&json!("released"), true)
+        );
+    }
+    assert_eq!(cluster.starts("latch").len(), OWED);
 }
 
 /// Keys, each sent twice.

@@ -13,7 +13,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{network::Network, patience::eventually};
+use super::{fault::FaultProxy, network::Network, patience::eventually};
 
 /// A running Redis that keeps nothing on disk; killed when it is dropped.
 pub(crate) struct Redis {
@@ -39,6 +39,11 @@ impl Redis {
     /// The setting that names it.
     pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+
+    /// A proxy in front of it.
+    pub(crate) async fn proxy(&self) -> FaultProxy {
+        FaultProxy::start(Network::free().next_address(), self.address).await
     }
 
     /// Ends it, and with it all that it knew.
