@@ -49,8 +49,11 @@ const MAX_KEPT: usize = 1 << 20;
 /// How many bytes of outcomes are held for a store that is away.
 const MAX_OWED: usize = 32 << 20;
 
-/// Replaces a value by another, or by nothing, if it is still the same.
-const REPLACE: &str = "if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end \
+/// Replaces a value by another, or by nothing, if it is still the same; it may be the other already, where nobody saw the
+/// answer of an earlier try.
+const REPLACE: &str = "local now=redis.call('GET',KEYS[1]) \
+                       if now==ARGV[2] then return 1 end \
+                       if now~=ARGV[1] then return 0 end \
                        if ARGV[2]=='' then redis.call('DEL',KEYS[1]) else redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) end \
                        return 1";
 

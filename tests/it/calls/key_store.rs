@@ -268,6 +268,34 @@ async fn what_another_release_stored_may_have_run() {
     assert!(again.detail().ends_with("of another release"), "{again:?}");
 }
 
+#[tokio::test]
+async fn an_outcome_whose_storing_nobody_saw_is_stored_once_and_no_claim_is_lost() {
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let block = blocking("latch", &json!({}));
+    let standing = async {
+        cluster.until_started("latch").await;
+        redis.signal(Signal::SIGSTOP);
+        cluster.release("latch");
+    };
+    let (first, ()) = tokio::join!(keyed(iad, "iad", "key", &block), standing);
+    assert_eq!(first.result(), "released");
+    redis.signal(Signal::SIGCONT);
+    let stored = async || redis.commands("eval").await;
+    eventually("both tries", stored, |tries| *tries >= 2).await;
+    let again = keyed(syd, "syd", "key", &block).await;
+    assert_eq!(
+        (again.result(), is_replayed(&again)),
+        (&json!("released"), true)
+    );
+    // What was logged of the second try is there.
+    let another = async || keyed(iad, "iad", "other", &run("a", &json!({}))).await;
+    eventually("a call with a key", another, |answer| answer.status == 200).await;
+    let log = iad.log();
+    assert!(!log.contains("claim was taken away"), "{log}");
+}
+
 /// Calls that end while the store is away.
 const OWED: usize = 120;
 
