@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     call::{MAX_TIMEOUT, Per},
-    http::documents::{Accepted, EntryDocument, FanOutReply},
+    http::documents::{Accepted, EntryDocument, FanOutMeta, FanOutReply},
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
     problem::Code,
@@ -125,7 +125,11 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     let mut answer = args.ask.send(request, patience).await?;
     let took = asked.elapsed();
     if args.ask.json {
-        return answer.print_json();
+        answer.print_json()?;
+        return match answer.found() {
+            Some(FanOutReply { meta, .. }) if args.each.is_some() => all_succeeded(&meta),
+            _ => Ok(()),
+        };
     }
     if let Some(Accepted { meta }) = answer.accepted() {
         print(&meta.request_id.to_string())?;
@@ -219,6 +223,10 @@ fn show_each(answer: &Answer, took: Duration, is_quiet: bool) -> Result<(), Fail
             meta.succeeded, meta.asked, meta.elapsed_ms, meta.request_id
         ));
     }
+    all_succeeded(&meta)
+}
+
+fn all_succeeded(meta: &FanOutMeta) -> Result<(), Failure> {
     match meta.succeeded == meta.asked {
         true => Ok(()),
         false => Err(Failure::Reported(1)),
