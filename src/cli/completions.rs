@@ -1,6 +1,6 @@
 //! `fly-rpc completions`: a script by which a shell completes this program's commands and flags.
 
-use clap::{Arg, Args, Command, CommandFactory};
+use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, Failure, print};
@@ -19,7 +19,7 @@ pub(super) fn run(args: &CompletionsArgs) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(
         args.shell,
-        &mut offered(Cli::command()),
+        &mut offered(&Cli::command()).version(env!("CARGO_PKG_VERSION")),
         "fly-rpc",
         &mut script,
     );
@@ -27,14 +27,11 @@ pub(super) fn run(args: &CompletionsArgs) -> Result<(), Failure> {
 }
 
 /// `command` with what is not hidden: `clap_complete` offers everything, and `clap` takes nothing out again.
-fn offered(mut command: Command) -> Command {
-    let shown = |arg: &&Arg| !arg.is_hide_set();
-    for subcommand in command.get_subcommands_mut() {
-        let args: Vec<Arg> = subcommand.get_arguments().filter(shown).cloned().collect();
-        let about = subcommand.get_about().cloned().unwrap_or_default();
-        *subcommand = Command::new(subcommand.get_name().to_owned())
-            .about(about)
-            .args(args);
-    }
-    command
+fn offered(command: &Command) -> Command {
+    let args = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    let commands = command.get_subcommands().filter(|it| !it.is_hide_set());
+    Command::new(command.get_name().to_owned())
+        .about(command.get_about().cloned().unwrap_or_default())
+        .args(args.cloned())
+        .subcommands(commands.map(offered))
 }

@@ -356,6 +356,10 @@ async fn completions_are_scripts_that_name_every_command() {
             script.contains("drain-timeout") && !script.contains("until-stdin-closes"),
             "a hidden flag in {script}"
         );
+        assert!(
+            !script.contains("become-app"),
+            "a hidden command in {script}"
+        );
     }
     // As a user of bash has it: what Tab offers after `fly-rpc re`.
     let offers = r#"source <("$0" completions bash); COMP_WORDS=(fly-rpc re); COMP_CWORD=1;
