@@ -17,6 +17,7 @@ mod table;
 mod tls;
 
 use std::{
+    fmt,
     io::{self, Write},
     process::ExitCode,
 };
@@ -149,15 +150,17 @@ async fn run(command: Command) -> Result<(), Failure> {
 
 /// Prints data, on stdout.
 fn print(text: &str) -> Result<(), Failure> {
-    match write_out(text) {
+    match write_out(format_args!("{text}\n")) {
         // The reader has enough, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => Ok(done?),
     }
 }
 
-fn write_out(text: &str) -> io::Result<()> {
-    writeln!(anstream::stdout(), "{text}")
+fn write_out(text: fmt::Arguments<'_>) -> io::Result<()> {
+    let mut stdout = anstream::stdout().lock();
+    stdout.write_fmt(text)?;
+    stdout.flush()
 }
 
 /// Prints a message, on stderr.

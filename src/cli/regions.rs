@@ -8,7 +8,7 @@ use tokio::time;
 
 use super::{
     Failure,
-    ask::AskArgs,
+    ask::{Answer, AskArgs},
     print, say,
     table::{Cell, table},
     write_out,
@@ -47,32 +47,38 @@ pub(super) async fn run(args: RegionsArgs) -> Result<(), Failure> {
     match args.watch {
         Some(pause) => watch(ask, pause).await,
         None if ask.json => ask.get("/regions").await?.print_json(),
-        None => print(&look(ask).await?),
+        None => print(&shown(&ask.get("/regions").await?)?),
     }
 }
 
 /// Shows the cluster until the reader of stdout is gone; an instance that does not answer may come back.
 async fn watch(ask: &AskArgs, pause: Duration) -> Result<(), Failure> {
     loop {
-        let (seen, failed) = match look(ask).await {
-            Ok(seen) => (seen, None),
+        let answer = match ask.get("/regions").await {
             Err(failure @ Failure::Usage(_)) => return Err(failure),
-            Err(failure) => (String::new(), Some(failure)),
+            answer => answer,
         };
-        match write_out(&format!("{CLEAR}{seen}")) {
+        // Before anything is said of the answer, on stderr too, so that it is there until the next one.
+        let cleared = write_out(format_args!("{CLEAR}"));
+        let written = cleared.and_then(|()| match answer.and_then(|answer| shown(&answer)) {
+            Ok(table) => write_out(format_args!("{table}\n")),
+            Err(Failure::Failed(reason)) => {
+                say(&format!("fly-rpc: {reason}"));
+                Ok(())
+            }
+            Err(Failure::Usage(_) | Failure::Reported(_)) => Ok(()),
+        });
+        match written {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             written => written?,
-        }
-        if let Some(Failure::Failed(reason)) = failed {
-            say(&format!("fly-rpc: {reason}"));
         }
         time::sleep(pause).await;
     }
 }
 
-/// The cluster as a table; where its discovery is stale, the reason goes to stderr.
-async fn look(ask: &AskArgs) -> Result<String, Failure> {
-    let regions: RegionsDocument = ask.get("/regions").await?.document()?;
+/// The cluster in `answer` as a table; where its discovery is stale, the reason goes to stderr.
+fn shown(answer: &Answer) -> Result<String, Failure> {
+    let regions: RegionsDocument = answer.document()?;
     if let Some(error) = &regions.discovery.last_error {
         say(&format!("stale: {}", printable(error)));
     }

@@ -1,6 +1,6 @@
 //! The commands that ask an instance, as a user runs them: stdout, stderr and exit code.
 
-use std::process::Stdio;
+use std::{io::Read, process::Stdio};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -415,6 +415,54 @@ async fn a_watch_goes_on_until_nobody_reads_it() {
     assert_eq!(ended.code(), Some(0));
 }
 
+#[tokio::test]
+async fn what_a_watch_says_is_there_until_the_next_look() {
+    let guarded = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        (
+            "RPC_CLIENT_TOKENS",
+            "shop:the-token-of-the-client-shop-00000003".to_owned(),
+        ),
+    ]);
+    let guarded = Process::start(&guarded).await;
+    let stale = Manner::Answer(regions_of_one("1", "no answer").to_string());
+    let stale = Stranger::at("127.0.0.1:0".parse().unwrap(), stale).await;
+    for (address, said) in [
+        (guarded.address, "fly-rpc: unauthenticated: "),
+        (stale.address, "stale: no answer\nREGION"),
+    ] {
+        // Both in the order in which a terminal has them.
+        let (mut shown, screen) = std::io::pipe().unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+        command.args([
+            "regions",
+            "--watch=10ms",
+            "--url",
+            &format!("http://{address}"),
+        ]);
+        command.env_clear().env("CLICOLOR_FORCE", "1");
+        command.stdout(screen.try_clone().unwrap()).stderr(screen);
+        let mut watch = command.spawn().unwrap();
+        drop(command);
+        let looks = tokio::task::spawn_blocking(move || {
+            let (mut looks, mut buffer) = (String::new(), [0; 4096]);
+            while looks.matches("\u{1b}[H").count() < 3 {
+                let length = shown.read(&mut buffer).unwrap();
+                assert!(length > 0, "{looks}");
+                looks += str::from_utf8(&buffer[..length]).unwrap();
+            }
+            looks
+        });
+        let looks = in_time("three looks", looks).await.unwrap();
+        watch.kill().unwrap();
+        watch.wait().unwrap();
+        let looks: Vec<_> = looks.split("\u{1b}[H\u{1b}[J").collect();
+        assert_eq!(looks[0], "");
+        let first = anstream::adapter::strip_str(looks[1]).to_string();
+        assert!(first.starts_with(said), "{first:?}");
+    }
+}
+
 /// Reads until a line has `what` in it.
 async fn until(lines: &mut Lines<impl AsyncBufRead + Unpin>, what: &str) {
     in_time(what, async {
@@ -553,19 +601,21 @@ async fn a_signal_as_soon_as_an_instance_listens_drains_it() {
     }
 }
 
+/// A cluster of one, of a release, whose discovery is stale.
+fn regions_of_one(release: &str, error: &str) -> Value {
+    json!({
+        "local": "iad", "primary": "iad", "is_primary": true,
+        "regions": [{"region": "iad", "instances": [{
+            "instance": "iad-1", "address": "127.0.0.1:1", "state": "ready", "local": true,
+            "release": release, "rtt_ms": null, "last_seen_ms": null,
+        }]}],
+        "discovery": {"source": "dns", "last_success_ms": null, "stale": true, "last_error": error, "warnings": [], "rounds": 1},
+    })
+}
+
 #[tokio::test]
 async fn what_others_say_moves_no_cursor_and_makes_no_line() {
-    let named = |release: &str, error: &str| {
-        json!({
-            "local": "iad", "primary": "iad", "is_primary": true,
-            "regions": [{"region": "iad", "instances": [{
-                "instance": "iad-1", "address": "127.0.0.1:1", "state": "ready", "local": true,
-                "release": release, "rtt_ms": null, "last_seen_ms": null,
-            }]}],
-            "discovery": {"source": "dns", "last_success_ms": null, "stale": true, "last_error": error, "warnings": [], "rounds": 1},
-        })
-    };
-    let body = named("\u{1b}[2J\u{9b}31m\nsyd", "no\r\nanswer\u{7}").to_string();
+    let body = regions_of_one("\u{1b}[2J\u{9b}31m\nsyd", "no\r\nanswer\u{7}").to_string();
     let address = "127.0.0.1:0".parse().unwrap();
     let liar = Stranger::at(address, Manner::Answer(body)).await;
     let url = format!("http://{}", liar.address);
