@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Log lines that wait to be printed.
 const LOG_LINES: usize = 1024;
+/// How long the end waits for the last of them.
+const LAST_LINES: Duration = Duration::from_secs(1);
 /// Ends of instances that wait to be noted.
 const ENDS: usize = 64;
 /// Orders that wait for the loop that has the cluster.
@@ -94,8 +96,8 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
         () = signals.next() => {}
     }
     drop(cluster);
-    // The printer ends by itself once no instance is left to write a line.
-    let _ = printer.await;
+    // The printer ends by itself once nobody is left to write a line, as what an app left running still may.
+    let _ = time::timeout(LAST_LINES, printer).await;
     ran
 }
 

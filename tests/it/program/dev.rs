@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
 };
@@ -11,6 +12,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, Command},
@@ -153,6 +155,22 @@ async fn dev_runs_a_cluster_until_ctrl_c() {
         );
         std::net::TcpStream::connect(("127.0.0.1", *port)).unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn what_an_app_left_running_does_not_hold_up_the_end() {
+    let folder = TempDir::new().unwrap();
+    let mark = folder.path().join("left");
+    let left = "echo $$ >$0.new; mv $0.new $0; exec sleep 600";
+    let app = format!("setsid sh -c '{left}' {} & exec sleep 600", mark.display());
+    let mut dev = Dev::start(&["--regions", "iad", "--", "sh", "-c", &app]).await;
+    let written = async || fs::read_to_string(&mark).ok();
+    let id = eventually("what is left", written, Option::is_some).await;
+    let id = Pid::from_raw(id.unwrap().trim().parse().unwrap());
+    let _left = scopeguard::guard(id, |id| kill(id, Signal::SIGKILL).unwrap());
+    let status = dev.interrupt().await;
+    let log = dev.said.lock().unwrap().join("\n");
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[tokio::test]
