@@ -20,6 +20,9 @@ fn arity(expected: usize, given: usize) -> Misfit {
     Misfit::custom(format!("takes {expected} argument{plural}, {given} given"))
 }
 
+/// How serde begins an error that repeats a value.
+const VALUES: [&str; 2] = ["invalid ", "unknown variant "];
+
 /// The error of argument `number`, without the value and the position that `serde_json` adds.
 fn of_argument(number: usize, error: &serde_json::Error) -> Misfit {
     let message = error.to_string();
@@ -27,7 +30,7 @@ fn of_argument(number: usize, error: &serde_json::Error) -> Misfit {
         .rsplit_once(" at line ")
         .map_or(message.as_str(), |(message, _)| message);
     Misfit::custom(match message.rsplit_once(", expected ") {
-        Some((found, expected)) if found.starts_with("invalid ") => {
+        Some((found, expected)) if VALUES.iter().any(|start| found.starts_with(start)) => {
             format!("argument {number}: expected {expected}")
         }
         _ => format!("argument {number}: {message}"),
@@ -184,6 +187,13 @@ mod tests {
         assert_eq!(parsed::<Box<RawValue>>("[1.10]").unwrap().get(), "1.10");
     }
 
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Colour {
+        Red,
+        Blue,
+    }
+
     fn misfit<A: DeserializeOwned>(args: &str) -> String {
         parsed::<A>(args).map(|_| ()).unwrap_err()
     }
@@ -199,6 +209,10 @@ mod tests {
                 "argument 2: expected i64",
             ),
             (misfit::<(u8,)>("[300]"), "argument 1: expected u8"),
+            (
+                misfit::<(Vec<Colour>,)>(r#"[["blue","secret"]]"#),
+                "argument 1: expected `red` or `blue`",
+            ),
             (misfit::<Account>("[{}]"), "argument 1: missing field `id`"),
         ] {
             assert_eq!(misfit, expected);
