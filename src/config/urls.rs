@@ -74,9 +74,17 @@ fn read_url(text: &str) -> Result<AppUrl, &'static str> {
     if authority.as_str().contains('@') || uri.query().is_some() || text.contains('#') {
         return Err("has more than a host, a port and a path");
     }
-    let port = authority.port_u16().unwrap_or(80);
+    let host = authority.host();
+    // `http` takes any text behind the colon, and gives no port where that is none.
+    let port = match authority.as_str().strip_prefix(host) {
+        Some("" | ":") => 80,
+        _ => {
+            let port = authority.port_u16().filter(|port| *port > 0);
+            port.ok_or("has an invalid port")?
+        }
+    };
     Ok(AppUrl {
-        address: AppAddress::Tcp(format!("{}:{port}", authority.host())),
+        address: AppAddress::Tcp(format!("{host}:{port}")),
         base: base(uri.path())?,
     })
 }
@@ -164,7 +172,7 @@ mod tests {
             assert_eq!(read(text).unwrap(), means);
         }
         let wrong = " 127.0.0.1:3000 https://127.0.0.1/rpc http:///rpc http://user@host/rpc http://host/rpc?x=1 \
-                     http://host/rpc#x unix:/run/app.sock unix:run/app.sock:/rpc unix:/run/app.sock:/rpc?x";
+                     http://host/rpc#x http://host:65536/rpc http://host:0/rpc http://host:3OOO/rpc unix:/run/app.sock unix:run/app.sock:/rpc unix:/run/app.sock:/rpc?x";
         for text in wrong.split(' ') {
             let refusal = read(text).unwrap_err().to_string();
             assert!(refusal.contains("write for example"), "{text}: {refusal}");

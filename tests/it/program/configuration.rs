@@ -22,7 +22,7 @@ type Case = (
 
 #[tokio::test]
 async fn wrong_settings_stop_the_start_with_one_line() {
-    let cases: [Case; 7] = [
+    let cases: [Case; 8] = [
         (
             &[("RPC_LISTEM", "127.0.0.1:0")],
             &[],
@@ -61,6 +61,12 @@ async fn wrong_settings_stop_the_start_with_one_line() {
             &[],
             "fly-rpc: RPC_APP_CONCURRENCY (--app-concurrency): has no effect without RPC_APP_URL; set that too, or \
              unset this\n",
+        ),
+        (
+            &[],
+            &["--app-url=http://127.0.0.1:3OOO/rpc"],
+            "fly-rpc: RPC_APP_URL (--app-url): \"http://127.0.0.1:3OOO/rpc\" has an invalid port; write for example \
+             http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc\n",
         ),
     ];
     for (variables, flags, line) in cases {
