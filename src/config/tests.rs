@@ -96,9 +96,22 @@ FLY_PRIVATE_IP=fly-local-6pn: … is not an address; write for example fdaa:0:18
                 .ends_with("is not a duration; write for example 5s or 750ms")
         );
     }
-    assert!(
-        error("RPC_LOG", "fly_rpc=loud").contains("is not a filter such as info or fly_rpc=debug")
-    );
+    for filter in ["fly_rpc=loud", "info,hyper=warn,debugg", "9"] {
+        let refused = error("RPC_LOG", filter);
+        assert!(
+            refused.contains("is not a filter such as info or fly_rpc=debug"),
+            "{refused}"
+        );
+    }
+    for filter in [
+        "Warn",
+        "2",
+        "info,fly_rpc",
+        "error,fly_rpc::link=trace",
+        "[call{request_id=1}]=debug",
+    ] {
+        config(&[("RPC_LOG", filter)]).unwrap();
+    }
 }
 
 #[test]

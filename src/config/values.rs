@@ -232,10 +232,22 @@ fn dns_name(text: &str) -> Result<DnsName, String> {
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
     // A program that embeds the crate sets up its own log.
     #[cfg(feature = "cli")]
-    if let Err(error) = tracing_subscriber::EnvFilter::try_new(text) {
-        return Err(format!(
-            "is not a filter such as info or fly_rpc=debug: {error}"
-        ));
+    {
+        use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+        let wrong = |why: &dyn Display| {
+            Err(format!(
+                "is not a filter such as info or fly_rpc=debug: {why}"
+            ))
+        };
+        if let Err(error) = EnvFilter::try_new(text) {
+            return wrong(&error);
+        }
+        // A word that is no level would be a target, all of whose lines are let through, and none of any other.
+        let is_word = |part: &&str| part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let mut words = text.split(',').filter(is_word);
+        if let Some(word) = words.find(|word| word.parse::<LevelFilter>().is_err()) {
+            return wrong(&format!("{word:?} is no level"));
+        }
     }
     Ok(text.to_owned())
 }

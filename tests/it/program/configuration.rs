@@ -22,7 +22,7 @@ type Case = (
 
 #[tokio::test]
 async fn wrong_settings_stop_the_start_with_one_line() {
-    let cases: [Case; 8] = [
+    let cases: [Case; 9] = [
         (
             &[("RPC_LISTEM", "127.0.0.1:0")],
             &[],
@@ -67,6 +67,12 @@ async fn wrong_settings_stop_the_start_with_one_line() {
             &["--app-url=http://127.0.0.1:3OOO/rpc"],
             "fly-rpc: RPC_APP_URL (--app-url): \"http://127.0.0.1:3OOO/rpc\" has an invalid port; write for example \
              http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc\n",
+        ),
+        (
+            &[("RPC_LOG", "warning")],
+            &[],
+            "fly-rpc: RPC_LOG (--log): \"warning\" is not a filter such as info or fly_rpc=debug: \"warning\" is no \
+             level\n",
         ),
     ];
     for (variables, flags, line) in cases {
