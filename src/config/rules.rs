@@ -4,7 +4,11 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
-use super::{Config, ConfigError, DnsName, DrainConfig, Setting, settings::*};
+use super::{
+    Config, ConfigError, DnsName, DrainConfig, Setting,
+    settings::*,
+    values::{COUNTS, SIZES},
+};
 use crate::call::MAX_TIMEOUT;
 
 /// The longest `kill_timeout` that Fly allows: <https://fly.io/docs/reference/configuration/>.
@@ -14,8 +18,8 @@ impl Config {
     /// Checks what no value shows by itself.
     ///
     /// # Errors
-    /// A default timeout above the maximum, a duration above 24 h, a zero where there must be time, a discovery setting
-    /// without effect, or tokens that contradict each other.
+    /// A default timeout above the maximum, a duration above 24 h, a zero where there must be time, a size or a number of
+    /// calls out of range, a discovery setting without effect, or tokens that contradict each other.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let (discovery, timeouts) = (&self.discovery, self.timeouts);
         require(
@@ -58,10 +62,21 @@ impl Config {
             RPC_PEER_PORT,
             "has no effect: no name in RPC_DNS_NAME is resolved by A and AAAA without a port of its own",
         )?;
+        let limits = &self.limits;
+        // Of a program: what is read from text is in range.
+        let size = (SIZES, "must be from 1 byte to 256 TiB");
+        let count = (COUNTS, "must be from 1 to usize::MAX / 8");
+        for (setting, value, (range, rule)) in [
+            (RPC_MAX_BODY, limits.max_body, &size),
+            (RPC_MAX_RESULT, limits.max_result, &size),
+            (RPC_MAX_IN_FLIGHT, limits.max_in_flight, &count),
+        ] {
+            require(range.contains(&value), setting, rule)?;
+        }
         // A client's body takes its size twice, of the half that is for clients.
-        let least = self.limits.max_body.saturating_mul(4);
+        let least = limits.max_body.saturating_mul(4);
         require(
-            self.limits.max_memory.is_none_or(|bytes| bytes >= least),
+            limits.max_memory.is_none_or(|bytes| bytes >= least),
             RPC_MAX_MEMORY,
             "must be four times RPC_MAX_BODY or more; raise it or lower RPC_MAX_BODY",
         )?;

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt::Display,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     str::FromStr,
     time::Duration,
 };
@@ -15,6 +16,11 @@ use crate::name::InvalidName;
 
 /// The port of the DNS protocol, for a `RPC_DNS_SERVER` without one.
 const DNS_PORT: u16 = 53;
+
+/// The sizes that there may be, in bytes: with room to add to them.
+pub(super) const SIZES: RangeInclusive<usize> = 1..=usize::MAX >> 16;
+/// The counts that there may be: as many permits as a tokio semaphore holds.
+pub(super) const COUNTS: RangeInclusive<usize> = 1..=tokio::sync::Semaphore::MAX_PERMITS;
 
 /// From the text of a value to the value, or to what is wrong with the text.
 type Parse<T> = fn(&str) -> Result<T, String>;
@@ -109,20 +115,16 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
     let size: bytesize::ByteSize = text
         .parse()
         .map_err(|_| "is not a size; write for example 1MiB".to_owned())?;
-    // With room to add to it.
-    let range = 1..=usize::MAX >> 16;
     usize::try_from(size.as_u64())
         .ok()
-        .filter(|bytes| range.contains(bytes))
+        .filter(|bytes| SIZES.contains(bytes))
         .ok_or_else(|| "is out of range; write for example 1MiB".to_owned())
 }
 
 pub(super) fn count(text: &str) -> Result<usize, String> {
-    // The upper bound is the most permits that a tokio semaphore holds.
-    let range = 1..=tokio::sync::Semaphore::MAX_PERMITS;
     text.parse()
         .ok()
-        .filter(|count| range.contains(count))
+        .filter(|count| COUNTS.contains(count))
         .ok_or_else(|| "is not a whole number of 1 or more".to_owned())
 }
 

@@ -2,7 +2,7 @@
 
 use fly_rpc::{
     CallOptions, Code, Config, Declaration, DnsName, Drained, EachAnswer, Executed, FunctionError,
-    Instance, Per, Registry,
+    Instance, Limits, Per, Registry,
 };
 use serde_json::{Value, json};
 
@@ -36,6 +36,32 @@ async fn start(region: &str, others: &[&Instance]) -> Instance {
             a.checked_div(b).ok_or_else(error)
         });
     Instance::start(config, registry).await.unwrap()
+}
+
+#[tokio::test]
+async fn limits_that_no_instance_can_have_make_the_start_fail() {
+    let refusal = async |change: fn(&mut Limits)| {
+        let mut config = Config {
+            listen: "127.0.0.1:0".to_owned(),
+            ..Config::default()
+        };
+        change(&mut config.limits);
+        let started = Instance::start(config, Registry::new()).await;
+        started.unwrap_err().to_string()
+    };
+    let size = "must be from 1 byte to 256 TiB";
+    let count = "must be from 1 to usize::MAX / 8";
+    let no_bound = refusal(|limits| limits.max_in_flight = usize::MAX).await;
+    assert_eq!(
+        no_bound,
+        format!("RPC_MAX_IN_FLIGHT (--max-in-flight): {count}")
+    );
+    let nothing = refusal(|limits| limits.max_in_flight = 0).await;
+    assert_eq!(nothing, no_bound);
+    let no_bound = refusal(|limits| limits.max_body = usize::MAX).await;
+    assert_eq!(no_bound, format!("RPC_MAX_BODY (--max-body): {size}"));
+    let nothing = refusal(|limits| limits.max_result = 0).await;
+    assert_eq!(nothing, format!("RPC_MAX_RESULT (--max-result): {size}"));
 }
 
 #[tokio::test]
