@@ -349,6 +349,13 @@ fn assemble(
         discovery.names.clear();
     }
     let memory = Budget::new(limits.max_memory.unwrap_or_else(memory::default_limit));
+    let (room, least) = (memory.limit(), limits.least_memory());
+    if room < least {
+        tracing::warn!(
+            "the largest bodies are refused: RPC_MAX_MEMORY is {room} bytes by what there is here, and RPC_MAX_BODY takes \
+             {least}; set the one or lower the other"
+        );
+    }
     let registry = registry.finish(&identity)?;
     let boot = BootId::random();
     let lifecycle = Arc::new(Lifecycle::new());

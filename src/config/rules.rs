@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use super::{
-    Config, ConfigError, DnsName, DrainConfig, Setting,
+    Config, ConfigError, DnsName, DrainConfig, Limits, Setting,
     settings::*,
     values::{COUNTS, SIZES},
 };
@@ -73,8 +73,7 @@ impl Config {
         ] {
             require(range.contains(&value), setting, rule)?;
         }
-        // A client's body takes its size twice, of the half that is for clients.
-        let least = limits.max_body.saturating_mul(4);
+        let least = limits.least_memory();
         require(
             limits.max_memory.is_none_or(|bytes| bytes >= least),
             RPC_MAX_MEMORY,
@@ -189,6 +188,14 @@ impl Config {
 
     fn is_on_fly(&self) -> bool {
         self.machine.private_ip.is_some()
+    }
+}
+
+impl Limits {
+    /// The least that `max_memory` must be for the largest body: a client's takes its size twice, of the half that is for
+    /// clients.
+    pub(crate) fn least_memory(&self) -> usize {
+        self.max_body.saturating_mul(4)
     }
 }
 

@@ -137,6 +137,16 @@ async fn a_flag_that_does_not_exist_is_wrong_usage() {
 }
 
 #[tokio::test]
+async fn bodies_for_which_there_is_never_room_are_warned_about() {
+    let flags = ["--listen=127.0.0.1:0", "--drain-delay=0s", "--max-body"];
+    for (largest, warnings) in [("1MiB", 0), ("64TiB", 1)] {
+        let (code, _, log) = serve(&[], &[&flags[..], &[largest]].concat()).await;
+        let lines = log.matches("the largest bodies are refused: RPC_MAX_MEMORY is ");
+        assert_eq!((code, lines.count()), (0, warnings), "{log}");
+    }
+}
+
+#[tokio::test]
 async fn an_address_in_use_is_a_failure_and_no_wrong_usage() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap().to_string();
