@@ -46,7 +46,8 @@ pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
     let endpoint = ENDPOINTS
         .iter()
         .find_map(|name| Some((*name, given(name)?)));
-    let is_disabled = given("OTEL_SDK_DISABLED").as_deref() == Some("true");
+    let disabled = given("OTEL_SDK_DISABLED");
+    let is_disabled = disabled.is_some_and(|it| it.eq_ignore_ascii_case("true"));
     let Some((name, endpoint)) = endpoint.filter(|_| !is_disabled) else {
         return Ok(None);
     };

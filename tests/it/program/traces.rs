@@ -178,10 +178,19 @@ async fn a_collector_that_is_not_there_harms_nothing() {
 }
 
 #[tokio::test]
-async fn a_collector_behind_tls_stops_the_start() {
+async fn a_collector_behind_tls_stops_the_start_unless_traces_are_disabled() {
     let collector = [("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.test:4318")];
     let (code, _, stderr) = run_with(&["serve"], &collector).await;
     let message = "fly-rpc: OTEL_EXPORTER_OTLP_ENDPOINT: \"https://collector.test:4318\" is not http://HOST:PORT; this program \
                    speaks no TLS, so run a collector beside it\n";
     assert_eq!((code, stderr.as_str()), (64, message));
+    // Nothing is exported: <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>.
+    let disabled = [collector[0], ("OTEL_SDK_DISABLED", "True")];
+    let serve = [
+        "serve",
+        "--until-stdin-closes",
+        "--listen=127.0.0.1:0",
+        "--drain-delay=0s",
+    ];
+    assert_eq!(run_with(&serve, &disabled).await.0, 0);
 }
