@@ -19,9 +19,9 @@ FROM chef AS build
 ENV RUSTFLAGS="-C target-feature=+crt-static"
 # The dependencies, a layer that stays until they change. Without the feature dev: a Machine runs no cluster of its own.
 COPY --from=plan /src/recipe.json recipe.json
-RUN cargo chef cook --locked --release --no-default-features --features cli,otlp --bin fly-rpc --target "$(rustc --print host-tuple)"
+RUN cargo chef cook --locked --release --no-default-features --features cli,otlp,redis --bin fly-rpc --target "$(rustc --print host-tuple)"
 COPY . .
-RUN cargo build --locked --release --no-default-features --features cli,otlp --bin fly-rpc --target "$(rustc --print host-tuple)" \
+RUN cargo build --locked --release --no-default-features --features cli,otlp,redis --bin fly-rpc --target "$(rustc --print host-tuple)" \
     && cp "target/$(rustc --print host-tuple)/release/fly-rpc" /fly-rpc
 # The init of a Fly Machine looks the user and the group up, numbers too, and ends where there are no files of them:
 # https://github.com/superfly/init-snapshot, src/bin/init/main.rs.

@@ -1,4 +1,4 @@
-//! The documentation against the program: the pages that list settings and codes list what there is.
+//! The documentation and the image against the program: the pages that list settings and codes list what there is.
 
 use std::{fs, path::PathBuf};
 
@@ -104,4 +104,24 @@ fn the_rust_of_every_page_is_compiled() {
             "src/lib.rs does not compile the Rust of {name}"
         );
     }
+}
+
+#[test]
+fn the_image_has_every_feature_of_an_instance() {
+    let read = |file: &str| {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
+        fs::read_to_string(path).unwrap()
+    };
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let default = manifest["features"]["default"].as_array().unwrap();
+    let default = default.iter().map(|feature| feature.as_str().unwrap());
+    // Not those of commands: `dev`, and the others that ask an instance.
+    let features: Vec<_> = default
+        .filter(|it| !["dev", "https"].contains(it))
+        .collect();
+    let features = features.join(",");
+    let dockerfile = read("Dockerfile");
+    let built = dockerfile.split("--features ").skip(1);
+    let built = built.map(|rest| rest.split(' ').next().unwrap());
+    assert_eq!(built.collect::<Vec<_>>(), [features.as_str(); 2]);
 }
