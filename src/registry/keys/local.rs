@@ -180,12 +180,9 @@ impl Drop for Claim {
     /// A call whose task ended without an outcome may have run, and its outcome is not known.
     fn drop(&mut self) {
         // The key may be another's again.
-        if self.is_settled {
-            return;
-        }
-        let mut contents = self.keys.lock();
-        if contents.is_running(&self.owner, self.key) {
+        if !self.is_settled {
             let lost = Arc::new(Err(without_outcome()));
+            let mut contents = self.keys.lock();
             contents.end(&self.owner, self.key, Some(State::Ended(lost)), 0);
         }
     }
@@ -208,14 +205,6 @@ impl Contents {
             owned.shrink();
             !owned.by_key.is_empty()
         });
-    }
-
-    fn is_running(&self, owner: &Option<KeyOwner>, key: Fingerprint) -> bool {
-        let entry = self
-            .owners
-            .get(owner)
-            .and_then(|owned| owned.by_key.get(&key));
-        matches!(entry, Some(entry) if matches!(entry.state, State::Running(_)))
     }
 
     /// Puts `state` in the place of a running call, or forgets it where there is none; the state before.
