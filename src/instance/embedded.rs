@@ -69,10 +69,10 @@ impl Embedded {
     /// The instance's routes, each with all of its layers: to be merged into the program's router, which answers every
     /// other path itself. It is a service of tower too.
     ///
-    /// They stand at the root (`/rpc`, `/regions`, `/functions`, `/healthz`, `/readyz`, `/docs`, `/openapi.json`, and
-    /// `/internal` and `/metrics` unless `RPC_INTERNAL_LISTEN` is set), because peers look for them there. A program with
-    /// a route of the same path, such as its own `/healthz`, gives this as its `fallback_service` instead: what the
-    /// program has then wins.
+    /// They stand at the root (`/rpc`, `/each`, `/regions`, `/functions`, `/events`, `/healthz`, `/readyz`, `/openapi.json`,
+    /// `/docs`, `/ui`, and `/internal` and `/metrics` unless `RPC_INTERNAL_LISTEN` is set), because peers look for them
+    /// there. A program with a route of the same path, such as its own `/healthz`, gives this as its `fallback_service`
+    /// instead: what the program has then wins.
     ///
     /// With `RPC_TOKEN`, instances prove to each other which address they were reached at: serve it with
     /// `into_make_service_with_connect_info::<Reached>()`, or put a [`Reached`](http::Reached) on each request. Without
