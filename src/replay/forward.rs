@@ -12,6 +12,7 @@ use http::{
         UPGRADE,
     },
     request::Parts,
+    uri::Authority,
 };
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
@@ -139,7 +140,9 @@ fn request<B>(to: &str, head: Parts, body: B) -> Request<B> {
     *headers = head.headers;
     drop_hop(headers);
     headers.insert(FORWARDED, http::HeaderValue::from_static("1"));
-    if let (false, Ok(host)) = (headers.contains_key(HOST), to.parse()) {
+    // HTTP/2 has the host in the target.
+    let host = head.uri.authority().map_or(to, Authority::as_str);
+    if let (false, Ok(host)) = (headers.contains_key(HOST), host.parse()) {
         headers.insert(HOST, host);
     }
     request

@@ -255,7 +255,7 @@ where
     R: From<Bytes>,
 {
     let (head, body) = request.into_parts();
-    let step = layer.step(&head, now()).await;
+    let step = layer.step(&head, &body.size_hint(), now()).await;
     let own = match step {
         Step::Run => return inner.call(Request::from_parts(head, body)).await,
         Step::RunWrite => {

@@ -180,5 +180,5 @@ pub(crate) fn request_size(target: &Uri, headers: &HeaderMap, body: usize) -> us
     let target = target
         .path_and_query()
         .map_or(0, |target| target.as_str().len());
-    LINE + target + sizes.sum::<usize>() + body
+    (LINE + target + sizes.sum::<usize>()).saturating_add(body)
 }

@@ -8,10 +8,11 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRANSFER_ENCODING, UPGRADE},
+    header::{CONTENT_TYPE, RETRY_AFTER, UPGRADE},
     request::Parts,
     response,
 };
+use http_body::SizeHint;
 use serde::Serialize;
 
 use super::{
@@ -42,8 +43,8 @@ pub(super) enum Step {
 }
 
 impl ReplayToPrimary {
-    /// What becomes of the request with this head at `now`, in seconds since 1970.
-    pub(super) async fn step(&self, head: &Parts, now: f64) -> Step {
+    /// What becomes of the request with this head, and a body of this size, at `now`, in seconds since 1970.
+    pub(super) async fn step(&self, head: &Parts, body: &SizeHint, now: f64) -> Step {
         let writes = (self.writes)(head);
         if self.region == self.primary {
             // What was captured in another region is a read that writes.
@@ -53,24 +54,24 @@ impl ReplayToPrimary {
             };
         }
         if !writes && !self.reads_in_primary(head, now).await {
-            return self.read(head);
+            return self.read(head, body);
         }
-        match self.refusal(head) {
-            None if writes => match self.forwards_to.as_ref().filter(|_| !fits(head)) {
+        match self.refusal(head, body) {
+            None if writes => match self.forwards_to.as_ref().filter(|_| !fits(head, body)) {
                 Some(to) => Step::Forward(Arc::clone(to)),
                 None => Step::Replay("write"),
             },
             None => Step::Replay("threshold"),
             Some(refusal) if writes => Step::Refuse(refusal),
-            Some(_) => self.read(head),
+            Some(_) => self.read(head, body),
         }
     }
 
     /// A read that is answered here, as far as its head shows.
-    fn read(&self, head: &Parts) -> Step {
+    fn read(&self, head: &Parts, body: &SizeHint) -> Step {
         match &self.captures {
             Some(_) => {
-                let refusal = self.refusal(head);
+                let refusal = self.refusal(head, body);
                 Step::RunRead(refusal.unwrap_or_else(|| self.replay(CAPTURED)))
             }
             None => Step::Run,
@@ -106,11 +107,12 @@ impl ReplayToPrimary {
     }
 
     /// Why a request cannot go to the primary region, if so.
-    fn refusal(&self, head: &Parts) -> Option<Response<Bytes>> {
+    fn refusal(&self, head: &Parts, body: &SizeHint) -> Option<Response<Bytes>> {
         if was_replayed(&head.headers) || head.headers.contains_key(FORWARDED) {
             return Some(self.unreached());
         }
-        (size(head) > MAX_REQUEST && self.forwards_to.is_none()).then(|| self.too_large())
+        let is_too_large = size(head, body.lower()) > MAX_REQUEST;
+        (is_too_large && self.forwards_to.is_none()).then(|| self.too_large())
     }
 
     pub(super) fn unreached(&self) -> Response<Bytes> {
@@ -165,18 +167,17 @@ impl ReplayToPrimary {
     }
 }
 
-/// Whether a request is known to be small enough to be replayed.
-fn fits(head: &Parts) -> bool {
-    let is_known = !head.headers.contains_key(TRANSFER_ENCODING);
-    is_known && size(head) <= MAX_REQUEST
+/// Whether a request is known to be small enough to be replayed. HTTP/2 has no header that says of a body that its size is not
+/// known, so the body is asked.
+fn fits(head: &Parts, body: &SizeHint) -> bool {
+    let most = body.upper();
+    most.is_some_and(|most| size(head, most) <= MAX_REQUEST)
 }
 
-/// The bytes of a request, as far as its head shows.
-fn size(head: &Parts) -> usize {
-    let length = head.headers.get(CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok());
-    let length = length.map_or(0, |length| length.parse().unwrap_or(usize::MAX / 2));
-    request_size(&head.uri, &head.headers, length)
+/// The bytes of a request with a body of `body` bytes.
+fn size(head: &Parts, body: u64) -> usize {
+    let body = usize::try_from(body).unwrap_or(usize::MAX);
+    request_size(&head.uri, &head.headers, body)
 }
 
 /// Seconds since 1970.

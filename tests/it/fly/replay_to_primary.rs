@@ -11,8 +11,12 @@ use std::{
 };
 
 use axum::{
-    Router, body::Bytes, extract::DefaultBodyLimit, http::StatusCode, response::IntoResponse,
-    routing::get,
+    Router,
+    body::{self, Bytes},
+    extract::DefaultBodyLimit,
+    http::{HeaderMap, Request, StatusCode, header::HOST},
+    response::IntoResponse,
+    routing::{get, post},
 };
 use fly_rpc::{Config, Identity, ReplayToPrimary};
 use futures_util::stream;
@@ -22,6 +26,7 @@ use reqwest::{Body, Method, RequestBuilder};
 use serde_json::json;
 use tokio::{io::AsyncReadExt, net::TcpListener};
 
+use tower::ServiceExt;
 use crate::support::{
     fly_proxy::{FlyProxy, Machine},
     process::{Answer, answer},
@@ -102,6 +107,14 @@ fn identity(region: &str) -> Identity {
 
 async fn serve(region: &'static str, writes: &Writes, layer: ReplayToPrimary) -> SocketAddr {
     let writes = Arc::clone(writes);
+    let app = application(region, writes, layer);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+    address
+}
+
+fn application(region: &'static str, writes: &Writes, layer: ReplayToPrimary) -> Router {
     let counts = Arc::clone(&writes);
     let write = async move |_body: Bytes| {
         writes.lock().unwrap().push(region);
@@ -116,16 +129,17 @@ async fn serve(region: &'static str, writes: &Writes, layer: ReplayToPrimary) ->
         counts.lock().unwrap().push("count");
         region.into_response()
     };
-    let app = Router::new()
+    let host = async |headers: HeaderMap, _body: Bytes| headers[HOST].as_bytes().to_vec();
+    Router::new()
         .route("/notes", get(async move || region).post(write))
-        .route("/admin", get(async move || region))
+        .route("/host", post(host))
+        .route(
+            "/admin",
+            get(async move || region).post(async move || region),
+        )
         .route("/count", get(count))
         .layer(DefaultBodyLimit::disable())
-        .layer(layer);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-    address
+        .layer(layer)
 }
 
 /// An address at which nobody listens.
@@ -519,6 +533,23 @@ async fn the_times_are_those_that_are_set() {
 #[test]
 fn a_primary_region_that_fly_cannot_have_is_refused_at_the_start() {
     let mut identity = identity("syd");
+/// As HTTP/2 has it, neither the size of the body nor the host is in a header.
+#[tokio::test]
+async fn a_write_without_headers_about_its_body_is_forwarded_too() {
+    let writes = Writes::default();
+    let in_region = |region| ReplayToPrimary::new(&identity(region)).unwrap();
+    let iad = serve("iad", &writes, in_region("iad")).await;
+    let layer = in_region("syd").forwards_to(&iad.to_string());
+    let syd = application("syd", &writes, layer);
+    let piece = |_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 100_000])));
+    let body = StreamBody::new(stream::iter((0..11).map(piece)));
+    let request = Request::post("http://notes.example/host").body(body::Body::new(body));
+    let answered = syd.oneshot(request.unwrap()).await.unwrap();
+    let status = answered.status();
+    let body = body::to_bytes(answered.into_body(), 1 << 20).await.unwrap();
+    assert_eq!((status, &body[..]), (StatusCode::OK, &b"notes.example"[..]));
+}
+
     for primary in ["local", "nowhere", "us-east-1"] {
         identity.primary = primary.parse().unwrap();
         let refused = ReplayToPrimary::new(&identity).unwrap_err().to_string();
