@@ -1,5 +1,6 @@
-//! The cookie of a client that wrote: until when it reads in the primary region, and what a copy must have seen before
-//! that. A client can invent it, so it is believed for no longer than the layer would ever have set it.
+//! The cookies of a client that wrote: until when it reads in the primary region, and what a copy must have seen before
+//! that. They are two, so that a write without a token does not end what one with a token began. A client can invent
+//! them, so each is believed for no longer than the layer would ever have set it.
 
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use crate::name::ConsistencyToken;
 
-/// The cookie's name. Its value is a number of seconds since 1970 and, behind [`BEHIND`], a token.
-const NAME: &str = "fly-replay-threshold";
+/// The cookie of a write without a token. Its value is a number of seconds since 1970.
+const THRESHOLD: &str = "fly-replay-threshold";
+/// The cookie of a write with one: such a number and, behind [`BEHIND`], the token.
+const AFTER: &str = "fly-replay-after";
 /// Stands between the two.
 const BEHIND: char = '~';
 /// What of a token stands in a cookie as it is.
@@ -30,60 +33,69 @@ pub(super) struct Bounds {
     pub(super) longest: Duration,
 }
 
-/// That a client wrote.
-#[derive(Debug, PartialEq)]
+/// What a client wrote, as far as it is in bounds.
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Wrote {
-    /// What it wrote, as the application says.
+    /// Whether there is a write without a token.
+    pub(super) untokened: bool,
+    /// The token of the last write that has one.
     pub(super) token: Option<ConsistencyToken>,
 }
 
 impl Bounds {
-    fn of(self, token: Option<&ConsistencyToken>) -> f64 {
-        let span = match token {
-            Some(_) => self.longest,
-            None => self.window,
+    /// What the cookies of a request say at `now`.
+    pub(super) fn read(self, headers: &HeaderMap, now: f64) -> Wrote {
+        let values = headers.get_all(COOKIE).iter();
+        let cookies = values.filter_map(|value| value.to_str().ok());
+        let cookies = cookies.flat_map(|cookies| cookies.split(';'));
+        let mut wrote = Wrote::default();
+        for (name, value) in cookies.filter_map(|cookie| cookie.trim().split_once('=')) {
+            match name {
+                THRESHOLD => wrote.untokened |= lasts(value, now, self.window),
+                AFTER => wrote.token = wrote.token.or_else(|| self.token(value, now)),
+                _ => {}
+            }
+        }
+        wrote
+    }
+
+    fn token(self, value: &str, now: f64) -> Option<ConsistencyToken> {
+        let (until, token) = value.split_once(BEHIND)?;
+        let token = percent_decode_str(token).decode_utf8().ok()?;
+        token
+            .parse()
+            .ok()
+            .filter(|_| lasts(until, now, self.longest))
+    }
+
+    /// The cookie of a client that writes `now`, with a token if the application gave one; none where it would last for no
+    /// time.
+    pub(super) fn cookie(self, token: Option<&ConsistencyToken>, now: f64) -> Option<HeaderValue> {
+        let (name, span, token) = match token {
+            Some(token) => {
+                let escaped = utf8_percent_encode(token.as_str(), ESCAPED);
+                (AFTER, self.longest, format!("{BEHIND}{escaped}"))
+            }
+            None => (THRESHOLD, self.window, String::new()),
         };
-        span.as_secs_f64().ceil()
+        let seconds = whole_seconds(span);
+        let until = now + seconds;
+        let cookie =
+            format!("{name}={until:.3}{token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax");
+        HeaderValue::try_from(cookie).ok().filter(|_| seconds > 0.0)
     }
 }
 
-impl Wrote {
-    /// What the cookies of a request say at `now`, if one is of a client that wrote within `bounds`.
-    pub(super) fn read(headers: &HeaderMap, now: f64, bounds: Bounds) -> Option<Self> {
-        let values = headers.get_all(COOKIE).iter();
-        let cookies = values.filter_map(|value| value.to_str().ok());
-        let mut cookies = cookies.flat_map(|cookies| cookies.split(';'));
-        cookies.find_map(|cookie| {
-            let value = cookie.trim().strip_prefix(NAME)?.strip_prefix('=')?;
-            Self::parse(value, now, bounds)
-        })
-    }
+/// Whether `until` is later than `now`, and no later than a cookie for `span` may last, which was invented: it would last for
+/// ever.
+fn lasts(until: &str, now: f64, span: Duration) -> bool {
+    let latest = now + whole_seconds(span) + SKEW;
+    let until = until.parse::<f64>();
+    until.is_ok_and(|until| until > now && until <= latest)
+}
 
-    fn parse(value: &str, now: f64, bounds: Bounds) -> Option<Self> {
-        let (until, token) = match value.split_once(BEHIND) {
-            Some((until, token)) => {
-                let token = percent_decode_str(token).decode_utf8().ok()?;
-                (until, Some(token.parse().ok()?))
-            }
-            None => (value, None),
-        };
-        let until: f64 = until.parse().ok()?;
-        // What is later than any cookie of ours was invented, and would last for ever.
-        let latest = now + bounds.of(token.as_ref()) + SKEW;
-        (until > now && until <= latest).then_some(Self { token })
-    }
-
-    /// The cookie of a client that writes now; none where it would last for no time.
-    pub(super) fn header(&self, now: f64, bounds: Bounds) -> Option<HeaderValue> {
-        let seconds = bounds.of(self.token.as_ref());
-        let until = now + seconds;
-        let token = self.token.as_ref().map_or(String::new(), |token| {
-            format!("{BEHIND}{}", utf8_percent_encode(token.as_str(), ESCAPED))
-        });
-        let cookie =
-            format!("{NAME}={until:.3}{token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax");
-        HeaderValue::try_from(cookie).ok().filter(|_| seconds > 0.0)
-    }
+fn whole_seconds(span: Duration) -> f64 {
+    span.as_secs_f64().ceil()
 }
 
 #[cfg(test)]
@@ -95,41 +107,36 @@ mod tests {
         longest: Duration::from_secs(60),
     };
 
-    fn read(value: &str, now: f64) -> Option<Option<String>> {
-        let mut headers = HeaderMap::new();
-        let cookies = format!("theme=dark; {NAME}={value}");
-        headers.insert(COOKIE, cookies.parse().unwrap());
-        let wrote = Wrote::read(&headers, now, BOUNDS)?;
-        Some(wrote.token.map(|token| token.to_string()))
-    }
-
     #[test]
     fn what_is_set_is_read_until_it_is_over() {
-        for (token, seconds) in [
-            (None, 5.0),
-            (Some("0/3000148"), 60.0),
-            (Some("a;b~\"%2F,c"), 60.0),
+        for (token, name, seconds) in [
+            (None, "fly-replay-threshold", 5.0),
+            (Some("0/3000148"), "fly-replay-after", 60.0),
+            (Some("a;b~\"%2F,c"), "fly-replay-after", 60.0),
         ] {
-            let wrote = Wrote {
-                token: token.map(|token| token.parse().unwrap()),
-            };
-            let header = wrote.header(1000.0, BOUNDS).unwrap();
-            let (value, rest) = header.to_str().unwrap().split_once("; ").unwrap();
+            let token: Option<ConsistencyToken> = token.map(|token| token.parse().unwrap());
+            let header = BOUNDS.cookie(token.as_ref(), 1000.0).unwrap();
+            let (cookie, rest) = header.to_str().unwrap().split_once("; ").unwrap();
+            assert_eq!(cookie.split('=').next(), Some(name));
             assert_eq!(
                 rest,
                 format!("Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax")
             );
-            let value = value.strip_prefix("fly-replay-threshold=").unwrap();
-            let expected = Some(token.map(str::to_owned));
+            let cookies = format!("theme=dark; {cookie}").parse().unwrap();
+            let headers = HeaderMap::from_iter([(COOKIE, cookies)]);
+            let wrote = Wrote {
+                untokened: token.is_none(),
+                token,
+            };
             for now in [1000.0, 1000.0 + seconds - 0.1] {
-                assert_eq!(read(value, now), expected);
+                assert_eq!(BOUNDS.read(&headers, now), wrote);
             }
-            assert_eq!(read(value, 1000.0 + seconds), None);
+            assert_eq!(BOUNDS.read(&headers, 1000.0 + seconds), Wrote::default());
         }
         let none = Bounds {
             window: Duration::ZERO,
             ..BOUNDS
         };
-        assert_eq!(Wrote { token: None }.header(1000.0, none), None);
+        assert_eq!(none.cookie(None, 1000.0), None);
     }
 }

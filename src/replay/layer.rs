@@ -129,10 +129,10 @@ impl ReplayToPrimary {
     }
 
     /// The same with a question in place of the time: has the data here seen `token`, which the application gave as the
-    /// header `rpc-consistency` with its answer to the write? It travels in the client's cookie. The client reads in the
+    /// header `rpc-consistency` with its answer to the write? It travels in a cookie of its own. The client reads in the
     /// primary region as long as the answer is no, and for `longest` at most, whatever cookie it sends.
     ///
-    /// `caught_up` may wait a while for the data. After a write whose answer has no such header, the time decides.
+    /// `caught_up` may wait a while for the data. For a write whose answer has no such header, the time decides.
     #[must_use]
     pub fn caught_up<F, Fut>(mut self, longest: Duration, caught_up: F) -> Self
     where

@@ -16,8 +16,8 @@ use http_body::SizeHint;
 use serde::Serialize;
 
 use super::{
-    MAX_REQUEST, Machines, REPLAY, ReplayToPrimary, cookie::Wrote, forward::FORWARDED, header,
-    request_size, state, was_replayed,
+    MAX_REQUEST, Machines, REPLAY, ReplayToPrimary, forward::FORWARDED, header, request_size,
+    state, was_replayed,
 };
 use crate::json;
 
@@ -84,11 +84,11 @@ impl ReplayToPrimary {
         if head.headers.contains_key(UPGRADE) {
             return false;
         }
-        let wrote = Wrote::read(&head.headers, now, self.bounds);
-        match (wrote, &self.caught_up) {
-            (None, _) => false,
-            (Some(Wrote { token: Some(token) }), Some(caught_up)) => !caught_up(token).await,
-            (Some(_), _) => true,
+        let wrote = self.bounds.read(&head.headers, now);
+        match (wrote.token, &self.caught_up) {
+            _ if wrote.untokened => true,
+            (Some(token), Some(caught_up)) => !caught_up(token).await,
+            (token, _) => token.is_some(),
         }
     }
 
@@ -103,7 +103,7 @@ impl ReplayToPrimary {
             .get(CONSISTENCY)
             .and_then(|token| token.to_str().ok()?.parse().ok());
         let token = token.filter(|_| self.caught_up.is_some());
-        Wrote { token }.header(now, self.bounds)
+        self.bounds.cookie(token.as_ref(), now)
     }
 
     /// Why a request cannot go to the primary region, if so.

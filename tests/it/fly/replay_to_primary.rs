@@ -1,6 +1,7 @@
 //! An application of three regions under `ReplayToPrimary`, through Fly Proxy: where it reads and writes, and how often.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     net::SocketAddr,
     sync::{
@@ -25,8 +26,8 @@ use http_body_util::StreamBody;
 use reqwest::{Body, Method, RequestBuilder};
 use serde_json::json;
 use tokio::{io::AsyncReadExt, net::TcpListener};
-
 use tower::ServiceExt;
+
 use crate::support::{
     fly_proxy::{FlyProxy, Machine},
     process::{Answer, answer},
@@ -106,7 +107,6 @@ fn identity(region: &str) -> Identity {
 }
 
 async fn serve(region: &'static str, writes: &Writes, layer: ReplayToPrimary) -> SocketAddr {
-    let writes = Arc::clone(writes);
     let app = application(region, writes, layer);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -115,6 +115,7 @@ async fn serve(region: &'static str, writes: &Writes, layer: ReplayToPrimary) ->
 }
 
 fn application(region: &'static str, writes: &Writes, layer: ReplayToPrimary) -> Router {
+    let writes = Arc::clone(writes);
     let counts = Arc::clone(&writes);
     let write = async move |_body: Bytes| {
         writes.lock().unwrap().push(region);
@@ -160,8 +161,17 @@ async fn sent(request: RequestBuilder, headers: &[(&str, &str)]) -> Answer {
 
 /// A cookie that lasts for so many seconds from now.
 fn cookie_for(seconds: f64) -> String {
+    format!("fly-replay-threshold={}", until(seconds))
+}
+
+/// The same with a token.
+fn cookie_with(token: &str, seconds: f64) -> String {
+    format!("fly-replay-after={}~{token}", until(seconds))
+}
+
+fn until(seconds: f64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    format!("fly-replay-threshold={:.3}", now.as_secs_f64() + seconds)
+    format!("{:.3}", now.as_secs_f64() + seconds)
 }
 
 /// The cookie that an answer sets, as a client sends it back.
@@ -378,17 +388,56 @@ async fn who_wrote_reads_in_the_primary_region_until_the_copy_has_seen_it() {
     // Whatever a client invents, its end is not later than that of a cookie of ours.
     has_seen.store(false, Ordering::SeqCst);
     for (cookie, region) in [
-        (cookie_for(590.0) + "~FF/FF", "iad"),
-        (cookie_for(700.0) + "~FF/FF", "syd"),
-        ("fly-replay-threshold=inf~FF/FF".to_owned(), "syd"),
-        (cookie_for(4.0) + "~", "syd"),
-        (cookie_for(4.0) + "~%20", "syd"),
-        (cookie_for(4.0) + "~%ff", "syd"),
+        (cookie_with("FF/FF", 590.0), "iad"),
+        (cookie_with("FF/FF", 700.0), "syd"),
+        ("fly-replay-after=inf~FF/FF".to_owned(), "syd"),
+        (cookie_with("", 4.0), "syd"),
+        (cookie_with("%20", 4.0), "syd"),
+        (cookie_with("%ff", 4.0), "syd"),
         // Without a token, the time decides.
         (cookie_for(4.0), "iad"),
     ] {
         let read = application.read(&[("cookie", &cookie)]).await;
         assert_eq!(read.body, region, "{cookie}");
+    }
+}
+
+/// The cookies of a browser by name, each with the seconds for which it is kept.
+#[derive(Default)]
+struct Jar(BTreeMap<String, (String, u64)>);
+
+impl Jar {
+    fn put(&mut self, answer: &Answer) {
+        let set = &answer.headers["set-cookie"];
+        let (pair, rest) = set.split_once("; ").unwrap();
+        let (name, value) = pair.split_once('=').unwrap();
+        let age = rest.split_once("Max-Age=").unwrap().1;
+        let age = age.split(';').next().unwrap().parse().unwrap();
+        self.0.insert(name.to_owned(), (value.to_owned(), age));
+    }
+
+    /// What it sends so many seconds after all of them were set.
+    fn after(&self, seconds: u64) -> String {
+        let kept = self.0.iter().filter(|(_, (_, age))| *age > seconds);
+        let pairs: Vec<_> = kept
+            .map(|(name, (value, _))| format!("{name}={value}"))
+            .collect();
+        pairs.join("; ")
+    }
+}
+
+#[tokio::test]
+async fn a_write_without_a_token_does_not_end_what_one_with_a_token_began() {
+    let longest = Duration::from_secs(600);
+    let never = |layer: ReplayToPrimary| layer.caught_up(longest, async |_| false);
+    let application = Application::start(never).await;
+    let mut jar = Jar::default();
+    jar.put(&application.write(1, &[]).await);
+    let signed_in = application.proxy.request(Method::POST, "/admin", "");
+    jar.put(&sent(signed_in, &[("cookie", &jar.after(0))]).await);
+    for (seconds, region) in [(1, "iad"), (6, "iad"), (600, "syd")] {
+        let read = application.read(&[("cookie", &jar.after(seconds))]).await;
+        assert_eq!(read.body, region, "{seconds} s later");
     }
 }
 
@@ -484,6 +533,23 @@ async fn a_write_too_large_to_be_replayed_goes_to_the_primary_region_over_the_pr
     assert_eq!(application.writes(), [""; 0]);
 }
 
+/// As HTTP/2 has it, neither the size of the body nor the host is in a header.
+#[tokio::test]
+async fn a_write_without_headers_about_its_body_is_forwarded_too() {
+    let writes = Writes::default();
+    let in_region = |region| ReplayToPrimary::new(&identity(region)).unwrap();
+    let iad = serve("iad", &writes, in_region("iad")).await;
+    let layer = in_region("syd").forwards_to(&iad.to_string());
+    let syd = application("syd", &writes, layer);
+    let piece = |_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 100_000])));
+    let body = StreamBody::new(stream::iter((0..11).map(piece)));
+    let request = Request::post("http://notes.example/host").body(body::Body::new(body));
+    let answered = syd.oneshot(request.unwrap()).await.unwrap();
+    let status = answered.status();
+    let body = body::to_bytes(answered.into_body(), 1 << 20).await.unwrap();
+    assert_eq!((status, &body[..]), (StatusCode::OK, &b"notes.example"[..]));
+}
+
 #[tokio::test]
 async fn a_forwarded_write_says_whether_it_may_have_been_written() {
     let refused = forwarding(nobody().await).await.write(1_000_000, &[]).await;
@@ -533,23 +599,6 @@ async fn the_times_are_those_that_are_set() {
 #[test]
 fn a_primary_region_that_fly_cannot_have_is_refused_at_the_start() {
     let mut identity = identity("syd");
-/// As HTTP/2 has it, neither the size of the body nor the host is in a header.
-#[tokio::test]
-async fn a_write_without_headers_about_its_body_is_forwarded_too() {
-    let writes = Writes::default();
-    let in_region = |region| ReplayToPrimary::new(&identity(region)).unwrap();
-    let iad = serve("iad", &writes, in_region("iad")).await;
-    let layer = in_region("syd").forwards_to(&iad.to_string());
-    let syd = application("syd", &writes, layer);
-    let piece = |_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 100_000])));
-    let body = StreamBody::new(stream::iter((0..11).map(piece)));
-    let request = Request::post("http://notes.example/host").body(body::Body::new(body));
-    let answered = syd.oneshot(request.unwrap()).await.unwrap();
-    let status = answered.status();
-    let body = body::to_bytes(answered.into_body(), 1 << 20).await.unwrap();
-    assert_eq!((status, &body[..]), (StatusCode::OK, &b"notes.example"[..]));
-}
-
     for primary in ["local", "nowhere", "us-east-1"] {
         identity.primary = primary.parse().unwrap();
         let refused = ReplayToPrimary::new(&identity).unwrap_err().to_string();
