@@ -45,10 +45,10 @@ pub(super) struct Context {
 impl Context {
     /// The context of a request that just arrived: its id is the one in its headers where that is valid, else a new one.
     fn new(headers: &HeaderMap) -> Self {
-        let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+        let given = headers.get(REQUEST_ID);
+        let given = given.and_then(|id| id.to_str().ok()?.parse().ok());
         // A replay goes on under the id that the first instance gave the request.
-        let id = given.or_else(|| replay::request_id(headers));
-        let kept = id.and_then(|id| id.parse().ok());
+        let kept = given.or_else(|| replay::request_id(headers));
         Self {
             request_id: kept.unwrap_or_else(RequestId::fresh),
             arrived: Instant::now(),

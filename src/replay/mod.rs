@@ -127,9 +127,10 @@ pub(crate) fn call_state(request_id: &RequestId, left: Duration) -> String {
     format!("{request_id}~{}", left.as_millis())
 }
 
-/// The id that a replayed call was given where it arrived first.
-pub(crate) fn request_id(headers: &HeaderMap) -> Option<&str> {
-    state(headers)?.split('~').next()
+/// The id that a replayed call was given where it arrived first. What else asks for replays has a `state` of its own.
+pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
+    let (request_id, _) = state(headers)?.split_once('~')?;
+    request_id.parse().ok()
 }
 
 /// The time that a replayed call had left when its replay was asked for. A client can invent it: it may only shorten.

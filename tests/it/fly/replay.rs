@@ -126,6 +126,31 @@ async fn a_call_is_replayed_in_its_region_under_one_request_id() {
 }
 
 #[tokio::test]
+async fn an_id_that_is_invalid_is_replaced_once_and_one_of_another_application_is_none() {
+    let cluster = regions().start().await;
+    let proxy = edge(&cluster).await;
+    let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
+    let invalid = proxy
+        .post("/rpc/syd", call)
+        .header("x-request-id", "order 17");
+    let replied = answered(invalid).await;
+    let id = replied.headers["x-request-id"].as_str();
+    let source = proxy.deliveries()[1].replay_src.clone().unwrap();
+    assert!(source.contains(&format!("state={id}~")), "{id} {source}");
+    // What was replayed for a reason of the application's own.
+    let source = "instance=edge-1;region=iad;t=1752400000000000;state=tenant-7";
+    let iad = cluster.instance("iad-1");
+    let ids = [(); 2].map(async |()| {
+        let request = iad
+            .request("/rpc/iad", call)
+            .header("fly-replay-src", source);
+        answered(request).await.headers["x-request-id"].clone()
+    });
+    let [one, other] = ids;
+    assert_ne!(one.await, other.await);
+}
+
+#[tokio::test]
 async fn without_fly_proxy_the_answer_says_where_the_call_is_to_go() {
     let cluster = regions().start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
