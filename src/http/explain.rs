@@ -2,6 +2,7 @@
 //! of each address. The choice itself is made by `dispatch`: this explains it in words.
 
 use axum::{
+    Extension,
     extract::{RawQuery, State},
     response::Result,
 };
@@ -17,6 +18,7 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
+    access::Caller,
     call::Timeouts,
     cluster::{KnownAddress, KnownPeer, Overview},
     declaration::Declaration,
@@ -106,9 +108,11 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
 )]
 pub(super) async fn explain_region(
     State(app): AppState,
-    targets: Targets,
+    Extension(caller): Extension<Caller>,
+    mut targets: Targets,
     RawQuery(query): RawQuery,
 ) -> Result<Json<ExplanationDocument>> {
+    targets.within = caller.regions().map(<[_]>::to_vec);
     let refuse = |problem| Refusal::new(problem, targets.first(&app.identity.primary));
     let function = asked_function(query.as_deref()).map_err(refuse)?;
     let needs = Needs {
@@ -116,9 +120,14 @@ pub(super) async fn explain_region(
         instance: None,
     };
     let choices = app.dispatcher.choices(&targets, needs);
-    let first = app.dispatcher.first_of(&choices);
     // Without a limit to some regions, there is always one.
-    let region = first.unwrap_or_else(|| app.identity.region.clone());
+    let region = app.dispatcher.first_of(&choices).ok_or_else(|| {
+        let what = function
+            .as_ref()
+            .map_or("an instance".to_owned(), ToString::to_string);
+        let detail = format!("no region that this client may call has {what}");
+        refuse(Problem::new(Code::FunctionUnknown, detail))
+    })?;
     is_known(&app, &region).map_err(refuse)?;
     let overview = app.cluster.overview().await;
     let candidates = candidates(&app, &overview, &region, function.as_ref());

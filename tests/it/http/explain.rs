@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use reqwest::Client;
 use serde_json::{Value, json};
 
 use crate::support::{
+    asking::two_regions,
     cluster::{Cluster, NAME},
     patience::eventually,
-    process::{Answer, Process},
+    process::{Answer, Process, answer},
 };
 
 /// `iad-1`, `syd-1`, `syd-2` that was killed, and an address in DNS at which nobody answers.
@@ -198,4 +200,39 @@ async fn the_own_region_an_unknown_one_and_what_is_no_question() {
     }
     let encoded = explain(iad, "iad", "?function=Kernel.%2B&other=1").await;
     assert_eq!(encoded.body["function"], "Kernel.+");
+}
+
+#[tokio::test]
+async fn for_a_client_any_is_one_of_its_regions() {
+    const DESK: &str = "desk-0123456789abcdef0123456789abcdef";
+    let mut cluster = two_regions().start().await;
+    let clients = format!("desk:{DESK}:regions=syd");
+    cluster.add_with("iad", "RPC_CLIENT_TOKENS", &clients).await;
+    let iad = cluster.instance("iad-2");
+    let explained = async |region: &str, function: &str| {
+        let url = format!(
+            "http://{}/regions/{region}/explain?function={function}",
+            iad.address
+        );
+        let client = Client::builder().no_proxy().build().unwrap();
+        answer(client.get(url).bearer_auth(DESK)).await.unwrap()
+    };
+    let found = async || explained("syd", "Fly.RPC.my_region").await.status;
+    eventually("syd found", found, |status| *status == 200).await;
+    let shown = explained("any", "Fly.RPC.my_region").await;
+    let call = r#"{"module":"Fly.RPC","function":"my_region"}"#;
+    let ran = answer(iad.request("/rpc/any", call).bearer_auth(DESK))
+        .await
+        .unwrap();
+    assert_eq!(
+        (&shown.body["region"], ran.result()),
+        (&json!("syd"), &json!("syd"))
+    );
+    assert_eq!(chosen(&shown), BTreeSet::from(["syd-1".to_owned()]));
+    let nowhere = explained("any", "None.such").await;
+    assert_eq!(nowhere.problem(), (404, "function_unknown", "no"));
+    assert_eq!(
+        nowhere.detail(),
+        "no region that this client may call has None.such"
+    );
 }
