@@ -152,14 +152,24 @@ async function ofTheCluster() {
   // The instance that the page shows goes and comes back.
   assert.deepEqual(errors.splice(0), []);
   await page.getByRole("button", { name: "kill iad-1" }).click();
+  // A second one of the region goes: each is shown once, and neither when both are back.
+  await page.getByRole("button", { name: "kill syd-3" }).click();
+  for (const name of ["syd-2", "syd-3"]) await page.locator("#trouble li", { hasText: `${name} in syd is suspect` }).waitFor();
+  await page.waitForTimeout(2500);
+  assert.equal(await page.locator("#trouble li").count(), 2);
+  for (const name of ["syd-2", "syd-3"]) {
+    await page.getByRole("button", { name: `start ${name}` }).click();
+    await page.locator("#dev-said", { hasText: `${name} is back` }).waitFor();
+  }
+  await page.locator("#trouble", { hasText: "Nothing that this instance knows of." }).waitFor();
+  assert.equal(await page.locator("#trouble li").count(), 1);
+
   await page.locator("#connection", { hasText: "not live" }).waitFor();
   await page.getByRole("link", { name: "as syd-1 sees it" }).click();
   await page.locator("#self", { hasText: "syd-1 in syd" }).waitFor();
   await page.locator("#trouble", { hasText: "iad-1 in iad is suspect" }).waitFor();
-  for (const name of ["iad-1", "syd-2"]) {
-    await page.getByRole("button", { name: `start ${name}` }).click();
-    await page.locator("#dev-said", { hasText: `${name} is back` }).waitFor();
-  }
+  await page.getByRole("button", { name: "start iad-1" }).click();
+  await page.locator("#dev-said", { hasText: "iad-1 is back" }).waitFor();
   await page.locator("#trouble", { hasText: "Nothing that this instance knows of." }).waitFor();
   assert.deepEqual(errors.splice(0).filter((error) => !/ 502 /.test(error)), []);
   await page.close();

@@ -169,8 +169,8 @@ function renderNumbers() {
 
 function renderTrouble() {
   const found = troubles();
-  const shown = found.length > 0 ? found : [["fine", "Nothing that this instance knows of."]];
-  keyed(byId("trouble"), shown, ([, text]) => text.replace(/\d/g, ""), () => element("li"), (item, [weight, text]) => {
+  const shown = found.length > 0 ? found : [["/", "fine", "Nothing that this instance knows of."]];
+  keyed(byId("trouble"), shown, ([key]) => key, () => element("li"), (item, [, weight, text]) => {
     item.className = weight;
     say(item, text);
   });
@@ -181,29 +181,31 @@ function troubles() {
   const found = [];
   const { discovery } = cluster;
   for (const { region, instances } of cluster.regions) {
-    if (instances.length === 0) found.push(["", `${region}: no instance is left.`]);
-    else if (instances.every((it) => it.state !== "ready")) found.push(["", `${region}: no instance is ready.`]);
+    if (instances.length === 0) found.push([`${region}/`, "", `${region}: no instance is left.`]);
+    else if (instances.every((it) => it.state !== "ready")) found.push([`${region}/`, "", `${region}: no instance is ready.`]);
     for (const it of instances.filter((it) => it.state !== "ready")) {
       const probed = explained.get(region)?.candidates.find(({ instance }) => instance === it.instance);
       const why = probed?.last_probe_error ? `: ${probed.last_probe_error}` : "";
       const seen = it.last_seen_ms === null ? "" : `, seen ${ago(it.last_seen_ms)}`;
-      found.push([it.state === "draining" ? "note" : "", `${it.instance} in ${region} is ${it.state}${seen}${why}.`]);
+      const weight = it.state === "draining" ? "note" : "";
+      found.push([`${region}/${it.instance}`, weight, `${it.instance} in ${region} is ${it.state}${seen}${why}.`]);
     }
     for (const it of instances.filter((it) => (it.app ?? "up") !== "up")) {
       const why = it.local && functions.app?.reason ? `: ${functions.app.reason}` : "";
-      found.push(["", `The app of ${it.instance} in ${region} is ${it.app}${why}.`]);
+      found.push([`${region}/${it.instance}/app`, "", `The app of ${it.instance} in ${region} is ${it.app}${why}.`]);
     }
   }
-  if (discovery.stale) found.push(["", `Discovery gets no whole answer: ${discovery.last_error}. Instances that are known go on.`]);
-  for (const warning of discovery.warnings) found.push(["", `Discovery: ${warning}`]);
+  if (discovery.stale) found.push(["/discovery", "", `Discovery gets no whole answer: ${discovery.last_error}. Instances that are known go on.`]);
+  for (const warning of new Set(discovery.warnings)) found.push([`/discovery/${warning}`, "", `Discovery: ${warning}`]);
   for (const region of [...cluster.regions.map(({ region }) => region), null]) {
     const { calls, failed, failures } = recent(region);
     const how = [...failures].map(([code, count]) => `${count} ${code}`).join(", ");
     const where = region ?? "regions that nobody knows";
-    if (failed > 0) found.push([failed * 20 > calls ? "" : "note", `Of ${calls} calls for ${where} in the last minute ${failed} failed: ${how}.`]);
+    const weight = failed * 20 > calls ? "" : "note";
+    if (failed > 0) found.push([`/failed/${region ?? ""}`, weight, `Of ${calls} calls for ${where} in the last minute ${failed} failed: ${how}.`]);
   }
   for (const { address, last_probe_error: error } of explained.get(cluster.local)?.unplaced ?? []) {
-    if (error) found.push(["note", `No instance is at ${address}: ${error}.`]);
+    if (error) found.push([`/at/${address}`, "note", `No instance is at ${address}: ${error}.`]);
   }
   return found;
 }
