@@ -112,6 +112,8 @@ async function ofTheCluster() {
   await call(page, "Kernel.+", "syd", "[1,");
   await page.locator("#answer p.bad", { hasText: "not sent, it did not run: the arguments are not JSON" }).waitFor();
   assert.deepEqual(errors.splice(0).filter((error) => !/ (404|424) /.test(error)), []);
+  await call(page, "upcase", "syd", "[]");
+  await page.locator("#answer p.bad", { hasText: "not sent, it did not run: a function is Module.function" }).waitFor();
 
   // An instance is killed: the page shows it within a second, on a machine that is not busy.
   let took = Infinity;
@@ -162,6 +164,13 @@ async function ofTheCluster() {
     await page.locator("#dev-said", { hasText: `${name} is back` }).waitFor();
   }
   await page.locator("#trouble", { hasText: "Nothing that this instance knows of." }).waitFor();
+  // The instance that the page shows goes and comes back.
+  assert.deepEqual(errors.splice(0), []);
+  const running = page.locator("#running", { hasText: /^1$/ });
+  await call(page, "Process.sleep", "iad", "[20000]");
+  await running.waitFor();
+  await page.getByRole("button", { name: "kill iad-1" }).click();
+  await page.locator("#answer p.bad", { hasText: "no_answer, it may have run: it answered with status 502" }).waitFor();
   assert.equal(await page.locator("#trouble li").count(), 1);
 
   await page.locator("#connection", { hasText: "not live" }).waitFor();

@@ -16,38 +16,36 @@ export class Trouble extends Error {
   }
 }
 
-async function sent(path, options) {
-  try {
-    return await fetch(new URL(path, base), { cache: "no-store", ...options });
-  } catch (error) {
-    throw new Trouble(0, { detail: "this instance does not answer", code: "no_answer", executed: "maybe" });
-  }
-}
+const noAnswer = (status, detail) => new Trouble(status, { detail, code: "no_answer", executed: "maybe" });
+const lost = () => {
+  throw noAnswer(0, "this instance does not answer");
+};
 
-async function troubleOf(response) {
-  const problem = await response.json().catch(() => ({ detail: `it answered with status ${response.status}` }));
-  return new Trouble(response.status, problem);
+async function sent(path, options) {
+  const response = await fetch(new URL(path, base), { cache: "no-store", ...options }).catch(lost);
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => undefined);
+  // What stands in front of the instance has answers of its own.
+  if (!problem?.executed) throw noAnswer(response.status, `it answered with status ${response.status}`);
+  throw new Trouble(response.status, problem);
 }
 
 /** The JSON at `path`. */
 export async function get(path) {
   const response = await sent(path, { headers: headers({}) });
-  if (!response.ok) throw await troubleOf(response);
-  return response.json();
+  return response.json().catch(lost);
 }
 
 /** What comes of sending `body` to `path`, as text: a browser would round the numbers of a parsed one. */
 export async function post(path, body) {
   const options = { method: "POST", headers: headers({ "content-type": "application/json" }), body };
   const response = await sent(path, options);
-  if (!response.ok) throw await troubleOf(response);
-  return response.text();
+  return response.text().catch(lost);
 }
 
 /** The events of the instance, until the stream ends. An `EventSource` could not send the token. */
 export async function* events(lastId) {
   const response = await sent("events", { headers: headers(lastId ? { "last-event-id": lastId } : {}) });
-  if (!response.ok) throw await troubleOf(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {

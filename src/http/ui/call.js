@@ -28,12 +28,10 @@ export function offer({ functions, details }, regions) {
 
 /** Sends what is in the form; `draw` gets the regions where it ran or was tried. */
 export async function submit(self, draw) {
-  const name = byId("function").value.trim();
-  const dot = name.lastIndexOf(".");
   const regions = byId("region").value.trim();
   const started = performance.now();
   try {
-    const body = written(name.slice(0, dot), name.slice(dot + 1));
+    const body = written();
     const each = byId("each").checked;
     const text = await post(`${each ? "each" : "rpc"}/${encodeURIComponent(regions).replaceAll("%2C", ",")}`, body);
     const answer = JSON.parse(text);
@@ -55,7 +53,9 @@ export async function submit(self, draw) {
 }
 
 /** The call as JSON, its arguments as they were typed: a number that was read and written again could be another. */
-function written(module, name) {
+function written() {
+  const [, module, name] = byId("function").value.trim().match(/^(.+)\.(.+)$/) ?? [];
+  if (!name) throw new SyntaxError("a function is Module.function, such as String.upcase");
   const args = byId("args").value.trim() || "[]";
   try {
     JSON.parse(args);
