@@ -11,7 +11,7 @@ import { city } from "./places.js";
 const [WINDOW, PERIOD, CALLS] = [60_000, 2000, 15];
 
 const map = new WorldMap(byId("map"), explain);
-let cluster, functions, chosen, lastId;
+let cluster, functions, chosen, lastId, listed;
 let counts = { in_flight: 0, running: 0, queued: 0, regions: [] };
 let windows = [];
 let calls = [];
@@ -37,9 +37,15 @@ async function refresh() {
     lost.answers = trouble.message;
   }
   byId("content").hidden = !cluster;
-  if (cluster) render();
-  else say("self", lost.answers);
+  if (!cluster) return say("self", lost.answers);
+  const regions = cluster.regions.map(({ region }) => region);
+  const known = [functions.catalogue, ...regions].join();
+  if (known !== listed) offer(functions, regions);
+  listed = known;
+  render();
 }
+
+const pause = (time) => new Promise((resume) => setTimeout(resume, time));
 
 let due;
 function refreshSoon() {
@@ -64,7 +70,7 @@ async function follow() {
       lost.stream = trouble.message;
     }
     refreshSoon();
-    await new Promise((resume) => setTimeout(resume, 1000));
+    await pause(1000);
   }
 }
 
@@ -176,7 +182,7 @@ function renderTrouble() {
   });
 }
 
-/** What is wrong, the worst first. */
+/** What is wrong, the worst first: a key of what it is about, its weight and its text. */
 function troubles() {
   const found = [];
   const { discovery } = cluster;
@@ -326,12 +332,18 @@ byId("call-form").onsubmit = (event) => {
   submit(self, (regions) => map.draw(regions));
 };
 
+/** Reads, and reads again, until a token is asked for; what happens is followed from the first answer on. */
 async function begin() {
-  await refresh();
-  if (!cluster) return;
-  offer(functions, cluster.regions.map(({ region }) => region));
-  follow();
-  setInterval(refresh, PERIOD);
+  let follows = false;
+  for (;;) {
+    await refresh();
+    if (!byId("token-form").hidden) return;
+    if (cluster && !follows) {
+      follows = true;
+      follow();
+    }
+    await pause(PERIOD);
+  }
 }
 
 dev.start();
