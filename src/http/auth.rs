@@ -12,8 +12,10 @@ use axum::{
 use super::{App, Crowded, Reached, internal, response::Refusal, site};
 use crate::{
     access::Caller,
+    name::FunctionName,
     problem::{Code, Problem},
     protocol::{Challenge, NONCE, PROOF, PROVABLE, Statement},
+    region::Region,
     replay::came_through_fly_proxy,
     token::{PresentedToken, Proof},
 };
@@ -42,6 +44,31 @@ pub(super) async fn clients<F: Future<Output = Response>>(
         refusal.client = Some(caller);
     }
     Ok(response)
+}
+
+/// Refuses a call for a region that its client may not call.
+pub(super) fn check_regions<'a>(
+    caller: &Caller,
+    mut regions: impl Iterator<Item = &'a Region>,
+) -> Result<(), Problem> {
+    match regions.find(|region| !caller.may_call_in(region)) {
+        Some(region) => Err(beyond(caller, &format!("in region \"{region}\""))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a call of a function that its client may not call.
+pub(super) fn check_function(caller: &Caller, name: &FunctionName) -> Result<(), Problem> {
+    match caller.may_call(name) {
+        true => Ok(()),
+        false => Err(beyond(caller, "this function")),
+    }
+}
+
+/// The problem of a call beyond the limits of its client.
+pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
+    let detail = format!("client \"{}\" may not call {what}", caller.name());
+    Problem::new(Code::Forbidden, detail)
 }
 
 /// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::{
-    App, AppState,
+    App, AppState, auth,
     documents::{EntryDocument, FanOutMeta, FanOutReply},
     head::items,
     layers::Context,
@@ -27,7 +27,7 @@ use super::{
     openapi::EachProblems,
     request::json_body,
     response::Refusal,
-    rpc::{CallHeaders, caller_may, refuse_forwarded, with_headers},
+    rpc::{CallHeaders, refuse_forwarded, with_headers},
 };
 use crate::{
     access::Caller,
@@ -38,7 +38,7 @@ use crate::{
     name::{FunctionName, RequestId},
     problem::Problem,
     protocol::lines::NDJSON,
-    region::{Region, Regions},
+    region::Regions,
     reply::{ProblemDocument, milliseconds},
     trace,
 };
@@ -117,10 +117,14 @@ pub(super) async fn call_each(
     let primary = &app.identity.primary;
     let first = regions.named(primary).next();
     let refuse = |problem| Refusal::new(problem, first);
-    may_ask(&caller, &regions, primary).map_err(refuse)?;
+    if regions == Regions::All && caller.regions().is_some() {
+        // It would promise what this client cannot have.
+        return Err(refuse(auth::beyond(&caller, "in all regions")).into());
+    }
+    auth::check_regions(&caller, regions.named(primary)).map_err(refuse)?;
     let headers = &parts.headers;
     let (call, per) = read(&app, headers, body).await.map_err(refuse)?;
-    caller_may(&caller, caller.may_call(&call.name), "this function").map_err(refuse)?;
+    auth::check_function(&caller, &call.name).map_err(refuse)?;
     let call = Call {
         key_owner: caller.key_owner(),
         ..call
@@ -149,19 +153,6 @@ pub(super) async fn call_each(
         true => lines(fan_out, awaited),
         false => whole(fan_out, awaited).instrument(span).await,
     })
-}
-
-/// Checks the limits of the client: every region that is named counts, and `all` would promise what a client that is limited
-/// to some cannot have.
-fn may_ask(caller: &Caller, regions: &Regions, primary: &Region) -> Result<(), Problem> {
-    if *regions == Regions::All && caller.regions().is_some() {
-        return caller_may(caller, false, "in all regions");
-    }
-    for region in regions.named(primary) {
-        let what = format!("in region \"{region}\"");
-        caller_may(caller, caller.may_call_in(region), &what)?;
-    }
-    Ok(())
 }
 
 async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<(Call, Per), Problem> {

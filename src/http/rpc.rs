@@ -19,7 +19,7 @@ use tracing::{Instrument, Span};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::{
-    App, AppState,
+    App, AppState, auth,
     documents::Accepted,
     head::items,
     layers::Context,
@@ -231,13 +231,9 @@ pub(super) async fn call_function(
     targets.within = caller.regions().map(<[_]>::to_vec);
     let primary = &app.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
-    for region in targets.named(primary) {
-        let what = format!("in region \"{region}\"");
-        caller_may(&caller, caller.may_call_in(region), &what).map_err(refuse)?;
-    }
+    auth::check_regions(&caller, targets.named(primary)).map_err(refuse)?;
     let mut request = read(&app, &parts, body).await.map_err(refuse)?;
-    let may_call = caller.may_call(&request.call.name);
-    caller_may(&caller, may_call, "this function").map_err(refuse)?;
+    auth::check_function(&caller, &request.call.name).map_err(refuse)?;
     app.dispatcher.put_under_policy(&targets, &mut request.call);
     if let Some(answer) = replay::ask(&app, &context, &parts, &request, &targets) {
         log::replay(&caller, &request.call.name, &targets, &context.request_id);
@@ -344,15 +340,6 @@ fn prefers_async(headers: &HeaderMap) -> bool {
         let name = preference.split(';').next().unwrap_or_default();
         name.trim().eq_ignore_ascii_case(RESPOND_ASYNC)
     })
-}
-
-/// Checks a limit of the client.
-pub(super) fn caller_may(caller: &Caller, may: bool, what: &str) -> Result<(), Problem> {
-    if may {
-        return Ok(());
-    }
-    let detail = format!("client \"{}\" may not call {what}", caller.name());
-    Err(Problem::new(Code::Forbidden, detail))
 }
 
 /// A call as a client asks for it.
