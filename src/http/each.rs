@@ -21,7 +21,7 @@ use tracing::Instrument;
 use super::{
     App, AppState, auth,
     documents::{EntryDocument, FanOutMeta, FanOutReply},
-    head::items,
+    head::lists,
     layers::Context,
     log,
     openapi::EachProblems,
@@ -149,7 +149,7 @@ pub(super) async fn call_each(
     let fan_out = begun.instrument(span.clone()).await.map_err(refuse)?;
     // Runs where the request, or the rest of its answer, is dropped because the client went away.
     let awaited = scopeguard::guard(about, |about| about.abandoned());
-    Ok(match wants_lines(headers) {
+    Ok(match lists(headers, &ACCEPT, NDJSON) {
         true => lines(fan_out, awaited),
         false => whole(fan_out, awaited).instrument(span).await,
     })
@@ -164,14 +164,6 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<(Call, Per),
         ..with_headers(call, headers)?
     };
     Ok((call, per))
-}
-
-/// Whether the client takes lines: `application/x-ndjson` is among what it accepts.
-fn wants_lines(headers: &HeaderMap) -> bool {
-    items(headers, &ACCEPT).any(|range| {
-        let media_type = range.split(';').next().unwrap_or_default();
-        media_type.trim().eq_ignore_ascii_case(NDJSON)
-    })
 }
 
 /// What the log, and the last line, say of a fan-out.

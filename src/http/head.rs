@@ -89,3 +89,16 @@ pub(super) fn items<'a>(
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(',').map(str::trim))
 }
+
+/// Whether a header that is a list has `word`, whatever its parameters, unless its weight is 0 (RFC 9110, section 12.4.2).
+pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
+    let is_nothing = |parameter: &str| {
+        let weight = parameter.trim().strip_prefix("q=");
+        weight.is_some_and(|weight| !weight.parse().is_ok_and(|weight: f32| weight > 0.0))
+    };
+    items(headers, name).any(|item| {
+        let mut parts = item.split(';');
+        let found = parts.next().unwrap_or_default().trim();
+        found.eq_ignore_ascii_case(word) && !parts.any(is_nothing)
+    })
+}

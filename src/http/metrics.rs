@@ -8,7 +8,7 @@ use std::{
 use axum::{
     extract::State,
     http::{
-        HeaderMap, HeaderValue,
+        HeaderMap,
         header::{ACCEPT, CONTENT_TYPE},
     },
     response::{IntoResponse, Result},
@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{App, AppState};
+use super::{App, AppState, head::lists};
 use crate::{
     cluster::Overview,
     lifecycle::Phase,
@@ -38,14 +38,12 @@ pub(super) async fn show(State(app): AppState, headers: HeaderMap) -> Result<imp
     let overview = app.cluster.overview().await;
     let text = app.metrics.text(&readings(&app, &overview));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
-    Ok(([(CONTENT_TYPE, format(&headers))], text))
-}
-
-/// The format that the scraper asks for; the text is right in both.
-fn format(headers: &HeaderMap) -> HeaderValue {
-    let accepts = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
-    let prefers = accepts.is_some_and(|accept| accept.contains("application/openmetrics-text"));
-    HeaderValue::from_static(if prefers { OPENMETRICS } else { PROMETHEUS })
+    // The text is right in both.
+    let format = match lists(&headers, &ACCEPT, "application/openmetrics-text") {
+        true => OPENMETRICS,
+        false => PROMETHEUS,
+    };
+    Ok(([(CONTENT_TYPE, format)], text))
 }
 
 /// What is not counted as it happens, but read at each scrape. It is not kept from one to the next, so a region that is no

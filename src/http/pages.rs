@@ -24,7 +24,7 @@ use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 use utoipa_swagger_ui::Config;
 
-use super::head::items;
+use super::head::{items, lists};
 use crate::problem::{Code, Problem};
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -145,7 +145,10 @@ impl Document {
         if items(request, &IF_NONE_MATCH).any(|tag| tag == "*" || tag == self.etag) {
             return (StatusCode::NOT_MODIFIED, validator).into_response();
         }
-        let gzip = self.gzip.as_ref().filter(|_| takes_gzip(request));
+        let gzip = self
+            .gzip
+            .as_ref()
+            .filter(|_| lists(request, &ACCEPT_ENCODING, "gzip"));
         let encoding = gzip.map(|_| [(CONTENT_ENCODING, "gzip")]);
         let content_type = [(CONTENT_TYPE, self.content_type)];
         let body = gzip.unwrap_or(&self.plain).clone();
@@ -157,18 +160,6 @@ fn compressed(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes)?;
     encoder.finish()
-}
-
-/// Whether a request takes gzip: it is named, and not with the weight 0 (RFC 9110, section 12.5.3).
-fn takes_gzip(request: &HeaderMap) -> bool {
-    items(request, &ACCEPT_ENCODING).any(|item| {
-        let (coding, weight) = item.split_once(';').unwrap_or((item, "q=1"));
-        let weight = weight
-            .trim()
-            .strip_prefix("q=")
-            .and_then(|weight| weight.parse::<f32>().ok());
-        coding.trim().eq_ignore_ascii_case("gzip") && weight.is_some_and(|weight| weight > 0.0)
-    })
 }
 
 #[cfg(test)]

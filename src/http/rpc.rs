@@ -21,7 +21,7 @@ use utoipa::{IntoParams, IntoResponses, ToSchema};
 use super::{
     App, AppState, auth,
     documents::Accepted,
-    head::items,
+    head::lists,
     layers::Context,
     log,
     openapi::CallProblems,
@@ -253,7 +253,7 @@ pub(super) async fn call_function(
         span: span.clone(),
     };
     let call = Arc::clone(&about.call);
-    let mut outcome = if prefers_async(&parts.headers) {
+    let mut outcome = if lists(&parts.headers, &PREFER, RESPOND_ASYNC) {
         match about.in_background(arrived).instrument(span).await {
             Ok(accepted) => return Ok(accepted),
             Err(refused) => refused,
@@ -332,14 +332,6 @@ impl About {
         let applied = [(PREFERENCE_APPLIED, RESPOND_ASYNC)];
         Ok((StatusCode::ACCEPTED, applied, Json(Accepted { meta })).into_response())
     }
-}
-
-/// Whether a request prefers an answer at once. Other preferences, and parameters of this one, are ignored.
-fn prefers_async(headers: &HeaderMap) -> bool {
-    items(headers, &PREFER).any(|preference| {
-        let name = preference.split(';').next().unwrap_or_default();
-        name.trim().eq_ignore_ascii_case(RESPOND_ASYNC)
-    })
 }
 
 /// A call as a client asks for it.

@@ -210,6 +210,21 @@ async fn lines_come_as_soon_as_they_are_there() {
 }
 
 #[tokio::test]
+async fn a_client_that_refuses_lines_gets_none() {
+    let cluster = three().await;
+    let call = my_region().to_string();
+    for accept in [
+        "application/json, application/x-ndjson;q=0",
+        "application/x-ndjson; q=0.0",
+    ] {
+        let request = cluster.instance("iad-1").request("/each/all", &call);
+        let whole = answer(request.header("accept", accept)).await.unwrap();
+        assert_eq!(counts(&whole), (3, 3), "{accept}");
+        assert_eq!(whole.content_type, "application/json", "{accept}");
+    }
+}
+
+#[tokio::test]
 async fn one_that_is_held_delays_no_other_line() {
     let cluster = three().await;
     let iad = cluster.instance("iad-1");
