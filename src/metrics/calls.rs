@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 
 use super::{
-    labels::{Target, Texts, Words, outcome},
+    labels::{Texts, Words, outcome, target},
     registered,
     timed::Timed,
 };
@@ -24,13 +24,13 @@ const ANONYMOUS: &str = "anonymous";
 /// Calls that this instance took from clients, and from its own program.
 #[derive(Debug)]
 pub(crate) struct CallMetrics {
-    calls: Timed<Option<Region>, Target>,
-    failovers: Family<Target, Counter>,
-    choices: Family<(Words<1>, Target), Counter>,
+    calls: Timed<Option<Region>, Texts<1>>,
+    failovers: Family<Texts<1>, Counter>,
+    choices: Family<(Words<1>, Texts<1>), Counter>,
     clients: Family<(Texts<1>, Words<2>), Counter>,
     refused: Family<Words<1>, Counter>,
     abandoned: Counter,
-    passed_on: Family<Target, Counter>,
+    passed_on: Family<Texts<1>, Counter>,
     fan_outs: Counter,
 }
 
@@ -74,10 +74,10 @@ impl CallMetrics {
         attempts: u32,
         elapsed: Duration,
     ) {
-        let target = || Target::new(region);
-        self.calls.ended(&region.cloned(), target, problem, elapsed);
+        let label = || target(region);
+        self.calls.ended(&region.cloned(), label, problem, elapsed);
         if attempts > 1 {
-            let failovers = self.failovers.get_or_create(&target());
+            let failovers = self.failovers.get_or_create(&label());
             failovers.inc_by(u64::from(attempts - 1));
         }
     }
@@ -85,14 +85,13 @@ impl CallMetrics {
     /// Counts a call for a list of regions, or any, that `item` of the list, from 0, answered from `region`, or none.
     pub(crate) fn chosen(&self, item: Option<usize>, region: Option<&Region>) {
         let item = item.map_or("none", |item| ["1", "2", "3"][item.min(2)]);
-        let labels = ([("item", item)], Target::new(region));
+        let labels = ([("item", item)], target(region));
         self.choices.get_or_create(&labels).inc();
     }
 
     /// Counts a call with a consistency token that `region` answered, because one before it in the list did not.
     pub(crate) fn passed_on(&self, region: &Region) {
-        let target = Target::new(Some(region));
-        self.passed_on.get_or_create(&target).inc();
+        self.passed_on.get_or_create(&target(Some(region))).inc();
     }
 
     /// Counts a call of the client `name`, which is empty where no token is asked for.

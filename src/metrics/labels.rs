@@ -1,10 +1,6 @@
 //! The labels. A call's region is `target_region`, not `region`: Fly's scraper overwrites a label of that name with the
 //! region of the instance that it asks (<https://fly.io/docs/monitoring/metrics/>).
 
-use std::fmt::{Error, Write};
-
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
-
 use crate::{
     name::FunctionName,
     problem::{Executed, Problem},
@@ -27,42 +23,15 @@ pub(super) fn outcome(problem: Option<&Problem>) -> Words<2> {
 }
 
 /// The region that a call is for; `None` where no instance was ever seen in it.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Target {
-    target_region: Known<Region>,
-}
-
-impl Target {
-    pub(super) fn new(region: Option<&Region>) -> Self {
-        Self {
-            target_region: Known(region.cloned()),
-        }
-    }
+pub(super) fn target(region: Option<&Region>) -> Texts<1> {
+    [("target_region", known(region))]
 }
 
 /// A function; `None` for one that this instance does not have.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub(super) struct Function {
-    function: Known<FunctionName>,
+pub(super) fn function(name: Option<&FunctionName>) -> Texts<1> {
+    [("function", known(name))]
 }
 
-impl Function {
-    pub(super) fn new(name: Option<&FunctionName>) -> Self {
-        Self {
-            function: Known(name.cloned()),
-        }
-    }
-}
-
-/// A label's value, or `other`.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-struct Known<T>(Option<T>);
-
-impl<T: std::fmt::Display> EncodeLabelValue for Known<T> {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), Error> {
-        match &self.0 {
-            Some(value) => write!(encoder, "{value}"),
-            None => encoder.write_str(OTHER),
-        }
-    }
+fn known(value: Option<&impl ToString>) -> String {
+    value.map_or_else(|| OTHER.to_owned(), ToString::to_string)
 }

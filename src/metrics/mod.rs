@@ -26,7 +26,7 @@ use prometheus_client::{
 pub(crate) use self::labels::Texts;
 use self::{
     calls::CallMetrics,
-    labels::{Function, Target, Words, outcome},
+    labels::{Words, function, outcome, target},
     timed::{Seconds, Timed},
 };
 use crate::{
@@ -121,7 +121,7 @@ fn registered_times(registry: &mut Registry, name: &str, help: &str) -> Histogra
 /// Calls from all callers that ran here, or were to run here.
 #[derive(Debug)]
 pub(crate) struct FunctionMetrics {
-    executions: Timed<FunctionName, Function>,
+    executions: Timed<FunctionName, Texts<1>>,
     known: RwLock<HashSet<FunctionName>>,
     with_token: Family<Words<2>, Counter>,
     token_wait: Histogram,
@@ -174,16 +174,16 @@ impl FunctionMetrics {
         }
     }
 
-    fn label(&self, name: &FunctionName) -> Function {
+    fn label(&self, name: &FunctionName) -> Texts<1> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        Function::new(known.get(name))
+        function(known.get(name))
     }
 }
 
 /// Probes of peers, attempts at them, and how many calls leave for one together.
 #[derive(Debug)]
 pub(crate) struct PeerMetrics {
-    attempts: Timed<Region, Target>,
+    attempts: Timed<Region, Texts<1>>,
     batches: Histogram,
     probes: Family<Words<1>, Counter>,
     probe_durations: Histogram,
@@ -211,8 +211,8 @@ impl PeerMetrics {
 
     /// Counts an attempt at a peer in `region`.
     pub(crate) fn tried(&self, region: &Region, problem: Option<&Problem>, elapsed: Duration) {
-        let target = || Target::new(Some(region));
-        self.attempts.ended(region, target, problem, elapsed);
+        let label = || target(Some(region));
+        self.attempts.ended(region, label, problem, elapsed);
     }
 
     /// Counts `calls` that left together.
