@@ -1,8 +1,6 @@
 //! Calls that Fly Proxy is asked to replay in their region, instead of being forwarded from here. Decides for one request
 //! by its headers, which a client may invent: a request that claims to be a replay is forwarded, so that none can loop.
 
-use std::sync::Arc;
-
 use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
     response::{IntoResponse, Response},
@@ -12,7 +10,7 @@ use tokio::time::Instant;
 use super::{App, layers::Context, request::header, response::Refusal, rpc::CallRequest};
 use crate::{
     call::Call,
-    cluster::Peer,
+    cluster::Condition,
     config::Route,
     deadline::Deadline,
     dispatch::Outcome,
@@ -57,19 +55,17 @@ pub(super) fn ask(
         return None;
     }
     let left = deadline.remaining();
-    let peers = app.cluster.region(region).ok();
-    let chosen = peers.as_ref().and_then(|peers| match &call.instance {
+    let peers = app.cluster.region(region).unwrap_or_default();
+    let chosen = match &call.instance {
         Some(instance) => peers.find(instance),
         None => peers.choose(&call.name, &[]),
-    });
-    let is_ready = |peer: &Arc<Peer>| {
-        let mut ready = peers.iter().flat_map(|peers| &peers.ready);
-        ready.any(|ready| Arc::ptr_eq(ready, peer))
     };
     // What is not spent on the replay is for what follows one that reaches no Machine: forwarding the call from here, or
     // only saying why it cannot be.
     let (preferred, timeout) = match chosen {
-        Some(peer) if is_ready(peer) => (Some(&peer.instance), left / 2),
+        Some(peer) if peers.condition(peer.address) == Condition::Ready => {
+            (Some(&peer.instance), left / 2)
+        }
         Some(_) => return None,
         None => (None, left * 9 / 10),
     };
