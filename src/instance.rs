@@ -397,7 +397,7 @@ fn assemble(
         connect_timeout,
         limits.max_result,
         access.cluster.first(),
-        Arc::clone(&metrics),
+        (Arc::clone(&memory), Arc::clone(&metrics)),
         tasks.clone(),
         stop.clone(),
     );

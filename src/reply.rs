@@ -103,6 +103,16 @@ impl Returned {
         }
     }
 
+    /// The problem in its place, where the memory budget has no room for its `size` bytes.
+    pub(crate) fn dropped(self, size: usize) -> Problem {
+        let message = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
+        Problem {
+            replayed: self.replayed,
+            consistency: self.consistency,
+            ..Problem::function_failed(FunctionError::new("ResultDropped", message))
+        }
+    }
+
     /// Whether `outcome` is that of an earlier call.
     pub(crate) fn is_replayed(outcome: &Outcome) -> bool {
         match outcome {

@@ -20,7 +20,7 @@ use crate::{
     lifecycle::InFlight,
     memory::{Reserved, Share},
     name::{InstanceId, RequestId},
-    problem::{Code, FunctionError, Problem},
+    problem::{Code, Problem},
     region::{Region, Regions},
 };
 
@@ -155,23 +155,22 @@ impl FanOut {
         }
     }
 
-    /// Whether another call may begin: its arguments find room, or nothing under way would make it; nobody waits for those that
-    /// hang; and results find room.
+    /// Whether another call may begin: its arguments find room, and the results of those that began lately, unless nothing under
+    /// way would make it. Until one came, a result may be as large as the arguments. Nobody waits for those that hang.
     fn may_begin(&self) -> bool {
         let lately = self.lately.len();
+        if lately == 0 && self.running.is_empty() {
+            return true;
+        }
         let memory = &self.dispatcher.memory;
-        let is_first = lately == 0 && self.running.is_empty();
-        if !is_first && !memory.has_room(self.size_of_args(), Share::Results) {
-            return false;
-        }
-        match self.largest {
-            _ if lately == 0 => true,
-            None => lately < FIRST,
-            Some(largest) => {
-                let each = largest.max(SMALL);
-                memory.has_room(2 * each * (lately + 1), Share::Results)
-            }
-        }
+        let args = self.size_of_args();
+        let each = self.largest.unwrap_or(args / 2).max(SMALL);
+        let results = match lately {
+            0 => 0,
+            _ => 2 * each * (lately + 1),
+        };
+        let is_paced = self.largest.is_some() || lately < FIRST;
+        is_paced && memory.has_room(args + results, Share::Results)
     }
 
     /// What the arguments take of the memory budget on their way to one instance, in bytes: once in the call, and once in the
@@ -194,26 +193,21 @@ impl FanOut {
 
     /// Counts what came of a call, and its result in the memory budget.
     fn count(&mut self, mut answered: Answered) -> Answered {
-        let result = &mut answered.outcome.result;
-        let size = result.as_ref().map_or(0, |result| result.json.get().len());
-        if result.is_ok() {
+        let held = &mut answered.held;
+        answered.outcome.result = answered.outcome.result.and_then(|returned| {
+            let size = returned.json.get().len();
             self.largest = self.largest.max(Some(size));
-        }
-        if size > SMALL {
-            match self.dispatcher.memory.reserve(size, Share::Results) {
-                Ok(held) => answered.held = Some(held),
-                Err(_) => *result = Err(dropped(size)),
+            if size > SMALL {
+                match self.dispatcher.memory.reserve(size, Share::Results) {
+                    Ok(reserved) => *held = Some(reserved),
+                    Err(_) => return Err(returned.dropped(size)),
+                }
             }
-        }
-        self.succeeded += usize::from(result.is_ok());
+            Ok(returned)
+        });
+        self.succeeded += usize::from(answered.outcome.result.is_ok());
         answered
     }
-}
-
-/// The problem of a result that ran and found no room.
-fn dropped(size: usize) -> Problem {
-    let detail = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
-    Problem::function_failed(FunctionError::new("ResultDropped", detail))
 }
 
 /// `running`, or what is left of it once it no longer counts as one that began lately.

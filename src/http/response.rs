@@ -16,7 +16,7 @@ use crate::{
     dispatch::Outcome,
     json,
     memory::{Budget, Share},
-    problem::{FunctionError, Problem},
+    problem::Problem,
     region::Region,
     reply::{ProblemDocument, Reply, Returned},
 };
@@ -108,23 +108,13 @@ impl IntoResponse for Outcome {
 
 /// The outcome, or a problem in place of a result for which the memory budget has no room.
 pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
-    if let Ok(Returned {
-        json,
-        replayed,
-        consistency,
-    }) = &outcome.result
-    {
-        let size = json.get().len();
-        if size > ALWAYS && !memory.has_room(size, Share::Results) {
-            let detail = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
-            let lost = FunctionError::new("ResultDropped", detail);
-            outcome.result = Err(Problem {
-                replayed: *replayed,
-                consistency: consistency.clone(),
-                ..Problem::function_failed(lost)
-            });
+    outcome.result = outcome.result.and_then(|returned| {
+        let size = returned.json.get().len();
+        match size <= ALWAYS || memory.has_room(size, Share::Results) {
+            true => Ok(returned),
+            false => Err(returned.dropped(size)),
         }
-    }
+    });
     outcome
 }
 

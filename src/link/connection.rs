@@ -31,6 +31,7 @@ use super::{
 use crate::{
     cluster::{CallSignal, Cluster, PeerStats},
     deadline::Deadline,
+    memory::{Budget, Reserved, Share},
     metrics::Metrics,
     protocol::{
         PeerState,
@@ -53,6 +54,8 @@ const CLOGGED_AFTER: u32 = 20;
 const IDLE_AFTER: u32 = 40;
 /// Silence, in ticks, after which nothing is waited for any more.
 const LOST_AFTER: u32 = 600;
+/// The part of a line that is not counted in the memory budget, in bytes.
+const UNCOUNTED: usize = 64 << 10;
 /// Ticks between two measurements of the way to a peer that gets calls.
 const MEASURE_AFTER: u32 = 10;
 /// Ticks between two mentions of a peer that answers calls.
@@ -74,6 +77,8 @@ pub(super) struct Surroundings {
     pub(super) cluster: Arc<Cluster>,
     /// The longest line that is read, in bytes.
     pub(super) max_line: usize,
+    /// What counts the part of a line that came.
+    pub(super) memory: Arc<Budget>,
 }
 
 impl Connection {
@@ -181,6 +186,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         address,
         stats,
         lines,
+        reserved: surroundings.memory.take(0),
         is_blocked: false,
         was_heard: false,
         was_answered: false,
@@ -217,6 +223,8 @@ struct Driver<'a> {
     address: SocketAddr,
     stats: &'a PeerStats,
     lines: Lines,
+    /// What a long line that is not whole takes of the memory budget.
+    reserved: Reserved,
     /// Whether the kernel takes nothing more for now.
     is_blocked: bool,
     /// Whether a byte came since the last tick.
@@ -341,6 +349,7 @@ impl Driver<'_> {
                 Frame::Nonsense => break Err("a line is no answer"),
             }
         };
+        answers.extend(self.without_room());
         let answered = answers.len();
         self.connection.outbox.answer(answers.into_iter());
         if is_draining {
@@ -354,6 +363,22 @@ impl Driver<'_> {
             self.report(CallSignal::Answered);
         }
         outcome.map(|()| answered).map_err(Over::Nonsense)
+    }
+
+    /// Counts what came of a long line, of which the rest is still to come; where it finds no room, nothing is read of it any
+    /// more, and its call ends.
+    fn without_room(&mut self) -> Option<(u64, Ending)> {
+        let size = self.lines.len();
+        let counted = if size > UNCOUNTED { size } else { 0 };
+        self.reserved.give_back(usize::MAX);
+        self.reserved.grow(counted, Share::Results).err()?;
+        match self.lines.skip() {
+            Frame::Answer(id, Ok(returned)) => {
+                Some((id, Ending::NoRoom(Box::new(returned.dropped(size)))))
+            }
+            Frame::Answer(id, Err(_)) | Frame::Garbled(id) => Some((id, Ending::Garbled)),
+            Frame::Draining | Frame::Pong | Frame::Other | Frame::Nonsense => None,
+        }
     }
 
     fn flush(&mut self) -> Result<(), Over> {

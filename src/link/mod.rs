@@ -29,6 +29,7 @@ use crate::{
     call::Call,
     cluster::{CallSignal, Cluster, Peer},
     deadline::Deadline,
+    memory::Budget,
     metrics::Metrics,
     name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
@@ -59,6 +60,7 @@ pub(crate) struct Link {
     token: Option<Token>,
     ways: Mutex<HashMap<SocketAddr, Way>>,
     large_results: LargeResults,
+    memory: Arc<Budget>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -78,14 +80,14 @@ struct Way {
 }
 
 impl Link {
-    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes. Peers are who
-    /// knows `token`; connections live in `tasks` until `stop`.
+    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes, as far as
+    /// `memory` has room for what came of them. Peers are who knows `token`; connections live in `tasks` until `stop`.
     pub(crate) fn new(
         cluster: Arc<Cluster>,
         connect_timeout: Duration,
         max_result: usize,
         token: Option<&Token>,
-        metrics: Arc<Metrics>,
+        (memory, metrics): (Arc<Budget>, Arc<Metrics>),
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
@@ -96,6 +98,7 @@ impl Link {
             token: token.cloned(),
             ways: Mutex::default(),
             large_results: LargeResults::default(),
+            memory,
             metrics,
             tasks,
             stop,
@@ -132,7 +135,12 @@ impl Link {
                 self.large_results.note(&call.name, result.json.get().len());
                 Ok(result)
             }
-            Ok(ending) => Err(self.problem(peer, call, ending)),
+            Ok(ending) => {
+                if let Ending::NoRoom(_) = ending {
+                    self.large_results.note(&call.name, usize::MAX);
+                }
+                Err(self.problem(peer, call, ending))
+            }
             Err(NotTaken::Full) => {
                 let detail = format!(
                     "too many calls wait to be sent to instance {}",
@@ -218,6 +226,7 @@ impl Link {
         let surroundings = Surroundings {
             cluster: Arc::clone(&self.cluster),
             max_line: self.max_answer,
+            memory: Arc::clone(&self.memory),
         };
         let (connection, run) = Connection::open(opening, surroundings, Arc::clone(&self.metrics));
         let stop = self.stop.clone();
@@ -253,6 +262,7 @@ impl Link {
                 Code::PeerLost,
                 format!("instance {instance} answered with something else than our contract"),
             ),
+            Ending::NoRoom(problem) => *problem,
             Ending::Lost => Problem::new(
                 Code::PeerLost,
                 format!("the connection to instance {instance} was lost after the call"),

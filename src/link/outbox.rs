@@ -15,15 +15,13 @@ use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 
 use crate::{
     deadline::Deadline,
-    protocol::lines::{self, CallLine, END_OF_CALL},
+    problem::Problem,
+    protocol::lines::{self, CallLine, END_OF_CALL, KEPT},
     reply::{ProblemDocument, Returned},
 };
 
 /// The most bytes of calls that wait for the kernel; more are refused.
 const MAX_WAITING: usize = 16 << 20;
-/// The capacity that is kept however little was written, in bytes.
-const KEPT: usize = 256 << 10;
-
 /// The size of arguments, in bytes, up to which a copy costs less than to have the kernel gather them.
 const COPIED: usize = 16 << 10;
 
@@ -39,6 +37,8 @@ pub(super) enum Ending {
     Answered(Result<Returned, Box<ProblemDocument>>),
     /// The peer answered with something else than the contract.
     Garbled,
+    /// With a result for which the memory budget has no room.
+    NoRoom(Box<Problem>),
     /// The connection ended after the call left.
     Lost,
     /// The peer was found suspect after the call left.

@@ -5,7 +5,7 @@
 use std::{borrow::Cow, io::Write};
 
 use bytes::{Buf, Bytes, BytesMut};
-use memchr::memchr;
+use memchr::{memchr, memmem};
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use serde_json::value::RawValue;
 
@@ -17,6 +17,14 @@ use crate::{
 
 /// The smallest space for one read, in bytes.
 const ROOM: usize = 8 << 10;
+/// The largest buffer of a connection that is kept while nothing is in it, in bytes: it waits for its next calls much longer
+/// than it takes to make a larger one.
+pub(crate) const KEPT: usize = 256 << 10;
+
+/// What stands before a result.
+const RESULT: &[u8] = b"\"result\":";
+/// The most bytes that stand before a result: an id, and a consistency token.
+const MAX_START: usize = 2 << 10;
 
 /// The media type of lines.
 pub(crate) const NDJSON: &str = "application/x-ndjson";
@@ -101,7 +109,7 @@ pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome,
             if replayed {
                 out.extend_from_slice(b"\"replayed\":true,");
             }
-            out.extend_from_slice(b"\"result\":");
+            out.extend_from_slice(RESULT);
             out.extend_from_slice(json.get().as_bytes());
         }
         Err(problem) => {
@@ -215,6 +223,10 @@ pub(crate) struct Lines {
     buffer: BytesMut,
     searched: usize,
     limit: usize,
+    /// Whether the buffer grew beyond what is kept.
+    is_large: bool,
+    /// Whether the rest of a line is thrown away as it comes.
+    is_skipping: bool,
 }
 
 /// A line is longer than the limit.
@@ -231,6 +243,8 @@ impl Lines {
             buffer: BytesMut::new(),
             searched: 0,
             limit,
+            is_large: false,
+            is_skipping: false,
         }
     }
 
@@ -247,6 +261,12 @@ impl Lines {
         loop {
             let unsearched = &self.buffer[self.searched..];
             let Some(end) = memchr(b'\n', unsearched) else {
+                if self.is_skipping {
+                    self.buffer.clear();
+                }
+                if self.is_large && self.buffer.is_empty() {
+                    (self.buffer, self.is_large) = (BytesMut::new(), false);
+                }
                 self.searched = self.buffer.len();
                 return if self.searched > self.limit {
                     Err(TooLong {
@@ -259,6 +279,9 @@ impl Lines {
             let line = self.buffer.split_to(self.searched + end).freeze();
             self.buffer.advance(1);
             self.searched = 0;
+            if std::mem::take(&mut self.is_skipping) {
+                continue;
+            }
             if line.len() > self.limit {
                 return Err(TooLong { id: id_of(&line) });
             }
@@ -271,8 +294,23 @@ impl Lines {
     /// The buffer to read into, with space for the next read.
     pub(crate) fn room(&mut self) -> &mut BytesMut {
         // A long line is read in pieces that grow with it.
-        self.buffer.reserve(ROOM.max(self.buffer.len()));
+        let more = ROOM.max(self.buffer.len());
+        self.is_large |= self.buffer.len() + more > KEPT;
+        self.buffer.reserve(more);
         &mut self.buffer
+    }
+
+    /// Throws away the line that is coming, what came of it and what is still to come; the answer that it is, with `null` in
+    /// place of its result.
+    pub(crate) fn skip(&mut self) -> Frame {
+        let start = &self.buffer[..self.buffer.len().min(MAX_START)];
+        let frame = match memmem::find(start, RESULT) {
+            Some(at) => read_answer(&[&start[..at], RESULT, b"null}"].concat()),
+            None => id_of(start).map_or(Frame::Nonsense, Frame::Garbled),
+        };
+        self.buffer.clear();
+        (self.searched, self.is_skipping) = (0, true);
+        frame
     }
 
     /// How many bytes wait to be split.
@@ -312,6 +350,49 @@ mod tests {
         lines.push(b"123\n1234");
         assert_eq!(lines.next().unwrap().unwrap(), "123");
         lines.next().unwrap_err();
+    }
+
+    #[test]
+    fn a_line_that_is_skipped_leaves_the_next_ones_whole() {
+        let mut lines = Lines::new(100);
+        for start in [
+            "\"consistency\":\"a\",\"replayed\":true,\"result\":[1",
+            "\"problem\":{",
+        ] {
+            lines.push(format!("{{\"id\":7,{start}").as_bytes());
+            assert!(lines.next().unwrap().is_none());
+            match lines.skip() {
+                Frame::Answer(7, Ok(returned)) => {
+                    let token = returned.consistency.unwrap();
+                    assert_eq!((token.as_str(), returned.replayed), ("a", true));
+                }
+                Frame::Garbled(7) => assert!(start.contains("problem")),
+                other => panic!("{other:?}"),
+            }
+            lines.push(&[b'x'; 1000]);
+            assert!(lines.next().unwrap().is_none());
+            assert_eq!(lines.len(), 0);
+            lines.push(b"x\n{}\n");
+            assert_eq!(lines.next().unwrap().unwrap(), "{}");
+        }
+        lines.push(b"<html");
+        assert!(matches!(lines.skip(), Frame::Nonsense));
+    }
+
+    #[test]
+    fn a_large_buffer_is_kept_no_longer_than_its_line() {
+        let mut lines = Lines::new(4 * KEPT);
+        for _ in 0..2 * KEPT / ROOM {
+            lines.room().extend_from_slice(&[b'x'; ROOM]);
+        }
+        lines.push(b"\n{}\n{");
+        assert_eq!(lines.next().unwrap().unwrap().len(), 2 * KEPT);
+        assert_eq!(lines.next().unwrap().unwrap(), "{}");
+        assert!(lines.next().unwrap().is_none());
+        lines.push(b"}\n");
+        assert_eq!(lines.next().unwrap().unwrap(), "{}");
+        assert!(lines.next().unwrap().is_none());
+        assert!(lines.buffer.capacity() <= KEPT);
     }
 
     #[test]

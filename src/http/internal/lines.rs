@@ -29,7 +29,7 @@ use crate::{
     problem::{Code, Problem},
     protocol::{
         Exec,
-        lines::{DRAINING_LINE, Lines, NDJSON, PONG_LINE, TooLong, control, write_answer},
+        lines::{DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control, write_answer},
     },
     reply::Meta,
     trace,
@@ -88,6 +88,7 @@ pub(super) async fn serve(
             return;
         }
         exchange.out.clear();
+        exchange.out.shrink_to(KEPT);
         exchange.unwritten = exchange.app.memory.take(0);
         tokio::select! {
             biased;

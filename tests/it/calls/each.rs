@@ -304,8 +304,12 @@ async fn results_that_find_no_room_become_problems_and_the_room_comes_back() {
         match &entry["problem"] {
             Value::Null => assert_eq!(entry["result"].as_str().unwrap().len(), 6 << 20),
             problem => assert_eq!(
-                (&problem["executed"], &problem["error"]["kind"]),
-                (&json!("yes"), &json!("ResultDropped"))
+                (
+                    &problem["executed"],
+                    &problem["error"]["kind"],
+                    &problem["meta"]["consistency"]
+                ),
+                (&json!("yes"), &json!("ResultDropped"), &json!("large"))
             ),
         }
     }

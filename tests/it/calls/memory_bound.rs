@@ -13,6 +13,8 @@ use tokio::{
 };
 
 use crate::support::{
+    cluster::Cluster,
+    fault::{Fault, Scope},
     open_files::raise_open_files,
     patience::eventually,
     process::{Environment, Process},
@@ -245,4 +247,58 @@ async fn results_that_are_ready_at_once_stay_within_the_budget() {
         "{whole} of 1 MiB in a budget of {MAX_MEMORY}"
     );
     assert_serves_again(&instance).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_peers_send_are_counted_while_they_are_read() {
+    const CALLS: usize = 16;
+    const SIZE: usize = 7 * MIB;
+    const BUDGET: usize = 16 * MIB;
+    let mut cluster = Cluster::builder()
+        .region("syd", 1)
+        .functions()
+        .proxied()
+        .start()
+        .await;
+    cluster.add_with("iad", "RPC_MAX_MEMORY", "16MiB").await;
+    let iad = cluster.instance("iad-1");
+    let call = json!({
+        "module": "Test", "function": "large", "args": ["large", SIZE], "timeout_ms": 60_000,
+    });
+    let one = async || {
+        let answer = iad.post("/rpc/syd", &call.to_string()).await;
+        assert_eq!(answer.result().as_str().unwrap().len(), SIZE);
+    };
+    // From then on, each travels on a connection of its own.
+    one().await;
+    let before = iad.peak_memory();
+    let slow = Fault::Delay(Duration::from_millis(2));
+    cluster.proxy("syd-1").set(slow, Scope::Lines).await;
+    let mut calls = JoinSet::new();
+    for _ in 0..CALLS {
+        let request = iad.request("/rpc/syd", &call.to_string());
+        calls.spawn(crate::support::process::answer(request));
+    }
+    let mut whole = 0;
+    for answer in calls.join_all().await {
+        let answer = answer.unwrap();
+        if answer.status == 200 {
+            assert_eq!(answer.result().as_str().unwrap().len(), SIZE);
+            whole += 1;
+            continue;
+        }
+        // On a busy machine, a connection may come too late.
+        if answer.problem() == (502, "peer_unreachable", "no") {
+            continue;
+        }
+        assert_eq!(answer.problem(), (424, "function_failed", "yes"));
+        assert_eq!(answer.body["meta"]["consistency"], "large");
+        assert_eq!(answer.body["error"]["kind"], "ResultDropped");
+    }
+    let grown = iad.peak_memory() - before;
+    eprintln!("{whole} of {CALLS} whole, {grown} KiB more at most");
+    // What came is copied as the buffer grows, and once more as the result.
+    assert!(grown < 4 * (BUDGET >> 10) as u64, "{grown} KiB");
+    cluster.proxy("syd-1").heal().await;
+    one().await;
 }

@@ -157,13 +157,20 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 Ok(id)
             }
         })
-        .function("Test", "large", move |(id, bytes): (String, usize)| {
-            let logged = append(&larges, &id);
-            async move {
-                logged?;
-                Ok("x".repeat(bytes))
-            }
-        })
+        .function_with_context(
+            "Test",
+            "large",
+            move |call, (id, bytes): (String, usize)| {
+                let logged = append(&larges, &id);
+                if let Ok(token) = id.parse() {
+                    call.set_consistency(token);
+                }
+                async move {
+                    logged?;
+                    Ok("x".repeat(bytes))
+                }
+            },
+        )
         .function("Test", "fail", move |(id,): (String,)| {
             let logged = append(&failures, &id);
             async move {
