@@ -112,11 +112,14 @@ impl Reserved {
         self.bytes += bytes;
     }
 
-    /// Reserves `bytes` more.
+    /// Reserves `bytes` more; there is always room for none.
     ///
     /// # Errors
     /// As [`Budget::reserve`]; what was reserved before stays so.
     pub(crate) fn grow(&mut self, bytes: usize, share: Share) -> Result<(), Problem> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let before = self.budget.held.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.budget.most(share) {
             self.budget.held.fetch_sub(bytes, Ordering::Relaxed);

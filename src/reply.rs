@@ -12,6 +12,8 @@ use crate::{
     region::Region,
 };
 
+/// The kind of error of a function that ran, and for whose result there was no room.
+pub(crate) const RESULT_DROPPED: &str = "ResultDropped";
 /// The longest title that is taken over from a peer, in bytes.
 const MAX_TITLE: usize = 256;
 
@@ -103,13 +105,13 @@ impl Returned {
         }
     }
 
-    /// The problem in its place, where the memory budget has no room for its `size` bytes.
+    /// The problem in its place, where the memory budget has no room for its bytes, which are `size` or more.
     pub(crate) fn dropped(self, size: usize) -> Problem {
-        let message = format!("the result of {size} bytes found no room in RPC_MAX_MEMORY");
+        let message = format!("the result of {size} bytes or more found no room in RPC_MAX_MEMORY");
         Problem {
             replayed: self.replayed,
             consistency: self.consistency,
-            ..Problem::function_failed(FunctionError::new("ResultDropped", message))
+            ..Problem::function_failed(FunctionError::new(RESULT_DROPPED, message))
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, Problem},
     region::{Region, Regions},
+    reply::RESULT_DROPPED,
 };
 
 /// How many calls begin before anything is known of the size of results.
@@ -70,7 +71,7 @@ pub(crate) struct FanOut {
     waiting: VecDeque<Asked>,
     lately: FuturesUnordered<Beginning>,
     running: FuturesUnordered<Running>,
-    /// The largest result so far, in bytes.
+    /// The largest result so far, in bytes; all of the memory budget once one found no room, so that they come one by one.
     largest: Option<usize>,
     asked: usize,
     succeeded: usize,
@@ -149,6 +150,8 @@ impl FanOut {
                     }
                 },
                 Some(answered) = self.running.next() => answered,
+                // Others than these may have given room back.
+                () = time::sleep(LATELY), if !self.waiting.is_empty() => continue,
                 else => return None,
             };
             return Some(self.count(answered));
@@ -167,10 +170,10 @@ impl FanOut {
         let each = self.largest.unwrap_or(args / 2).max(SMALL);
         let results = match lately {
             0 => 0,
-            _ => 2 * each * (lately + 1),
+            _ => each.saturating_mul(2 * (lately + 1)),
         };
         let is_paced = self.largest.is_some() || lately < FIRST;
-        is_paced && memory.has_room(args + results, Share::Results)
+        is_paced && memory.has_room(results.saturating_add(args), Share::Results)
     }
 
     /// What the arguments take of the memory budget on their way to one instance, in bytes: once in the call, and once in the
@@ -205,9 +208,18 @@ impl FanOut {
             }
             Ok(returned)
         });
+        if answered.outcome.result.as_ref().is_err_and(is_dropped) {
+            self.largest = Some(self.dispatcher.memory.limit());
+        }
         self.succeeded += usize::from(answered.outcome.result.is_ok());
         answered
     }
+}
+
+/// Whether a result found no room.
+fn is_dropped(problem: &Problem) -> bool {
+    let error = problem.error.as_deref();
+    error.is_some_and(|error| error.kind == RESULT_DROPPED)
 }
 
 /// `running`, or what is left of it once it no longer counts as one that began lately.

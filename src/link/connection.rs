@@ -33,10 +33,12 @@ use crate::{
     deadline::Deadline,
     memory::{Budget, Reserved, Share},
     metrics::Metrics,
+    problem::{Code, Problem},
     protocol::{
         PeerState,
         lines::{self, Frame, Lines},
     },
+    reply::Returned,
 };
 
 /// How often a connection looks after itself.
@@ -54,8 +56,8 @@ const CLOGGED_AFTER: u32 = 20;
 const IDLE_AFTER: u32 = 40;
 /// Silence, in ticks, after which nothing is waited for any more.
 const LOST_AFTER: u32 = 600;
-/// The part of a line that is not counted in the memory budget, in bytes.
-const UNCOUNTED: usize = 64 << 10;
+/// The size of results, and of the part of a line that came, that is not counted in the memory budget, in bytes.
+const UNCOUNTED: usize = 8 << 10;
 /// Ticks between two measurements of the way to a peer that gets calls.
 const MEASURE_AFTER: u32 = 10;
 /// Ticks between two mentions of a peer that answers calls.
@@ -324,6 +326,8 @@ impl Driver<'_> {
 
     /// Gives the lines that came to those who wait for them; how many answers they were.
     fn take_lines(&mut self) -> Result<usize, Over> {
+        // What came of a line, which is whole now or counted anew.
+        self.reserved.give_back(usize::MAX);
         let mut answers = Vec::new();
         let mut is_draining = false;
         let outcome = loop {
@@ -336,7 +340,10 @@ impl Driver<'_> {
             };
             self.was_answered = true;
             match lines::read_answer(&line) {
-                Frame::Answer(id, result) => answers.push((id, Ending::Answered(result))),
+                Frame::Answer(id, Ok(returned)) => answers.push((id, self.counted(returned))),
+                Frame::Answer(id, Err(document)) => {
+                    answers.push((id, Ending::Answered(Err(document))));
+                }
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
                 Frame::Draining => is_draining = true,
                 Frame::Pong => {
@@ -365,20 +372,35 @@ impl Driver<'_> {
         outcome.map(|()| answered).map_err(Over::Nonsense)
     }
 
+    /// A result that is there, counted in the memory budget until its caller takes it.
+    fn counted(&self, returned: Returned) -> Ending {
+        let size = returned.json.get().len();
+        if size <= UNCOUNTED {
+            return Ending::Answered(Ok((returned, None)));
+        }
+        match self.surroundings.memory.reserve(size, Share::Results) {
+            Ok(held) => Ending::Answered(Ok((returned, Some(held)))),
+            Err(_) => Ending::NoRoom(Box::new(returned.dropped(size))),
+        }
+    }
+
     /// Counts what came of a long line, of which the rest is still to come; where it finds no room, nothing is read of it any
     /// more, and its call ends.
     fn without_room(&mut self) -> Option<(u64, Ending)> {
         let size = self.lines.len();
-        let counted = if size > UNCOUNTED { size } else { 0 };
-        self.reserved.give_back(usize::MAX);
-        self.reserved.grow(counted, Share::Results).err()?;
-        match self.lines.skip() {
-            Frame::Answer(id, Ok(returned)) => {
-                Some((id, Ending::NoRoom(Box::new(returned.dropped(size)))))
-            }
-            Frame::Answer(id, Err(_)) | Frame::Garbled(id) => Some((id, Ending::Garbled)),
-            Frame::Draining | Frame::Pong | Frame::Other | Frame::Nonsense => None,
+        if size <= UNCOUNTED {
+            return None;
         }
+        self.reserved.grow(size, Share::Results).err()?;
+        let (id, problem) = match self.lines.skip() {
+            Frame::Answer(id, Ok(returned)) => (id, returned.dropped(size)),
+            Frame::Answer(id, Err(_)) | Frame::Garbled(id) => {
+                let detail = "a peer's answer found no room in RPC_MAX_MEMORY";
+                (id, Problem::new(Code::PeerLost, detail))
+            }
+            Frame::Draining | Frame::Pong | Frame::Other | Frame::Nonsense => return None,
+        };
+        Some((id, Ending::NoRoom(Box::new(problem))))
     }
 
     fn flush(&mut self) -> Result<(), Over> {
@@ -435,7 +457,11 @@ impl Driver<'_> {
         match self.connection.outbox.ends_idle(self.idle >= IDLE_AFTER) {
             Idle::Over => return Err(Over::Done),
             Idle::Busy => self.idle = 0,
-            Idle::Waiting => self.idle += u32::from(is_tick),
+            Idle::Waiting if is_tick => {
+                self.idle += 1;
+                self.lines.give_back();
+            }
+            Idle::Waiting => {}
         }
         Ok(())
     }

@@ -131,7 +131,7 @@ impl Link {
             self.together(peer, request).await
         };
         match ending {
-            Ok(Ending::Answered(Ok(result))) => {
+            Ok(Ending::Answered(Ok((result, _held)))) => {
                 self.large_results.note(&call.name, result.json.get().len());
                 Ok(result)
             }
@@ -398,7 +398,7 @@ impl Default for LargeResults {
 }
 
 /// Whether a peer did not read the line of a call to its end, after which it reads no other.
-fn is_refused_unread(answer: &Result<Returned, Box<ProblemDocument>>) -> bool {
+fn is_refused_unread<T>(answer: &Result<T, Box<ProblemDocument>>) -> bool {
     let problem = answer.as_ref().err();
     problem.is_some_and(|document| document.problem.code == Code::BodyTooLarge)
 }

@@ -15,6 +15,7 @@ use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 
 use crate::{
     deadline::Deadline,
+    memory::Reserved,
     problem::Problem,
     protocol::lines::{self, CallLine, END_OF_CALL, KEPT},
     reply::{ProblemDocument, Returned},
@@ -33,11 +34,11 @@ const WATCHED_ABOVE: u64 = 300;
 /// How a call ended.
 #[derive(Debug)]
 pub(super) enum Ending {
-    /// With the peer's answer.
-    Answered(Result<Returned, Box<ProblemDocument>>),
+    /// With the peer's answer; a large result is counted in the memory budget until its caller takes it.
+    Answered(Result<(Returned, Option<Reserved>), Box<ProblemDocument>>),
     /// The peer answered with something else than the contract.
     Garbled,
-    /// With a result for which the memory budget has no room.
+    /// With an answer for which the memory budget has no room.
     NoRoom(Box<Problem>),
     /// The connection ended after the call left.
     Lost,
@@ -477,9 +478,11 @@ impl State {
         Ok(Flushed::All(std::mem::take(&mut self.added)))
     }
 
-    /// Keeps the room that was needed since the last time: to make it anew for each large call costs more than its copy.
+    /// Keeps the room that was needed since the last time: to make it anew for each large call costs more than its copy. Without
+    /// calls, none is kept.
     fn shrink(&mut self) {
-        let most = std::mem::take(&mut self.most).max(KEPT);
+        let least = if self.calls.is_empty() { 0 } else { KEPT };
+        let most = std::mem::take(&mut self.most).max(least);
         self.bytes.shrink_to(most);
     }
 

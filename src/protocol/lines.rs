@@ -264,8 +264,8 @@ impl Lines {
                 if self.is_skipping {
                     self.buffer.clear();
                 }
-                if self.is_large && self.buffer.is_empty() {
-                    (self.buffer, self.is_large) = (BytesMut::new(), false);
+                if self.is_large {
+                    self.give_back();
                 }
                 self.searched = self.buffer.len();
                 return if self.searched > self.limit {
@@ -309,8 +309,16 @@ impl Lines {
             None => id_of(start).map_or(Frame::Nonsense, Frame::Garbled),
         };
         self.buffer.clear();
+        self.give_back();
         (self.searched, self.is_skipping) = (0, true);
         frame
+    }
+
+    /// Gives the memory of the buffer back, if nothing is in it.
+    pub(crate) fn give_back(&mut self) {
+        if self.buffer.is_empty() {
+            (self.buffer, self.is_large) = (BytesMut::new(), false);
+        }
     }
 
     /// How many bytes wait to be split.

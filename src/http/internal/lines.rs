@@ -43,6 +43,9 @@ const GRACE: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 /// The size of lines that are not counted by themselves while their calls run, in bytes: `RPC_MAX_IN_FLIGHT` bounds them.
 const SMALL: usize = 1 << 10;
+/// How much may have come on a connection without being counted in the memory budget, in bytes, so that small calls are still
+/// answered, if only by a refusal, where there is no room.
+const UNCOUNTED: usize = 8 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
 const PIECE: usize = 256 << 10;
 
@@ -113,7 +116,10 @@ pub(super) async fn serve(
                 }
                 exchange.announce_phase();
             }
-            _ = tick.tick() => idle += GRACE,
+            _ = tick.tick() => {
+                idle += GRACE;
+                exchange.give_back();
+            }
         }
         exchange.put_ready();
         if !exchange.running.is_empty() {
@@ -226,10 +232,17 @@ impl Exchange {
         }
     }
 
+    /// Gives the memory back that nothing is in.
+    fn give_back(&mut self) {
+        self.lines.give_back();
+        self.out.shrink_to_fit();
+    }
+
     /// Whether the memory budget has room for what came; a peer that sends more loses its connection.
     fn finds_room(&mut self) -> bool {
         self.reserved = self.app.memory.take(0);
-        self.reserved.grow(self.lines.len(), Share::Results).is_ok()
+        let size = self.lines.len();
+        size <= UNCOUNTED || self.reserved.grow(size, Share::Results).is_ok()
     }
 
     /// Starts the calls of the lines that arrived together, unless they were taken back meanwhile; whether the connection

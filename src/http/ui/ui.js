@@ -336,7 +336,8 @@ byId("call-form").onsubmit = (event) => {
 async function begin() {
   let follows = false;
   for (;;) {
-    await refresh();
+    // Whatever an answer was, the next one may be another.
+    await refresh().catch(reportError);
     if (!byId("token-form").hidden) return;
     if (cluster && !follows) {
       follows = true;

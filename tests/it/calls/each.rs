@@ -328,7 +328,7 @@ async fn arguments_that_find_no_room_yet_wait_for_it() {
         .set("RPC_MAX_MEMORY", "4MiB")
         .start()
         .await;
-    // Twice 700 kB for each that is sent to: two at a time in seven eighths of 4 MiB.
+    // Twice 700 kB for each that is sent to: one at a time beside the body, in seven eighths of 4 MiB.
     let text = "x".repeat(700_000);
     let length =
         json!({"module": "String", "function": "length", "args": [text], "timeout_ms": 60_000});

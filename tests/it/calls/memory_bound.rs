@@ -6,13 +6,14 @@ use std::time::Duration;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
     time,
 };
 
 use crate::support::{
+    asking::blocking,
     cluster::Cluster,
     fault::{Fault, Scope},
     open_files::raise_open_files,
@@ -279,7 +280,7 @@ async fn results_that_peers_send_are_counted_while_they_are_read() {
         let request = iad.request("/rpc/syd", &call.to_string());
         calls.spawn(crate::support::process::answer(request));
     }
-    let mut whole = 0;
+    let (mut whole, mut dropped) = (0, 0);
     for answer in calls.join_all().await {
         let answer = answer.unwrap();
         if answer.status == 200 {
@@ -294,11 +295,62 @@ async fn results_that_peers_send_are_counted_while_they_are_read() {
         assert_eq!(answer.problem(), (424, "function_failed", "yes"));
         assert_eq!(answer.body["meta"]["consistency"], "large");
         assert_eq!(answer.body["error"]["kind"], "ResultDropped");
+        dropped += 1;
     }
     let grown = iad.peak_memory() - before;
     eprintln!("{whole} of {CALLS} whole, {grown} KiB more at most");
     // What came is copied as the buffer grows, and once more as the result.
     assert!(grown < 4 * (BUDGET >> 10) as u64, "{grown} KiB");
+    assert!(dropped > 0, "{whole} of {CALLS} whole");
     cluster.proxy("syd-1").heal().await;
     one().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_budget_loses_no_small_answer_of_a_peer() {
+    let mut cluster = Cluster::builder()
+        .region("syd", 1)
+        .functions()
+        .start()
+        .await;
+    cluster.add_with("iad", "RPC_MAX_MEMORY", "4MiB").await;
+    let iad = cluster.instance("iad-1");
+    let names = ["a", "b", "c"];
+    let mut waiting = JoinSet::new();
+    for name in names {
+        let request = iad.request("/rpc/syd", &blocking(name, &json!({})).to_string());
+        waiting.spawn(crate::support::process::answer(request));
+        cluster.until_started(name).await;
+    }
+    let _unread = until_over(iad, (4 * MIB) / 8 * 7).await;
+    for name in names {
+        cluster.release(name);
+    }
+    for answer in waiting.join_all().await {
+        let answer = answer.unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    // It is full still.
+    let refused = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+}
+
+/// An answer that nobody takes, with the largest result that has room in `room` bytes: with its other members it is more.
+async fn until_over(instance: &Process, room: usize) -> TcpStream {
+    for size in (0..room).rev().step_by(50) {
+        let call = format!(r#"{{"module":"Test","function":"large","args":["x",{size}]}}"#);
+        let length = head(&format!("content-length: {}", call.len()));
+        let socket = TcpSocket::new_v4().unwrap();
+        // So that the kernel takes little of it.
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(instance.address).await.unwrap();
+        let call = [length, call.into_bytes()].concat();
+        stream.write_all(&call).await.unwrap();
+        let mut start = [0; 12];
+        stream.read_exact(&mut start).await.unwrap();
+        if start == *b"HTTP/1.1 200" {
+            return stream;
+        }
+    }
+    panic!("no result has room");
 }
