@@ -37,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How long a connection may take. The app is on this machine; but where as many wait as its listener has places for, Python's
 /// has five, the kernel asks again a second later.
 const CONNECT: Duration = Duration::from_secs(3);
+/// The pause before a unix socket is tried again whose queue is full: the kernel waits for a place at a TCP listener only.
+const AGAIN: Duration = Duration::from_millis(10);
 /// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
@@ -196,9 +198,14 @@ impl Channel {
                     stream.set_nodelay(true)?;
                     Connection::over(Either::Left(stream)).await
                 }
-                AppAddress::Unix(path) => {
-                    Connection::over(Either::Right(UnixStream::connect(path).await?)).await
-                }
+                AppAddress::Unix(path) => loop {
+                    match UnixStream::connect(path).await {
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                            time::sleep(AGAIN).await;
+                        }
+                        connected => break Connection::over(Either::Right(connected?)).await,
+                    }
+                },
             }
         };
         let connected = time::timeout(CONNECT, connecting).await;
