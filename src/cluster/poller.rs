@@ -164,8 +164,8 @@ impl Poller {
         self.queries.spawn(async move { dns.resolve().await });
     }
 
-    /// Ends the round, if new addresses were being probed. Where some have still to be, a peer that is not known yet may be
-    /// at one of them.
+    /// Ends the round, if new addresses were being probed. As long as any is to be probed at once, it may be a new one, with a
+    /// peer that is not known yet.
     fn end_round(&mut self) {
         let Round::Probing { answered, complete } = self.round else {
             return;

@@ -148,7 +148,7 @@ impl Config {
     /// Logs what may cut calls when the instance stops, and on Fly the `kill_timeout` of `fly.toml` that a stop needs: a
     /// Machine cannot read the one it has.
     pub(crate) fn warn_about_shutdown(&self, has_child: bool) {
-        for warning in self.stop_warnings() {
+        for warning in self.stop_warnings(has_child) {
             tracing::warn!("{warning}");
         }
         if let Some(kill_timeout) = self.kill_timeout(has_child) {
@@ -159,7 +159,7 @@ impl Config {
     }
 
     /// What may cut calls when the instance stops, a line for each.
-    pub(super) fn stop_warnings(&self) -> Vec<String> {
+    pub(super) fn stop_warnings(&self, has_child: bool) -> Vec<String> {
         let mut warnings = Vec::new();
         let (default, timeout) = (self.timeouts.default, self.drain.timeout);
         if default > timeout {
@@ -167,11 +167,11 @@ impl Config {
                 "a stop may cut calls: RPC_DEFAULT_TIMEOUT is {default:?}, but RPC_DRAIN_TIMEOUT gives them {timeout:?}"
             ));
         }
-        let stop = self.drain.delay + timeout;
-        if self.is_on_fly() && stop > MAX_KILL_TIMEOUT {
+        let stop = self.kill_timeout(has_child);
+        if let Some(stop) = stop.filter(|stop| *stop > MAX_KILL_TIMEOUT) {
             warnings.push(format!(
-                "a stop may cut calls: RPC_DRAIN_DELAY and RPC_DRAIN_TIMEOUT are {stop:?}, but Fly kills a Machine after \
-                 {MAX_KILL_TIMEOUT:?} at the latest"
+                "a stop may cut calls: by RPC_DRAIN_DELAY and RPC_DRAIN_TIMEOUT it takes up to {stop:?}, but Fly kills a \
+                 Machine after {MAX_KILL_TIMEOUT:?} at the latest"
             ));
         }
         warnings

@@ -143,7 +143,7 @@ fn variables_of_fly_describe_the_machine() {
 
 #[test]
 fn settings_that_let_a_stop_cut_calls_are_warned_about() {
-    let warnings = |values: &[(&str, &str)]| config(values).unwrap().stop_warnings();
+    let warnings = |values: &[(&str, &str)]| config(values).unwrap().stop_warnings(false);
     let ip = ("FLY_PRIVATE_IP", "fdaa::2");
     let long = ("RPC_DRAIN_TIMEOUT", "299s");
     assert!(warnings(&[ip]).is_empty() && warnings(&[long]).is_empty());
@@ -154,8 +154,8 @@ fn settings_that_let_a_stop_cut_calls_are_warned_about() {
     assert_eq!(
         warnings(&[ip, long]),
         [
-            "a stop may cut calls: RPC_DRAIN_DELAY and RPC_DRAIN_TIMEOUT are 302s, but Fly kills a Machine after 300s at \
-          the latest"
+            "a stop may cut calls: by RPC_DRAIN_DELAY and RPC_DRAIN_TIMEOUT it takes up to 302s, but Fly kills a Machine \
+             after 300s at the latest"
         ]
     );
     let app = ("RPC_APP_URL", "unix:/run/app.sock:/rpc");
@@ -166,4 +166,7 @@ fn settings_that_let_a_stop_cut_calls_are_warned_about() {
     assert_eq!(kill_timeout(&[ip, app], false), Some(23));
     assert_eq!(kill_timeout(&[ip, app], true), Some(53));
     assert_eq!(kill_timeout(&[app], true), None);
+    let with_app = config(&[ip, app, ("RPC_DRAIN_TIMEOUT", "150s")]).unwrap();
+    assert!(with_app.stop_warnings(false).is_empty());
+    assert!(with_app.stop_warnings(true)[0].contains("313s"));
 }

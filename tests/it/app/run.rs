@@ -263,7 +263,7 @@ async fn what_the_app_began_and_did_not_wait_for_goes_on_without_it_for_a_while(
         format!(
             r#"
             begin() {{
-                curl -s "$FLY_RPC_URL/rpc/iad/Test/block" -H 'content-type: application/json' -H 'prefer: respond-async'                     -H 'rpc-timeout-ms: 3600000' -d '["{name}"]'
+                curl -s "$FLY_RPC_URL/rpc/iad/Test/block" -H 'content-type: application/json' -H 'prefer: respond-async' -H 'rpc-timeout-ms: 3600000' -d '["{name}"]'
             }}
             until begin | grep -q request_id; do sleep 0.05; done
             trap 'exit 0' TERM

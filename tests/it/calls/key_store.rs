@@ -284,6 +284,7 @@ async fn an_outcome_whose_storing_nobody_saw_is_stored_once_and_no_claim_is_lost
     redis.signal(Signal::SIGCONT);
     let stored = async || redis.commands("eval").await;
     eventually("both tries", stored, |tries| *tries >= 2).await;
+    until_up(syd, 1.0).await;
     let again = keyed(syd, "syd", "key", &block).await;
     assert_eq!(
         (again.result(), is_replayed(&again)),
