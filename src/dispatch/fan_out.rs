@@ -71,8 +71,10 @@ pub(crate) struct FanOut {
     waiting: VecDeque<Asked>,
     lately: FuturesUnordered<Beginning>,
     running: FuturesUnordered<Running>,
-    /// The largest result so far, in bytes; all of the memory budget once one found no room, so that they come one by one.
+    /// The largest result so far, in bytes.
     largest: Option<usize>,
+    /// Whether a result found no room, so that the others come one by one.
+    found_no_room: bool,
     asked: usize,
     succeeded: usize,
     _in_flight: InFlight,
@@ -118,6 +120,7 @@ impl FanOut {
             lately: FuturesUnordered::new(),
             running: FuturesUnordered::new(),
             largest: None,
+            found_no_room: false,
             _in_flight: in_flight,
         })
     }
@@ -170,10 +173,14 @@ impl FanOut {
         let each = self.largest.unwrap_or(args / 2).max(SMALL);
         let results = match lately {
             0 => 0,
-            _ => each.saturating_mul(2 * (lately + 1)),
+            _ => 2 * each * (lately + 1),
         };
-        let is_paced = self.largest.is_some() || lately < FIRST;
-        is_paced && memory.has_room(results.saturating_add(args), Share::Results)
+        let is_paced = match self.largest {
+            _ if self.found_no_room => lately == 0,
+            Some(_) => true,
+            None => lately < FIRST,
+        };
+        is_paced && memory.has_room(args + results, Share::Results)
     }
 
     /// What the arguments take of the memory budget on their way to one instance, in bytes: once in the call, and once in the
@@ -183,14 +190,27 @@ impl FanOut {
         if size > SMALL { 2 * size } else { 0 }
     }
 
+    /// Room for the arguments on their way.
+    ///
+    /// # Errors
+    /// There is none, or none for a result as large as one before: the function would have run in vain.
+    fn room_for(&self, asked: &Asked) -> Result<Reserved, Problem> {
+        let memory = &self.dispatcher.memory;
+        let largest = self.largest.filter(|largest| *largest > SMALL);
+        let (args, result) = match asked {
+            Asked::Peer(_) | Asked::OneOf(_) => (self.size_of_args(), largest),
+            Asked::Here(_) => (0, largest),
+            Asked::Nobody(..) => (0, None),
+        };
+        let room = memory.reserve(args, Share::Results)?;
+        memory.reserve(result.unwrap_or(0), Share::Results)?;
+        Ok(room)
+    }
+
     fn start(&self, asked: Asked) -> Running {
         let (dispatcher, call) = (Arc::clone(&self.dispatcher), Arc::clone(&self.call));
         let (request_id, arrived) = (self.request_id.clone(), self.arrived);
-        let size = match &asked {
-            Asked::Peer(_) | Asked::OneOf(_) => self.size_of_args(),
-            Asked::Here(_) | Asked::Nobody(..) => 0,
-        };
-        let room = self.dispatcher.memory.reserve(size, Share::Results);
+        let room = self.room_for(&asked);
         Box::pin(async move { ask(&dispatcher, &call, asked, room, request_id, arrived).await })
     }
 
@@ -209,7 +229,7 @@ impl FanOut {
             Ok(returned)
         });
         if answered.outcome.result.as_ref().is_err_and(is_dropped) {
-            self.largest = Some(self.dispatcher.memory.limit());
+            self.found_no_room = true;
         }
         self.succeeded += usize::from(answered.outcome.result.is_ok());
         answered

@@ -340,6 +340,33 @@ async fn arguments_that_find_no_room_yet_wait_for_it() {
 }
 
 #[tokio::test]
+async fn nothing_runs_whose_result_would_find_no_room() {
+    let cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 6)
+        .functions()
+        .set("RPC_MAX_MEMORY", "4MiB")
+        .start()
+        .await;
+    // The body and the arguments of one take 2.8 MB, and each result that is there 0.7.
+    let text = "x".repeat(700_000);
+    let echo = json!({"module": "Test", "function": "echo", "args": [text], "timeout_ms": 60_000});
+    let answer = each(cluster.instance("iad-1"), "syd", &echo).await;
+    let (asked, succeeded) = counts(&answer);
+    assert_eq!(asked, 6);
+    assert!((1..6).contains(&succeeded), "{succeeded}");
+    for entry in answer.body["results"].as_array().unwrap() {
+        match &entry["problem"] {
+            Value::Null => assert_eq!(entry["result"], text),
+            problem => assert_eq!(
+                (&problem["code"], &problem["executed"]),
+                (&json!("overloaded"), &json!("no"))
+            ),
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_repeat_with_the_same_key_runs_nowhere_twice() {
     let cluster = three().await;
     let iad = cluster.instance("iad-1");
