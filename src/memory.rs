@@ -106,6 +106,13 @@ impl Reserved {
         self.bytes -= bytes;
     }
 
+    /// Gives all of it back. Where it is nothing, what all threads count in is not touched: connections do this at every read.
+    pub(crate) fn clear(&mut self) {
+        if self.bytes > 0 {
+            self.give_back(self.bytes);
+        }
+    }
+
     /// Counts `bytes` more that are there already and cannot be refused.
     pub(crate) fn take(&mut self, bytes: usize) {
         self.budget.held.fetch_add(bytes, Ordering::Relaxed);
@@ -133,7 +140,7 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.clear();
     }
 }
 

@@ -129,7 +129,8 @@ mod tests {
             br#"{"functions":{"Fly.RPC.now":{},"Math.add":{"timeout_ms":2000,"idempotent":true,"concurrency":8,
                 "params":[{"name":"a"},{"name":"b","schema":{"type":"integer"}}]},
                 "plain":{},"...x":{},"a/../b.x":{},"A. b":{},"A.zero":{"timeout_ms":0},"A.none":null,"A.odd":{"shape":1},
-                "A.pair":{"params":[{"name":"a"},{"name":"a"}]},"A.text":{"doc":"it","timeout_ms":"2s"},"A.blank":{"params":[{"name":""}]}},
+                "A.pair":{"params":[{"name":"a"},{"name":"a"}]},"A.text":{"doc":"it","timeout_ms":"2s"},
+                "A.blank":{"params":[{"name":""}]}},
                 "version":2}"#,
         )
         .unwrap();

@@ -172,7 +172,8 @@ mod tests {
             assert_eq!(read(text).unwrap(), means);
         }
         let wrong = " 127.0.0.1:3000 https://127.0.0.1/rpc http:///rpc http://user@host/rpc http://host/rpc?x=1 \
-                     http://host/rpc#x http://host:65536/rpc http://host:0/rpc http://host:3OOO/rpc unix:/run/app.sock unix:run/app.sock:/rpc unix:/run/app.sock:/rpc?x";
+                     http://host/rpc#x http://host:65536/rpc http://host:0/rpc http://host:3OOO/rpc unix:/run/app.sock \
+                     unix:run/app.sock:/rpc unix:/run/app.sock:/rpc?x";
         for text in wrong.split(' ') {
             let refusal = read(text).unwrap_err().to_string();
             assert!(refusal.contains("write for example"), "{text}: {refusal}");

@@ -203,6 +203,7 @@ impl FanOut {
             Asked::Nobody(..) => (0, None),
         };
         let room = memory.reserve(args, Share::Results)?;
+        // Only to see that there is some: the result is counted as it comes.
         memory.reserve(result.unwrap_or(0), Share::Results)?;
         Ok(room)
     }

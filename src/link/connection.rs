@@ -36,7 +36,7 @@ use crate::{
     problem::{Code, Problem},
     protocol::{
         PeerState,
-        lines::{self, Frame, Lines},
+        lines::{self, Frame, Lines, UNCOUNTED},
     },
     reply::Returned,
 };
@@ -56,8 +56,6 @@ const CLOGGED_AFTER: u32 = 20;
 const IDLE_AFTER: u32 = 40;
 /// Silence, in ticks, after which nothing is waited for any more.
 const LOST_AFTER: u32 = 600;
-/// The size of results, and of the part of a line that came, that is not counted in the memory budget, in bytes.
-const UNCOUNTED: usize = 8 << 10;
 /// Ticks between two measurements of the way to a peer that gets calls.
 const MEASURE_AFTER: u32 = 10;
 /// Ticks between two mentions of a peer that answers calls.
@@ -327,7 +325,7 @@ impl Driver<'_> {
     /// Gives the lines that came to those who wait for them; how many answers they were.
     fn take_lines(&mut self) -> Result<usize, Over> {
         // What came of a line, which is whole now or counted anew.
-        self.reserved.give_back(usize::MAX);
+        self.reserved.clear();
         let mut answers = Vec::new();
         let mut is_draining = false;
         let outcome = loop {

@@ -20,6 +20,9 @@ const ROOM: usize = 8 << 10;
 /// The largest buffer of a connection that is kept while nothing is in it, in bytes: it waits for its next calls much longer
 /// than it takes to make a larger one.
 pub(crate) const KEPT: usize = 256 << 10;
+/// The size of a result, and of what came of a line, that is not counted in the memory budget, in bytes: where it is full,
+/// small calls are still answered, if only by a refusal.
+pub(crate) const UNCOUNTED: usize = 8 << 10;
 
 /// What stands before a result.
 const RESULT: &[u8] = b"\"result\":";

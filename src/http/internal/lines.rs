@@ -29,7 +29,10 @@ use crate::{
     problem::{Code, Problem},
     protocol::{
         Exec,
-        lines::{DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control, write_answer},
+        lines::{
+            DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, UNCOUNTED, control,
+            write_answer,
+        },
     },
     reply::Meta,
     trace,
@@ -43,9 +46,6 @@ const GRACE: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 /// The size of lines that are not counted by themselves while their calls run, in bytes: `RPC_MAX_IN_FLIGHT` bounds them.
 const SMALL: usize = 1 << 10;
-/// How much may have come on a connection without being counted in the memory budget, in bytes, so that small calls are still
-/// answered, if only by a refusal, where there is no room.
-const UNCOUNTED: usize = 8 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
 const PIECE: usize = 256 << 10;
 
@@ -92,7 +92,7 @@ pub(super) async fn serve(
         }
         exchange.out.clear();
         exchange.out.shrink_to(KEPT);
-        exchange.unwritten = exchange.app.memory.take(0);
+        exchange.unwritten.clear();
         tokio::select! {
             biased;
             // What has ended goes before what is to begin: otherwise answers pile up behind a peer that sends on and on.
@@ -183,7 +183,7 @@ impl Exchange {
         }
         self.put_ready();
         // From here on it counts as part of the answer.
-        self.unwritten = self.app.memory.take(0);
+        self.unwritten.clear();
         Some(std::mem::take(&mut self.out).into())
     }
 
@@ -240,7 +240,7 @@ impl Exchange {
 
     /// Whether the memory budget has room for what came; a peer that sends more loses its connection.
     fn finds_room(&mut self) -> bool {
-        self.reserved = self.app.memory.take(0);
+        self.reserved.clear();
         let size = self.lines.len();
         size <= UNCOUNTED || self.reserved.grow(size, Share::Results).is_ok()
     }
