@@ -12,6 +12,7 @@ use crate::{
     call::{Call, Timeouts},
     cluster::{self, Event, MAX_WITHOUT_PEER, Peer, ProbeAnswer, Table},
     declaration::Declaration,
+    memory::Budget,
     name::BootId,
     protocol::{
         Challenge, Exec,
@@ -121,7 +122,7 @@ fn split(bytes: &[u8]) -> Vec<Bytes> {
 }
 
 fn split_in_pieces(bytes: &[u8], size: usize) -> Vec<Bytes> {
-    let (mut lines, mut found) = (Lines::new(MAX_LINE), Vec::new());
+    let (mut lines, mut found) = (Lines::new(MAX_LINE, &Budget::new(0)), Vec::new());
     for piece in bytes.chunks(size) {
         lines.push(piece);
         loop {

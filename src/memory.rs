@@ -21,6 +21,8 @@ const LEAST: usize = 16 << 20;
 /// For whom bytes are reserved: how much of the budget may be in use before they are refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Share {
+    /// Buffers that are kept for their next use: an eighth of the budget.
+    Spare,
     /// Heads, and documents that are open to strangers: a quarter of the budget.
     Strangers,
     /// Requests of clients: half of the budget.
@@ -91,6 +93,7 @@ impl Budget {
 
     fn most(&self, share: Share) -> usize {
         match share {
+            Share::Spare => self.limit / 8,
             Share::Strangers => self.limit / 4,
             Share::Clients => self.limit / 2,
             Share::Results => self.limit - self.limit / 8,

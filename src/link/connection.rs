@@ -31,7 +31,7 @@ use super::{
 use crate::{
     cluster::{CallSignal, Cluster, PeerStats},
     deadline::Deadline,
-    memory::{Budget, Reserved, Share},
+    memory::{Budget, Share},
     metrics::Metrics,
     problem::{Code, Problem},
     protocol::{
@@ -172,7 +172,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         round_trip,
     } = opened;
     stats.note_round_trip(round_trip);
-    let mut lines = Lines::new(surroundings.max_line);
+    let mut lines = Lines::new(surroundings.max_line, &surroundings.memory);
     lines.push(&already);
     connection.outbox.open(&first);
     let socket = connection.socket.get_or_init(|| write);
@@ -186,7 +186,6 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         address,
         stats,
         lines,
-        reserved: surroundings.memory.take(0),
         is_blocked: false,
         was_heard: false,
         was_answered: false,
@@ -223,8 +222,6 @@ struct Driver<'a> {
     address: SocketAddr,
     stats: &'a PeerStats,
     lines: Lines,
-    /// What a long line that is not whole takes of the memory budget.
-    reserved: Reserved,
     /// Whether the kernel takes nothing more for now.
     is_blocked: bool,
     /// Whether a byte came since the last tick.
@@ -324,8 +321,6 @@ impl Driver<'_> {
 
     /// Gives the lines that came to those who wait for them; how many answers they were.
     fn take_lines(&mut self) -> Result<usize, Over> {
-        // What came of a line, which is whole now or counted anew.
-        self.reserved.clear();
         let mut answers = Vec::new();
         let mut is_draining = false;
         let outcome = loop {
@@ -385,11 +380,8 @@ impl Driver<'_> {
     /// Counts what came of a long line, of which the rest is still to come; where it finds no room, nothing is read of it any
     /// more, and its call ends.
     fn without_room(&mut self) -> Option<(u64, Ending)> {
+        self.lines.count().err()?;
         let size = self.lines.len();
-        if size <= UNCOUNTED {
-            return None;
-        }
-        self.reserved.grow(size, Share::Results).err()?;
         let (id, problem) = match self.lines.skip() {
             Frame::Answer(id, Ok(returned)) => (id, returned.dropped(size)),
             Frame::Answer(id, Err(_)) | Frame::Garbled(id) => {

@@ -2,7 +2,7 @@
 //! Why no codec of tokio-util: its `LinesCodec` copies each line and checks it for UTF-8, which the JSON reader does
 //! anyway, and both of its codecs read on behind a line that is too long; here a line is a slice of what was read.
 
-use std::{borrow::Cow, io::Write};
+use std::{borrow::Cow, io::Write, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::{memchr, memmem};
@@ -11,14 +11,15 @@ use serde_json::value::RawValue;
 
 use crate::{
     json,
+    memory::{Budget, Reserved, Share},
+    problem::Problem,
     reply::{Meta, Outcome, ProblemDocument, Returned},
     token::Proof,
 };
 
 /// The smallest space for one read, in bytes.
 const ROOM: usize = 8 << 10;
-/// The largest buffer of a connection that is kept while nothing is in it, in bytes: it waits for its next calls much longer
-/// than it takes to make a larger one.
+/// The largest buffer of a connection that is kept uncounted while nothing is in it, in bytes.
 pub(crate) const KEPT: usize = 256 << 10;
 /// The size of a result, and of what came of a line, that is not counted in the memory budget, in bytes: where it is full,
 /// small calls are still answered, if only by a refusal.
@@ -220,16 +221,18 @@ pub(super) fn id_of(line: &[u8]) -> Option<u64> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Splits a stream of bytes into lines.
+/// Splits a stream of bytes into lines, and counts in the memory budget what they take until they are whole.
 #[derive(Debug)]
 pub(crate) struct Lines {
     buffer: BytesMut,
     searched: usize,
     limit: usize,
-    /// Whether the buffer grew beyond what is kept.
-    is_large: bool,
+    /// The size of the buffer once it grew beyond [`KEPT`], else 0.
+    large: usize,
     /// Whether the rest of a line is thrown away as it comes.
     is_skipping: bool,
+    /// For what came of a line, or for a large buffer that waits for the next one.
+    reserved: Reserved,
 }
 
 /// A line is longer than the limit.
@@ -240,14 +243,15 @@ pub(crate) struct TooLong {
 }
 
 impl Lines {
-    /// Lines of at most `limit` bytes.
-    pub(crate) fn new(limit: usize) -> Self {
+    /// Lines of at most `limit` bytes, counted in `memory`.
+    pub(crate) fn new(limit: usize, memory: &Arc<Budget>) -> Self {
         Self {
             buffer: BytesMut::new(),
             searched: 0,
             limit,
-            is_large: false,
+            large: 0,
             is_skipping: false,
+            reserved: memory.take(0),
         }
     }
 
@@ -267,9 +271,6 @@ impl Lines {
                 if self.is_skipping {
                     self.buffer.clear();
                 }
-                if self.is_large {
-                    self.give_back();
-                }
                 self.searched = self.buffer.len();
                 return if self.searched > self.limit {
                     Err(TooLong {
@@ -282,6 +283,8 @@ impl Lines {
             let line = self.buffer.split_to(self.searched + end).freeze();
             self.buffer.advance(1);
             self.searched = 0;
+            // Who takes a line counts it as long as it is needed.
+            self.reserved.clear();
             if std::mem::take(&mut self.is_skipping) {
                 continue;
             }
@@ -298,9 +301,27 @@ impl Lines {
     pub(crate) fn room(&mut self) -> &mut BytesMut {
         // A long line is read in pieces that grow with it.
         let more = ROOM.max(self.buffer.len());
-        self.is_large |= self.buffer.len() + more > KEPT;
+        if self.buffer.len() + more > KEPT {
+            self.large = self.large.max(self.buffer.len() + more);
+        }
         self.buffer.reserve(more);
         &mut self.buffer
+    }
+
+    /// Counts what came of a line that is not whole. Where there is next to nothing, a large buffer is kept for the next large
+    /// line as long as the budget is little used: to make it anew costs more than to read the line.
+    ///
+    /// # Errors
+    /// [`Code::Overloaded`](crate::problem::Code::Overloaded) when the budget has no room for what came.
+    pub(crate) fn count(&mut self) -> Result<(), Problem> {
+        self.reserved.clear();
+        if self.buffer.len() > UNCOUNTED {
+            return self.reserved.grow(self.buffer.len(), Share::Results);
+        }
+        if self.reserved.grow(self.large, Share::Spare).is_err() {
+            self.give_back();
+        }
+        Ok(())
     }
 
     /// Throws away the line that is coming, what came of it and what is still to come; the answer that it is, with `null` in
@@ -320,7 +341,8 @@ impl Lines {
     /// Gives the memory of the buffer back, if nothing is in it.
     pub(crate) fn give_back(&mut self) {
         if self.buffer.is_empty() {
-            (self.buffer, self.is_large) = (BytesMut::new(), false);
+            (self.buffer, self.large) = (BytesMut::new(), 0);
+            self.reserved.clear();
         }
     }
 
@@ -346,7 +368,7 @@ mod tests {
     fn lines_come_out_whole_however_the_bytes_come_in() {
         let text = b"{\"a\":1}\n\n{\"b\":2}\r\n{\"c\"";
         for size in 1..text.len() {
-            let mut lines = Lines::new(100);
+            let mut lines = Lines::new(100, &Budget::new(0));
             let mut found = Vec::new();
             for piece in text.chunks(size) {
                 lines.push(piece);
@@ -357,7 +379,7 @@ mod tests {
             found.extend(lines.rest().map(|rest| rest.to_vec()));
             assert_eq!(found, [&b"{\"a\":1}"[..], b"{\"b\":2}", b"{\"c\""]);
         }
-        let mut lines = Lines::new(3);
+        let mut lines = Lines::new(3, &Budget::new(0));
         lines.push(b"123\n1234");
         assert_eq!(lines.next().unwrap().unwrap(), "123");
         lines.next().unwrap_err();
@@ -365,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_skipped_leaves_the_next_ones_whole() {
-        let mut lines = Lines::new(100);
+        let mut lines = Lines::new(100, &Budget::new(0));
         for start in [
             "\"consistency\":\"a\",\"replayed\":true,\"result\":[1",
             "\"problem\":{",
@@ -391,19 +413,28 @@ mod tests {
     }
 
     #[test]
-    fn a_large_buffer_is_kept_no_longer_than_its_line() {
-        let mut lines = Lines::new(4 * KEPT);
-        for _ in 0..2 * KEPT / ROOM {
-            lines.room().extend_from_slice(&[b'x'; ROOM]);
+    fn a_large_buffer_is_kept_as_long_as_the_budget_is_little_used() {
+        for (limit, is_kept) in [(8 * KEPT, false), (64 * KEPT, true)] {
+            let memory = Budget::new(limit);
+            let mut lines = Lines::new(4 * KEPT, &memory);
+            for _ in 0..2 * KEPT / ROOM {
+                lines.room().extend_from_slice(&[b'x'; ROOM]);
+                lines.count().unwrap();
+            }
+            assert_eq!(memory.held(), 2 * KEPT);
+            lines.push(b"\n{}\n");
+            assert_eq!(lines.next().unwrap().unwrap().len(), 2 * KEPT);
+            assert_eq!(
+                (memory.held(), lines.next().unwrap().unwrap()),
+                (0, "{}".into())
+            );
+            assert!(lines.next().unwrap().is_none());
+            lines.count().unwrap();
+            assert_eq!(memory.held() > 2 * KEPT, is_kept);
+            assert_eq!(lines.buffer.capacity() > 0, is_kept);
+            lines.give_back();
+            assert_eq!((memory.held(), lines.buffer.capacity()), (0, 0));
         }
-        lines.push(b"\n{}\n{");
-        assert_eq!(lines.next().unwrap().unwrap().len(), 2 * KEPT);
-        assert_eq!(lines.next().unwrap().unwrap(), "{}");
-        assert!(lines.next().unwrap().is_none());
-        lines.push(b"}\n");
-        assert_eq!(lines.next().unwrap().unwrap(), "{}");
-        assert!(lines.next().unwrap().is_none());
-        assert!(lines.buffer.capacity() <= KEPT);
     }
 
     #[test]

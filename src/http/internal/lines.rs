@@ -29,10 +29,7 @@ use crate::{
     problem::{Code, Problem},
     protocol::{
         Exec,
-        lines::{
-            DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, UNCOUNTED, control,
-            write_answer,
-        },
+        lines::{DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control, write_answer},
     },
     reply::Meta,
     trace,
@@ -90,9 +87,7 @@ pub(super) async fn serve(
         if connection.write_all(&exchange.out).await.is_err() {
             return;
         }
-        exchange.out.clear();
-        exchange.out.shrink_to(KEPT);
-        exchange.unwritten.clear();
+        exchange.clear_written();
         tokio::select! {
             biased;
             // What has ended goes before what is to begin: otherwise answers pile up behind a peer that sends on and on.
@@ -103,12 +98,15 @@ pub(super) async fn serve(
                 }
                 exchange.gather(&mut connection);
                 idle = Duration::ZERO;
-                if !exchange.finds_room() {
+                // A peer that sends more than there is room for loses its connection.
+                if exchange.lines.count().is_err() {
                     return;
                 }
                 if !exchange.take_together(&mut confirmation).await {
                     return exchange.close(connection).await;
                 }
+                // What is left of a line and finds no room now is counted again at the next read.
+                let _ = exchange.lines.count();
             }
             Ok(()) = exchange.phase.changed() => {
                 if *exchange.phase.borrow() == Phase::Cut {
@@ -137,8 +135,6 @@ struct Exchange {
     app: Arc<App>,
     context: Context,
     lines: Lines,
-    /// The part of the memory budget that is taken by lines that came and were not read yet.
-    reserved: Reserved,
     /// Set where lines have the time on the connection's clock.
     clock: Option<Clock>,
     running: FuturesUnordered<Running>,
@@ -153,8 +149,7 @@ struct Exchange {
 impl Exchange {
     fn new(app: Arc<App>, context: Context, clock: Option<Clock>) -> Self {
         Self {
-            lines: Lines::new(app.limits.max_body + ENVELOPE),
-            reserved: app.memory.take(0),
+            lines: Lines::new(app.limits.max_body + ENVELOPE, &app.memory),
             clock,
             running: FuturesUnordered::new(),
             phase: app.lifecycle.watch(),
@@ -232,17 +227,21 @@ impl Exchange {
         }
     }
 
+    /// Forgets what was written. A large buffer is kept for the next answers as long as the budget is little used.
+    fn clear_written(&mut self) {
+        self.out.clear();
+        self.unwritten.clear();
+        let size = self.out.capacity();
+        if size > KEPT && self.unwritten.grow(size, Share::Spare).is_err() {
+            self.out.shrink_to(KEPT);
+        }
+    }
+
     /// Gives the memory back that nothing is in.
     fn give_back(&mut self) {
         self.lines.give_back();
         self.out.shrink_to_fit();
-    }
-
-    /// Whether the memory budget has room for what came; a peer that sends more loses its connection.
-    fn finds_room(&mut self) -> bool {
-        self.reserved.clear();
-        let size = self.lines.len();
-        size <= UNCOUNTED || self.reserved.grow(size, Share::Results).is_ok()
+        self.unwritten.clear();
     }
 
     /// Starts the calls of the lines that arrived together, unless they were taken back meanwhile; whether the connection
@@ -355,6 +354,9 @@ impl Exchange {
 
     fn write(&mut self, id: Option<u64>, outcome: Outcome) {
         let before = self.out.len();
+        if before == 0 {
+            self.unwritten.clear();
+        }
         write_answer(&mut self.out, id, outcome.result, outcome.meta);
         self.unwritten.take(self.out.len() - before);
     }
