@@ -3,7 +3,7 @@
 
 use super::{
     ConfigError,
-    values::{parsed, port},
+    settings::{parsed, port},
 };
 use crate::token::Token;
 
@@ -63,7 +63,7 @@ pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the environment is read here and in mod.rs"
+    reason = "the environment is read here and in environment.rs"
 )]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()

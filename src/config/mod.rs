@@ -3,16 +3,14 @@
 
 #[cfg(feature = "cli")]
 mod commands;
+mod environment;
 mod rules;
-mod service_links;
 pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
 mod urls;
-mod values;
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
@@ -21,7 +19,7 @@ use std::{
 
 #[cfg(feature = "cli")]
 pub(crate) use self::commands::*;
-use self::{settings::*, values::*};
+use self::settings::*;
 pub use self::{
     settings::{SETTINGS, Setting},
     urls::{AppAddress, AppUrl, KeyStoreUrl},
@@ -226,21 +224,7 @@ impl Config {
     pub fn from_env_and_flags(
         flags: impl Iterator<Item = (&'static str, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut values = BTreeMap::new();
-        for (name, value) in std::env::vars_os() {
-            let Some(name) = name.into_string().ok().filter(|name| is_ours(name)) else {
-                continue;
-            };
-            let Ok(value) = value.into_string() else {
-                let not_utf8 = "the value is not UTF-8";
-                return Err(match setting(&name) {
-                    Some(setting) => setting.error(not_utf8),
-                    None => ConfigError::new(name, not_utf8),
-                });
-            };
-            values.insert(name, value);
-        }
-        let service_links = service_links::take(&mut values);
+        let (mut values, service_links) = environment::read()?;
         values.extend(flags.map(|(name, value)| (name.to_owned(), value)));
         Ok(Self {
             service_links,

@@ -4,11 +4,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
-use super::{
-    Config, ConfigError, DnsName, DrainConfig, Limits, Setting,
-    settings::*,
-    values::{COUNTS, SIZES},
-};
+use super::{Config, ConfigError, DnsName, DrainConfig, Limits, Setting, settings::*};
 use crate::call::MAX_TIMEOUT;
 
 /// The longest `kill_timeout` that Fly allows: <https://fly.io/docs/reference/configuration/>.

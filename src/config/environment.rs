@@ -1,5 +1,5 @@
-//! What Kubernetes adds to the environment for each Service of the namespace: for a Service `rpc-public` for example
-//! `RPC_PUBLIC_PORT=tcp://10.0.0.1:80`, which by its prefix would be a setting.
+//! The settings in the environment, without the variables that Kubernetes adds to it for each Service of the namespace:
+//! for a Service `rpc-public` for example `RPC_PUBLIC_PORT=tcp://10.0.0.1:80`, which by its prefix would be a setting.
 //! <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
 
 use std::{
@@ -7,19 +7,47 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-/// The protocols of a Service's ports.
+use super::{
+    ConfigError,
+    settings::{is_ours, setting},
+};
+
+/// The protocols of the ports of a Service of Kubernetes.
 const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
+
+/// The variables that are settings, or claim to be by their prefix, and the prefix of each Service of Kubernetes.
+///
+/// # Errors
+/// A value that is not UTF-8.
+pub(super) fn read() -> Result<(BTreeMap<String, String>, Vec<String>), ConfigError> {
+    let mut values = BTreeMap::new();
+    for (name, value) in std::env::vars_os() {
+        let Some(name) = name.into_string().ok().filter(|name| is_ours(name)) else {
+            continue;
+        };
+        let Ok(value) = value.into_string() else {
+            let not_utf8 = "the value is not UTF-8";
+            return Err(match setting(&name) {
+                Some(setting) => setting.error(not_utf8),
+                None => ConfigError::new(name, not_utf8),
+            });
+        };
+        values.insert(name, value);
+    }
+    let service_links = take_service_links(&mut values);
+    Ok((values, service_links))
+}
 
 /// Takes the variables of every Service out of `values`, and returns the prefix of each. What has such a name and not such
 /// a value, or belongs to no whole set, stays: a setting that was mistyped still makes the start fail.
-pub(super) fn take(values: &mut BTreeMap<String, String>) -> Vec<String> {
+fn take_service_links(values: &mut BTreeMap<String, String>) -> Vec<String> {
     let services = values.keys().filter_map(|name| Service::at(name, values));
     let services: Vec<Service> = services.collect();
     values.retain(|name, value| !services.iter().any(|service| service.has(name, value)));
     services.into_iter().map(|service| service.prefix).collect()
 }
 
-/// A Service as the environment describes it.
+/// A Service of Kubernetes as the environment describes it.
 struct Service {
     prefix: String,
     host: IpAddr,
@@ -93,7 +121,7 @@ mod tests {
         let owned = values.iter();
         let owned = owned.map(|(name, value)| (name.to_string(), value.to_string()));
         let mut values = owned.collect();
-        let services = take(&mut values);
+        let services = take_service_links(&mut values);
         (values.into_keys().collect(), services)
     }
 
