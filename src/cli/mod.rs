@@ -2,7 +2,6 @@
 
 mod ask;
 mod call;
-mod child;
 mod completions;
 #[cfg(feature = "dev")]
 mod dev;
@@ -48,8 +47,8 @@ enum Command {
     /// Run one instance and the app beside it
     Run(run::RunArgs),
     /// For `run`: become the app that it runs
-    #[command(name = child::BECOME, hide = true)]
-    Become(child::BecomeArgs),
+    #[command(name = run::BECOME, hide = true)]
+    Become(run::BecomeArgs),
     /// Run a whole cluster on this machine, to try things out
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
@@ -135,7 +134,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Run(args) => run::run(args).await,
-        Command::Become(args) => child::become_app(&args),
+        Command::Become(args) => run::become_app(&args),
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args).await,
         Command::Example(args) => example::run(&args),

@@ -71,6 +71,8 @@ impl FromArgMatches for ServeArgs {
 /// An instance that serves, and what must last as long.
 pub(super) struct Serving {
     pub(super) instance: Instance,
+    /// Cancelled by a signal while it stops: what is left ends at once.
+    pub(super) hurry: CancellationToken,
     signals: Signals,
     until_stdin_closes: bool,
     _log: telemetry::Guard,
@@ -80,8 +82,7 @@ pub(super) struct Serving {
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = config(&args)?;
     let serving = start(args, config, false).await?;
-    let nothing = |_| future::ready(());
-    serving.until(future::pending(), nothing).await
+    serving.until(future::pending(), future::ready(())).await
 }
 
 /// The configuration that the flags and the environment describe.
@@ -101,11 +102,11 @@ impl ServeArgs {
 
 impl Serving {
     /// Serves until a signal or `stop`, then drains, and lets `last` happen before everything else ends. Another signal,
-    /// whenever it comes, ends what is left of that, and cancels the token that `last` is given.
-    pub(super) async fn until<L: Future<Output = ()>>(
+    /// whenever it comes, puts what is left of that in a hurry.
+    pub(super) async fn until(
         mut self,
         stop: impl Future<Output = ()> + Send,
-        last: impl FnOnce(CancellationToken) -> L,
+        last: impl Future<Output = ()>,
     ) -> Result<(), Failure> {
         // Spawned only when it is polled, which a disabled branch is not.
         let stdin_closes = async {
@@ -120,18 +121,18 @@ impl Serving {
             }
         };
         let drained = self.instance.drain_after(stop, &mut self.signals).await;
-        let hurry = CancellationToken::new();
         if drained.is_none() {
-            hurry.cancel();
+            self.hurry.cancel();
         }
         let mut rest = pin!(async {
-            last(hurry.clone()).await;
-            hurry.run_until_cancelled(self.instance.drain_child()).await
+            last.await;
+            let draining = self.instance.drain_child();
+            self.hurry.run_until_cancelled(draining).await
         });
         let drained_child = tokio::select! {
             drained = &mut rest => drained,
             () = self.signals.next() => {
-                hurry.cancel();
+                self.hurry.cancel();
                 rest.await
             }
         };
@@ -186,6 +187,7 @@ pub(super) async fn start(
     }
     Ok(Serving {
         instance,
+        hurry: CancellationToken::new(),
         signals,
         until_stdin_closes: args.until_stdin_closes,
         _log: log,
