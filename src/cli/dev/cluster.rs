@@ -1,18 +1,51 @@
-//! The cluster that `dev` runs: its shape as it is typed, its instances, the ways between their regions, and its DNS server.
+//! The cluster that `dev` runs: its shape as it is typed, and its instances, each a child process that is started with its
+//! settings, whose log is passed on, and to which a way leads from each region.
 
-use std::{net::SocketAddr, str::FromStr};
+use std::{
+    ffi::OsString,
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    process::Stdio,
+    str::FromStr,
+    time::Duration,
+};
 
+use anstyle::{AnsiColor, Style};
 use futures_util::future;
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+use serde_json::{Map, Value};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{self, ChildStdin, Command},
+    sync::mpsc,
+    time,
+};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    child::{Child, Plan},
     dns::Dns,
     way::{Latency, Way},
 };
-use crate::{cli::Failure, region::Region};
+use crate::{cli::Failure, config::SETTINGS, region::Region, telemetry::printable};
 
 /// The most instances of one cluster on one machine.
 const MAX_INSTANCES: usize = 64;
+
+/// How long an instance may take to stop before it is killed.
+const STOP: Duration = Duration::from_secs(10);
+
+/// Of the names in the log, one for each region.
+const COLOURS: [AnsiColor; 6] = [
+    AnsiColor::Cyan,
+    AnsiColor::Magenta,
+    AnsiColor::Yellow,
+    AnsiColor::Green,
+    AnsiColor::Blue,
+    AnsiColor::BrightRed,
+];
 
 /// Regions in the order given, each with its number of instances.
 #[derive(Clone, Debug)]
@@ -131,6 +164,218 @@ impl Cluster {
     }
 }
 
+/// What an instance is started with, and where its log and its end go.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) region: Region,
+    pub(super) name: String,
+    /// Where it listens; port 0 is any free one, until it has one.
+    pub(super) listen: SocketAddr,
+    /// The command of its app, if it has one.
+    pub(super) app: Vec<OsString>,
+    /// Flags of `serve`, and their values.
+    pub(super) settings: Vec<(&'static str, String)>,
+    /// Of its name in the log.
+    pub(super) style: Style,
+    /// Takes the lines of its log.
+    pub(super) log: mpsc::Sender<String>,
+    /// Takes its name and how it ended, when it has.
+    pub(super) ends: mpsc::Sender<(String, String)>,
+}
+
+/// An instance, which runs or has ended; its process is killed when this is dropped.
+pub(super) struct Child {
+    pub(super) plan: Plan,
+    pub(super) has_ended: bool,
+    /// What leads to it from the other regions.
+    pub(super) ways: Vec<Way>,
+    /// An instance started with `--until-stdin-closes` drains when its stdin is closed.
+    stdin: Option<ChildStdin>,
+    signals: mpsc::Sender<Signal>,
+    kept: AbortOnDropHandle<()>,
+}
+
+impl Child {
+    /// Starts the instance of `plan`, and waits until it listens.
+    pub(super) async fn start(mut plan: Plan) -> Result<Self, Failure> {
+        let mut process = command(&plan)?.spawn()?;
+        if let Some(stderr) = process.stderr.take() {
+            tokio::spawn(pass_on(stderr, plan.clone()));
+        }
+        // Apart from the process, because waiting for a process closes the stdin that it holds.
+        let stdin = process.stdin.take();
+        let address = match process.stdout.take() {
+            Some(stdout) => listening_address(stdout).await,
+            None => None,
+        };
+        plan.listen = address.ok_or_else(|| {
+            let name = &plan.name;
+            Failure::Failed(format!(
+                "instance {name} did not start; its own message is above"
+            ))
+        })?;
+        let (signals, orders) = mpsc::channel(1);
+        let kept = tokio::spawn(keep(process, orders, plan.name.clone(), plan.ends.clone()));
+        Ok(Self {
+            plan,
+            has_ended: false,
+            ways: Vec::new(),
+            stdin,
+            signals,
+            kept: AbortOnDropHandle::new(kept),
+        })
+    }
+
+    /// Starts it again where it was, once it has ended.
+    pub(super) async fn start_again(&mut self) -> Result<(), Failure> {
+        if !self.has_ended {
+            return Err(Failure::Failed(format!("{} has not ended", self.plan.name)));
+        }
+        let started = Self::start(self.plan.clone()).await?;
+        let ways = std::mem::take(&mut self.ways);
+        *self = Self { ways, ..started };
+        for way in &mut self.ways {
+            way.reopen().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends it a signal, if it runs.
+    pub(super) async fn signal(&self, signal: Signal) {
+        // The receiver is gone once the process is.
+        let _ = self.signals.send(signal).await;
+    }
+
+    /// Lets it drain and stop.
+    pub(super) fn drain(&mut self) {
+        drop(self.stdin.take());
+    }
+
+    /// Lets it drain, and waits until it is gone.
+    pub(super) async fn stop(&mut self) {
+        self.signal(Signal::SIGCONT).await;
+        self.drain();
+        if time::timeout(STOP, &mut self.kept).await.is_err() {
+            self.signal(Signal::SIGKILL).await;
+        }
+    }
+}
+
+fn command(plan: &Plan) -> Result<Command, Failure> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let has_app = !plan.app.is_empty();
+    command.arg(if has_app { "run" } else { "serve" });
+    command.arg("--until-stdin-closes");
+    command.arg(format!("--region={}", plan.region));
+    command.arg(format!("--instance={}", plan.name));
+    command.arg(format!("--listen={}", plan.listen));
+    let settings = plan.settings.iter();
+    command.args(settings.map(|(flag, value)| format!("--{flag}={value}")));
+    for setting in SETTINGS {
+        command.env_remove(setting.variable);
+    }
+    if has_app {
+        command.arg("--again").arg("--").args(&plan.app);
+        command.env("PORT", free_port()?.to_string());
+    }
+    // A process group of its own: Ctrl-C reaches us alone, and we stop the instances in order.
+    command.process_group(0).kill_on_drop(true);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Ok(command)
+}
+
+/// A port that is free now.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        .local_addr()?
+        .port())
+}
+
+/// Keeps a process until it has ended, and reports how. It has its id as long as it is waited for, so that no signal
+/// reaches another.
+async fn keep(
+    mut process: process::Child,
+    mut orders: mpsc::Receiver<Signal>,
+    name: String,
+    ends: mpsc::Sender<(String, String)>,
+) {
+    loop {
+        tokio::select! {
+            Some(signal) = orders.recv() => {
+                let id = process.id().and_then(|id| i32::try_from(id).ok());
+                // A process that ends at this very moment needs no signal.
+                let _ = id.map(|id| signal::kill(Pid::from_raw(id), signal));
+            }
+            status = process.wait() => {
+                let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                // Without a receiver, everything stops anyway.
+                let _ = ends.send((name, how)).await;
+                return;
+            }
+        }
+    }
+}
+
+/// The address in the line by which an instance says that it listens; `None` when it ended without one.
+async fn listening_address(stdout: impl AsyncRead + Unpin) -> Option<SocketAddr> {
+    let line = BufReader::new(stdout).lines().next_line().await.ok()??;
+    line.strip_prefix("listening on http://")?
+        .split(' ')
+        .next()?
+        .parse()
+        .ok()
+}
+
+async fn pass_on(stderr: impl AsyncRead + Unpin, plan: Plan) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(text)) = lines.next_line().await {
+        let (name, style, text) = (&plan.name, plan.style, readable(&text));
+        let line = format!("{style}{name:>8}{style:#} {}", printable(&text));
+        if plan.log.send(line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The style of the names of the instances in a region, which has this number among the regions.
+pub(super) fn style(region: usize) -> Style {
+    COLOURS[region % COLOURS.len()].on_default()
+}
+
+/// A JSON line as time, level, message and `name=value` pairs; any other line as it is.
+fn readable(text: &str) -> String {
+    let Ok(mut fields) = serde_json::from_str::<Map<String, Value>>(text) else {
+        return text.to_owned();
+    };
+    if let Some(Value::Object(mut span)) = fields.remove("span") {
+        span.remove("name");
+        fields.extend(span);
+    }
+    let mut take = |name: &str| {
+        fields
+            .remove(name)
+            .map(|value| plain(&value))
+            .unwrap_or_default()
+    };
+    let (timestamp, level, message) = (take("timestamp"), take("level"), take("message"));
+    let time = timestamp.get(11..23).unwrap_or(&timestamp);
+    let fields: String = fields
+        .iter()
+        .map(|(name, value)| format!(" {name}={}", plain(value)))
+        .collect();
+    format!("{time} {level:<5} {message}{fields}")
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,5 +396,23 @@ mod tests {
         ] {
             bad.parse::<Shape>().unwrap_err();
         }
+    }
+
+    #[test]
+    fn json_lines_become_readable_and_others_stay() {
+        let json = r#"{"timestamp":"2026-08-21T10:11:12.345678Z","level":"INFO","message":"call","attempts":1,"region":"syd"}"#;
+        assert_eq!(
+            readable(json),
+            "10:11:12.345 INFO  call attempts=1 region=syd"
+        );
+        let spanned = r#"{"timestamp":"2026-08-21T10:11:12.345678Z","level":"WARN","message":"no connection","instance":"syd-1","span":{"request_id":"01M","name":"call"}}"#;
+        assert_eq!(
+            readable(spanned),
+            "10:11:12.345 WARN  no connection instance=syd-1 request_id=01M"
+        );
+        assert_eq!(
+            readable("fly-rpc: no such setting"),
+            "fly-rpc: no such setting"
+        );
     }
 }

@@ -1,6 +1,5 @@
 //! `fly-rpc dev`: a whole cluster on this machine, of real processes that find each other through a real DNS server.
 
-mod child;
 mod cluster;
 mod control;
 mod dns;
@@ -18,8 +17,7 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, time};
 
 use self::{
-    child::{Child, Plan},
-    cluster::{Cluster, Shape},
+    cluster::{Child, Cluster, Plan, Shape},
     control::{Control, Order, obey, said_document},
     dns::Dns,
     way::Latency,
@@ -118,7 +116,7 @@ async fn run_cluster(
             listen,
             app: args.app.clone(),
             settings: settings(args, region, cluster.dns.address),
-            style: child::style(number.unwrap_or_default()),
+            style: cluster::style(number.unwrap_or_default()),
             log: lines.clone(),
             ends: ends.clone(),
         };

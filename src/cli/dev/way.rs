@@ -202,36 +202,6 @@ fn kilometres(from: (f64, f64), to: (f64, f64)) -> f64 {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_question_takes_its_way_twice_the_handshake_too_and_a_closed_way_opens_again() {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let echo = TcpListener::bind(any).await.unwrap();
-        let target = echo.local_addr().unwrap();
-        let delay = Duration::from_millis(20);
-        let mut way = Way::open(target, delay).await.unwrap();
-        tokio::spawn(async move {
-            let (mut stream, _) = echo.accept().await.unwrap();
-            let (mut from, mut to) = stream.split();
-            tokio::io::copy(&mut from, &mut to).await
-        });
-        let mut asked = Instant::now();
-        let mut client = TcpStream::connect(way.start).await.unwrap();
-        for ways in [4, 2, 2] {
-            client.write_all(b"?").await.unwrap();
-            let mut answer = [0];
-            client.read_exact(&mut answer).await.unwrap();
-            let took = asked.elapsed();
-            assert!(took >= ways * delay, "{took:?} for {ways} ways");
-            asked = Instant::now();
-        }
-        way.close();
-        // A reset or a plain end: the way is cut.
-        let _ = client.read_to_end(&mut Vec::new()).await;
-        TcpStream::connect(way.start).await.unwrap_err();
-        way.reopen().await.unwrap();
-        TcpStream::connect(way.start).await.unwrap();
-    }
-
     #[test]
     fn delays_are_those_of_the_map() {
         let there_and_back = |from: &str, to: &str| {
