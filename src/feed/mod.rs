@@ -277,46 +277,9 @@ mod tests {
 
     use super::*;
 
-    fn feed() -> Feed {
-        Feed::new(&BootId::random())
-    }
-
-    fn call(feed: &Feed) {
-        let function = FunctionName::new("Kernel", "+").unwrap();
-        let meta = Meta::untried(
-            "syd".parse().ok(),
-            Duration::from_millis(2),
-            RequestId::fresh(),
-        );
-        feed.call_ended(&function, &meta, None);
-    }
-
-    #[tokio::test]
-    async fn nothing_is_gathered_without_listeners() {
-        let feed = feed();
-        call(&feed);
-        assert!(feed.totals().is_empty());
-        let mut listener = feed.listen().unwrap();
-        call(&feed);
-        assert_eq!(feed.totals().len(), 1);
-        let event = listener.events.recv().await.unwrap();
-        let text = String::from_utf8(event.text.to_vec()).unwrap();
-        let id = text.lines().next().unwrap().strip_prefix("id: ").unwrap();
-        assert_eq!(feed.missed_since(id), Some(0));
-        call(&feed);
-        assert_eq!(feed.missed_since(id), Some(1));
-        for other in ["", "1", "00000000.1", "x.y"] {
-            assert_eq!(feed.missed_since(other), None, "{other}");
-        }
-        drop(listener);
-        call(&feed);
-        let _again = feed.listen().unwrap();
-        assert_eq!(feed.missed_since(id), None);
-    }
-
     #[tokio::test]
     async fn a_slow_listener_learns_how_many_it_missed() {
-        let feed = feed();
+        let feed = Feed::new(&BootId::random());
         let mut listener = feed.listen().unwrap();
         let address = ([127, 0, 0, 1], 1).into();
         let (region, instance) = ("syd".parse().unwrap(), "syd-1".parse().unwrap());

@@ -179,7 +179,13 @@ mod tests {
             TIMEOUTS,
         )
         .unwrap();
-        let text = asked(&call);
+        let (region, id) = ("syd".parse().unwrap(), "r".parse().unwrap());
+        let line = Exec::line(&region, &call, &id);
+        let mut text = Vec::new();
+        begin_call(&mut text, 9, 7, 5, &line);
+        text.extend_from_slice(line.args());
+        text.push(b'}');
+        let text = String::from_utf8(text).unwrap();
         assert_eq!(
             text,
             r#"{"id":9,"timeout_ms":7,"at_us":5,"region":"syd","module":"m","function":"f","idempotent":false,"instance":"i","request_id":"r","args":[1.0, 2]}"#
@@ -194,50 +200,5 @@ mod tests {
             ("syd", Duration::from_millis(7))
         );
         assert_eq!(exec.call.args.raw().get(), "[1.0, 2]");
-    }
-
-    /// The line that asks a peer in `syd` for `call`.
-    fn asked(call: &Call) -> String {
-        let region = "syd".parse().unwrap();
-        let id = "r".parse().unwrap();
-        let line = Exec::line(&region, call, &id);
-        let mut text = Vec::new();
-        begin_call(&mut text, 9, 7, 5, &line);
-        text.extend_from_slice(line.args());
-        text.push(b'}');
-        String::from_utf8(text).unwrap()
-    }
-
-    #[test]
-    fn a_key_stands_bare_or_in_quotes_and_travels_along() {
-        let keyed = |header: &[u8]| {
-            let call = Call::from_json(br#"{"module":"m","function":"f"}"#, TIMEOUTS).unwrap();
-            let line = asked(&call.with_key(header)?);
-            Ok::<_, Problem>(
-                Exec::from_json(line.as_bytes(), TIMEOUTS)
-                    .unwrap()
-                    .call
-                    .key
-                    .unwrap()
-                    .to_string(),
-            )
-        };
-        for header in [&b"a-1"[..], b"\"a-1\""] {
-            assert_eq!(keyed(header).unwrap(), "a-1");
-        }
-        for header in [
-            &b""[..],
-            b"\"\"",
-            b"a b",
-            "\u{e9}".as_bytes(),
-            b"\xff",
-            &[b'x'; 129],
-        ] {
-            let problem = keyed(header).unwrap_err();
-            assert_eq!(
-                problem.detail,
-                "header idempotency-key must be 1 to 128 visible ASCII characters"
-            );
-        }
     }
 }
