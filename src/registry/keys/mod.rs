@@ -15,7 +15,7 @@ use crate::{
     call::Call,
     deadline::Deadline,
     name::IdempotencyKey,
-    problem::{Code, Problem},
+    problem::{Code, Executed, Problem},
     reply::{Outcome, Returned},
 };
 
@@ -75,18 +75,21 @@ impl Keys {
         deadline: Deadline,
     ) -> Known {
         match self {
-            Self::Here(keys) => match keys.recall(key, call) {
-                Recall::New(claim) => Known::Nothing(Claim::Here(claim)),
-                Recall::Running(outcome) => {
-                    let awaited = deadline.bound(local::awaited(outcome)).await;
-                    let outcome =
-                        awaited.unwrap_or_else(|| Err(Problem::still_running(&call.name)));
-                    Known::Outcome(Returned::replayed(outcome))
-                }
-                Recall::Ended(outcome) => {
-                    Known::Outcome(Returned::replayed(outcome.as_ref().clone()))
-                }
-                Recall::Refused(problem) => Known::Outcome(Err(problem)),
+            Self::Here(keys) => loop {
+                let outcome = match keys.recall(key, call) {
+                    Recall::New(claim) => break Known::Nothing(Claim::Here(claim)),
+                    Recall::Running(outcome) => {
+                        match deadline.bound(local::awaited(outcome)).await {
+                            // It did not run: this one may.
+                            Some(Err(problem)) if problem.executed == Executed::No => continue,
+                            Some(outcome) => outcome,
+                            None => Err(Problem::still_running(&call.name)),
+                        }
+                    }
+                    Recall::Ended(outcome) => outcome.as_ref().clone(),
+                    Recall::Refused(problem) => break Known::Outcome(Err(problem)),
+                };
+                break Known::Outcome(Returned::replayed(outcome));
             },
             #[cfg(feature = "redis")]
             Self::Stored(store) => store.claim(key, call, deadline).await,

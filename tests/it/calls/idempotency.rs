@@ -356,3 +356,41 @@ async fn a_call_whose_turn_never_came_did_not_run_with_a_key_too() {
     }
     assert_eq!(cluster.runs().len(), 3);
 }
+
+#[tokio::test]
+async fn a_repeat_runs_the_call_that_it_waited_for_and_that_did_not_run() {
+    let cluster = two_regions().functions().start().await;
+    let iad = cluster.instance("iad-1");
+    let few = |name: &str, timeout: u32| json!({"module": "Test", "function": "few", "args": [name], "timeout_ms": timeout});
+    for region in ["iad", "syd"] {
+        let place = cluster.instance(&format!("{region}-1"));
+        let running = async || {
+            let metrics = place.get("/metrics").await.body;
+            let mut lines = metrics.as_str().unwrap().lines();
+            let running = lines.find_map(|line| line.strip_prefix("fly_rpc_running "));
+            running.unwrap().to_owned()
+        };
+        let busy = ["a", "b"].map(|name| {
+            let name = format!("{region}-{name}");
+            under_way(iad, region, &name, &few(&name, 60_000))
+        });
+        eventually("both run", running, |running| running == "2").await;
+        let first = under_way(iad, region, "key", &few(region, 3_000));
+        eventually("the first waits", running, |running| running == "3").await;
+        let repeats = [0; 3].map(|_| under_way(iad, region, "key", &few(region, 60_000)));
+        let first = first.await.unwrap();
+        assert_eq!(first.problem().1, "deadline_exceeded");
+        cluster.release("few");
+        let mut replayed = 0;
+        for repeat in repeats {
+            let repeat = repeat.await.unwrap();
+            assert_eq!(repeat.result(), region);
+            replayed += usize::from(is_replayed(&repeat));
+        }
+        assert_eq!((replayed, cluster.runs()[region]), (2, 1));
+        for busy in busy {
+            busy.await.unwrap().result();
+        }
+        cluster.hold("few");
+    }
+}
