@@ -25,6 +25,7 @@ use crate::{
     config::Limits,
     deadline::Deadline,
     gate::{Gate, Pass},
+    json,
     lifecycle::{InFlight, Lifecycle},
     memory::Reserved,
     metrics::Metrics,
@@ -392,8 +393,8 @@ fn failed(name: &FunctionName, mut error: FunctionError, limit: usize) -> Outcom
         let detail = format!("{name}: {}", error.message);
         return Err(Problem::new(Code::Overloaded, detail));
     }
-    let data = error.data.as_ref().map_or(0, |data| data.get().len());
-    if error.kind.len() + error.message.len() + data > limit {
+    // As it is sent: what has to be escaped in JSON takes up to six times its bytes.
+    if json::to_vec(&error).len() > limit {
         let message =
             format!("the function's error is larger than the {limit} bytes of RPC_MAX_RESULT");
         error = FunctionError::new("ErrorTooLarge", message);

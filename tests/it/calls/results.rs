@@ -62,3 +62,15 @@ async fn what_cannot_be_sent_is_the_functions_failure() {
         assert_eq!(answer.result(), &most);
     }
 }
+
+#[tokio::test]
+async fn an_error_that_is_too_large_only_as_json_is_one_too() {
+    let cluster = two_regions().set("RPC_MAX_RESULT", "128KiB").start().await;
+    let iad = cluster.instance("iad-1");
+    for region in ["syd", "iad"] {
+        let text = "\u{1}".repeat(120 << 10);
+        let failed = iad.call(region, "Kernel.raise", json!([text])).await;
+        assert_eq!(failed.problem(), (424, "function_failed", "yes"));
+        assert_eq!(failed.body["error"]["kind"], "ErrorTooLarge");
+    }
+}
