@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::support::{
-    asking::{blocking, two_regions},
+    asking::{block as block_via, blocking, two_regions},
     cluster::{Cluster, instances_in_state},
     patience::{eventually, in_time},
     process::{Answer, Process, answer},
@@ -66,6 +66,33 @@ async fn calls_are_still_served_during_the_drain_delay() {
     eventually("the peers know", seen, |state| state == "draining").await;
     assert_eq!(syd.get("/readyz").await.problem(), (503, "draining", "no"));
     assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
+}
+
+#[tokio::test]
+async fn what_is_called_while_an_instance_drains_cuts_no_call_that_is_under_way_there() {
+    let cluster = two_regions()
+        .functions()
+        .set("RPC_DRAIN_DELAY", "60s")
+        .start()
+        .await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let mut held = vec![block_via(iad, "syd", "before", &json!({}))];
+    cluster.until_started("before").await;
+    syd.terminate();
+    let draining = async || instances_in_state(iad, "draining").await;
+    eventually("draining", draining, |seen| seen.contains("syd-1")).await;
+    // Each on a connection of its own: that before it takes no further calls once it brought the news.
+    for number in 0..8 {
+        assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
+        let name = format!("meanwhile-{number}");
+        held.push(block_via(iad, "syd", &name, &json!({})));
+        cluster.until_started(&name).await;
+        cluster.release(&name);
+    }
+    cluster.release("before");
+    for held in held {
+        assert_eq!(held.await.unwrap().result(), "released");
+    }
 }
 
 #[tokio::test]
