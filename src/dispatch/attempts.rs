@@ -17,6 +17,7 @@ use crate::{
     call::Call,
     cluster::{Condition, RegionPeers},
     deadline::Deadline,
+    lifecycle::{InFlight, Lifecycle},
     name::{InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     region::Region,
@@ -41,6 +42,8 @@ pub(super) struct Attempts {
     deadline: Deadline,
     /// Whether any instance knows what another has run under a key.
     shares_keys: bool,
+    /// The call in flight, once it was admitted.
+    in_flight: Option<InFlight>,
     count: u32,
     last: Option<InstanceId>,
     /// How many are kept for other regions.
@@ -82,6 +85,7 @@ impl Attempts {
             request_id,
             deadline,
             shares_keys,
+            in_flight: None,
             count: 0,
             last: None,
             kept: 0,
@@ -100,6 +104,17 @@ impl Attempts {
     /// When all of them must have ended.
     pub(super) fn deadline(&self) -> Deadline {
         self.deadline
+    }
+
+    /// Counts the call in flight until they are over: a drain that begins meanwhile refuses none of them.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::admit`], where it was not admitted before.
+    pub(super) fn admit(&mut self, lifecycle: &Lifecycle) -> Result<(), Problem> {
+        if self.in_flight.is_none() {
+            self.in_flight = Some(lifecycle.admit()?);
+        }
+        Ok(())
     }
 
     /// What a call that was for `region` came to after `elapsed`; `asked` is the instance that it was for, where none was

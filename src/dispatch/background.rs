@@ -11,7 +11,6 @@ use tracing::Instrument;
 use super::{Dispatcher, Outcome};
 use crate::{
     call::Call,
-    lifecycle::Lifecycle,
     name::RequestId,
     problem::{Code, Executed, Problem},
     region::Targets,
@@ -74,8 +73,7 @@ impl Dispatcher {
             );
             refused(Problem::new(Code::Overloaded, detail))
         })?;
-        // It is admitted: a drain that begins meanwhile keeps it from no other attempt.
-        let dispatcher = self.admitted_by(Arc::new(Lifecycle::new()));
+        let dispatcher = self.admitted();
         let (targets, call) = (targets.clone(), Arc::clone(call));
         let run = async move {
             dispatcher

@@ -87,7 +87,7 @@ impl FanOut {
     /// [`Code::Draining`] when this instance takes no new calls; [`Code::DiscoveryPending`] when nobody is known before the
     /// call's deadline.
     pub(crate) async fn begin(
-        dispatcher: &Arc<Dispatcher>,
+        dispatcher: &Dispatcher,
         regions: &Regions,
         per: Per,
         call: Call,
@@ -110,7 +110,7 @@ impl FanOut {
         let mut policies = places.map(|region| dispatcher.policy_in(region, &call.name, under));
         let policy = policies.find_map(|policy| policy);
         Ok(Self {
-            dispatcher: Arc::clone(dispatcher),
+            dispatcher: Arc::new(dispatcher.admitted()),
             call: Arc::new(policy.unwrap_or(call)),
             request_id,
             arrived,

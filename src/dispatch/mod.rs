@@ -99,6 +99,11 @@ impl Dispatcher {
         }
     }
 
+    /// The same for parts of a call that is admitted: a drain that begins meanwhile keeps them from no other attempt.
+    fn admitted(&self) -> Self {
+        self.admitted_by(Arc::new(Lifecycle::new()))
+    }
+
     /// Runs `call` where `targets` say: the answer to a request that arrived at `arrived`.
     pub(crate) async fn dispatch(
         &self,
@@ -138,6 +143,10 @@ impl Dispatcher {
         call: &Call,
         attempts: &mut Attempts,
     ) -> (Option<Region>, Result<Returned, Problem>) {
+        if let Err(draining) = attempts.admit(&self.lifecycle) {
+            let first = targets.first(&self.identity.primary);
+            return (first.cloned(), Err(draining));
+        }
         let is_strict = call.key.is_some() && !call.idempotent && !self.executor.shares_keys();
         if is_strict && targets.has_any() {
             let detail = "a call with an idempotency key needs regions by name, or idempotent: true: \"any\" may mean another \
@@ -407,7 +416,7 @@ impl Dispatcher {
         call: &Call,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
-        let _in_flight = self.lifecycle.admit()?;
+        attempts.admit(&self.lifecycle)?;
         let peers = self.found(region, call, attempts.deadline()).await?;
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
         let mut candidates = Candidates::new(&peers, me, call, self.executor.shares_keys())?;

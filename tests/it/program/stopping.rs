@@ -96,6 +96,28 @@ async fn what_is_called_while_an_instance_drains_cuts_no_call_that_is_under_way_
 }
 
 #[tokio::test]
+async fn a_call_in_flight_goes_on_to_its_next_region_while_its_instance_refuses_others() {
+    let mut cluster = two_regions().region("fra", 1).functions().start().await;
+    let iad = cluster.instance("iad-1");
+    let call = block_via(iad, "syd,fra", "held", &json!({"idempotent": true}));
+    cluster.until_started("held").await;
+    iad.terminate();
+    let refused = async || iad.call("syd", "Kernel.+", json!([1, 2])).await;
+    let refused = eventually("refusal", refused, |answer| answer.status == 503).await;
+    assert_eq!(refused.problem(), (503, "draining", "no"));
+    cluster.instance("syd-1").kill();
+    let starts = async || cluster.starts("held");
+    eventually("the second attempt", starts, |starts| starts.len() == 2).await;
+    cluster.release("held");
+    let answer = call.await.unwrap();
+    assert_eq!(
+        (answer.result(), answer.instance()),
+        (&json!("released"), "fra-1")
+    );
+    assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn what_outlives_the_drain_timeout_is_cut_and_shown_by_the_exit_code() {
     let mut cluster = Cluster::builder()
         .region("iad", 1)
