@@ -1,33 +1,14 @@
 //! Listens, accepts and serves connections, and stops in order: notify the peers, refuse, finish, close.
 //! Its own accept loop, because `axum::serve` never times out a half-sent header or a silent connection.
 
-mod answering;
+mod connection;
 mod open_files;
 mod places;
-mod self_wakes;
-mod stream;
 
-use std::{
-    convert::Infallible,
-    future, io,
-    net::SocketAddr,
-    pin::pin,
-    sync::{Arc, Once},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::http::{Request, StatusCode};
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use hyper::{
-    body::{Body, Incoming},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
-#[cfg(target_os = "linux")]
-use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream, lookup_host},
+    net::{TcpListener, TcpSocket, lookup_host},
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -35,31 +16,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 #[cfg(feature = "cli")]
 pub(crate) use self::open_files::raise as raise_open_files;
 pub(crate) use self::open_files::{Shares, now as open_files};
-use self::{
-    answering::Answering,
-    places::{Place, Places},
-    self_wakes::SelfWakes,
-    stream::{Refused, Stream},
-};
+use self::places::Places;
 use crate::{
     config::DrainConfig,
-    http::{Crowded, Reached, Routes},
+    http::Routes,
     lifecycle::{Lifecycle, Phase},
     memory::Budget,
 };
 
-/// The most headers of a request that hyper reads. This and the next limit are above those of `http`, which answers with
-/// a problem document; what is above these gets hyper's bare 431.
-const MAX_HEADERS: usize = 256;
-/// The largest head of a request that hyper reads, in bytes.
-const MAX_HEAD: usize = 128 << 10;
 /// Connections that the kernel holds for a listener until they are accepted.
 const BACKLOG: u32 = 1024;
-/// The most bytes of an answer that the kernel holds unsent.
-#[cfg(target_os = "linux")]
-const UNSENT: u32 = 128 << 10;
-/// How long a connection without a request so far stays open when the instance stops.
-const FIRST_REQUEST: Duration = Duration::from_millis(100);
 /// How long the accept loop rests when the process has no file descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -72,19 +38,17 @@ pub enum Drained {
     Cut,
 }
 
-/// What is served where.
+/// What is served where, on as many connections as have places.
 #[derive(Debug)]
 pub(crate) struct Door {
     listener: TcpListener,
     routes: Routes,
-    /// How many connections it holds.
-    most: usize,
-    /// How many of them clients may keep busy; the others are for instances and health checks.
-    for_clients: usize,
+    places: Arc<Places>,
 }
 
 impl Door {
-    /// A door at which `most` connections are held, `for_clients` of them for clients' requests.
+    /// A door at which `most` connections are held, `for_clients` of them for clients' requests; the others are for
+    /// instances and health checks.
     pub(crate) fn new(
         listener: TcpListener,
         routes: Routes,
@@ -94,8 +58,7 @@ impl Door {
         Self {
             listener,
             routes,
-            most,
-            for_clients,
+            places: Places::new(most, for_clients),
         }
     }
 
@@ -106,10 +69,11 @@ impl Door {
 }
 
 /// Listeners that serve until they are drained.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Server {
     lifecycle: Arc<Lifecycle>,
     drain: DrainConfig,
+    memory: Arc<Budget>,
     /// The accept loops, and every connection for as long as its socket is open, upgraded or not.
     connections: TaskTracker,
     accepting: CancellationToken,
@@ -126,23 +90,42 @@ impl Server {
         let server = Self {
             lifecycle,
             drain,
+            memory: Arc::clone(memory),
             connections: TaskTracker::new(),
             accepting: CancellationToken::new(),
         };
         for door in doors {
-            let accept_loop = AcceptLoop {
-                places: Places::new(door.most, door.for_clients),
-                door,
-                connections: server.connections.clone(),
-                lifecycle: Arc::clone(&server.lifecycle),
-                memory: Arc::clone(memory),
-            };
-            let accepting = server.accepting.clone();
+            let this = server.clone();
             server.connections.spawn(async move {
-                accepting.run_until_cancelled(accept_loop.run()).await;
+                this.accepting.run_until_cancelled(this.accept(door)).await;
             });
         }
         server
+    }
+
+    async fn accept(&self, door: Door) {
+        let Door {
+            listener,
+            routes,
+            places,
+        } = door;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let Some(place) = places.take(self.connections.token()).await else {
+                        return;
+                    };
+                    connection::serve(stream, place, &routes, &self.lifecycle, &self.memory);
+                }
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    // No file is left: what is idle gives its own back.
+                    places.make_room();
+                    tracing::warn!(%error, "cannot accept connections; trying again");
+                    time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
     }
 
     /// Stops in order: notifies the peers and still serves for the drain delay; then refuses new calls and finishes those
@@ -200,146 +183,6 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-struct AcceptLoop {
-    door: Door,
-    places: Arc<Places>,
-    connections: TaskTracker,
-    lifecycle: Arc<Lifecycle>,
-    memory: Arc<Budget>,
-}
-
-impl AcceptLoop {
-    async fn run(self) {
-        loop {
-            match self.door.listener.accept().await {
-                Ok((stream, _)) => {
-                    let Some(place) = self.places.take(self.connections.token()).await else {
-                        return;
-                    };
-                    self.serve(stream, place);
-                }
-                Err(error) if is_about_one_connection(&error) => {}
-                Err(error) => {
-                    // No file is left: what is idle gives its own back.
-                    self.places.make_room();
-                    tracing::warn!(%error, "cannot accept connections; trying again");
-                    time::sleep(ACCEPT_REST).await;
-                }
-            }
-        }
-    }
-
-    fn serve(&self, stream: TcpStream, place: Place) {
-        // Without an address, the other side has gone already.
-        let Ok(address) = stream.local_addr() else {
-            return;
-        };
-        let lifecycle = Arc::clone(&self.lifecycle);
-        // A connection that comes later gets one answer: hyper would close it unanswered when asked to shut it down.
-        let is_late = lifecycle.phase() >= Phase::Refusing;
-        let routes = self.door.routes.clone();
-        // Small answers must not wait for the client's acknowledgement of the previous one.
-        let _ = stream.set_nodelay(true);
-        // So that a slow reader is seen to read: a socket becomes writable again only once a third of what it holds has
-        // gone, which grows to megabytes.
-        #[cfg(target_os = "linux")]
-        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
-        let refused = Refused::default();
-        let usage = Arc::clone(place.usage());
-        let io = TokioIo::new(Stream::new(
-            stream,
-            place,
-            refused.clone(),
-            Arc::clone(&self.memory),
-        ));
-        let asked = CancellationToken::new();
-        let (first, served) = (asked.clone(), Arc::clone(&usage));
-        let first_request = Once::new();
-        let memory = Arc::clone(&self.memory);
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            // Cancelling takes a lock each time.
-            first_request.call_once(|| first.cancel());
-            let serving = served.serve();
-            request.extensions_mut().insert(Reached(address));
-            if served.is_crowded() {
-                request.extensions_mut().insert(Crowded);
-            }
-            let has_body = !request.body().is_end_stream();
-            let (served, refused) = (Arc::clone(&served), refused.clone());
-            let (routes, memory) = (routes.clone(), Arc::clone(&memory));
-            async move {
-                let answer = routes.answer(request).await;
-                refused.set(has_body && is_refusal(answer.status()));
-                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    served.is_upgraded();
-                }
-                Ok::<_, Infallible>(answer.map(|body| Answering {
-                    body,
-                    serving,
-                    memory,
-                }))
-            }
-        });
-        // Its place, which the drain waits for, is the socket's: it may outlive this task in other hands.
-        tokio::spawn(async move {
-            // Of these, only one that was woken is polled: together they would cost each request more than its parsing.
-            let mut signals = FuturesUnordered::from_iter([
-                lifecycle.reached(Phase::Cut).map(|()| Signal::Cut).boxed(),
-                usage.asked_to_give_way().map(|()| Signal::GiveWay).boxed(),
-            ]);
-            if !is_late {
-                let may_close = may_close(&lifecycle, &asked).map(|()| Signal::Close);
-                signals.push(may_close.boxed());
-            }
-            let connection = http1::Builder::new()
-                .max_headers(MAX_HEADERS)
-                .max_buf_size(MAX_HEAD)
-                .keep_alive(!is_late)
-                .serve_connection(io, service)
-                .with_upgrades();
-            let (mut connection, self_wakes) = (pin!(connection), SelfWakes::new());
-            let ended = loop {
-                tokio::select! {
-                    biased;
-                    ended = future::poll_fn(|cx| self_wakes.poll(connection.as_mut(), cx)) => break ended,
-                    Some(signal) = signals.next() => match signal {
-                        Signal::Cut => return,
-                        // A request that has just come is answered; whatever else there is of one is let go.
-                        Signal::GiveWay if !usage.is_busy() => return,
-                        Signal::GiveWay | Signal::Close => connection.as_mut().graceful_shutdown(),
-                    },
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended");
-            }
-        });
-    }
-}
-
-/// What a connection is asked besides requests.
-enum Signal {
-    /// To end now.
-    Cut,
-    /// To end after the request that it is at, because the instance stops.
-    Close,
-    /// To make room for another connection.
-    GiveWay,
-}
-
-/// Whether an answer may come before the request's body was read.
-fn is_refusal(status: StatusCode) -> bool {
-    status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE
-}
-
-/// Waits until a connection may be asked to close: hyper closes one at once that is between two requests, and so also one
-/// whose first request is on its way.
-async fn may_close(lifecycle: &Lifecycle, asked: &CancellationToken) {
-    lifecycle.reached(Phase::Refusing).await;
-    // A connection that nobody uses closes unanswered when this passes.
-    let _ = time::timeout(FIRST_REQUEST, asked.cancelled()).await;
 }
 
 /// Whether an error of `accept` is about the one connection only, so that the next can be accepted at once.

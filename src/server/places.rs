@@ -44,7 +44,11 @@ pub(super) struct Usage {
     idle_since: AtomicU64,
     /// Whether it is never asked to give way: it was already, or is no longer HTTP.
     is_passed_over: AtomicBool,
+    /// Whether the other side may still be sending a body that was refused.
+    is_refused: AtomicBool,
     asked_to_give_way: Notify,
+    /// Keeps its permit from the first request on.
+    asked: Notify,
 }
 
 /// A connection's place; given back when it is dropped.
@@ -95,7 +99,9 @@ impl Places {
             places: Arc::clone(self),
             requests: AtomicUsize::new(0),
             is_passed_over: AtomicBool::new(false),
+            is_refused: AtomicBool::new(false),
             asked_to_give_way: Notify::new(),
+            asked: Notify::new(),
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.held().insert(number, Arc::clone(&usage));
@@ -152,6 +158,7 @@ impl Usage {
         if self.requests.fetch_add(1, Ordering::AcqRel) == 0 {
             self.places.busy.fetch_add(1, Ordering::Relaxed);
         }
+        self.asked.notify_one();
         Serving(Arc::clone(self))
     }
 
@@ -168,6 +175,21 @@ impl Usage {
     /// Whether it gives way already, or is no longer HTTP.
     pub(super) fn is_passed_over(&self) -> bool {
         self.is_passed_over.load(Ordering::Relaxed)
+    }
+
+    /// Waits until a head has been read, and no longer from then on.
+    pub(super) async fn first_request(&self) {
+        self.asked.notified().await;
+    }
+
+    /// Notes whether the latest request was refused with its body unread.
+    pub(super) fn set_refused(&self, is_refused: bool) {
+        self.is_refused.store(is_refused, Ordering::Relaxed);
+    }
+
+    /// Whether the latest request was refused with its body unread.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
     }
 
     /// Waits until the place is needed by another connection.
