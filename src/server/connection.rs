@@ -96,12 +96,12 @@ pub(super) fn serve(
             request.extensions_mut().insert(Crowded);
         }
         let has_body = !request.body().is_end_stream();
-        let (served, routes, memory) = (Arc::clone(&served), routes.clone(), Arc::clone(&memory));
+        let (routes, memory) = (routes.clone(), Arc::clone(&memory));
         async move {
             let answer = routes.answer(request).await;
-            served.set_refused(has_body && is_refusal(answer.status()));
+            serving.set_refused(has_body && is_refusal(answer.status()));
             if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                served.is_upgraded();
+                serving.set_upgraded();
             }
             Ok::<_, Infallible>(answer.map(|body| Answering {
                 body,

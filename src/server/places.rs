@@ -167,11 +167,6 @@ impl Usage {
         self.places.busy.load(Ordering::Relaxed) > self.places.for_clients
     }
 
-    /// Notes that the connection goes on as another protocol, and is not idle without a request.
-    pub(super) fn is_upgraded(&self) {
-        self.is_passed_over.store(true, Ordering::Relaxed);
-    }
-
     /// Whether it gives way already, or is no longer HTTP.
     pub(super) fn is_passed_over(&self) -> bool {
         self.is_passed_over.load(Ordering::Relaxed)
@@ -180,11 +175,6 @@ impl Usage {
     /// Waits until a head has been read, and no longer from then on.
     pub(super) async fn first_request(&self) {
         self.asked.notified().await;
-    }
-
-    /// Notes whether the latest request was refused with its body unread.
-    pub(super) fn set_refused(&self, is_refused: bool) {
-        self.is_refused.store(is_refused, Ordering::Relaxed);
     }
 
     /// Whether the latest request was refused with its body unread.
@@ -208,6 +198,18 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.usage.places.held().remove(&self.number);
+    }
+}
+
+impl Serving {
+    /// Notes whether the request is refused with its body unread.
+    pub(super) fn set_refused(&self, is_refused: bool) {
+        self.0.is_refused.store(is_refused, Ordering::Relaxed);
+    }
+
+    /// Notes that the connection goes on as another protocol, and is not idle without a request.
+    pub(super) fn set_upgraded(&self) {
+        self.0.is_passed_over.store(true, Ordering::Relaxed);
     }
 }
 
