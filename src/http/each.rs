@@ -185,13 +185,13 @@ impl About {
             elapsed_ms: milliseconds(self.arrived.elapsed()),
             request_id: self.request_id.clone(),
         };
-        self.app.metrics.calls.fan_out();
+        self.app.metrics.calls.fan_outs.inc();
         log::fan_out(&self.caller, &self.function, &self.regions, &meta);
         meta
     }
 
     fn abandoned(&self) {
-        self.app.metrics.calls.abandoned();
+        self.app.metrics.calls.abandoned.inc();
         log::abandoned(
             &self.caller,
             &self.function,

@@ -308,7 +308,7 @@ impl About {
     }
 
     fn abandoned(&self) {
-        self.app.metrics.calls.abandoned();
+        self.app.metrics.calls.abandoned.inc();
         let name = &self.call.name;
         log::abandoned(&self.caller, name, &self.targets, &self.request_id);
     }

@@ -1,8 +1,8 @@
 //! What one instance counts and measures, for `GET /metrics`. Nothing is global, so that two instances in one process
-//! count apart. Every label is one of a bounded set; what is not known here is `other`.
+//! count apart. Every label is one of a bounded set; what is not known here is `other`. A call's region is `target_region`,
+//! not `region`: Fly's scraper overwrites a label of that name with the region of the instance that it asks
+//! (<https://fly.io/docs/monitoring/metrics/>).
 
-mod calls;
-mod labels;
 mod timed;
 
 use std::{
@@ -14,32 +14,26 @@ use std::{
 
 use prometheus_client::{
     encoding::text::{encode_eof, encode_registry},
-    metrics::{
-        counter::Counter,
-        family::{Family, MetricConstructor},
-        gauge::Gauge,
-        histogram::Histogram,
-    },
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Metric, Registry, Unit},
 };
 
-pub(crate) use self::labels::Texts;
-use self::{
-    calls::CallMetrics,
-    labels::{Words, function, outcome, target},
-    timed::{Seconds, Timed},
-};
+use self::timed::{Timed, seconds};
 use crate::{
     config::Identity,
     feed::Feed,
     name::{BootId, FunctionName},
-    problem::Problem,
+    problem::{Code, Executed, Problem},
     region::Region,
 };
 
 /// What the name of every metric starts with.
 pub(crate) const PREFIX: &str = "fly_rpc";
 
+/// Who calls without a token, where none is asked for.
+const ANONYMOUS: &str = "anonymous";
+/// What stands for everything that is not known here.
+const OTHER: &str = "other";
 /// The most functions with a label of their own: those of an app come and go, and a label stays.
 const MAX_FUNCTIONS: usize = 2000;
 
@@ -47,6 +41,11 @@ const MAX_FUNCTIONS: usize = 2000;
 const BATCHES: [f64; 11] = [
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0,
 ];
+
+/// Labels by name, whose values are a few words.
+type Words<const N: usize> = [(&'static str, &'static str); N];
+/// Labels by name.
+pub(crate) type Texts<const N: usize> = [(&'static str, String); N];
 
 /// Everything that one instance counts.
 #[derive(Debug)]
@@ -113,9 +112,96 @@ pub(crate) fn registered<M: Metric + Clone + Default>(
 
 /// A histogram of times that is in `registry`.
 fn registered_times(registry: &mut Registry, name: &str, help: &str) -> Histogram {
-    let times = Seconds.new_metric();
+    let times = seconds();
     registry.register_with_unit(name, help, Unit::Seconds, times.clone());
     times
+}
+
+/// Calls that this instance took from clients, and from its own program.
+#[derive(Debug)]
+pub(crate) struct CallMetrics {
+    calls: Timed<Option<Region>, Texts<1>>,
+    failovers: Family<Texts<1>, Counter>,
+    choices: Family<(Words<1>, Texts<1>), Counter>,
+    clients: Family<(Texts<1>, Words<2>), Counter>,
+    refused: Family<Words<1>, Counter>,
+    /// Those whose client went away before there was an answer.
+    pub(crate) abandoned: Counter,
+    passed_on: Family<Texts<1>, Counter>,
+    pub(crate) fan_outs: Counter,
+}
+
+impl CallMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let counted =
+            "Calls that this instance took, by the region they are for and what came of them";
+        let timed = "Time from a call's arrival here to its answer";
+        let calls = Timed::register(registry, ("calls", counted), ("call_duration", timed));
+        let help = "Attempts after the first one of a call";
+        let failovers = registered(registry, "failovers", help);
+        let help = "Calls for a list of regions or any, by the item of the list that answered and its region";
+        let choices = registered(registry, "choices", help);
+        let help = "Calls by HTTP, by the client that made them and what came of them";
+        let clients = registered(registry, "client_calls", help);
+        let help = "Requests that were answered with a problem before they were calls";
+        let refused = registered(registry, "refused_requests", help);
+        let help = "Calls by HTTP whose client went away before there was an answer";
+        let abandoned = registered(registry, "abandoned_calls", help);
+        let help = "Calls with a consistency token that a later region of their list answered, by that region";
+        let passed_on = registered(registry, "token_passed_on", help);
+        let help = "Fan-outs by HTTP; each of their calls is counted as one by its region";
+        let fan_outs = registered(registry, "fan_outs", help);
+        Self {
+            calls,
+            failovers,
+            choices,
+            clients,
+            refused,
+            abandoned,
+            passed_on,
+            fan_outs,
+        }
+    }
+
+    /// Counts a call for `region`, which is `None` where no instance was ever seen in it.
+    pub(crate) fn ended(
+        &self,
+        region: Option<&Region>,
+        problem: Option<&Problem>,
+        attempts: u32,
+        elapsed: Duration,
+    ) {
+        let label = || target(region);
+        self.calls.ended(&region.cloned(), label, problem, elapsed);
+        if attempts > 1 {
+            let failovers = self.failovers.get_or_create(&label());
+            failovers.inc_by(u64::from(attempts - 1));
+        }
+    }
+
+    /// Counts a call for a list of regions, or any, that `item` of the list, from 0, answered from `region`, or none.
+    pub(crate) fn chosen(&self, item: Option<usize>, region: Option<&Region>) {
+        let item = item.map_or("none", |item| ["1", "2", "3"][item.min(2)]);
+        let labels = ([("item", item)], target(region));
+        self.choices.get_or_create(&labels).inc();
+    }
+
+    /// Counts a call with a consistency token that `region` answered, because one before it in the list did not.
+    pub(crate) fn passed_on(&self, region: &Region) {
+        self.passed_on.get_or_create(&target(Some(region))).inc();
+    }
+
+    /// Counts a call of the client `name`, which is empty where no token is asked for.
+    pub(crate) fn of_client(&self, name: &str, problem: Option<&Problem>) {
+        let client = if name.is_empty() { ANONYMOUS } else { name };
+        let labels = ([("client", client.to_owned())], outcome(problem));
+        self.clients.get_or_create(&labels).inc();
+    }
+
+    /// Counts a request that was refused before it was a call.
+    pub(crate) fn refused(&self, code: Code) {
+        self.refused.get_or_create(&[("code", code.as_str())]).inc();
+    }
 }
 
 /// Calls from all callers that ran here, or were to run here.
@@ -175,8 +261,8 @@ impl FunctionMetrics {
     }
 
     fn label(&self, name: &FunctionName) -> Texts<1> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        function(known.get(name))
+        let functions = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        [("function", known(functions.get(name)))]
     }
 }
 
@@ -228,4 +314,20 @@ impl PeerMetrics {
         let outcome = if rtt.is_some() { "answered" } else { "failed" };
         self.probes.get_or_create(&[("outcome", outcome)]).inc();
     }
+}
+
+/// What came of a call: `ok`, or the code of `problem`; and whether the function ran.
+fn outcome(problem: Option<&Problem>) -> Words<2> {
+    let ok = ("ok", Executed::Yes);
+    let (code, executed) = problem.map_or(ok, |problem| (problem.code.as_str(), problem.executed));
+    [("code", code), ("executed", executed.as_str())]
+}
+
+/// The region that a call is for; `None` where no instance was ever seen in it.
+fn target(region: Option<&Region>) -> Texts<1> {
+    [("target_region", known(region))]
+}
+
+fn known(value: Option<&impl ToString>) -> String {
+    value.map_or_else(|| OTHER.to_owned(), ToString::to_string)
 }

@@ -10,15 +10,11 @@ use std::{
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{
-        counter::Counter,
-        family::{Family, MetricConstructor},
-        histogram::Histogram,
-    },
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::{Registry, Unit},
 };
 
-use super::labels::{Words, outcome};
+use super::{Words, outcome};
 use crate::problem::Problem;
 
 /// The bounds of every histogram of times, in seconds: from a call within one machine to the longest timeout that is
@@ -28,14 +24,9 @@ const SECONDS: [f64; 16] = [
     15.0, 60.0,
 ];
 
-/// Makes histograms of times.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seconds;
-
-impl MetricConstructor<Histogram> for Seconds {
-    fn new_metric(&self) -> Histogram {
-        Histogram::new(SECONDS)
-    }
+/// A histogram of times.
+pub(super) fn seconds() -> Histogram {
+    Histogram::new(SECONDS)
 }
 
 /// How many handles are kept; for more, the maps of the metrics are looked into each time.
@@ -45,7 +36,7 @@ const MAX_KEPT: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Timed<By, Label> {
     outcomes: Family<(Label, Words<2>), Counter>,
-    durations: Family<Label, Histogram, Seconds>,
+    durations: Family<Label, Histogram, fn() -> Histogram>,
     kept: RwLock<HashMap<By, Handles>>,
 }
 
@@ -68,7 +59,7 @@ where
     ) -> Self {
         let outcomes = Family::default();
         registry.register(counter, counted, outcomes.clone());
-        let durations = Family::new_with_constructor(Seconds);
+        let durations = Family::new_with_constructor(seconds as fn() -> Histogram);
         registry.register_with_unit(histogram, timed, Unit::Seconds, durations.clone());
         Self {
             outcomes,
