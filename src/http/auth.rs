@@ -2,14 +2,10 @@
 
 use axum::{
     extract::Request,
-    http::{
-        HeaderMap, HeaderValue,
-        header::{AUTHORIZATION, WWW_AUTHENTICATE},
-    },
-    response::{ErrorResponse, Response, Result},
+    http::{HeaderMap, header::AUTHORIZATION},
 };
 
-use super::{App, Crowded, Reached, internal, response::Refusal, site};
+use super::{App, Crowded, Reached, internal, site};
 use crate::{
     access::Caller,
     name::FunctionName,
@@ -17,33 +13,83 @@ use crate::{
     protocol::{Challenge, NONCE, PROOF, PROVABLE, Statement},
     region::Region,
     replay::came_through_fly_proxy,
-    token::{PresentedToken, Proof},
+    token::{PresentedToken, Token},
 };
 
-/// Lets a request pass that has the token of a client, where there are clients; its [`Caller`]
-/// becomes an extension of it.
-pub(super) async fn clients<F: Future<Output = Response>>(
-    app: &App,
-    mut request: Request,
-    next: impl FnOnce(Request) -> F,
-) -> Result<Response> {
+/// Who may use a route.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Audience {
+    /// Anybody.
+    Anyone,
+    /// Clients: by a client's token, where there are any.
+    Clients,
+    /// The cluster's instances: by the cluster's token, or a proof that they know it, where there is one.
+    Instances,
+}
+
+/// On a request without a token: its sender knows this one, as its proof for this challenge shows, and wants a proof in turn.
+#[derive(Clone, Debug)]
+pub(super) struct ProvenToken {
+    pub(super) token: Token,
+    pub(super) challenge: Challenge,
+}
+
+/// Lets a request pass whose sender `audience` is; who that is becomes an extension of it: a [`Caller`], or a
+/// [`ProvenToken`] where an instance sent a proof and no token.
+pub(super) fn admit(app: &App, audience: Audience, request: &mut Request) -> Result<(), Problem> {
+    match audience {
+        Audience::Anyone => {}
+        Audience::Clients => {
+            let caller = client(app, request)?;
+            request.extensions_mut().insert(caller);
+        }
+        Audience::Instances => {
+            if let Some(proven) = instance(app, request)? {
+                request.extensions_mut().insert(proven);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The client whose token a request has, where there are clients.
+fn client(app: &App, request: &Request) -> Result<Caller, Problem> {
     if app.access.clients.is_empty() {
-        check_site(&request, app.access.allow_anonymous)?;
+        check_site(request, app.access.allow_anonymous)?;
     }
     if request.extensions().get::<Crowded>().is_some() {
         let detail = "clients keep as many connections busy as this instance has places for";
-        return Err(Problem::new(Code::Overloaded, detail).into());
+        return Err(Problem::new(Code::Overloaded, detail));
     }
     let token = presented_token(request.headers());
-    let Some(caller) = app.access.caller(token.as_ref()) else {
-        return Err(unauthenticated(token.as_ref(), "a client's token"));
-    };
-    request.extensions_mut().insert(caller.clone());
-    let mut response = next(request).await;
-    if let Some(refusal) = response.extensions_mut().get_mut::<Refusal>() {
-        refusal.client = Some(caller);
+    let caller = app.access.caller(token.as_ref());
+    caller.ok_or_else(|| unauthenticated("a client's token"))
+}
+
+/// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.
+fn instance(app: &App, request: &Request) -> Result<Option<ProvenToken>, Problem> {
+    if app.access.cluster.is_empty() {
+        check_site(request, false)?;
     }
-    Ok(response)
+    if came_through_fly_proxy(request.headers()) {
+        let detail = "this route is for instances, and not to be reached through Fly Proxy";
+        return Err(Problem::new(Code::Forbidden, detail));
+    }
+    let token = presented_token(request.headers());
+    if app.access.is_instance(token.as_ref()) {
+        return Ok(None);
+    }
+    let path = request.uri().path();
+    let is_provable = PROVABLE.contains(&path);
+    let (says, wanted) = match internal::is_upgrade(request.headers()) {
+        true => (Some(Statement::Opens), "a proof of the cluster's token"),
+        false => (
+            is_provable.then_some(Statement::Asks { path }),
+            "the cluster's token",
+        ),
+    };
+    let proven = says.and_then(|says| proven(app, request, says));
+    proven.map(Some).ok_or_else(|| unauthenticated(wanted))
 }
 
 /// Refuses a call for a region that its client may not call.
@@ -80,38 +126,6 @@ pub(super) fn known_caller(app: &App, request: &Request) -> Option<Caller> {
     app.access.caller(token.as_ref())
 }
 
-/// Lets a request pass that has the cluster's token, or a proof that its sender knows it; the answer to a probe with a
-/// proof has a proof in turn.
-pub(super) async fn instances<F: Future<Output = Response>>(
-    app: &App,
-    mut request: Request,
-    next: impl FnOnce(Request) -> F,
-) -> Result<Response> {
-    if app.access.cluster.is_empty() {
-        check_site(&request, false)?;
-    }
-    if came_through_fly_proxy(request.headers()) {
-        let detail = "this route is for instances, and not to be reached through Fly Proxy";
-        return Err(Problem::new(Code::Forbidden, detail).into());
-    }
-    let token = presented_token(request.headers());
-    if app.access.is_instance(token.as_ref()) {
-        return Ok(next(request).await);
-    }
-    if internal::is_upgrade(request.headers()) {
-        let wanted = "a proof of the cluster's token";
-        let opening =
-            opening(app, &request).ok_or_else(|| unauthenticated(token.as_ref(), wanted))?;
-        request.extensions_mut().insert(opening);
-        return Ok(next(request).await);
-    }
-    let proof = proof(app, &request)
-        .ok_or_else(|| unauthenticated(token.as_ref(), "the cluster's token"))?;
-    let mut response = next(request).await;
-    response.headers_mut().insert(PROOF, proof);
-    Ok(response)
-}
-
 /// Checks where the page behind a request comes from, on a route that needs no token; see [`site::check`].
 fn check_site(request: &Request, any_host: bool) -> Result<(), Problem> {
     let reached = request.extensions().get::<Reached>();
@@ -121,7 +135,7 @@ fn check_site(request: &Request, any_host: bool) -> Result<(), Problem> {
 
 /// The token in the headers of a request; `None` without exactly one. The typed header of the crate `headers` would take the
 /// first of two.
-fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
+pub(super) fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => PresentedToken::from_authorization(value.as_bytes()),
@@ -129,49 +143,20 @@ fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
     }
 }
 
-/// The proof of the peer that asks for a connection for calls that it knows a token of ours.
-fn opening(app: &App, request: &Request) -> Option<internal::Opening> {
-    let (challenge, proof) = challenge(request)?;
+/// The token of ours that the sender of a request proves to know, by having said this.
+fn proven(app: &App, request: &Request, says: Statement<'_>) -> Option<ProvenToken> {
+    let text = |header| request.headers().get(header)?.to_str().ok();
+    let Reached(address) = request.extensions().get()?;
+    let challenge = Challenge::received(text(NONCE)?, *address)?;
+    let proof = text(PROOF)?.parse().ok()?;
     let mut tokens = app.access.cluster.iter();
-    let token = tokens.find(|token| challenge.is_proven(token, Statement::Opens, &proof))?;
-    Some(internal::Opening {
+    let token = tokens.find(|token| challenge.is_proven(token, says, &proof))?;
+    Some(ProvenToken {
         token: token.clone(),
         challenge,
     })
 }
 
-/// The answer's proof for a probe whose sender knows a token of ours, made of that very token.
-fn proof(app: &App, request: &Request) -> Option<HeaderValue> {
-    let path = request.uri().path();
-    let path = PROVABLE.into_iter().find(|probed| *probed == path)?;
-    let (challenge, proof) = challenge(request)?;
-    let mut tokens = app.access.cluster.iter();
-    let asks = Statement::Asks { path };
-    let token = tokens.find(|token| challenge.is_proven(token, asks, &proof))?;
-    let answers = Statement::Answers {
-        path,
-        instance: &app.identity.instance,
-        region: &app.identity.region,
-        boot: Some(&app.boot),
-    };
-    let proof = challenge.prove(token, answers);
-    HeaderValue::try_from(proof.to_string()).ok()
-}
-
-/// The challenge in a request, and its sender's proof.
-fn challenge(request: &Request) -> Option<(Challenge, Proof)> {
-    let text = |header| request.headers().get(header)?.to_str().ok();
-    let Reached(address) = request.extensions().get()?;
-    let challenge = Challenge::received(text(NONCE)?, *address)?;
-    Some((challenge, text(PROOF)?.parse().ok()?))
-}
-
-/// Asks for a token, and says so where the one that was sent is wrong (RFC 6750, section 3.1).
-fn unauthenticated(token: Option<&PresentedToken>, wanted: &str) -> ErrorResponse {
-    let challenge = match token {
-        Some(_) => "Bearer error=\"invalid_token\"",
-        None => "Bearer",
-    };
-    let problem = Problem::new(Code::Unauthenticated, format!("this route wants {wanted}"));
-    ([(WWW_AUTHENTICATE, challenge)], problem).into()
+fn unauthenticated(wanted: &str) -> Problem {
+    Problem::new(Code::Unauthenticated, format!("this route wants {wanted}"))
 }

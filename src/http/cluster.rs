@@ -11,6 +11,7 @@ use super::{
         RegionsDocument,
     },
     openapi::{ClusterProblems, RegionProblems},
+    request::InPath,
     response::{Json, Refusal},
 };
 use crate::{
@@ -113,7 +114,7 @@ pub(super) async fn list_regions(State(app): AppState) -> Json<RegionsDocument> 
 )]
 pub(super) async fn get_region(
     State(app): AppState,
-    target: Target,
+    InPath(target): InPath<Target>,
 ) -> Result<Json<RegionDocument>> {
     let region = target.region(&app.identity.primary);
     let region = region.cloned().ok_or_else(|| {

@@ -7,10 +7,7 @@ use axum::{
     Extension,
     body::Body,
     extract::{Request, State},
-    http::{
-        HeaderMap,
-        header::{ACCEPT, CONTENT_TYPE},
-    },
+    http::header::{ACCEPT, CONTENT_TYPE},
     response::{IntoResponse, Response, Result},
 };
 use futures_util::{Stream, StreamExt, stream};
@@ -21,22 +18,19 @@ use tracing::Instrument;
 use super::{
     App, AppState, auth,
     documents::{EntryDocument, FanOutMeta, FanOutReply},
-    head::lists,
     layers::Context,
-    log,
     openapi::EachProblems,
-    request::json_body,
+    request::{self, InPath, lists},
     response::Refusal,
-    rpc::{CallHeaders, refuse_forwarded, with_headers},
+    rpc::{self, CallHeaders},
 };
 use crate::{
     access::Caller,
-    call::{Call, Per},
+    call::Call,
     dispatch::{Answered, FanOut},
     json,
     memory::Reserved,
     name::{FunctionName, RequestId},
-    problem::Problem,
     protocol::lines::NDJSON,
     region::Regions,
     reply::{ProblemDocument, milliseconds},
@@ -110,7 +104,7 @@ pub(super) async fn call_each(
     State(app): AppState,
     Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
-    regions: Regions,
+    InPath(regions): InPath<Regions>,
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
@@ -123,7 +117,9 @@ pub(super) async fn call_each(
     }
     auth::check_regions(&caller, regions.named(primary)).map_err(refuse)?;
     let headers = &parts.headers;
-    let (call, per) = read(&app, headers, body).await.map_err(refuse)?;
+    let (call, per) = request::fan_out(&app, headers, body)
+        .await
+        .map_err(refuse)?;
     auth::check_function(&caller, &call.name).map_err(refuse)?;
     let call = Call {
         key_owner: caller.key_owner(),
@@ -155,17 +151,6 @@ pub(super) async fn call_each(
     })
 }
 
-async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<(Call, Per), Problem> {
-    refuse_forwarded(headers)?;
-    let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
-    let (call, per) = Call::from_fan_out(&body.bytes, app.timeouts)?;
-    let call = Call {
-        memory: Some(Arc::new(body.reserved)),
-        ..with_headers(call, headers)?
-    };
-    Ok((call, per))
-}
-
 /// What the log, and the last line, say of a fan-out.
 struct About {
     app: Arc<App>,
@@ -177,7 +162,7 @@ struct About {
 }
 
 impl About {
-    /// Counts and logs the end of the fan-out.
+    /// Counts and logs the end of the fan-out; each of its calls is in the log of the instance that ran it.
     fn ended(&self, fan_out: &FanOut) -> FanOutMeta {
         let meta = FanOutMeta {
             asked: fan_out.asked(),
@@ -186,13 +171,18 @@ impl About {
             request_id: self.request_id.clone(),
         };
         self.app.metrics.calls.fan_outs.inc();
-        log::fan_out(&self.caller, &self.function, &self.regions, &meta);
+        let (client, function, regions) = (self.caller.name(), &self.function, &self.regions);
+        let (asked, succeeded, elapsed_ms) = (meta.asked, meta.succeeded, meta.elapsed_ms);
+        let request_id = &meta.request_id;
+        tracing::info!(
+            client, %function, %regions, asked, succeeded, elapsed_ms, %request_id, "fan-out"
+        );
         meta
     }
 
     fn abandoned(&self) {
-        self.app.metrics.calls.abandoned.inc();
-        log::abandoned(
+        rpc::abandoned(
+            &self.app,
             &self.caller,
             &self.function,
             &self.regions,

@@ -15,6 +15,7 @@ use super::{
         PolicySource, UnplacedDocument,
     },
     openapi::ExplainProblems,
+    request::InPath,
     response::{Json, Refusal},
 };
 use crate::{
@@ -109,7 +110,7 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
 pub(super) async fn explain_region(
     State(app): AppState,
     Extension(caller): Extension<Caller>,
-    mut targets: Targets,
+    InPath(mut targets): InPath<Targets>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<ExplanationDocument>> {
     targets.within = caller.regions().map(<[_]>::to_vec);

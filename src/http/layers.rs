@@ -1,6 +1,6 @@
-//! The one layer around every route: gives a request its [`Context`], lets it pass if it comes from the route's
-//! [`Audience`], and finishes its response. A problem that a handler returned becomes its document, a log line and a count
-//! here, and nowhere else.
+//! The one layer around every route: gives a request its [`Context`], lets it pass if its head is one that can be answered
+//! and it comes from the route's [`Audience`], and finishes its response. A problem that a handler returned becomes its
+//! document, a log line and a count here, and nowhere else.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use axum::{
     body::HttpBody,
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
-        header::{CACHE_CONTROL, CONNECTION},
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+        header::{ALLOW, CACHE_CONTROL, CONNECTION, HOST, WWW_AUTHENTICATE},
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -18,10 +18,12 @@ use axum::{
 use tokio::time::Instant;
 
 use super::{
-    App, auth, head, log,
+    App,
+    auth::{self, Audience},
     response::{Refusal, problem_document},
 };
 use crate::{
+    access::Caller,
     lifecycle::Phase,
     memory::Share,
     name::RequestId,
@@ -30,6 +32,16 @@ use crate::{
     reply::{Meta, ProblemDocument},
 };
 
+// These limits are below hyper's own, whose bare 431 and 414 are no problem documents.
+/// The most headers of a request.
+const MAX_HEADERS: usize = 100;
+/// The most bytes of all headers.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+/// The longest path with its query, in bytes.
+const MAX_TARGET: usize = 8 << 10;
+
+/// The most bytes of a path in a log line.
+const LOGGED_PATH: usize = 128;
 /// The size of documents that are always sent, in bytes: those for health checks and probes.
 const SMALL: usize = 4 << 10;
 
@@ -56,17 +68,6 @@ impl Context {
     }
 }
 
-/// Who may use a route.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Audience {
-    /// Anybody.
-    Anyone,
-    /// Clients, see [`auth::clients`].
-    Clients,
-    /// The cluster's instances, see [`auth::instances`].
-    Instances,
-}
-
 /// Puts the layer around `routes`, their 404s and 405s included, which show a stranger nothing that way.
 ///
 /// One layer and not one for each purpose: axum boxes a request's future once more for each.
@@ -91,16 +92,14 @@ pub(super) async fn answer<F: Future<Output = Response>>(
 ) -> Response {
     let context = Context::new(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let mut response = match head::refuse(&request) {
-        Some(refused) => refused,
-        None => {
+    let admitted = check_head(&request).and_then(|()| auth::admit(app, audience, &mut request));
+    let caller = request.extensions().get::<Caller>().cloned();
+    let mut response = match admitted {
+        Ok(()) => {
             request.extensions_mut().insert(context.clone());
-            match audience {
-                Audience::Anyone => next(request).await,
-                Audience::Clients => auth::clients(app, request, next).await.into_response(),
-                Audience::Instances => auth::instances(app, request, next).await.into_response(),
-            }
+            next(request).await
         }
+        Err(problem) => refuse(request.headers(), problem),
     };
     if method == Method::GET && !has_room(app, uri.path(), &response) {
         let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
@@ -109,7 +108,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     let id = HeaderValue::from_str(context.request_id.as_str());
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
         let headers = std::mem::take(response.headers_mut());
-        response = refused(app, context, refusal, &method, uri.path());
+        response = refused(app, context, refusal, caller.as_ref(), &method, uri.path());
         response.headers_mut().extend(headers);
     }
     let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -127,17 +126,44 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     response
 }
 
-/// The document of a request that was refused before any instance was tried; logged and counted.
-fn refused(app: &App, context: Context, refusal: Refusal, method: &Method, path: &str) -> Response {
-    let Refusal {
-        problem,
-        region,
-        client,
-    } = refusal;
+/// The answer to a request that is not let in: which methods there are for one that wants a proxy; for one that wants a token,
+/// that it wants one, and where there is a wrong one, that it is (RFC 6750, section 3.1).
+fn refuse(headers: &HeaderMap, problem: Problem) -> Response {
+    match problem.code {
+        Code::MethodNotAllowed => ([(ALLOW, "GET, POST")], problem).into_response(),
+        Code::Unauthenticated => {
+            let challenge = match auth::presented_token(headers) {
+                Some(_) => "Bearer error=\"invalid_token\"",
+                None => "Bearer",
+            };
+            ([(WWW_AUTHENTICATE, challenge)], problem).into_response()
+        }
+        _ => problem.into_response(),
+    }
+}
+
+/// The document of a request that was refused before any instance was tried; counted, and logged without its query and body.
+fn refused(
+    app: &App,
+    context: Context,
+    refusal: Refusal,
+    caller: Option<&Caller>,
+    method: &Method,
+    path: &str,
+) -> Response {
+    let Refusal { problem, region } = refusal;
     let meta = Meta::untried(region, context.arrived.elapsed(), context.request_id);
     let document = ProblemDocument::new(problem, meta);
-    app.metrics.calls.refused(document.problem.code);
-    log::refusal(method, path, client.as_ref(), &document);
+    let (problem, meta) = (&document.problem, &document.meta);
+    let (elapsed_ms, request_id) = (meta.elapsed_ms, &meta.request_id);
+    let client = caller.map_or("", Caller::name);
+    let path = &path[..path.floor_char_boundary(LOGGED_PATH)];
+    let (status, code, executed) = (problem.status(), problem.code, problem.executed);
+    let detail = &problem.detail;
+    app.metrics.calls.refused(code);
+    tracing::info!(
+        client, %method, path, status, %code, %executed, detail, elapsed_ms, %request_id, "refused"
+    );
     problem_document(&document)
 }
 
@@ -149,4 +175,55 @@ fn has_room(app: &App, path: &str, response: &Response) -> bool {
         _ => Share::Strangers,
     };
     size <= SMALL || app.memory.has_room(size, share)
+}
+
+/// Refuses a request that no route can answer: its head is too large, or it is for another host.
+fn check_head(request: &Request) -> Result<(), Problem> {
+    check_size(request.uri(), request.headers())?;
+    // A target in the form of a path is left to the routes, as with every other method.
+    if request.method() == Method::CONNECT && request.uri().authority().is_some() {
+        let detail = "an instance is no proxy";
+        return Err(Problem::new(Code::MethodNotAllowed, detail));
+    }
+    check_host(request).map_err(|detail| Problem::new(Code::InvalidRequest, detail))
+}
+
+fn check_size(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    let target = uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    if target > MAX_TARGET {
+        let detail = format!("the path and query have {target} bytes, more than {MAX_TARGET}");
+        return Err(Problem::new(Code::TargetTooLong, detail));
+    }
+    let count = headers.len();
+    if count > MAX_HEADERS {
+        let detail = format!("the request has {count} headers, more than {MAX_HEADERS}");
+        return Err(Problem::new(Code::HeadersTooLarge, detail));
+    }
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    if bytes > MAX_HEADER_BYTES {
+        let detail = format!("the headers have {bytes} bytes, more than {MAX_HEADER_BYTES}");
+        return Err(Problem::new(Code::HeadersTooLarge, detail));
+    }
+    Ok(())
+}
+
+/// A request of HTTP/1.1 has one `Host` (RFC 9112, section 3.2); a target in absolute form names the same host.
+fn check_host(request: &Request) -> Result<(), &'static str> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(_), Some(_)) => return Err("header host is given twice"),
+        (None, _) if request.version() == Version::HTTP_11 => return Err("header host is missing"),
+        (host, _) => host.map(HeaderValue::as_bytes),
+    };
+    match request.uri().authority() {
+        Some(authority) if host != Some(authority.as_str().as_bytes()) => {
+            Err("the request's target names another host than header host")
+        }
+        _ => Ok(()),
+    }
 }

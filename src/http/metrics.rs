@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{App, AppState, head::lists};
+use super::{App, AppState, request::lists};
 use crate::{
     cluster::Overview,
     lifecycle::Phase,

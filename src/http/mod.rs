@@ -7,11 +7,9 @@ pub(crate) mod documents;
 mod each;
 mod events;
 mod explain;
-mod head;
 mod health;
 mod internal;
 mod layers;
-mod log;
 mod metrics;
 mod openapi;
 mod pages;
@@ -40,7 +38,7 @@ use tokio::net::TcpListener;
 use tower::Service;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use self::layers::Audience;
+use self::auth::Audience;
 pub(crate) use self::openapi::route::Descriptions;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
@@ -229,7 +227,7 @@ fn documented() -> OpenApiRouter<Arc<App>> {
 fn clients() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(rpc::call_function))
-        .routes(routes!(rpc::path::call_function_by_path))
+        .routes(routes!(rpc::call_function_by_path))
         .routes(routes!(cluster::list_regions))
         .routes(routes!(cluster::get_region))
         .routes(routes!(explain::explain_region))

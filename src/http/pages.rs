@@ -24,7 +24,7 @@ use flate2::{Compression, write::GzEncoder};
 use sha2::{Digest, Sha256};
 use utoipa_swagger_ui::Config;
 
-use super::head::{items, lists};
+use super::request::{items, lists};
 use crate::problem::{Code, Problem};
 
 const HTML: &str = "text/html; charset=utf-8";

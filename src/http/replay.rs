@@ -7,7 +7,12 @@ use axum::{
 };
 use tokio::time::Instant;
 
-use super::{App, layers::Context, request::header, response::Refusal, rpc::CallRequest};
+use super::{
+    App,
+    layers::Context,
+    request::{CallRequest, header},
+    response::Refusal,
+};
 use crate::{
     call::Call,
     cluster::Condition,

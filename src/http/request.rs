@@ -1,28 +1,42 @@
-//! What handlers take from a request: the target in its path, and its body. A body is JSON by its content type, and within
-//! the size limit, a time limit and the memory budget; it is refused unread where the headers already say so.
+//! What handlers take from a request: the regions in its path, the call in its path, headers and body. A body is JSON by its
+//! content type, and within the size limit, a time limit and the memory budget; it is refused unread where the headers already
+//! say so.
 
-use std::{sync::Arc, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, HttpBody},
     extract::FromRequestParts,
     http::{
-        HeaderMap, HeaderName, HeaderValue,
+        HeaderMap, HeaderName, HeaderValue, Uri,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
         request::Parts,
     },
 };
 use http_body_util::BodyExt;
+use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
+use super::{App, replay};
 use crate::{
+    call::{Args, Call, Options, Per, Timeouts},
+    config::Route,
     deadline::Deadline,
+    json,
     memory::{Budget, Reserved, Share},
-    name::InvalidName,
+    name::{ConsistencyToken, FunctionName, InstanceId, InvalidName, Name},
     problem::{Code, Problem},
-    protocol::lines::NDJSON,
-    region::{Regions, Target, Targets},
+    protocol::{FORWARDED, lines::NDJSON},
+    trace::TRACEPARENT,
 };
+
+/// Makes a repeat of a call the same call.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// What the data that the function reads must have seen.
+const AFTER: HeaderName = HeaderName::from_static("rpc-after");
+const TIMEOUT: HeaderName = HeaderName::from_static("rpc-timeout-ms");
+const IDEMPOTENT: HeaderName = HeaderName::from_static("rpc-idempotent");
+const INSTANCE: HeaderName = HeaderName::from_static("rpc-instance");
 
 /// How long a body may take to arrive; hyper has no limit of its own.
 const ARRIVAL: Duration = Duration::from_secs(10);
@@ -34,51 +48,159 @@ const FIRST: usize = 4 << 10;
 /// The most room for one whose length is given, to begin with: a length is a promise that costs its sender nothing.
 const PROMISED: usize = 64 << 10;
 
-/// The target of `/regions/{region}`.
+/// What the path names behind its first segment: a region, or a list of some.
 ///
-/// It is taken as it was sent: an encoded character is no character of a region, and axum's own `Path` would decode it.
-impl<S: Sync> FromRequestParts<S> for Target {
+/// It is taken as it was sent: an encoded character is no character of a region, and axum's own `Path` would decode it. Only
+/// a comma may be encoded: clients that are generated from the OpenAPI document encode it.
+pub(super) struct InPath<T>(pub(super) T);
+
+impl<S: Sync, T: FromStr<Err = InvalidName>> FromRequestParts<S> for InPath<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        second_segment(parts).parse().map_err(invalid_region)
+        let segment = parts.uri.path().split('/').nth(2).unwrap_or_default();
+        let named = match segment.contains('%') {
+            true => segment.replace("%2C", ",").replace("%2c", ",").parse(),
+            false => segment.parse(),
+        };
+        named.map(Self).map_err(invalid_region)
     }
-}
-
-/// The targets of `/rpc/{region}` and `/regions/{region}/explain`, in the same way. A comma may be encoded: clients that are
-/// generated from the OpenAPI document encode it.
-impl<S: Sync> FromRequestParts<S> for Targets {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        commas(second_segment(parts))
-            .parse()
-            .map_err(invalid_region)
-    }
-}
-
-/// The regions of `/each/{regions}`, in the same way.
-impl<S: Sync> FromRequestParts<S> for Regions {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        commas(second_segment(parts))
-            .parse()
-            .map_err(invalid_region)
-    }
-}
-
-/// `list` with encoded commas as commas.
-fn commas(list: &str) -> String {
-    list.replace("%2C", ",").replace("%2c", ",")
-}
-
-fn second_segment(parts: &Parts) -> &str {
-    parts.uri.path().split('/').nth(2).unwrap_or_default()
 }
 
 fn invalid_region(invalid: InvalidName) -> Problem {
     Problem::new(Code::InvalidRegion, invalid.to_string())
+}
+
+/// A call as a client asks for it.
+pub(super) struct CallRequest {
+    pub(super) call: Call,
+    /// How it is to get to another region.
+    pub(super) route: Route,
+    /// The size of its body in bytes.
+    pub(super) size: usize,
+}
+
+/// The call of `POST /rpc/{region}`, or of one whose path names the function too.
+pub(super) async fn call(app: &App, head: &Parts, body: Body) -> Result<CallRequest, Problem> {
+    let headers = &head.headers;
+    refuse_forwarded(headers)?;
+    let route = replay::route(headers, app.route)?;
+    let (call, body) = match function(&head.uri)? {
+        Some(name) => call_by_path(app, name, headers, body).await?,
+        None => {
+            let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
+            (Call::from_json(&body.bytes, app.timeouts)?, body)
+        }
+    };
+    let size = body.bytes.len();
+    let call = finished(call, headers, body)?;
+    Ok(CallRequest { call, route, size })
+}
+
+/// The call of `POST /each/{regions}`, and on how many instances of each region it is to run.
+pub(super) async fn fan_out(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Call, Per), Problem> {
+    refuse_forwarded(headers)?;
+    let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
+    let (call, per) = Call::from_fan_out(&body.bytes, app.timeouts)?;
+    Ok((finished(call, headers, body)?, per))
+}
+
+/// Refuses a request of another instance, which would have this one forward it.
+fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
+    if !headers.contains_key(FORWARDED) {
+        return Ok(());
+    }
+    let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
+    Err(Problem::new(Code::LoopDetected, detail))
+}
+
+/// `call` with what the headers of a request say of it, its key, its token and what called it; and with what its body holds of
+/// the memory budget.
+fn finished(mut call: Call, headers: &HeaderMap, body: Received) -> Result<Call, Problem> {
+    if let Some(key) = only(headers, &IDEMPOTENCY_KEY)? {
+        call = call.with_key(key)?;
+    }
+    if let Some(token) = only(headers, &AFTER)? {
+        let token = str::from_utf8(token).ok();
+        let after = token.and_then(|token| token.parse().ok()).ok_or_else(|| {
+            let detail = format!("header rpc-after must be {}", ConsistencyToken::RULE);
+            Problem::new(Code::InvalidRequest, detail)
+        })?;
+        call.after = Some(after);
+    }
+    let trace = headers.get(TRACEPARENT);
+    call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
+    call.memory = Some(Arc::new(body.reserved));
+    Ok(call)
+}
+
+/// The function that a path names behind its region, if it names one.
+///
+/// It is taken as it was sent, so that a slash in a name, which is encoded, is no part of the path.
+fn function(uri: &Uri) -> Result<Option<FunctionName>, Problem> {
+    let mut segments = uri.path().split('/').skip(3);
+    let (Some(module), Some(function)) = (segments.next(), segments.next()) else {
+        return Ok(None);
+    };
+    Ok(Some(FunctionName {
+        module: name("module", module)?,
+        function: name("function", function)?,
+    }))
+}
+
+fn name(what: &str, segment: &str) -> Result<Name, Problem> {
+    let decoded = percent_decode_str(segment).decode_utf8();
+    let name = decoded.ok().and_then(|text| text.parse().ok());
+    name.ok_or_else(|| {
+        let detail = format!("the {what} in the path must be {}", Name::RULE);
+        Problem::new(Code::InvalidRequest, detail)
+    })
+}
+
+/// The call of `name` with the arguments in `body` and the options in `headers`; the body too, for what it holds.
+async fn call_by_path(
+    app: &App,
+    name: FunctionName,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Call, Received), Problem> {
+    let Timeouts { default, max } = app.timeouts;
+    let options = options(headers, max)?;
+    let body = optional_json_body(headers, body, app.limits.max_body, &app.memory).await?;
+    let args = match body.bytes.as_slice() {
+        [] => Args::default(),
+        bytes => arguments(bytes)?,
+    };
+    Ok((Call::new(name, args, options, default), body))
+}
+
+fn arguments(body: &[u8]) -> Result<Args, Problem> {
+    Args::from_raw(json::value(body)?).ok_or_else(|| {
+        let detail = format!("the body must be {}", Args::RULE);
+        Problem::new(Code::InvalidRequest, detail)
+    })
+}
+
+fn options(headers: &HeaderMap, max: Duration) -> Result<Options, Problem> {
+    let longest = max.as_millis();
+    let timeout = |text: &str| {
+        let timeout = Duration::from_millis(text.parse().ok()?);
+        (!timeout.is_zero() && timeout <= max).then_some(timeout)
+    };
+    let rule = format!("an integer from 1 to {longest}");
+    Ok(Options {
+        timeout: header(headers, &TIMEOUT, &rule, timeout)?,
+        idempotent: header(headers, &IDEMPOTENT, "true or false", |text| {
+            text.parse().ok()
+        })?,
+        instance: header(headers, &INSTANCE, InstanceId::RULE, |text| {
+            text.parse().ok()
+        })?,
+    })
 }
 
 /// A body as it comes: one buffer, however small the pieces are, and what it takes of the memory budget.
@@ -136,30 +258,6 @@ pub(super) async fn optional_json_body(
         reserved: memory.reserve(0, Share::Clients)?,
         limit,
     })
-}
-
-/// What `read` makes of the header `name`, where it is given.
-///
-/// # Errors
-/// [`Code::InvalidRequest`] with the `rule` that the value breaks, or that it is given twice.
-pub(super) fn header<T>(
-    headers: &HeaderMap,
-    name: &HeaderName,
-    rule: &str,
-    read: impl FnOnce(&str) -> Option<T>,
-) -> Result<Option<T>, Problem> {
-    let mut values = headers.get_all(name).iter();
-    let (Some(value), another) = (values.next(), values.next()) else {
-        return Ok(None);
-    };
-    let value = value.to_str().ok().and_then(read);
-    match value.filter(|_| another.is_none()) {
-        Some(value) => Ok(Some(value)),
-        None => {
-            let detail = format!("header {name} must be {rule}, and given once");
-            Err(Problem::new(Code::InvalidRequest, detail))
-        }
-    }
 }
 
 impl Received {
@@ -252,4 +350,64 @@ fn too_large(limit: usize) -> Problem {
         Code::BodyTooLarge,
         format!("the body is larger than the {limit} bytes of RPC_MAX_BODY"),
     )
+}
+
+/// What `read` makes of the header `name`, where it is given.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] with the `rule` that the value breaks, or that it is given twice.
+pub(super) fn header<T>(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    rule: &str,
+    read: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let (Some(value), another) = (values.next(), values.next()) else {
+        return Ok(None);
+    };
+    let value = value.to_str().ok().and_then(read);
+    match value.filter(|_| another.is_none()) {
+        Some(value) => Ok(Some(value)),
+        None => {
+            let detail = format!("header {name} must be {rule}, and given once");
+            Err(Problem::new(Code::InvalidRequest, detail))
+        }
+    }
+}
+
+/// The value of a header that may be given once.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Problem> {
+    let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        (_, Some(_)) => Err(Problem::new(
+            Code::InvalidRequest,
+            format!("header {name} is given twice"),
+        )),
+    }
+}
+
+/// The items of a header that is a list.
+pub(super) fn items<'a>(
+    headers: &'a HeaderMap,
+    name: &'a HeaderName,
+) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+}
+
+/// Whether a header that is a list has `word`, whatever its parameters, unless its weight is 0 (RFC 9110, section 12.4.2).
+pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
+    let is_nothing = |parameter: &str| {
+        let weight = parameter.trim().strip_prefix("q=");
+        weight.is_some_and(|weight| !weight.parse().is_ok_and(|weight: f32| weight > 0.0))
+    };
+    items(headers, name).any(|item| {
+        let mut parts = item.split(';');
+        let found = parts.next().unwrap_or_default().trim();
+        found.eq_ignore_ascii_case(word) && !parts.any(is_nothing)
+    })
 }

@@ -12,7 +12,6 @@ use axum::{
 use serde::Serialize;
 
 use crate::{
-    access::Caller,
     dispatch::Outcome,
     json,
     memory::{Budget, Share},
@@ -48,27 +47,13 @@ pub(super) struct Refusal {
     pub(super) problem: Problem,
     /// The region that the request names, where that was read before.
     pub(super) region: Option<Region>,
-    /// Who sent the request, where that was found before; the layer that finds it adds it.
-    pub(super) client: Option<Caller>,
 }
 
 impl Refusal {
     /// A refusal of a request that names `region`, if it names one.
     pub(super) fn new(problem: Problem, region: Option<&Region>) -> Self {
-        Self {
-            region: region.cloned(),
-            ..problem.into()
-        }
-    }
-}
-
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Self {
-        Self {
-            problem,
-            region: None,
-            client: None,
-        }
+        let region = region.cloned();
+        Self { problem, region }
     }
 }
 
@@ -82,7 +67,7 @@ impl IntoResponse for Refusal {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        Refusal::from(self).into_response()
+        Refusal::new(self, None).into_response()
     }
 }
 

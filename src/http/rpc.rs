@@ -1,14 +1,11 @@
-//! `POST /rpc/{region}`: a call from a client. One whose path names the function too is read in `path.rs`.
+//! `POST /rpc/{region}` and `POST /rpc/{region}/{module}/{function}`: a call from a client, from its admission to its answer.
 
-pub(super) mod path;
-
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use axum::{
     Extension,
-    body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request::Parts},
+    http::{HeaderName, Method, StatusCode},
     response::{IntoResponse, Response, Result},
 };
 use scopeguard::ScopeGuard;
@@ -21,34 +18,23 @@ use utoipa::{IntoParams, IntoResponses, ToSchema};
 use super::{
     App, AppState, auth,
     documents::Accepted,
-    head::lists,
     layers::Context,
-    log,
     openapi::CallProblems,
     replay,
-    request::json_body,
+    request::{self, CallRequest, InPath, lists},
     response::{Json, Refusal, with_room},
 };
 use crate::{
     access::Caller,
     call::Call,
-    config::Route,
     dispatch::Outcome,
-    name::{ConsistencyToken, RequestId},
-    problem::{Code, Problem},
-    protocol::FORWARDED,
-    region::Targets,
+    name::{FunctionName, InstanceId, RequestId},
+    region::{Region, Targets},
     replay::REPLAY,
     reply::{Meta, Reply},
-    trace::{self, TRACEPARENT},
+    trace,
 };
 
-/// Makes a repeat of a call the same call.
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// What the data that the function reads must have seen.
-const AFTER: HeaderName = HeaderName::from_static("rpc-after");
-/// Where the call stands in a trace.
-const TRACE: HeaderName = HeaderName::from_static(TRACEPARENT);
 /// What the client prefers (RFC 7240), and which of it is honored.
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -119,6 +105,24 @@ pub(super) struct CallHeaders {
     /// The trace that the call is part of (W3C Trace Context); passed on to the instance that runs it
     #[param(rename = "traceparent")]
     trace: Option<String>,
+}
+
+/// What a call whose body is its arguments says in headers.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only the document is made of it")]
+pub(super) struct OptionHeaders {
+    /// How long to wait, in milliseconds; at most what `RPC_MAX_TIMEOUT` allows, 60000 where it is not set. What the function
+    /// declares, else 5000 or `RPC_DEFAULT_TIMEOUT`, when it is not given
+    #[param(rename = "rpc-timeout-ms", minimum = 1, maximum = 86_400_000)]
+    timeout: Option<u64>,
+    /// Whether the function may run twice: allows another attempt after one that may have run. What the function declares,
+    /// else false, when it is not given
+    #[param(rename = "rpc-idempotent")]
+    idempotent: Option<bool>,
+    /// Only on this instance of the region
+    #[param(rename = "rpc-instance", pattern = r"^[A-Za-z0-9._\-]{1,128}$")]
+    instance: Option<String>,
 }
 
 /// How a call is answered that ran, or was admitted.
@@ -224,7 +228,7 @@ pub(super) async fn call_function(
     State(app): AppState,
     Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
-    mut targets: Targets,
+    InPath(mut targets): InPath<Targets>,
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
@@ -232,11 +236,14 @@ pub(super) async fn call_function(
     let primary = &app.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
     auth::check_regions(&caller, targets.named(primary)).map_err(refuse)?;
-    let mut request = read(&app, &parts, body).await.map_err(refuse)?;
+    let mut request = request::call(&app, &parts, body).await.map_err(refuse)?;
     auth::check_function(&caller, &request.call.name).map_err(refuse)?;
     app.dispatcher.put_under_policy(&targets, &mut request.call);
     if let Some(answer) = replay::ask(&app, &context, &parts, &request, &targets) {
-        log::replay(&caller, &request.call.name, &targets, &context.request_id);
+        // The instance that gets it there logs what came of it.
+        let (client, function, request_id) =
+            (caller.name(), &request.call.name, &context.request_id);
+        tracing::info!(client, %function, region = %targets, %request_id, "replay");
         return Ok(answer);
     }
     let CallRequest { mut call, size, .. } = request;
@@ -276,7 +283,65 @@ pub(super) async fn call_function(
     Ok((others, outcome).into_response())
 }
 
-/// Whether `request` is one of [`call_function`], or of [`path::call_function_by_path`], which hands on to it.
+/// Call a function by its path
+///
+/// As `POST /rpc/{region}`, with the arguments alone as the body: an array, or, where the function declares its parameters,
+/// an object by their names; no body is no arguments. An instance's own document has an operation like this one, with named
+/// and typed arguments, for each function of its cluster that declares its parameters.
+#[utoipa::path(
+    post,
+    path = "/rpc/{region}/{module}/{function}",
+    operation_id = "callFunctionByPath",
+    tag = "rpc",
+    params(
+        (
+            "region" = String,
+            Path,
+            description = "A region such as `syd`; `primary`; `any`, the region that answers nearest and has a ready \
+                instance with the function; or a list of up to three of these, the preferred one first",
+            pattern = r"^[a-z0-9][a-z0-9\-]{0,31}(,[a-z0-9][a-z0-9\-]{0,31}){0,2}$",
+            example = "syd"
+        ),
+        (
+            "module" = String,
+            Path,
+            description = "The function's module, percent-encoded",
+            pattern = "^[!-~]{1,128}$",
+            example = "String"
+        ),
+        (
+            "function" = String,
+            Path,
+            description = "The function, percent-encoded",
+            pattern = "^[!-~]{1,128}$",
+            example = "upcase"
+        ),
+        CallHeaders,
+        OptionHeaders,
+    ),
+    request_body(
+        content = Vec<Value>,
+        description = "The arguments, any JSON values, passed on exactly as received; at most 256",
+        content_type = "application/json",
+        examples(("upcase" = (summary = "String.upcase(\"fly\")", value = json!(["fly"]))))
+    ),
+    responses(
+        CallAnswers,
+        CallProblems,
+    ),
+    security(("client_token" = []), ())
+)]
+pub(super) async fn call_function_by_path(
+    app: AppState,
+    context: Extension<Context>,
+    caller: Extension<Caller>,
+    targets: InPath<Targets>,
+    request: Request,
+) -> Result<Response> {
+    call_function(app, context, caller, targets, request).await
+}
+
+/// Whether `request` is one of [`call_function`], or of [`call_function_by_path`], which hands on to it.
 pub(super) fn is_call<B>(request: &Request<B>) -> bool {
     let is_target = |rest: &str| {
         let mut segments = rest.split('/');
@@ -298,19 +363,38 @@ struct About {
 }
 
 impl About {
-    fn ended(&self, outcome: &Outcome) {
-        let problem = outcome.result.as_ref().err();
-        let region = outcome.meta.region.as_ref();
-        trace::ended(&self.span, &self.call.name, region, problem);
-        let calls = &self.app.metrics.calls;
-        calls.of_client(self.caller.name(), problem);
-        log::call(&self.caller, &self.call.name, outcome);
+    /// Counts and logs the end of the call, without its arguments and its result.
+    fn ended(&self, Outcome { result, meta }: &Outcome) {
+        let (client, function, problem) =
+            (self.caller.name(), &self.call.name, result.as_ref().err());
+        trace::ended(&self.span, function, meta.region.as_ref(), problem);
+        self.app.metrics.calls.of_client(client, problem);
+        let region = meta.region.as_ref().map_or("", Region::as_str);
+        let instance = meta.instance.as_ref().map_or("", InstanceId::as_str);
+        let request_id = meta.request_id.as_str();
+        let (attempts, elapsed_ms) = (meta.attempts, meta.elapsed_ms);
+        let Some(problem) = problem else {
+            tracing::info!(
+                client, %function, region, instance, executed = "yes", attempts, elapsed_ms, request_id, "call"
+            );
+            return;
+        };
+        let (code, executed, detail) = (problem.word(), problem.executed, &problem.detail);
+        tracing::warn!(
+            client, %function, region, instance, code, %executed, detail, attempts, elapsed_ms, request_id, "call failed"
+        );
     }
 
     fn abandoned(&self) {
-        self.app.metrics.calls.abandoned.inc();
-        let name = &self.call.name;
-        log::abandoned(&self.caller, name, &self.targets, &self.request_id);
+        let Self {
+            app,
+            caller,
+            call,
+            targets,
+            request_id,
+            ..
+        } = self;
+        abandoned(app, caller, &call.name, targets, request_id);
     }
 
     /// The answer to a call that was admitted and goes on.
@@ -334,86 +418,15 @@ impl About {
     }
 }
 
-/// A call as a client asks for it.
-pub(super) struct CallRequest {
-    pub(super) call: Call,
-    /// How it is to get to another region.
-    pub(super) route: Route,
-    /// The size of its body in bytes.
-    pub(super) size: usize,
-}
-
-async fn read(app: &App, head: &Parts, body: Body) -> Result<CallRequest, Problem> {
-    let headers = &head.headers;
-    refuse_forwarded(headers)?;
-    let route = replay::route(headers, app.route)?;
-    let (call, body) = match path::function(&head.uri)? {
-        Some(name) => path::read(app, name, headers, body).await?,
-        None => {
-            let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
-            (Call::from_json(&body.bytes, app.timeouts)?, body)
-        }
-    };
-    let mut call = with_headers(call, headers)?;
-    let size = body.bytes.len();
-    call.memory = Some(Arc::new(body.reserved));
-    Ok(CallRequest { call, route, size })
-}
-
-/// Refuses a request of another instance, which would have this one forward it.
-pub(super) fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
-    if !headers.contains_key(FORWARDED) {
-        return Ok(());
-    }
-    let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
-    Err(Problem::new(Code::LoopDetected, detail))
-}
-
-/// `call` with what the headers of a request say of it: its key, its token, and what called it.
-pub(super) fn with_headers(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
-    let call = with_key(call, headers)?;
-    let call = with_token(call, headers)?;
-    let trace = headers.get(TRACE);
-    Ok(Call {
-        trace: trace.and_then(|trace| trace.to_str().ok()?.parse().ok()),
-        ..call
-    })
-}
-
-/// `call` under the key of the request, if it has one.
-fn with_key(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
-    match only(headers, &IDEMPOTENCY_KEY)? {
-        Some(key) => call.with_key(key),
-        None => Ok(call),
-    }
-}
-
-/// `call` after the consistency token of the request, if it has one.
-fn with_token(call: Call, headers: &HeaderMap) -> Result<Call, Problem> {
-    let Some(token) = only(headers, &AFTER)? else {
-        return Ok(call);
-    };
-    let after = str::from_utf8(token)
-        .ok()
-        .and_then(|token| token.parse().ok());
-    let after = after.ok_or_else(|| {
-        let detail = format!("header rpc-after must be {}", ConsistencyToken::RULE);
-        Problem::new(Code::InvalidRequest, detail)
-    })?;
-    Ok(Call {
-        after: Some(after),
-        ..call
-    })
-}
-
-/// The value of a header that may be given once.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Problem> {
-    let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
-    match (values.next(), values.next()) {
-        (value, None) => Ok(value),
-        (_, Some(_)) => Err(Problem::new(
-            Code::InvalidRequest,
-            format!("header {name} is given twice"),
-        )),
-    }
+/// Counts and logs a call for `regions` whose client went away before there was an answer; what runs, runs on.
+pub(super) fn abandoned(
+    app: &App,
+    caller: &Caller,
+    function: &FunctionName,
+    regions: &impl Display,
+    request_id: &RequestId,
+) {
+    app.metrics.calls.abandoned.inc();
+    let client = caller.name();
+    tracing::warn!(client, %function, region = %regions, executed = "maybe", %request_id, "call abandoned");
 }

@@ -20,10 +20,10 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
-use super::{ENVELOPE, clock::Clock, upgrade::Confirmation};
+use super::{Clock, Confirmation, ENVELOPE, ended};
 use crate::{
     dispatch::Outcome,
-    http::{App, layers::Context, log, response::with_room},
+    http::{App, layers::Context, response::with_room},
     lifecycle::Phase,
     memory::{Reserved, Share},
     problem::{Code, Problem},
@@ -306,9 +306,7 @@ impl Exchange {
                 let span = trace::exec_span(&request_id, exec.call.trace);
                 let run = async move {
                     let outcome = app.dispatcher.exec(&exec, request_id, arrived).await;
-                    let problem = outcome.result.as_ref().err();
-                    trace::ended(&Span::current(), &exec.call.name, None, problem);
-                    log::exec(&exec.call.name, &outcome);
+                    ended(&Span::current(), &exec, &outcome);
                     (id, outcome)
                 };
                 // Most functions end at once.

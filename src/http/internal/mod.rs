@@ -1,25 +1,28 @@
-//! `/internal/*`: the routes of the cluster's instances. A call that arrives here runs here or not at all.
+//! `/internal/*`: the routes of the cluster's instances. A call that arrives here runs here or not at all: alone, as a line
+//! among others, or on a connection that both ends keep. `lines.rs` reads lines and answers them.
 
-mod clock;
 mod lines;
-mod upgrade;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension,
     body::Body,
     extract::{Request, State},
-    http::HeaderMap,
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{CONNECTION, UPGRADE},
+    },
     response::{IntoResponse, Response},
 };
-use tracing::Instrument;
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+use tracing::{Instrument, Span};
 
-pub(super) use self::upgrade::{Opening, is_upgrade};
 use super::{
     App, AppState,
+    auth::ProvenToken,
     layers::Context,
-    log,
     request::{is_ndjson, json_body},
     response::{Json, Refusal, with_room},
 };
@@ -27,16 +30,25 @@ use crate::{
     config::Identity,
     dispatch::Outcome,
     lifecycle::Phase,
-    problem::Problem,
-    protocol::{CatalogueDocument, DRAINING, Exec, Introduction, PROTOCOL, Readiness, STATE},
+    problem::{Code, Problem},
+    protocol::{
+        CLOCK, CatalogueDocument, DRAINING, Exec, FUNCTIONS, INTRODUCTION, Introduction, LINES,
+        NONCE, PROOF, PROTOCOL, Readiness, STATE, Statement, lines::control, new_nonce,
+    },
+    token::Proof,
     trace,
 };
 
 /// What a call between instances holds besides its client's body, in bytes.
 const ENVELOPE: usize = 4 << 10;
+/// By how much two clocks may run apart: 200 millionths, twice what ordinary quartz does.
+const DRIFT: i128 = 5_000;
+
+/// The proof in an answer to a probe that came with one, made of the very token that its sender proved to know.
+type Proven = Option<Extension<ProvenToken>>;
 
 /// `GET /internal/region`: who this instance is.
-pub(super) async fn introduce(State(app): AppState) -> Json<Introduction> {
+pub(super) async fn introduce(State(app): AppState, proven: Proven) -> Response {
     let Identity {
         region,
         primary,
@@ -45,7 +57,7 @@ pub(super) async fn introduce(State(app): AppState) -> Json<Introduction> {
         release,
     } = app.identity.clone();
     let serves = app.lifecycle.phase() == Phase::Serving;
-    Json(Introduction {
+    let introduction = Json(Introduction {
         region,
         instance,
         boot: Some(app.boot.clone()),
@@ -60,12 +72,26 @@ pub(super) async fn introduce(State(app): AppState) -> Json<Introduction> {
         protocol: PROTOCOL,
         catalogue: app.executor.catalogue().hash().clone(),
         app_state: app.executor.app().map(|beside| beside.status().health),
-    })
+    });
+    (proof(&app, INTRODUCTION, proven), introduction).into_response()
 }
 
 /// `GET /internal/functions`: the catalogue behind the hash.
-pub(super) async fn functions(State(app): AppState) -> Response {
-    Json(&CatalogueDocument::from(&*app.executor.catalogue())).into_response()
+pub(super) async fn functions(State(app): AppState, proven: Proven) -> Response {
+    let catalogue = Json(CatalogueDocument::from(&*app.executor.catalogue()));
+    (proof(&app, FUNCTIONS, proven), catalogue).into_response()
+}
+
+/// The header with the proof that the sender of a probe for `path` wants in turn.
+fn proof(app: &App, path: &str, proven: Proven) -> Option<[(&'static str, String); 1]> {
+    let Extension(ProvenToken { token, challenge }) = proven?;
+    let answers = Statement::Answers {
+        path,
+        instance: &app.identity.instance,
+        region: &app.identity.region,
+        boot: Some(&app.boot),
+    };
+    Some([(PROOF, challenge.prove(&token, answers).to_string())])
 }
 
 /// `POST /internal/exec`: one call that a peer forwarded, or many, a line each, or a connection for more.
@@ -75,7 +101,7 @@ pub(super) async fn exec(
     request: Request,
 ) -> Response {
     if is_upgrade(request.headers()) {
-        return upgrade::accept(app, context, request);
+        return accept(app, context, request);
     }
     let (parts, body) = request.into_parts();
     if is_ndjson(&parts.headers) {
@@ -108,7 +134,175 @@ async fn run(
         .instrument(span.clone())
         .await;
     let outcome = with_room(outcome, &app.memory);
-    trace::ended(&span, &exec.call.name, None, outcome.result.as_ref().err());
-    log::exec(&exec.call.name, &outcome);
+    ended(&span, &exec, &outcome);
     Ok(outcome)
+}
+
+/// Traces and logs the end of a call that a peer forwarded; the peer logs what it means for the client.
+fn ended(span: &Span, exec: &Exec, outcome: &Outcome) {
+    let (function, request_id) = (&exec.call.name, &outcome.meta.request_id);
+    let elapsed_ms = outcome.meta.elapsed_ms;
+    let problem = outcome.result.as_ref().err();
+    trace::ended(span, function, None, problem);
+    match problem {
+        None => tracing::debug!(%function, elapsed_ms, %request_id, "exec"),
+        Some(Problem { code, executed, .. }) => {
+            tracing::info!(%function, %code, %executed, elapsed_ms, %request_id, "exec");
+        }
+    }
+}
+
+/// What the first line of a connection must prove.
+#[derive(Debug)]
+struct Confirmation {
+    proven: ProvenToken,
+    nonce: String,
+}
+
+impl Confirmation {
+    /// Whether `line` proves it.
+    fn is_given_by(&self, line: &[u8]) -> bool {
+        let ProvenToken { token, challenge } = &self.proven;
+        let proof = control(line).and_then(|control| control.proof?.parse().ok());
+        let confirms = Statement::Confirms { nonce: &self.nonce };
+        proof.is_some_and(|proof: Proof| challenge.is_proven(token, confirms, &proof))
+    }
+}
+
+/// Whether a request asks for a connection for calls.
+pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
+    headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(LINES.as_bytes())
+}
+
+/// Answers a request that asks for a connection, and serves it in the background until either side ends it.
+fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
+    if app.lifecycle.phase() >= Phase::Refusing {
+        let detail = "this instance is stopping and takes no new calls";
+        let problem = Problem::new(Code::Draining, detail);
+        return Refusal::new(problem, Some(&app.identity.region)).into_response();
+    }
+    let clock_us = request
+        .headers()
+        .get(CLOCK)
+        .and_then(|at| at.to_str().ok()?.parse().ok());
+    let clock = Clock::new(clock_us.unwrap_or(0), context.arrived);
+    let confirmation = request
+        .extensions()
+        .get::<ProvenToken>()
+        .map(|proven| Confirmation {
+            proven: proven.clone(),
+            nonce: new_nonce(),
+        });
+    let response = switching(&app, confirmation.as_ref());
+    let upgraded = hyper::upgrade::on(&mut request);
+    let lifecycle = Arc::clone(&app.lifecycle);
+    tokio::spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => {
+                let connection = TokioIo::new(upgraded);
+                // A peer that does not read holds up the end no longer than a client does.
+                tokio::select! {
+                    // First what has ended is written.
+                    biased;
+                    () = lines::serve(app, context, clock, confirmation, connection) => {}
+                    () = lifecycle.reached(Phase::Cut) => {}
+                }
+            }
+            Err(error) => tracing::debug!(%error, "a connection for calls was not made"),
+        }
+    });
+    response
+}
+
+/// The answer that switches protocols (RFC 9110, section 15.2.2).
+fn switching(app: &App, confirmation: Option<&Confirmation>) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(LINES));
+    let Some(Confirmation { proven, nonce }) = confirmation else {
+        return response;
+    };
+    let ProvenToken { token, challenge } = proven;
+    let accepts = Statement::Accepts {
+        nonce,
+        instance: &app.identity.instance,
+        region: &app.identity.region,
+    };
+    let proof = challenge.prove(token, accepts);
+    for (name, value) in [(NONCE, nonce.clone()), (PROOF, proof.to_string())] {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    response
+}
+
+/// How long the lines of one connection were on their way, without comparing clocks.
+///
+/// Each line has the time on its connection's clock, which the sender started. The difference between the reader's time
+/// and that is the delay and an unknown constant; the smallest difference ever seen stands for a line that was not held
+/// up, and what a line took beyond it was spent waiting: in the buffers of an instance that hung, or of a network that was
+/// cut. Two clocks run apart slowly, so the smallest difference is allowed to grow a little with time.
+#[derive(Debug)]
+struct Clock {
+    started: Instant,
+    /// The smallest difference between the reader's and the sender's time, in microseconds, and when it was seen.
+    least: (i128, Instant),
+}
+
+impl Clock {
+    /// The clock of a connection whose upgrade was asked for at `at_us` and arrived at `now`.
+    fn new(at_us: u64, now: Instant) -> Self {
+        Self {
+            started: now,
+            least: (-i128::from(at_us), now),
+        }
+    }
+
+    /// How much longer than the fastest ones the line of `at_us`, read at `now`, was on its way.
+    fn delay(&mut self, at_us: u64, now: Instant) -> Duration {
+        let micros = |span: Duration| i128::try_from(span.as_micros()).unwrap_or(i128::MAX);
+        let difference = micros(now - self.started) - i128::from(at_us);
+        let (least, seen) = self.least;
+        let usual = least + micros(now - seen) / DRIFT;
+        if difference <= usual {
+            self.least = (difference, now);
+            return Duration::ZERO;
+        }
+        Duration::from_micros(u64::try_from(difference - usual).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_held_up_is_late_by_what_it_waited() {
+        let start = Instant::now();
+        let mut clock = Clock::new(500_000, start);
+        for (sent_ms, read_ms, late_ms) in [
+            (510, 12, 2),
+            (530, 28, 0),
+            (540, 39, 1),
+            (600, 10_098, 10_000),
+        ] {
+            let delay = clock.delay(sent_ms * 1000, start + Duration::from_millis(read_ms));
+            let off = delay.abs_diff(Duration::from_millis(late_ms));
+            assert!(off < Duration::from_millis(3), "{delay:?}");
+        }
+    }
+
+    #[test]
+    fn clocks_that_run_apart_make_no_line_late() {
+        let start = Instant::now();
+        let mut clock = Clock::new(0, start);
+        for second in 1..10_000 {
+            // The reader's clock is fast by a hundred millionths.
+            let now = start + Duration::from_micros(second * 1_000_100);
+            assert_eq!(clock.delay(second * 1_000_000, now), Duration::ZERO);
+        }
+    }
 }
