@@ -43,6 +43,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run one instance
+    #[command(after_help = serve::variables())]
     Serve(serve::ServeArgs),
     /// Run one instance and the app beside it
     Run(run::RunArgs),

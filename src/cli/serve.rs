@@ -24,6 +24,23 @@ fn flags() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().filter(|setting| !setting.flag.is_empty())
 }
 
+/// For the end of the help: the variables that are no flags.
+pub(super) fn variables() -> String {
+    let row = |setting: &Setting| {
+        let Setting {
+            variable,
+            value,
+            default,
+            help,
+            ..
+        } = setting;
+        format!("\n  {variable} <{value}>\n          {help} [default: {default}]")
+    };
+    let rows = SETTINGS.iter().filter(|setting| setting.flag.is_empty());
+    let rows: String = rows.map(row).collect();
+    format!("Variables without a flag:{rows}")
+}
+
 impl Args for ServeArgs {
     fn augment_args(command: Command) -> Command {
         let flags = flags().map(|setting| {
