@@ -29,13 +29,35 @@ use super::{
     dns::Dns,
     way::{Latency, Way},
 };
-use crate::{cli::Failure, config::SETTINGS, region::Region, telemetry::printable};
+use crate::{
+    cli::Failure,
+    config::{SETTINGS, Setting, settings::*},
+    region::Region,
+    telemetry::printable,
+};
 
 /// The most instances of one cluster on one machine.
 const MAX_INSTANCES: usize = 64;
 
 /// How long an instance may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(10);
+
+/// The settings in our own environment that hold for every instance: how long it waits, and what it holds. The others say
+/// who and where one instance is, and whom it serves, which the cluster decides.
+const PASSED_ON: [Setting; 12] = [
+    RPC_DEFAULT_TIMEOUT,
+    RPC_MAX_TIMEOUT,
+    RPC_CONNECT_TIMEOUT,
+    RPC_ROUTE,
+    RPC_APP_CONCURRENCY,
+    RPC_APP_STOP_TIMEOUT,
+    RPC_KEY_STORE,
+    RPC_MAX_BODY,
+    RPC_MAX_RESULT,
+    RPC_MAX_IN_FLIGHT,
+    RPC_MAX_MEMORY,
+    RPC_DRAIN_TIMEOUT,
+];
 
 /// Of the names in the log, one for each region.
 const COLOURS: [AnsiColor; 6] = [
@@ -271,8 +293,10 @@ fn command(plan: &Plan) -> Result<Command, Failure> {
     command.arg(format!("--listen={}", plan.listen));
     let settings = plan.settings.iter();
     command.args(settings.map(|(flag, value)| format!("--{flag}={value}")));
-    for setting in SETTINGS {
-        command.env_remove(setting.variable);
+    let is_passed_on = |name| PASSED_ON.iter().any(|setting| setting.variable == name);
+    let variables = SETTINGS.iter().map(|setting| setting.variable);
+    for name in variables.filter(|name| !is_passed_on(*name)) {
+        command.env_remove(name);
     }
     if has_app {
         command.arg("--again").arg("--").args(&plan.app);

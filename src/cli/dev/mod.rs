@@ -42,7 +42,9 @@ const ORDERS: usize = 16;
   fly-rpc dev
   fly-rpc dev --regions syd:2,iad --latency realistic
   fly-rpc dev --regions iad,syd -- python3 app.py
-  fly-rpc dev --regions iad,syd:3 --chaos      then type: kill syd-1")]
+  fly-rpc dev --regions iad,syd:3 --chaos      then type: kill syd-1
+
+Timeouts, limits, RPC_ROUTE and RPC_KEY_STORE in the environment hold for every instance; dev decides the other settings.")]
 pub(super) struct DevArgs {
     /// The regions, each with its number of instances, such as `syd:2,iad`; the first is the primary
     #[arg(long, value_name = "REGION[:COUNT],…", default_value = "iad,syd,fra")]

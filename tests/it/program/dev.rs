@@ -36,14 +36,15 @@ struct Dev {
 
 impl Dev {
     async fn start(arguments: &[&str]) -> Self {
-        Self::start_at(0, arguments).await
+        Self::start_at(0, &[], arguments).await
     }
 
-    async fn start_at(port: u16, arguments: &[&str]) -> Self {
+    async fn start_at(port: u16, variables: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
         command.args(["dev", "--poll-interval", "100ms"]);
         command.arg(format!("--port={port}"));
         command.args(arguments).env_clear();
+        command.envs(variables.iter().copied());
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -177,7 +178,7 @@ async fn what_an_app_left_running_does_not_hold_up_the_end() {
 async fn a_port_of_another_program_is_named_first_and_the_lines_fit() {
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
-    let mut dev = Dev::start_at(port, &["--regions", "iad,syd"]).await;
+    let mut dev = Dev::start_at(port, &[], &["--regions", "iad,syd"]).await;
     let line = format!("another program has port {port}");
     let said = dev.said.lock().unwrap()[0].clone();
     assert!(said.starts_with(&line), "{said}");
@@ -191,6 +192,25 @@ async fn a_port_of_another_program_is_named_first_and_the_lines_fit() {
     assert_eq!(lines.len(), 4, "{:#?}", dev.welcome);
     for line in lines {
         assert!(line.contains(&format!("localhost:{iad}")), "{line}");
+    }
+    assert_eq!(dev.interrupt().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn of_the_environment_timeouts_and_limits_hold_for_every_instance() {
+    let variables = [
+        ("RPC_DEFAULT_TIMEOUT", "1234ms"),
+        ("RPC_MAX_MEMORY", "64MiB"),
+        // Where an instance is, and what it listens on, is for `dev` to say.
+        ("FLY_REGION", "fra"),
+        ("RPC_LISTEN", "0.0.0.0:1"),
+        ("RPC_TOKEN", "short"),
+    ];
+    let mut dev = Dev::start_at(0, &variables, &["--regions", "iad,syd"]).await;
+    for name in ["iad-1", "syd-1"] {
+        let explained = "/regions/primary/explain?function=String.upcase";
+        let explained = dev.get(name, explained).await;
+        assert_eq!(explained["policy"]["timeout_ms"], 1234, "{explained}");
     }
     assert_eq!(dev.interrupt().await.code(), Some(0));
 }
