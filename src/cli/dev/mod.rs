@@ -292,7 +292,8 @@ fn welcome(
     } else {
         parts.extend([
             format!("  curl -s {host}/functions"),
-            curl(&far, r#"{"module":"Math","function":"add","args":[1,2]}"#),
+            curl(&far, r#"{"module":"Math","function":"add","args":[1,2]}"#)
+                + "  # an app of `fly-rpc example` has it",
         ]);
     }
     if args.chaos {
