@@ -21,7 +21,6 @@ const EXECUTED: &str = "rpc-executed";
 const CONSISTENCY: &str = "rpc-consistency";
 /// A header by which an app says how many milliseconds it waited for that.
 const WAITED: &str = "rpc-waited-ms";
-/// The content type of the answers that are understood.
 const JSON: &str = "application/json";
 
 pub(super) enum Meaning {

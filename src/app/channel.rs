@@ -29,6 +29,7 @@ use tokio_util::either::Either;
 use crate::{
     config::{AppAddress, AppUrl},
     memory::{Budget, Reserved, Share},
+    token::Token,
 };
 
 /// How long an idle connection is kept. Measured: gunicorn's sync worker closes at once and says so, its gthread after
@@ -42,10 +43,11 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
-/// The connections to one app.
+/// The connections to one app, and what it is asked with.
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) url: AppUrl,
+    pub(super) token: Option<Token>,
     host: HeaderValue,
     /// What answers count in while they are read.
     memory: Arc<Budget>,
@@ -103,14 +105,15 @@ impl Broken {
 }
 
 impl Channel {
-    /// The connections to the app at `url`; none yet.
-    pub(super) fn new(url: &AppUrl, memory: Arc<Budget>) -> Self {
+    /// The connections to the app at `url`, which knows `token`; none yet.
+    pub(super) fn new(url: &AppUrl, token: Option<Token>, memory: Arc<Budget>) -> Self {
         let host = match &url.address {
             AppAddress::Tcp(address) => HeaderValue::from_str(address).ok(),
             AppAddress::Unix(_) => None,
         };
         Self {
             url: url.clone(),
+            token,
             host: host.unwrap_or(HeaderValue::from_static("localhost")),
             memory,
             idle: Mutex::default(),

@@ -3,8 +3,7 @@
 
 mod answer;
 mod channel;
-mod listing;
-mod watch;
+mod list;
 
 use std::{
     fmt,
@@ -21,17 +20,19 @@ use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{mpsc, oneshot, watch as tokio_watch},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::ToSchema;
 
-pub(crate) use self::listing::Listing;
+pub(crate) use self::list::Listing;
+#[cfg(feature = "cli")]
+pub(crate) use self::list::check;
 use self::{
     answer::Meaning,
     channel::{Broken, Channel},
-    watch::{Asked, Watch},
+    list::{Asked, NoList, Watch},
 };
 use crate::{
     call::Call,
@@ -43,7 +44,6 @@ use crate::{
     name::{ConsistencyToken, FunctionName, RequestId},
     problem::{Code, Problem},
     reply::{Outcome, Returned},
-    token::Token,
     trace::{self, TRACEPARENT},
 };
 
@@ -64,7 +64,6 @@ pub(crate) enum AppHealth {
     Open,
 }
 
-/// The health of an app, and its functions.
 #[derive(Clone, Debug)]
 pub(crate) struct Status {
     pub(crate) health: AppHealth,
@@ -77,7 +76,6 @@ pub(crate) struct Status {
 /// What came of a call in the app, and what the app says that it took.
 #[derive(Debug)]
 pub(crate) struct Answered {
-    /// What came of it.
     pub(crate) outcome: Outcome,
     /// How long the app waited until its data had seen what the call names.
     pub(crate) waited: Option<Duration>,
@@ -92,14 +90,12 @@ impl From<Outcome> for Answered {
     }
 }
 
-/// The app beside this instance.
 #[derive(Debug)]
 pub(crate) struct App {
     channel: Channel,
-    token: Option<Token>,
     max_result: usize,
     gate: Gate,
-    status: tokio_watch::Sender<Status>,
+    status: watch::Sender<Status>,
     /// Calls that wait until the list was asked for again.
     asks: mpsc::Sender<oneshot::Sender<Asked>>,
     /// Whether the log says already that the app gives invalid consistency tokens.
@@ -115,8 +111,19 @@ impl App {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let token = config.token.clone();
-        let (app, asked) = Self::new(&config.url, token, config.concurrency, max_result, memory);
+        let (asks, asked) = mpsc::channel(ASKS);
+        let app = Arc::new(Self {
+            channel: Channel::new(&config.url, config.token.clone(), memory),
+            max_result,
+            gate: Gate::new(config.concurrency),
+            status: watch::Sender::new(Status {
+                health: AppHealth::Starting,
+                reason: None,
+                listing: Arc::default(),
+            }),
+            asks,
+            warned: AtomicBool::new(false),
+        });
         let watch = Watch {
             app: Arc::clone(&app),
             allow_anonymous: config.allow_anonymous,
@@ -128,52 +135,11 @@ impl App {
         app
     }
 
-    /// The list of the app at `url`, asked once with `token`, and whether it is given without that too.
-    ///
-    /// # Errors
-    /// Why there is no list, in words.
-    #[cfg(feature = "cli")]
-    pub(crate) async fn check(
-        url: &AppUrl,
-        token: Option<Token>,
-    ) -> Result<(Listing, bool), String> {
-        let (app, _) = Self::new(url, token, 1, 0, Budget::new(usize::MAX));
-        let body = app.list().await.map_err(|why| why.to_string())?;
-        let listing = Listing::parse(&body)?;
-        let is_open = app.is_open().await.map_err(|why| why.to_string())?;
-        Ok((listing, is_open))
-    }
-
-    fn new(
-        url: &AppUrl,
-        token: Option<Token>,
-        concurrency: usize,
-        max_result: usize,
-        memory: Arc<Budget>,
-    ) -> (Arc<Self>, mpsc::Receiver<oneshot::Sender<Asked>>) {
-        let (asks, asked) = mpsc::channel(ASKS);
-        let app = Arc::new(Self {
-            channel: Channel::new(url, memory),
-            token,
-            max_result,
-            gate: Gate::new(concurrency),
-            status: tokio_watch::Sender::new(Status {
-                health: AppHealth::Starting,
-                reason: None,
-                listing: Arc::default(),
-            }),
-            asks,
-            warned: AtomicBool::new(false),
-        });
-        (app, asked)
-    }
-
     /// The URL of its list.
     pub(crate) fn url(&self) -> &AppUrl {
         &self.channel.url
     }
 
-    /// Its status now.
     pub(crate) fn status(&self) -> Status {
         self.status.borrow().clone()
     }
@@ -222,27 +188,14 @@ impl App {
         let (done, wait) = oneshot::channel();
         // When as many wait as may, this one is dropped with its channel.
         let _ = self.asks.try_send(done);
-        wait.await.unwrap_or(Asked::Unusable)
+        wait.await
+            .unwrap_or_else(|_| Err(NoList::Unusable("too many calls wait for it".to_owned())))
     }
 
     /// Has the list asked for at once, because the app does not seem to be there.
     fn doubt(&self) {
         let (nobody, _) = oneshot::channel();
         let _ = self.asks.try_send(nobody);
-    }
-
-    /// A request for the list, with the token or without.
-    fn list_request(&self, token: Option<&Token>) -> Request<Full<Bytes>> {
-        let base = self.channel.url.base.as_str();
-        let path = if base.is_empty() { "/" } else { base };
-        let mut request = Request::new(Full::default());
-        *request.uri_mut() = path.parse().unwrap_or_default();
-        let headers = request.headers_mut();
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        if let Some(token) = token {
-            headers.insert(header::AUTHORIZATION, token.bearer());
-        }
-        request
     }
 }
 
@@ -349,13 +302,13 @@ impl AppCall {
         let (asked, status) = (self.app.ask_again().await, self.app.status());
         let has_it = status.offered(&self.name).is_some();
         match asked {
-            Asked::Listed if has_it => otherwise,
-            Asked::Listed => status.missing(&self.name),
-            Asked::Refused => {
+            Ok(()) if has_it => otherwise,
+            Ok(()) => status.missing(&self.name),
+            Err(NoList::Refused(_)) => {
                 let detail = format!("{}: the app refuses the call and its list", self.name);
                 Problem::new(Code::FunctionUnavailable, detail)
             }
-            Asked::Unreachable | Asked::Unusable => {
+            Err(NoList::Unreachable(_) | NoList::Unusable(_)) => {
                 let detail = format!("{}: the app refused, and then gave no list", self.name);
                 answer::lost(detail)
             }
@@ -370,7 +323,7 @@ impl AppCall {
         *request.uri_mut() = self.path.parse().unwrap_or_default();
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
-        if let Some(token) = &self.app.token {
+        if let Some(token) = &self.app.channel.token {
             headers.insert(header::AUTHORIZATION, token.bearer());
         }
         // The deadline may pass at this very moment; then the call ends all the same.

@@ -6,7 +6,7 @@ use clap::Args;
 use super::{Failure, ask::AskArgs, print, say};
 use crate::{
     AppUrl,
-    app::{App, Listing},
+    app::{self, Listing},
     config,
     http::openapi_with,
     json,
@@ -60,7 +60,7 @@ pub(super) async fn openapi(args: OpenapiArgs) -> Result<(), Failure> {
 /// What the app at `url` lists; whether it gives its list without the token too.
 async fn listed(url: &AppUrl) -> Result<(Listing, bool), Failure> {
     let token = config::token("RPC_APP_TOKEN")?;
-    App::check(url, token).await.map_err(|why| {
+    app::check(url, token).await.map_err(|why| {
         let hint = "GET of it must answer 200, application/json and {\"functions\":{\"Math.add\":{}}} to `authorization: \
                     Bearer $RPC_APP_TOKEN`";
         Failure::Failed(format!("{url}: {why}; {hint}"))
