@@ -1,5 +1,5 @@
 //! A tower layer for any HTTP application that writes in one region of Fly and reads in all: what writes is replayed in
-//! the primary region, whichever region the request reached first. What becomes of a request is decided in `rules.rs`.
+//! the primary region, whichever region the request reached first. What becomes of a request is in `rules.rs`.
 
 use std::{
     fmt,
@@ -10,18 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, header::SET_COOKIE, request::Parts, response};
+use http::{Request, Response, request::Parts, response};
 use http_body::Body;
 use tower::{Layer, Service};
 
-use super::{
-    MAX_REQUEST,
-    body::{Discarded, Patience, discard},
-    cookie::Bounds,
-    forward::forward,
-    is_fly_region, request_size,
-    rules::{Step, now},
-};
+use super::{body::Patience, cookie::Bounds, is_fly_region, rules::answer};
 use crate::{
     config::{ConfigError, Identity, settings::PRIMARY_REGION},
     name::ConsistencyToken,
@@ -240,58 +233,4 @@ where
         let inner = std::mem::replace(&mut self.inner, next);
         Box::pin(answer(inner, Arc::clone(&self.layer), request))
     }
-}
-
-async fn answer<S, B, R>(
-    mut inner: S,
-    layer: Arc<ReplayToPrimary>,
-    request: Request<B>,
-) -> Result<Response<R>, S::Error>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Send,
-    R: From<Bytes>,
-{
-    let (head, body) = request.into_parts();
-    let step = layer.step(&head, &body.size_hint(), now()).await;
-    let own = match step {
-        Step::Run => return inner.call(Request::from_parts(head, body)).await,
-        Step::RunWrite => {
-            let mut response = inner.call(Request::from_parts(head, body)).await?;
-            if let Some(cookie) = layer.cookie(response.headers(), now()) {
-                response.headers_mut().append(SET_COOKIE, cookie);
-            }
-            return Ok(response);
-        }
-        Step::RunRead(otherwise) => {
-            let response = inner.call(Request::from_parts(head, body)).await?;
-            let (head, body) = response.into_parts();
-            if !layer.is_captured(&head) {
-                return Ok(Response::from_parts(head, body));
-            }
-            otherwise
-        }
-        Step::Replay(state) => {
-            let head_size = request_size(&head.uri, &head.headers, 0);
-            match discard(body, layer.patience).await {
-                Discarded::Whole(size) if head_size + size <= MAX_REQUEST => layer.replay(state),
-                Discarded::Whole(_) | Discarded::TooLarge => layer.too_large(),
-                Discarded::Cut => layer.cut_short(),
-            }
-        }
-        Step::Forward(to) => {
-            let answered = forward(&to, layer.timeout, head, body, layer.patience).await;
-            match answered {
-                Some(answered) => answered.unwrap_or_else(|what| layer.failed(what)),
-                None => layer.unreached(),
-            }
-        }
-        Step::Refuse(refusal) => {
-            discard(body, layer.patience).await;
-            refusal
-        }
-    };
-    Ok(own.map(R::from))
 }

@@ -6,7 +6,6 @@
 
 mod body;
 mod cookie;
-mod forward;
 mod layer;
 mod rules;
 

@@ -7,17 +7,19 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER, UPGRADE},
+    HeaderMap, HeaderValue, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER, SET_COOKIE, UPGRADE},
     request::Parts,
     response,
 };
-use http_body::SizeHint;
+use http_body::{Body, SizeHint};
 use serde::Serialize;
+use tower::Service;
 
 use super::{
-    MAX_REQUEST, Machines, REPLAY, ReplayToPrimary, forward::FORWARDED, header, request_size,
-    state, was_replayed,
+    MAX_REQUEST, Machines, REPLAY, ReplayToPrimary,
+    body::{Discarded, FORWARDED, discard, forward},
+    header, request_size, state, was_replayed,
 };
 use crate::json;
 
@@ -26,8 +28,9 @@ const CONSISTENCY: &str = "rpc-consistency";
 /// The `state` of a replay of what turned out to write.
 const CAPTURED: &str = "captured";
 
+/// What the head of a request decides.
 #[derive(Debug)]
-pub(super) enum Step {
+enum Step {
     /// The application answers it.
     Run,
     /// The application answers it, and the client gets a cookie.
@@ -42,9 +45,64 @@ pub(super) enum Step {
     Refuse(Response<Bytes>),
 }
 
+/// The answer to `request`, of the application `inner` or of `layer` itself.
+pub(super) async fn answer<S, B, R>(
+    mut inner: S,
+    layer: Arc<ReplayToPrimary>,
+    request: Request<B>,
+) -> Result<Response<R>, S::Error>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Send,
+    R: From<Bytes>,
+{
+    let (head, body) = request.into_parts();
+    let step = layer.step(&head, &body.size_hint(), now()).await;
+    let own = match step {
+        Step::Run => return inner.call(Request::from_parts(head, body)).await,
+        Step::RunWrite => {
+            let mut response = inner.call(Request::from_parts(head, body)).await?;
+            if let Some(cookie) = layer.cookie(response.headers(), now()) {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
+            return Ok(response);
+        }
+        Step::RunRead(otherwise) => {
+            let response = inner.call(Request::from_parts(head, body)).await?;
+            let (head, body) = response.into_parts();
+            if !layer.is_captured(&head) {
+                return Ok(Response::from_parts(head, body));
+            }
+            otherwise
+        }
+        Step::Replay(state) => {
+            let head_size = request_size(&head.uri, &head.headers, 0);
+            match discard(body, layer.patience).await {
+                Discarded::Whole(size) if head_size + size <= MAX_REQUEST => layer.replay(state),
+                Discarded::Whole(_) | Discarded::TooLarge => layer.too_large(),
+                Discarded::Cut => layer.cut_short(),
+            }
+        }
+        Step::Forward(to) => {
+            let answered = forward(&to, layer.timeout, head, body, layer.patience).await;
+            match answered {
+                Some(answered) => answered.unwrap_or_else(|what| layer.failed(what)),
+                None => layer.unreached(),
+            }
+        }
+        Step::Refuse(refusal) => {
+            discard(body, layer.patience).await;
+            refusal
+        }
+    };
+    Ok(own.map(R::from))
+}
+
 impl ReplayToPrimary {
     /// What becomes of the request with this head, and a body of this size, at `now`, in seconds since 1970.
-    pub(super) async fn step(&self, head: &Parts, body: &SizeHint, now: f64) -> Step {
+    async fn step(&self, head: &Parts, body: &SizeHint, now: f64) -> Step {
         let writes = (self.writes)(head);
         if self.region == self.primary {
             // What was captured in another region is a read that writes.
@@ -92,13 +150,13 @@ impl ReplayToPrimary {
         }
     }
 
-    pub(super) fn is_captured(&self, head: &response::Parts) -> bool {
+    fn is_captured(&self, head: &response::Parts) -> bool {
         let captures = self.captures.as_ref();
         captures.is_some_and(|captures| captures(head))
     }
 
     /// The cookie of a client whose request, answered by `headers`, wrote at `now`.
-    pub(super) fn cookie(&self, headers: &HeaderMap, now: f64) -> Option<HeaderValue> {
+    fn cookie(&self, headers: &HeaderMap, now: f64) -> Option<HeaderValue> {
         let token = headers
             .get(CONSISTENCY)
             .and_then(|token| token.to_str().ok()?.parse().ok());
@@ -115,7 +173,7 @@ impl ReplayToPrimary {
         (is_too_large && self.forwards_to.is_none()).then(|| self.too_large())
     }
 
-    pub(super) fn unreached(&self) -> Response<Bytes> {
+    fn unreached(&self) -> Response<Bytes> {
         let primary = &self.primary;
         let detail = format!(
             "this writes in region \"{primary}\", which was not reached; nothing was written"
@@ -126,7 +184,7 @@ impl ReplayToPrimary {
         response
     }
 
-    pub(super) fn too_large(&self) -> Response<Bytes> {
+    fn too_large(&self) -> Response<Bytes> {
         let primary = &self.primary;
         let detail = format!(
             "this writes in region \"{primary}\", and is too large to be replayed there; send it with the header \
@@ -135,7 +193,7 @@ impl ReplayToPrimary {
         refuse(StatusCode::PAYLOAD_TOO_LARGE, &detail)
     }
 
-    pub(super) fn cut_short(&self) -> Response<Bytes> {
+    fn cut_short(&self) -> Response<Bytes> {
         let (primary, seconds) = (&self.primary, self.patience.arrival.as_secs_f64());
         let detail = format!(
             "this writes in region \"{primary}\", and its body did not arrive whole within {seconds} s; nothing was written"
@@ -144,7 +202,7 @@ impl ReplayToPrimary {
     }
 
     /// `what` is what the primary region did instead of answering.
-    pub(super) fn failed(&self, what: &str) -> Response<Bytes> {
+    fn failed(&self, what: &str) -> Response<Bytes> {
         let primary = &self.primary;
         let detail = format!(
             "this was sent to region \"{primary}\", which {what}; it may have been written"
@@ -152,7 +210,7 @@ impl ReplayToPrimary {
         refuse(StatusCode::BAD_GATEWAY, &detail)
     }
 
-    pub(super) fn replay(&self, state: &str) -> Response<Bytes> {
+    fn replay(&self, state: &str) -> Response<Bytes> {
         let primary = &self.primary;
         let machines = Machines::In {
             regions: &[primary],
@@ -174,14 +232,13 @@ fn fits(head: &Parts, body: &SizeHint) -> bool {
     most.is_some_and(|most| size(head, most) <= MAX_REQUEST)
 }
 
-/// The bytes of a request with a body of `body` bytes.
 fn size(head: &Parts, body: u64) -> usize {
     let body = usize::try_from(body).unwrap_or(usize::MAX);
     request_size(&head.uri, &head.headers, body)
 }
 
 /// Seconds since 1970.
-pub(super) fn now() -> f64 {
+fn now() -> f64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0.0, |since| since.as_secs_f64())
 }
