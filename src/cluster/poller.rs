@@ -456,40 +456,21 @@ enum Turn {
 /// each address, the rate and the bounds would stay, and `now` could no longer be an argument, on which the tests rely.
 #[derive(Debug)]
 struct ProbeSchedule {
-    /// In the order of [`Class::ALL`].
-    queues: [Queue; 3],
+    /// The addresses of each class by their turn, in the order of [`Class::ALL`].
+    queues: [BTreeSet<(Turn, SocketAddr)>; 3],
+    /// When the next address of each class that is due may be probed.
+    not_before: [Instant; 3],
     places: HashMap<SocketAddr, (Class, Turn)>,
     /// The probes under way, each with the place that its address had.
     under_way: HashMap<SocketAddr, (Class, Turn)>,
     arrivals: u64,
 }
 
-/// The addresses of one class, by their turn.
-#[derive(Debug)]
-struct Queue {
-    turns: BTreeSet<(Turn, SocketAddr)>,
-    /// When the next address that is due may be probed.
-    not_before: Instant,
-}
-
-impl Queue {
-    /// When its first address may be probed; `None` while it is empty.
-    fn wake(&self, now: Instant) -> Option<Instant> {
-        Some(match self.turns.first()?.0 {
-            Turn::Now(_) => now,
-            Turn::At(date) => self.not_before.max(date),
-        })
-    }
-}
-
 impl ProbeSchedule {
     fn new(now: Instant) -> Self {
-        let queue = |_| Queue {
-            turns: BTreeSet::new(),
-            not_before: now,
-        };
         Self {
-            queues: Class::ALL.map(queue),
+            queues: Default::default(),
+            not_before: [now; 3],
             places: HashMap::new(),
             under_way: HashMap::new(),
             arrivals: 0,
@@ -532,7 +513,7 @@ impl ProbeSchedule {
     /// Removes `address`; a probe of it that is under way goes on.
     fn remove(&mut self, address: SocketAddr) {
         if let Some((class, turn)) = self.places.remove(&address) {
-            self.queues[class as usize].turns.remove(&(turn, address));
+            self.queues[class as usize].remove(&(turn, address));
         }
     }
 
@@ -556,15 +537,23 @@ impl ProbeSchedule {
 
     /// When [`start_next`](Self::start_next) finds an address, if nothing changes before.
     fn wake(&self, now: Instant) -> Option<Instant> {
-        let classes = Class::ALL.into_iter().zip(&self.queues);
-        let with_room = classes.filter(|(class, _)| self.has_room(*class));
-        with_room.filter_map(|(_, queue)| queue.wake(now)).min()
+        let with_room = Class::ALL.into_iter().filter(|class| self.has_room(*class));
+        let firsts = with_room.filter_map(|class| self.first(class, now));
+        firsts.min()
+    }
+
+    /// When the first address of `class` may be probed; `None` where it has none.
+    fn first(&self, class: Class, now: Instant) -> Option<Instant> {
+        Some(match self.queues[class as usize].first()?.0 {
+            Turn::Now(_) => now,
+            Turn::At(date) => self.not_before[class as usize].max(date),
+        })
     }
 
     /// Whether an address that is to be probed at once waits, or is being probed.
     fn has_new(&self) -> bool {
         let is_new = |turn: &Turn| matches!(turn, Turn::Now(_));
-        let mut waiting = self.queues.iter().filter_map(|queue| queue.turns.first());
+        let mut waiting = self.queues.iter().filter_map(BTreeSet::first);
         waiting.any(|(turn, _)| is_new(turn))
             || self.under_way.values().any(|(_, turn)| is_new(turn))
     }
@@ -585,24 +574,24 @@ impl ProbeSchedule {
 
     /// Takes the first address of `class` that may be probed at `now`.
     fn pop(&mut self, class: Class, now: Instant) -> Option<(Turn, SocketAddr)> {
-        let queue = &mut self.queues[class as usize];
-        let first = *queue.turns.first()?;
-        if queue.wake(now)? > now {
+        if self.first(class, now)? > now {
             return None;
         }
-        let (turn, address) = first;
+        let (turn, address) = *self.queues[class as usize].first()?;
         if let Turn::At(_) = turn {
+            let not_before = &mut self.not_before[class as usize];
+            // A schedule that fell behind does not make up for all that it missed, or it would probe everything at once.
             let earliest = now.checked_sub(SLACK).unwrap_or(now);
-            queue.not_before = queue.not_before.max(earliest) + STRIDE;
+            *not_before = earliest.max(*not_before) + STRIDE;
         }
         self.remove(address);
-        Some(first)
+        Some((turn, address))
     }
 
     fn place(&mut self, address: SocketAddr, class: Class, turn: Turn) {
         self.remove(address);
         self.places.insert(address, (class, turn));
-        self.queues[class as usize].turns.insert((turn, address));
+        self.queues[class as usize].insert((turn, address));
     }
 }
 
