@@ -6,7 +6,6 @@ mod completions;
 #[cfg(feature = "dev")]
 mod dev;
 mod example;
-mod explain;
 mod functions;
 mod regions;
 mod run;
@@ -60,7 +59,7 @@ enum Command {
     /// List the regions and their instances
     Regions(regions::RegionsArgs),
     /// Explain where calls for a region would run, and why not elsewhere
-    Explain(explain::ExplainArgs),
+    Explain(regions::ExplainArgs),
     /// List the functions of an instance, or check an app
     Functions(functions::FunctionsArgs),
     /// Print the OpenAPI document, of the service or of an app
@@ -69,7 +68,6 @@ enum Command {
     Completions(completions::CompletionsArgs),
 }
 
-/// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     /// Wrong usage or configuration.
@@ -141,7 +139,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Example(args) => example::run(&args),
         Command::Call(args) => call::run(args).await,
         Command::Regions(args) => regions::run(args).await,
-        Command::Explain(args) => explain::run(args).await,
+        Command::Explain(args) => regions::explain(args).await,
         Command::Functions(args) => functions::run(args).await,
         Command::Openapi(args) => functions::openapi(args).await,
         Command::Completions(args) => completions::run(&args),
