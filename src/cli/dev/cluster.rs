@@ -36,7 +36,6 @@ use crate::{
     telemetry::printable,
 };
 
-/// The most instances of one cluster on one machine.
 const MAX_INSTANCES: usize = 64;
 
 /// How long an instance may take to stop before it is killed.
@@ -78,7 +77,6 @@ impl Shape {
         self.0.iter().map(|(region, _)| region)
     }
 
-    /// Every instance: its region and its name.
     pub(super) fn instances(&self) -> impl Iterator<Item = (&Region, String)> {
         self.0.iter().flat_map(|(region, count)| {
             (1..=*count).map(move |number| (region, format!("{region}-{number}")))
@@ -311,7 +309,6 @@ fn command(plan: &Plan) -> Result<Command, Failure> {
     Ok(command)
 }
 
-/// A port that is free now.
 fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
         .local_addr()?

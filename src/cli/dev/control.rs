@@ -24,11 +24,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::cluster::Cluster;
 use crate::{
     cli::{Failure, run::secret},
-    client,
     config::DrainConfig,
     http::{Reached, check_site},
     lifecycle::Lifecycle,
     memory::Budget,
+    name::InvalidName,
     server::{self, Door, Server},
     token::{PresentedToken, Token},
 };
@@ -38,7 +38,6 @@ const CONNECTIONS: usize = 64;
 const MEMORY: usize = 64 << 20;
 /// The largest body that is passed on, in bytes: what an instance takes by default.
 const MAX_BODY: usize = 1 << 20;
-const CONNECT: Duration = Duration::from_secs(1);
 
 const PASSED_ON: [HeaderName; 6] = [
     header::ACCEPT,
@@ -143,19 +142,18 @@ struct Shared {
 }
 
 impl Control {
-    /// Starts to listen, for the cluster of `instances`.
+    /// Starts to listen, for the cluster of `instances`, which `client` asks.
     pub(super) async fn start(
         instances: BTreeMap<String, SocketAddr>,
+        client: reqwest::Client,
         orders: mpsc::Sender<Order>,
     ) -> Result<Self, Failure> {
         let token = secret();
-        let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+        let parsed = token.parse();
         let shared = Shared {
             instances,
-            client: client::builder(CONNECT)
-                .build()
-                .map_err(|error| failed(&error))?,
-            token: token.parse().map_err(|error| failed(&error))?,
+            client,
+            token: parsed.map_err(|error: InvalidName| Failure::Failed(error.to_string()))?,
             orders,
         };
         let (listener, address) = server::bind("127.0.0.1:0").await?;

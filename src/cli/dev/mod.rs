@@ -28,6 +28,8 @@ use crate::{client, http::documents::RegionsDocument, region::Region, signal::Si
 /// How long the instances may take to see each other.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection to an instance may take, and whether it sees the others.
+const CONNECT: Duration = Duration::from_secs(1);
 /// Log lines that wait to be printed.
 const LOG_LINES: usize = 1024;
 /// How long the end waits for the last of them.
@@ -125,16 +127,18 @@ async fn run_cluster(
         cluster.add(plan).await?;
     }
     drop(lines);
-    let seen = time::timeout(PATIENCE, until_all_see_all(cluster)).await;
+    let built = client::builder(CONNECT).build();
+    let client = built.map_err(|error| Failure::Failed(error.to_string()))?;
+    let seen = time::timeout(PATIENCE, until_all_see_all(cluster, &client)).await;
     seen.map_err(|_| {
         Failure::Failed(format!(
             "the instances did not see each other within {PATIENCE:?}"
         ))
-    })??;
+    })?;
     let mut control = None;
     if args.chaos {
         control::read_stdin(sender.clone());
-        control = Some(Control::start(addresses(cluster), sender).await?);
+        control = Some(Control::start(addresses(cluster), client, sender).await?);
     }
     print(&welcome(args, cluster, control.as_ref(), taken))?;
     loop {
@@ -225,24 +229,20 @@ fn free_addresses(args: &DevArgs) -> (Vec<SocketAddr>, Option<String>) {
     (addresses, taken.map(what_it_means))
 }
 
-async fn until_all_see_all(cluster: &Cluster) -> Result<(), Failure> {
+async fn until_all_see_all(cluster: &Cluster, client: &reqwest::Client) {
     let addresses = addresses(cluster);
     let all: BTreeSet<String> = addresses.keys().cloned().collect();
-    let built = client::builder(Duration::from_secs(1))
-        .timeout(Duration::from_secs(1))
-        .build();
-    let client = built.map_err(|error| Failure::Failed(error.to_string()))?;
     for address in addresses.into_values() {
-        while instances_seen(&client, address).await.as_ref() != Some(&all) {
+        while instances_seen(client, address).await.as_ref() != Some(&all) {
             time::sleep(PAUSE).await;
         }
     }
-    Ok(())
 }
 
 /// The instances that the one at `address` would call, itself included.
 async fn instances_seen(client: &reqwest::Client, address: SocketAddr) -> Option<BTreeSet<String>> {
     let asked = client.get(format!("http://{address}/regions"));
+    let asked = asked.timeout(CONNECT);
     let body = client::body(asked.send().await.ok()?, 16 << 20)
         .await
         .ok()?;
