@@ -59,7 +59,6 @@ pub(crate) const MAX_PARAMS: usize = 256;
 const MAX_PARAM_NAME: usize = 128;
 
 impl Declaration {
-    /// The members of a declaration.
     pub(crate) const MEMBERS: [&str; 6] = [
         "timeout_ms",
         "idempotent",
@@ -122,7 +121,6 @@ impl Declaration {
         self
     }
 
-    /// Whether it says nothing.
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }

@@ -193,7 +193,6 @@ const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 
 impl FunctionName {
-    /// The function `function` of `module`.
     pub(crate) fn new(module: &str, function: &str) -> Result<Self, InvalidName> {
         Ok(Self {
             module: module.parse()?,

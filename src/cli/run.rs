@@ -179,7 +179,6 @@ pub(super) fn secret() -> String {
     format!("{high:032x}{low:032x}")
 }
 
-/// How an app is run.
 struct AppChild {
     command: Vec<OsString>,
     environment: Vec<(&'static str, String)>,

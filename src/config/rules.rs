@@ -90,7 +90,6 @@ impl Config {
         self.check_tokens()
     }
 
-    /// Checks the tokens against each other.
     fn check_tokens(&self) -> Result<(), ConfigError> {
         let access = &self.access;
         let clients = &access.clients;

@@ -216,15 +216,19 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "is out of range; write for example 1MiB".to_owned())
 }
 
+/// A value that `fits`; any other text is `wrong`.
+fn fitting<T: FromStr>(text: &str, fits: fn(&T) -> bool, wrong: &str) -> Result<T, String> {
+    let value = text.parse().ok().filter(fits);
+    value.ok_or_else(|| wrong.to_owned())
+}
+
 pub(super) fn count(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|count| COUNTS.contains(count))
-        .ok_or_else(|| "is not a whole number of 1 or more".to_owned())
+    let fits = |count: &usize| COUNTS.contains(count);
+    fitting(text, fits, "is not a whole number of 1 or more")
 }
 
 pub(super) fn true_or_false(text: &str) -> Result<bool, String> {
-    text.parse().map_err(|_| "is not true or false".to_owned())
+    fitting(text, |_| true, "is not true or false")
 }
 
 /// A boolean, as Fly sets it.
@@ -245,15 +249,12 @@ pub(super) fn secrets<T: FromStr<Err = InvalidName>>(text: &str) -> Result<Vec<T
 }
 
 pub(super) fn port(text: &str) -> Result<u16, String> {
-    text.parse()
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or_else(|| "is not a port from 1 to 65535".to_owned())
+    fitting(text, |port| *port != 0, "is not a port from 1 to 65535")
 }
 
 pub(super) fn address(text: &str) -> Result<IpAddr, String> {
-    text.parse()
-        .map_err(|_| "is not an address; write for example fdaa:0:18:a7b::2".to_owned())
+    let wrong = "is not an address; write for example fdaa:0:18:a7b::2";
+    fitting(text, |_| true, wrong)
 }
 
 pub(super) fn host_and_port(text: &str) -> Result<String, String> {

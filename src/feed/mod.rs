@@ -139,7 +139,6 @@ pub(crate) struct Listener {
 }
 
 impl Feed {
-    /// The feed of the run `boot`, without listeners.
     pub(crate) fn new(boot: &BootId) -> Self {
         Self {
             boot: boot.as_str().chars().take(BOOT_DIGITS).collect(),

@@ -63,7 +63,6 @@ impl Challenge {
         })
     }
 
-    /// The nonce.
     pub(crate) fn nonce(&self) -> &str {
         &self.nonce
     }

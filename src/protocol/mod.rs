@@ -74,7 +74,6 @@ pub(crate) enum PeerState {
 }
 
 impl PeerState {
-    /// Every one.
     pub(crate) const ALL: [Self; 3] = [Self::Ready, Self::Suspect, Self::Draining];
 }
 
