@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    App, AppHealth, Status,
+    ASKS, App, AppHealth, Status,
     answer::is_json,
     channel::{Answer, Broken, Channel, Unread},
 };
@@ -77,17 +77,14 @@ impl Watch {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut waiting: Vec<oneshot::Sender<Asked>> = Vec::new();
         loop {
-            while let Ok(waiter) = self.asked.try_recv() {
-                waiting.push(waiter);
-            }
             let asked = tokio::select! {
                 asked = self.ask() => asked,
                 () = stop.cancelled() => return,
             };
-            // A call whose deadline has passed waits no more.
-            waiting
-                .drain(..)
-                .for_each(|waiter| _ = waiter.send(asked.clone()));
+            for waiter in waiting.drain(..) {
+                // A call whose deadline has passed waits no more.
+                let _ = waiter.send(asked.clone());
+            }
             self.app.channel.close_idle();
             let pause = match self.body {
                 Some(_) => LATER,
@@ -95,7 +92,9 @@ impl Watch {
             };
             tokio::select! {
                 () = time::sleep(pause) => {}
-                Some(waiter) = self.asked.recv() => waiting.push(waiter),
+                // Those that wait before the app is asked, whose refusal its list explains. One that is refused while the app
+                // writes its list waits for the next.
+                _ = self.asked.recv_many(&mut waiting, ASKS) => {}
                 () = stop.cancelled() => return,
             }
         }
@@ -160,11 +159,14 @@ impl Watch {
         let is_down = matches!(why, NoList::Unreachable(_)) || self.failures >= FAILURES;
         let was = self.app.status();
         let health = match was.health {
+            // An app that takes long to start is not down: it has never been up.
             AppHealth::Starting => AppHealth::Starting,
+            // A single list may be late because the app is busy with calls.
             AppHealth::Up | AppHealth::Open if !is_down => return,
             AppHealth::Up | AppHealth::Open | AppHealth::Down => AppHealth::Down,
         };
         let reason = Some(why.to_string());
+        // The log has it already, and so have the peers: this comes again every second.
         if was.reason == reason {
             return;
         }

@@ -126,11 +126,15 @@ impl Poller {
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut messages = Vec::new();
         loop {
             let now = Instant::now();
             let wake = self.schedule.wake(now);
+            // No arm waits: what takes time runs in the tasks of the two sets. An empty set has nothing to join, which
+            // disables its arm.
             tokio::select! {
                 () = stop.cancelled() => return,
+                // A server that takes longer than a round is not asked again before it has answered.
                 () = sleep_until(self.next_round), if self.round != Round::Resolving => self.start_round(),
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.start_probes(),
                 Some(answer) = self.queries.join_next() => self.resolved(answer),
@@ -141,11 +145,9 @@ impl Poller {
                         self.probed(probed);
                     }
                 }
-                Some(message) = self.inbox.recv() => {
-                    self.handle(message);
-                    for _ in 0..self.inbox.len() {
-                        self.inbox.try_recv().into_iter().for_each(|message| self.handle(message));
-                    }
+                // All that wait now, before the regions are published once.
+                1.. = self.inbox.recv_many(&mut messages, INBOX) => {
+                    messages.drain(..).for_each(|message| self.handle(message));
                 }
             }
             self.publish();
@@ -157,6 +159,7 @@ impl Poller {
     }
 
     fn start_round(&mut self) {
+        // One whose new addresses are not all probed by now ends too, without being complete.
         self.end_round();
         self.round = Round::Resolving;
         self.next_round = Instant::now() + jittered(self.poll_interval);
@@ -237,6 +240,7 @@ impl Poller {
 
     fn probed(&mut self, (address, outcome): Probed) {
         self.schedule.finish(address);
+        // Before the table sees it: a stranger that bears this instance's id must not count as this instance.
         let outcome = outcome.and_then(|answer| self.table.check_id(answer));
         self.metrics
             .peers
@@ -246,6 +250,7 @@ impl Poller {
         if let Some(failure) = failure {
             self.log_failure(address, &failure);
         }
+        // After the event, which counts the failures by which the pause grows.
         self.schedule_next(address);
         self.answer_waiters(address);
     }
@@ -277,6 +282,7 @@ impl Poller {
         if !effects.changes.is_empty() {
             self.schedule_next(address);
         }
+        // An answer to a call says more than one to a probe, so that a busy cluster probes little.
         if signal == CallSignal::Answered
             && let Some(date) =
                 self.table
@@ -291,6 +297,7 @@ impl Poller {
     fn probe_for(&mut self, address: SocketAddr, waiter: oneshot::Sender<PeerState>) {
         let waiters = self.waiters.get(&address).map_or(0, Vec::len);
         match self.table.state(address) {
+            // A peer that hangs may have thousands of calls: they share one probe, and no list of them grows.
             Some(_) if waiters < MAX_WAITERS && !self.table.is_current(address, Instant::now()) => {
                 self.waiters.entry(address).or_default().push(waiter);
                 self.schedule.add_now(address, Class::Awaited);
@@ -480,6 +487,7 @@ impl ProbeSchedule {
     /// Has `address` probed now, after those of its class that are to be probed now already. One that is being probed,
     /// or for which calls wait already, stays as it is.
     fn add_now(&mut self, address: SocketAddr, class: Class) {
+        // A further reason of the same class gives it no better place.
         let is_placed = match self.places.get(&address) {
             Some((Class::Awaited, _)) => true,
             Some((placed, Turn::Now(_))) => *placed == class,
@@ -559,6 +567,7 @@ impl ProbeSchedule {
     }
 
     fn has_room(&self, class: Class) -> bool {
+        // Counted anew: at most 96 are under way, and a count that is kept beside them could go wrong.
         let count = |class| {
             let probes = self.under_way.values();
             probes.filter(|(other, _)| *other == class).count()
