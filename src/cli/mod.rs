@@ -2,7 +2,6 @@
 
 mod ask;
 mod call;
-mod completions;
 #[cfg(feature = "dev")]
 mod dev;
 mod example;
@@ -20,7 +19,8 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap_complete::Shell;
 
 use crate::ConfigError;
 
@@ -65,7 +65,17 @@ enum Command {
     /// Print the OpenAPI document, of the service or of an app
     Openapi(functions::OpenapiArgs),
     /// Print a script by which a shell completes commands and flags
-    Completions(completions::CompletionsArgs),
+    Completions(CompletionsArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  fly-rpc completions bash > ~/.local/share/bash-completion/completions/fly-rpc
+  fly-rpc completions zsh > ~/.zfunc/_fly-rpc
+  fly-rpc completions fish > ~/.config/fish/completions/fly-rpc.fish")]
+struct CompletionsArgs {
+    /// The shell to write for
+    shell: Shell,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -142,8 +152,30 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Explain(args) => regions::explain(args).await,
         Command::Functions(args) => functions::run(args).await,
         Command::Openapi(args) => functions::openapi(args).await,
-        Command::Completions(args) => completions::run(&args),
+        Command::Completions(args) => completions(&args),
     }
+}
+
+/// A script by which a shell completes the commands and their flags.
+fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(
+        args.shell,
+        &mut offered(&Cli::command()).version(env!("CARGO_PKG_VERSION")),
+        "fly-rpc",
+        &mut script,
+    );
+    print(String::from_utf8_lossy(&script).trim_end())
+}
+
+/// `command` with what is not hidden: `clap_complete` offers everything, and `clap` takes nothing out again.
+fn offered(command: &clap::Command) -> clap::Command {
+    let args = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    let commands = command.get_subcommands().filter(|it| !it.is_hide_set());
+    clap::Command::new(command.get_name().to_owned())
+        .about(command.get_about().cloned().unwrap_or_default())
+        .args(args.cloned())
+        .subcommands(commands.map(offered))
 }
 
 /// Prints data, on stdout.
@@ -169,8 +201,6 @@ fn say(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
