@@ -129,6 +129,7 @@ impl Channel {
         limit: usize,
         build: impl Fn() -> Request<Full<Bytes>>,
     ) -> Result<Answer, Broken> {
+        // The one that was used last is the least likely to be closed just now; those that are not needed grow old.
         while let Some(connection) = self.last_used() {
             // One that closed before anything was sent: the next one.
             if let Some(answered) = self.exchange_over(connection, &build, limit).await {
@@ -252,6 +253,7 @@ impl Connection {
                     let body = read(body, limit, memory).await;
                     Some(body.map(|body| (head, body)))
                 }
+                // hyper gives the request back where it has not begun to write it.
                 Err(mut error) => match error.take_message() {
                     Some(_) => None,
                     None => Some(Err(lost(error.error()))),
@@ -274,6 +276,7 @@ async fn read(
     limit: usize,
     memory: &mut Reserved,
 ) -> Result<Result<Vec<u8>, Unread>, Broken> {
+    // One that says that it is too long is not read at all.
     let promised = body.size_hint().lower();
     if promised > limit as u64 {
         return Ok(Err(Unread::TooLong));

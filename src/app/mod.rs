@@ -299,6 +299,7 @@ impl AppCall {
     /// The app answered as one that does not have the function, or does not let this instance in: its list shows whether
     /// that was the function itself, whose answer is `otherwise`.
     async fn missing(&self, otherwise: Problem) -> Problem {
+        // A 404 is of the function, or of an app without it: what the call may say of a run depends on which.
         let (asked, status) = (self.app.ask_again().await, self.app.status());
         let has_it = status.offered(&self.name).is_some();
         match asked {
@@ -317,6 +318,7 @@ impl AppCall {
 
     /// The request, for the connection that sends it.
     fn request(&self) -> Request<Full<Bytes>> {
+        // Now, as it is made for a connection that takes it: from here on part of it may have left.
         self.was_sent.store(true, Ordering::Relaxed);
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = Method::POST;

@@ -91,6 +91,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     if !config::is_set("RPC_APP_TOKEN") {
         environment.push(("RPC_APP_TOKEN", token));
     }
+    // A client for the app is added before the instance starts: who it lets in does not change later.
     environment.extend(own_client(&mut config)?);
     let serving = serve::start(serve, config, true).await?;
     let identity = serving.instance.identity();

@@ -68,6 +68,7 @@ impl Prober {
         let (introduction, rtt) = time::timeout_at(deadline, asked).await.map_err(no_answer)?;
         let mut introduction = introduction?;
         let described = self.described(address, &mut introduction);
+        // Without its functions it is a peer all the same: one that may have any.
         let catalogue = time::timeout_at(deadline, described).await.ok().flatten();
         let peer = Peer {
             release: introduction.release,
@@ -106,6 +107,7 @@ impl Prober {
         let not_a_peer = |why: String| Err(ProbeFailure::NotAPeer(why));
         let (response, is_proven_by) = self.get(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
+        // First of all: nothing else that a stranger says is believed, or shown to people.
         if !is_proven_by(&introduction) {
             let why = "it did not prove that it knows RPC_TOKEN and answers at this very address";
             return not_a_peer(why.to_owned());

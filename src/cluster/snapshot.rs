@@ -68,6 +68,7 @@ impl Snapshot {
         // Before the peers: what is published in between is read anew by the next call.
         let as_of = self.changes.load(Ordering::Acquire);
         READ.with_borrow_mut(|read| {
+            // A program may have several instances, so several snapshots, whose numbers of changes may be equal.
             if read.as_of != as_of || !Arc::ptr_eq(&read.changes, &self.changes) {
                 *read = Read {
                     changes: Arc::clone(&self.changes),
@@ -143,6 +144,7 @@ impl Publisher {
         {
             regions.invalidate(&oldest);
         }
+        // After the peers: who reads the new number reads them too.
         self.snapshot.changes.fetch_add(1, Ordering::Release);
     }
 }

@@ -171,6 +171,7 @@ impl KnownAddress {
             false => Condition::Ready,
         };
         let mut changes = Vec::new();
+        // Under another id or in another region it is another peer: nothing that is known of the old one holds for it.
         let old = self.peer.take().filter(|old| {
             let is_other = (&old.peer.instance, &old.peer.region) != (&peer.instance, &peer.region);
             let gone = || Change::new(&old.peer, None, "another instance answers there");
@@ -196,6 +197,7 @@ impl KnownAddress {
                 } else {
                     (!is_same).then_some("its functions, its app or its release changed")
                 };
+                // A restart changes neither the distance nor the calls that are still under way there.
                 peer.stats = Arc::clone(&old.stats);
                 // Where nothing changed that calls read, the region is not published anew.
                 (if is_same { old } else { Arc::new(peer) }, reason)
@@ -222,6 +224,7 @@ impl KnownAddress {
         match failure {
             ProbeFailure::Refused(reason) if self.listed => self.set(Condition::Refusing, &reason),
             ProbeFailure::NoAnswer(reason) if self.listed => self.set(Condition::Hanging, &reason),
+            // Either nobody lists it any more, or something else answers here: only these remove a peer.
             ProbeFailure::NotAPeer(reason)
             | ProbeFailure::Refused(reason)
             | ProbeFailure::NoAnswer(reason) => {
@@ -309,6 +312,7 @@ impl Table {
             });
         }
         let room = self.room();
+        // The lowest get the room, in each round the same, so that each is left in peace until it is known what it is.
         effects.left_out = new.len().saturating_sub(room);
         for address in new.into_iter().take(room) {
             self.entries.insert(address, KnownAddress::new(address));
@@ -319,6 +323,7 @@ impl Table {
                 entry.listed = true;
             }
         }
+        // One that had no peer was removed above.
         effects
             .probe
             .retain(|address| self.entries.contains_key(address));
@@ -387,6 +392,7 @@ impl Table {
 
     fn called(&mut self, address: SocketAddr, signal: CallSignal, now: Instant) -> Effects {
         let mut effects = Effects::default();
+        // Where a probe has just ended, a thousand calls that fail in the same way ask for no further one.
         let is_current = self.is_current(address, now);
         let Some(entry) = self.entries.get_mut(&address) else {
             return effects;
@@ -394,6 +400,7 @@ impl Table {
         let Some(known) = &mut entry.peer else {
             return effects;
         };
+        // Only these two are words of the peer itself.
         if matches!(signal, CallSignal::Answered | CallSignal::Draining) {
             known.last_seen = now;
             known.failed_probes = 0;

@@ -60,6 +60,7 @@ impl Service {
         let host = values.get(name)?.parse().ok()?;
         let port = values.get(&format!("{prefix}_SERVICE_PORT"))?;
         let (port, url) = (port.parse().ok()?, values.get(&format!("{prefix}_PORT"))?);
+        // A lone variable, or one that disagrees, may be a setting that was mistyped.
         let service = Self { prefix, host };
         let mut urls = PROTOCOLS.iter().map(|protocol| service.url(protocol, port));
         let agrees = urls.any(|whole| whole == *url);

@@ -225,6 +225,7 @@ impl Config {
         flags: impl Iterator<Item = (&'static str, String)>,
     ) -> Result<Self, ConfigError> {
         let (mut values, service_links) = environment::read()?;
+        // After the variables, over which they win.
         values.extend(flags.map(|(name, value)| (name.to_owned(), value)));
         Ok(Self {
             service_links,
@@ -235,6 +236,7 @@ impl Config {
     /// What each setting means: its parser, and its place in the configuration.
     fn from_values(values: &Values) -> Result<Self, ConfigError> {
         values.refuse_unknown()?;
+        // Both are read: a wrong one is refused even where it does not count.
         let own_region = values.given(FLY_REGION, word)?;
         let other_region = values.given(MY_REGION, word)?;
         let names = match values.given(RPC_DNS_NAME, dns_names)? {
@@ -307,6 +309,7 @@ impl Config {
 /// The app that the settings describe, if they name one.
 fn app(values: &Values) -> Result<Option<AppConfig>, ConfigError> {
     let Some(url) = values.given(RPC_APP_URL, parsed)? else {
+        // What can have no effect is a mistake rather than a wish.
         for setting in [
             RPC_APP_TOKEN,
             RPC_APP_CONCURRENCY,

@@ -208,5 +208,6 @@ fn all_differ<T: PartialEq>(tokens: &[T]) -> bool {
 }
 
 fn is_exposed(address: SocketAddr) -> bool {
+    // A socket of both families says ::ffff:127.0.0.1.
     !address.ip().to_canonical().is_loopback()
 }

@@ -309,6 +309,7 @@ fn dns_name(text: &str) -> Result<DnsName, String> {
         }
         return Ok(DnsName::Address(address));
     }
+    // More than one colon is in an IPv6 address, which has no port here.
     let (name, port_text) = match text.rsplit_once(':') {
         Some((name, port)) if !name.contains(':') => (name, Some(port)),
         _ => (text, None),

@@ -152,6 +152,7 @@ impl Feed {
     /// A further listener; `None` when there are as many as may be.
     pub(crate) fn listen(&self) -> Option<Listener> {
         let mut gathered = self.gathered();
+        // What happened since the last listener left has no number, so that nobody could say how much was missed.
         if !self.has_listeners() {
             gathered.last_before_gap = gathered.number;
         }
@@ -200,6 +201,7 @@ impl Feed {
         }
     }
 
+    // Apart: nearly all calls have no listener, and are not to pay for this.
     #[cold]
     fn gather(&self, function: &FunctionName, meta: &Meta, problem: Option<&Problem>) {
         let now = self.now();

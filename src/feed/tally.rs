@@ -142,6 +142,7 @@ impl RegionTally {
     fn took(&mut self, elapsed_ms: f64, now: Duration) {
         let number = now.as_secs() / PART;
         let place = usize::try_from(number).unwrap_or_default() % PARTS;
+        // Six whole parts and the one that is filled now: the one before them is overwritten.
         let slot = &mut self.parts[place];
         if slot.as_ref().is_some_and(|part| part.number != number) {
             *slot = None;

@@ -28,6 +28,7 @@ pub(crate) struct Exec {
 }
 
 const EXEC_MEMBERS: &[&str; MEMBERS.len() + 9] = &[
+    // First those of a call, which `Call::from_members` takes as they stand here.
     MEMBERS[0],
     MEMBERS[1],
     MEMBERS[2],
@@ -139,6 +140,7 @@ impl Exec {
             idempotent: call.idempotent,
             instance: call.instance.as_ref(),
             idempotency_key: call.key.as_ref(),
+            // Whose key it is; a call without one says nothing of its client.
             client: call.key.as_ref().and(call.key_owner.as_ref()),
             after: call.after.as_ref(),
             boot: call.boot.as_ref(),

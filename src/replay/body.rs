@@ -113,6 +113,7 @@ where
         discard(body, patience).await;
         return None;
     };
+    // Not the body itself: what the other side leaves of it is read and thrown away here.
     let (pieces, taken) = mpsc::channel(1);
     let passed_on = stream::unfold(taken, async |mut taken: mpsc::Receiver<_>| {
         Some((taken.recv().await?, taken))
@@ -167,6 +168,7 @@ async fn pass_on<B: Body>(
     while let Some(frame) = body.frame().await {
         let is_cut = frame.is_err();
         let frame = frame.map_err(|_| io::ErrorKind::UnexpectedEof.into());
+        // Whoever took the pieces has answered, or is gone: an answer that overtakes its request would be lost.
         if pieces.send(frame).await.is_err() {
             discard(body, patience).await;
             return;

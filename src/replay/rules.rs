@@ -111,6 +111,7 @@ impl ReplayToPrimary {
                 false => Step::Run,
             };
         }
+        // The cookies of a write are not asked: it goes to the primary region whatever they say.
         if !writes && !self.reads_in_primary(head, now).await {
             return self.read(head, body);
         }
@@ -121,6 +122,7 @@ impl ReplayToPrimary {
             },
             None => Step::Replay("threshold"),
             Some(refusal) if writes => Step::Refuse(refusal),
+            // A read loses less by an old answer than by none.
             Some(_) => self.read(head, body),
         }
     }

@@ -252,6 +252,7 @@ impl Child {
             return Err(Failure::Failed(format!("{} has not ended", self.plan.name)));
         }
         let started = Self::start(self.plan.clone()).await?;
+        // The same ways, which begin where DNS says.
         let ways = std::mem::take(&mut self.ways);
         *self = Self { ways, ..started };
         for way in &mut self.ways {
@@ -273,6 +274,7 @@ impl Child {
 
     /// Lets it drain, and waits until it is gone.
     pub(super) async fn stop(&mut self) {
+        // One that was stopped cannot drain.
         self.signal(Signal::SIGCONT).await;
         self.drain();
         if time::timeout(STOP, &mut self.kept).await.is_err() {
@@ -342,6 +344,7 @@ async fn keep(
 
 /// The address in the line by which an instance says that it listens; `None` when it ended without one.
 async fn listening_address(stdout: impl AsyncRead + Unpin) -> Option<SocketAddr> {
+    // The rest of its stdout, which is then closed, is of no use here.
     let line = BufReader::new(stdout).lines().next_line().await.ok()??;
     line.strip_prefix("listening on http://")?
         .split(' ')

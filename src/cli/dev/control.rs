@@ -238,6 +238,7 @@ async fn pass_on(
         return said(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
     };
     let url = format!("http://{address}{path}");
+    // Not all headers: the instance would refuse the host and the origin of another address than its own.
     let mut asked = shared.client.request(parts.method, url).body(body);
     for name in PASSED_ON {
         if let Some(value) = parts.headers.get(&name) {

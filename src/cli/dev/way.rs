@@ -90,6 +90,8 @@ async fn carry(
     start: Instant,
     delay: Duration,
 ) -> io::Result<()> {
+    // Many are on their way at once, as in a cable: one that waited for the other to arrive would make a slow way of a
+    // long one.
     let (sender, mut travelling) = mpsc::channel(PIECES);
     let send = async move {
         let mut buffer = BytesMut::new();
