@@ -156,7 +156,8 @@ impl Instance {
         self.app.cluster.first_round().await;
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
+    /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once, which is [`Drained::Cut`] where a
+    /// call was in flight.
     ///
     /// # Errors
     /// The signals cannot be listened for.
@@ -164,43 +165,49 @@ impl Instance {
         self.run_until(future::pending()).await
     }
 
-    /// Serves until `stop` or a signal, then drains; a signal during the drain ends it at once.
+    /// Serves until `stop` or a signal, then drains; a signal during the drain ends it at once, which is [`Drained::Cut`]
+    /// where a call was in flight.
     ///
     /// # Errors
     /// The signals cannot be listened for.
     pub async fn run_until(self, stop: impl Future<Output = ()> + Send) -> io::Result<Drained> {
-        let drained = self.drain_after(stop, &mut Signals::listen()?).await;
+        let (mut signals, hurry) = (Signals::listen()?, CancellationToken::new());
+        let drained = self.drain_after(stop, &mut signals, &hurry).await;
         self.end().await;
-        Ok(drained.unwrap_or(Drained::Cut))
+        Ok(drained)
     }
 
-    /// Serves until `stop` or one of `signals`, then drains; `None` when another signal cut that short. What runs in the
-    /// background goes on until [`Instance::end`].
+    /// Serves until `stop` or one of `signals`, then drains; another signal cuts that short and cancels `hurry`. What runs in
+    /// the background goes on until [`Instance::end`].
     pub(crate) async fn drain_after(
         &self,
         stop: impl Future<Output = ()> + Send,
         signals: &mut Signals,
-    ) -> Option<Drained> {
+        hurry: &CancellationToken,
+    ) -> Drained {
         tokio::select! {
             () = stop => {}
             () = signals.next() => {}
         }
         tracing::info!("stopping: draining; a second signal ends it at once");
         tokio::select! {
-            drained = self.server.drain() => Some(drained),
+            drained = self.server.drain() => drained,
             () = signals.next() => {
-                self.server.cut().await;
-                None
+                hurry.cancel();
+                self.server.cut().await
             }
         }
     }
 
-    /// Stops in order what is served to a child of this process, once that has ended: what it began may go on.
+    /// Stops in order what is served to a child of this process, once that has ended: what it began may go on until `hurry`.
     #[cfg(feature = "cli")]
-    pub(crate) async fn drain_child(&self) -> Drained {
-        match &self.child {
-            Some((_, server)) => server.drain().await,
-            None => Drained::Whole,
+    pub(crate) async fn drain_child(&self, hurry: &CancellationToken) -> Drained {
+        let Some((_, server)) = &self.child else {
+            return Drained::Whole;
+        };
+        match hurry.run_until_cancelled(server.drain()).await {
+            Some(drained) => drained,
+            None => server.cut().await,
         }
     }
 

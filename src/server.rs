@@ -148,12 +148,17 @@ impl Server {
         Drained::Cut
     }
 
-    /// Closes every connection, whatever is in flight.
-    pub(crate) async fn cut(&self) {
+    /// Closes every connection, whatever is in flight: whether any call was.
+    pub(crate) async fn cut(&self) -> Drained {
+        let in_flight = self.lifecycle.in_flight();
         self.accepting.cancel();
         self.connections.close();
         self.lifecycle.advance(Phase::Cut);
         self.connections.wait().await;
+        match in_flight {
+            0 => Drained::Whole,
+            _ => Drained::Cut,
+        }
     }
 }
 

@@ -137,14 +137,13 @@ impl Serving {
                 _ = stdin_closes, if self.until_stdin_closes => {}
             }
         };
-        let drained = self.instance.drain_after(stop, &mut self.signals).await;
-        if drained.is_none() {
-            self.hurry.cancel();
-        }
+        let drained = self
+            .instance
+            .drain_after(stop, &mut self.signals, &self.hurry)
+            .await;
         let mut rest = pin!(async {
             last.await;
-            let draining = self.instance.drain_child();
-            self.hurry.run_until_cancelled(draining).await
+            self.instance.drain_child(&self.hurry).await
         });
         let drained_child = tokio::select! {
             drained = &mut rest => drained,
@@ -154,10 +153,13 @@ impl Serving {
             }
         };
         self.instance.end().await;
-        if (drained, drained_child) == (Some(Drained::Whole), Some(Drained::Whole)) {
-            return Ok(());
+        match (drained, drained_child) {
+            (Drained::Whole, Drained::Whole) if !self.hurry.is_cancelled() => return Ok(()),
+            (Drained::Whole, Drained::Whole) => {
+                tracing::warn!("a second signal: stopped at once; no call was in flight");
+            }
+            _ => tracing::error!("stopped before everything in flight was finished"),
         }
-        tracing::error!("stopped before everything in flight was finished");
         Err(Failure::Reported(1))
     }
 }

@@ -14,7 +14,7 @@ use nix::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
 };
 
@@ -42,6 +42,10 @@ impl Run {
     }
 
     async fn start_in(environment: &Environment, flags: &[&str], script: &str) -> Self {
+        Self::of(Self::command(environment, flags, script))
+    }
+
+    fn command(environment: &Environment, flags: &[&str], script: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
         command.arg("run").args(flags);
         command.args(["--", "sh", "-c", script]).envs(environment);
@@ -49,6 +53,10 @@ impl Run {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true);
+        command
+    }
+
+    fn of(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, lines }
@@ -73,6 +81,14 @@ impl Run {
 
     async fn ended(&mut self) -> ExitStatus {
         in_time("the end", self.child.wait()).await.unwrap()
+    }
+
+    /// What it logged until its end, where its command has stderr piped.
+    async fn log(&mut self) -> String {
+        let (mut stderr, mut log) = (self.child.stderr.take().unwrap(), String::new());
+        let read = in_time("the log", stderr.read_to_string(&mut log)).await;
+        read.unwrap();
+        log
     }
 }
 
@@ -250,6 +266,27 @@ async fn a_second_signal_kills_the_app_and_ends_the_program() {
 }
 
 #[tokio::test]
+async fn a_second_signal_cuts_nothing_where_nothing_is_in_flight_and_the_log_says_so() {
+    let script = "trap 'echo stopping' TERM; echo up; while :; do sleep 0.05; done";
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+    ]);
+    let mut command = Run::command(&environment, &["--app-stop-timeout=10m"], script);
+    command.stderr(Stdio::piped());
+    let mut run = Run::of(command);
+    run.until("up").await;
+    run.signal(Signal::SIGTERM);
+    run.until("stopping").await;
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ended().await.code(), Some(137));
+    let log = run.log().await;
+    let line = "a second signal: stopped at once; no call was in flight";
+    assert_eq!(log.matches(line).count(), 1, "{log}");
+    assert!(!log.contains("in flight was finished"), "{log}");
+}
+
+#[tokio::test]
 async fn what_the_app_began_and_did_not_wait_for_goes_on_without_it_for_a_while() {
     let mut cluster = Cluster::builder()
         .region("iad", 1)
@@ -277,8 +314,10 @@ async fn what_the_app_began_and_did_not_wait_for_goes_on_without_it_for_a_while(
     cluster.until_started("x").await;
     run.signal(Signal::SIGTERM);
     assert_eq!(run.ended().await.code(), Some(1));
-    // A second signal waits for nothing, also when the app has ended.
-    let mut run = Run::start_in(&environment, &["--drain-timeout=1h"], &script("y")).await;
+    // A second signal waits for nothing, also when the app has ended, and the log says what that cut.
+    let mut command = Run::command(&environment, &["--drain-timeout=1h"], &script("y"));
+    command.stderr(Stdio::piped());
+    let mut run = Run::of(command);
     let app = loop {
         if let Some(pid) = run.line().await.strip_prefix("up ") {
             break Pid::from_raw(pid.parse().unwrap());
@@ -290,6 +329,9 @@ async fn what_the_app_began_and_did_not_wait_for_goes_on_without_it_for_a_while(
     eventually("the end of the app", is_gone, |is_gone| *is_gone).await;
     run.signal(Signal::SIGTERM);
     assert_eq!(run.ended().await.code(), Some(1));
+    let log = run.log().await;
+    let line = "stopped before everything in flight was finished";
+    assert_eq!(log.matches(line).count(), 1, "{log}");
 }
 
 #[tokio::test]
