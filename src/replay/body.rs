@@ -21,7 +21,11 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, sync::mpsc, time};
+use tokio::{
+    net::TcpStream,
+    sync::mpsc,
+    time::{self, error::Elapsed},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The most bytes that are read: what an edge of Fly keeps of a request (PA01 in
@@ -33,6 +37,7 @@ pub(super) const FORWARDED: HeaderName = HeaderName::from_static("fly-rpc-forwar
 /// The largest answer, in bytes.
 const MAX_ANSWER: usize = 8 << 20;
 const NO_ANSWER: &str = "gave no answer";
+const LATE: &str = "gave no answer in time";
 /// What is between two hops only (RFC 9110, section 7.6.1).
 const OF_A_HOP: [HeaderName; 8] = [
     CONNECTION,
@@ -91,7 +96,8 @@ async fn read<B: Body>(body: B, stall: Duration) -> Discarded {
 }
 
 /// The answer of the application at `to` (`host:port`) to a request, whose body is sent as it comes; what is left of that is
-/// thrown away with `patience`. `None` where no connection could be made `within` this time, so that nothing was sent.
+/// thrown away with `patience`. The other side may take as long as a whole body may to arrive: to take its next bytes, and to
+/// answer once it has them all. `None` where no connection could be made `within` this time, so that nothing was sent.
 ///
 /// # Errors
 /// What the other side did instead of answering, for people.
@@ -136,10 +142,13 @@ where
         answered = &mut answering => {
             // Nothing takes the rest of the body.
             drop(task);
-            passing.await;
+            let _ = passing.await;
             answered
         }
-        () = &mut passing => answering.await,
+        passed = &mut passing => match passed {
+            Ok(()) => time::timeout(patience.arrival, answering).await.unwrap_or(Err(LATE)),
+            Err(_) => Err(LATE),
+        },
     })
 }
 
@@ -159,24 +168,29 @@ where
 }
 
 /// Passes a body on, piece by piece, and reads on where nothing takes them any more, so that the answer arrives.
+///
+/// # Errors
+/// A piece was not taken in time.
 async fn pass_on<B: Body>(
     body: B,
     pieces: mpsc::Sender<io::Result<Frame<B::Data>>>,
     patience: Patience,
-) {
+) -> Result<(), Elapsed> {
     let mut body = pin!(body);
     while let Some(frame) = body.frame().await {
         let is_cut = frame.is_err();
         let frame = frame.map_err(|_| io::ErrorKind::UnexpectedEof.into());
         // Whoever took the pieces has answered, or is gone: an answer that overtakes its request would be lost.
-        if pieces.send(frame).await.is_err() {
+        let taken = time::timeout(patience.arrival, pieces.send(frame)).await;
+        if !matches!(taken, Ok(Ok(()))) {
             discard(body, patience).await;
-            return;
+            return taken.map(|_| ());
         }
         if is_cut {
-            return;
+            break;
         }
     }
+    Ok(())
 }
 
 /// The request as the next hop gets it.

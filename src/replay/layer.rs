@@ -167,7 +167,8 @@ impl ReplayToPrimary {
     }
 
     /// The same with other times for the body of a request that is answered without it: until its next bytes, 10 s without
-    /// this, and until its end, 60 s.
+    /// this, and until its end, 60 s; the latter is also what the primary region may take to answer a request that is sent
+    /// there, once it has its body, and before that to take the next bytes.
     #[must_use]
     pub fn body_timeouts(mut self, stall: Duration, arrival: Duration) -> Self {
         self.patience = Patience { stall, arrival };

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    future,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -30,6 +31,7 @@ use tower::ServiceExt;
 
 use crate::support::{
     fly_proxy::{FlyProxy, Machine},
+    patience::in_time,
     process::{Answer, answer},
     raw,
 };
@@ -572,6 +574,40 @@ async fn a_forwarded_write_says_whether_it_may_have_been_written() {
             "this was sent to region \"iad\", which gave no answer; it may have been written"
         )
     );
+}
+
+#[tokio::test]
+async fn a_primary_region_that_does_not_answer_is_not_waited_for_without_end() {
+    for takes in [0, usize::MAX] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let primary = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut taken = stream.take(takes as u64);
+            tokio::io::copy(&mut taken, &mut tokio::io::sink())
+                .await
+                .unwrap();
+            // It is open still.
+            future::pending::<()>().await;
+        });
+        let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
+        let layer = layer
+            .forwards_to(&primary.to_string())
+            .body_timeouts(Duration::from_millis(50), Duration::from_millis(500));
+        let syd = serve("syd", &Writes::default(), layer).await;
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = client.post(format!("http://{syd}/notes"));
+        let request = request.body(vec![b'x'; 9_000_000]);
+        let lost = in_time("an answer", sent(request, &[])).await;
+        let detail = lost.body["detail"].as_str().unwrap();
+        assert_eq!(
+            (lost.status, detail),
+            (
+                502,
+                "this was sent to region \"iad\", which gave no answer in time; it may have been written"
+            )
+        );
+    }
 }
 
 #[tokio::test]
