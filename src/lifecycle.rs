@@ -1,6 +1,8 @@
 //! How far an instance is on its way to stop, and what it must finish first. Owns the phase and the count of calls in
 //! flight; the server decides when each phase begins.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
@@ -25,8 +27,8 @@ pub(crate) struct Lifecycle {
     in_flight: TaskTracker,
 }
 
-/// One call in flight; the drain waits until it is dropped.
-pub(crate) type InFlight = TaskTrackerToken;
+/// One call in flight, however many hold it; the drain waits until all of them dropped it.
+pub(crate) type InFlight = Arc<TaskTrackerToken>;
 
 impl Lifecycle {
     /// An instance that serves, with nothing in flight.
@@ -59,7 +61,23 @@ impl Lifecycle {
                 "this instance is stopping and takes no new calls",
             ));
         }
-        Ok(token)
+        Ok(Arc::new(token))
+    }
+
+    /// Counts a call here from here on, and nowhere else: one that is `counted` here already is not counted again, and goes on
+    /// also where new calls are refused.
+    ///
+    /// # Errors
+    /// As [`Lifecycle::admit`].
+    pub(crate) fn take_over(&self, counted: &mut Option<InFlight>) -> Result<InFlight, Problem> {
+        let is_here =
+            |token: &&InFlight| TaskTracker::ptr_eq(token.task_tracker(), &self.in_flight);
+        let in_flight = match counted.as_ref().filter(is_here) {
+            Some(token) => Arc::clone(token),
+            None => self.admit()?,
+        };
+        *counted = Some(Arc::clone(&in_flight));
+        Ok(in_flight)
     }
 
     pub(crate) fn in_flight(&self) -> usize {

@@ -217,7 +217,7 @@ impl Rpc {
         let span = trace::call_span(&request_id, None);
         let outcome = self
             .dispatcher
-            .dispatch(&targets, &call, request_id, Instant::now())
+            .dispatch(&targets, &call, request_id, Instant::now(), None)
             .instrument(span)
             .await;
         let consistency = outcome.meta.consistency.clone();

@@ -79,13 +79,18 @@ pub(super) struct Situation {
 }
 
 impl Attempts {
-    /// None so far.
-    pub(super) fn new(request_id: RequestId, deadline: Deadline, shares_keys: bool) -> Self {
+    /// None so far, of a call that may be admitted already.
+    pub(super) fn new(
+        request_id: RequestId,
+        deadline: Deadline,
+        shares_keys: bool,
+        in_flight: Option<InFlight>,
+    ) -> Self {
         Self {
             request_id,
             deadline,
             shares_keys,
-            in_flight: None,
+            in_flight,
             count: 0,
             last: None,
             kept: 0,
@@ -115,6 +120,11 @@ impl Attempts {
             self.in_flight = Some(lifecycle.admit()?);
         }
         Ok(())
+    }
+
+    /// What a run on this instance needs of them.
+    pub(super) fn for_a_run_here(&mut self) -> (&RequestId, Deadline, &mut Option<InFlight>) {
+        (&self.request_id, self.deadline, &mut self.in_flight)
     }
 
     /// What a call that was for `region` came to after `elapsed`; `asked` is the instance that it was for, where none was

@@ -73,11 +73,11 @@ impl Dispatcher {
             );
             refused(Problem::new(Code::Overloaded, detail))
         })?;
-        let dispatcher = self.admitted();
+        let (dispatcher, admitted) = (self.clone(), Some(Arc::clone(&in_flight)));
         let (targets, call) = (targets.clone(), Arc::clone(call));
         let run = async move {
             dispatcher
-                .dispatch(&targets, &call, request_id, arrived)
+                .dispatch(&targets, &call, request_id, arrived, admitted)
                 .await
         };
         let mut run = Box::pin(run.in_current_span());

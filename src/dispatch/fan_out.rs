@@ -77,7 +77,7 @@ pub(crate) struct FanOut {
     found_no_room: bool,
     asked: usize,
     succeeded: usize,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
 
 impl FanOut {
@@ -87,7 +87,7 @@ impl FanOut {
     /// [`Code::Draining`] when this instance takes no new calls; [`Code::DiscoveryPending`] when nobody is known before the
     /// call's deadline.
     pub(crate) async fn begin(
-        dispatcher: &Dispatcher,
+        dispatcher: &Arc<Dispatcher>,
         regions: &Regions,
         per: Per,
         call: Call,
@@ -110,7 +110,7 @@ impl FanOut {
         let mut policies = places.map(|region| dispatcher.policy_in(region, &call.name, under));
         let policy = policies.find_map(|policy| policy);
         Ok(Self {
-            dispatcher: Arc::new(dispatcher.admitted()),
+            dispatcher: Arc::clone(dispatcher),
             call: Arc::new(policy.unwrap_or(call)),
             request_id,
             arrived,
@@ -121,7 +121,7 @@ impl FanOut {
             running: FuturesUnordered::new(),
             largest: None,
             found_no_room: false,
-            _in_flight: in_flight,
+            in_flight,
         })
     }
 
@@ -211,8 +211,14 @@ impl FanOut {
     fn start(&self, asked: Asked) -> Running {
         let (dispatcher, call) = (Arc::clone(&self.dispatcher), Arc::clone(&self.call));
         let (request_id, arrived) = (self.request_id.clone(), self.arrived);
+        let in_flight = Arc::clone(&self.in_flight);
         let room = self.room_for(&asked);
-        Box::pin(async move { ask(&dispatcher, &call, asked, room, request_id, arrived).await })
+        Box::pin(async move {
+            let deadline = Deadline::since(arrived, call.timeout);
+            // A key is kept to the instance that may have run it, also where instances share a store of keys.
+            let attempts = Attempts::new(request_id, deadline, false, Some(in_flight));
+            ask(&dispatcher, &call, asked, room, attempts, arrived).await
+        })
     }
 
     /// Counts what came of a call, and its result in the memory budget.
@@ -258,12 +264,9 @@ async fn ask(
     call: &Call,
     asked: Asked,
     room: Result<Reserved, Problem>,
-    request_id: RequestId,
+    mut attempts: Attempts,
     arrived: Instant,
 ) -> Answered {
-    let deadline = Deadline::since(arrived, call.timeout);
-    // A key is kept to the instance that may have run it, also where instances share a store of keys.
-    let mut attempts = Attempts::new(request_id, deadline, false);
     let region = asked.region().clone();
     let call = &*asked.keyed(call, &dispatcher.identity.instance);
     let result = match (room, &asked) {

@@ -28,7 +28,7 @@ use crate::{
     deadline::Deadline,
     declaration::Declaration,
     feed::FailedAttempt,
-    lifecycle::Lifecycle,
+    lifecycle::{InFlight, Lifecycle},
     link::Link,
     memory::Budget,
     metrics::Metrics,
@@ -99,22 +99,19 @@ impl Dispatcher {
         }
     }
 
-    /// The same for parts of a call that is admitted: a drain that begins meanwhile keeps them from no other attempt.
-    fn admitted(&self) -> Self {
-        self.admitted_by(Arc::new(Lifecycle::new()))
-    }
-
-    /// Runs `call` where `targets` say: the answer to a request that arrived at `arrived`.
+    /// Runs `call`, which may be `admitted` already, where `targets` say: the answer to a request that arrived at `arrived`.
     pub(crate) async fn dispatch(
         &self,
         targets: &Targets,
         call: &Call,
         request_id: RequestId,
         arrived: Instant,
+        admitted: Option<InFlight>,
     ) -> Outcome {
         let call = &*self.under_policy(targets, call);
         let deadline = Deadline::since(arrived, call.timeout);
-        let mut attempts = Attempts::new(request_id, deadline, self.executor.shares_keys());
+        let shares_keys = self.executor.shares_keys();
+        let mut attempts = Attempts::new(request_id, deadline, shares_keys, admitted);
         let (region, result) = match targets.only(&self.identity.primary) {
             Some(region) => {
                 let ran = self.run_in(region, call, &mut attempts).await;
@@ -364,7 +361,9 @@ impl Dispatcher {
         let (result, attempts) = match self.misplaced(exec) {
             Some(problem) => (Err(problem), 0),
             None => (
-                self.executor.run(&exec.call, &request_id, deadline).await,
+                self.executor
+                    .run(&exec.call, &request_id, deadline, &mut None)
+                    .await,
                 1,
             ),
         };
@@ -463,9 +462,9 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         attempts.begin(&self.identity.instance);
-        let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
+        let (request_id, deadline, counted) = attempts.for_a_run_here();
         // On the heap, because it would be most of what a call to another instance carries along.
-        Box::pin(self.executor.run(call, request_id, deadline)).await
+        Box::pin(self.executor.run(call, request_id, deadline, counted)).await
     }
 
     async fn attempt(

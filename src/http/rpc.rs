@@ -270,7 +270,7 @@ pub(super) async fn call_function(
         let awaited = scopeguard::guard((), |()| about.abandoned());
         let ran = app
             .dispatcher
-            .dispatch(&about.targets, &call, request_id, arrived);
+            .dispatch(&about.targets, &call, request_id, arrived, None);
         let outcome = ran.instrument(span).await;
         ScopeGuard::into_inner(awaited);
         outcome

@@ -150,7 +150,8 @@ impl Executor {
     }
 
     /// Runs `call` and waits for its result until `deadline`, when the function is dropped. A repeat of a call with
-    /// the same key does not run again: it gets the outcome of the first.
+    /// the same key does not run again: it gets the outcome of the first. Where it runs, the call is `counted` here from then
+    /// on.
     ///
     /// # Errors
     /// Before it ran: [`Code::Draining`], [`Code::Overloaded`], [`Code::DeadlineExceeded`], [`Code::FunctionUnknown`],
@@ -164,14 +165,18 @@ impl Executor {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
+        counted: &mut Option<InFlight>,
     ) -> Outcome {
         match &call.key {
             None => {
-                let running = Running::start(self, call, request_id, deadline).await?;
+                let running = Running::start(self, call, request_id, deadline, counted).await?;
                 running.outcome().await
             }
             Some(key) => match self.keys.claim(key, call, deadline).await {
-                Known::Nothing(claim) => self.run_claimed(claim, call, request_id, deadline).await,
+                Known::Nothing(claim) => {
+                    self.run_claimed(claim, call, request_id, deadline, counted)
+                        .await
+                }
                 Known::Outcome(outcome) => outcome,
             },
         }
@@ -183,8 +188,9 @@ impl Executor {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
+        counted: &mut Option<InFlight>,
     ) -> Outcome {
-        let running = match Running::start(self, call, request_id, deadline).await {
+        let running = match Running::start(self, call, request_id, deadline, counted).await {
             Ok(running) => running,
             Err(problem) => {
                 let refused = Err(problem);
@@ -193,7 +199,7 @@ impl Executor {
             }
         };
         // In a task of its own: the outcome is remembered also when the caller goes away, and before the process ends.
-        let in_flight = self.lifecycle.admit().ok();
+        let in_flight = counted.clone();
         let settled = task::spawn(async move {
             let outcome = running.outcome().await;
             let ended = outcome.clone();
@@ -214,8 +220,9 @@ impl Executor {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
+        counted: &mut Option<InFlight>,
     ) -> Result<Ready, Problem> {
-        let held = self.hold(call)?;
+        let held = self.hold(call, counted)?;
         if deadline.has_passed() {
             return Err(Problem::not_started(&call.name));
         }
@@ -243,9 +250,9 @@ impl Executor {
         })
     }
 
-    fn hold(&self, call: &Call) -> Result<Held, Problem> {
+    fn hold(&self, call: &Call, counted: &mut Option<InFlight>) -> Result<Held, Problem> {
         // First of all, so that a drain which begins now either refuses the call or waits for it.
-        let in_flight = self.lifecycle.admit()?;
+        let in_flight = self.lifecycle.take_over(counted)?;
         match Arc::clone(&self.slots).try_acquire_owned() {
             Ok(slot) => Ok(Held {
                 _slot: slot,
@@ -275,8 +282,9 @@ impl Running {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
+        counted: &mut Option<InFlight>,
     ) -> Result<Self, Problem> {
-        let ready = executor.ready(call, request_id, deadline);
+        let ready = executor.ready(call, request_id, deadline, counted);
         let Ready {
             prepared,
             gate,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde_json::json;
 
 use crate::support::{
-    asking::{block, two_regions},
+    asking::{block, blocking, two_regions},
     cluster::Cluster,
     patience::eventually,
     process::{Answer, Environment, Process, answer},
@@ -175,6 +175,51 @@ async fn a_function_whose_client_went_away_is_counted_when_it_ends() {
     };
     let after = async || scrape(iad).await;
     eventually("the end of the function", after, is_over).await;
+}
+
+#[tokio::test]
+async fn a_call_in_flight_is_counted_once_however_it_was_asked_for() {
+    let cluster = two_regions().functions().start().await;
+    let iad = cluster.instance("iad-1");
+    let (key, prefer) = ("idempotency-key", ("prefer", "respond-async"));
+    let mut number = 0;
+    for path in ["/rpc/iad", "/rpc/syd", "/each/all"] {
+        for headers in [vec![], vec![key], vec!["prefer"], vec![key, "prefer"]] {
+            if path == "/each/all" && headers.contains(&"prefer") {
+                continue;
+            }
+            number += 1;
+            let name = format!("held-{number}");
+            let mut request = iad.request(path, &blocking(&name, &json!({})).to_string());
+            for header in &headers {
+                request = match *header {
+                    "prefer" => request.header(prefer.0, prefer.1),
+                    _ => request.header(key, &name),
+                };
+            }
+            let asked = tokio::spawn(answer(request));
+            cluster.until_started(&name).await;
+            let in_all = match path {
+                "/rpc/iad" => [1, 0],
+                _ => [1, 1],
+            };
+            let counts = async || {
+                [
+                    iad.in_flight().await,
+                    cluster.instance("syd-1").in_flight().await,
+                ]
+            };
+            if path == "/each/all" {
+                // The other one may start later.
+                let started = async || counts().await[1];
+                eventually("the start in syd", started, |count| *count > 0).await;
+            }
+            assert_eq!(counts().await, in_all, "{path} {headers:?}");
+            cluster.release(&name);
+            asked.await.unwrap().unwrap();
+            eventually("nothing in flight", counts, |counts| *counts == [0, 0]).await;
+        }
+    }
 }
 
 /// A cluster in which everything happened that is counted, as `iad-1` counts it.
