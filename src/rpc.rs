@@ -220,6 +220,7 @@ impl Rpc {
             .dispatch(&targets, &call, request_id, Instant::now(), None)
             .instrument(span)
             .await;
+        self.dispatcher.ended(&call.name, &outcome);
         let consistency = outcome.meta.consistency.clone();
         let replayed = outcome.meta.replayed;
         Ok(Answer {
@@ -262,14 +263,20 @@ impl Rpc {
         let call = Arc::new(self.prepared(options, module, function, &args)?);
         let request_id = RequestId::fresh();
         let (id, name) = (request_id.clone(), call.name.clone());
-        let ended = move |outcome: Option<Outcome>| match outcome.map(|outcome| outcome.result) {
-            Some(Ok(_)) => tracing::info!(function = %name, %request_id, "cast"),
-            Some(Err(problem)) => {
-                let (code, executed, detail) = (problem.word(), problem.executed, &problem.detail);
-                tracing::warn!(function = %name, code, %executed, detail, %request_id, "cast failed");
-            }
-            None => {
+        let dispatcher = Arc::clone(&self.dispatcher);
+        let ended = move |outcome: Option<Outcome>| {
+            let Some(outcome) = outcome else {
                 tracing::warn!(function = %name, executed = "maybe", %request_id, "call abandoned");
+                return;
+            };
+            dispatcher.ended(&name, &outcome);
+            match outcome.result {
+                Ok(_) => tracing::info!(function = %name, %request_id, "cast"),
+                Err(problem) => {
+                    let (code, executed, detail) =
+                        (problem.word(), problem.executed, &problem.detail);
+                    tracing::warn!(function = %name, code, %executed, detail, %request_id, "cast failed");
+                }
             }
         };
         let span = trace::call_span(&id, None);
@@ -282,7 +289,10 @@ impl Rpc {
         );
         match cast.instrument(span).await {
             Ok(()) => Ok(id.to_string()),
-            Err(refused) => read::<IgnoredAny>(refused).map(|_| id.to_string()),
+            Err(refused) => {
+                self.dispatcher.ended(&call.name, &refused);
+                read::<IgnoredAny>(refused).map(|_| id.to_string())
+            }
         }
     }
 

@@ -239,6 +239,7 @@ impl FanOut {
             self.found_no_room = true;
         }
         self.succeeded += usize::from(answered.outcome.result.is_ok());
+        self.dispatcher.ended(&self.call.name, &answered.outcome);
         answered
     }
 }
@@ -289,7 +290,6 @@ async fn ask(
     };
     let elapsed = arrived.elapsed();
     let outcome = attempts.into_outcome(Some(region.clone()), asked.instance(), result, elapsed);
-    dispatcher.ended(call, &outcome, elapsed);
     Answered {
         region,
         instance: outcome.meta.instance.clone(),

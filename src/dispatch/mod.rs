@@ -119,18 +119,15 @@ impl Dispatcher {
             }
             None => self.run_in_one_of(targets, call, &mut attempts).await,
         };
-        let elapsed = arrived.elapsed();
-        let outcome = attempts.into_outcome(region, None, result, elapsed);
-        self.ended(call, &outcome, elapsed);
-        outcome
+        attempts.into_outcome(region, None, result, arrived.elapsed())
     }
 
-    /// Counts a call that has ended, and sends its event.
-    fn ended(&self, call: &Call, outcome: &Outcome, elapsed: Duration) {
+    /// Counts a call that has ended with `outcome`, as its caller gets it, and sends its event.
+    pub(crate) fn ended(&self, name: &FunctionName, outcome: &Outcome) {
         let Outcome { result, meta } = outcome;
         let problem = result.as_ref().err();
-        self.count(meta.region.as_ref(), problem, meta.attempts, elapsed);
-        self.metrics.feed.call_ended(&call.name, meta, problem);
+        self.count(meta, problem);
+        self.metrics.feed.call_ended(name, meta, problem);
     }
 
     /// Runs a call in the first region of a list that takes it: where it ran, or was tried last, and what came of it.
@@ -329,20 +326,16 @@ impl Dispatcher {
     }
 
     /// Counts a call; one that failed may have been for a region of the client's invention, which is no label.
-    fn count(
-        &self,
-        region: Option<&Region>,
-        problem: Option<&Problem>,
-        attempts: u32,
-        elapsed: Duration,
-    ) {
+    fn count(&self, meta: &Meta, problem: Option<&Problem>) {
         let is_known = |region: &&Region| {
             problem.is_none()
                 || **region == self.identity.region
                 || self.cluster.region(region).is_ok()
         };
-        let known = region.filter(is_known);
-        self.metrics.calls.ended(known, problem, attempts, elapsed);
+        let known = meta.region.as_ref().filter(is_known);
+        let elapsed = Duration::from_secs_f64(meta.elapsed_ms / 1e3);
+        let calls = &self.metrics.calls;
+        calls.ended(known, problem, meta.attempts, elapsed);
     }
 
     /// How many calls wait to leave for peers.

@@ -364,10 +364,12 @@ struct About {
 
 impl About {
     /// Counts and logs the end of the call, without its arguments and its result.
-    fn ended(&self, Outcome { result, meta }: &Outcome) {
+    fn ended(&self, outcome: &Outcome) {
+        let Outcome { result, meta } = outcome;
         let (client, function, problem) =
             (self.caller.name(), &self.call.name, result.as_ref().err());
         trace::ended(&self.span, function, meta.region.as_ref(), problem);
+        self.app.dispatcher.ended(function, outcome);
         self.app.metrics.calls.of_client(client, problem);
         let region = meta.region.as_ref().map_or("", Region::as_str);
         let instance = meta.instance.as_ref().map_or("", InstanceId::as_str);

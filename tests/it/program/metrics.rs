@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::{
     asking::{block, blocking, two_regions},
     cluster::Cluster,
-    patience::eventually,
+    patience::{eventually, in_time},
     process::{Answer, Environment, Process, answer},
 };
 
@@ -220,6 +220,90 @@ async fn a_call_in_flight_is_counted_once_however_it_was_asked_for() {
             eventually("nothing in flight", counts, |counts| *counts == [0, 0]).await;
         }
     }
+}
+
+#[tokio::test]
+async fn what_a_client_gets_is_what_is_counted_and_logged() {
+    let mut cluster = Cluster::builder()
+        .region("syd", 1)
+        .functions()
+        .start()
+        .await;
+    cluster.add_with("iad", "RPC_MAX_MEMORY", "4MiB").await;
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    let iad = cluster.instance("iad-1");
+    let mut events = reqwest::get(format!("http://{}/events", iad.address))
+        .await
+        .unwrap();
+    // Its result finds no room in the answer.
+    let large = json!({"module": "Test", "function": "large", "args": ["x", 5 << 20]});
+    let dropped = iad.rpc("iad", &large).await;
+    assert_eq!(dropped.problem(), (424, "function_failed", "yes"));
+    let each = iad.post("/each/iad", &large.to_string()).await;
+    assert_eq!(
+        each.body["results"][0]["problem"]["code"],
+        "function_failed"
+    );
+    // Fly Proxy reached no Machine there in time.
+    let call = json!({"module": "Fly.RPC", "function": "my_region"}).to_string();
+    let unreached = iad
+        .request("/rpc/mars", &call)
+        .header("fly-replay-failed", "reason=timeout");
+    let unreached = answer(unreached).await.unwrap();
+    assert_eq!(unreached.problem(), (503, "region_unavailable", "no"));
+    let counted = scrape(iad).await;
+    let calls = [
+        (
+            r#"target_region="iad",code="function_failed",executed="yes""#,
+            2.0,
+        ),
+        (
+            r#"target_region="other",code="region_unavailable",executed="no""#,
+            1.0,
+        ),
+    ];
+    assert_eq!(of(&counted, "fly_rpc_calls_total"), calls);
+    let clients = [
+        (
+            r#"client="anonymous",code="function_failed",executed="yes""#,
+            1.0,
+        ),
+        (
+            r#"client="anonymous",code="region_unavailable",executed="no""#,
+            1.0,
+        ),
+    ];
+    assert_eq!(of(&counted, "fly_rpc_client_calls_total"), clients);
+    let mut text = String::new();
+    in_time("three events", async {
+        while text.matches("event: call\n").count() < 3 {
+            let chunk = events.chunk().await.unwrap().unwrap();
+            text.push_str(str::from_utf8(&chunk).unwrap());
+        }
+    })
+    .await;
+    assert_eq!(
+        text.matches(r#""code":"function_failed""#).count(),
+        2,
+        "{text}"
+    );
+    assert_eq!(
+        text.matches(r#""code":"region_unavailable""#).count(),
+        1,
+        "{text}"
+    );
+    let log = async || iad.log();
+    let has_all = |log: &String| {
+        ["function_failed", "region_unavailable"]
+            .iter()
+            .all(|code| {
+                let mut lines = log
+                    .lines()
+                    .filter(|line| line.contains(r#""message":"call failed""#));
+                lines.any(|line| line.contains(code))
+            })
+    };
+    eventually("both in the log", log, has_all).await;
 }
 
 /// A cluster in which everything happened that is counted, as `iad-1` counts it.
