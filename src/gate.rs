@@ -51,7 +51,7 @@ impl Gate {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let limit = self.limit;
             let detail =
-                format!("{name}: {limit} calls run, as many as may at once, and as many wait");
+                format!("{name}: as many calls run as may at once ({limit}), and as many wait");
             return Err(Problem::new(Code::Overloaded, detail));
         };
         let turn = deadline.bound(Arc::clone(&self.running).acquire_owned());

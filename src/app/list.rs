@@ -203,7 +203,11 @@ impl Channel {
                 NoList::Unusable("its list found no room in RPC_MAX_MEMORY".to_owned())
             }
             (401 | 403, _) => {
-                NoList::Refused(format!("it answered {status} to its own RPC_APP_TOKEN"))
+                let asked = match self.token {
+                    Some(_) => " to its own RPC_APP_TOKEN",
+                    None => ", and RPC_APP_TOKEN is not set",
+                };
+                NoList::Refused(format!("it answered {status}{asked}"))
             }
             (404 | 405, _) => NoList::Refused(format!("it answered {status}")),
             _ => NoList::Unusable(format!("it answered {status}")),

@@ -291,7 +291,7 @@ impl Answer {
                 "nothing ran: the instance is not behind Fly Proxy; set its RPC_ROUTE to proxy or auto"
             }
             Code::IdempotencyMismatch => "use another key for another call",
-            Code::FunctionFailed => "it ran: what to do about its error, its documents say",
+            Code::FunctionFailed => "it ran: its own documentation says what to do about the error",
             Code::ResultNotKept => "it ran: its result is not kept for a repeat",
             Code::FunctionPanicked => "it ran: the log of the instance has the cause",
             Code::Internal => {

@@ -408,9 +408,7 @@ impl Table {
         let is_suspect = known.state() == PeerState::Suspect;
         effects.changes = match signal {
             CallSignal::Answered if is_suspect => entry.set(Condition::Ready, "it answered a call"),
-            CallSignal::Draining => {
-                entry.set(Condition::Draining, "it said so when it answered a call")
-            }
+            CallSignal::Draining => entry.set(Condition::Draining, "it said so on its connection"),
             CallSignal::Unreachable => entry.set(Condition::Doubtful, "a call could not connect"),
             CallSignal::WrongInstance => {
                 entry.set(Condition::Doubtful, "another instance answered a call")

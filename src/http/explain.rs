@@ -249,13 +249,13 @@ impl<'a> Verdicts<'a> {
             let app = known.peer.app_state.filter(|_| known.peer.app_is_out());
             if !self.one_has_it && (is_ready || !self.one_is_ready) {
                 let (is_asked, why) = match app {
-                    Some(app) => (true, format!(", and its app, which is {app}, may know it")),
+                    Some(app) => (true, format!(", and its app, which is {app}, may have it")),
                     None if self.an_app_is_out => {
-                        (false, ": who has an app that is out is asked".to_owned())
+                        (false, ": those whose app is out are asked".to_owned())
                     }
-                    None => (true, ", and any may say so".to_owned()),
+                    None => (true, ": any of them is asked".to_owned()),
                 };
-                return (is_asked, format!("{state}; none has {name}{why}"));
+                return (is_asked, format!("{state}; no instance has {name}{why}"));
             }
             if !known.peer.may_have(name) {
                 let app = app.map_or(String::new(), |app| format!("; its app is {app}"));

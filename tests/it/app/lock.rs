@@ -3,7 +3,11 @@
 use serde_json::{Map, Value, json};
 
 use super::{App, TOKEN, outcome, until_state};
-use crate::support::{command::run_with, patience::eventually, process::Process};
+use crate::support::{
+    command::{run, run_with},
+    patience::eventually,
+    process::Process,
+};
 
 #[tokio::test]
 async fn functions_of_an_app_that_lets_anybody_in_are_not_offered() {
@@ -136,6 +140,11 @@ async fn the_command_line_says_what_is_wrong_with_an_app() {
         said,
         "fly-rpc: \"plain\" is left out: a name has a module, as in Math.add\n"
     );
+    let url = &app.environment()["RPC_APP_URL"];
+    let (code, _, said) = run(&["functions", "--app-url", url]).await;
+    let why =
+        format!("fly-rpc: {url}: it answered 401 Unauthorized, and RPC_APP_TOKEN is not set; ");
+    assert!(code == 1 && said.starts_with(&why), "{said}");
     app.offer(&json!({"functions": {"Math.add": {}}}));
     assert_eq!(
         check(&app).await,

@@ -106,7 +106,7 @@ async fn a_call_goes_where_the_function_is_also_to_a_sibling() {
     };
     let down = (
         json!("down"),
-        json!("ready; none has App.run, and its app, which is down, may know it"),
+        json!("ready; no instance has App.run, and its app, which is down, may have it"),
     );
     eventually("the app's end", is_reported, |got| *got == down).await;
     for _ in 0..10 {

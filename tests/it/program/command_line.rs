@@ -92,7 +92,7 @@ async fn a_problem_is_reported_on_stderr_and_ends_with_1() {
     assert_eq!(id.len(), 26);
     assert_eq!(
         next,
-        "  next: it ran: what to do about its error, its documents say\n"
+        "  next: it ran: its own documentation says what to do about the error\n"
     );
     let (code, stdout, stderr) =
         fly_rpc(iad, &["call", "mars", "Kernel.+", "1", "2", "--json"]).await;
