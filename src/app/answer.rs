@@ -23,27 +23,24 @@ const CONSISTENCY: &str = "rpc-consistency";
 const WAITED: &str = "rpc-waited-ms";
 const JSON: &str = "application/json";
 
-pub(super) enum Meaning {
-    Outcome(Outcome),
-    /// The function is not there, if the list says so too; else this.
-    Missing(Problem),
+/// What `answer` to a call of `name` means, whose result may have `limit` bytes.
+pub(super) fn outcome(name: &FunctionName, answer: &Answer, limit: usize) -> Outcome {
+    let status = answer.status;
+    match status.as_u16() {
+        // A result says that the function ran, whatever a header says.
+        200..300 => result(name, answer, limit),
+        400.. if says_not_executed(&answer.headers) => Err(refused(name, answer)),
+        400..500 => Err(failed(answer, limit)),
+        500.. => Err(error(name, answer, limit)),
+        _ => Err(lost(format!("the app answered {status} to {name}"))),
+    }
 }
 
-/// What `answer` to a call of `name` means, whose result may have `limit` bytes.
-pub(super) fn meaning(name: &FunctionName, answer: &Answer, limit: usize) -> Meaning {
-    let status = answer.status;
-    // A result says that the function ran, whatever a header says.
-    if says_not_executed(&answer.headers) && status.as_u16() >= 400 {
-        return Meaning::Outcome(Err(refused(name, answer)));
-    }
-    match status.as_u16() {
-        200..300 => Meaning::Outcome(result(name, answer, limit)),
-        // So answers an app without this path, or one that does not accept the token; or the function itself.
-        401 | 403 | 404 | 405 => Meaning::Missing(failed(answer, limit)),
-        400..500 => Meaning::Outcome(Err(failed(answer, limit))),
-        500.. => Meaning::Outcome(Err(error(name, answer, limit))),
-        _ => Meaning::Outcome(Err(lost(format!("the app answered {status} to {name}")))),
-    }
+/// Whether so answers an app without this path too, or one that does not accept the token: then its list shows whether the
+/// answer is the function's own.
+pub(super) fn may_be_missing(answer: &Answer) -> bool {
+    let status = answer.status.as_u16();
+    matches!(status, 401 | 403 | 404 | 405) && !says_not_executed(&answer.headers)
 }
 
 /// What the app says of its data.
@@ -238,10 +235,10 @@ mod tests {
                 error.data.as_ref().map_or("null", |data| data.get())
             ),
         };
-        match meaning(&name, &answer, 100) {
-            Meaning::Outcome(Ok(returned)) => returned.json.get().to_owned(),
-            Meaning::Outcome(Err(problem)) => said(problem),
-            Meaning::Missing(problem) => format!("missing: {}", said(problem)),
+        match outcome(&name, &answer, 100) {
+            Ok(returned) => returned.json.get().to_owned(),
+            Err(problem) if may_be_missing(&answer) => format!("missing: {}", said(problem)),
+            Err(problem) => said(problem),
         }
     }
 

@@ -30,7 +30,6 @@ pub(crate) use self::list::Listing;
 #[cfg(feature = "cli")]
 pub(crate) use self::list::check;
 use self::{
-    answer::Meaning,
     channel::{Broken, Channel},
     list::{Asked, NoList, Watch},
 };
@@ -272,9 +271,9 @@ impl AppCall {
                 return Err(Problem::new(Code::FunctionUnavailable, detail));
             }
         };
-        let outcome = match answer::meaning(&self.name, &answer, limit) {
-            Meaning::Outcome(outcome) => outcome,
-            Meaning::Missing(otherwise) => Err(self.missing(otherwise).await),
+        let outcome = match answer::outcome(&self.name, &answer, limit) {
+            Err(otherwise) if answer::may_be_missing(&answer) => Err(self.missing(otherwise).await),
+            outcome => outcome,
         };
         Ok(Answered {
             outcome: Returned::with_consistency(outcome, self.consistency(&answer.headers)),
