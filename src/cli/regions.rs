@@ -106,24 +106,18 @@ fn shown(answer: &Answer) -> Result<String, Failure> {
 }
 
 fn row(region: &str, instance: &InstanceDocument) -> [Cell; 7] {
-    let seen = match (instance.local, instance.last_seen_ms) {
-        (true, _) => "this one".to_owned(),
-        (false, Some(ms)) => format!("{:.1} s ago", ms / 1e3),
-        (false, None) => String::new(),
-    };
     let colour = match instance.state {
         PeerState::Ready => AnsiColor::Green,
         PeerState::Suspect => AnsiColor::Red,
         PeerState::Draining => AnsiColor::Yellow,
     };
-    let rtt = instance.rtt_ms.map(|ms| format!("{ms:.1} ms"));
     [
         region.into(),
         (&instance.instance).into(),
         Cell::coloured(instance.state, colour),
         instance.address.into(),
-        Cell::of(rtt),
-        seen.into(),
+        round_trip(instance.rtt_ms),
+        when(instance.local, instance.last_seen_ms, ""),
         Cell::of(instance.release.as_ref()),
     ]
 }
@@ -172,12 +166,11 @@ pub(super) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
 
 fn choices(choices: &[ChoiceDocument]) -> String {
     let row = |choice: &ChoiceDocument| {
-        let rtt = choice.rtt_ms.map(|ms| format!("{ms:.1} ms"));
         [
             (&choice.region).into(),
             yes_or_no(choice.chosen),
             format!("{} {}", choice.item, choice.target).into(),
-            Cell::of(rtt),
+            round_trip(choice.rtt_ms),
             (&choice.reason).into(),
         ]
     };
@@ -219,10 +212,6 @@ fn candidates(explanation: &ExplanationDocument) -> String {
 }
 
 fn candidate_row(candidate: &CandidateDocument) -> [Cell; 6] {
-    let probed = match candidate.local {
-        true => "this one".to_owned(),
-        false => ago(candidate.last_probe_ms),
-    };
     let why = match &candidate.last_probe_error {
         Some(error) => format!("{}; last probe: {error}", candidate.reason),
         None => candidate.reason.clone(),
@@ -232,7 +221,7 @@ fn candidate_row(candidate: &CandidateDocument) -> [Cell; 6] {
         yes_or_no(candidate.chosen),
         candidate.state.into(),
         candidate.address.into(),
-        probed.into(),
+        when(candidate.local, candidate.last_probe_ms, "never"),
         why.into(),
     ]
 }
@@ -241,13 +230,22 @@ fn unplaced(addresses: &[UnplacedDocument]) -> String {
     let row = |unplaced: &UnplacedDocument| {
         [
             unplaced.address.into(),
-            ago(unplaced.last_probe_ms).into(),
+            when(false, unplaced.last_probe_ms, "never"),
             Cell::of(unplaced.last_probe_error.as_ref()),
         ]
     };
     table(["NOBODY AT", "PROBED", "WHY"], addresses.iter().map(row))
 }
 
-fn ago(milliseconds: Option<f64>) -> String {
-    milliseconds.map_or_else(|| "never".to_owned(), |ms| format!("{:.1} s ago", ms / 1e3))
+/// How long ago something was heard of an instance, unless it is the one that is asked.
+fn when(is_local: bool, milliseconds: Option<f64>, never: &str) -> Cell {
+    match (is_local, milliseconds) {
+        (true, _) => "this one".into(),
+        (false, Some(ms)) => format!("{:.1} s ago", ms / 1e3).into(),
+        (false, None) => never.into(),
+    }
+}
+
+fn round_trip(milliseconds: Option<f64>) -> Cell {
+    Cell::of(milliseconds.map(|ms| format!("{ms:.1} ms")))
 }
