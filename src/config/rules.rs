@@ -178,11 +178,8 @@ impl Config {
         let DrainConfig { delay, timeout } = self.drain;
         let child = self.app.as_ref().filter(|_| has_child);
         let child = child.map_or(Duration::ZERO, |app| app.stop_timeout + timeout);
-        self.is_on_fly().then_some(delay + timeout + child)
-    }
-
-    fn is_on_fly(&self) -> bool {
-        self.machine.private_ip.is_some()
+        let is_on_fly = self.machine.private_ip.is_some();
+        is_on_fly.then_some(delay + timeout + child)
     }
 }
 

@@ -128,48 +128,35 @@ fn hash(functions: &BTreeMap<FunctionName, Declaration>) -> CatalogueHash {
 mod tests {
     use super::*;
 
+    fn name(module: &str, function: &str) -> FunctionName {
+        FunctionName::new(module, function).unwrap()
+    }
+
     fn catalogue(names: &[(&str, &str)]) -> Catalogue {
-        let name = |(module, function): &(&str, &str)| FunctionName::new(module, function).unwrap();
-        Catalogue::new(
-            names
-                .iter()
-                .map(|pair| (name(pair), Declaration::default())),
-        )
+        let names = names
+            .iter()
+            .map(|(module, function)| name(module, function));
+        Catalogue::new(names.map(|name| (name, Declaration::new())))
     }
 
     #[test]
     fn the_hash_depends_on_the_names_alone() {
         let one = catalogue(&[("A", "f"), ("A", "g"), ("B", "f")]);
-        assert_eq!(
-            one.hash(),
-            catalogue(&[("B", "f"), ("A", "g"), ("A", "f"), ("A", "f")]).hash()
-        );
-        assert_ne!(
-            one.hash(),
-            catalogue(&[("A", "f"), ("A", "g"), ("B.f", "f")]).hash()
-        );
-        assert_eq!(
-            catalogue(&[]).hash(),
-            &CatalogueHash("e3b0c44298fc1c149afbf4c8996fb924".to_owned())
-        );
+        let same = catalogue(&[("B", "f"), ("A", "g"), ("A", "f"), ("A", "f")]);
+        let other = catalogue(&[("A", "f"), ("A", "g"), ("B.f", "f")]);
+        assert_eq!(one.hash(), same.hash());
+        assert_ne!(one.hash(), other.hash());
+        let CatalogueHash(empty) = catalogue(&[]).hash;
+        assert_eq!(empty, "e3b0c44298fc1c149afbf4c8996fb924");
     }
 
     #[test]
     fn a_catalogue_survives_the_wire_and_what_is_declared_is_part_of_the_hash() {
         let plain = catalogue(&[("Fly.RPC", "is_primary?"), ("Kernel", "+")]);
-        let declared = |(name, _): (&FunctionName, &Declaration)| {
-            let idempotent = name.module.as_str() == "Kernel";
-            let declaration = Declaration::new();
-            (
-                name.clone(),
-                if idempotent {
-                    declaration.idempotent(true)
-                } else {
-                    declaration
-                },
-            )
-        };
-        let sent = Catalogue::new(plain.iter().map(declared));
+        let sent = Catalogue::new([
+            (name("Fly.RPC", "is_primary?"), Declaration::new()),
+            (name("Kernel", "+"), Declaration::new().idempotent(true)),
+        ]);
         assert_ne!(sent.hash(), plain.hash());
         let text = serde_json::to_string(&CatalogueDocument::from(&sent)).unwrap();
         let rest = r#","functions":{"Fly.RPC":["is_primary?"],"Kernel":["+"]},"details":{"Kernel.+":{"idempotent":true}}}"#;
