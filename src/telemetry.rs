@@ -170,6 +170,7 @@ fn write_lines(
             thread::sleep(GATHERED);
         }
         let mut is_flush_asked = false;
+        // No more than there is room for, so that an endless stream of lines holds up neither the flush nor the count of the lost.
         for line in iter::once(first).chain(waiting.try_iter().take(WAITING)) {
             let Some(line) = line else {
                 is_flush_asked = true;
@@ -220,6 +221,7 @@ impl Write for Log {
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        // Never without a bound: the thread may be writing to a pipe that nobody reads.
         let deadline = Instant::now() + LAST_LINES;
         while let Err(TrySendError::Full(_)) = self.log.lines.try_send(None) {
             if Instant::now() > deadline {

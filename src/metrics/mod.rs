@@ -235,6 +235,7 @@ impl FunctionMetrics {
     pub(crate) fn know(&self, name: &FunctionName) {
         let is_known =
             |known: &HashSet<FunctionName>| known.contains(name) || known.len() >= MAX_FUNCTIONS;
+        // Nearly always it is known, and reading holds up no other call.
         if !is_known(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
             let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
             known.insert(name.clone());

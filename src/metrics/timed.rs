@@ -80,6 +80,7 @@ where
         if problem.is_none() && self.is_counted(by, seconds) {
             return;
         }
+        // Failures, and the first success: rare enough for labels to be made and both maps to be looked into.
         let label = label();
         let duration = self.durations.get_or_create_owned(&label);
         duration.observe(seconds);

@@ -129,6 +129,7 @@ pub(super) fn serve(
         let (mut connection, self_wakes) = (pin!(connection), SelfWakes::new());
         let ended = loop {
             tokio::select! {
+                // A request that came together with a signal is read before the signal is.
                 biased;
                 ended = future::poll_fn(|cx| self_wakes.poll(connection.as_mut(), cx)) => break ended,
                 Some(signal) = signals.next() => match signal {
@@ -204,6 +205,7 @@ impl Stream {
         if usage.is_busy() || usage.is_passed_over() {
             return Ok(());
         }
+        // What came before was no whole head: a request would be at work.
         let (whole, before) = (self.head, self.counted);
         self.head += bytes;
         if whole <= before.max(FIRST_BUFFER) {
@@ -313,6 +315,7 @@ impl AsyncWrite for Stream {
         if !this.place.usage().is_refused() {
             return Poll::Ready(Ok(()));
         }
+        // Set once the sending half is closed, so that this goes on here when it is polled again.
         let lingering = this
             .lingering
             .get_or_insert_with(|| Box::pin(time::sleep(LINGER)));
@@ -416,6 +419,7 @@ impl SelfWakes {
         context: &mut Context<'_>,
     ) -> Poll<F::Output> {
         let Wakes { state, task } = &*self.wakes;
+        // Before the poll: a wake that comes between the end of the poll and the return is for the task.
         task.register(context.waker());
         for _ in 0..POLLS {
             // A swap, to see what was written before a wake that this one takes the place of.
@@ -429,6 +433,7 @@ impl SelfWakes {
                 return polled;
             }
         }
+        // It is woken still: that goes to the task, which comes back after others.
         state.swap(IDLE, Ordering::SeqCst);
         context.waker().wake_by_ref();
         Poll::Pending
@@ -441,6 +446,7 @@ impl Wake for Wakes {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // While it is polled, the loop sees the word; once woken, the task has been or will be.
         if self.state.swap(WOKEN, Ordering::SeqCst) == IDLE {
             self.task.wake();
         }

@@ -38,7 +38,7 @@ pub(super) struct Places {
 #[derive(Debug)]
 pub(super) struct Usage {
     places: Arc<Places>,
-    /// Requests whose answer is not written yet.
+    /// Requests whose answer is not written yet, each as often as parts of it are held.
     requests: AtomicUsize,
     /// When the last answer was written, in milliseconds since the places were made.
     idle_since: AtomicU64,
@@ -87,6 +87,7 @@ impl Places {
                 break permit;
             }
             self.make_room();
+            // Nobody says when a connection becomes idle, so they are looked at again.
             let freed = time::timeout(LOOK_AGAIN, Arc::clone(&self.free).acquire_owned());
             match freed.await {
                 Ok(Ok(permit)) => break permit,
@@ -123,6 +124,7 @@ impl Places {
         idle.select_nth_unstable_by_key(count - 1, |(since, _)| *since);
         for (_, usage) in &idle[..count] {
             usage.is_passed_over.store(true, Ordering::Relaxed);
+            // Kept for a connection that is just being polled.
             usage.asked_to_give_way.notify_one();
         }
     }
@@ -223,6 +225,7 @@ impl Clone for Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         let Self(usage) = self;
+        // Before the count falls: an idle connection with an old time would be the first to give way.
         usage
             .idle_since
             .store(usage.places.now(), Ordering::Relaxed);
