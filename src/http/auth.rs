@@ -68,6 +68,7 @@ fn client(app: &App, request: &Request) -> Result<Caller, Problem> {
 
 /// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.
 fn instance(app: &App, request: &Request) -> Result<Option<ProvenToken>, Problem> {
+    // Without a token, whoever reaches this instance is taken for one; a page in a browser that does must not be.
     if app.access.cluster.is_empty() {
         check_site(request, false)?;
     }

@@ -26,7 +26,6 @@ use super::{
 };
 use crate::{
     access::Caller,
-    call::Call,
     dispatch::{Answered, FanOut},
     json,
     memory::Reserved,
@@ -117,14 +116,11 @@ pub(super) async fn call_each(
     }
     auth::check_regions(&caller, regions.named(primary)).map_err(refuse)?;
     let headers = &parts.headers;
-    let (call, per) = request::fan_out(&app, headers, body)
+    let (mut call, per) = request::fan_out(&app, headers, body)
         .await
         .map_err(refuse)?;
     auth::check_function(&caller, &call.name).map_err(refuse)?;
-    let call = Call {
-        key_owner: caller.key_owner(),
-        ..call
-    };
+    call.key_owner = caller.key_owner();
     let span = trace::call_span(&context.request_id, call.trace);
     let about = About {
         function: call.name.clone(),

@@ -76,6 +76,10 @@ pub(super) fn around(
     app: &Arc<App>,
     audience: Audience,
 ) -> Router<Arc<App>> {
+    let routes = routes.method_not_allowed_fallback(async || {
+        let detail = "this route has other methods; see the header allow";
+        Problem::new(Code::MethodNotAllowed, detail)
+    });
     let state = (Arc::clone(app), audience);
     let layer = async |State((app, audience)): State<(Arc<App>, Audience)>, request, next: Next| {
         answer(&app, audience, request, |request| next.run(request)).await
@@ -101,12 +105,14 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         }
         Err(problem) => refuse(request.headers(), problem),
     };
+    // Before a refusal becomes a document, because this is one.
     if method == Method::GET && !has_room(app, uri.path(), &response) {
         let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
         response = Problem::new(Code::Overloaded, detail).into_response();
     }
     let id = HeaderValue::from_str(context.request_id.as_str());
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
+        // Those that it was given, such as `allow`.
         let headers = std::mem::take(response.headers_mut());
         response = refused(app, context, refusal, caller.as_ref(), &method, uri.path());
         response.headers_mut().extend(headers);

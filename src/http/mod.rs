@@ -58,7 +58,8 @@ use crate::{
     registry::Executor,
 };
 
-/// The paths of the routes of instances, in the words of axum.
+/// The paths of the pages, and of the routes of instances, in the words of axum.
+const PAGES: [&str; 4] = ["/docs", "/docs/{*file}", "/ui", "/ui/{*file}"];
 const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
 /// How a handler gets the [`App`].
@@ -171,16 +172,17 @@ pub(crate) fn public_routes(app: Arc<App>, with_internal: bool) -> Routes {
 fn public_router(app: Arc<App>, with_internal: bool) -> Router {
     // What is no route is for clients, so that a path that is forgotten below is not open.
     let clients = Router::from(clients()).fallback(not_found);
-    layered(clients, &app, Audience::Clients)
-        .merge(layered(instances(with_internal), &app, Audience::Instances))
-        .merge(layered(open(), &app, Audience::Anyone))
+    let instances = instances(with_internal);
+    layers::around(clients, &app, Audience::Clients)
+        .merge(layers::around(instances, &app, Audience::Instances))
+        .merge(layers::around(open(), &app, Audience::Anyone))
         .with_state(app)
 }
 
 /// The routes of the listener for instances.
 pub(crate) fn internal_routes(app: Arc<App>) -> Routes {
     let routes = instances(true).fallback(not_found);
-    layered(routes, &app, Audience::Instances)
+    layers::around(routes, &app, Audience::Instances)
         .with_state(app)
         .into()
 }
@@ -192,15 +194,9 @@ pub(crate) fn metrics_routes(app: Arc<App>) -> Routes {
         .route("/healthz", routing::get(health::get_liveness))
         .route("/readyz", routing::get(health::get_readiness))
         .fallback(not_found);
-    layered(routes, &app, Audience::Anyone)
+    layers::around(routes, &app, Audience::Anyone)
         .with_state(app)
         .into()
-}
-
-/// `routes` with the layer around them, and around what answers where a route has other methods.
-fn layered(routes: Router<Arc<App>>, app: &Arc<App>, audience: Audience) -> Router<Arc<App>> {
-    let routes = routes.method_not_allowed_fallback(method_not_allowed);
-    layers::around(routes, app, audience)
 }
 
 /// The OpenAPI document of the public routes, as JSON.
@@ -246,11 +242,10 @@ fn documented_open() -> OpenApiRouter<Arc<App>> {
 
 /// The routes without a token.
 fn open() -> Router<Arc<App>> {
-    Router::from(documented_open())
-        .route("/docs", routing::get(pages::show))
-        .route("/docs/{*file}", routing::get(pages::show))
-        .route("/ui", routing::get(pages::show))
-        .route("/ui/{*file}", routing::get(pages::show))
+    let documented = Router::from(documented_open());
+    PAGES.into_iter().fold(documented, |router, path| {
+        router.route(path, routing::get(pages::show))
+    })
 }
 
 /// The routes of the cluster's instances. Other paths below `/internal`, and all of them where instances have a listener of
@@ -275,19 +270,12 @@ async fn not_found() -> Problem {
     Problem::new(Code::NotFound, detail)
 }
 
-async fn method_not_allowed() -> Problem {
-    let detail = "this route has other methods; see the header allow";
-    Problem::new(Code::MethodNotAllowed, detail)
-}
-
 /// Each path of [`public_routes`] as a route of its own, for a program that has other paths too.
 pub(crate) fn mounted_router(app: Arc<App>, with_internal: bool) -> Router {
     let paths = documented().into_openapi().paths.paths.into_keys();
     let internal: &[&str] = if with_internal { &INTERNAL } else { &[] };
-    let others = ["/docs", "/docs/{*file}", "/ui", "/ui/{*file}"]
-        .iter()
-        .chain(internal)
-        .map(|path| (*path).to_owned());
+    let others = PAGES.iter().chain(internal);
+    let others = others.map(|path| (*path).to_owned());
     let own = middleware::from_fn_with_state(Arc::clone(&app), reached);
     // A service, because axum takes no router at a path.
     let whole = public_router(app, with_internal).layer(own).into_service();

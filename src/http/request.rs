@@ -83,6 +83,7 @@ pub(super) struct CallRequest {
 /// The call of `POST /rpc/{region}`, or of one whose path names the function too.
 pub(super) async fn call(app: &App, head: &Parts, body: Body) -> Result<CallRequest, Problem> {
     let headers = &head.headers;
+    // What the head alone is refused for comes before the body is read.
     refuse_forwarded(headers)?;
     let route = replay::route(headers, app.route)?;
     let (call, body) = match function(&head.uri)? {
@@ -170,7 +171,14 @@ async fn call_by_path(
 ) -> Result<(Call, Received), Problem> {
     let Timeouts { default, max } = app.timeouts;
     let options = options(headers, max)?;
-    let body = optional_json_body(headers, body, app.limits.max_body, &app.memory).await?;
+    let body = match body.is_end_stream() {
+        // Without arguments it may be left out, whatever the content type.
+        true => Received {
+            bytes: Vec::new(),
+            reserved: app.memory.take(0),
+        },
+        false => json_body(headers, body, app.limits.max_body, &app.memory).await?,
+    };
     let args = match body.bytes.as_slice() {
         [] => Args::default(),
         bytes => arguments(bytes)?,
@@ -207,8 +215,6 @@ fn options(headers: &HeaderMap, max: Duration) -> Result<Options, Problem> {
 pub(super) struct Received {
     pub(super) bytes: Vec<u8>,
     pub(super) reserved: Reserved,
-    /// The most bytes that may come.
-    limit: usize,
 }
 
 /// The whole body, at most `limit` bytes.
@@ -231,60 +237,36 @@ pub(super) async fn json_body(
     let mut received = Received {
         reserved,
         bytes: Vec::with_capacity(first),
-        limit: if length > 0 { length } else { limit },
     };
+    // hyper ends a body at the length that was given, so that the buffer need never be larger.
+    let limit = if length > 0 { length } else { limit };
     let arrival = Deadline::since(Instant::now(), ARRIVAL);
-    match arrival.bound(received.fill(body)).await {
+    match arrival.bound(received.fill(body, limit)).await {
         Some(filled) => filled.map(|()| received),
         None => Err(cut("the body did not arrive within 10 s")),
     }
 }
 
-/// The same where a body may be left out, which is nothing, whatever its content type.
-///
-/// # Errors
-/// As [`json_body`].
-pub(super) async fn optional_json_body(
-    headers: &HeaderMap,
-    body: Body,
-    limit: usize,
-    memory: &Arc<Budget>,
-) -> Result<Received, Problem> {
-    if !body.is_end_stream() {
-        return json_body(headers, body, limit, memory).await;
-    }
-    Ok(Received {
-        bytes: Vec::new(),
-        reserved: memory.reserve(0, Share::Clients)?,
-        limit,
-    })
-}
-
 impl Received {
-    async fn fill(&mut self, mut body: Body) -> Result<(), Problem> {
+    async fn fill(&mut self, mut body: Body, limit: usize) -> Result<(), Problem> {
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| cut("the body was cut short"))?;
             let Some(piece) = frame.data_ref() else {
                 continue;
             };
             let (length, capacity) = (self.bytes.len() + piece.len(), self.bytes.capacity());
-            if length > self.limit {
-                return Err(too_large(self.limit));
+            if length > limit {
+                return Err(too_large(limit));
             }
             if length > capacity {
-                let doubled = FIRST.max(2 * capacity).min(self.limit);
-                self.make_room(length.max(doubled))?;
+                let wanted = length.max(FIRST.max(2 * capacity).min(limit));
+                // Before the allocation, which may be what there is no room for.
+                let more = COPIES * (wanted - capacity);
+                self.reserved.grow(more, Share::Clients)?;
+                self.bytes.reserve_exact(wanted - self.bytes.len());
             }
             self.bytes.extend_from_slice(piece);
         }
-        Ok(())
-    }
-
-    /// Makes the buffer hold `capacity` bytes.
-    fn make_room(&mut self, capacity: usize) -> Result<(), Problem> {
-        let more = capacity.saturating_sub(self.bytes.capacity());
-        self.reserved.grow(COPIES * more, Share::Clients)?;
-        self.bytes.reserve_exact(capacity - self.bytes.len());
         Ok(())
     }
 }

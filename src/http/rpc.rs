@@ -235,9 +235,11 @@ pub(super) async fn call_function(
     targets.within = caller.regions().map(<[_]>::to_vec);
     let primary = &app.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
+    // Before the body is read, which need not be for this.
     auth::check_regions(&caller, targets.named(primary)).map_err(refuse)?;
     let mut request = request::call(&app, &parts, body).await.map_err(refuse)?;
     auth::check_function(&caller, &request.call.name).map_err(refuse)?;
+    // Before all that depends on its timeout, a replay among it.
     app.dispatcher.put_under_policy(&targets, &mut request.call);
     if let Some(answer) = replay::ask(&app, &context, &parts, &request, &targets) {
         // The instance that gets it there logs what came of it.
@@ -343,6 +345,7 @@ pub(super) async fn call_function_by_path(
 
 /// Whether `request` is one of [`call_function`], or of [`call_function_by_path`], which hands on to it.
 pub(super) fn is_call<B>(request: &Request<B>) -> bool {
+    // As axum reads the paths of both: no parameter is empty.
     let is_target = |rest: &str| {
         let mut segments = rest.split('/');
         matches!(segments.clone().count(), 1 | 3) && segments.all(|segment| !segment.is_empty())

@@ -10,7 +10,7 @@ use axum::{
     body::Body,
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        HeaderMap, HeaderValue, StatusCode,
         header::{CONNECTION, UPGRADE},
     },
     response::{IntoResponse, Response},
@@ -27,7 +27,6 @@ use super::{
     response::{Json, Refusal, with_room},
 };
 use crate::{
-    config::Identity,
     dispatch::Outcome,
     lifecycle::Phase,
     problem::{Code, Problem},
@@ -44,30 +43,22 @@ const ENVELOPE: usize = 4 << 10;
 /// By how much two clocks may run apart: 200 millionths, twice what ordinary quartz does.
 const DRIFT: i128 = 5_000;
 
-/// The proof in an answer to a probe that came with one, made of the very token that its sender proved to know.
+/// Set where a probe came with a proof in place of the token: its answer has one in turn, made of that very token.
 type Proven = Option<Extension<ProvenToken>>;
 
 /// `GET /internal/region`: who this instance is.
 pub(super) async fn introduce(State(app): AppState, proven: Proven) -> Response {
-    let Identity {
-        region,
-        primary,
-        instance,
-        app: name,
-        release,
-    } = app.identity.clone();
-    let serves = app.lifecycle.phase() == Phase::Serving;
+    let identity = app.identity.clone();
     let introduction = Json(Introduction {
-        region,
-        instance,
+        region: identity.region,
+        instance: identity.instance,
         boot: Some(app.boot.clone()),
-        app: name,
-        release,
-        primary,
-        state: if serves {
-            Readiness::Ready
-        } else {
-            Readiness::Draining
+        app: identity.app,
+        release: identity.release,
+        primary: identity.primary,
+        state: match app.lifecycle.phase() {
+            Phase::Serving => Readiness::Ready,
+            Phase::Draining | Phase::Refusing | Phase::Cut => Readiness::Draining,
         },
         protocol: PROTOCOL,
         catalogue: app.executor.catalogue().hash().clone(),
@@ -82,7 +73,7 @@ pub(super) async fn functions(State(app): AppState, proven: Proven) -> Response 
     (proof(&app, FUNCTIONS, proven), catalogue).into_response()
 }
 
-/// The header with the proof that the sender of a probe for `path` wants in turn.
+/// The header of an answer at `path` with the proof that the sender of the probe wants in turn.
 fn proof(app: &App, path: &str, proven: Proven) -> Option<[(&'static str, String); 1]> {
     let Extension(ProvenToken { token, challenge }) = proven?;
     let answers = Statement::Answers {
@@ -111,6 +102,7 @@ pub(super) async fn exec(
         Ok(outcome) => outcome.into_response(),
         Err(problem) => Refusal::new(problem, Some(&app.identity.region)).into_response(),
     };
+    // A peer that reads it chooses others from now on, and not only after its next probe.
     let is_draining = app.lifecycle.phase() > Phase::Serving;
     let state = is_draining.then_some([(STATE, DRAINING)]);
     (state, answer).into_response()
@@ -196,6 +188,7 @@ fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
     let response = switching(&app, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
     let lifecycle = Arc::clone(&app.lifecycle);
+    // No tracker has this task: the drain waits for the place of the connection, which is in it.
     tokio::spawn(async move {
         match upgraded.await {
             Ok(upgraded) => {
@@ -216,27 +209,17 @@ fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
 
 /// The answer that switches protocols (RFC 9110, section 15.2.2).
 fn switching(app: &App, confirmation: Option<&Confirmation>) -> Response {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static(LINES));
-    let Some(Confirmation { proven, nonce }) = confirmation else {
-        return response;
-    };
-    let ProvenToken { token, challenge } = proven;
-    let accepts = Statement::Accepts {
-        nonce,
-        instance: &app.identity.instance,
-        region: &app.identity.region,
-    };
-    let proof = challenge.prove(token, accepts);
-    for (name, value) in [(NONCE, nonce.clone()), (PROOF, proof.to_string())] {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    }
-    response
+    let proof = confirmation.map(|Confirmation { proven, nonce }| {
+        let accepts = Statement::Accepts {
+            nonce,
+            instance: &app.identity.instance,
+            region: &app.identity.region,
+        };
+        let proof = proven.challenge.prove(&proven.token, accepts);
+        [(NONCE, nonce.clone()), (PROOF, proof.to_string())]
+    });
+    let upgrade = [(CONNECTION, "upgrade"), (UPGRADE, LINES)];
+    (StatusCode::SWITCHING_PROTOCOLS, upgrade, proof, ()).into_response()
 }
 
 /// How long the lines of one connection were on their way, without comparing clocks.
@@ -266,6 +249,7 @@ impl Clock {
         let micros = |span: Duration| i128::try_from(span.as_micros()).unwrap_or(i128::MAX);
         let difference = micros(now - self.started) - i128::from(at_us);
         let (least, seen) = self.least;
+        // Where the sender's clock is the slower one, the difference grows from line to line, and none was held up.
         let usual = least + micros(now - seen) / DRIFT;
         if difference <= usual {
             self.least = (difference, now);
