@@ -55,7 +55,7 @@ pub(super) fn admit(app: &App, audience: Audience, request: &mut Request) -> Res
 /// The client whose token a request has, where there are clients.
 fn client(app: &App, request: &Request) -> Result<Caller, Problem> {
     if app.access.clients.is_empty() {
-        check_site(request, app.access.allow_anonymous)?;
+        site::check(request, app.access.allow_anonymous)?;
     }
     if request.extensions().get::<Crowded>().is_some() {
         let detail = "clients keep as many connections busy as this instance has places for";
@@ -70,7 +70,7 @@ fn client(app: &App, request: &Request) -> Result<Caller, Problem> {
 fn instance(app: &App, request: &Request) -> Result<Option<ProvenToken>, Problem> {
     // Without a token, whoever reaches this instance is taken for one; a page in a browser that does must not be.
     if app.access.cluster.is_empty() {
-        check_site(request, false)?;
+        site::check(request, false)?;
     }
     if came_through_fly_proxy(request.headers()) {
         let detail = "this route is for instances, and not to be reached through Fly Proxy";
@@ -121,17 +121,10 @@ pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
 /// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.
 pub(super) fn known_caller(app: &App, request: &Request) -> Option<Caller> {
     if app.access.clients.is_empty() {
-        check_site(request, app.access.allow_anonymous).ok()?;
+        site::check(request, app.access.allow_anonymous).ok()?;
     }
     let token = presented_token(request.headers());
     app.access.caller(token.as_ref())
-}
-
-/// Checks where the page behind a request comes from, on a route that needs no token; see [`site::check`].
-fn check_site(request: &Request, any_host: bool) -> Result<(), Problem> {
-    let reached = request.extensions().get::<Reached>();
-    let reached = reached.map(|Reached(address)| *address);
-    site::check(request.headers(), reached, any_host)
 }
 
 /// The token in the headers of a request; `None` without exactly one. The typed header of the crate `headers` would take the

@@ -1,29 +1,27 @@
 //! Which page is behind a request, on a route that needs no token: a page of another site must not call functions, neither
 //! openly nor under a host name of its own that resolves to this instance (DNS rebinding).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use axum::http::{
-    HeaderMap,
-    header::{HOST, ORIGIN},
+use axum::{
+    extract::Request,
+    http::header::{HOST, ORIGIN},
 };
 
+use super::Reached;
 use crate::problem::{Code, Problem};
 
 /// Set by browsers alone, and by no page: <https://www.w3.org/TR/fetch-metadata/>.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
-/// Checks the headers of a request that came to `reached` and needs no token. With `any_host`, its host may be any: a proxy
-/// in front has a name that this instance does not know.
+/// Checks the headers of a request that needs no token. With `any_host`, its host may be any: a proxy in front has a name
+/// that this instance does not know.
 ///
 /// # Errors
-/// [`Code::Forbidden`] for a page of another site, or a host that is neither a loopback name or address nor `reached`.
-pub(crate) fn check(
-    headers: &HeaderMap,
-    reached: Option<SocketAddr>,
-    any_host: bool,
-) -> Result<(), Problem> {
-    let text = |header| headers.get(header).and_then(|value| value.to_str().ok());
+/// [`Code::Forbidden`] for a page of another site, or a host that is neither a loopback name or address nor the one at which
+/// this instance was reached.
+pub(crate) fn check(request: &Request, any_host: bool) -> Result<(), Problem> {
+    let text = |header| request.headers().get(header)?.to_str().ok();
     let host = text(HOST.as_str());
     let is_own_site = match (text(SEC_FETCH_SITE), text(ORIGIN.as_str())) {
         (Some(site), _) => matches!(site, "same-origin" | "none"),
@@ -35,6 +33,7 @@ pub(crate) fn check(
             "a page of another site may not use this instance, which has no client tokens",
         ));
     }
+    let reached = request.extensions().get();
     if any_host || host.is_none_or(|host| is_here(host, reached)) {
         return Ok(());
     }
@@ -44,13 +43,13 @@ pub(crate) fn check(
     ))
 }
 
-fn is_here(host: &str, reached: Option<SocketAddr>) -> bool {
+fn is_here(host: &str, reached: Option<&Reached>) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.rsplit_once(':').map_or(host, |(name, _)| name),
     };
     if let Ok(address) = name.parse::<IpAddr>() {
-        let reached = reached.map(|reached| reached.ip().to_canonical());
+        let reached = reached.map(|Reached(reached)| reached.ip().to_canonical());
         let address = address.to_canonical();
         return address.is_loopback() || Some(address) == reached;
     }
@@ -67,9 +66,12 @@ mod tests {
     use super::*;
 
     fn is_served(host: Option<&str>, any_host: bool) -> bool {
+        let mut request = Request::default();
         let headers = host.map(|host| (HOST, host.parse().unwrap()));
-        let reached = Some("10.0.0.7:8080".parse().unwrap());
-        check(&headers.into_iter().collect(), reached, any_host).is_ok()
+        request.headers_mut().extend(headers);
+        let reached = Reached("10.0.0.7:8080".parse().unwrap());
+        request.extensions_mut().insert(reached);
+        check(&request, any_host).is_ok()
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::cluster::Cluster;
 use crate::{
     cli::{Failure, run::secret},
     config::DrainConfig,
-    http::{Reached, check_site},
+    http::check_site,
     lifecycle::Lifecycle,
     memory::Budget,
     name::InvalidName,
@@ -188,9 +188,7 @@ fn router(shared: Shared) -> Router {
 
 /// Refuses a request from a page of another site, or for another host than this machine.
 async fn own_pages(request: Request, next: Next) -> Response {
-    let reached = request.extensions().get::<Reached>();
-    let reached = reached.map(|Reached(address)| *address);
-    match check_site(request.headers(), reached, false) {
+    match check_site(&request, false) {
         Ok(()) => next.run(request).await,
         Err(problem) => said(StatusCode::FORBIDDEN, &problem.detail),
     }
