@@ -86,7 +86,7 @@ pub(super) fn serve(
     // gone, which grows to megabytes.
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT);
-    let usage = Arc::clone(place.usage());
+    let usage = Arc::clone(&place.usage);
     let io = TokioIo::new(Stream::new(tcp, place, &memory));
     let served = Arc::clone(&usage);
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -114,7 +114,11 @@ pub(super) fn serve(
         // Of these, only one that was woken is polled: together they would cost each request more than its parsing.
         let mut signals = FuturesUnordered::from_iter([
             lifecycle.reached(Phase::Cut).map(|()| Signal::Cut).boxed(),
-            usage.asked_to_give_way().map(|()| Signal::GiveWay).boxed(),
+            usage
+                .asked_to_give_way
+                .notified()
+                .map(|()| Signal::GiveWay)
+                .boxed(),
         ]);
         if !is_late {
             let may_close = may_close(&lifecycle, &usage).map(|()| Signal::Close);
@@ -165,8 +169,8 @@ fn is_refusal(status: StatusCode) -> bool {
 /// whose first request is on its way.
 async fn may_close(lifecycle: &Lifecycle, usage: &Usage) {
     lifecycle.reached(Phase::Refusing).await;
-    // A connection that nobody uses closes unanswered when this passes.
-    let _ = time::timeout(FIRST_REQUEST, usage.first_request()).await;
+    // Notified before, of a first request that came long ago. A connection that nobody uses closes unanswered when this passes.
+    let _ = time::timeout(FIRST_REQUEST, usage.asked.notified()).await;
 }
 
 /// A client's socket, which has its place for as long as it is open, in whose hands it may be.
@@ -201,7 +205,7 @@ impl Stream {
     /// Counts `bytes` that came, unless they are of a body, which its reader counts. They are reserved once more come and
     /// the head is still not whole: what comes at once may be a head with its body.
     fn count_head(&mut self, bytes: usize) -> io::Result<()> {
-        let usage = self.place.usage();
+        let usage = &self.place.usage;
         if usage.is_busy() || usage.is_passed_over() {
             return Ok(());
         }
@@ -219,7 +223,7 @@ impl Stream {
 
     /// Waits for the end of the time that the next head has, while no request is being answered.
     fn poll_headless(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let usage = self.place.usage();
+        let usage = &self.place.usage;
         if usage.is_passed_over() {
             return Poll::Pending;
         }
@@ -312,7 +316,7 @@ impl AsyncWrite for Stream {
         }
         // Closing a socket with unread bytes resets the connection, and the reset may overtake the answer (RFC 9112, section
         // 9.6): so what still comes of a body that was refused is read and thrown away for a while.
-        if !this.place.usage().is_refused() {
+        if !this.place.usage.is_refused() {
             return Poll::Ready(Ok(()));
         }
         // Set once the sending half is closed, so that this goes on here when it is polled again.

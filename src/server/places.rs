@@ -46,16 +46,17 @@ pub(super) struct Usage {
     is_passed_over: AtomicBool,
     /// Whether the other side may still be sending a body that was refused.
     is_refused: AtomicBool,
-    asked_to_give_way: Notify,
-    /// Keeps its permit from the first request on.
-    asked: Notify,
+    /// Notified when the place is needed by another connection.
+    pub(super) asked_to_give_way: Notify,
+    /// Notified when a head has been read.
+    pub(super) asked: Notify,
 }
 
 /// A connection's place; given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     number: u64,
-    usage: Arc<Usage>,
+    pub(super) usage: Arc<Usage>,
     _permit: OwnedSemaphorePermit,
     /// The drain waits until this is dropped.
     _connection: TaskTrackerToken,
@@ -174,26 +175,9 @@ impl Usage {
         self.is_passed_over.load(Ordering::Relaxed)
     }
 
-    /// Waits until a head has been read, and no longer from then on.
-    pub(super) async fn first_request(&self) {
-        self.asked.notified().await;
-    }
-
     /// Whether the latest request was refused with its body unread.
     pub(super) fn is_refused(&self) -> bool {
         self.is_refused.load(Ordering::Relaxed)
-    }
-
-    /// Waits until the place is needed by another connection.
-    pub(super) async fn asked_to_give_way(&self) {
-        self.asked_to_give_way.notified().await;
-    }
-}
-
-impl Place {
-    /// What its connection is doing.
-    pub(super) fn usage(&self) -> &Arc<Usage> {
-        &self.usage
     }
 }
 
