@@ -29,7 +29,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::fields::{JsonLine, JsonSpanFields, put_printable};
+use self::fields::{Json, put_printable};
 pub(crate) use self::fields::{printable, printable_json};
 use crate::config::Config;
 
@@ -88,8 +88,7 @@ pub(crate) fn init(config: &Config, service: Option<String>) -> Result<Guard, St
         let fields = format::debug_fn(put_printable).delimited(" ");
         format.fmt_fields(fields).boxed()
     } else {
-        let json = format.fmt_fields(JsonSpanFields);
-        json.event_format(JsonLine).boxed()
+        format.fmt_fields(Json).event_format(Json).boxed()
     };
     let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
     #[cfg(feature = "otlp")]

@@ -25,24 +25,25 @@ const USUAL_LINE: usize = 512;
 
 /// `text` with its control characters escaped: what others sent moves no cursor and makes no second line.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
-        return Cow::Borrowed(text);
-    }
-    let escaped = text.chars().map(|character| match character.is_control() {
-        true => character.escape_default().to_string(),
-        false => character.to_string(),
-    });
-    Cow::Owned(escaped.collect())
+    escaped(text, char::is_control, |it| it.escape_default().to_string())
 }
 
 /// JSON text with the control characters escaped that JSON allows in a string, which change nothing in its value.
 pub(crate) fn printable_json(text: &str) -> Cow<'_, str> {
     let is_obeyed = |character: char| character.is_control() && !"\n\r\t".contains(character);
-    if !text.contains(is_obeyed) {
+    escaped(text, is_obeyed, |it| format!("\\u{:04x}", u32::from(it)))
+}
+
+fn escaped(
+    text: &str,
+    is_obeyed: impl Fn(char) -> bool,
+    escape: impl Fn(char) -> String,
+) -> Cow<'_, str> {
+    if !text.contains(&is_obeyed) {
         return Cow::Borrowed(text);
     }
     let escaped = text.chars().map(|character| match is_obeyed(character) {
-        true => format!("\\u{:04x}", u32::from(character)),
+        true => escape(character),
         false => character.to_string(),
     });
     Cow::Owned(escaped.collect())
@@ -61,17 +62,18 @@ pub(super) fn put_printable(
     }
 }
 
-/// Writes a line as a JSON object: when, how grave, its fields, and those of the span around it as `span`.
+/// Writes a line as a JSON object: when, how grave, its fields, and those of the span around it as `span`, which are an object
+/// already since the span began.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct JsonLine;
+pub(super) struct Json;
 
-impl<S> FormatEvent<S, JsonSpanFields> for JsonLine
+impl<S> FormatEvent<S, Self> for Json
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     fn format_event(
         &self,
-        context: &FmtContext<'_, S, JsonSpanFields>,
+        context: &FmtContext<'_, S, Self>,
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
@@ -84,9 +86,10 @@ where
         event.record(&mut Members(&mut line));
         if let Some(span) = context.lookup_current() {
             let extensions = span.extensions();
-            let fields = extensions.get::<FormattedFields<JsonSpanFields>>();
+            let fields = extensions.get::<FormattedFields<Self>>();
             line.push_str(",\"span\":");
             line.push_str(fields.map_or("{}", |fields| &fields.fields));
+            // Opened again, for one more member.
             line.pop();
             Members(&mut line).put_text("name", span.name());
             line.push('}');
@@ -96,11 +99,7 @@ where
     }
 }
 
-/// Writes the fields of a span as a JSON object.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct JsonSpanFields;
-
-impl FormatFields<'_> for JsonSpanFields {
+impl FormatFields<'_> for Json {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'_>, fields: R) -> fmt::Result {
         let mut object = "{".to_owned();
         fields.record(&mut Members(&mut object));
