@@ -58,8 +58,9 @@ use crate::{
     registry::Executor,
 };
 
-/// The paths of the pages, and of the routes of instances, in the words of axum.
+/// The paths of the pages, in the words of axum.
 const PAGES: [&str; 4] = ["/docs", "/docs/{*file}", "/ui", "/ui/{*file}"];
+/// Those of the routes of instances.
 const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
 /// How a handler gets the [`App`].
@@ -72,32 +73,24 @@ pub(crate) struct App {
     pub identity: Identity,
     /// Which run of it.
     pub boot: BootId,
-    /// Who may ask what.
     pub access: Access,
     /// Where it answers its peers, as `/regions` shows it.
     pub address: std::net::SocketAddr,
-    /// How long calls may take.
     pub timeouts: Timeouts,
     /// How calls for other regions get there.
     pub route: Route,
-    /// What it takes on.
     pub limits: Limits,
-    /// The bytes that may wait in it.
     pub memory: Arc<Budget>,
-    /// How far it is on its way to stop.
+    /// How far this listener is on its way to stop.
     pub lifecycle: Arc<Lifecycle>,
-    /// The same of its other listeners: of the one for the app that it started, which goes on until that has ended; at that
+    /// How far its other listeners are: of the one for the app that it started, which goes on until that has ended; at that
     /// one, of all others.
     pub other_lifecycle: Arc<Lifecycle>,
-    /// Its functions.
     pub executor: Arc<Executor>,
-    /// Its peers.
     pub cluster: Arc<Cluster>,
-    /// Where calls go.
     pub dispatcher: Arc<Dispatcher>,
-    /// What it counts.
     pub metrics: Arc<Metrics>,
-    /// Its descriptions with functions.
+    /// OpenAPI documents with functions.
     pub descriptions: Descriptions,
 }
 

@@ -123,7 +123,6 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// The document `plain`.
     pub(super) fn new(content_type: &'static str, plain: impl Into<Bytes>) -> Self {
         let plain = plain.into();
         let digits = HEXLOWER.encode(&Sha256::digest(&plain)[..16]);

@@ -1,7 +1,7 @@
 //! The problems that each route may answer with, as the document lists them: a response for each status, an example for
 //! each code. The examples are answers of a real cluster; a test asks one again and compares.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 use utoipa::{
@@ -17,7 +17,6 @@ use utoipa::{
 
 use super::header;
 use crate::{
-    name::{InstanceId, RequestId},
     problem::{Code, Executed, FunctionError, Problem},
     reply::{Meta, ProblemDocument},
 };
@@ -162,14 +161,15 @@ fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
         Code::DeadlineExceeded => Problem::new(code, detail).executed(Executed::Maybe),
         _ => Problem::new(code, detail),
     };
+    let region = (!region.is_empty()).then(|| word(region));
     let meta = Meta {
-        region: (!region.is_empty()).then(|| word(region)),
-        instance: (attempts > 0).then(|| word::<InstanceId>("syd-1")),
+        instance: (attempts > 0).then(|| word("syd-1")),
         attempts,
-        elapsed_ms: 0.412,
-        replayed: false,
-        consistency: None,
-        request_id: word::<RequestId>("01M8452GRJX2VJVKXD6FQ0T3AB"),
+        ..Meta::untried(
+            region,
+            Duration::from_micros(412),
+            word("01M8452GRJX2VJVKXD6FQ0T3AB"),
+        )
     };
     ProblemDocument::new(problem, meta)
 }
