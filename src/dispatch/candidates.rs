@@ -28,30 +28,35 @@ impl Place {
             Self::There(peer) => peer.boot.clone(),
         }
     }
+
+    /// What is known of the instance there, where `peers` are in the region.
+    pub(super) fn condition(&self, peers: &RegionPeers) -> Condition {
+        match self {
+            Self::Here => Condition::Ready,
+            Self::There(peer) => peers.condition(peer.address),
+        }
+    }
 }
 
 /// Where one call may run.
 #[derive(Debug)]
-pub(super) enum Candidates<'a> {
+pub(super) enum Candidates {
     /// On the only instance that was asked for.
     Pinned(Option<Place>),
-    /// On any peer of the region, the less busy of two at random.
-    Any {
-        peers: &'a RegionPeers,
-        tried: Vec<SocketAddr>,
-    },
+    /// On any peer of the region that was not tried, the less busy of two at random.
+    Any { tried: Vec<SocketAddr> },
     /// On the instance that the call's key picks, and on the next one only if that one did not run it.
     Ranked(std::vec::IntoIter<(Place, Condition)>),
 }
 
-impl<'a> Candidates<'a> {
+impl Candidates {
     /// The candidates for `call` among `peers`, and this instance `me` when it is in the region; a key picks one unless all
     /// instances share what they remember.
     ///
     /// # Errors
     /// [`Code::InstanceUnknown`] when the call asks for an instance that is not in the region.
     pub(super) fn new(
-        peers: &'a RegionPeers,
+        peers: &RegionPeers,
         me: Option<&InstanceId>,
         call: &Call,
         shares_keys: bool,
@@ -66,18 +71,19 @@ impl<'a> Candidates<'a> {
             Some(key) if !shares_keys => {
                 Self::Ranked(ranked(peers, me, key, call.idempotent).into_iter())
             }
-            Some(_) | None => Self::Any {
-                peers,
-                tried: Vec::new(),
-            },
+            Some(_) | None => Self::Any { tried: Vec::new() },
         })
     }
 
-    /// The next one for `call`; none is given twice.
+    /// The next one for `call`, where `peers` are in the region now; none is given twice.
     ///
     /// # Errors
     /// [`Code::PeerUnreachable`] when it is an instance that may remember the call's key and does not answer.
-    pub(super) fn next(&mut self, call: &Call) -> Result<Option<Place>, Problem> {
+    pub(super) fn next(
+        &mut self,
+        peers: &RegionPeers,
+        call: &Call,
+    ) -> Result<Option<Place>, Problem> {
         match self {
             Self::Pinned(place) => Ok(place.take()),
             Self::Ranked(places) => match places.next() {
@@ -86,7 +92,7 @@ impl<'a> Candidates<'a> {
                 }
                 next => Ok(next.map(|(place, _)| place)),
             },
-            Self::Any { peers, tried } => {
+            Self::Any { tried } => {
                 let peer = peers.choose(&call.name, tried);
                 tried.extend(peer.map(|peer| peer.address));
                 Ok(peer.cloned().map(Place::There))
@@ -95,13 +101,13 @@ impl<'a> Candidates<'a> {
     }
 
     /// Whether the next one for `call` is ready and did not say that it is full.
-    pub(super) fn has_room(&self, call: &Call) -> bool {
+    pub(super) fn has_room(&self, peers: &RegionPeers, call: &Call) -> bool {
         match self {
             Self::Pinned(_) => false,
             Self::Ranked(places) => {
                 matches!(places.as_slice().first(), Some((_, Condition::Ready)))
             }
-            Self::Any { peers, tried } => peers.has_room(&call.name, tried),
+            Self::Any { tried } => peers.has_room(&call.name, tried),
         }
     }
 }

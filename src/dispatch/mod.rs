@@ -23,7 +23,7 @@ pub(crate) use self::{
 };
 use crate::{
     call::{Call, Unsaid},
-    cluster::{CallSignal, Cluster, Condition, RegionPeers},
+    cluster::{CallSignal, Cluster, RegionPeers},
     config::Identity,
     deadline::Deadline,
     declaration::Declaration,
@@ -409,11 +409,11 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         attempts.admit(&self.lifecycle)?;
-        let peers = self.found(region, call, attempts.deadline()).await?;
+        let known = self.found(region, call, attempts.deadline()).await?;
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
-        let mut candidates = Candidates::new(&peers, me, call, self.executor.shares_keys())?;
+        let mut candidates = Candidates::new(&known, me, call, self.executor.shares_keys())?;
         let budget = self.budgets.of_call(region);
-        let mut next = next_of(&mut candidates, call, attempts)?;
+        let mut next = next_of(&mut candidates, &known, call, attempts)?;
         let mut call = Cow::Borrowed(call);
         while let Some(place) = next {
             let result = self.attempt(&place, &call, attempts).await;
@@ -421,15 +421,17 @@ impl Dispatcher {
                 Ok(result) => return Ok(result),
                 Err(problem) => problem,
             };
+            // The attempt may have taken so long that others are there now.
+            let peers = self.cluster.region(region).unwrap_or_default();
             let situation = Situation {
-                condition: self.condition(region, &place),
-                is_room: candidates.has_room(&call),
+                condition: place.condition(&peers),
+                is_room: candidates.has_room(&peers, &call),
             };
             let retry = attempts.decide(&problem, &call, situation, &*budget);
             attempts.note(problem);
             next = match retry {
                 Retry::No => None,
-                Retry::Next => next_of(&mut candidates, &call, attempts)?,
+                Retry::Next => next_of(&mut candidates, &peers, &call, attempts)?,
                 Retry::Same => {
                     attempts.pause().await;
                     call.to_mut().boot = place.boot();
@@ -437,16 +439,7 @@ impl Dispatcher {
                 }
             };
         }
-        Err(attempts.to_problem(region, &peers))
-    }
-
-    /// What is known now of the instance at `place`.
-    fn condition(&self, region: &Region, place: &Place) -> Condition {
-        match (place, self.cluster.region(region)) {
-            (Place::Here, _) => Condition::Ready,
-            (Place::There(peer), Ok(peers)) => peers.condition(peer.address),
-            (Place::There(_), Err(_)) => Condition::Doubtful,
-        }
+        Err(attempts.to_problem(region, &known))
     }
 
     async fn attempt_here(
@@ -563,11 +556,14 @@ impl Dispatcher {
 
 /// The next candidate, noting if it holds the call.
 fn next_of(
-    candidates: &mut Candidates<'_>,
+    candidates: &mut Candidates,
+    peers: &RegionPeers,
     call: &Call,
     attempts: &mut Attempts,
 ) -> Result<Option<Place>, Problem> {
-    candidates.next(call).inspect_err(|_| attempts.hold())
+    candidates
+        .next(peers, call)
+        .inspect_err(|_| attempts.hold())
 }
 
 /// Whether the instance does not have the function, or not now, and another may.

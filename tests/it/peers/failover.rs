@@ -175,3 +175,24 @@ async fn a_function_that_only_some_instances_have_runs_on_those() {
         (404, "function_unknown", "no")
     );
 }
+
+#[tokio::test]
+async fn an_instance_that_came_while_an_attempt_ran_gets_the_next_one() {
+    let mut cluster = two_regions().functions().start().await;
+    let iad = cluster.instance("iad-1");
+    let call = block(iad, "syd", "held", &json!({"idempotent": true}));
+    assert_eq!(cluster.until_started("held").await, "syd-1");
+    cluster.add("syd").await;
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    cluster.instance("syd-1").kill();
+    let starts = async || cluster.starts("held");
+    let starts = eventually("the next attempt", starts, |starts| starts.len() > 1).await;
+    assert_eq!(starts, ["syd-1", "syd-2"]);
+    cluster.release("held");
+    let answer = call.await.unwrap();
+    assert_eq!(
+        (answer.result(), answer.instance()),
+        (&json!("released"), "syd-2")
+    );
+}
