@@ -244,8 +244,12 @@ impl Link {
         };
         let (connection, run) = Connection::open(opening, surroundings, Arc::clone(&self.metrics));
         let stop = self.stop.clone();
-        self.tasks
-            .spawn(async move { stop.run_until_cancelled(run).await });
+        // Where the link has stopped, or the runtime does, the task is dropped before it begins.
+        let ended = scopeguard::guard(Arc::clone(&connection), |connection| connection.cut());
+        self.tasks.spawn(async move {
+            let _ended = ended;
+            stop.run_until_cancelled(run).await
+        });
         connection
     }
 

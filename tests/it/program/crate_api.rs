@@ -1,12 +1,18 @@
 //! The crate as a program uses it: its own functions, calls from its own process, errors that say whether it ran.
 
+use std::time::Duration;
+
 use fly_rpc::{
     CallOptions, Code, Config, Declaration, DnsName, Drained, EachAnswer, Executed, FunctionError,
     Instance, Limits, Per, Registry,
 };
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
-use crate::support::{asking::two_regions, patience::eventually};
+use crate::support::{
+    asking::two_regions,
+    patience::{eventually, in_time},
+};
 
 /// An instance in `region` that finds `others` by their addresses.
 async fn start(region: &str, others: &[&Instance]) -> Instance {
@@ -19,7 +25,7 @@ async fn start(region: &str, others: &[&Instance]) -> Instance {
         .iter()
         .map(|other| DnsName::Address(other.address()))
         .collect();
-    config.drain.delay = std::time::Duration::ZERO;
+    config.drain.delay = Duration::ZERO;
     let registry = Registry::builtin()
         .function("Math", "add", |(a, b): (i64, i64)| async move { Ok(a + b) })
         .function("Math", "span", |(from, to): (i64, i64)| async move {
@@ -153,7 +159,7 @@ async fn a_program_calls_its_own_functions_in_another_region() {
     assert_eq!(unexpected.error().unwrap().kind, "UnexpectedResult");
 
     let options = CallOptions {
-        timeout: Some(std::time::Duration::from_millis(20)),
+        timeout: Some(Duration::from_millis(20)),
         ..CallOptions::default()
     };
     let late = rpc
@@ -298,5 +304,57 @@ async fn a_program_casts_and_asks_later_by_the_key() {
     assert_eq!(
         (refused.code(), refused.executed()),
         (Code::RegionUnknown, Executed::No)
+    );
+}
+
+#[tokio::test]
+async fn a_call_that_an_instance_cuts_when_it_stops_ends_at_once() {
+    let (started, mut starts) = mpsc::channel(4);
+    let hangs = || {
+        let started = started.clone();
+        Registry::new().function("Test", "hang", move |(): ()| {
+            let started = started.clone();
+            async move {
+                started.send(()).await?;
+                std::future::pending::<()>().await;
+                Ok(())
+            }
+        })
+    };
+    let config = |region: &str| {
+        let mut config = Config {
+            listen: "127.0.0.1:0".to_owned(),
+            ..Config::default()
+        };
+        config.identity.region = region.parse().unwrap();
+        (config.drain.delay, config.drain.timeout) = (Duration::ZERO, Duration::ZERO);
+        config.timeouts.max = Duration::from_secs(3600);
+        config
+    };
+    let syd = [
+        Instance::start(config("syd"), hangs()).await.unwrap(),
+        Instance::start(config("syd"), hangs()).await.unwrap(),
+    ];
+    let mut config = config("iad");
+    let addresses = syd.iter().map(Instance::address);
+    config.discovery.names = addresses.map(DnsName::Address).collect();
+    let iad = Instance::start(config, Registry::new()).await.unwrap();
+    iad.ready().await;
+    let rpc = iad.rpc();
+    let call = tokio::spawn(async move {
+        let options = CallOptions {
+            idempotent: true,
+            timeout: Some(Duration::from_secs(3600)),
+            ..CallOptions::default()
+        };
+        rpc.call_with::<()>(options, "syd", "Test", "hang", ())
+            .await
+    });
+    in_time("the call", starts.recv()).await.unwrap();
+    assert_eq!(iad.shutdown().await, Drained::Cut);
+    let cut = in_time("its end", call).await.unwrap().unwrap_err();
+    assert_eq!(
+        (cut.code(), cut.executed()),
+        (Code::PeerLost, Executed::Maybe)
     );
 }
