@@ -38,13 +38,16 @@ const SHARE: f32 = 0.2;
 /// The attempts of one call so far, under one request id and within one deadline.
 #[derive(Debug)]
 pub(super) struct Attempts {
-    request_id: RequestId,
-    deadline: Deadline,
+    /// The id of the call's request.
+    pub(super) request_id: RequestId,
+    /// When all of them must have ended.
+    pub(super) deadline: Deadline,
     /// Whether any instance knows what another has run under a key.
     shares_keys: bool,
     /// The call in flight, once it was admitted.
-    in_flight: Option<InFlight>,
-    count: u32,
+    pub(super) in_flight: Option<InFlight>,
+    /// How many there were.
+    pub(super) count: u32,
     last: Option<InstanceId>,
     /// How many are kept for other regions.
     kept: u32,
@@ -101,16 +104,6 @@ impl Attempts {
         }
     }
 
-    /// The id of the call's request.
-    pub(super) fn request_id(&self) -> &RequestId {
-        &self.request_id
-    }
-
-    /// When all of them must have ended.
-    pub(super) fn deadline(&self) -> Deadline {
-        self.deadline
-    }
-
     /// Counts the call in flight until they are over: a drain that begins meanwhile refuses none of them.
     ///
     /// # Errors
@@ -120,11 +113,6 @@ impl Attempts {
             self.in_flight = Some(lifecycle.admit()?);
         }
         Ok(())
-    }
-
-    /// What a run on this instance needs of them.
-    pub(super) fn for_a_run_here(&mut self) -> (&RequestId, Deadline, &mut Option<InFlight>) {
-        (&self.request_id, self.deadline, &mut self.in_flight)
     }
 
     /// What a call that was for `region` came to after `elapsed`; `asked` is the instance that it was for, where none was
@@ -152,11 +140,6 @@ impl Attempts {
     pub(super) fn begin(&mut self, instance: &InstanceId) {
         self.count += 1;
         self.last = Some(instance.clone());
-    }
-
-    /// How many there were.
-    pub(super) fn count(&self) -> u32 {
-        self.count
     }
 
     /// Notes that the last attempt ended with `problem`.
@@ -325,20 +308,17 @@ pub(super) struct Budgets(RwLock<HashMap<Region, Arc<TpsBudget>>>);
 impl Budgets {
     /// The budget of `region`, to which one call was added.
     pub(super) fn of_call(&self, region: &Region) -> Arc<TpsBudget> {
-        let budget = self.known(region).unwrap_or_else(|| self.new_one(region));
+        let known = {
+            let budgets = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            budgets.get(region).cloned()
+        };
+        let budget = known.unwrap_or_else(|| {
+            let full = || Arc::new(TpsBudget::new(WINDOW, ALWAYS, SHARE));
+            let mut budgets = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(budgets.entry(region.clone()).or_insert_with(full))
+        });
         budget.deposit();
         budget
-    }
-
-    fn known(&self, region: &Region) -> Option<Arc<TpsBudget>> {
-        let budgets = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        budgets.get(region).cloned()
-    }
-
-    fn new_one(&self, region: &Region) -> Arc<TpsBudget> {
-        let full = || Arc::new(TpsBudget::new(WINDOW, ALWAYS, SHARE));
-        let mut budgets = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(budgets.entry(region.clone()).or_insert_with(full))
     }
 }
 

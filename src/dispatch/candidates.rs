@@ -4,6 +4,7 @@ use std::{cmp::Reverse, net::SocketAddr, sync::Arc};
 
 use sha2::{Digest, Sha256};
 
+use super::attempts::Attempts;
 use crate::{
     call::Call,
     cluster::{Condition, Peer, RegionPeers},
@@ -75,7 +76,8 @@ impl Candidates {
         })
     }
 
-    /// The next one for `call`, where `peers` are in the region now; none is given twice.
+    /// The next one for `call`, where `peers` are in the region now; none is given twice. One that may remember the call's key
+    /// and does not answer ends the `attempts`.
     ///
     /// # Errors
     /// [`Code::PeerUnreachable`] when it is an instance that may remember the call's key and does not answer.
@@ -83,11 +85,13 @@ impl Candidates {
         &mut self,
         peers: &RegionPeers,
         call: &Call,
+        attempts: &mut Attempts,
     ) -> Result<Option<Place>, Problem> {
         match self {
             Self::Pinned(place) => Ok(place.take()),
             Self::Ranked(places) => match places.next() {
                 Some((Place::There(peer), Condition::Hanging)) if !call.idempotent => {
+                    attempts.hold();
                     Err(hangs(&peer.instance))
                 }
                 next => Ok(next.map(|(place, _)| place)),

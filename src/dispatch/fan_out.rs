@@ -11,7 +11,7 @@ use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duratio
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{self, Instant};
 
-use super::{Dispatcher, Outcome, attempts::Attempts, candidates::Place};
+use super::{Dispatcher, Outcome, attempts::Attempts};
 use crate::{
     call::{Call, Per},
     cluster::Peer,
@@ -269,24 +269,13 @@ async fn ask(
     arrived: Instant,
 ) -> Answered {
     let region = asked.region().clone();
-    let call = &*asked.keyed(call, &dispatcher.identity.instance);
+    let call = &*asked.call(call, &dispatcher.identity.instance);
     let result = match (room, &asked) {
         (Err(problem), _) => Err(problem),
         (Ok(_), Asked::Nobody(_, problem)) => Err(problem.clone()),
-        (Ok(_), Asked::Here(_)) => {
-            let place = Place::Here;
-            dispatcher.attempt(&place, call, &mut attempts).await
-        }
-        (Ok(_held), Asked::Peer(peer)) => {
-            // No other that answers at its address.
-            let call = Call {
-                instance: Some(peer.instance.clone()),
-                ..call.clone()
-            };
-            let place = Place::There(Arc::clone(peer));
-            dispatcher.attempt(&place, &call, &mut attempts).await
-        }
-        (Ok(_held), Asked::OneOf(region)) => dispatcher.run_in(region, call, &mut attempts).await,
+        (Ok(_), Asked::Here(_)) => dispatcher.attempt_here(call, &mut attempts).await,
+        (Ok(_), Asked::Peer(peer)) => dispatcher.attempt_there(peer, call, &mut attempts).await,
+        (Ok(_), Asked::OneOf(region)) => dispatcher.run_in(region, call, &mut attempts).await,
     };
     let elapsed = arrived.elapsed();
     let outcome = attempts.into_outcome(Some(region.clone()), asked.instance(), result, elapsed);
@@ -355,19 +344,22 @@ impl Asked {
         }
     }
 
-    /// The call with a key of its own in place of that of the fan-out, so that each remembers its own outcome also where all
-    /// share a store of keys. It is the same for each repeat.
-    fn keyed<'a>(&self, call: &'a Call, me: &InstanceId) -> Cow<'a, Call> {
-        let Some(key) = &call.key else {
-            return Cow::Borrowed(call);
-        };
-        let place = match self {
+    /// The call as this one is sent it. A peer runs it by its name, for another may answer at its address. A key becomes one
+    /// of its own, the same for each repeat, so that each remembers its own outcome also where all share a store of keys.
+    fn call<'a>(&self, call: &'a Call, me: &InstanceId) -> Cow<'a, Call> {
+        let place = || match self {
             Self::Here(region) => format!("{region}\0{me}"),
             Self::Peer(peer) => format!("{}\0{}", peer.region, peer.instance),
             Self::OneOf(region) | Self::Nobody(region, _) => region.to_string(),
         };
+        let key = call.key.as_ref().map(|key| key.of_place(&place()));
+        let instance = self.instance();
+        if key.is_none() && instance.is_none() {
+            return Cow::Borrowed(call);
+        }
         Cow::Owned(Call {
-            key: Some(key.of_place(&place)),
+            key,
+            instance,
             ..call.clone()
         })
     }

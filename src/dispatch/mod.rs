@@ -23,7 +23,7 @@ pub(crate) use self::{
 };
 use crate::{
     call::{Call, Unsaid},
-    cluster::{CallSignal, Cluster, RegionPeers},
+    cluster::{CallSignal, Cluster, Peer, RegionPeers},
     config::Identity,
     deadline::Deadline,
     declaration::Declaration,
@@ -149,15 +149,15 @@ impl Dispatcher {
         }
         let (mut tour, mut region) = (Tour::default(), None);
         loop {
-            let choices = self.choices_found(targets, call, attempts.deadline()).await;
+            let choices = self.choices_found(targets, call, attempts.deadline).await;
             let own = &self.identity.region;
             let Some(stop) = tour.next(&choices, attempts.left(), own, is_strict) else {
                 break;
             };
             attempts.enter(stop.kept);
-            let attempts_before = attempts.count();
+            let attempts_before = attempts.count;
             let result = self.run_in(&stop.region, call, attempts).await;
-            if region.is_none() || attempts.count() > attempts_before {
+            if region.is_none() || attempts.count > attempts_before {
                 region = Some(stop.region);
             }
             let problem = match result {
@@ -409,14 +409,17 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         attempts.admit(&self.lifecycle)?;
-        let known = self.found(region, call, attempts.deadline()).await?;
+        let known = self.found(region, call, attempts.deadline).await?;
         let me = (*region == self.identity.region).then_some(&self.identity.instance);
         let mut candidates = Candidates::new(&known, me, call, self.executor.shares_keys())?;
         let budget = self.budgets.of_call(region);
-        let mut next = next_of(&mut candidates, &known, call, attempts)?;
+        let mut next = candidates.next(&known, call, attempts)?;
         let mut call = Cow::Borrowed(call);
         while let Some(place) = next {
-            let result = self.attempt(&place, &call, attempts).await;
+            let result = match &place {
+                Place::Here => self.attempt_here(&call, attempts).await,
+                Place::There(peer) => self.attempt_there(peer, &call, attempts).await,
+            };
             let problem = match result {
                 Ok(result) => return Ok(result),
                 Err(problem) => problem,
@@ -431,7 +434,7 @@ impl Dispatcher {
             attempts.note(problem);
             next = match retry {
                 Retry::No => None,
-                Retry::Next => next_of(&mut candidates, &peers, &call, attempts)?,
+                Retry::Next => candidates.next(&peers, &call, attempts)?,
                 Retry::Same => {
                     attempts.pause().await;
                     call.to_mut().boot = place.boot();
@@ -448,57 +451,55 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         attempts.begin(&self.identity.instance);
-        let (request_id, deadline, counted) = attempts.for_a_run_here();
+        let (request_id, deadline) = (&attempts.request_id, attempts.deadline);
+        let counted = &mut attempts.in_flight;
         // On the heap, because it would be most of what a call to another instance carries along.
         Box::pin(self.executor.run(call, request_id, deadline, counted)).await
     }
 
-    async fn attempt(
+    async fn attempt_there(
         &self,
-        place: &Place,
+        peer: &Peer,
         call: &Call,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
-        match place {
-            Place::Here => self.attempt_here(call, attempts).await,
-            Place::There(peer) => {
-                attempts.begin(&peer.instance);
-                let (request_id, deadline) = (attempts.request_id(), attempts.deadline());
-                let started = Instant::now();
-                let under_way = peer.stats.begin();
-                let result = self.link.exec(peer, call, deadline, request_id).await;
-                drop(under_way);
-                let problem = result.as_ref().err();
-                self.metrics
-                    .peers
-                    .tried(&peer.region, problem, started.elapsed());
-                if let Err(problem) = &result
-                    && problem.executed != Executed::Yes
-                {
-                    let (code, executed, detail) =
-                        (problem.code, problem.executed, &problem.detail);
-                    tracing::warn!(instance = %peer.instance, %code, %executed, detail, %request_id, "attempt failed");
-                    let attempt = FailedAttempt {
-                        request_id,
-                        region: &peer.region,
-                        instance: &peer.instance,
-                        code: problem.word(),
-                        executed,
-                    };
-                    self.metrics.feed.attempt_failed(&call.name, &attempt);
-                    if is_missing(problem) && peer.says_it_has(&call.name) {
-                        self.cluster.report(peer.address, CallSignal::Outdated);
-                    }
-                    // A client's own share of keys, and a token that the peer's data has not seen, say nothing about how
-                    // busy the peer is.
-                    if let (Code::Overloaded, Some(pause), None, None) =
-                        (code, code.retry_after(), &call.key, &call.after)
-                    {
-                        peer.stats.rest(Duration::from_secs(pause.into()));
-                    }
-                }
-                result
-            }
+        attempts.begin(&peer.instance);
+        let (request_id, deadline) = (&attempts.request_id, attempts.deadline);
+        let started = Instant::now();
+        let under_way = peer.stats.begin();
+        let result = self.link.exec(peer, call, deadline, request_id).await;
+        drop(under_way);
+        let problem = result.as_ref().err();
+        self.metrics
+            .peers
+            .tried(&peer.region, problem, started.elapsed());
+        if let Some(problem) = problem.filter(|problem| problem.executed != Executed::Yes) {
+            self.failed(peer, call, request_id, problem);
+        }
+        result
+    }
+
+    /// Says that an attempt on `peer` failed, and learns from it.
+    fn failed(&self, peer: &Peer, call: &Call, request_id: &RequestId, problem: &Problem) {
+        let (code, executed, detail) = (problem.code, problem.executed, &problem.detail);
+        tracing::warn!(instance = %peer.instance, %code, %executed, detail, %request_id, "attempt failed");
+        let attempt = FailedAttempt {
+            request_id,
+            region: &peer.region,
+            instance: &peer.instance,
+            code: problem.word(),
+            executed,
+        };
+        self.metrics.feed.attempt_failed(&call.name, &attempt);
+        if is_missing(problem) && peer.says_it_has(&call.name) {
+            self.cluster.report(peer.address, CallSignal::Outdated);
+        }
+        // A client's own share of keys, and a token that the peer's data has not seen, say nothing about how busy the peer
+        // is.
+        if let (Code::Overloaded, Some(pause), None, None) =
+            (code, code.retry_after(), &call.key, &call.after)
+        {
+            peer.stats.rest(Duration::from_secs(pause.into()));
         }
     }
 
@@ -552,18 +553,6 @@ impl Dispatcher {
             found => found,
         }
     }
-}
-
-/// The next candidate, noting if it holds the call.
-fn next_of(
-    candidates: &mut Candidates,
-    peers: &RegionPeers,
-    call: &Call,
-    attempts: &mut Attempts,
-) -> Result<Option<Place>, Problem> {
-    candidates
-        .next(peers, call)
-        .inspect_err(|_| attempts.hold())
 }
 
 /// Whether the instance does not have the function, or not now, and another may.
