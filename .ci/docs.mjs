@@ -1,9 +1,9 @@
-// Reads and tries /docs as a person would: node docs.mjs URL TOKEN SCREENSHOT
+// Reads and tries /docs as a person would: node docs.mjs URL TOKEN SCREENSHOT URL_WITH_APP
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { chromium } from "playwright-core";
 
-const [url, token, picture] = process.argv.slice(2);
+const [url, token, picture, urlWithApp] = process.argv.slice(2);
 const browser = await chromium.launch({
   executablePath: "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -46,11 +46,16 @@ try {
   assert.deepEqual([refused.status, JSON.parse(refused.body).code], [401, "unauthenticated"]);
   assert.deepEqual(errors.splice(0).filter((error) => !error.includes("401")), []);
 
-  // With it.
-  await page.getByRole("button", { name: "Authorize" }).first().click();
-  await page.locator(".auth-container input").fill(token);
-  await page.locator(".auth-container").getByRole("button", { name: "Apply credentials" }).click();
-  await page.getByRole("button", { name: "Close" }).click();
+  // With it. The document is read again.
+  const authorize = async (page) => {
+    await page.getByRole("button", { name: "Authorize" }).first().click();
+    await page.locator(".auth-container input").fill(token);
+    const read = page.waitForResponse(/[/]openapi[.]json$/);
+    await page.locator(".auth-container").getByRole("button", { name: "Apply credentials" }).click();
+    await read;
+    await page.getByRole("button", { name: "Close" }).click();
+  };
+  await authorize(page);
 
   // The first example of the body, as it is; a path parameter and headers.
   const headers = { "Idempotency-Key": "it's-1234", "rpc-route": "proxy", "x-request-id": "of-the-page" };
@@ -90,6 +95,18 @@ try {
   // The explanation of a problem's code, where its `type` points.
   await page.goto(url + JSON.parse(refused.body).type);
   assert.ok(await page.locator("tr:target", { hasText: "unauthenticated" }).isVisible());
+
+  // The functions of an app are for who may list them.
+  const withApp = await browser.newPage();
+  await withApp.goto(`${urlWithApp}/docs`);
+  const add = withApp.locator('.opblock[id$="-math_add"]');
+  await withApp.locator('.opblock[id$="-callFunction"]').waitFor();
+  assert.equal(await add.count(), 0);
+  await authorize(withApp);
+  await add.waitFor();
+  await withApp.getByRole("button", { name: "Authorize" }).first().click();
+  await withApp.locator(".auth-container").getByRole("button", { name: "Remove authorization" }).click();
+  await add.waitFor({ state: "detached" });
 
   // As the attribute of an input a pattern is read with the flag v.
   const patterns = JSON.stringify(document).matchAll(/"pattern":("(?:[^"\\]|\\.)*")/g);

@@ -42,16 +42,43 @@ const samples = () => ({
   fn: { requestSnippetGenerator_python: python, requestSnippetGenerator_typescript: typescript },
 });
 
-const description = fetch("openapi.json").then((response) => response.json());
-description.then((spec) => SwaggerUIBundle({
+/** The document, as whoever has `token` may read it: with the functions of the cluster that declare their parameters. */
+async function description(token) {
+  const headers = token ? { authorization: `Bearer ${token}` } : {};
+  const document = await (await fetch("openapi.json", { headers })).json();
+  return { ...document, servers: [{ url: new URL(".", location).href.slice(0, -1), description: "This instance" }] };
+}
+
+// Who authorizes reads the document that is for them, and who logs out that for everybody.
+const anew = (system) => {
+  const show = async (token) => system.specActions.updateSpec(JSON.stringify(await description(token)));
+  return {
+    statePlugins: {
+      auth: {
+        wrapActions: {
+          authorize: (authorize) => (credentials) => {
+            show(Object.values(credentials)[0]?.value);
+            return authorize(credentials);
+          },
+          logout: (logout) => (names) => {
+            show();
+            return logout(names);
+          },
+        },
+      },
+    },
+  };
+};
+
+description().then((spec) => SwaggerUIBundle({
   dom_id: "#docs",
-  spec: { ...spec, servers: [{ url: new URL(".", location).href.slice(0, -1), description: "This instance" }] },
+  spec,
   deepLinking: true,
   displayRequestDuration: true,
   tryItOutEnabled: true,
   defaultModelExpandDepth: 4,
   defaultModelsExpandDepth: 2,
-  plugins: [samples],
+  plugins: [samples, anew],
   requestSnippetsEnabled: true,
   requestSnippets: {
     languages: ["curl_bash", "python", "typescript"],
