@@ -2,9 +2,10 @@
 //! wanted, and stopped with what it started.
 
 use std::{
+    convert::Infallible,
     env,
     ffi::OsString,
-    io,
+    future, io,
     os::{
         fd::AsFd,
         unix::process::{CommandExt, ExitStatusExt},
@@ -19,6 +20,8 @@ use nix::{
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
+#[cfg(target_os = "linux")]
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::{
     process::{Child, Command},
     time::{self, Instant},
@@ -200,8 +203,10 @@ impl AppChild {
         loop {
             let started = Instant::now();
             let mut child = self.start()?;
+            let app = pid_of(&child);
             let status = tokio::select! {
                 status = child.wait() => status?,
+                Err(error) = reap_orphans(app) => return Err(error),
                 () = stop.cancelled() => return self.stop(child, &hurry).await,
             };
             if !self.again {
@@ -249,10 +254,7 @@ impl AppChild {
 
     /// SIGTERM to the app and what it started; SIGKILL when that takes too long, or the program is in a `hurry`.
     async fn stop(&self, mut child: Child, hurry: &CancellationToken) -> io::Result<ExitStatus> {
-        let group = child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .map(Pid::from_raw);
+        let group = pid_of(&child);
         let send = |signal| group.map(|group| killpg(group, signal));
         // What ends at this very moment needs no signal.
         let _ = send(Signal::SIGTERM);
@@ -265,6 +267,41 @@ impl AppChild {
         let _ = send(Signal::SIGKILL);
         child.wait().await
     }
+}
+
+fn pid_of(child: &Child) -> Option<Pid> {
+    let id = child.id()?;
+    Some(Pid::from_raw(i32::try_from(id).ok()?))
+}
+
+/// As process 1, as which a container starts it, takes note of the end of what the `app` started and left behind: the system
+/// gives that to process 1, and keeps each in its table until then.
+///
+/// # Errors
+/// Signals cannot be listened for.
+#[cfg(target_os = "linux")]
+async fn reap_orphans(app: Option<Pid>) -> io::Result<Infallible> {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+
+    if process::id() != 1 {
+        return future::pending().await;
+    }
+    // Only a look: how the app itself ended is for who started it, and the orphans behind it are reaped when the next ends.
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let mut ends = signal(SignalKind::child())?;
+    loop {
+        while let Ok(ended) = waitid(Id::All, look)
+            && let Some(orphan) = ended.pid().filter(|pid| Some(*pid) != app)
+        {
+            let _ = waitpid(orphan, Some(WaitPidFlag::WNOHANG));
+        }
+        ends.recv().await;
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+async fn reap_orphans(_: Option<Pid>) -> io::Result<Infallible> {
+    future::pending().await
 }
 
 #[derive(Args)]

@@ -334,6 +334,46 @@ async fn what_the_app_began_and_did_not_wait_for_goes_on_without_it_for_a_while(
     assert_eq!(log.matches(line).count(), 1, "{log}");
 }
 
+/// As in a container: process 1 of its own table of processes.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn as_process_1_it_reaps_what_its_app_left_behind_and_ends_with_its_code() {
+    // Each of the two kinds outlives who started it, and the app itself is a child of process 1 as well.
+    let script = r#"
+        children() { grep -lsx 'PPid:.1' /proc/[0-9]*/status | wc -l; }
+        for _ in 1 2 3 4 5; do (sleep 0.1 &); (true &); done
+        for _ in $(seq 500); do
+            [ "$(children)" = 1 ] && break
+            sleep 0.02
+        done
+        echo "children: $(children)"
+        exit 7"#;
+    let isolated = || {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--pid", "--fork"]);
+        command.args(["--kill-child", "--mount-proc"]);
+        command
+    };
+    let allowed = isolated().arg("true").output().await;
+    if !allowed.is_ok_and(|output| output.status.success()) {
+        println!("not checked: this machine allows no namespaces");
+        return;
+    }
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+    ]);
+    let inner = Run::command(&environment, &[], script);
+    let mut command = isolated();
+    let inner = inner.as_std();
+    command.arg(inner.get_program()).args(inner.get_args());
+    command.envs(&environment).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).kill_on_drop(true);
+    let mut run = Run::of(command);
+    run.until("children: 1").await;
+    assert_eq!(run.ended().await.code(), Some(7));
+}
+
 #[tokio::test]
 async fn the_port_of_the_app_is_not_that_of_the_instance() {
     let (code, _, said) = run(&["run", "--listen=127.0.0.1:3000", "--", "true"]).await;
