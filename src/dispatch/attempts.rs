@@ -3,11 +3,11 @@
 //! least room for it.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
+use foldhash::HashMap;
 use rand::RngExt;
 use tokio::time;
 use tower::retry::budget::{Budget, TpsBudget};

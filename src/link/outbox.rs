@@ -5,12 +5,12 @@
 //! one comparison decides; a line that was not handed over is overwritten with blanks when its caller gives up.
 
 use std::{
-    collections::HashMap,
     io::{self, IoSlice},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use foldhash::HashMap;
 use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 
 use crate::{

@@ -2,12 +2,12 @@
 //! that it costs one look into a map.
 
 use std::{
-    collections::HashMap,
     hash::Hash,
     sync::{PoisonError, RwLock},
     time::Duration,
 };
 
+use foldhash::HashMap;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, histogram::Histogram},

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use data_encoding::HEXLOWER;
+use foldhash::fast::RandomState;
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -22,7 +24,8 @@ pub(crate) struct CatalogueHash(String);
 #[serde(from = "CatalogueDocument")]
 pub(crate) struct Catalogue {
     hash: CatalogueHash,
-    functions: BTreeMap<FunctionName, Declaration>,
+    /// Sorted by name.
+    functions: IndexMap<FunctionName, Declaration, RandomState>,
 }
 
 /// A catalogue as it travels.
@@ -40,10 +43,11 @@ pub(crate) struct CatalogueDocument {
 impl Catalogue {
     /// The catalogue of functions with what each declares; of two with one name, the first counts.
     pub(crate) fn new(declared: impl IntoIterator<Item = (FunctionName, Declaration)>) -> Self {
-        let mut functions = BTreeMap::new();
+        let mut functions = IndexMap::default();
         for (name, declaration) in declared {
             functions.entry(name).or_insert(declaration);
         }
+        functions.sort_unstable_keys();
         Self {
             hash: hash(&functions),
             functions,
@@ -109,7 +113,7 @@ impl From<&Catalogue> for CatalogueDocument {
 }
 
 /// The first 16 bytes of SHA-256 over the sorted names, each with what it declares; no name holds white space.
-fn hash(functions: &BTreeMap<FunctionName, Declaration>) -> CatalogueHash {
+fn hash(functions: &IndexMap<FunctionName, Declaration, RandomState>) -> CatalogueHash {
     let mut hasher = Sha256::new();
     for (FunctionName { module, function }, declaration) in functions {
         hasher.update(format!("{module} {function}"));

@@ -7,8 +7,10 @@ mod context;
 mod executor;
 mod keys;
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, pin::Pin, sync::Arc};
+use std::{borrow::Cow, fmt, pin::Pin, sync::Arc};
 
+use foldhash::fast::RandomState;
+use indexmap::IndexMap;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use tracing::Span;
@@ -75,7 +77,7 @@ struct Function {
 /// ```
 #[derive(Default)]
 pub struct Registry {
-    functions: BTreeMap<FunctionName, Function>,
+    functions: IndexMap<FunctionName, Function, RandomState>,
     refused: Vec<String>,
 }
 
