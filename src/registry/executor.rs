@@ -3,6 +3,7 @@
 
 use std::{
     panic::{self, AssertUnwindSafe},
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -300,17 +301,22 @@ impl Running {
             started: Instant::now(),
         };
         let turn = turn(gate, deadline);
-        Ok(match prepared {
+        let mut run = match prepared {
             Prepared::Async(run, context) => {
                 account.context = context;
-                begin(run_async(run, held, turn, deadline), account, span).await
+                accounted(run_async(run, held, turn, deadline), account, span)
             }
-            Prepared::App(run) => begin(run_in_app(run, held), account, span).await,
+            Prepared::App(run) => accounted(run_in_app(run, held), account, span),
             Prepared::Blocking(block) => {
                 let threads = Arc::clone(&executor.threads);
                 let run = run_blocking(block, held, turn, threads, deadline);
-                begin(run, account, span).await
+                accounted(run, account, span)
             }
+        };
+        // Most functions need not wait, and a task costs more than they do.
+        Ok(match future::poll_immediate(&mut run).await {
+            Some(outcome) => Self::Ended(outcome),
+            None => Self::Task(task::spawn(run)),
         })
     }
 
@@ -365,20 +371,15 @@ impl Account {
     }
 }
 
-/// Starts a function where it is called, and moves it into a task of its own if it has to wait: most need not, and a
-/// task costs more than they do.
-async fn begin(
+/// `run`, reported when it has ended or panicked. On the heap from the start: it is large, and moved to where it goes on.
+fn accounted(
     run: impl Future<Output = Ended> + Send + 'static,
     account: Account,
     span: Span,
-) -> Running {
+) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
     let run = AssertUnwindSafe(run).catch_unwind();
     let run = run.map(|ended| account.close(ended.ok()));
-    let mut run = Box::pin(run.instrument(span));
-    match future::poll_immediate(&mut run).await {
-        Some(outcome) => Running::Ended(outcome),
-        None => Running::Task(task::spawn(run)),
-    }
+    Box::pin(run.instrument(span))
 }
 
 /// A result within its limit, in bytes.
