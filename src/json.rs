@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use memchr::memchr2;
+use memchr::{memchr, memchr2, memchr2_iter};
 use serde::{
     Deserializer as _, Serialize,
     de::{IgnoredAny, MapAccess, Visitor},
@@ -89,6 +89,15 @@ pub(crate) fn value(text: &[u8]) -> Result<Box<RawValue>, BadJson> {
     Ok(serde_json::from_slice(text)?)
 }
 
+/// What stands in a JSON string; `None` for another value.
+pub(crate) fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let quoted = raw.get().strip_prefix('"')?.strip_suffix('"')?;
+    match memchr(b'\\', quoted.as_bytes()) {
+        None => Some(Cow::Borrowed(quoted)),
+        Some(_) => serde_json::from_str(raw.get()).ok(),
+    }
+}
+
 /// `value` as JSON text.
 ///
 /// For values of our own, whose members are names, numbers and raw JSON and so always have a JSON form.
@@ -169,6 +178,11 @@ pub(crate) fn check(text: &[u8]) -> Result<(), BadJson> {
 }
 
 fn scan(text: &[u8], most: usize) -> Result<(), BadJson> {
+    // Nearly every call: without a backslash and with so few brackets, there is nothing to find.
+    let brackets = memchr2_iter(b'[', b'{', text).take(most + 1).count();
+    if brackets <= most && memchr(b'\\', text).is_none() {
+        return Ok(());
+    }
     let (mut depth, mut at) = (0_usize, 0);
     while let Some(&byte) = text.get(at) {
         at += 1;

@@ -7,7 +7,6 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use tracing::{Span, error_span};
 
 pub(crate) use self::recorded::{current, ended};
@@ -114,19 +113,6 @@ impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { trace, span, flags } = self;
         write!(f, "00-{trace:032x}-{span:016x}-{flags:02x}")
-    }
-}
-
-impl Serialize for TraceParent {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for TraceParent {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text: &str = Deserialize::deserialize(deserializer)?;
-        text.parse().map_err(D::Error::custom)
     }
 }
 

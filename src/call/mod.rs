@@ -5,7 +5,7 @@ mod args;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, str::FromStr, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 
@@ -192,7 +192,8 @@ impl Call {
         let members = json::members(body, EACH_MEMBERS, Unknown::Refused)?;
         let [call @ .., per] = members;
         let per = per.map_or(Ok(Per::default()), |raw| {
-            parsed("per", raw, "\"instance\" or \"region\"")
+            let per = serde_json::from_str(raw.get());
+            per.map_err(|_| wrong("per", "\"instance\" or \"region\""))
         })?;
         let call = Self::from_members(call, timeouts)?;
         if call.instance.is_some() {
@@ -222,7 +223,11 @@ impl Call {
                 .map(|raw| timeout(raw, timeouts.max))
                 .transpose()?,
             idempotent: idempotent
-                .map(|raw| parsed("idempotent", raw, "true or false"))
+                .map(|raw| {
+                    raw.get()
+                        .parse()
+                        .map_err(|_| wrong("idempotent", "true or false"))
+                })
                 .transpose()?,
             instance: instance
                 .map(|raw| parsed("instance", raw, InstanceId::RULE))
@@ -244,7 +249,8 @@ fn name(member: &'static str, raw: Option<&RawValue>) -> Result<Name, Problem> {
 /// A timeout in whole milliseconds; 5e3 and 5000.0 are whole numbers, as JSON Schema has it (draft 2020-12, 6.1.1).
 fn timeout(raw: &RawValue, max: Duration) -> Result<Duration, Problem> {
     let max_ms = max.as_millis();
-    match serde_json::from_str::<f64>(raw.get()) {
+    // Of the values of JSON, only numbers are numbers to Rust.
+    match raw.get().parse::<f64>() {
         Ok(ms) if ms.fract() == 0.0 && (1.0..=max_ms as f64).contains(&ms) => {
             Ok(Duration::from_secs_f64(ms / 1e3))
         }
@@ -255,16 +261,13 @@ fn timeout(raw: &RawValue, max: Duration) -> Result<Duration, Problem> {
     }
 }
 
-/// The value of `member`.
+/// What the text of `member` names.
 ///
 /// # Errors
 /// [`Code::InvalidRequest`] with the `rule` that it breaks.
-pub(crate) fn parsed<'a, T: serde::Deserialize<'a>>(
-    member: &str,
-    raw: &'a RawValue,
-    rule: &str,
-) -> Result<T, Problem> {
-    serde_json::from_str(raw.get()).map_err(|_| wrong(member, rule))
+pub(crate) fn parsed<T: FromStr>(member: &str, raw: &RawValue, rule: &str) -> Result<T, Problem> {
+    let value = json::text(raw).and_then(|text| text.parse().ok());
+    value.ok_or_else(|| wrong(member, rule))
 }
 
 /// The problem of a call without `member`.

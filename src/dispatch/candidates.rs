@@ -97,9 +97,11 @@ impl Candidates {
                 next => Ok(next.map(|(place, _)| place)),
             },
             Self::Any { tried } => {
-                let peer = peers.choose(&call.name, tried);
-                tried.extend(peer.map(|peer| peer.address));
-                Ok(peer.cloned().map(Place::There))
+                let Some(peer) = peers.choose(&call.name, tried) else {
+                    return Ok(None);
+                };
+                tried.push(peer.address);
+                Ok(Some(Place::There(Arc::clone(peer))))
             }
         }
     }

@@ -6,7 +6,7 @@ mod open;
 mod outbox;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -60,7 +60,7 @@ pub(crate) struct Link {
     connect_timeout: Duration,
     max_answer: usize,
     token: Option<Token>,
-    ways: Mutex<HashMap<SocketAddr, Way>>,
+    ways: Mutex<BTreeMap<SocketAddr, Way>>,
     large_results: LargeResults,
     memory: Arc<Budget>,
     metrics: Arc<Metrics>,
@@ -257,7 +257,7 @@ impl Link {
         what(self.lock().entry(peer.address).or_default())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Way>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Way>> {
         self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,17 +1,18 @@
 //! A call as one instance sends it to another: the object of `POST /rpc/{region}` with the members that only instances
 //! send. Written once by the instance that asks, read once by the one that runs it.
 
-use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+
 use serde_json::value::RawValue;
 
-use super::lines::{CallLine, id_of};
+use super::lines::{self, CallLine, id_of};
 use crate::{
     call::{Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, parsed},
     json::{self, Unknown},
-    name::{BootId, ConsistencyToken, IdempotencyKey, InstanceId, KeyOwner, Name, RequestId},
+    name::{BootId, ConsistencyToken, IdempotencyKey, InstanceId, KeyOwner, RequestId},
     problem::Problem,
     region::Region,
-    trace::{self, TRACEPARENT, TraceParent},
+    trace::{self, TRACEPARENT},
 };
 
 /// A call for an instance in `region`.
@@ -98,7 +99,7 @@ impl Exec {
                 after: optional("after", after, ConsistencyToken::RULE)?,
                 boot: optional("boot", boot, BootId::RULE)?,
                 // An invalid one is ignored, as the specification of Trace Context demands.
-                trace: trace.and_then(|raw| serde_json::from_str(raw.get()).ok()),
+                trace: trace.and_then(|raw| json::text(raw)?.parse().ok()),
                 ..Call::from_members(call, timeouts)?
             },
             request_id: optional("request_id", request_id, RequestId::RULE)?,
@@ -113,40 +114,31 @@ impl Exec {
         call: &'a Call,
         request_id: &RequestId,
     ) -> CallLine<'a> {
-        #[derive(Serialize)]
-        struct Members<'a> {
-            region: &'a Region,
-            module: &'a Name,
-            function: &'a Name,
-            idempotent: bool,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            instance: Option<&'a InstanceId>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            idempotency_key: Option<&'a IdempotencyKey>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            client: Option<&'a KeyOwner>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            after: Option<&'a ConsistencyToken>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            boot: Option<&'a BootId>,
-            request_id: &'a RequestId,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            traceparent: Option<TraceParent>,
+        let mut members = Vec::with_capacity(256);
+        let mut put = |member, word| lines::put(&mut members, member, word);
+        put("region", region.as_str());
+        put("module", call.name.module.as_str());
+        put("function", call.name.function.as_str());
+        put("request_id", request_id.as_str());
+        let key = call.key.as_ref();
+        // Whose key it is; a call without one says nothing of its client.
+        let owner = key.and(call.key_owner.as_ref());
+        let some_have = [
+            ("instance", call.instance.as_ref().map(InstanceId::as_str)),
+            ("idempotency_key", key.map(IdempotencyKey::as_str)),
+            ("client", owner.map(KeyOwner::as_str)),
+            ("after", call.after.as_ref().map(ConsistencyToken::as_str)),
+            ("boot", call.boot.as_ref().map(BootId::as_str)),
+        ];
+        for (member, word) in some_have {
+            word.into_iter().for_each(|word| put(member, word));
         }
-        let members = json::to_vec(&Members {
-            region,
-            module: &call.name.module,
-            function: &call.name.function,
-            idempotent: call.idempotent,
-            instance: call.instance.as_ref(),
-            idempotency_key: call.key.as_ref(),
-            // Whose key it is; a call without one says nothing of its client.
-            client: call.key.as_ref().and(call.key_owner.as_ref()),
-            after: call.after.as_ref(),
-            boot: call.boot.as_ref(),
-            request_id,
-            traceparent: trace::current().or(call.trace),
-        });
+        if let Some(parent) = trace::current().or(call.trace) {
+            put(TRACEPARENT, &parent.to_string());
+        }
+        if call.idempotent {
+            members.extend_from_slice(b",\"idempotent\":true");
+        }
         CallLine {
             members,
             args: json::in_one_line(call.args.raw().get()),
@@ -155,9 +147,9 @@ impl Exec {
 }
 
 /// The value of a member that need not be there.
-fn optional<'a, T: Deserialize<'a>>(
+fn optional<T: FromStr>(
     member: &str,
-    raw: Option<&'a RawValue>,
+    raw: Option<&RawValue>,
     rule: &str,
 ) -> Result<Option<T>, Problem> {
     raw.map(|raw| parsed(member, raw, rule)).transpose()
@@ -177,7 +169,8 @@ mod tests {
     #[test]
     fn a_peer_reads_what_a_peer_writes_and_ignores_what_it_does_not_know() {
         let call = Call::from_json(
-            b"{\"module\":\"m\",\"function\":\"f\",\"args\":[1.0,\n2],\"instance\":\"i\"}",
+            br#"{"module":"\"\\","function":"f","args":[1.0,
+2],"instance":"i","idempotent":true}"#,
             TIMEOUTS,
         )
         .unwrap();
@@ -190,9 +183,9 @@ mod tests {
         let text = String::from_utf8(text).unwrap();
         assert_eq!(
             text,
-            r#"{"id":9,"timeout_ms":7,"at_us":5,"region":"syd","module":"m","function":"f","idempotent":false,"instance":"i","request_id":"r","args":[1.0, 2]}"#
+            r#"{"id":9,"timeout_ms":7,"at_us":5,"region":"syd","module":"\"\\","function":"f","request_id":"r","instance":"i","idempotent":true,"args":[1.0, 2]}"#
         );
-        let later = text.replace("\"m\"", "\"m\",\"later\":1");
+        let later = text.replace("\"f\"", "\"f\",\"later\":1");
         let (id, exec) = Exec::from_line(later.as_bytes(), TIMEOUTS);
         let exec = exec.unwrap();
         assert_eq!(id, Some(9));
@@ -201,6 +194,8 @@ mod tests {
             (exec.region.as_str(), exec.call.timeout),
             ("syd", Duration::from_millis(7))
         );
+        assert_eq!(exec.call.name.to_string(), "\"\\.f");
+        assert!(exec.call.idempotent);
         assert_eq!(exec.call.args.raw().get(), "[1.0, 2]");
     }
 }
