@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     fmt::{self, Write},
+    time::SystemTime,
 };
 
 use tracing::{
@@ -12,11 +13,7 @@ use tracing::{
 };
 use tracing_subscriber::{
     field::RecordFields,
-    fmt::{
-        FmtContext, FormatEvent, FormatFields, FormattedFields,
-        format::Writer,
-        time::{FormatTime, SystemTime},
-    },
+    fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, format::Writer},
     registry::LookupSpan,
 };
 
@@ -79,7 +76,11 @@ where
     ) -> fmt::Result {
         let mut line = String::with_capacity(USUAL_LINE);
         line.push_str("{\"timestamp\":\"");
-        SystemTime.format_time(&mut Writer::new(&mut line))?;
+        write!(
+            line,
+            "{}",
+            humantime::format_rfc3339_micros(SystemTime::now())
+        )?;
         line.push_str("\",\"level\":\"");
         line.push_str(event.metadata().level().as_str());
         line.push('"');
@@ -123,22 +124,35 @@ impl FormatFields<'_> for Json {
 struct Members<'a>(&'a mut String);
 
 impl Members<'_> {
-    fn put(&mut self, name: &str, value: impl fmt::Display) {
+    fn begin(&mut self, name: &str) {
         let Self(object) = self;
         if !object.ends_with('{') {
             object.push(',');
         }
+        object.push('"');
+        object.push_str(name);
+        object.push_str("\":");
+    }
+
+    fn put(&mut self, name: &str, value: impl fmt::Display) {
+        self.begin(name);
         // Writing to a String cannot fail.
-        let _ = write!(object, "\"{name}\":{value}");
+        let _ = write!(self.0, "{value}");
     }
 
     fn put_text(&mut self, name: &str, text: &str) {
-        let is_escaped = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
-        match text.bytes().any(is_escaped) {
-            true => self.put(name, serde_json::Value::from(text)),
-            false => self.put(name, format_args!("\"{text}\"")),
+        if text.bytes().any(is_escaped) {
+            return self.put(name, serde_json::Value::from(text));
         }
+        self.begin(name);
+        self.0.push('"');
+        self.0.push_str(text);
+        self.0.push('"');
     }
+}
+
+fn is_escaped(byte: u8) -> bool {
+    byte < b' ' || byte == b'"' || byte == b'\\'
 }
 
 impl Visit for Members<'_> {
