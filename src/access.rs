@@ -36,6 +36,7 @@ impl Access {
 
     /// The client whose token this is.
     pub(crate) fn caller(&self, presented: Option<&PresentedToken>) -> Option<Caller> {
+        // Such an instance starts only on loopback, or where anonymous callers are allowed: a token counts for nothing there.
         if self.clients.is_empty() {
             return Some(Caller(None));
         }

@@ -171,6 +171,7 @@ impl Stream {
                 return None;
             }
             tokio::select! {
+                // A flood of events delays neither the end nor the counts.
                 biased;
                 Ok(()) = self.phase.changed() => {}
                 _ = self.tick.tick() => return Some(self.counts()),

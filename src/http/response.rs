@@ -74,6 +74,7 @@ impl IntoResponse for Problem {
 impl IntoResponse for Outcome {
     fn into_response(self) -> Response {
         let Self { result, meta } = self;
+        // Before the account becomes a part of the body.
         let (is_replayed, consistency) = (meta.replayed, meta.consistency.clone());
         let mut response = match result {
             Ok(Returned { json, .. }) => Json(Reply { result: json, meta }).into_response(),

@@ -97,6 +97,7 @@ async fn with_functions(app: &App, caller: Caller) -> Option<Arc<Document>> {
     }
     let hashes = catalogues.iter().map(|it| it.hash().clone()).collect();
     let sources = (hashes, caller.functions().map(<[_]>::to_vec));
+    // A clone shares what is kept; the task below outlives a request whose client goes away.
     let Descriptions(cache) = app.descriptions.clone();
     if let Some(known) = cache.get(&sources) {
         return Some(known);
