@@ -267,7 +267,11 @@ impl Attempts {
     /// Those in `region` as one problem, which is no surer that nothing ran than every attempt was.
     pub(super) fn to_problem(&self, region: &Region, peers: &RegionPeers) -> Problem {
         let Some(problem) = self.ran.clone().or_else(|| self.refused.clone()) else {
-            let detail = format!("region \"{region}\": no instance is left");
+            let why = match peers.duplicates.is_empty() {
+                true => "no instance is left",
+                false => "each instance shares its id (FLY_MACHINE_ID) with another process",
+            };
+            let detail = format!("region \"{region}\": {why}");
             return Problem::new(Code::RegionUnavailable, detail);
         };
         let was_known_to_be_down = peers.ready.is_empty();

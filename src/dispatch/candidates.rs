@@ -64,7 +64,13 @@ impl Candidates {
     ) -> Result<Self, Problem> {
         if let Some(instance) = &call.instance {
             let found = peers.find(instance).cloned().map(Place::There);
-            let detail = || format!("instance \"{instance}\" is not in this region");
+            let detail = || match peers.duplicates.contains(instance) {
+                true => format!(
+                    "two processes of this region say that they are instance \"{instance}\"; give each an id of its own \
+                     (FLY_MACHINE_ID)"
+                ),
+                false => format!("instance \"{instance}\" is not in this region"),
+            };
             let place = found.ok_or_else(|| Problem::new(Code::InstanceUnknown, detail()))?;
             return Ok(Self::Pinned(Some(place)));
         }

@@ -20,7 +20,7 @@ use crate::support::{
     cluster::{Cluster, NAME, instances_in_state, ready_instances},
     dns::Mood,
     patience::eventually,
-    process::Process,
+    process::{Process, answer},
 };
 
 const SERVICE: &str = "_rpc._tcp.cluster.test";
@@ -317,10 +317,17 @@ async fn two_processes_under_one_name_are_reported_and_not_chosen_by_it() {
         1
     );
     let pinned = json!({"module": "Fly.RPC", "function": "my_region", "instance": "syd-1"});
-    assert_eq!(
-        iad.rpc("syd", &pinned).await.problem(),
-        (404, "instance_unknown", "no")
-    );
+    let refused = iad.rpc("syd", &pinned).await;
+    assert_eq!(refused.problem(), (404, "instance_unknown", "no"));
+    let why = "two processes of this region say that they are instance \"syd-1\"; give each an id of its own (FLY_MACHINE_ID)";
+    assert_eq!(refused.detail(), why);
+    let request = iad.request("/rpc/syd/Fly.RPC/my_region", "[]");
+    let keyed = answer(request.header("idempotency-key", "a"))
+        .await
+        .unwrap();
+    assert_eq!(keyed.problem(), (503, "region_unavailable", "no"));
+    let why = "region \"syd\": each instance shares its id (FLY_MACHINE_ID) with another process";
+    assert_eq!(keyed.detail(), why);
     assert_eq!(
         iad.call("syd", "Fly.RPC.my_region", json!([]))
             .await
