@@ -310,12 +310,9 @@ async fn two_processes_under_one_name_are_reported_and_not_chosen_by_it() {
         calls with a key, or that name the instance, until each has an id of its own (FLY_MACHINE_ID)"
     ]);
     eventually("a warning", warnings, |seen| *seen == expected).await;
-    assert_eq!(
-        iad.log()
-            .matches("two processes say that they are this instance")
-            .count(),
-        1
-    );
+    let said = "two processes say that they are this instance";
+    let lines = async || iad.log().matches(said).count();
+    eventually("a line of the log", lines, |count| *count == 1).await;
     let pinned = json!({"module": "Fly.RPC", "function": "my_region", "instance": "syd-1"});
     let refused = iad.rpc("syd", &pinned).await;
     assert_eq!(refused.problem(), (404, "instance_unknown", "no"));
