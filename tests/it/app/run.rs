@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
+    net::TcpSocket,
     process::{Child, ChildStdout, Command},
 };
 
@@ -391,9 +392,11 @@ async fn the_python_example_runs_in_two_regions() {
 
 #[tokio::test]
 async fn the_python_example_takes_as_many_calls_at_once_as_it_is_sent() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    // Held as long as the test runs, so that nobody else gets it: the app may bind it too, because this does not listen.
+    let held = TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let port = held.local_addr().unwrap().port();
     let environment = Environment::from([
         ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
         ("FLY_REGION", "syd".to_owned()),

@@ -273,28 +273,37 @@ async fn an_outcome_whose_storing_nobody_saw_is_stored_once_and_no_claim_is_lost
     let redis = Redis::start().await;
     let cluster = cluster(&redis).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
-    let block = blocking("latch", &json!({}));
-    let standing = async {
-        cluster.until_started("latch").await;
-        redis.signal(Signal::SIGSTOP);
-        cluster.release("latch");
-    };
-    let (first, ()) = tokio::join!(keyed(iad, "iad", "key", &block), standing);
-    assert_eq!(first.result(), "released");
-    redis.signal(Signal::SIGCONT);
-    let stored = async || redis.commands("eval").await;
-    eventually("both tries", stored, |tries| *tries >= 2).await;
-    until_up(syd, 1.0).await;
-    let again = keyed(syd, "syd", "key", &block).await;
-    assert_eq!(
-        (again.result(), is_replayed(&again)),
-        (&json!("released"), true)
-    );
-    // What was logged of the second try is there.
-    let another = async || keyed(iad, "iad", "other", &run("a", &json!({}))).await;
-    eventually("a call with a key", another, |answer| answer.status == 200).await;
-    let log = iad.log();
-    assert!(!log.contains("claim was taken away"), "{log}");
+    let tries = async || redis.commands("eval").await;
+    for number in 0.. {
+        let (latch, before) = (format!("latch-{number}"), tries().await);
+        let block = blocking(&latch, &json!({}));
+        let standing = async {
+            cluster.until_started(&latch).await;
+            redis.pause().await;
+            cluster.release(&latch);
+        };
+        let (first, ()) = tokio::join!(keyed(iad, "iad", &latch, &block), standing);
+        assert_eq!(first.result(), "released");
+        redis.signal(Signal::SIGCONT);
+        eventually("a try", tries, |now| *now > before).await;
+        until_up(iad, 1.0).await;
+        until_up(syd, 1.0).await;
+        let again = keyed(syd, "syd", &latch, &block).await;
+        assert_eq!(
+            (again.result(), is_replayed(&again)),
+            (&json!("released"), true)
+        );
+        // What was logged of the second try is there.
+        let other = format!("other-{number}");
+        let another = async || keyed(iad, "iad", &other, &run("a", &json!({}))).await;
+        eventually("a call with a key", another, |answer| answer.status == 200).await;
+        let log = iad.log();
+        assert!(!log.contains("claim was taken away"), "{log}");
+        // On a busy machine the store was known to be away before, and there was one try, besides that of the other key.
+        if tries().await - before > 2 {
+            return;
+        }
+    }
 }
 
 /// Calls that end while the store is away.

@@ -198,14 +198,7 @@ impl Process {
     /// [`Process::resume`].
     pub(crate) async fn pause(&self) {
         self.signal(Signal::SIGSTOP);
-        let tasks = format!("/proc/{}/task", self.pid());
-        let stands = |task: std::io::Result<fs::DirEntry>| {
-            let status = fs::read_to_string(task.unwrap().path().join("status"));
-            // A thread may end meanwhile.
-            status.is_ok_and(|status| status.contains("State:\tT"))
-        };
-        let all = async || fs::read_dir(&tasks).unwrap().all(stands);
-        eventually("standing still", all, |all| *all).await;
+        until_still(self.pid()).await;
     }
 
     /// Sends SIGCONT.
@@ -259,6 +252,18 @@ impl Drop for Process {
             eprintln!("log of {} in {}:\n{}", self.name, self.region, self.log());
         }
     }
+}
+
+/// Waits until all threads of a process that was sent SIGSTOP stand still.
+pub(crate) async fn until_still(pid: u32) {
+    let tasks = format!("/proc/{pid}/task");
+    let stands = |task: std::io::Result<fs::DirEntry>| {
+        let status = fs::read_to_string(task.unwrap().path().join("status"));
+        // A thread may end meanwhile.
+        status.is_ok_and(|status| status.contains("State:\tT"))
+    };
+    let all = async || fs::read_dir(&tasks).unwrap().all(stands);
+    eventually("standing still", all, |all| *all).await;
 }
 
 /// The answer to `request`.

@@ -13,7 +13,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{fault::FaultProxy, network::Network, patience::eventually};
+use super::{fault::FaultProxy, network::Network, patience::eventually, process::until_still};
 
 /// A running Redis that keeps nothing on disk; killed when it is dropped.
 pub(crate) struct Redis {
@@ -74,6 +74,12 @@ impl Redis {
         let mut counts = stats.lines().filter_map(|it| it.strip_prefix(&line));
         let count = counts.next().and_then(|count| count.split(',').next());
         count.map_or(0, |count| count.parse().unwrap())
+    }
+
+    /// Stops it, and waits until it stands still.
+    pub(crate) async fn pause(&self) {
+        self.signal(Signal::SIGSTOP);
+        until_still(self.child.id().unwrap()).await;
     }
 
     /// It keeps its sockets and answers nothing, or goes on.
