@@ -14,6 +14,11 @@ use crate::{
 
 /// The kind of error of a function that ran, and for whose result there was no room.
 pub(crate) const RESULT_DROPPED: &str = "ResultDropped";
+/// Why a result, or another answer, is dropped: for want of memory.
+pub(crate) const NO_ROOM: (&str, &str) = (RESULT_DROPPED, "found no room in RPC_MAX_MEMORY");
+/// Because the instance that ran the function allows longer ones than the one that asked it.
+pub(crate) const TOO_LONG: (&str, &str) =
+    ("ResultTooLarge", "is longer than RPC_MAX_RESULT allows");
 /// The longest title that is taken over from a peer, in bytes.
 const MAX_TITLE: usize = 256;
 
@@ -105,13 +110,13 @@ impl Returned {
         }
     }
 
-    /// The problem in its place, where the memory budget has no room for its bytes, which are `size` or more.
-    pub(crate) fn dropped(self, size: usize) -> Problem {
-        let message = format!("the result of {size} bytes or more found no room in RPC_MAX_MEMORY");
+    /// The problem in its place, where it is not passed on: an error of `kind`, which says `why`.
+    pub(crate) fn dropped(self, (kind, why): (&str, &str)) -> Problem {
+        let message = format!("the result {why}");
         Problem {
             replayed: self.replayed,
             consistency: self.consistency,
-            ..Problem::function_failed(FunctionError::new(RESULT_DROPPED, message))
+            ..Problem::function_failed(FunctionError::new(kind, message))
         }
     }
 

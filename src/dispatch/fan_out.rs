@@ -22,7 +22,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, Problem},
     region::{Region, Regions},
-    reply::RESULT_DROPPED,
+    reply::{NO_ROOM, RESULT_DROPPED},
 };
 
 /// How many calls begin before anything is known of the size of results.
@@ -230,7 +230,7 @@ impl FanOut {
             if size > SMALL {
                 match self.dispatcher.memory.reserve(size, Share::Results) {
                     Ok(reserved) => *held = Some(reserved),
-                    Err(_) => return Err(returned.dropped(size)),
+                    Err(_) => return Err(returned.dropped(NO_ROOM)),
                 }
             }
             Ok(returned)

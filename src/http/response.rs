@@ -17,7 +17,7 @@ use crate::{
     memory::{Budget, Share},
     problem::Problem,
     region::Region,
-    reply::{ProblemDocument, Reply, Returned},
+    reply::{NO_ROOM, ProblemDocument, Reply, Returned},
 };
 
 /// The size of results that are never refused, in bytes: a problem would be no smaller.
@@ -98,7 +98,7 @@ pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
         let size = returned.json.get().len();
         match size <= ALWAYS || memory.has_room(size, Share::Results) {
             true => Ok(returned),
-            false => Err(returned.dropped(size)),
+            false => Err(returned.dropped(NO_ROOM)),
         }
     });
     outcome

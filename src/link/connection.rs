@@ -38,7 +38,7 @@ use crate::{
         PeerState,
         lines::{self, Frame, Lines, UNCOUNTED},
     },
-    reply::Returned,
+    reply::{NO_ROOM, Returned, TOO_LONG},
 };
 
 /// How often a connection looks after itself.
@@ -329,9 +329,14 @@ impl Driver<'_> {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
                 Ok(None) => break Ok(()),
-                Err(lines::TooLong { .. }) => {
-                    break Err("a line is longer than RPC_MAX_RESULT allows");
-                }
+                // The peer may have a larger limit. Other calls on the connection go on.
+                Err(lines::TooLong { .. }) => match self.skip(TOO_LONG) {
+                    Some(ended) => {
+                        answers.push(ended);
+                        continue;
+                    }
+                    None => break Err("a line is longer than RPC_MAX_RESULT, and no answer"),
+                },
             };
             self.was_answered = true;
             match lines::read_answer(&line) {
@@ -375,7 +380,7 @@ impl Driver<'_> {
         }
         match self.surroundings.memory.reserve(size, Share::Results) {
             Ok(held) => Ending::Answered(Ok((returned, Some(held)))),
-            Err(_) => Ending::NoRoom(Box::new(returned.dropped(size))),
+            Err(_) => Ending::Dropped(Box::new(returned.dropped(NO_ROOM))),
         }
     }
 
@@ -383,16 +388,20 @@ impl Driver<'_> {
     /// more, and its call ends.
     fn without_room(&mut self) -> Option<(u64, Ending)> {
         self.lines.count().err()?;
-        let size = self.lines.len();
+        self.skip(NO_ROOM)
+    }
+
+    /// Reads nothing more of the first line, and ends the call that it answers with `why`; `None` where it answers none.
+    fn skip(&mut self, why: (&str, &str)) -> Option<(u64, Ending)> {
         let (id, problem) = match self.lines.skip() {
-            Frame::Answer(id, Ok(returned)) => (id, returned.dropped(size)),
-            Frame::Answer(id, Err(_)) | Frame::Garbled(id) => {
-                let detail = "a peer's answer found no room in RPC_MAX_MEMORY";
-                (id, Problem::new(Code::PeerLost, detail))
-            }
+            Frame::Answer(id, Ok(returned)) => (id, returned.dropped(why)),
+            Frame::Answer(id, Err(_)) | Frame::Garbled(id) => (
+                id,
+                Problem::new(Code::PeerLost, format!("a peer's answer {}", why.1)),
+            ),
             Frame::Draining | Frame::Pong | Frame::Other | Frame::Nonsense => return None,
         };
-        Some((id, Ending::NoRoom(Box::new(problem))))
+        Some((id, Ending::Dropped(Box::new(problem))))
     }
 
     fn flush(&mut self) -> Result<(), Over> {

@@ -139,7 +139,7 @@ impl Link {
                 Ok(result)
             }
             Ok(ending) => {
-                if let Ending::NoRoom(_) = ending {
+                if let Ending::Dropped(_) = ending {
                     self.large_results.note(&call.name, usize::MAX);
                 }
                 Err(self.problem(peer, call, ending))
@@ -280,7 +280,7 @@ impl Link {
                 Code::PeerLost,
                 format!("instance {instance} answered with something else than our contract"),
             ),
-            Ending::NoRoom(problem) => *problem,
+            Ending::Dropped(problem) => *problem,
             Ending::Lost => Problem::new(
                 Code::PeerLost,
                 format!("the connection to instance {instance} was lost after the call"),

@@ -38,8 +38,8 @@ pub(super) enum Ending {
     Answered(Result<(Returned, Option<Reserved>), Box<ProblemDocument>>),
     /// The peer answered with something else than the contract.
     Garbled,
-    /// With an answer for which the memory budget has no room.
-    NoRoom(Box<Problem>),
+    /// With an answer that is too large, or for which the memory budget has no room.
+    Dropped(Box<Problem>),
     /// The connection ended after the call left.
     Lost,
     /// The peer was found suspect after the call left.

@@ -304,7 +304,7 @@ impl Lines {
     /// The next complete line without its end; blank lines are skipped.
     ///
     /// # Errors
-    /// [`TooLong`]; the rest of the stream is of no use then.
+    /// [`TooLong`], until [`Lines::skip`] throws that line away.
     pub(crate) fn next(&mut self) -> Result<Option<Bytes>, TooLong> {
         loop {
             let unsearched = &self.buffer[self.searched..];
@@ -321,16 +321,19 @@ impl Lines {
                     Ok(None)
                 };
             };
-            let line = self.buffer.split_to(self.searched + end).freeze();
+            let end = self.searched + end;
+            if end > self.limit && !self.is_skipping {
+                return Err(TooLong {
+                    id: id_of(&self.buffer),
+                });
+            }
+            let line = self.buffer.split_to(end).freeze();
             self.buffer.advance(1);
             self.searched = 0;
             // Who takes a line counts it as long as it is needed.
             self.reserved.clear();
             if std::mem::take(&mut self.is_skipping) {
                 continue;
-            }
-            if line.len() > self.limit {
-                return Err(TooLong { id: id_of(&line) });
             }
             if !line.trim_ascii().is_empty() {
                 return Ok(Some(line));
@@ -365,17 +368,22 @@ impl Lines {
         Ok(())
     }
 
-    /// Throws away the line that is coming, what came of it and what is still to come; the answer that it is, with `null` in
-    /// place of its result.
+    /// Throws away the first line, what came of it and what is still to come; the answer that it is, with `null` in place of
+    /// its result.
     pub(crate) fn skip(&mut self) -> Frame {
-        let start = &self.buffer[..self.buffer.len().min(MAX_START)];
+        let end = memchr(b'\n', &self.buffer);
+        let start = &self.buffer[..end.unwrap_or(self.buffer.len()).min(MAX_START)];
         let frame = match memmem::find(start, RESULT) {
             Some(at) => read_answer(&[&start[..at], RESULT, b"null}"].concat()),
             None => id_of(start).map_or(Frame::Nonsense, Frame::Garbled),
         };
-        self.buffer.clear();
+        match end {
+            Some(end) => self.buffer.advance(end + 1),
+            None => self.buffer.clear(),
+        }
+        (self.searched, self.is_skipping) = (0, end.is_none());
+        self.reserved.clear();
         self.give_back();
-        (self.searched, self.is_skipping) = (0, true);
         frame
     }
 
@@ -385,11 +393,6 @@ impl Lines {
             (self.buffer, self.large) = (BytesMut::new(), 0);
             self.reserved.clear();
         }
-    }
-
-    /// How many bytes wait to be split.
-    pub(crate) fn len(&self) -> usize {
-        self.buffer.len()
     }
 
     /// What follows the last complete line.
@@ -445,12 +448,19 @@ mod tests {
             }
             lines.push(&[b'x'; 1000]);
             assert!(lines.next().unwrap().is_none());
-            assert_eq!(lines.len(), 0);
+            assert_eq!(lines.buffer.len(), 0);
             lines.push(b"x\n{}\n");
             assert_eq!(lines.next().unwrap().unwrap(), "{}");
         }
         lines.push(b"<html");
         assert!(matches!(lines.skip(), Frame::Nonsense));
+        let mut lines = Lines::new(20, &Budget::new(0));
+        lines.push(b"{\"id\":7,\"result\":1234567}\n{}\n");
+        for _ in 0..2 {
+            assert_eq!(lines.next().unwrap_err().id, Some(7));
+        }
+        assert!(matches!(lines.skip(), Frame::Answer(7, Ok(_))));
+        assert_eq!(lines.next().unwrap().unwrap(), "{}");
     }
 
     #[test]

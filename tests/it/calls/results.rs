@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::asking::two_regions;
+use crate::support::{asking::two_regions, cluster::Cluster};
 
 const LIMIT: usize = 1024;
 
@@ -73,4 +73,28 @@ async fn an_error_that_is_too_large_only_as_json_is_one_too() {
         assert_eq!(failed.problem(), (424, "function_failed", "yes"));
         assert_eq!(failed.body["error"]["kind"], "ErrorTooLarge");
     }
+}
+
+#[tokio::test]
+async fn a_result_that_only_the_peer_allows_ends_no_other_call() {
+    let builder = Cluster::builder().region("iad", 1).functions();
+    let mut cluster = builder.set("RPC_MAX_RESULT", "1KiB").start().await;
+    cluster.add_with("syd", "RPC_MAX_RESULT", "8MiB").await;
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    let iad = cluster.instance("iad-1");
+    let held = iad.call("syd", "Test.block", json!(["x"]));
+    let large = async {
+        cluster.until_started("x").await;
+        let large = iad.call("syd", "Test.large", json!(["l", 256 << 10])).await;
+        cluster.release("x");
+        large
+    };
+    let (held, large) = tokio::join!(held, large);
+    assert_eq!(held.result(), "released");
+    assert_eq!(large.problem(), (424, "function_failed", "yes"));
+    let error = json!({
+        "kind": "ResultTooLarge", "message": "the result is longer than RPC_MAX_RESULT allows", "data": null,
+    });
+    assert_eq!(large.body["error"], error);
 }
