@@ -312,17 +312,22 @@ pub(super) struct Budgets(RwLock<HashMap<Region, Arc<TpsBudget>>>);
 impl Budgets {
     /// The budget of `region`, to which one call was added.
     pub(super) fn of_call(&self, region: &Region) -> Arc<TpsBudget> {
+        let budget = self.of(region);
+        budget.deposit();
+        budget
+    }
+
+    /// The budget of `region`, for a call that is added to it when it is forwarded.
+    pub(super) fn of(&self, region: &Region) -> Arc<TpsBudget> {
         let known = {
             let budgets = self.0.read().unwrap_or_else(PoisonError::into_inner);
             budgets.get(region).cloned()
         };
-        let budget = known.unwrap_or_else(|| {
+        known.unwrap_or_else(|| {
             let full = || Arc::new(TpsBudget::new(WINDOW, ALWAYS, SHARE));
             let mut budgets = self.0.write().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(budgets.entry(region.clone()).or_insert_with(full))
-        });
-        budget.deposit();
-        budget
+        })
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) use self::{
 };
 use crate::{
     call::{Call, Unsaid},
-    cluster::{CallSignal, Cluster, Peer, RegionPeers},
+    cluster::{CallSignal, Cluster, Condition, Peer, RegionPeers},
     config::Identity,
     deadline::Deadline,
     declaration::Declaration,
@@ -231,26 +231,21 @@ impl Dispatcher {
         }
     }
 
-    /// Runs a call for the own region here, or on a sibling that has the function where this instance has it not, or not any
-    /// more: it refuses new calls while its own app, which stops after it, may still call others.
+    /// Runs a call for the own region here, or on a sibling where this instance has not the function, or not any more (it
+    /// refuses new calls while its own app, which stops after it, may still call others), or is full.
     async fn run_here(
         &self,
         region: &Region,
         call: &Call,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
-        let a_sibling_may_know = || call.instance.is_none() && self.a_sibling_may_know(&call.name);
         // The last attempt is made where the function is.
         let is_elsewhere = attempts.left_here() == 1 && !self.executor.catalogue().has(&call.name);
-        if is_elsewhere && a_sibling_may_know() {
+        if is_elsewhere && self.siblings_for(call).is_some() {
             return self.forward(region, call, attempts).await;
         }
         match self.attempt_here(call, attempts).await {
-            Err(problem)
-                if (is_missing(&problem) || problem.code == Code::Draining)
-                    && attempts.left_here() > 0
-                    && a_sibling_may_know() =>
-            {
+            Err(problem) if self.asks_a_sibling(&problem, region, call, attempts) => {
                 attempts.note(problem);
                 self.forward(region, call, attempts).await
             }
@@ -258,9 +253,36 @@ impl Dispatcher {
         }
     }
 
-    fn a_sibling_may_know(&self, name: &FunctionName) -> bool {
-        let siblings = self.cluster.region(&self.identity.region);
-        siblings.is_ok_and(|peers| peers.may_know(name))
+    /// Whether an attempt on a sibling follows one here that ended with `problem`.
+    fn asks_a_sibling(
+        &self,
+        problem: &Problem,
+        region: &Region,
+        call: &Call,
+        attempts: &Attempts,
+    ) -> bool {
+        let Some(siblings) = self.siblings_for(call) else {
+            return false;
+        };
+        // A sibling is asked instead of this instance, not as well: as with first attempts, no budget bounds that.
+        if is_missing(problem) || problem.code == Code::Draining {
+            return attempts.left_here() > 0;
+        }
+        let situation = Situation {
+            condition: Condition::Ready,
+            is_room: siblings.has_room(&call.name, &[]),
+        };
+        let budget = self.budgets.of(region);
+        attempts.decide(problem, call, situation, &*budget) == Retry::Next
+    }
+
+    /// The other instances of the own region, where `call` may run on one of them.
+    fn siblings_for(&self, call: &Call) -> Option<Arc<RegionPeers>> {
+        if call.instance.is_some() {
+            return None;
+        }
+        let siblings = self.cluster.region(&self.identity.region).ok()?;
+        siblings.may_know(&call.name).then_some(siblings)
     }
 
     /// Puts `call` under the policy of its function before it is dispatched, where its deadline has to be known.

@@ -131,8 +131,8 @@ pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call)
     context.arrived.checked_sub(lost).unwrap_or(context.arrived)
 }
 
-/// The header that has Fly Proxy try another Machine with a call that this instance refused because it drains or is
-/// overloaded. A client that is not behind Fly Proxy gets the refusal alone.
+/// The header that has Fly Proxy try another Machine with a call that this instance, and each sibling that was asked after
+/// it, refused because it drains or is overloaded. A client that is not behind Fly Proxy gets the refusal alone.
 pub(super) fn to_others(
     app: &App,
     head: &Parts,
@@ -144,8 +144,13 @@ pub(super) fn to_others(
     let Outcome { result, meta } = outcome;
     let problem = result.as_ref().err()?;
     let me = &app.identity.instance;
-    let is_own_refusal = matches!(problem.code, Code::Draining | Code::Overloaded)
-        && meta.instance.as_ref().is_none_or(|instance| instance == me);
+    let is_mine = meta.instance.as_ref().is_none_or(|instance| instance == me);
+    // A call for the own region is tried here first, unless it names an instance or its key may pick one.
+    let is_ours = meta.region.as_ref() == Some(&app.identity.region)
+        && call.instance.is_none()
+        && call.key.is_none();
+    let is_own_refusal =
+        matches!(problem.code, Code::Draining | Code::Overloaded) && (is_mine || is_ours);
     let left = Deadline::since(arrived, call.timeout).remaining();
     let must_be_here = call.instance.as_ref() == Some(me);
     if !is_own_refusal

@@ -27,6 +27,10 @@ fn token(answer: &Answer) -> Option<&str> {
     header
 }
 
+fn attempts(answer: &Answer) -> u64 {
+    answer.body["meta"]["attempts"].as_u64().unwrap()
+}
+
 async fn cluster() -> Cluster {
     let cluster = Cluster::builder().region("iad", 1).region("syd", 1);
     cluster.functions().start().await
@@ -106,10 +110,35 @@ async fn who_is_behind_says_that_it_did_not_run() {
 }
 
 #[tokio::test]
+async fn an_instance_that_is_behind_asks_another_of_its_region() {
+    let cluster = Cluster::builder().region("syd", 2).functions();
+    let cluster = cluster.start().await;
+    let via = cluster.instance("syd-1");
+    let read = after(via, "syd", "1", "behind_in", &json!(["syd-1"])).await;
+    assert_eq!(
+        (read.result(), read.instance(), attempts(&read)),
+        (&json!("read"), "syd-2", 2)
+    );
+    // Both are, after each waited for half of the time that was left.
+    for (function, args) in [("behind_in", json!(["syd"])), ("behind", json!([60_000]))] {
+        let behind = after(via, "syd", "1", function, &args).await;
+        assert_eq!(behind.problem(), (503, "overloaded", "no"));
+        assert_eq!((behind.instance(), attempts(&behind)), ("syd-2", 2));
+    }
+    let pinned = json!({
+        "module": "Test", "function": "behind_in", "args": ["syd-1"], "instance": "syd-1",
+    });
+    let pinned = via.request("/rpc/syd", &pinned.to_string());
+    let pinned = answer(pinned.header("rpc-after", "1")).await.unwrap();
+    assert_eq!(pinned.problem(), (503, "overloaded", "no"));
+    assert_eq!(attempts(&pinned), 1);
+}
+
+#[tokio::test]
 async fn a_replica_that_is_behind_passes_the_call_on_to_the_next_region_of_the_list() {
     let cluster = Cluster::builder().region("iad", 1).region("syd", 2);
     let cluster = cluster.functions().start().await;
-    for (via, attempts) in [("syd-1", 2), ("iad-1", 3)] {
+    for via in ["syd-1", "iad-1"] {
         let via = cluster.instance(via);
         let read = after(via, "syd,primary", "1", "behind_in", &json!(["syd"])).await;
         let meta = &read.body["meta"];
@@ -117,7 +146,8 @@ async fn a_replica_that_is_behind_passes_the_call_on_to_the_next_region_of_the_l
             (read.result(), &meta["region"]),
             (&json!("read"), &json!("iad"))
         );
-        assert_eq!(meta["attempts"], attempts, "{meta}");
+        // Both of `syd` were asked first.
+        assert_eq!(meta["attempts"], 3, "{meta}");
         let metrics = via.get("/metrics").await.body;
         let count = "fly_rpc_token_passed_on_total{target_region=\"iad\"} 1";
         assert!(metrics.as_str().unwrap().contains(count), "{metrics}");

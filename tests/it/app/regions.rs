@@ -172,6 +172,23 @@ async fn what_may_run_twice_is_tried_again_and_what_may_not_is_not() {
     assert_eq!(runs(), 2);
 }
 
+#[tokio::test]
+async fn what_may_run_twice_is_tried_on_another_instance_of_the_own_region() {
+    let (cluster, apps) = cluster(2).await;
+    let syd = cluster.instance("syd-1");
+    for (idempotent, attempts) in [(false, 1), (true, 2)] {
+        let id = idempotent.to_string();
+        let body =
+            json!({"module": "App", "function": "raw", "args": [id, ""], "idempotent": idempotent});
+        let lost = syd.rpc("syd", &body).await;
+        assert_eq!(lost.problem(), (502, "function_lost", "maybe"));
+        assert_eq!(lost.body["meta"]["attempts"], attempts);
+        let runs = apps.iter().map(|app| app.runs().get(&id).copied());
+        let runs: Vec<_> = runs.map(Option::unwrap_or_default).collect();
+        assert_eq!(runs, [1, attempts - 1]);
+    }
+}
+
 /// Callers of `App.run` in `syd` by way of one instance, each of whose calls has an id of its own.
 struct Callers<'a> {
     via: &'a Process,

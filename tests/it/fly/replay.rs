@@ -646,27 +646,35 @@ async fn a_replay_is_authenticated_where_it_arrives() {
     }
 }
 
-/// Two Machines in one region, of which `iad-1` runs no second call beside the one that it is held by.
-async fn one_is_full() -> (Cluster, tokio::task::JoinHandle<Answer>) {
+/// `iad-1` and `iad-2`, each with all the calls that it may run, and `iad-3`, which they have not discovered.
+async fn two_are_full() -> (Cluster, Vec<tokio::task::JoinHandle<Answer>>) {
     let mut cluster = Cluster::builder()
         .region("iad", 0)
         .functions()
         .start()
         .await;
-    cluster.add_with("iad", "RPC_MAX_IN_FLIGHT", "1").await;
-    cluster.add("iad").await;
+    for _ in 0..2 {
+        cluster.add_with("iad", "RPC_MAX_IN_FLIGHT", "1").await;
+    }
     cluster.announce_all();
     cluster.until_all_see_all().await;
-    let held = block(cluster.instance("iad-1"), "iad", "held", &json!({}));
-    cluster.until_marked("held.started").await;
+    let mut held = Vec::new();
+    for instance in &cluster.instances {
+        let name = &instance.name;
+        held.push(block(instance, "iad", name, &json!({"instance": name})));
+        cluster.until_started(name).await;
+    }
+    cluster.add("iad").await;
     (cluster, held)
 }
 
 #[tokio::test]
 async fn another_machine_takes_the_call_of_one_that_is_overloaded_or_draining() {
-    let (cluster, held) = one_is_full().await;
-    let proxy = edge(&cluster).await;
+    let (cluster, held) = two_are_full().await;
     let iad = cluster.instance("iad-1");
+    let mut edges = machines(&cluster);
+    edges.remove(1);
+    let proxy = FlyProxy::start("iad", edges).await;
     for phase in ["overloaded", "draining"] {
         let refused = async || iad.post("/rpc/iad", &run("refused")).await;
         let refused = eventually(phase, refused, |answer| answer.body["code"] == phase).await;
@@ -675,21 +683,35 @@ async fn another_machine_takes_the_call_of_one_that_is_overloaded_or_draining() 
         let replied = answered(proxy.post("/rpc/iad", run(phase))).await;
         assert_eq!(
             (replied.result(), replied.instance()),
-            (&json!(phase), "iad-2")
+            (&json!(phase), "iad-3")
         );
-        assert_eq!(way(&proxy.deliveries()), ["iad-1", "iad-2"]);
+        assert_eq!(way(&proxy.deliveries()), ["iad-1", "iad-3"]);
         if phase == "overloaded" {
             iad.terminate();
         }
     }
-    cluster.release("held");
-    assert_eq!(held.await.unwrap().result(), "released");
+    for (number, held) in (1..).zip(held) {
+        cluster.release(&format!("iad-{number}"));
+        assert_eq!(held.await.unwrap().result(), "released");
+    }
     assert_eq!(cluster.runs().values().sum::<u32>(), 2);
 }
 
 #[tokio::test]
+async fn a_call_that_a_sibling_takes_is_not_replayed() {
+    let (cluster, held) = two_are_full().await;
+    let proxy = FlyProxy::start("iad", machines(&cluster)).await;
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    let ran = answered(proxy.post("/rpc/iad", run("one"))).await;
+    assert_eq!((ran.result(), ran.instance()), (&json!("one"), "iad-3"));
+    assert_eq!(way(&proxy.deliveries()), ["iad-1"]);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn a_call_that_no_machine_takes_is_refused_once() {
-    let (cluster, _held) = one_is_full().await;
+    let (cluster, _held) = two_are_full().await;
     let alone = machines(&cluster)[..1].to_vec();
     let proxy = FlyProxy::start("iad", alone).await;
     let refused = answered(proxy.post("/rpc/iad", run("one"))).await;

@@ -1,6 +1,7 @@
 //! Whether another attempt follows, on which instance, and what the caller reads of several.
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::support::{
     asking::{block, broken_cluster, failure, run, two_regions},
@@ -49,6 +50,82 @@ async fn a_call_that_did_not_run_on_one_instance_runs_on_another() {
     assert_eq!((pinned.status, &*pinned.headers["retry-after"]), (503, "1"));
     cluster.release("full");
     assert_eq!(held.await.unwrap().result(), "released");
+}
+
+#[tokio::test]
+async fn an_instance_that_is_full_asks_others_of_its_region_within_the_budget() {
+    const CALLS: u64 = 200;
+    let cluster = Cluster::builder()
+        .region("syd", 4)
+        .functions()
+        .set("RPC_MAX_IN_FLIGHT", "1");
+    let cluster = cluster.start().await;
+    let syd = cluster.instance("syd-1");
+    let mut held = Vec::new();
+    for instance in &cluster.instances {
+        let name = &instance.name;
+        held.push(block(instance, "syd", name, &json!({"instance": name})));
+        cluster.until_started(name).await;
+    }
+    let first = syd.rpc("syd", &run("first", &json!({}))).await;
+    assert_eq!(failure(&first), ("overloaded", "no", 3));
+    assert_eq!((first.status, &*first.headers["retry-after"]), (503, "1"));
+    let (started, mut further) = (Instant::now(), 0);
+    for number in 0..CALLS {
+        let id = format!("full-{number}");
+        let full = syd.rpc("syd", &run(&id, &json!({}))).await;
+        let (code, executed, attempts) = failure(&full);
+        assert_eq!((code, executed), ("overloaded", "no"));
+        further += attempts - 1;
+    }
+    // A fifth of the calls, three for each second of the ten that count, and one for each of the others whose second of
+    // rest is over.
+    let seconds = started.elapsed().as_secs();
+    let allowed = CALLS / 5 + 30 * (seconds / 10 + 1) + 3 * (seconds + 1);
+    assert!(further <= allowed, "{further} in {seconds} s");
+    cluster.release("syd-2");
+    let call = async || syd.rpc("syd", &run("moved", &json!({}))).await;
+    let moved = eventually("a free slot", call, |answer| answer.status == 200).await;
+    assert_eq!(
+        (moved.result(), moved.instance()),
+        (&json!("moved"), "syd-2")
+    );
+    assert!(moved.body["meta"]["attempts"].as_u64() >= Some(2));
+    let pinned = run("pinned", &json!({"instance": "syd-1"}));
+    let pinned = syd.rpc("syd", &pinned).await;
+    assert_eq!(failure(&pinned), ("overloaded", "no", 1));
+    assert_eq!(cluster.runs(), [("moved".to_owned(), 1)].into());
+    for (instance, held) in cluster.instances.iter().zip(held) {
+        cluster.release(&instance.name);
+        assert_eq!(held.await.unwrap().result(), "released");
+    }
+}
+
+#[tokio::test]
+async fn a_full_instance_runs_a_call_of_its_region_on_the_idle_one() {
+    let mut cluster = Cluster::builder()
+        .region("syd", 0)
+        .functions()
+        .start()
+        .await;
+    cluster.add_with("syd", "RPC_MAX_IN_FLIGHT", "1").await;
+    cluster.add("syd").await;
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    let syd = cluster.instance("syd-1");
+    let held = block(syd, "syd", "full", &json!({}));
+    assert_eq!(cluster.until_started("full").await, "syd-1");
+    // More than the budget has: the idle one has room, so that none is spent.
+    for number in 0..80 {
+        let id = format!("call-{number}");
+        let answer = syd.rpc("syd", &run(&id, &json!({}))).await;
+        let attempts = answer.body["meta"]["attempts"].as_u64();
+        let ran = (answer.result(), answer.instance(), attempts);
+        assert_eq!(ran, (&json!(id), "syd-2", Some(2)));
+    }
+    cluster.release("full");
+    assert_eq!(held.await.unwrap().result(), "released");
+    assert_eq!(cluster.runs().values().sum::<u32>(), 80);
 }
 
 #[tokio::test]
