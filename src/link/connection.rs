@@ -43,8 +43,6 @@ use crate::{
 
 /// How often a connection looks after itself.
 const TICK: Duration = Duration::from_millis(100);
-/// Room for the answers of one read, usually; where more come, it grows.
-const TOGETHER: usize = 16;
 /// Silence, in ticks, after which the peer is asked for a sign of life.
 const PING_AFTER: u32 = 2;
 /// Silence after a ping, in ticks besides the usual round trip, after which the peer is probed on another connection.
@@ -323,7 +321,7 @@ impl Driver<'_> {
 
     /// Gives the lines that came to those who wait for them; how many answers they were.
     fn take_lines(&mut self) -> Result<usize, Over> {
-        let mut answers = Vec::with_capacity(TOGETHER);
+        let mut answers = Vec::new();
         let mut is_draining = false;
         let outcome = loop {
             let line = match self.lines.next() {
