@@ -43,26 +43,26 @@ fn are_recorded() -> bool {
 /// The span around a call from its arrival to its answer, a part of the trace of `parent`, where spans are recorded. Where
 /// they are not there is none: one costs 1 to 2 µs, and what this crate logs of a call names the request itself.
 pub(crate) fn call_span(request_id: &RequestId, parent: Option<TraceParent>) -> Span {
-    if !are_recorded() {
-        return Span::none();
-    }
     let id = request_id.as_str();
-    recorded::join(
-        error_span!("call", request_id = id, otel.kind = "server"),
-        parent,
-    )
+    part_of(parent, || {
+        error_span!("call", request_id = id, otel.kind = "server")
+    })
 }
 
 /// The same around a call that a peer forwarded.
 pub(crate) fn exec_span(request_id: &RequestId, parent: Option<TraceParent>) -> Span {
-    if !are_recorded() {
-        return Span::none();
-    }
     let id = request_id.as_str();
-    recorded::join(
-        error_span!("exec", request_id = id, otel.kind = "server"),
-        parent,
-    )
+    part_of(parent, || {
+        error_span!("exec", request_id = id, otel.kind = "server")
+    })
+}
+
+/// A span as a part of the trace of `parent`; none where spans are not recorded.
+fn part_of(parent: Option<TraceParent>, span: impl FnOnce() -> Span) -> Span {
+    match are_recorded() {
+        true => recorded::join(span(), parent),
+        false => Span::none(),
+    }
 }
 
 /// The span around a function that runs here: that of its call where spans are recorded, else one of its own, so that what the
