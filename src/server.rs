@@ -137,7 +137,7 @@ impl Server {
         self.connections.close();
         let deadline = Instant::now() + self.drain.timeout;
         let finished = time::timeout_at(deadline, async {
-            // Until then it accepts: whoever comes is told that it stops, which a closed port would not say.
+            // Until then it accepts: whoever comes gets the answer that it stops, which a closed port would not say.
             self.lifecycle.idle().await;
             self.accepting.cancel();
             self.connections.wait().await;

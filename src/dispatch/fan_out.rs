@@ -270,6 +270,7 @@ async fn ask(
 ) -> Answered {
     let region = asked.region().clone();
     let call = &*asked.call(call, &dispatcher.identity.instance);
+    // The room is held until the call has ended, which is when the match has.
     let result = match (room, &asked) {
         (Err(problem), _) => Err(problem),
         (Ok(_), Asked::Nobody(_, problem)) => Err(problem.clone()),
