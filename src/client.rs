@@ -3,22 +3,13 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, ClientBuilder, Response, redirect};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use reqwest::{Body, Client, ClientBuilder, Response, redirect};
 
 /// How long an idle connection is kept: well below the 10 s after which the server closes it, so that a call does not
 /// meet a connection that is just being closed.
 const IDLE: Duration = Duration::from_secs(4);
-
-/// Why a body was not read.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BodyError {
-    /// It was cut short or could not be decoded.
-    #[error("the answer was cut short")]
-    Cut(#[source] reqwest::Error),
-    /// It is longer than asked for.
-    #[error("the answer is longer than {0} bytes")]
-    TooLong(usize),
-}
 
 /// A client builder with what every use has in common.
 pub(crate) fn builder(connect_timeout: Duration) -> ClientBuilder {
@@ -35,18 +26,12 @@ pub(crate) fn builder(connect_timeout: Duration) -> ClientBuilder {
 /// The body of `response`, at most `limit` bytes.
 ///
 /// # Errors
-/// See [`BodyError`].
-pub(crate) async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, BodyError> {
-    let expected = response
-        .content_length()
-        .and_then(|length| usize::try_from(length).ok())
-        .unwrap_or(0);
-    let mut body = Vec::with_capacity(expected.min(limit));
-    while let Some(chunk) = response.chunk().await.map_err(BodyError::Cut)? {
-        if body.len() + chunk.len() > limit {
-            return Err(BodyError::TooLong(limit));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
+/// What is wrong with it, in words.
+pub(crate) async fn body(response: Response, limit: usize) -> Result<Bytes, String> {
+    let body = Limited::new(Body::from(response), limit).collect().await;
+    let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+        true => format!("the answer is longer than {limit} bytes"),
+        false => "the answer was cut short".to_owned(),
+    })?;
+    Ok(body.to_bytes())
 }

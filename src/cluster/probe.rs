@@ -233,7 +233,7 @@ async fn send(request: RequestBuilder) -> Result<Response, ProbeFailure> {
 async fn read<T: DeserializeOwned>(response: Response, limit: usize) -> Result<T, ProbeFailure> {
     let body = client::body(response, limit)
         .await
-        .map_err(|error| ProbeFailure::NoAnswer(error.to_string()))?;
+        .map_err(ProbeFailure::NoAnswer)?;
     serde_json::from_slice(&body)
         .map_err(|_| ProbeFailure::NotAPeer("its answer is not ours".to_owned()))
 }

@@ -124,5 +124,5 @@ async fn send(
     let answer = request.send().await?;
     let status = answer.status();
     let body = client::body(answer, MAX_ANSWER).await?;
-    Ok(Response::builder().status(status).body(body.into())?)
+    Ok(Response::builder().status(status).body(body)?)
 }
