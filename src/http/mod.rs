@@ -42,7 +42,7 @@ use tower::Service;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::auth::Audience;
-pub(crate) use self::openapi::route::Descriptions;
+pub(crate) use self::openapi::Descriptions;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
 use crate::{
@@ -233,7 +233,7 @@ fn documented_open() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(health::get_liveness))
         .routes(routes!(health::get_readiness))
-        .routes(routes!(openapi::route::get_description))
+        .routes(routes!(openapi::get_description))
 }
 
 /// The routes without a token.
