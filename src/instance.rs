@@ -4,7 +4,7 @@ mod embedded;
 
 use std::{future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::embedded::Embedded;
@@ -14,7 +14,7 @@ use crate::{
     app,
     cluster::{Cluster, DiscoveryError},
     config::{Config, ConfigError, DrainConfig, Identity},
-    dispatch::{Background, Dispatcher},
+    dispatch::Dispatcher,
     http::{self, App, Descriptions},
     lifecycle::Lifecycle,
     link::Link,
@@ -309,7 +309,10 @@ impl Listeners {
         let server = Server::start(doors, Arc::clone(&app.lifecycle), drain, &app.memory);
         let child = self.child.map(|(listener, address)| {
             let lifecycle = Arc::clone(&app.other_lifecycle);
-            let dispatcher = app.dispatcher.admitted_by(Arc::clone(&lifecycle));
+            let dispatcher = Dispatcher {
+                lifecycle: Arc::clone(&lifecycle),
+                ..Dispatcher::clone(&app.dispatcher)
+            };
             let of_child = App {
                 lifecycle: Arc::clone(&lifecycle),
                 other_lifecycle: Arc::clone(&app.lifecycle),
@@ -408,16 +411,22 @@ fn assemble(
         tasks.clone(),
         stop.clone(),
     );
-    let background = Background::new(tasks.clone(), stop.clone(), limits.max_in_flight);
-    let dispatcher = Arc::new(Dispatcher::new(
-        (identity.clone(), boot.clone()),
-        timeouts.max,
-        (Arc::clone(&lifecycle), Arc::clone(&memory), background),
-        Arc::clone(&executor),
-        Arc::clone(&cluster),
-        link,
-        Arc::clone(&metrics),
-    ));
+    let dispatcher = Arc::new(Dispatcher {
+        identity: identity.clone(),
+        boot: boot.clone(),
+        max_timeout: timeouts.max,
+        lifecycle: Arc::clone(&lifecycle),
+        executor: Arc::clone(&executor),
+        cluster: Arc::clone(&cluster),
+        link: Arc::new(link),
+        memory: Arc::clone(&memory),
+        metrics: Arc::clone(&metrics),
+        budgets: Arc::default(),
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+        max_in_flight: limits.max_in_flight,
+        places: Arc::new(Semaphore::new(limits.max_in_flight)),
+    });
     Ok(Arc::new(App {
         identity,
         boot,

@@ -21,7 +21,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     region::Region,
-    reply::{Meta, Returned, milliseconds},
+    reply::{Meta, Returned},
 };
 
 /// How many attempts one call may have.
@@ -50,9 +50,9 @@ pub(super) struct Attempts {
     pub(super) count: u32,
     last: Option<InstanceId>,
     /// How many are kept for other regions.
-    kept: u32,
+    pub(super) kept: u32,
     /// Whether an instance that may remember the call's key does not answer, so that no other may run it.
-    is_held: bool,
+    pub(super) is_held: bool,
     /// The first one that may have run, or the one that did.
     ran: Option<Problem>,
     /// Of those in this region that did not run, the one that says most.
@@ -70,15 +70,6 @@ pub(super) enum Retry {
     Next,
     /// An attempt on the same instance, which remembers whether it ran the call.
     Same,
-}
-
-/// What is known besides how an attempt ended.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Situation {
-    /// What is known of the instance that was tried, now.
-    pub(super) condition: Condition,
-    /// Whether a candidate is left that is ready and did not say that it is full.
-    pub(super) is_room: bool,
 }
 
 impl Attempts {
@@ -125,15 +116,11 @@ impl Attempts {
         elapsed: Duration,
     ) -> Outcome {
         let meta = Meta {
-            region,
             instance: self.last.or(asked),
             attempts: self.count,
-            elapsed_ms: milliseconds(elapsed),
-            replayed: Returned::is_replayed(&result),
-            consistency: Returned::consistency(&result).cloned(),
-            request_id: self.request_id,
+            ..Meta::untried(region, elapsed, self.request_id)
         };
-        Outcome { result, meta }
+        Outcome::new(result, meta)
     }
 
     /// Counts an attempt on `instance`.
@@ -153,11 +140,6 @@ impl Attempts {
         }
     }
 
-    /// The attempts go on in another region, and `kept` of them are for regions after that.
-    pub(super) fn enter(&mut self, kept: u32) {
-        self.kept = kept;
-    }
-
     /// Notes that those in a region came to `problem`.
     pub(super) fn leave(&mut self, problem: Problem) {
         self.refused = None;
@@ -165,11 +147,6 @@ impl Attempts {
             Executed::No => self.left = Some(more_telling(self.left.take(), problem)),
             Executed::Maybe | Executed::Yes => self.note(problem),
         }
-    }
-
-    /// Notes that an instance that may remember the call's key does not answer.
-    pub(super) fn hold(&mut self) {
-        self.is_held = true;
     }
 
     /// Lets the same instance recover, by a random time so that its callers do not come back all at once.
@@ -229,21 +206,24 @@ impl Attempts {
             && !self.deadline.has_passed()
     }
 
-    /// Whether another attempt of `call` in the same region follows one that ended with `problem`.
+    /// Whether another attempt of `call` in the same region follows one that ended with `problem`, where `condition` is known
+    /// of the instance that was tried, and `is_room` says whether a candidate is left that is ready and did not say that it is
+    /// full.
     pub(super) fn decide(
         &self,
         problem: &Problem,
         call: &Call,
-        situation: Situation,
+        condition: Condition,
+        is_room: bool,
         budget: &impl Budget,
     ) -> Retry {
-        let retry = self.allowed(problem, call, situation.condition);
+        let retry = self.allowed(problem, call, condition);
         let (left, is_spent) = match retry {
             Retry::No => return Retry::No,
             Retry::Same => (self.left(), true),
             Retry::Next => {
                 let may_have_run = problem.executed == Executed::Maybe;
-                let is_spent = may_have_run && situation.condition == Condition::Ready;
+                let is_spent = may_have_run && condition == Condition::Ready;
                 (self.left_here(), is_spent)
             }
         };
@@ -252,7 +232,7 @@ impl Attempts {
         }
         // The budget bounds the extra load on a region that fails. It is not needed where only the instance that was tried
         // is left out from now on, by every later call too: the others have room.
-        let is_free = !is_spent && situation.is_room;
+        let is_free = !is_spent && is_room;
         match is_free || budget.withdraw() {
             true => retry,
             false => Retry::No,
@@ -307,7 +287,7 @@ impl Attempts {
 /// A budget of further attempts for each region, so that a dead one does not use up what another needs. Only regions in which
 /// an instance was seen have one.
 #[derive(Debug, Default)]
-pub(super) struct Budgets(RwLock<HashMap<Region, Arc<TpsBudget>>>);
+pub(crate) struct Budgets(RwLock<HashMap<Region, Arc<TpsBudget>>>);
 
 impl Budgets {
     /// The budget of `region`, to which one call was added.

@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use futures_util::future;
-use tokio::{sync::Semaphore, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::{Dispatcher, Outcome};
@@ -16,27 +15,6 @@ use crate::{
     region::Targets,
     reply::Meta,
 };
-
-/// Where calls run for which nobody waits.
-#[derive(Clone, Debug)]
-pub(crate) struct Background {
-    tasks: TaskTracker,
-    stop: CancellationToken,
-    places: Arc<Semaphore>,
-    most: usize,
-}
-
-impl Background {
-    /// For at most `most` calls at once, in `tasks`, until `stop`.
-    pub(crate) fn new(tasks: TaskTracker, stop: CancellationToken, most: usize) -> Self {
-        Self {
-            tasks,
-            stop,
-            places: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
-            most,
-        }
-    }
-}
 
 impl Dispatcher {
     /// Runs `call` where `targets` say without a caller who waits for it. `ended` is given what came of it, or `None` where
@@ -55,19 +33,11 @@ impl Dispatcher {
         let refused = |problem: Problem| {
             let region = targets.first(&self.identity.primary).cloned();
             let meta = Meta::untried(region, arrived.elapsed(), request_id.clone());
-            Outcome {
-                result: Err(problem),
-                meta,
-            }
+            Outcome::new(Err(problem), meta)
         };
         let in_flight = self.lifecycle.admit().map_err(refused)?;
-        let Background {
-            tasks,
-            stop,
-            places,
-            most,
-        } = self.background.clone();
-        let place = places.try_acquire_owned().map_err(|_| {
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let most = self.max_in_flight;
             let detail = format!(
                 "{most} calls run here for which nobody waits, as many as RPC_MAX_IN_FLIGHT allows"
             );
@@ -85,7 +55,8 @@ impl Dispatcher {
             Some(outcome) if is_refusal(&outcome) => return Err(outcome),
             Some(outcome) => ended(Some(outcome)),
             None => {
-                tasks.spawn(async move {
+                let stop = self.stop.clone();
+                self.tasks.spawn(async move {
                     let outcome = tokio::select! {
                         biased;
                         () = stop.cancelled() => None,

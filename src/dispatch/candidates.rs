@@ -97,7 +97,7 @@ impl Candidates {
             Self::Pinned(place) => Ok(place.take()),
             Self::Ranked(places) => match places.next() {
                 Some((Place::There(peer), Condition::Hanging)) if !call.idempotent => {
-                    attempts.hold();
+                    attempts.is_held = true;
                     Err(hangs(&peer.instance))
                 }
                 next => Ok(next.map(|(place, _)| place)),

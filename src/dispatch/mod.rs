@@ -9,15 +9,15 @@ mod regions;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    attempts::{Attempts, Budgets, MAX_ATTEMPTS, Retry, Situation},
+    attempts::{Attempts, Budgets, MAX_ATTEMPTS, Retry},
     candidates::{Candidates, Place},
     regions::Tour,
 };
 pub(crate) use self::{
-    background::Background,
     fan_out::{Answered, FanOut},
     regions::{Choice, Needs, Standing},
 };
@@ -37,23 +37,31 @@ use crate::{
     protocol::Exec,
     region::{Region, Targets},
     registry::Executor,
-    reply::{Meta, Returned, milliseconds},
+    reply::{Meta, Returned},
 };
 
-/// Where calls come in and answers go out.
+/// Where calls come in and answers go out, of the run `boot` of the instance `identity`.
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatcher {
-    identity: Identity,
-    max_timeout: Duration,
-    boot: BootId,
-    lifecycle: Arc<Lifecycle>,
-    executor: Arc<Executor>,
-    cluster: Arc<Cluster>,
-    link: Arc<Link>,
-    memory: Arc<Budget>,
-    background: Background,
-    budgets: Arc<Budgets>,
-    metrics: Arc<Metrics>,
+    pub(crate) identity: Identity,
+    pub(crate) boot: BootId,
+    /// The longest timeout of a call.
+    pub(crate) max_timeout: Duration,
+    /// Admits calls.
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) executor: Arc<Executor>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) link: Arc<Link>,
+    pub(crate) memory: Arc<Budget>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Of attempts after the first.
+    pub(crate) budgets: Arc<Budgets>,
+    /// Has the calls for which nobody waits, until `stop`.
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+    /// How many of them there may be, and a place for each.
+    pub(crate) max_in_flight: usize,
+    pub(crate) places: Arc<Semaphore>,
 }
 
 /// What came of a call, and what it took.
@@ -65,40 +73,19 @@ pub(crate) struct Outcome {
     pub(crate) meta: Meta,
 }
 
+impl Outcome {
+    /// `result`, of which the account `meta` has what it says of itself.
+    fn new(result: Result<Returned, Problem>, meta: Meta) -> Self {
+        let meta = Meta {
+            replayed: Returned::is_replayed(&result),
+            consistency: Returned::consistency(&result).cloned(),
+            ..meta
+        };
+        Self { result, meta }
+    }
+}
+
 impl Dispatcher {
-    /// A dispatcher of the run `boot` of the instance `identity`.
-    pub(crate) fn new(
-        (identity, boot): (Identity, BootId),
-        max_timeout: Duration,
-        (lifecycle, memory, background): (Arc<Lifecycle>, Arc<Budget>, Background),
-        executor: Arc<Executor>,
-        cluster: Arc<Cluster>,
-        link: Link,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        Self {
-            identity,
-            max_timeout,
-            boot,
-            lifecycle,
-            executor,
-            cluster,
-            link: Arc::new(link),
-            memory,
-            background,
-            budgets: Arc::default(),
-            metrics,
-        }
-    }
-
-    /// The same for callers whose calls are admitted by `lifecycle`.
-    pub(crate) fn admitted_by(&self, lifecycle: Arc<Lifecycle>) -> Self {
-        Self {
-            lifecycle,
-            ..self.clone()
-        }
-    }
-
     /// Runs `call`, which may be `admitted` already, where `targets` say: the answer to a request that arrived at `arrived`.
     pub(crate) async fn dispatch(
         &self,
@@ -151,19 +138,23 @@ impl Dispatcher {
         loop {
             let choices = self.choices_found(targets, call, attempts.deadline).await;
             let own = &self.identity.region;
-            let Some(stop) = tour.next(&choices, attempts.left(), own, is_strict) else {
+            let next = tour.next(&choices, attempts.left(), own, is_strict);
+            let Some((choice, kept)) = next else {
                 break;
             };
-            attempts.enter(stop.kept);
+            attempts.kept = kept;
             let attempts_before = attempts.count;
-            let result = self.run_in(&stop.region, call, attempts).await;
+            let result = self.run_in(&choice.region, call, attempts).await;
             if region.is_none() || attempts.count > attempts_before {
-                region = Some(stop.region);
+                region = Some(choice.region.clone());
             }
             let problem = match result {
                 Ok(result) => {
-                    self.metrics.calls.chosen(Some(stop.item), region.as_ref());
-                    if let (true, 1.., Some(region)) = (call.after.is_some(), stop.item, &region) {
+                    self.metrics
+                        .calls
+                        .chosen(Some(choice.item), region.as_ref());
+                    if let (true, 1.., Some(region)) = (call.after.is_some(), choice.item, &region)
+                    {
                         self.metrics.calls.passed_on(region);
                     }
                     return (region, Ok(result));
@@ -213,8 +204,9 @@ impl Dispatcher {
 
     /// The region of the first attempt of a call without a key, among `choices`.
     pub(crate) fn first_of(&self, choices: &[Choice]) -> Option<Region> {
-        let first = Tour::default().next(choices, MAX_ATTEMPTS, &self.identity.region, false)?;
-        Some(first.region)
+        let own = &self.identity.region;
+        let (first, _) = Tour::default().next(choices, MAX_ATTEMPTS, own, false)?;
+        Some(first.region.clone())
     }
 
     /// Runs a call in `region`: here if it may, else on an instance there.
@@ -268,12 +260,9 @@ impl Dispatcher {
         if is_missing(problem) || problem.code == Code::Draining {
             return attempts.left_here() > 0;
         }
-        let situation = Situation {
-            condition: Condition::Ready,
-            is_room: siblings.has_room(&call.name, &[]),
-        };
+        let is_room = siblings.has_room(&call.name, &[]);
         let budget = self.budgets.of(region);
-        attempts.decide(problem, call, situation, &*budget) == Retry::Next
+        attempts.decide(problem, call, Condition::Ready, is_room, &*budget) == Retry::Next
     }
 
     /// The other instances of the own region, where `call` may run on one of them.
@@ -373,28 +362,22 @@ impl Dispatcher {
         arrived: Instant,
     ) -> Outcome {
         let deadline = Deadline::since(arrived, exec.call.timeout);
-        let (result, attempts) = match self.misplaced(exec) {
-            Some(problem) => (Err(problem), 0),
-            None => (
-                self.executor
-                    .run(&exec.call, &request_id, deadline, &mut None)
-                    .await,
-                1,
-            ),
+        let mut counted = None;
+        let (attempts, result) = match self.misplaced(exec) {
+            Some(problem) => (0, Err(problem)),
+            None => {
+                let (executor, call) = (&self.executor, &exec.call);
+                let run = executor.run(call, &request_id, deadline, &mut counted);
+                (1, run.await)
+            }
         };
-        let Identity {
-            region, instance, ..
-        } = &self.identity;
+        let region = Some(self.identity.region.clone());
         let meta = Meta {
-            region: Some(region.clone()),
-            instance: Some(instance.clone()),
+            instance: Some(self.identity.instance.clone()),
             attempts,
-            elapsed_ms: milliseconds(arrived.elapsed()),
-            replayed: Returned::is_replayed(&result),
-            consistency: Returned::consistency(&result).cloned(),
-            request_id,
+            ..Meta::untried(region, arrived.elapsed(), request_id)
         };
-        Outcome { result, meta }
+        Outcome::new(result, meta)
     }
 
     /// Whether the call runs here without a choice. A call with a key is the region's: its key chooses the instance, unless
@@ -448,11 +431,9 @@ impl Dispatcher {
             };
             // The attempt may have taken so long that others are there now.
             let peers = self.cluster.region(region).unwrap_or_default();
-            let situation = Situation {
-                condition: place.condition(&peers),
-                is_room: candidates.has_room(&peers, &call),
-            };
-            let retry = attempts.decide(&problem, &call, situation, &*budget);
+            let condition = place.condition(&peers);
+            let is_room = candidates.has_room(&peers, &call);
+            let retry = attempts.decide(&problem, &call, condition, is_room, &*budget);
             attempts.note(problem);
             next = match retry {
                 Retry::No => None,

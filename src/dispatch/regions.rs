@@ -132,29 +132,20 @@ pub(super) struct Tour {
     tried: Vec<Region>,
 }
 
-/// Where a call goes next.
-#[derive(Debug)]
-pub(super) struct Stop {
-    pub(super) item: usize,
-    pub(super) region: Region,
-    /// How many attempts are kept for other regions.
-    pub(super) kept: u32,
-}
-
 impl Tour {
-    /// Where among `choices` a call goes next that may have `left` attempts: to the first that serves it, else to the first.
-    /// With `is_strict`, it goes to the first target, ready or not: a call with a key must not run in another place than
+    /// Where among `choices` a call goes next that may have `left` attempts, and how many of these are kept for other regions:
+    /// to the first that serves it, else to the first. With `is_strict`, it goes to the first target, ready or not: a call with a key must not run in another place than
     /// before because an instance is silent.
     ///
     /// Each target that follows keeps an attempt. A region that only `any` stands for is passed over where nobody has the
     /// function, unless it is the last resort: the own one, which says so.
-    pub(super) fn next(
+    pub(super) fn next<'a>(
         &mut self,
-        choices: &[Choice],
+        choices: &'a [Choice],
         left: u32,
         own: &Region,
         is_strict: bool,
-    ) -> Option<Stop> {
+    ) -> Option<(&'a Choice, u32)> {
         let may_go = |choice: &&Choice| {
             !self.tried.contains(&choice.region) && self.kept(choices, choice) < left
         };
@@ -181,11 +172,7 @@ impl Tour {
             kept => kept,
         };
         self.tried.push(choice.region.clone());
-        Some(Stop {
-            item: choice.item,
-            region: choice.region.clone(),
-            kept,
-        })
+        Some((choice, kept))
     }
 
     /// How many targets after that of `choice` still have a region of their own to be tried.
