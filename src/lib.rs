@@ -81,7 +81,6 @@ mod replay;
 mod reply;
 mod rpc;
 mod server;
-mod signal;
 #[cfg(feature = "cli")]
 mod telemetry;
 mod token;

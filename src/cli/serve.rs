@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, print};
 use crate::{
-    Config, Drained, Instance, Registry, SETTINGS, Setting, StartError, config,
-    server::raise_open_files, signal::Signals, telemetry,
+    Config, Drained, Instance, Registry, SETTINGS, Setting, StartError, config, instance::Signals,
+    server::raise_open_files, telemetry,
 };
 
 const UNTIL_STDIN_CLOSES: &str = "until-stdin-closes";

@@ -23,7 +23,7 @@ use self::{
     way::Latency,
 };
 use super::{Failure, print, say, table::table};
-use crate::{client, http::documents::RegionsDocument, region::Region, signal::Signals};
+use crate::{client, http::documents::RegionsDocument, instance::Signals, region::Region};
 
 /// How long the instances may take to see each other.
 const PATIENCE: Duration = Duration::from_secs(30);
