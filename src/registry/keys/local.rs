@@ -13,12 +13,13 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{LIFE, fingerprint::Fingerprint, mismatch, not_kept};
+use super::{Known, LIFE, fingerprint::Fingerprint, mismatch, not_kept};
 use crate::{
     call::Call,
+    deadline::Deadline,
     name::{IdempotencyKey, KeyOwner},
     problem::{Code, Executed, Problem},
-    reply::Outcome,
+    reply::{Outcome, Returned},
 };
 
 /// What a result takes besides its text, in bytes.
@@ -87,9 +88,9 @@ enum State {
     Dropped,
 }
 
-/// What is known of a call.
+/// What is known of a call now.
 #[derive(Debug)]
-pub(super) enum Recall {
+enum Recall {
     /// Nothing: whoever holds the claim runs it.
     New(Claim),
     /// It runs now.
@@ -122,8 +123,30 @@ impl LocalKeys {
         }
     }
 
-    /// What is known of `call` under `key`.
-    pub(super) fn recall(self: &Arc<Self>, key: &IdempotencyKey, call: &Call) -> Recall {
+    /// What is known of `call` under `key`; waits until `deadline` for one that runs.
+    pub(super) async fn claim(
+        self: &Arc<Self>,
+        key: &IdempotencyKey,
+        call: &Call,
+        deadline: Deadline,
+    ) -> Known {
+        loop {
+            let outcome = match self.recall(key, call) {
+                Recall::New(claim) => return Known::Nothing(super::Claim::Here(claim)),
+                Recall::Refused(problem) => return Known::Outcome(Err(problem)),
+                Recall::Ended(outcome) => outcome.as_ref().clone(),
+                Recall::Running(outcome) => match deadline.bound(awaited(outcome)).await {
+                    // It did not run: this one may.
+                    Some(Err(problem)) if problem.executed == Executed::No => continue,
+                    Some(outcome) => outcome,
+                    None => Err(Problem::still_running(&call.name)),
+                },
+            };
+            return Known::Outcome(Returned::replayed(outcome));
+        }
+    }
+
+    fn recall(self: &Arc<Self>, key: &IdempotencyKey, call: &Call) -> Recall {
         // Before the lock: it takes as long as the arguments are.
         let fingerprint = Fingerprint::of_call(call);
         let key = Fingerprint::of_key(key);
@@ -290,7 +313,7 @@ impl Entry {
 }
 
 /// The outcome of a call that runs now, for a repeat of it.
-pub(super) async fn awaited(mut outcome: Awaited) -> Outcome {
+async fn awaited(mut outcome: Awaited) -> Outcome {
     match outcome.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(outcome)) => outcome.as_ref().clone(),
         Ok(None) | Err(_) => Err(without_outcome()),
@@ -331,7 +354,7 @@ mod tests {
     use tokio::time;
 
     use super::*;
-    use crate::{call::Timeouts, reply::Returned};
+    use crate::call::Timeouts;
 
     const SMALL: Bounds = Bounds {
         keys: 8,

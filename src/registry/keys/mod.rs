@@ -8,15 +8,15 @@ mod store;
 
 use std::{sync::Arc, time::Duration};
 
-use self::local::{LocalKeys, Recall};
+use self::local::LocalKeys;
 #[cfg(feature = "redis")]
 pub(crate) use self::store::Store;
 use crate::{
     call::Call,
     deadline::Deadline,
     name::IdempotencyKey,
-    problem::{Code, Executed, Problem},
-    reply::{Outcome, Returned},
+    problem::{Code, Problem},
+    reply::Outcome,
 };
 
 /// How long a key is remembered after its call ended.
@@ -75,22 +75,7 @@ impl Keys {
         deadline: Deadline,
     ) -> Known {
         match self {
-            Self::Here(keys) => loop {
-                let outcome = match keys.recall(key, call) {
-                    Recall::New(claim) => break Known::Nothing(Claim::Here(claim)),
-                    Recall::Running(outcome) => {
-                        match deadline.bound(local::awaited(outcome)).await {
-                            // It did not run: this one may.
-                            Some(Err(problem)) if problem.executed == Executed::No => continue,
-                            Some(outcome) => outcome,
-                            None => Err(Problem::still_running(&call.name)),
-                        }
-                    }
-                    Recall::Ended(outcome) => outcome.as_ref().clone(),
-                    Recall::Refused(problem) => break Known::Outcome(Err(problem)),
-                };
-                break Known::Outcome(Returned::replayed(outcome));
-            },
+            Self::Here(keys) => keys.claim(key, call, deadline).await,
             #[cfg(feature = "redis")]
             Self::Stored(store) => store.claim(key, call, deadline).await,
         }
