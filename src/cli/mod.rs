@@ -4,7 +4,6 @@ mod ask;
 mod call;
 #[cfg(feature = "dev")]
 mod dev;
-mod example;
 mod functions;
 mod regions;
 mod run;
@@ -19,7 +18,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
 
 use crate::ConfigError;
@@ -53,7 +52,7 @@ enum Command {
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
     /// Print a whole small app in a language
-    Example(example::ExampleArgs),
+    Example(ExampleArgs),
     /// Call a function in a region
     Call(call::CallArgs),
     /// List the regions and their instances
@@ -66,6 +65,35 @@ enum Command {
     Openapi(functions::OpenapiArgs),
     /// Print a script by which a shell completes commands and flags
     Completions(CompletionsArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  fly-rpc example python > app.py      then: fly-rpc dev --regions iad,syd -- python3 app.py
+  fly-rpc example flask > app.py       then: fly-rpc dev --regions iad,syd -- python3 app.py
+  fly-rpc example node > app.mjs       then: fly-rpc dev --regions iad,syd -- node app.mjs
+  fly-rpc example go > app.go          then: go build app.go && fly-rpc dev --regions iad,syd -- ./app
+  fly-rpc example ruby > config.ru     then: fly-rpc dev --regions iad,syd -- sh -c 'exec puma -b tcp://127.0.0.1:$PORT'
+  fly-rpc example elixir > app.exs     then: fly-rpc dev --regions iad,syd -- elixir app.exs")]
+struct ExampleArgs {
+    language: Language,
+}
+
+/// The apps in `examples/apps`.
+#[derive(Clone, Copy, ValueEnum)]
+enum Language {
+    /// Python 3 and nothing else
+    Python,
+    /// Python with Flask
+    Flask,
+    /// Node with Express
+    Node,
+    /// Go's net/http
+    Go,
+    /// Ruby with Rack and Puma
+    Ruby,
+    /// Elixir with Plug and Bandit
+    Elixir,
 }
 
 #[derive(Args)]
@@ -146,7 +174,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Become(args) => run::become_app(&args),
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args).await,
-        Command::Example(args) => example::run(&args),
+        Command::Example(args) => example(&args),
         Command::Call(args) => call::run(args).await,
         Command::Regions(args) => regions::run(args).await,
         Command::Explain(args) => regions::explain(args).await,
@@ -154,6 +182,19 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Openapi(args) => functions::openapi(args).await,
         Command::Completions(args) => completions(&args),
     }
+}
+
+/// A whole small app, to be saved and run.
+fn example(args: &ExampleArgs) -> Result<(), Failure> {
+    let text = match args.language {
+        Language::Python => include_str!("../../examples/apps/python/app.py"),
+        Language::Flask => include_str!("../../examples/apps/flask/app.py"),
+        Language::Node => include_str!("../../examples/apps/node/app.mjs"),
+        Language::Go => include_str!("../../examples/apps/go/app.go"),
+        Language::Ruby => include_str!("../../examples/apps/ruby/config.ru"),
+        Language::Elixir => include_str!("../../examples/apps/elixir/app.exs"),
+    };
+    print(text.trim_end())
 }
 
 /// A script by which a shell completes the commands and their flags.
