@@ -25,8 +25,7 @@ impl Deadline {
     /// Whole milliseconds left at `now`, as a peer is given them; `None` when less than one is left, so nothing more is
     /// started.
     pub(crate) fn remaining_ms(self, now: Instant) -> Option<u64> {
-        let left = self.0.saturating_duration_since(now);
-        let ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let ms = whole_ms(self.0.saturating_duration_since(now));
         (ms > 0).then_some(ms)
     }
 
@@ -56,6 +55,11 @@ impl Deadline {
         })
         .await
     }
+}
+
+/// `span` in whole milliseconds, rounded down.
+pub(crate) fn whole_ms(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::deadline::whole_ms;
+
 /// What a function declares; every part is optional.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
 #[serde(default)]
@@ -77,7 +79,7 @@ impl Declaration {
     /// `RPC_MAX_TIMEOUT` of the instance that it reaches.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout_ms = Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        self.timeout_ms = Some(whole_ms(timeout));
         self
     }
 

@@ -346,7 +346,7 @@ impl Listing {
     }
 
     /// The same list with gates as it declares them. One of the `former` list whose limit stays keeps the calls in it.
-    pub(super) fn with_gates_of(mut self, former: &Self) -> Self {
+    fn with_gates_of(mut self, former: &Self) -> Self {
         let limits = self.functions.iter();
         let limits = limits.filter_map(|(name, declared)| Some((name, declared.concurrency?)));
         let gates = limits.map(|(name, limit)| {

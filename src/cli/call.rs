@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     call::{MAX_TIMEOUT, Per},
+    deadline::whole_ms,
     http::documents::{Accepted, EntryDocument, FanOutMeta, FanOutReply},
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
@@ -171,9 +172,7 @@ fn request(args: &CallArgs) -> Result<Request<Full<Bytes>>, Failure> {
             true => Arguments::Named(named(&args.args)?),
             false => Arguments::Positional(arguments(&args.args)?),
         },
-        timeout_ms: args
-            .timeout
-            .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        timeout_ms: args.timeout.map(whole_ms),
         idempotent: args.idempotent,
         instance: args.instance.as_ref(),
         per: args.each,

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     app::AppHealth,
+    deadline::whole_ms,
     declaration::Declaration,
     name::{BootId, FunctionName, InstanceId},
     protocol::{Catalogue, PeerState},
@@ -246,8 +247,7 @@ impl PeerStats {
 
     /// Sends the peer no calls for `time`, if others can take them.
     pub(crate) fn rest(&self, time: Duration) {
-        let until = (self.since.elapsed() + time).as_millis();
-        let until = u64::try_from(until).unwrap_or(u64::MAX);
+        let until = whole_ms(self.since.elapsed() + time);
         self.rests_until.store(until, Ordering::Relaxed);
     }
 

@@ -293,13 +293,7 @@ impl Dispatcher {
     fn asked(&self, regions: &Regions, per: Per) -> Vec<Asked> {
         let own = &self.identity.region;
         let (named, is_all) = match regions {
-            Regions::All => {
-                let mut all = self.cluster.regions();
-                all.push(own.clone());
-                all.sort();
-                all.dedup();
-                (all, true)
-            }
+            Regions::All => (self.regions(), true),
             Regions::Named(_) => {
                 let mut named = Vec::new();
                 for region in regions.named(&self.identity.primary) {

@@ -308,16 +308,13 @@ impl Dispatcher {
         read: impl Fn(&Declaration) -> T,
     ) -> Option<T> {
         let in_region = |region: &Region| self.policy_in(region, name, &read);
-        let mut named = targets.named(&self.identity.primary);
-        let own = targets.has_any().then_some(&self.identity.region);
-        let near = named
-            .find_map(in_region)
-            .or_else(|| own.and_then(in_region));
-        let far = || match targets.has_any() {
+        let has_any = targets.has_any();
+        let own = has_any.then_some(&self.identity.region);
+        let mut near = targets.named(&self.identity.primary).chain(own);
+        near.find_map(in_region).or_else(|| match has_any {
             true => self.cluster.regions().iter().find_map(in_region),
             false => None,
-        };
-        near.or_else(far)
+        })
     }
 
     /// What `read` makes of the declaration of the function `name` in `region`, if one has it there.
@@ -539,22 +536,22 @@ impl Dispatcher {
             Err(problem) if problem.code != Code::RegionUnknown => Err(problem),
             Err(_) if region == own => Ok(Arc::default()),
             Err(problem) => {
-                let mut known = self.cluster.regions();
-                known.push(own.clone());
-                known.sort();
-                known.dedup();
-                let known = known
-                    .iter()
-                    .map(Region::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", ");
-                Err(Problem::new(
-                    Code::RegionUnknown,
-                    format!("{}; known regions: {known}", problem.detail),
-                ))
+                let known = self.regions();
+                let known: Vec<_> = known.iter().map(Region::as_str).collect();
+                let detail = format!("{}; known regions: {}", problem.detail, known.join(", "));
+                Err(Problem::new(Code::RegionUnknown, detail))
             }
             found => found,
         }
+    }
+
+    /// Every region in which an instance was ever seen, the own one among them, sorted.
+    fn regions(&self) -> Vec<Region> {
+        let mut regions = self.cluster.regions();
+        regions.push(self.identity.region.clone());
+        regions.sort();
+        regions.dedup();
+        regions
     }
 }
 

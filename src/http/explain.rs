@@ -22,6 +22,7 @@ use crate::{
     access::Caller,
     call::Timeouts,
     cluster::{KnownAddress, KnownPeer, Overview},
+    deadline::whole_ms,
     declaration::Declaration,
     dispatch::{Choice, Needs, Standing},
     name::FunctionName,
@@ -156,7 +157,7 @@ fn policy(app: &App, targets: &Targets, name: &FunctionName) -> PolicyDocument {
     };
     let holds = timeout.map_or(default, |timeout| timeout.min(max));
     PolicyDocument {
-        timeout_ms: u64::try_from(holds.as_millis()).unwrap_or(u64::MAX),
+        timeout_ms: whole_ms(holds),
         timeout_from: from(timeout.is_some()),
         idempotent: declared.idempotent.unwrap_or(false),
         idempotent_from: from(declared.idempotent.is_some()),
