@@ -17,7 +17,7 @@ use crate::{
 
 /// A header by which an app says that it did not run the function.
 const EXECUTED: &str = "rpc-executed";
-/// A header by which an app says of its data what a later call may name.
+/// The header with the consistency token of an answer, which a later call may name.
 const CONSISTENCY: &str = "rpc-consistency";
 /// A header by which an app says how many milliseconds it waited for that.
 const WAITED: &str = "rpc-waited-ms";
@@ -36,17 +36,17 @@ pub(super) fn outcome(name: &FunctionName, answer: &Answer, limit: usize) -> Out
     }
 }
 
-/// Whether so answers an app without this path too, or one that does not accept the token: then its list shows whether the
-/// answer is the function's own.
+/// Whether an app that does not have this path, or does not accept the token, would give the same answer. The app's list
+/// then shows whether it is the function's own.
 pub(super) fn may_be_missing(answer: &Answer) -> bool {
     let status = answer.status.as_u16();
     matches!(status, 401 | 403 | 404 | 405) && !says_not_executed(&answer.headers)
 }
 
-/// What the app says of its data.
+/// The consistency token of the answer.
 ///
 /// # Errors
-/// The header is given twice, or is no token; an answer is worth more than that.
+/// The header is given twice, or is no token. The answer itself is still good.
 pub(super) fn consistency(headers: &HeaderMap) -> Result<Option<ConsistencyToken>, ()> {
     let mut given = headers.get_all(CONSISTENCY).iter();
     let token = match (given.next(), given.next()) {

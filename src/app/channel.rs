@@ -43,13 +43,13 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 64 << 10;
 
-/// The connections to one app, and what it is asked with.
+/// The connections to one app, and the token that requests to it carry.
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) url: AppUrl,
     pub(super) token: Option<Token>,
     host: HeaderValue,
-    /// What answers count in while they are read.
+    /// The budget for the bodies of answers.
     memory: Arc<Budget>,
     /// The connections that carry no call, and since when.
     idle: Mutex<Vec<(Connection, Instant)>>,
@@ -131,7 +131,7 @@ impl Channel {
     ) -> Result<Answer, Broken> {
         // The one that was used last is the least likely to be closed just now; those that are not needed grow old.
         while let Some(connection) = self.last_used() {
-            // One that closed before anything was sent: the next one.
+            // `None`: it was closed before anything was sent, so the next one is tried.
             if let Some(answered) = self.exchange_over(connection, &build, limit).await {
                 return answered;
             }

@@ -1,6 +1,6 @@
-//! The list of an app's functions: asked for every second, which shows whether the app answers and whether it refuses
-//! requests without its token; and read tolerantly, within bounds: what is wrong with one function leaves out that function,
-//! and is said in words. The only writer of an app's status.
+//! The list of an app's functions. It is asked for every second, which shows whether the app answers, and whether it refuses
+//! requests without its token. A function whose entry is wrong is left out with a remark, and the others are offered. The
+//! only writer of an app's status.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -65,7 +65,7 @@ pub(super) enum NoList {
     Refused(String),
     /// Nothing listens there.
     Unreachable(String),
-    /// No list came in time, or something else did, from which nothing follows for a call.
+    /// No list came in time, or something that is none: this says nothing about the call.
     Unusable(String),
 }
 
@@ -92,8 +92,7 @@ impl Watch {
             };
             tokio::select! {
                 () = time::sleep(pause) => {}
-                // Those that wait before the app is asked, whose refusal its list explains. One that is refused while the app
-                // writes its list waits for the next.
+                // Calls that were refused before the list is asked for: only a later list can explain their refusal.
                 _ = self.asked.recv_many(&mut waiting, ASKS) => {}
                 () = stop.cancelled() => return,
             }

@@ -72,7 +72,7 @@ pub(crate) struct Status {
     pub(crate) listing: Arc<Listing>,
 }
 
-/// What came of a call in the app, and what the app says that it took.
+/// The outcome of a call in the app, and how long it says that it waited.
 #[derive(Debug)]
 pub(crate) struct Answered {
     pub(crate) outcome: Outcome,
@@ -97,7 +97,7 @@ pub(crate) struct App {
     status: watch::Sender<Status>,
     /// Calls that wait until the list was asked for again.
     asks: mpsc::Sender<oneshot::Sender<Asked>>,
-    /// Whether the log says already that the app gives invalid consistency tokens.
+    /// Whether a warning about invalid consistency tokens was logged.
     warned: AtomicBool,
 }
 
@@ -182,7 +182,7 @@ impl App {
         Ok(answered.map(|answered| answered.unwrap_or_else(|problem| Err(problem).into())))
     }
 
-    /// Has the list asked for again, and returns what came of it.
+    /// Asks for the list again, and returns whether there is one.
     async fn ask_again(&self) -> Asked {
         let (done, wait) = oneshot::channel();
         // When as many wait as may, this one is dropped with its channel.
@@ -191,7 +191,7 @@ impl App {
             .unwrap_or_else(|_| Err(NoList::Unusable("too many calls wait for it".to_owned())))
     }
 
-    /// Has the list asked for at once, because the app does not seem to be there.
+    /// Has the list asked for soon, because the app does not seem to be there; does not wait for it.
     fn doubt(&self) {
         let (nobody, _) = oneshot::channel();
         let _ = self.asks.try_send(nobody);

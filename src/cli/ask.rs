@@ -1,5 +1,5 @@
-//! What the commands that call an instance share: where it is, one request to it on a connection of its own, and what is
-//! said of a failure and what to do about it. No proxy and no redirect: either would hand the user's token to another host.
+//! What the commands that call an instance share: its address, one request to it on a connection of its own, and how a
+//! failure is reported, with what to do about it. No proxy and no redirect: either would hand the user's token to another host.
 
 use std::{error::Error, time::Duration};
 
@@ -138,7 +138,7 @@ async fn exchange(
     timeout: Duration,
 ) -> Result<(StatusCode, Bytes), Failure> {
     let unreachable = |why| Failure::Failed(format!("cannot reach {base}: {why}"));
-    // It connects to where an https URL points too; TLS comes behind it.
+    // By default it refuses https URLs; TLS is added to its socket below.
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     let socket = match time::timeout(CONNECT, connector.oneshot(uri.clone())).await {
@@ -186,7 +186,7 @@ async fn exchange(
     }))
 }
 
-/// What to try where no HTTP came back: an end of TLS answers a plain request with an alert, with nothing, or with 400.
+/// The hint where no HTTP came back: a server that speaks TLS answers a plain request with an alert, nothing, or 400.
 fn try_https(base: &str) -> String {
     let rest = base.strip_prefix("http://");
     rest.map_or(String::new(), |rest| {
@@ -210,17 +210,17 @@ impl Answer {
         is_accepted.then(|| self.found()).flatten()
     }
 
-    /// What went wrong, as far as the answer says so.
+    /// The code of the problem, where the answer is one.
     pub(super) fn code(&self) -> Option<Code> {
         self.found().map(|it: ProblemDocument| it.problem.code)
     }
 
-    /// The document in the answer; `None` where that is another.
+    /// The body as a document of this type; `None` where it is another.
     pub(super) fn found<T: DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_slice(&self.body).ok()
     }
 
-    /// The document in the answer; a problem is reported in words.
+    /// The same of an answer that must have such a document; a problem is reported in words.
     pub(super) fn document<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         let status = self.status;
         let unexpected = || {

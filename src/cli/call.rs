@@ -31,7 +31,7 @@ use crate::{
 
 /// How long a call may take that names no timeout: the default of `RPC_MAX_TIMEOUT`.
 const LONGEST: Duration = Duration::from_secs(60);
-/// What an answer may take on its way, after the call's own timeout.
+/// How much longer than the call's own timeout an answer is waited for.
 const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
@@ -255,7 +255,7 @@ fn path(args: &CallArgs) -> Result<String, Failure> {
     Ok(format!("/{room}/{region}"))
 }
 
-/// Where to call, as it was typed; whether it goes with the other arguments shows later.
+/// Checks that it is a region or a list of them; [`path`] checks that it goes with the other arguments.
 fn region(text: &str) -> Result<String, InvalidName> {
     match text.parse::<Regions>() {
         Ok(_) => Ok(text.to_owned()),

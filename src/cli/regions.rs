@@ -24,7 +24,8 @@ use crate::{
     telemetry::printable,
 };
 
-/// To the top left, and all below it cleared (ECMA-48, CUP and ED); left out where stdout is no terminal.
+/// Moves the cursor to the top left and clears the screen (ECMA-48, CUP and ED); `anstream` drops it where stdout is no
+/// terminal.
 const CLEAR: &str = "\x1b[H\x1b[J";
 /// The shortest pause between two looks of a watch.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -63,7 +64,7 @@ async fn watch(ask: &AskArgs, pause: Duration) -> Result<(), Failure> {
             Err(failure @ Failure::Usage(_)) => return Err(failure),
             answer => answer,
         };
-        // Before anything is said of the answer, on stderr too, so that it is there until the next one.
+        // Before the answer is shown: what it has for stderr must stay on the screen too.
         let cleared = write_out(format_args!("{CLEAR}"));
         let written = cleared.and_then(|()| match answer.and_then(|answer| shown(&answer)) {
             Ok(table) => write_out(format_args!("{table}\n")),
@@ -237,7 +238,7 @@ fn unplaced(addresses: &[UnplacedDocument]) -> String {
     table(["NOBODY AT", "PROBED", "WHY"], addresses.iter().map(row))
 }
 
-/// How long ago something was heard of an instance, unless it is the one that is asked.
+/// How long ago an instance was last heard of; the one that answers is marked instead.
 fn when(is_local: bool, milliseconds: Option<f64>, never: &str) -> Cell {
     match (is_local, milliseconds) {
         (true, _) => "this one".into(),

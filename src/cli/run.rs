@@ -147,7 +147,7 @@ async fn beside(
     Ok((status, drained))
 }
 
-/// Who listens at the app's port cannot be this instance.
+/// Refuses a port for the app at which this instance listens itself.
 fn check_port(config: &Config, port: u16) -> Result<(), Failure> {
     let (internal, metrics) = (&config.internal_listen, &config.metrics_listen);
     let own = [
@@ -274,8 +274,8 @@ fn pid_of(child: &Child) -> Option<Pid> {
     Some(Pid::from_raw(i32::try_from(id).ok()?))
 }
 
-/// As process 1, as which a container starts it, takes note of the end of what the `app` started and left behind: the system
-/// gives that to process 1, and keeps each in its table until then.
+/// Reaps the orphans of the `app` where this is process 1, as in a container: the system makes them its children, and keeps
+/// each that has ended in its table until process 1 has waited for it.
 ///
 /// # Errors
 /// Signals cannot be listened for.
@@ -286,7 +286,7 @@ async fn reap_orphans(app: Option<Pid>) -> io::Result<Infallible> {
     if process::id() != 1 {
         return future::pending().await;
     }
-    // Only a look: how the app itself ended is for who started it, and the orphans behind it are reaped when the next ends.
+    // Without reaping it: the app itself is left to `Child::wait`. Orphans behind it in the queue are reaped when the next ends.
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     let mut ends = signal(SignalKind::child())?;
     loop {

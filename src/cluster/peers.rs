@@ -96,7 +96,7 @@ pub(crate) struct RegionPeers {
 /// How many peers the distance of a region is measured to, of which the nearest counts: they are in one place.
 const NEAREST_OF: usize = 8;
 
-/// What is known of a peer, so what a call may expect of it.
+/// The condition of a peer, from which follows what a call may expect of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Condition {
     /// It takes calls.
@@ -169,7 +169,7 @@ impl RegionPeers {
             .or_else(|| pick(&self.others, anyone))
     }
 
-    /// How far away the region is: the nearest of a few ready peers.
+    /// The distance of the region: the shortest round trip to a few of its ready peers.
     pub(crate) fn distance(&self) -> Option<Duration> {
         let some = self.ready.iter().take(NEAREST_OF);
         some.filter_map(|peer| peer.stats.round_trip()).min()

@@ -84,9 +84,9 @@ impl Prober {
         })
     }
 
-    /// The catalogue that goes with `introduction`, as far as it can be read now. One that changed between the two answers, as
-    /// it does when an app ends, has the instance introduce itself again: otherwise its functions would be missing from
-    /// an app that is up, and calls for them end with `function_unknown`.
+    /// The catalogue that goes with `introduction`, if it can be read now. Where it changed between the two answers, as it does
+    /// when an app ends, the introduction is asked for again: the state of the app must be as new as its functions. Otherwise
+    /// calls for functions of an app that seems to be up would end with `function_unknown`.
     async fn described(
         &self,
         address: SocketAddr,

@@ -59,7 +59,7 @@ impl Config {
             "has no effect: no name in RPC_DNS_NAME is resolved by A and AAAA without a port of its own",
         )?;
         let limits = &self.limits;
-        // Of a program: what is read from text is in range.
+        // A program may have set these; the environment is checked when it is read.
         let size = (SIZES, "must be from 1 byte to 256 TiB");
         let count = (COUNTS, "must be from 1 to usize::MAX / 8");
         for (setting, value, (range, rule)) in [
@@ -153,7 +153,7 @@ impl Config {
         }
     }
 
-    /// What may cut calls when the instance stops, a line for each.
+    /// A warning for each setting by which a stop may cut calls.
     pub(super) fn stop_warnings(&self, has_child: bool) -> Vec<String> {
         let mut warnings = Vec::new();
         let (default, timeout) = (self.timeouts.default, self.drain.timeout);

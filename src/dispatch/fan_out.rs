@@ -1,10 +1,11 @@
 //! One call on many instances: on each of some regions, or on one of each region. Owns whom it asks, and how many at once;
 //! each call runs as any other to a chosen instance does.
 //!
-//! What is bounded is bytes. Arguments that are sent and results that came are counted in the memory budget: a call waits for
-//! room for its arguments as long as others may give it back, and a result that finds none becomes a problem. So that this is
-//! rare, calls begin slowly where results are large: those that began lately may not together bring more than half of the room
-//! that is left. One that takes longer counts no more, so that instances that hang hold up nobody else.
+//! Memory is what is bounded. Arguments on their way and results that came are counted in the memory budget: a call waits
+//! for room for its arguments while other calls may still free some, and a result without room becomes a problem. So that
+//! this is rare, calls begin slowly where results are large: the results of those that began lately may take half of the
+//! room that is left, as far as their size can be foretold. A call that takes longer counts no more, so that an instance
+//! that hangs does not hold up the others.
 
 use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 

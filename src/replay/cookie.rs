@@ -13,9 +13,9 @@ use crate::name::ConsistencyToken;
 const THRESHOLD: &str = "fly-replay-threshold";
 /// The cookie of a write with one: such a number and, behind [`BEHIND`], the token.
 const AFTER: &str = "fly-replay-after";
-/// Stands between the two.
+/// Separates the two.
 const BEHIND: char = '~';
-/// What of a token stands in a cookie as it is.
+/// All but the characters of a token that need no escape in a cookie.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -33,7 +33,7 @@ pub(super) struct Bounds {
     pub(super) longest: Duration,
 }
 
-/// What a client wrote, as far as it is in bounds.
+/// The writes that the cookies of a client tell of, as far as they are believed.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Wrote {
     /// Whether there is a write without a token.

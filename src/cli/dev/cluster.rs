@@ -1,5 +1,5 @@
-//! The cluster that `dev` runs: its shape as it is typed, and its instances, each a child process that is started with its
-//! settings, whose log is passed on, and to which a way leads from each region.
+//! The cluster that `dev` runs: its shape as it is typed, and its instances. Each is a child process, whose log is passed on;
+//! with latency, the other regions reach it through a proxy each (`way.rs`).
 
 use std::{
     ffi::OsString,
@@ -58,7 +58,7 @@ const PASSED_ON: [Setting; 12] = [
     RPC_DRAIN_TIMEOUT,
 ];
 
-/// Of the names in the log, one for each region.
+/// The colours of the names in the log, one for each region.
 const COLOURS: [AnsiColor; 6] = [
     AnsiColor::Cyan,
     AnsiColor::Magenta,
@@ -146,7 +146,7 @@ impl Cluster {
         future::join_all(self.children.iter_mut().map(Child::stop)).await;
     }
 
-    /// Notes that the instance `name` has ended: no way leads to it any more. Whether any is left.
+    /// Closes the ways to the instance `name`, which has ended. Returns whether any instance is left.
     pub(super) fn ended(&mut self, name: &str) -> bool {
         if let Ok(child) = self.child(name) {
             child.has_ended = true;
@@ -195,11 +195,11 @@ pub(super) struct Plan {
     pub(super) app: Vec<OsString>,
     /// Flags of `serve`, and their values.
     pub(super) settings: Vec<(&'static str, String)>,
-    /// Of its name in the log.
+    /// The style of its name in the log.
     pub(super) style: Style,
-    /// Takes the lines of its log.
+    /// Gets the lines of its log.
     pub(super) log: mpsc::Sender<String>,
-    /// Takes its name and how it ended, when it has.
+    /// Gets its name and how it ended.
     pub(super) ends: mpsc::Sender<(String, String)>,
 }
 
@@ -207,7 +207,7 @@ pub(super) struct Plan {
 pub(super) struct Child {
     pub(super) plan: Plan,
     pub(super) has_ended: bool,
-    /// What leads to it from the other regions.
+    /// The ways to it from the other regions.
     pub(super) ways: Vec<Way>,
     /// An instance started with `--until-stdin-closes` drains when its stdin is closed.
     stdin: Option<ChildStdin>,
@@ -317,8 +317,8 @@ fn free_port() -> io::Result<u16> {
         .port())
 }
 
-/// Keeps a process until it has ended, and reports how. It has its id as long as it is waited for, so that no signal
-/// reaches another.
+/// Waits for a process, and reports how it ended; until then passes signals on to it. Its id cannot be that of another
+/// process before it has been waited for.
 async fn keep(
     mut process: process::Child,
     mut orders: mpsc::Receiver<Signal>,

@@ -1,4 +1,4 @@
-//! What may be done to a running cluster, a line each, typed or sent by the page, so that anybody can watch what happens then.
+//! Commands for a running cluster, a line each, typed or sent by the page: to see what happens when instances fail.
 //! For the page, the program of `dev --chaos` serves each instance below `/at/NAME/`, so that the page outlives the instance
 //! that it shows, and takes lines at `/control`.
 //!
@@ -63,7 +63,7 @@ pub(super) const HELP: &str = "Type, while it runs:
   dns down     takes the DNS server down
   dns up       brings it up again";
 
-/// Does what a line says; returns what is printed then.
+/// Runs the command in `line`; returns what to print.
 pub(super) async fn obey(cluster: &mut Cluster, line: &str) -> String {
     let done = try_to(cluster, line).await;
     done.unwrap_or_else(|failure| failure.to_string())
@@ -117,8 +117,7 @@ pub(super) fn read_stdin(orders: mpsc::Sender<Order>) {
     });
 }
 
-/// What the page asks of the loop that has the cluster: to do what a line says, as if it was typed, or without one to say
-/// which instances there are.
+/// A message to the loop that owns the cluster: to run a line, or without one to list the instances.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) line: Option<String>,
@@ -228,7 +227,7 @@ async fn pass_on(
         return said(StatusCode::NOT_FOUND, "no such instance");
     };
     let (parts, body) = request.into_parts();
-    // As it came: what axum gives is decoded.
+    // From the URI as it came, because axum has decoded its parameters.
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     let path = path.trim_start_matches("/at/");
     let path = path.find('/').map_or("/", |slash| &path[slash..]);

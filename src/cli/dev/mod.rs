@@ -75,7 +75,7 @@ pub(super) struct DevArgs {
 pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
     check_latency(&args)?;
     let mut signals = Signals::listen()?;
-    // One task prints, so that a terminal that takes nothing holds up no more than one thread.
+    // One task prints, so that a terminal that is not read blocks one thread only.
     let (lines, mut printed) = mpsc::channel::<String>(LOG_LINES);
     let printer = tokio::spawn(async move {
         while let Some(line) = printed.recv().await {
@@ -196,7 +196,7 @@ fn settings(
     ]
 }
 
-/// Whether every region has a place on the map where one is needed.
+/// Checks that every region is on the map, where the latency depends on it.
 fn check_latency(args: &DevArgs) -> Result<(), Failure> {
     for region in args.regions.regions() {
         let delay = args.latency.map(|latency| latency.between(region, region));
@@ -266,7 +266,7 @@ fn welcome(
         (Some(control), Some(first)) => control.page(&first.name),
         _ => format!("{first}/ui"),
     };
-    // What is printed to be typed is as short as can be.
+    // Without `http://`, which curl does not need.
     let host = first.trim_start_matches("http://");
     let name = |region: Option<&Region>| region.map_or("primary", Region::as_str).to_owned();
     let far = name(args.regions.regions().last());

@@ -75,7 +75,7 @@ async fn relay(near: TcpStream, target: SocketAddr, delay: Duration) -> io::Resu
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-    // The handshake took its way there and back as well.
+    // The handshake would have taken a round trip first.
     let there = carry(near_in, far_out, accepted + 2 * delay, delay);
     let back = carry(far_in, near_out, accepted, delay);
     tokio::try_join!(there, back)?;
@@ -90,8 +90,7 @@ async fn carry(
     start: Instant,
     delay: Duration,
 ) -> io::Result<()> {
-    // Many are on their way at once, as in a cable: one that waited for the other to arrive would make a slow way of a
-    // long one.
+    // Many pieces travel at once, as in a cable. If each waited for the one before to arrive, latency would limit bandwidth.
     let (sender, mut travelling) = mpsc::channel(PIECES);
     let send = async move {
         let mut buffer = BytesMut::new();

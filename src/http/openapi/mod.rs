@@ -102,7 +102,7 @@ pub(super) fn description() -> Api {
     document
 }
 
-/// `document` with what utoipa cannot say where it belongs.
+/// `document` with what no attribute of utoipa can say.
 pub(super) fn finished(mut document: Api) -> Api {
     let id = header(
         Type::String,

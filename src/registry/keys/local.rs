@@ -147,12 +147,12 @@ impl LocalKeys {
     }
 
     fn recall(self: &Arc<Self>, key: &IdempotencyKey, call: &Call) -> Recall {
-        // Before the lock: it takes as long as the arguments are.
+        // Before the lock: the time it takes grows with the arguments.
         let fingerprint = Fingerprint::of_call(call);
         let key = Fingerprint::of_key(key);
         let mut contents = self.lock();
         let contents = &mut *contents;
-        // No timer forgets: what is too old goes when the next call with a key comes.
+        // There is no timer: old keys are removed when the next call with a key comes.
         contents.forget_old(Instant::now());
         let owned = contents.owners.entry(call.key_owner.clone()).or_default();
         if let Some(entry) = owned.by_key.get(&key) {
@@ -230,7 +230,7 @@ impl Contents {
         });
     }
 
-    /// Puts `state` in the place of a running call, or forgets it where there is none; the state before.
+    /// Replaces the state of a running call by `state`, or forgets the key where that is `None`. Returns the state before.
     fn end(
         &mut self,
         owner: &Option<KeyOwner>,
@@ -255,7 +255,7 @@ impl Contents {
         Some(was)
     }
 
-    /// Drops the largest results of who has the most bytes of them until no more than `limit` are left.
+    /// Drops results until `limit` bytes are left: always the largest of the owner that has the most bytes.
     fn drop_results(&mut self, limit: usize) {
         while self.bytes > limit {
             let Some(owned) = self.owners.values_mut().max_by_key(|owned| owned.bytes) else {
@@ -285,7 +285,7 @@ impl Owned {
         }
     }
 
-    /// Gives back the room of keys that are gone.
+    /// Frees the memory of keys that were removed.
     fn shrink(&mut self) {
         if self.by_key.capacity() > 1024 && self.by_key.len() < self.by_key.capacity() / 4 {
             self.by_key.shrink_to_fit();
@@ -335,7 +335,7 @@ fn share_is_used(keys: usize) -> Problem {
     Problem::new(Code::Overloaded, detail)
 }
 
-/// What an outcome takes that may be dropped; 0 for one that is small by its nature.
+/// The bytes that an outcome takes; 0 for a problem without data, which is never dropped.
 fn size(outcome: &Outcome) -> usize {
     match outcome {
         Ok(returned) => OVERHEAD + returned.json.get().len(),
