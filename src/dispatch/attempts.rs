@@ -169,7 +169,7 @@ impl Attempts {
     /// instance: the only place that decides it.
     ///
     /// A call with a key stays with the instance that remembers it, unless it is idempotent as well. Where all instances
-    /// share what they remember, it may go anywhere, because none runs it twice.
+    /// share what they remember, it may go anywhere, because none runs it twice. Nobody is asked again for what is remembered.
     fn allowed(&self, problem: &Problem, call: &Call, condition: Condition) -> Retry {
         let is_known_to_all = self.shares_keys && call.key.is_some();
         let stays = call.key.is_some() && !call.idempotent && !is_known_to_all;
@@ -177,6 +177,7 @@ impl Attempts {
         match problem.executed {
             Executed::Yes => Retry::No,
             _ if self.is_held => Retry::No,
+            Executed::Maybe if (stays || is_known_to_all) && is_remembered(problem) => Retry::No,
             // Another process than the one that may have run it, or one that does not answer.
             _ if stays
                 && may_have_run
@@ -309,6 +310,12 @@ impl Budgets {
             Arc::clone(budgets.entry(region.clone()).or_insert_with(full))
         })
     }
+}
+
+/// Whether a problem of a call with a key that may have run is what is remembered of it: who took the key said so. The link's
+/// own ones, and those of who waits for another's outcome, say nothing of what is remembered.
+fn is_remembered(problem: &Problem) -> bool {
+    problem.replayed || !matches!(problem.code, Code::PeerLost | Code::Overloaded)
 }
 
 /// How much a refusal says when attempts ended in different ones; `None` for what any instance would refuse, so that no

@@ -337,6 +337,8 @@ impl Link {
             | Code::IdempotencyMismatch
             | Code::FunctionFailed
             | Code::ResultNotKept
+            // Of a process that had the call's key: a peer forwards nothing.
+            | Code::PeerLost
             | Code::FunctionPanicked
             | Code::DeadlineExceeded
             | Code::Internal => problem,

@@ -519,7 +519,7 @@ impl Record {
             State::Lost | State::Running { .. } => {
                 let detail =
                     "the process that had the call with this key ended, and may have run it";
-                Err(Problem::new(Code::PeerLost, detail))
+                Returned::replayed(Err(Problem::new(Code::PeerLost, detail)))
             }
         }
     }

@@ -10,14 +10,20 @@ use tokio::time::Instant;
 
 use super::{App, TOKEN, parts, until_state};
 use crate::support::{
-    cluster::Cluster,
+    cluster::{Builder, Cluster},
     patience::eventually,
     process::{Answer, Process, answer},
+    redis::Redis,
 };
 
 /// A cluster with an app beside each instance of `syd`, and none beside the one of `iad`.
 async fn cluster(apps: usize) -> (Cluster, Vec<App>) {
-    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    cluster_with(Cluster::builder(), apps).await
+}
+
+/// The same, of instances that `builder` describes.
+async fn cluster_with(builder: Builder, apps: usize) -> (Cluster, Vec<App>) {
+    let mut cluster = builder.region("iad", 1).start().await;
     let mut beside = Vec::new();
     for number in 0..apps {
         let folder = TempDir::new().unwrap();
@@ -186,6 +192,33 @@ async fn what_may_run_twice_is_tried_on_another_instance_of_the_own_region() {
         let runs = apps.iter().map(|app| app.runs().get(&id).copied());
         let runs: Vec<_> = runs.map(Option::unwrap_or_default).collect();
         assert_eq!(runs, [1, attempts - 1]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_remembered_as_lost_is_not_asked_for_again() {
+    let redis = Redis::start().await;
+    let stored = Cluster::builder().set("RPC_KEY_STORE", &redis.url());
+    for builder in [Cluster::builder(), stored] {
+        let (cluster, apps) = cluster_with(builder, 2).await;
+        let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+        let call = json!({"module": "App", "function": "raw", "args": ["a", ""]});
+        let mut outcomes = Vec::new();
+        for via in [iad, syd, iad] {
+            let request = via.request("/rpc/syd", &call.to_string());
+            let request = request.header("idempotency-key", "key");
+            let keyed = async || answer(request.try_clone().unwrap()).await.unwrap();
+            // Until the store is there, it does not run.
+            let known = |answer: &Answer| answer.body["code"] != "overloaded";
+            let lost = eventually("an answer", keyed, known).await;
+            assert_eq!(lost.problem(), (502, "function_lost", "maybe"));
+            let meta = &lost.body["meta"];
+            outcomes.push((meta["attempts"].clone(), meta["replayed"] == true));
+        }
+        let once = |is_replayed| (json!(1), is_replayed);
+        assert_eq!(outcomes, [once(false), once(true), once(true)]);
+        let runs = apps.iter().map(|app| app.lines("runs").len());
+        assert_eq!(runs.sum::<usize>(), 1);
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::support::{
-    asking::{blocking, run},
+    asking::{blocking, failure, run},
     cluster::Cluster,
     fault::Fault,
     load::quiet,
@@ -146,10 +146,14 @@ async fn a_call_whose_process_died_may_have_run_and_is_not_run_again() {
         cluster.instance(&ran).kill();
     };
     let (first, ()) = tokio::join!(keyed(iad, "syd", "key", &block), killing);
-    assert_eq!(first.problem(), (502, "peer_lost", "maybe"));
+    // The other one of `syd` was asked what came of it, and knew.
+    assert_eq!(failure(&first), ("peer_lost", "maybe", 2));
     for region in ["iad", "syd"] {
         let again = keyed(iad, region, "key", &block).await;
-        assert_eq!(again.problem(), (502, "peer_lost", "maybe"));
+        assert_eq!(failure(&again), ("peer_lost", "maybe", 1));
+        assert!(is_replayed(&again), "{again:?}");
+        let died = "the process that had the call with this key ended, and may have run it";
+        assert_eq!(again.detail(), died);
     }
     assert_eq!(cluster.starts("latch").len(), 1);
 }
