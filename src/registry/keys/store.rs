@@ -56,6 +56,15 @@ const REPLACE: &str = "local now=redis.call('GET',KEYS[1]) \
                        if now~=ARGV[1] then return 0 end \
                        if ARGV[2]=='' then redis.call('DEL',KEYS[1]) else redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) end \
                        return 1";
+/// Removes a value if it is still the same, and puts another where there is none.
+///
+/// A claim that was given up before anybody saw it made may still be on its way, on a connection that is dead to this end.
+/// With a mark in its place it can be made no more, and whoever claims the key next replaces the mark: only then does a claim
+/// cost a second command.
+const UNDO: &str = "local now=redis.call('GET',KEYS[1]) \
+                    if now==ARGV[1] then redis.call('DEL',KEYS[1]) \
+                    elseif not now then redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) end \
+                    return 1";
 
 /// The store, as one process sees it.
 pub(crate) struct Store {
@@ -97,8 +106,19 @@ struct Live {
 struct Change {
     name: String,
     from: String,
+    to: To,
+    /// For how long it is kept.
+    life: Duration,
+}
+
+#[derive(Debug)]
+enum To {
+    /// This.
+    Value(String),
     /// Nothing: it never ran.
-    to: Option<String>,
+    Nothing,
+    /// Nothing, and this in the place of a value that is still on its way.
+    Mark(String),
 }
 
 /// What is stored of a key.
@@ -122,6 +142,8 @@ enum State {
     NotKept,
     /// Its process ended, and may have run it.
     Lost,
+    /// A claim was given up that may still come; the word is there once.
+    GivenUp(String),
 }
 
 /// The right, and the duty, to run a call; or a claim that is being made.
@@ -131,8 +153,8 @@ pub(in crate::registry) struct Claim {
     name: String,
     /// What is stored as long as nobody took the claim away; empty once it is settled.
     value: String,
-    /// Whether the call may have run.
-    is_held: bool,
+    /// Whether it is known to be made, so that the call may have run.
+    is_made: bool,
 }
 
 impl Store {
@@ -267,7 +289,7 @@ impl Store {
             fingerprint: fingerprint.clone(),
             state: State::Running {
                 boot: self.boot.clone(),
-                claim: format!("{:032x}", rand::random::<u128>()),
+                claim: once(),
             },
         };
         let claim = Claim {
@@ -275,7 +297,7 @@ impl Store {
             fingerprint,
             name: format!("{}:key:{owner}:{hash}", self.prefix),
             value: running.text(),
-            is_held: false,
+            is_made: false,
         };
         let mut is_found = false;
         let known = self.known(claim, call, deadline, &mut is_found).await;
@@ -305,11 +327,27 @@ impl Store {
                 return Ok(Known::Outcome(late(*is_found)));
             };
             let Some(found) = found else {
-                claim.is_held = true;
+                claim.is_made = true;
                 return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
+            let record = serde_json::from_str::<Record>(&found).map_err(|_| Away::Strange);
+            if let Ok(Record {
+                state: State::GivenUp(_),
+                ..
+            }) = record
+            {
+                let instead = deadline.bound(self.claim_instead(&claim, found, life));
+                match instead.await.transpose()? {
+                    None => return Ok(Known::Outcome(late(*is_found))),
+                    Some(true) => {
+                        claim.is_made = true;
+                        return Ok(Known::Nothing(super::Claim::Stored(claim)));
+                    }
+                    Some(false) => continue,
+                }
+            }
             *is_found = true;
-            let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
+            let record = record?;
             if record.fingerprint != claim.fingerprint {
                 break Err(mismatch());
             }
@@ -360,6 +398,22 @@ impl Store {
         Ok(set.query_async(&mut connection).await?)
     }
 
+    /// Claims a key in the place of a mark; whether that was still there.
+    async fn claim_instead(
+        &self,
+        claim: &Claim,
+        mark: String,
+        life: Duration,
+    ) -> Result<bool, Away> {
+        let change = Change {
+            name: claim.name.clone(),
+            from: mark,
+            to: To::Value(claim.value.clone()),
+            life,
+        };
+        Ok(change.make(&mut self.live()?).await?)
+    }
+
     async fn lives(&self, boot: &BootId) -> Result<bool, Away> {
         let mut exists = redis::cmd("EXISTS");
         exists.arg(self.process(boot));
@@ -378,7 +432,8 @@ impl Store {
         let change = Change {
             name: claim.name.clone(),
             from,
-            to: Some(lost.text()),
+            to: To::Value(lost.text()),
+            life: LIFE,
         };
         change.make(&mut self.live()?).await?;
         Ok(true)
@@ -417,23 +472,30 @@ impl Change {
         &self,
         connection: &mut MultiplexedConnection,
     ) -> Result<bool, redis::RedisError> {
-        let mut replace = redis::cmd("EVAL");
-        replace.arg(REPLACE).arg(1).arg(&self.name).arg(&self.from);
-        replace
-            .arg(self.to.as_deref().unwrap_or_default())
-            .arg(milliseconds(LIFE));
-        replace.query_async(connection).await
+        let (script, to) = match &self.to {
+            To::Value(value) => (REPLACE, value.as_str()),
+            To::Nothing => (REPLACE, ""),
+            To::Mark(mark) => (UNDO, mark.as_str()),
+        };
+        let mut change = redis::cmd("EVAL");
+        change.arg(script).arg(1).arg(&self.name).arg(&self.from);
+        change.arg(to).arg(milliseconds(self.life));
+        change.query_async(connection).await
     }
 
     /// Says so where an outcome was not `made` what is stored.
     fn note(&self, made: bool) {
-        if !made && self.to.is_some() {
+        if !made && matches!(self.to, To::Value(_)) {
             tracing::warn!("a call with an idempotency key ended after its claim was taken away");
         }
     }
 
     fn size(&self) -> usize {
-        self.name.len() + self.from.len() + self.to.as_ref().map_or(0, String::len)
+        let to = match &self.to {
+            To::Value(text) | To::Mark(text) => text.len(),
+            To::Nothing => 0,
+        };
+        self.name.len() + self.from.len() + to
     }
 }
 
@@ -441,7 +503,10 @@ impl Claim {
     /// Stores the outcome for all who wait, and for repeats, unless the function provably did not run.
     pub(super) async fn settle(mut self, outcome: &Outcome) {
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
-        let change = self.change(ran.then(|| State::of(outcome)));
+        let change = match ran {
+            true => self.change(State::of(outcome)),
+            false => self.undo(),
+        };
         let store = Arc::clone(&self.store);
         // In a task of its own: it is stored also when the caller goes away.
         let settled = task::spawn(async move {
@@ -458,21 +523,31 @@ impl Claim {
     }
 
     /// What becomes of the claim, which is nobody's from then on.
-    fn change(&mut self, state: Option<State>) -> Change {
+    fn change(&mut self, state: State) -> Change {
         let text = |state| {
             let fingerprint = self.fingerprint.clone();
             Record { fingerprint, state }.text()
         };
-        let to = state.map(text);
-        let is_kept = to.as_ref().is_none_or(|to| to.len() <= MAX_KEPT);
+        let to = Some(text(state)).filter(|to| to.len() <= MAX_KEPT);
+        let to = To::Value(to.unwrap_or_else(|| text(State::NotKept)));
+        self.replaced_by(to)
+    }
+
+    /// The same of one whose call did not run.
+    fn undo(&mut self) -> Change {
+        let to = match self.is_made {
+            true => To::Nothing,
+            false => To::Mark(Record::given_up().text()),
+        };
+        self.replaced_by(to)
+    }
+
+    fn replaced_by(&mut self, to: To) -> Change {
         Change {
-            to: if is_kept {
-                to
-            } else {
-                Some(text(State::NotKept))
-            },
             name: self.name.clone(),
             from: std::mem::take(&mut self.value),
+            to,
+            life: LIFE,
         }
     }
 
@@ -486,10 +561,14 @@ impl Drop for Claim {
     /// A call whose task ended without an outcome may have run, and its outcome is not known. One whose claim was
     /// not confirmed did not.
     fn drop(&mut self) {
-        if !self.value.is_empty() {
-            let change = self.change(self.is_held.then_some(State::Lost));
-            self.store.owed().put(change);
+        if self.value.is_empty() {
+            return;
         }
+        let change = match self.is_made {
+            true => self.change(State::Lost),
+            false => self.undo(),
+        };
+        self.store.owed().put(change);
     }
 }
 
@@ -506,6 +585,13 @@ impl State {
 }
 
 impl Record {
+    fn given_up() -> Self {
+        Self {
+            fingerprint: String::new(),
+            state: State::GivenUp(once()),
+        }
+    }
+
     fn text(&self) -> String {
         String::from_utf8(json::to_vec(self)).unwrap_or_default()
     }
@@ -516,7 +602,7 @@ impl Record {
             State::Returned(returned) => Returned::replayed(Ok(returned)),
             State::Failed(document) => Returned::replayed(Err(document.problem)),
             State::NotKept => Err(not_kept()),
-            State::Lost | State::Running { .. } => {
+            State::Lost | State::Running { .. } | State::GivenUp(_) => {
                 let detail =
                     "the process that had the call with this key ended, and may have run it";
                 Returned::replayed(Err(Problem::new(Code::PeerLost, detail)))
@@ -555,6 +641,11 @@ fn away(why: &Away, is_found: bool) -> Problem {
 fn too_many_wait() -> Problem {
     let detail = format!("the call with this key runs, and {WAITERS} repeats wait here already");
     Problem::new(Code::Overloaded, detail).executed(Executed::Maybe)
+}
+
+/// A word that is there once.
+fn once() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 fn milliseconds(span: Duration) -> u64 {

@@ -310,6 +310,36 @@ async fn an_outcome_whose_storing_nobody_saw_is_stored_once_and_no_claim_is_lost
     }
 }
 
+#[tokio::test]
+async fn a_claim_that_arrives_after_it_was_given_up_holds_up_no_repeat() {
+    let redis = Redis::start().await;
+    let proxy = redis.proxy().await;
+    let cluster = cluster_with(&format!("redis://{}", proxy.address)).await;
+    let iad = cluster.instance("iad-1");
+    // What is on its way on the connections that stand waits there, whatever is said on new ones.
+    proxy.break_all(Fault::Forget).await;
+    let call = run("a", &json!({}));
+    let refused = keyed(iad, "iad", "key", &call).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    let given_up = async || redis.commands("eval").await;
+    eventually("the claim's end", given_up, |count| *count > 0).await;
+    let connections = async || {
+        let clients = redis.ask("CLIENT LIST").await;
+        clients.matches(" cmd=").count()
+    };
+    let before = connections().await;
+    proxy.heal().await;
+    eventually("what was on its way", connections, |now| *now < before).await;
+    for instance in &cluster.instances {
+        until_up(instance, 1.0).await;
+    }
+    let again = keyed(iad, "syd", "key", &call).await;
+    assert_eq!((again.result(), is_replayed(&again)), (&json!("a"), false));
+    let repeat = keyed(iad, "iad", "key", &call).await;
+    assert_eq!((repeat.result(), is_replayed(&repeat)), (&json!("a"), true));
+    assert_eq!(cluster.runs()["a"], 1);
+}
+
 /// Calls that end while the store is away.
 const OWED: usize = 120;
 
