@@ -1,9 +1,15 @@
 //! How many calls run at once in one place, a function or an app: so many run, as many again wait in order, more are
-//! refused.
+//! refused. One that waits does so no longer than its caller.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use futures_util::future;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::{
     deadline::Deadline,
@@ -20,8 +26,56 @@ pub(crate) struct Gate {
     running: Arc<Semaphore>,
 }
 
-/// What a call holds while it runs: its place, and its turn.
-pub(crate) type Pass = [OwnedSemaphorePermit; 2];
+/// The gates before a call, in order.
+pub(crate) type Gates = [Option<Arc<Gate>>; 2];
+
+/// What a call holds while it runs: its places, and its turns.
+pub(crate) type Turn = Vec<OwnedSemaphorePermit>;
+
+/// The calls of one connection that wait, by their ids there; each until its caller gives it up.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting(Mutex<HashMap<u64, oneshot::Sender<Infallible>>>);
+
+/// The name of a call among those of its connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Ticket {
+    waiting: Arc<Waiting>,
+    id: u64,
+}
+
+impl Waiting {
+    /// The ticket of the call `id`.
+    pub(crate) fn ticket(self: &Arc<Self>, id: u64) -> Ticket {
+        let waiting = Arc::clone(self);
+        Ticket { waiting, id }
+    }
+
+    /// The caller of the call `id` gives it up: it waits no longer.
+    pub(crate) fn give_up(&self, id: u64) {
+        self.lock().remove(&id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Infallible>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket {
+    /// What the call waits for; `None` where it was given up first.
+    pub(crate) async fn wait<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut wait = pin!(wait);
+        if let Some(at_once) = future::poll_immediate(&mut wait).await {
+            return Some(at_once);
+        }
+        let (kept, given_up) = oneshot::channel();
+        self.waiting.lock().insert(self.id, kept);
+        let _place = scopeguard::guard(self, |ticket| ticket.waiting.give_up(ticket.id));
+        tokio::select! {
+            waited = wait => Some(waited),
+            _ = given_up => None,
+        }
+    }
+}
 
 impl Gate {
     /// A gate through which `limit` calls go at once.
@@ -47,7 +101,7 @@ impl Gate {
         &self,
         name: &FunctionName,
         deadline: Deadline,
-    ) -> Result<Pass, Problem> {
+    ) -> Result<[OwnedSemaphorePermit; 2], Problem> {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let limit = self.limit;
             let detail =

@@ -38,7 +38,7 @@ use crate::{
     config::{AppConfig, AppUrl},
     deadline::Deadline,
     declaration::Declaration,
-    gate::Gate,
+    gate::{Gate, Gates},
     memory::Budget,
     name::{ConsistencyToken, FunctionName, RequestId},
     problem::{Code, Problem},
@@ -93,7 +93,7 @@ impl From<Outcome> for Answered {
 pub(crate) struct App {
     channel: Channel,
     max_result: usize,
-    gate: Gate,
+    gate: Arc<Gate>,
     status: watch::Sender<Status>,
     /// Calls that wait until the list was asked for again.
     asks: mpsc::Sender<oneshot::Sender<Asked>>,
@@ -114,7 +114,7 @@ impl App {
         let app = Arc::new(Self {
             channel: Channel::new(&config.url, config.token.clone(), memory),
             max_result,
-            gate: Gate::new(config.concurrency),
+            gate: Arc::new(Gate::new(config.concurrency)),
             status: watch::Sender::new(Status {
                 health: AppHealth::Starting,
                 reason: None,
@@ -149,7 +149,8 @@ impl App {
         (status.health == AppHealth::Up).then(|| Arc::clone(&status.listing))
     }
 
-    /// What runs `call` under the id `request_id` until `deadline`.
+    /// What runs `call` under the id `request_id` until `deadline`, once it is through the gates before it: its own first, so
+    /// that calls of one function do not fill the app's while they wait.
     ///
     /// # Errors
     /// [`Code::FunctionUnknown`], [`Code::FunctionUnavailable`] or [`Code::InvalidArguments`].
@@ -158,7 +159,7 @@ impl App {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
-    ) -> Result<impl Future<Output = Answered> + Send + 'static, Problem> {
+    ) -> Result<(impl Future<Output = Answered> + Send + use<>, Gates), Problem> {
         let name = &call.name;
         let status = self.status.borrow();
         let Some(declared) = status.offered(name) else {
@@ -168,7 +169,7 @@ impl App {
             .args
             .in_order(declared.params.as_deref())
             .map_err(|misfit| Problem::new(Code::InvalidArguments, format!("{name}: {misfit}")))?;
-        let gate = status.listing.gates.get(name).map(Arc::clone);
+        let own = status.listing.gates.get(name).map(Arc::clone);
         let prepared = AppCall {
             app: Arc::clone(self),
             name: name.clone(),
@@ -178,8 +179,10 @@ impl App {
             deadline,
             was_sent: AtomicBool::new(false),
         };
-        let answered = prepared.run(gate);
-        Ok(answered.map(|answered| answered.unwrap_or_else(|problem| Err(problem).into())))
+        let answered = prepared.run();
+        let answered =
+            answered.map(|answered| answered.unwrap_or_else(|problem| Err(problem).into()));
+        Ok((answered, [own, Some(Arc::clone(&self.gate))]))
     }
 
     /// Asks for the list again, and returns whether there is one.
@@ -240,14 +243,8 @@ struct AppCall {
 }
 
 impl AppCall {
-    async fn run(self, own: Option<Arc<Gate>>) -> Result<Answered, Problem> {
-        // Through its own gate first, so that calls of one function do not fill the app's while they wait.
+    async fn run(self) -> Result<Answered, Problem> {
         let (name, deadline) = (&self.name, self.deadline);
-        let _own = match &own {
-            Some(gate) => Some(gate.enter(name, deadline).await?),
-            None => None,
-        };
-        let _pass = self.app.gate.enter(name, deadline).await?;
         // Dropped at the deadline, which closes the connection: most servers then cancel the request.
         let answered = deadline.bound(self.answer()).await;
         answered.ok_or_else(|| match self.was_sent.load(Ordering::Relaxed) {

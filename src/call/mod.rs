@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 pub(crate) use self::args::Args;
 use crate::{
     declaration::Declaration,
+    gate::Ticket,
     json::{self, BadJson, Unknown},
     memory::Reserved,
     name::{BootId, ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, KeyOwner, Name},
@@ -58,6 +59,8 @@ pub(crate) struct Call {
     pub trace: Option<TraceParent>,
     /// What its arguments take of the memory budget, until the last who has them is done.
     pub memory: Option<Arc<Reserved>>,
+    /// By which its caller, on another instance, gives it up as long as it waits; who gives up one from here drops it.
+    pub ticket: Option<Ticket>,
 }
 
 /// What the caller of a call left to the policy of the function.
@@ -130,7 +133,27 @@ impl Call {
             boot: None,
             trace: None,
             memory: None,
+            ticket: None,
         }
+    }
+
+    /// What `wait` gives, before the call starts.
+    ///
+    /// # Errors
+    /// Its own, or [`Code::DeadlineExceeded`] where the caller gave up first.
+    pub(crate) async fn unless_given_up<T>(
+        &self,
+        wait: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        let Some(ticket) = &self.ticket else {
+            return wait.await;
+        };
+        let given_up = || {
+            let detail = format!("the caller gave up before {} started", self.name);
+            Problem::new(Code::DeadlineExceeded, detail)
+        };
+        let waited = ticket.wait(wait).await;
+        waited.unwrap_or_else(|| Err(given_up()))
     }
 
     /// The same call under the key of the header `Idempotency-Key`, which may stand in quotes.

@@ -105,7 +105,7 @@ impl Connection {
     /// See [`NotTaken`].
     ///
     /// # Cancel safety
-    /// When this is dropped, a call that has not left never leaves, and the answer to one that has is dropped.
+    /// When this is dropped, a call that has not left never leaves; one that has is cancelled, and its answer is dropped.
     pub(super) async fn call(&self, request: Request<'_>) -> Result<Ending, NotTaken> {
         let taken = self
             .outbox
@@ -118,7 +118,7 @@ impl Connection {
             Flushed::Blocked => self.woken.notify_one(),
             Flushed::Later => {}
         }
-        let place = scopeguard::guard(taken.id, |id| self.outbox.forget(id));
+        let place = scopeguard::guard(taken.id, |id| self.forget(id));
         let answered = match taken.is_watched {
             true => Some((&mut taken.answer).await),
             false => request.deadline.bound(&mut taken.answer).await,
@@ -132,6 +132,18 @@ impl Connection {
                 ending
             }
         })
+    }
+
+    /// Forgets the caller of a call that was taken, and cancels it at once where it left.
+    fn forget(&self, id: u64) {
+        self.outbox.forget(id);
+        let flushed = self.socket.get().map(|socket| self.outbox.flush(socket));
+        match flushed {
+            Some(Ok(Flushed::All(0))) => {}
+            Some(Ok(Flushed::All(calls))) => self.metrics.peers.left_together(calls),
+            // The connection's task goes on with it, or finds out what is wrong.
+            Some(Ok(Flushed::Blocked | Flushed::Later) | Err(_)) | None => self.woken.notify_one(),
+        }
     }
 
     /// Whether it takes calls.

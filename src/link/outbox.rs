@@ -268,12 +268,9 @@ impl Outbox {
         next
     }
 
-    /// Forgets the caller of the call `id`. What left runs on; what did not never leaves.
+    /// Forgets the caller of the call `id`, which is cancelled where it left; where it did not, it never leaves.
     pub(super) fn forget(&self, id: u64) {
-        let mut state = self.lock();
-        if let Some(waiting) = state.calls.remove(&id) {
-            state.blank(&waiting.line);
-        }
+        self.lock().take_back(id);
     }
 
     /// Takes no further calls, for the peer was found suspect: what did not leave never does, and who can use the news

@@ -25,7 +25,7 @@ use crate::{
     call::Call,
     config::Limits,
     deadline::Deadline,
-    gate::{Gate, Pass},
+    gate::{Gates, Turn},
     json,
     lifecycle::{InFlight, Lifecycle},
     memory::Reserved,
@@ -56,9 +56,6 @@ pub(crate) struct Executor {
     keys: Keys,
 }
 
-/// The gate that a call must pass, and the name of its function.
-type Entrance = (Arc<Gate>, FunctionName);
-
 /// What a running call holds until its function has ended.
 #[derive(Debug)]
 struct Held {
@@ -66,13 +63,14 @@ struct Held {
     _in_flight: InFlight,
     /// For the arguments, which the function has now.
     _memory: Option<Arc<Reserved>>,
+    /// Empty as long as it waits, and where it need not wait.
+    _turn: Turn,
 }
 
 /// A call that may start.
 struct Ready {
     prepared: Prepared,
-    /// The gate before it, where its function has one.
-    gate: Option<Entrance>,
+    gates: Gates,
     held: Held,
     /// Around what its function logs.
     span: Span,
@@ -160,7 +158,8 @@ impl Executor {
     /// [`Code::FunctionPanicked`], [`Code::ResultNotKept`], and [`Code::DeadlineExceeded`] with `executed: maybe`.
     ///
     /// # Cancel safety
-    /// Dropping this future does not stop a function that has started; it runs on to its deadline.
+    /// Dropping this future does not stop a function that has started; it runs on to its deadline. One that waits for its
+    /// turn never starts.
     pub(crate) async fn run(
         &self,
         call: &Call,
@@ -173,19 +172,22 @@ impl Executor {
                 let running = Running::start(self, call, request_id, deadline, counted).await?;
                 running.outcome().await
             }
-            Some(key) => match self.keys.claim(key, call, deadline).await {
-                Known::Nothing(claim) => {
-                    self.run_claimed(claim, call, request_id, deadline, counted)
-                        .await
+            Some(key) => {
+                let claim = self.keys.claim(key, call, deadline).map(Ok);
+                match call.unless_given_up(claim).await? {
+                    Known::Nothing(claim) => {
+                        self.run_claimed(claim, call, request_id, deadline, counted)
+                            .await
+                    }
+                    Known::Outcome(outcome) => outcome,
                 }
-                Known::Outcome(outcome) => outcome,
-            },
+            }
         }
     }
 
     async fn run_claimed(
         &self,
-        claim: Claim,
+        mut claim: Claim,
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
@@ -199,6 +201,7 @@ impl Executor {
                 return refused;
             }
         };
+        claim.begin();
         // In a task of its own: the outcome is remembered also when the caller goes away, and before the process ends.
         let in_flight = counted.clone();
         let settled = task::spawn(async move {
@@ -230,11 +233,11 @@ impl Executor {
         if let Some(app) = &self.app
             && !self.registry.has_named(&call.name)
         {
-            let run = app.prepare(call, request_id, deadline)?;
+            let (run, gates) = app.prepare(call, request_id, deadline)?;
             self.metrics.functions.know(&call.name);
             return Ok(Ready {
                 prepared: Prepared::App(Box::pin(run)),
-                gate: None,
+                gates,
                 held,
                 span: trace::function_span(request_id, false),
             });
@@ -245,7 +248,7 @@ impl Executor {
         let (prepared, gate, span) = prepared.unwrap_or_else(|_| Err(panicked(&call.name)))?;
         Ok(Ready {
             prepared,
-            gate: gate.map(|gate| (Arc::clone(gate), call.name.clone())),
+            gates: [gate.map(Arc::clone), None],
             held,
             span,
         })
@@ -259,6 +262,7 @@ impl Executor {
                 _slot: slot,
                 _in_flight: in_flight,
                 _memory: call.memory.clone(),
+                _turn: Turn::new(),
             }),
             Err(_) => {
                 let limit = self.limits.max_in_flight;
@@ -268,6 +272,28 @@ impl Executor {
                 Err(Problem::new(Code::Overloaded, detail))
             }
         }
+    }
+
+    /// Waits for the turn of a call of `name`: at its gates, and for a thread where it needs one.
+    async fn turn(
+        &self,
+        name: &FunctionName,
+        gates: Gates,
+        needs_thread: bool,
+        deadline: Deadline,
+    ) -> Result<Turn, Problem> {
+        let mut turn = Turn::new();
+        for gate in gates.into_iter().flatten() {
+            turn.extend(gate.enter(name, deadline).await?);
+        }
+        if needs_thread {
+            let threads = Arc::clone(&self.threads);
+            let thread = deadline.bound(threads.acquire_owned()).await;
+            // Nobody closes the semaphore.
+            let thread = thread.and_then(Result::ok);
+            turn.push(thread.ok_or_else(|| Problem::not_started(name))?);
+        }
+        Ok(turn)
     }
 }
 
@@ -288,8 +314,8 @@ impl Running {
         let ready = executor.ready(call, request_id, deadline, counted);
         let Ready {
             prepared,
-            gate,
-            held,
+            gates,
+            mut held,
             span,
         } = ready.inspect_err(|problem| executor.metrics.functions.refused(&call.name, problem))?;
         let mut account = Account {
@@ -300,17 +326,23 @@ impl Running {
             metrics: Arc::clone(&executor.metrics),
             started: Instant::now(),
         };
-        let turn = turn(gate, deadline);
+        let needs_thread = matches!(prepared, Prepared::Blocking(_));
+        let turn = executor.turn(&call.name, gates, needs_thread, deadline);
+        match call.unless_given_up(turn).await {
+            Ok(turn) => held._turn = turn,
+            Err(problem) => {
+                let refused = Ended::Answered(Err(problem).into());
+                return Ok(Self::Ended(account.close(Some(refused))));
+            }
+        }
         let mut run = match prepared {
             Prepared::Async(run, context) => {
                 account.context = context;
-                accounted(run_async(run, held, turn, deadline), account, span)
+                accounted(run_async(run, held, deadline), account, span)
             }
             Prepared::App(run) => accounted(run_in_app(run, held), account, span),
             Prepared::Blocking(block) => {
-                let threads = Arc::clone(&executor.threads);
-                let run = run_blocking(block, held, turn, threads, deadline);
-                accounted(run, account, span)
+                accounted(run_blocking(block, held, deadline), account, span)
             }
         };
         // Most functions need not wait, and a task costs more than they do.
@@ -420,26 +452,7 @@ fn stopped() -> Problem {
     Problem::new(Code::Internal, "the runtime stopped while the function ran")
 }
 
-/// Waits for the call's turn, where its function declares a concurrency.
-async fn turn(gate: Option<Entrance>, deadline: Deadline) -> Result<Option<Pass>, Ended> {
-    let Some((gate, name)) = gate else {
-        return Ok(None);
-    };
-    let pass = gate.enter(&name, deadline).await;
-    pass.map(Some)
-        .map_err(|problem| Ended::Answered(Err(problem).into()))
-}
-
-async fn run_async(
-    run: Run,
-    held: Held,
-    turn: impl Future<Output = Result<Option<Pass>, Ended>>,
-    deadline: Deadline,
-) -> Ended {
-    let _pass = match turn.await {
-        Ok(pass) => pass,
-        Err(ended) => return ended,
-    };
+async fn run_async(run: Run, held: Held, deadline: Deadline) -> Ended {
     let ended = deadline
         .bound(run)
         .await
@@ -457,23 +470,10 @@ async fn run_in_app(run: InApp, held: Held) -> Ended {
 
 /// A thread cannot be stopped: at the deadline the caller gets its answer, and the call stays in flight until the
 /// function has returned.
-async fn run_blocking(
-    block: Block,
-    held: Held,
-    turn: impl Future<Output = Result<Option<Pass>, Ended>>,
-    threads: Arc<Semaphore>,
-    deadline: Deadline,
-) -> Ended {
-    let pass = match turn.await {
-        Ok(pass) => pass,
-        Err(ended) => return ended,
-    };
-    let Some(Ok(thread)) = deadline.bound(threads.acquire_owned()).await else {
-        return Ended::NeverStarted;
-    };
+async fn run_blocking(block: Block, held: Held, deadline: Deadline) -> Ended {
     let span = Span::current();
     let ran = task::spawn_blocking(move || {
-        let _held = (held, thread, pass);
+        let _held = held;
         // The thread may have come late.
         (!deadline.has_passed()).then(|| span.in_scope(block))
     });

@@ -23,6 +23,7 @@ use tracing::{Instrument, Span};
 use super::{Clock, Confirmation, ENVELOPE, ended};
 use crate::{
     dispatch::Outcome,
+    gate::Waiting,
     http::{App, layers::Context, response::with_room},
     lifecycle::Phase,
     memory::{Reserved, Share},
@@ -138,6 +139,8 @@ struct Exchange {
     /// Set where lines have the time on the connection's clock.
     clock: Option<Clock>,
     running: FuturesUnordered<Running>,
+    /// Those of them that have not started.
+    waiting: Arc<Waiting>,
     phase: watch::Receiver<Phase>,
     /// Whether the peer knows that this instance is draining.
     is_announced: bool,
@@ -152,6 +155,7 @@ impl Exchange {
             lines: Lines::new(app.limits.max_body + ENVELOPE, &app.memory),
             clock,
             running: FuturesUnordered::new(),
+            waiting: Arc::default(),
             phase: app.lifecycle.watch(),
             is_announced: false,
             out: Vec::new(),
@@ -244,8 +248,8 @@ impl Exchange {
         self.unwritten.clear();
     }
 
-    /// Starts the calls of the lines that arrived together, unless they were taken back meanwhile; whether the connection
-    /// may go on.
+    /// Starts the calls of the lines that arrived together, unless they were taken back meanwhile, and gives up those that wait
+    /// and were taken back now; whether the connection may go on.
     async fn take_together(&mut self, confirmation: &mut Option<Confirmation>) -> bool {
         let (mut calls, mut cancelled) = (Vec::new(), HashSet::new());
         let may_go_on = loop {
@@ -274,6 +278,9 @@ impl Exchange {
                 }
             }
         };
+        for id in &cancelled {
+            self.waiting.give_up(*id);
+        }
         for line in calls {
             self.start_unless(&line, &cancelled).await;
         }
@@ -295,6 +302,7 @@ impl Exchange {
                         Err(problem) => return self.refuse(id, problem),
                     }
                 }
+                exec.call.ticket = id.map(|id| self.waiting.ticket(id));
                 if let (Some(clock), Some(at_us)) = (&mut self.clock, exec.at_us) {
                     // What the line took longer than others counts against its deadline.
                     let delay = clock.delay(at_us, arrived);

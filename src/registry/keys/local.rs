@@ -107,6 +107,7 @@ pub(in crate::registry) struct Claim {
     keys: Arc<LocalKeys>,
     owner: Option<KeyOwner>,
     key: Fingerprint,
+    has_started: bool,
     is_settled: bool,
 }
 
@@ -172,6 +173,7 @@ impl LocalKeys {
             keys: Arc::clone(self),
             owner: call.key_owner.clone(),
             key,
+            has_started: false,
             is_settled: false,
         })
     }
@@ -182,15 +184,27 @@ impl LocalKeys {
 }
 
 impl Claim {
+    /// The call may have run from now on.
+    pub(super) fn begin(&mut self) {
+        self.has_started = true;
+    }
+
     /// Gives the outcome to all who wait, and remembers it unless the function provably did not run.
     pub(super) fn settle(mut self, outcome: &Outcome) {
+        self.end(outcome);
+    }
+
+    fn end(&mut self, outcome: &Outcome) {
+        // Where it is dropped then, the key may be another's again.
+        if std::mem::replace(&mut self.is_settled, true) {
+            return;
+        }
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
         let outcome = Arc::new(outcome.clone());
         let mut contents = self.keys.lock();
         let state = ran.then(|| State::Ended(Arc::clone(&outcome)));
         let was = contents.end(&self.owner, self.key, state, size(&outcome));
         contents.drop_results(self.keys.bounds.results);
-        self.is_settled = true;
         // Whoever waits may run at once, and must find this unlocked.
         drop(contents);
         if let Some(State::Running(waiting)) = was {
@@ -200,14 +214,13 @@ impl Claim {
 }
 
 impl Drop for Claim {
-    /// A call whose task ended without an outcome may have run, and its outcome is not known.
+    /// A call whose task ended without an outcome may have run, and its outcome is not known. One that was given up before it
+    /// started did not: who waits for it may run it.
     fn drop(&mut self) {
-        // The key may be another's again.
-        if !self.is_settled {
-            let lost = Arc::new(Err(without_outcome()));
-            let mut contents = self.keys.lock();
-            contents.end(&self.owner, self.key, Some(State::Ended(lost)), 0);
-        }
+        self.end(&Err(match self.has_started {
+            true => without_outcome(),
+            false => given_up(),
+        }));
     }
 }
 
@@ -325,6 +338,11 @@ fn without_outcome() -> Problem {
         Code::Internal,
         "the call with this key ended without an outcome",
     )
+}
+
+fn given_up() -> Problem {
+    let detail = "the call with this key was given up before it started";
+    Problem::new(Code::DeadlineExceeded, detail)
 }
 
 fn share_is_used(keys: usize) -> Problem {
@@ -467,7 +485,11 @@ mod tests {
     #[test]
     fn a_claim_that_is_lost_is_not_run_again() {
         let keys = Arc::new(LocalKeys::within(SMALL));
-        drop(recall(&keys, "a", 0));
+        let begun = |mut claim: Claim| claim.begin();
+        match recall(&keys, "a", 0) {
+            Recall::New(claim) => begun(claim),
+            other => panic!("{other:?}"),
+        }
         match recall(&keys, "a", 0) {
             Recall::Ended(outcome) => {
                 let problem = outcome.as_ref().as_ref().unwrap_err();

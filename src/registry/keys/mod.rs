@@ -83,6 +83,15 @@ impl Keys {
 }
 
 impl Claim {
+    /// The call has started: from now on it may have run. One whose claim is dropped before that did not.
+    pub(super) fn begin(&mut self) {
+        match self {
+            Self::Here(claim) => claim.begin(),
+            #[cfg(feature = "redis")]
+            Self::Stored(claim) => claim.begin(),
+        }
+    }
+
     /// Gives the outcome to all who wait, and remembers it unless the function provably did not run.
     pub(super) async fn settle(self, outcome: &Outcome) {
         match self {

@@ -153,8 +153,10 @@ pub(in crate::registry) struct Claim {
     name: String,
     /// What is stored as long as nobody took the claim away; empty once it is settled.
     value: String,
-    /// Whether it is known to be made, so that the call may have run.
+    /// Whether it is known to be made.
     is_made: bool,
+    /// Whether the call may have run.
+    has_started: bool,
 }
 
 impl Store {
@@ -298,6 +300,7 @@ impl Store {
             name: format!("{}:key:{owner}:{hash}", self.prefix),
             value: running.text(),
             is_made: false,
+            has_started: false,
         };
         let mut is_found = false;
         let known = self.known(claim, call, deadline, &mut is_found).await;
@@ -500,6 +503,11 @@ impl Change {
 }
 
 impl Claim {
+    /// The call may have run from now on.
+    pub(super) fn begin(&mut self) {
+        self.has_started = true;
+    }
+
     /// Stores the outcome for all who wait, and for repeats, unless the function provably did not run.
     pub(super) async fn settle(mut self, outcome: &Outcome) {
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
@@ -558,13 +566,13 @@ impl Claim {
 }
 
 impl Drop for Claim {
-    /// A call whose task ended without an outcome may have run, and its outcome is not known. One whose claim was
-    /// not confirmed did not.
+    /// A call whose task ended without an outcome may have run, and its outcome is not known. One that was given up before it
+    /// started did not.
     fn drop(&mut self) {
         if self.value.is_empty() {
             return;
         }
-        let change = match self.is_made {
+        let change = match self.has_started {
             true => self.change(State::Lost),
             false => self.undo(),
         };

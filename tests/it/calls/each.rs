@@ -1,7 +1,10 @@
 //! `POST /each/{regions}`: one call on many instances, some of which fail, hang, or answer more than there is room for.
 
+use std::collections::BTreeMap;
+
 use reqwest::Response;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::support::{
     asking::{blocking, broken_cluster, run, two_regions},
@@ -281,6 +284,70 @@ async fn a_client_that_goes_away_is_waited_for_no_more() {
         cluster.release(name);
         cluster.until_marked(&format!("{name}.finished")).await;
     }
+}
+
+/// A fan-out of `call` to all under `key`, whose client does not wait for it.
+fn begin(via: &Process, call: &Value, key: Option<&str>) -> JoinHandle<reqwest::Result<Answer>> {
+    let mut request = via.request("/each/all", &call.to_string());
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    tokio::spawn(answer(request))
+}
+
+#[tokio::test]
+async fn what_waits_for_its_turn_never_starts_once_its_client_went_away() {
+    let cluster = three().await;
+    let iad = cluster.instance("iad-1");
+    let few =
+        |id: &str| json!({"module": "Test", "function": "few", "args": [id], "timeout_ms": 60_000});
+    // Two of them run at once on each instance.
+    let running = [begin(iad, &few("a"), None), begin(iad, &few("b"), None)];
+    let runs = async || cluster.runs();
+    let both = BTreeMap::from(["a", "b"].map(|id| (id.to_owned(), 3)));
+    eventually("both run", runs, |runs| *runs == both).await;
+    let running_here = async |wanted: u64| {
+        for instance in &cluster.instances {
+            let count = async || instance.running().await;
+            eventually("calls", count, |count| *count == wanted).await;
+        }
+    };
+    running_here(2).await;
+    for key in [None, Some("key")] {
+        let waiting = begin(iad, &few("c"), key);
+        running_here(3).await;
+        waiting.abort();
+        running_here(2).await;
+    }
+    cluster.release("few");
+    for ended in running {
+        assert_eq!(counts(&ended.await.unwrap().unwrap()), (3, 3));
+    }
+    assert_eq!(cluster.runs(), both);
+    // What never started left no trace under its key.
+    let again = begin(iad, &few("c"), Some("key")).await.unwrap().unwrap();
+    assert_eq!(counts(&again), (3, 3));
+    assert_eq!(cluster.runs()["c"], 3);
+}
+
+#[tokio::test]
+async fn what_was_sent_and_not_read_yet_never_starts_once_its_client_went_away() {
+    let cluster = three().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let all = |id: &str| begin(iad, &run(id, &json!({"timeout_ms": 60_000})), None);
+    assert_eq!(counts(&all("warm").await.unwrap().unwrap()), (3, 3));
+    syd.pause().await;
+    let unread = all("unread");
+    // Those that read it have run it.
+    let runs = async || cluster.runs().get("unread").copied();
+    eventually("two runs", runs, |runs| *runs == Some(2)).await;
+    unread.abort();
+    let over = async || iad.in_flight().await;
+    eventually("the end of the fan-out", over, |count| *count == 0).await;
+    syd.resume();
+    assert_eq!(counts(&all("again").await.unwrap().unwrap()), (3, 3));
+    let runs = ["warm", "unread", "again"].map(|id| cluster.runs()[id]);
+    assert_eq!(runs, [3, 2, 3]);
 }
 
 #[tokio::test]

@@ -218,9 +218,18 @@ impl Process {
 
     /// How many calls are in flight there.
     pub(crate) async fn in_flight(&self) -> u64 {
+        self.count("fly_rpc_in_flight ").await
+    }
+
+    /// How many calls have a place there, those that wait for their turn included.
+    pub(crate) async fn running(&self) -> u64 {
+        self.count("fly_rpc_running ").await
+    }
+
+    async fn count(&self, metric: &str) -> u64 {
         let metrics = self.get("/metrics").await.body;
         let mut lines = metrics.as_str().unwrap().lines();
-        let value = lines.find_map(|line| line.strip_prefix("fly_rpc_in_flight "));
+        let value = lines.find_map(|line| line.strip_prefix(metric));
         value.unwrap().parse().unwrap()
     }
 
