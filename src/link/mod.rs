@@ -34,7 +34,7 @@ use crate::{
     name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
-    reply::{ProblemDocument, Returned},
+    reply::Returned,
     token::Token,
 };
 
@@ -187,7 +187,7 @@ impl Link {
             let connection = scopeguard::guard(connection, |connection| connection.cut());
             match connection.call(request).await {
                 Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
-                Ok(Ending::Answered(answer)) if !is_refused_unread(&answer) => {
+                Ok(Ending::Answered(answer)) => {
                     let connection = ScopeGuard::into_inner(connection);
                     self.with_way(peer, |way| way.spare.push(connection));
                     return Ok(Ending::Answered(answer));
@@ -330,6 +330,7 @@ impl Link {
                 problem
             }
             Code::Overloaded
+            | Code::BodyTooLarge
             | Code::FunctionUnknown
             | Code::FunctionUnavailable
             | Code::FunctionLost
@@ -415,12 +416,6 @@ impl Default for LargeResults {
             is_any: AtomicBool::new(false),
         }
     }
-}
-
-/// Whether a peer did not read the line of a call to its end, after which it reads no other.
-fn is_refused_unread<T>(answer: &Result<T, Box<ProblemDocument>>) -> bool {
-    let problem = answer.as_ref().err();
-    problem.is_some_and(|document| document.problem.code == Code::BodyTooLarge)
 }
 
 /// Whether a peer refused a call as too late that has much time left: one of the two machines stood still while its clock

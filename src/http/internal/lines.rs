@@ -13,7 +13,7 @@ use axum::{
 };
 use futures_util::{FutureExt, StreamExt, future, stream, stream::FuturesUnordered};
 use tokio::{
-    io::{self, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
     task,
     time::{self, Instant, MissedTickBehavior},
@@ -40,8 +40,6 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(30);
 /// How long it may stay open once the instance refuses calls: peers know, and end it themselves.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long a connection that was refused something is kept for the rest of it.
-const LINGER: Duration = Duration::from_secs(1);
 /// The size of lines that are not counted by themselves while their calls run, in bytes: `RPC_MAX_IN_FLIGHT` bounds them.
 const SMALL: usize = 1 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
@@ -104,7 +102,7 @@ pub(super) async fn serve(
                     return;
                 }
                 if !exchange.take_together(&mut confirmation).await {
-                    return exchange.close(connection).await;
+                    return;
                 }
                 // What is left of a line and finds no room now is counted again at the next read.
                 let _ = exchange.lines.count();
@@ -212,11 +210,7 @@ impl Exchange {
                     None => return,
                 },
                 Ok(None) => return,
-                Err(too_long) => {
-                    self.refuse_line(&too_long);
-                    *body = None;
-                    return;
-                }
+                Err(too_long) => self.refuse_line(&too_long),
             }
         }
     }
@@ -256,9 +250,10 @@ impl Exchange {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
                 Ok(None) => break true,
+                Err(_) if confirmation.is_some() => return false,
                 Err(too_long) => {
                     self.refuse_line(&too_long);
-                    break false;
+                    continue;
                 }
             };
             if let Some(wanted) = confirmation.take() {
@@ -328,22 +323,13 @@ impl Exchange {
         }
     }
 
+    /// Refuses the call of a line, and throws the line away as it comes: those behind it are others' calls.
     fn refuse_line(&mut self, line: &TooLong) {
-        let detail = "a line is longer than RPC_MAX_BODY allows";
+        let (instance, most) = (&self.app.identity.instance, self.app.limits.max_body);
+        let detail =
+            format!("instance {instance} takes a body of at most {most} bytes (RPC_MAX_BODY)");
         self.refuse(line.id, Problem::new(Code::BodyTooLarge, detail));
-    }
-
-    /// Sends what is left to say on a connection that does not go on, and throws away what still comes: one that is closed
-    /// with unread bytes is reset, and the reset may overtake the answer (RFC 9112, section 9.6).
-    async fn close(self, mut connection: impl AsyncRead + AsyncWrite + Unpin) {
-        if self.out.is_empty() || connection.write_all(&self.out).await.is_err() {
-            return;
-        }
-        // Right behind the answer, so that no further call is sent here.
-        let _ = connection.shutdown().await;
-        let mut nowhere = io::sink();
-        let rest = io::copy(&mut connection, &mut nowhere);
-        let _ = time::timeout(LINGER, rest).await;
+        self.lines.skip();
     }
 
     fn refuse(&mut self, id: Option<u64>, problem: Problem) {

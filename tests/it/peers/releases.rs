@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use crate::support::{
+    asking::{block, failure},
     cluster::{Cluster, ready_instances},
     patience::{eventually, in_time},
     process::answer,
@@ -165,18 +166,32 @@ async fn callers_of_other_releases_are_served() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_too_large_for_a_peer_did_not_run() {
-    let mut cluster = Cluster::builder().region("iad", 1).start().await;
-    cluster.add_with("syd", "RPC_MAX_BODY", "64KiB").await;
+async fn a_call_that_is_too_large_for_a_peer_is_refused_and_harms_no_other() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .start()
+        .await;
+    cluster.add_with("syd", "RPC_MAX_BODY", "8KiB").await;
     cluster.announce_all();
     cluster.until_all_see_all().await;
-    let text = "x".repeat(900 << 10);
     let iad = cluster.instance("iad-1");
-    let refused = iad.call("syd", "String.upcase", json!([text])).await;
-    assert_eq!(refused.problem(), (502, "peer_unreachable", "no"));
-    let detail = refused.detail();
-    assert!(
-        detail.ends_with("instance syd-1 refused the request: body_too_large"),
-        "{detail}"
-    );
+    let held = block(iad, "syd", "held", &json!({}));
+    cluster.until_started("held").await;
+    // On the connection that the others share, and on one of its own.
+    for size in [20 << 10, 900 << 10] {
+        let large = iad.call("syd", "Test.echo", json!(["x".repeat(size)]));
+        let small = async || iad.call("syd", "Test.echo", json!(["small"])).await;
+        let (refused, before, after) = tokio::join!(large, small(), small());
+        assert_eq!(failure(&refused), ("body_too_large", "no", 1));
+        assert_eq!(refused.status, 413);
+        let detail = "instance syd-1 takes a body of at most 8192 bytes (RPC_MAX_BODY)";
+        assert_eq!(refused.detail(), detail);
+        for answer in [before, after, small().await] {
+            assert_eq!(answer.result(), "small");
+        }
+    }
+    cluster.release("held");
+    assert_eq!(held.await.unwrap().result(), "released");
+    assert!(!iad.log().contains("connection lost"));
 }
