@@ -187,6 +187,12 @@ impl Link {
             let connection = scopeguard::guard(connection, |connection| connection.cut());
             match connection.call(request).await {
                 Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
+                Ok(Ending::Answered(Err(document)))
+                    if is_misjudged(&document.problem, request.deadline) =>
+                {
+                    // The others are as old as this one, or about as old.
+                    self.with_way(peer, |way| way.spare.clear());
+                }
                 Ok(Ending::Answered(answer)) => {
                     let connection = ScopeGuard::into_inner(connection);
                     self.with_way(peer, |way| way.spare.push(connection));
