@@ -54,6 +54,8 @@ const DEAD_AFTER: u32 = 10;
 const CLOGGED_AFTER: u32 = 20;
 /// How long a connection stays without calls, in ticks: well below the time after which the peer ends it.
 const IDLE_AFTER: u32 = 40;
+/// The same for a connection to a peer that drains, which ends it sooner.
+const IDLE_AFTER_DRAINING: u32 = 5;
 /// Silence, in ticks, after which nothing is waited for any more.
 const LOST_AFTER: u32 = 600;
 /// Ticks between two measurements of the way to a peer that gets calls.
@@ -151,6 +153,11 @@ impl Connection {
         self.outbox.is_open()
     }
 
+    /// Whether it has ended, or ends now, with nothing under way.
+    pub(super) fn is_over(&self) -> bool {
+        self.outbox.is_over()
+    }
+
     /// Takes no further calls, and ends once those under way have ended.
     pub(super) fn retire(&self) {
         self.outbox.retire();
@@ -201,6 +208,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         is_blocked: false,
         was_heard: false,
         was_answered: false,
+        is_draining: false,
         quiet: 0,
         clogged: 0,
         idle: 0,
@@ -240,6 +248,8 @@ struct Driver<'a> {
     was_heard: bool,
     /// Whether a whole line came since the last tick.
     was_answered: bool,
+    /// Whether the peer said that it drains.
+    is_draining: bool,
     /// Ticks for which calls waited and nothing was heard.
     quiet: u32,
     /// Ticks for which calls waited and no whole line came.
@@ -334,7 +344,7 @@ impl Driver<'_> {
     /// Gives the lines that came to those who wait for them; how many answers they were.
     fn take_lines(&mut self) -> Result<usize, Over> {
         let mut answers = Vec::new();
-        let mut is_draining = false;
+        let (mut is_news, mut is_refusing) = (false, false);
         let outcome = loop {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
@@ -352,10 +362,11 @@ impl Driver<'_> {
             match lines::read_answer(&line) {
                 Frame::Answer(id, Ok(returned)) => answers.push((id, self.counted(returned))),
                 Frame::Answer(id, Err(document)) => {
+                    is_refusing |= document.problem.code == Code::Draining;
                     answers.push((id, Ending::Answered(Err(document))));
                 }
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
-                Frame::Draining => is_draining = true,
+                Frame::Draining => is_news = true,
                 Frame::Pong => {
                     let asked = self.asked.take();
                     asked
@@ -368,16 +379,24 @@ impl Driver<'_> {
         };
         answers.extend(self.without_room());
         let answered = answers.len();
+        if is_news {
+            // One without calls ends before the peer ends it. One that was made for a call has that until it is answered.
+            self.connection.outbox.ends_idle(true);
+        }
         self.connection.outbox.answer(answers.into_iter());
-        if is_draining {
+        if is_refusing {
+            // It ends when it has answered what it took, and waits for that until this end closes what it does not need.
             self.connection.retire();
-            self.report(CallSignal::Draining);
-        } else if self.was_answered
-            && self.since_mention >= MENTION_AFTER
-            && self.connection.is_open()
-        {
+        }
+        self.is_draining |= is_news;
+        let is_due =
+            self.was_answered && self.since_mention >= MENTION_AFTER && self.connection.is_open();
+        if is_news || is_due {
             self.since_mention = 0;
-            self.report(CallSignal::Answered);
+            self.report(match self.is_draining {
+                true => CallSignal::Draining,
+                false => CallSignal::Answered,
+            });
         }
         outcome.map(|()| answered).map_err(Over::Nonsense)
     }
@@ -465,7 +484,11 @@ impl Driver<'_> {
 
     /// Ends a connection without calls that is retired, or that had none for long.
     fn check_idle(&mut self, is_tick: bool) -> Result<(), Over> {
-        match self.connection.outbox.ends_idle(self.idle >= IDLE_AFTER) {
+        let longest = match self.is_draining {
+            true => IDLE_AFTER_DRAINING,
+            false => IDLE_AFTER,
+        };
+        match self.connection.outbox.ends_idle(self.idle >= longest) {
             Idle::Over => return Err(Over::Done),
             Idle::Busy => self.idle = 0,
             Idle::Waiting if is_tick => {

@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     call::Call,
-    cluster::{CallSignal, Cluster, Condition, Peer},
+    cluster::{CallSignal, Cluster, Peer},
     deadline::Deadline,
     memory::Budget,
     metrics::Metrics,
@@ -46,8 +46,6 @@ const LARGE: usize = 64 << 10;
 const LARGE_FUNCTIONS: u64 = 1024;
 /// How many large calls travel to one peer at once, each on a connection of its own; more wait.
 const LARGE_AT_ONCE: usize = 64;
-/// How many connections to a peer that drains are kept for the calls under way on them.
-const DRAINING: usize = 64;
 /// How often a call that never left because its connection ended is given to a new one.
 const TRIES: usize = 3;
 /// A call that a peer refuses as too late with so much time left was delayed by nothing but a wrong clock.
@@ -73,10 +71,9 @@ pub(crate) struct Link {
 struct Way {
     /// The one that calls share.
     shared: Option<Arc<Connection>>,
-    /// Those before, the oldest first, as long as calls on them are under way. No more than one, so that a peer that hangs
-    /// costs two connections, however many calls wait for it; up to [`DRAINING`] of one that drains and so ends the use of
-    /// each at once, but answers what it took.
-    retired: Vec<Weak<Connection>>,
+    /// The one before, as long as calls on it are under way. No more than that, so that a peer that hangs costs two
+    /// connections, however many calls wait for it.
+    retired: Weak<Connection>,
     /// Those for large calls that carry none now.
     spare: Vec<Arc<Connection>>,
     large: Arc<Semaphore>,
@@ -219,21 +216,15 @@ impl Link {
         let way = ways.entry(peer.address).or_default();
         let shared = self.open(peer);
         let old = way.shared.replace(Arc::clone(&shared));
-        way.retired.extend(old.iter().map(Arc::downgrade));
-        way.retired.retain(|retired| retired.strong_count() > 0);
-        let most = if self.is_draining(peer) { DRAINING } else { 1 };
-        let older = way.retired.len().saturating_sub(most);
-        for older in way.retired.drain(..older) {
+        // One that is over leaves the one before it in peace: a peer that drains refuses each new one while it answers what
+        // it took.
+        if let Some(old) = old.filter(|old| !old.is_over()) {
+            let older = std::mem::replace(&mut way.retired, Arc::downgrade(&old));
             if let Some(older) = older.upgrade() {
                 older.cut();
             }
         }
         shared
-    }
-
-    fn is_draining(&self, peer: &Peer) -> bool {
-        let peers = self.cluster.region(&peer.region);
-        peers.is_ok_and(|peers| peers.condition(peer.address) == Condition::Draining)
     }
 
     /// A new connection to `peer`.
@@ -382,7 +373,7 @@ impl Default for Way {
     fn default() -> Self {
         Self {
             shared: None,
-            retired: Vec::new(),
+            retired: Weak::new(),
             spare: Vec::new(),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
         }

@@ -306,6 +306,11 @@ impl Outbox {
         matches!(self.lock().status, Status::Opening | Status::Open)
     }
 
+    /// Whether it has ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().status == Status::Over
+    }
+
     /// Whether a call that left has no answer yet, or had none at its deadline.
     pub(super) fn awaits(&self) -> bool {
         let state = self.lock();

@@ -81,7 +81,6 @@ async fn what_is_called_while_an_instance_drains_cuts_no_call_that_is_under_way_
     syd.terminate();
     let draining = async || instances_in_state(iad, "draining").await;
     eventually("draining", draining, |seen| seen.contains("syd-1")).await;
-    // Each on a connection of its own: that before it takes no further calls once it brought the news.
     for number in 0..8 {
         assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
         let name = format!("meanwhile-{number}");
@@ -115,6 +114,36 @@ async fn a_call_in_flight_goes_on_to_its_next_region_while_its_instance_refuses_
         (&json!("released"), "fra-1")
     );
     assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn calls_to_an_instance_that_drains_share_a_connection_until_it_refuses_them() {
+    let mut cluster = two_regions()
+        .functions()
+        .proxied()
+        .set("RPC_DRAIN_DELAY", "2s")
+        .start()
+        .await;
+    let (iad, way) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
+    cluster.instance("syd-1").terminate();
+    let draining = async || instances_in_state(iad, "draining").await;
+    eventually("draining", draining, |seen| seen.contains("syd-1")).await;
+    let before = way.posts();
+    let call = async || iad.call("syd", "Kernel.+", json!([1, 2])).await;
+    let mut served = 0;
+    let refused = loop {
+        let answer = call().await;
+        if answer.status != 200 {
+            break answer;
+        }
+        served += 1;
+    };
+    // One that is idle for half a second is closed, so that the instance need not close it while a call is on its way.
+    let connections = way.posts() - before;
+    assert!(served >= 10, "{served} calls");
+    assert!(connections <= 5, "{connections} for {served} calls");
+    assert_eq!(refused.problem(), (503, "draining", "no"));
+    assert_eq!(cluster.instance_mut("syd-1").ended().await.code(), Some(0));
 }
 
 #[tokio::test]
