@@ -132,7 +132,8 @@ impl Server {
     /// in flight, at most for the drain timeout; then closes every connection.
     pub(crate) async fn drain(&self) -> Drained {
         self.lifecycle.advance(Phase::Draining);
-        time::sleep(self.drain.delay).await;
+        // Whoever stops it again waits for what is left of the delay.
+        let _ = time::timeout(self.drain.delay, self.lifecycle.reached(Phase::Refusing)).await;
         self.lifecycle.advance(Phase::Refusing);
         self.connections.close();
         let deadline = Instant::now() + self.drain.timeout;

@@ -7,7 +7,7 @@ use fly_rpc::{
     Instance, Limits, Per, Registry,
 };
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::support::{
     asking::two_regions,
@@ -356,5 +356,33 @@ async fn a_call_that_an_instance_cuts_when_it_stops_ends_at_once() {
     assert_eq!(
         (cut.code(), cut.executed()),
         (Code::PeerLost, Executed::Maybe)
+    );
+}
+
+#[tokio::test]
+async fn who_shuts_an_instance_down_again_does_not_wait_again() {
+    let mut config = Config {
+        listen: "127.0.0.1:0".to_owned(),
+        ..Config::default()
+    };
+    let delay = Duration::from_secs(2);
+    config.drain.delay = delay;
+    let instance = Instance::start(config, Registry::new()).await.unwrap();
+    let stop = async || {
+        let began = Instant::now();
+        (instance.shutdown().await, began.elapsed())
+    };
+    let later = async {
+        tokio::time::sleep(delay / 2).await;
+        stop().await
+    };
+    // One that comes meanwhile waits for the rest, one that comes after it for nothing.
+    let (first, meanwhile) = tokio::join!(stop(), later);
+    let after = stop().await;
+    assert_eq!([first.0, meanwhile.0, after.0], [Drained::Whole; 3]);
+    assert!(first.1 >= delay);
+    assert!(
+        meanwhile.1 < delay && after.1 < delay,
+        "{meanwhile:?} {after:?}"
     );
 }
