@@ -21,11 +21,7 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    net::TcpStream,
-    sync::mpsc,
-    time::{self, error::Elapsed},
-};
+use tokio::{net::TcpStream, sync::mpsc, time};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The most bytes that are read: what an edge of Fly keeps of a request (PA01 in
@@ -36,8 +32,6 @@ const MAX_BYTES: usize = 10_000_000;
 pub(super) const FORWARDED: HeaderName = HeaderName::from_static("fly-rpc-forwarded");
 /// The largest answer, in bytes.
 const MAX_ANSWER: usize = 8 << 20;
-const NO_ANSWER: &str = "gave no answer";
-const LATE: &str = "gave no answer in time";
 /// What is between two hops only (RFC 9110, section 7.6.1).
 const OF_A_HOP: [HeaderName; 8] = [
     CONNECTION,
@@ -57,6 +51,20 @@ pub(super) struct Patience {
     pub(super) stall: Duration,
     /// Until its end.
     pub(super) arrival: Duration,
+}
+
+/// What became of a request that was sent on, where no answer came back.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub(super) enum Unanswered {
+    #[error("which gave no answer")]
+    NoAnswer,
+    #[error("which gave no answer in time")]
+    Late,
+    #[error("which gave an answer too large to be passed back")]
+    TooLarge,
+    /// The client stopped sending its body for this time.
+    #[error("and no more of it came for {} s", .0.as_secs_f64())]
+    Stalled(Duration),
 }
 
 /// How far a body was read.
@@ -95,12 +103,13 @@ async fn read<B: Body>(body: B, stall: Duration) -> Discarded {
     }
 }
 
-/// The answer of the application at `to` (`host:port`) to a request, whose body is sent as it comes; what is left of that is
-/// thrown away with `patience`. The other side may take as long as a whole body may to arrive: to take its next bytes, and to
-/// answer once it has them all. `None` where no connection could be made `within` this time, so that nothing was sent.
+/// The answer of the application at `to` (`host:port`) to a request, whose body is sent as it comes, as long as `patience` has
+/// it that bytes come; what is left of it is thrown away with `patience`. The other side may take as long as a whole body may
+/// to arrive: to take its next bytes, and to answer once it has them all. `None` where no connection could be made `within`
+/// this time, so that nothing was sent.
 ///
 /// # Errors
-/// What the other side did instead of answering, for people.
+/// See [`Unanswered`].
 ///
 /// # Cancel safety
 /// Dropping this closes the connection.
@@ -110,7 +119,7 @@ pub(super) async fn forward<B>(
     head: Parts,
     body: B,
     patience: Patience,
-) -> Option<Result<Response<Bytes>, &'static str>>
+) -> Option<Result<Response<Bytes>, Unanswered>>
 where
     B: Body,
     B::Data: Send + 'static,
@@ -128,11 +137,11 @@ where
     let mut passing = pin!(pass_on(body, pieces, patience));
     let answering = async {
         let answered = sender.send_request(request).await;
-        let (mut head, body) = answered.map_err(|_| NO_ANSWER)?.into_parts();
+        let (mut head, body) = answered.map_err(|_| Unanswered::NoAnswer)?.into_parts();
         let whole = Limited::new(body, MAX_ANSWER).collect().await;
         let body = whole.map_err(|why| match why.is::<LengthLimitError>() {
-            true => "gave an answer too large to be passed back",
-            false => NO_ANSWER,
+            true => Unanswered::TooLarge,
+            false => Unanswered::NoAnswer,
         })?;
         drop_hop(&mut head.headers);
         Ok(Response::from_parts(head, body.to_bytes()))
@@ -146,8 +155,11 @@ where
             answered
         }
         passed = &mut passing => match passed {
-            Ok(()) => time::timeout(patience.arrival, answering).await.unwrap_or(Err(LATE)),
-            Err(_) => Err(LATE),
+            Ok(()) => {
+                let answered = time::timeout(patience.arrival, answering).await;
+                answered.unwrap_or(Err(Unanswered::Late))
+            }
+            Err(why) => Err(why),
         },
     })
 }
@@ -170,27 +182,31 @@ where
 /// Passes a body on, piece by piece, and reads on where nothing takes them any more, so that the answer arrives.
 ///
 /// # Errors
-/// A piece was not taken in time.
+/// No piece came in time, or one was not taken in time.
 async fn pass_on<B: Body>(
     body: B,
     pieces: mpsc::Sender<io::Result<Frame<B::Data>>>,
     patience: Patience,
-) -> Result<(), Elapsed> {
+) -> Result<(), Unanswered> {
     let mut body = pin!(body);
-    while let Some(frame) = body.frame().await {
+    loop {
+        let next = time::timeout(patience.stall, body.frame()).await;
+        let next = next.map_err(|_| Unanswered::Stalled(patience.stall))?;
+        let Some(frame) = next else {
+            return Ok(());
+        };
         let is_cut = frame.is_err();
         let frame = frame.map_err(|_| io::ErrorKind::UnexpectedEof.into());
         // Whoever took the pieces has answered, or is gone: an answer that overtakes its request would be lost.
         let taken = time::timeout(patience.arrival, pieces.send(frame)).await;
         if !matches!(taken, Ok(Ok(()))) {
             discard(body, patience).await;
-            return taken.map(|_| ());
+            return taken.map(|_| ()).map_err(|_| Unanswered::Late);
         }
         if is_cut {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 /// The request as the next hop gets it.

@@ -47,7 +47,8 @@ type CaughtUp =
 ///
 /// The body of a request that is answered so is read first and thrown away, up to 10 MB and for up to 60 s (10 s without
 /// a byte): else a proxy in between may see a reset connection in place of the answer. One that does not arrive whole is
-/// answered with 400.
+/// answered with 400. So is one that is sent on to the primary region and stops coming for 10 s; it may take longer than 60 s
+/// as long as bytes come.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -166,9 +167,9 @@ impl ReplayToPrimary {
         self
     }
 
-    /// The same with other times for the body of a request that is answered without it: until its next bytes, 10 s without
-    /// this, and until its end, 60 s; the latter is also what the primary region may take to answer a request that is sent
-    /// there, once it has its body, and before that to take the next bytes.
+    /// The same with other times for the body of a request that the application here does not get: until its next bytes, 10 s
+    /// without this, and until its end, 60 s, where it is not sent on. The latter is also what the primary region may take to
+    /// answer a request that is sent there, once it has its body, and before that to take the next bytes.
     #[must_use]
     pub fn body_timeouts(mut self, stall: Duration, arrival: Duration) -> Self {
         self.patience = Patience { stall, arrival };

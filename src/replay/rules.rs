@@ -18,7 +18,7 @@ use tower::Service;
 
 use super::{
     MAX_REQUEST, Machines, REPLAY, ReplayToPrimary,
-    body::{Discarded, FORWARDED, discard, forward},
+    body::{Discarded, FORWARDED, Unanswered, discard, forward},
     header, request_size, state, was_replayed,
 };
 use crate::json;
@@ -88,7 +88,7 @@ where
         Step::Forward(to) => {
             let answered = forward(&to, layer.timeout, head, body, layer.patience).await;
             match answered {
-                Some(answered) => answered.unwrap_or_else(|what| layer.failed(what)),
+                Some(answered) => answered.unwrap_or_else(|why| layer.failed(why)),
                 None => layer.unreached(),
             }
         }
@@ -203,13 +203,17 @@ impl ReplayToPrimary {
         refuse(StatusCode::BAD_REQUEST, &detail)
     }
 
-    /// `what` is what the primary region did instead of answering.
-    fn failed(&self, what: &str) -> Response<Bytes> {
+    fn failed(&self, why: Unanswered) -> Response<Bytes> {
         let primary = &self.primary;
-        let detail = format!(
-            "this was sent to region \"{primary}\", which {what}; it may have been written"
-        );
-        refuse(StatusCode::BAD_GATEWAY, &detail)
+        let detail =
+            format!("this was sent to region \"{primary}\", {why}; it may have been written");
+        let status = match why {
+            Unanswered::Stalled(_) => StatusCode::BAD_REQUEST,
+            Unanswered::NoAnswer | Unanswered::Late | Unanswered::TooLarge => {
+                StatusCode::BAD_GATEWAY
+            }
+        };
+        refuse(status, &detail)
     }
 
     fn replay(&self, state: &str) -> Response<Bytes> {

@@ -26,7 +26,11 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use reqwest::{Body, Method, RequestBuilder};
 use serde_json::json;
-use tokio::{io::AsyncReadExt, net::TcpListener};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    sync::oneshot,
+};
 use tower::ServiceExt;
 
 use crate::support::{
@@ -607,6 +611,47 @@ async fn a_primary_region_that_does_not_answer_is_not_waited_for_without_end() {
                 "this was sent to region \"iad\", which gave no answer in time; it may have been written"
             )
         );
+    }
+}
+
+#[tokio::test]
+async fn a_forwarded_write_that_stops_coming_is_not_waited_for_without_end() {
+    for answers in [true, false] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let primary = listener.local_addr().unwrap();
+        let (closed, is_closed) = oneshot::channel();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_exact(&mut [0; 1024]).await.unwrap();
+            if answers {
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nDone";
+                stream.write_all(answer).await.unwrap();
+            }
+            let rest = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            closed.send(rest).unwrap();
+        });
+        let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
+        let layer = layer
+            .forwards_to(&primary.to_string())
+            .body_timeouts(Duration::from_millis(300), Duration::from_secs(60));
+        let syd = serve("syd", &Writes::default(), layer).await;
+        let part = b"POST /notes HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 9000000\r\n\r\n";
+        let part = [&part[..], &[b'x'; 2048]].concat();
+        let ended = raw::answer(syd, &part).await;
+        if answers {
+            assert_eq!((ended.status, ended.body), (200, json!("Done")));
+        } else {
+            assert_eq!(ended.status, 400);
+            assert_eq!(
+                ended.body["detail"],
+                "this was sent to region \"iad\", and no more of it came for 0.3 s; it may have been written"
+            );
+        }
+        // The primary region is not left waiting for the rest.
+        in_time("the end of the way", is_closed)
+            .await
+            .unwrap()
+            .unwrap_or_default();
     }
 }
 
