@@ -17,6 +17,7 @@ use super::{
 use crate::{
     cluster::{KnownPeer, Overview},
     lifecycle::Phase,
+    name::BootId,
     problem::{Code, Problem},
     protocol::{Catalogue, CatalogueDocument, PeerState},
     region::{Region, Target},
@@ -186,21 +187,38 @@ pub(super) async fn list_functions(State(app): AppState) -> Json<FunctionsDocume
 fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocument>> {
     let seen = app.cluster.regions().into_iter();
     let mut regions: BTreeMap<_, Vec<_>> = seen.map(|region| (region, Vec::new())).collect();
-    let mut add = |region: &Region, instance| {
-        regions.entry(region.clone()).or_default().push(instance);
+    let mut add = |region: &Region, boot, instance| {
+        let instances = regions.entry(region.clone()).or_default();
+        instances.push((boot, instance));
     };
-    add(&app.identity.region, this_instance(app));
+    add(&app.identity.region, Some(&app.boot), this_instance(app));
     for known in overview.peers() {
-        add(&known.peer.region, peer(known));
+        add(&known.peer.region, known.peer.boot.as_ref(), peer(known));
     }
-    for instances in regions.values_mut() {
-        // Of two addresses of one instance, the one by which it can be called.
-        let order =
-            |a: &InstanceDocument| (a.instance.clone(), a.state != PeerState::Ready, a.address);
-        instances.sort_by_key(order);
-        instances.dedup_by(|a, b| a.instance == b.instance);
-    }
+    let regions = regions.into_iter();
     regions
+        .map(|(region, instances)| (region, each_once(instances)))
+        .collect()
+}
+
+/// Each process once, sorted: of two addresses of one, that by which it can be called. Two ready ones that differ in their
+/// boot id are two, although they have one id, as for calls.
+fn each_once(mut instances: Vec<(Option<&BootId>, InstanceDocument)>) -> Vec<InstanceDocument> {
+    let is_ready = |it: &InstanceDocument| it.state == PeerState::Ready;
+    let order = |(boot, it): &(Option<&BootId>, InstanceDocument)| {
+        (
+            it.instance.clone(),
+            !is_ready(it),
+            boot.cloned(),
+            it.address,
+        )
+    };
+    instances.sort_by_key(order);
+    instances.dedup_by(|(boot, it), (kept, before)| {
+        let is_other = is_ready(it) && kept.is_some() && boot != kept;
+        it.instance == before.instance && !is_other
+    });
+    instances.into_iter().map(|(_, it)| it).collect()
 }
 
 pub(super) fn this_instance(app: &App) -> InstanceDocument {

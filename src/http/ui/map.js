@@ -165,7 +165,7 @@ function summary({ region, instances, p50, rtt }) {
 function showDots(parent, instances) {
   const shown = instances.slice(0, DOTS);
   const radius = shown.length > 1 ? 5 + shown.length * 0.6 : 0;
-  keyed(parent, shown, ({ instance }) => instance, () => element("svg:g", {},
+  keyed(parent, shown, ({ instance, address }) => `${instance} ${address}`, () => element("svg:g", {},
     element("svg:circle", { r: 4.5 })), (dot, it) => {
     const angle = (shown.indexOf(it) / shown.length) * 2 * Math.PI - Math.PI / 2;
     dot.setAttribute("transform", `translate(${radius * Math.cos(angle)} ${radius * Math.sin(angle)})`);

@@ -198,7 +198,7 @@ function troubles() {
     }
     for (const it of instances.filter((it) => (it.app ?? "up") !== "up")) {
       const why = it.local && functions.app?.reason ? `: ${functions.app.reason}` : "";
-      found.push([`${region}/${it.instance}/app`, "", `The app of ${it.instance} in ${region} is ${it.app}${why}.`]);
+      found.push([`${region}/${it.instance}/app ${it.address}`, "", `The app of ${it.instance} in ${region} is ${it.app}${why}.`]);
     }
   }
   if (discovery.stale) found.push(["/discovery", "", `Discovery gets no whole answer: ${discovery.last_error}. Instances that are known go on.`]);
@@ -236,7 +236,7 @@ function renderInstances() {
     const button = element("button", { type: "button", class: "plain", onclick: () => explain(region) }, region);
     return element("tr", {}, element("th", { scope: "row" }, button, element("span", { class: "dim" })), ...cells);
   };
-  keyed(byId("instances"), rows, ({ region, instance = "" }) => `${region}/${instance}`, make, (row, it) => {
+  keyed(byId("instances"), rows, ({ region, instance = "", address = "" }) => `${region}/${instance} ${address}`, make, (row, it) => {
     const counted = counts.regions.find(({ region }) => region === it.region);
     const { failed } = recent(it.region);
     row.className = it.first ? "" : "same";

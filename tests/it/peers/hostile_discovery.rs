@@ -313,6 +313,22 @@ async fn two_processes_under_one_name_are_reported_and_not_chosen_by_it() {
     let said = "two processes say that they are this instance";
     let lines = async || iad.log().matches(said).count();
     eventually("a line of the log", lines, |count| *count == 1).await;
+    let shown = async || {
+        let instances = iad.get("/regions/syd").await.body["instances"].clone();
+        let mut shown = Vec::new();
+        for instance in instances.as_array().unwrap() {
+            assert_eq!(
+                (&instance["instance"], &instance["state"]),
+                (&json!("syd-1"), &json!("ready"))
+            );
+            shown.push(instance["address"].as_str().unwrap().to_owned());
+        }
+        shown.sort();
+        shown
+    };
+    let mut both = [cluster.instance("syd-1").address, address].map(|it| it.to_string());
+    both.sort();
+    assert_eq!(shown().await, both);
     let pinned = json!({"module": "Fly.RPC", "function": "my_region", "instance": "syd-1"});
     let refused = iad.rpc("syd", &pinned).await;
     assert_eq!(refused.problem(), (404, "instance_unknown", "no"));
@@ -340,6 +356,8 @@ async fn two_processes_under_one_name_are_reported_and_not_chosen_by_it() {
     .await;
     drop(namesake);
     eventually("one is left", warnings, |seen| *seen == json!([])).await;
+    let left = cluster.instance("syd-1").address.to_string();
+    assert_eq!(shown().await, [left]);
     assert_eq!(iad.rpc("syd", &pinned).await.result(), "syd");
 }
 
