@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    ops::Range,
     process::Stdio,
     str::FromStr,
     time::Duration,
@@ -16,6 +17,7 @@ use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
 };
+use rand::RngExt;
 use serde_json::{Map, Value};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
@@ -40,6 +42,12 @@ const MAX_INSTANCES: usize = 64;
 
 /// How long an instance may take to stop before it is killed.
 const STOP: Duration = Duration::from_secs(10);
+
+/// The ports of apps: below those that the kernels of Linux and macOS give to connections, and to who listens at port 0.
+const APP_PORTS: Range<u16> = 10_000..32_768;
+
+/// How many of them are tried.
+const PORT_TRIES: usize = 100;
 
 /// The settings in our own environment that hold for every instance: how long it waits, and what it holds. The others say
 /// who and where one instance is, and whom it serves, which the cluster decides.
@@ -311,10 +319,13 @@ fn command(plan: &Plan) -> Result<Command, Failure> {
     Ok(command)
 }
 
+/// A port that is free, and stays so until the app listens there: the kernel gives none of these to whoever asks for any.
 fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    let mut tries = (0..PORT_TRIES).map(|_| rand::rng().random_range(APP_PORTS));
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    tries
+        .find(is_free)
+        .ok_or_else(|| io::ErrorKind::AddrInUse.into())
 }
 
 /// Waits for a process, and reports how it ended; until then passes signals on to it. Its id cannot be that of another

@@ -175,6 +175,28 @@ async fn what_an_app_left_running_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
+async fn an_app_gets_a_port_that_the_kernel_gives_to_nobody_meanwhile() {
+    let folder = TempDir::new().unwrap();
+    let mark = folder.path().join("port");
+    let app = format!(
+        "echo $PORT >{0}.new; mv {0}.new {0}; exec sleep 600",
+        mark.display()
+    );
+    let mut dev = Dev::start(&["--regions", "iad", "--", "sh", "-c", &app]).await;
+    let written = async || fs::read_to_string(&mark).ok();
+    let port = eventually("its port", written, Option::is_some)
+        .await
+        .unwrap();
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let first: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(
+        port.trim().parse::<u16>().unwrap() < first,
+        "{port} of {range}"
+    );
+    assert_eq!(dev.interrupt().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_port_of_another_program_is_named_first_and_the_lines_fit() {
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port();
