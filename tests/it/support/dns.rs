@@ -279,6 +279,11 @@ impl RequestHandler for Handler {
         }
         let builder = MessageResponseBuilder::from_message_request(request);
         let response = builder.build(metadata, answers.iter(), [], [], additional.iter());
-        responder.send_response(response).await.unwrap()
+        let sent = responder.send_response(response).await;
+        // Whoever asked may be gone, and so may the socket at the end of the test.
+        sent.unwrap_or_else(|_| {
+            let counts = HeaderCounts::default();
+            Header { metadata, counts }.into()
+        })
     }
 }
