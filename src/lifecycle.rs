@@ -43,6 +43,11 @@ impl Lifecycle {
         *self.phase.borrow()
     }
 
+    /// Whether the instance is on its way to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.phase() > Phase::Serving
+    }
+
     /// The phase from now on.
     pub(crate) fn watch(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()

@@ -269,7 +269,8 @@ impl AppChild {
     }
 }
 
-fn pid_of(child: &Child) -> Option<Pid> {
+/// The id of a process, as long as it was not waited for.
+pub(super) fn pid_of(child: &Child) -> Option<Pid> {
     let id = child.id()?;
     Some(Pid::from_raw(i32::try_from(id).ok()?))
 }

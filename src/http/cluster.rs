@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{
     cluster::{KnownPeer, Overview},
-    lifecycle::Phase,
     name::BootId,
     problem::{Code, Problem},
     protocol::{Catalogue, CatalogueDocument, PeerState},
@@ -226,9 +225,9 @@ pub(super) fn this_instance(app: &App) -> InstanceDocument {
     InstanceDocument {
         instance: app.identity.instance.clone(),
         address: app.address,
-        state: match app.lifecycle.phase() {
-            Phase::Serving => PeerState::Ready,
-            Phase::Draining | Phase::Refusing | Phase::Cut => PeerState::Draining,
+        state: match app.lifecycle.is_stopping() {
+            true => PeerState::Draining,
+            false => PeerState::Ready,
         },
         local: true,
         release: app.identity.release.clone(),

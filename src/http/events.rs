@@ -107,7 +107,7 @@ pub(super) async fn stream_events(
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    if app.lifecycle.phase() > Phase::Serving {
+    if app.lifecycle.is_stopping() {
         let detail = "this instance is stopping and starts no stream";
         return Err(Problem::new(Code::Draining, detail).into());
     }

@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     app::AppHealth,
-    lifecycle::Phase,
     name::InstanceId,
     problem::{Code, Problem},
     region::Region,
@@ -86,7 +85,7 @@ pub(super) async fn get_liveness(State(app): AppState) -> Json<StatusDocument> {
 pub(super) async fn get_readiness(State(app): AppState) -> Result<Json<StatusDocument>> {
     let refuse =
         |code, detail| Refusal::new(Problem::new(code, detail), Some(&app.identity.region));
-    if app.lifecycle.phase() > Phase::Serving {
+    if app.lifecycle.is_stopping() {
         return Err(refuse(Code::Draining, "this instance is stopping").into());
     }
     if !app.cluster.is_ready() {

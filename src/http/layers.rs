@@ -24,7 +24,6 @@ use super::{
 };
 use crate::{
     access::Caller,
-    lifecycle::Phase,
     memory::Share,
     name::RequestId,
     problem::{Code, Problem},
@@ -126,7 +125,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     // A client must not send its next request on a connection that is about to be closed.
-    if app.lifecycle.phase() > Phase::Serving && !is_upgrade {
+    if app.lifecycle.is_stopping() && !is_upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

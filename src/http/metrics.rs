@@ -21,7 +21,6 @@ use prometheus_client::{
 use super::{App, AppState, request::lists};
 use crate::{
     cluster::Overview,
-    lifecycle::Phase,
     metrics::{PREFIX, Texts, registered},
     problem::{Code, Problem},
     protocol::PeerState,
@@ -63,9 +62,8 @@ fn readings(app: &App, overview: &Overview) -> Registry {
     show("running_limit", help, app.limits.max_in_flight);
     let help = "Calls that wait to leave for a peer";
     show("queued", help, app.dispatcher.queued());
-    let is_draining = app.lifecycle.phase() > Phase::Serving;
     let help = "1 once the instance is stopping";
-    show("draining", help, is_draining.into());
+    show("draining", help, app.lifecycle.is_stopping().into());
     if let Some(is_up) = app.executor.key_store_is_up() {
         let help = "1 while the store of idempotency keys answers";
         show("key_store_up", help, is_up.into());

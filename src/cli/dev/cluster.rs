@@ -13,10 +13,7 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 use futures_util::future;
-use nix::{
-    sys::signal::{self, Signal},
-    unistd::Pid,
-};
+use nix::sys::signal::{self, Signal};
 use rand::RngExt;
 use serde_json::{Map, Value};
 use tokio::{
@@ -32,7 +29,7 @@ use super::{
     way::{Latency, Way},
 };
 use crate::{
-    cli::Failure,
+    cli::{Failure, run::pid_of},
     config::{SETTINGS, Setting, settings::*},
     region::Region,
     telemetry::printable,
@@ -339,9 +336,8 @@ async fn keep(
     loop {
         tokio::select! {
             Some(signal) = orders.recv() => {
-                let id = process.id().and_then(|id| i32::try_from(id).ok());
                 // A process that ends at this very moment needs no signal.
-                let _ = id.map(|id| signal::kill(Pid::from_raw(id), signal));
+                let _ = pid_of(&process).map(|id| signal::kill(id, signal));
             }
             status = process.wait() => {
                 let how = status.map_or_else(|error| error.to_string(), |status| status.to_string());

@@ -56,9 +56,9 @@ pub(super) async fn introduce(State(app): AppState, proven: Proven) -> Response 
         app: identity.app,
         release: identity.release,
         primary: identity.primary,
-        state: match app.lifecycle.phase() {
-            Phase::Serving => Readiness::Ready,
-            Phase::Draining | Phase::Refusing | Phase::Cut => Readiness::Draining,
+        state: match app.lifecycle.is_stopping() {
+            true => Readiness::Draining,
+            false => Readiness::Ready,
         },
         protocol: PROTOCOL,
         catalogue: app.executor.catalogue().hash().clone(),
@@ -103,8 +103,8 @@ pub(super) async fn exec(
         Err(problem) => Refusal::new(problem, Some(&app.identity.region)).into_response(),
     };
     // A peer that reads it chooses others from now on, and not only after its next probe.
-    let is_draining = app.lifecycle.phase() > Phase::Serving;
-    let state = is_draining.then_some([(STATE, DRAINING)]);
+    let is_stopping = app.lifecycle.is_stopping();
+    let state = is_stopping.then_some([(STATE, DRAINING)]);
     (state, answer).into_response()
 }
 
