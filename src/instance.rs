@@ -403,8 +403,8 @@ impl Listeners {
         internal.map_or(self.address, |(_, address)| *address)
     }
 
-    /// Serves `app`: to everybody but the child, which it `shares` with instances where these have no listener; and to the
-    /// child.
+    /// Serves `app` on every listener; where it `shares` the public one, instances are served there too. The child's listener
+    /// has a server of its own, which stops later.
     fn serve(
         self,
         app: &Arc<App>,
@@ -456,8 +456,8 @@ impl Listeners {
     }
 }
 
-/// What the routes share: everything that an instance at `internal_address` has, with what runs in `tasks` until `stop`. Each
-/// part is given those before it.
+/// Makes the parts of an instance at `internal_address`, each from those before it. What they do in the background runs in
+/// `tasks` until `stop`.
 fn assemble(
     config: Config,
     registry: Registry,

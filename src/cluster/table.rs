@@ -400,7 +400,7 @@ impl Table {
         let Some(known) = &mut entry.peer else {
             return effects;
         };
-        // Only these two are words of the peer itself.
+        // Only these two come from the peer itself.
         if matches!(signal, CallSignal::Answered | CallSignal::Draining) {
             known.last_seen = now;
             known.failed_probes = 0;

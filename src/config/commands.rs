@@ -36,7 +36,7 @@ pub(crate) fn is_set(name: &str) -> bool {
     variable(name).is_some()
 }
 
-/// As which service traces are exported; the exporter reads the other variables of the OpenTelemetry specification itself.
+/// The name of the service under which traces are exported; the exporter reads the other variables of OpenTelemetry itself.
 /// `None` without an endpoint, or where the SDK is disabled.
 ///
 /// # Errors

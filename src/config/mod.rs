@@ -309,7 +309,7 @@ impl Config {
 /// The app that the settings describe, if they name one.
 fn app(values: &Values) -> Result<Option<AppConfig>, ConfigError> {
     let Some(url) = values.given(RPC_APP_URL, parsed)? else {
-        // What can have no effect is a mistake rather than a wish.
+        // A setting without effect is a mistake: its author expects one.
         for setting in [
             RPC_APP_TOKEN,
             RPC_APP_CONCURRENCY,

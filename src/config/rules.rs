@@ -11,7 +11,7 @@ use crate::call::MAX_TIMEOUT;
 const MAX_KILL_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Config {
-    /// Checks what no value shows by itself.
+    /// Checks what cannot be checked of each value alone.
     ///
     /// # Errors
     /// A default timeout above the maximum, a duration above 24 h, a zero where there must be time, a size or a number of

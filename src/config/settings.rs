@@ -1,6 +1,6 @@
 //! The table of settings: one row each, from which come the flags of `fly-rpc serve` and its help, the variables that
-//! may be set, the defaults and the table in the documents; and how the text of a value or of a default is read, or
-//! becomes a line that says what would be right. What a value means is in `Config::from_values`.
+//! may be set, the defaults and the table in the documents; and how the text of a value or of a default is parsed, or
+//! refused with a line that says what would be right. What a value means is in `Config::from_values`.
 //! (Not clap's derive with `env`: a program that embeds the crate reads the environment without clap, and clap shows a wrong
 //! value, secrets among them, and does not name its variable.)
 
@@ -341,7 +341,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
         if let Err(error) = EnvFilter::try_new(text) {
             return wrong(&error);
         }
-        // A word that is no level would be a target, all of whose lines are let through, and none of any other.
+        // A word that is no level would be read as a target: all of its lines would be logged, and no others.
         let is_word = |part: &&str| part.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let mut words = text.split(',').filter(is_word);
         if let Some(word) = words.find(|word| word.parse::<LevelFilter>().is_err()) {

@@ -333,7 +333,7 @@ impl Dispatcher {
         Some(read(peers.declared(name)?))
     }
 
-    /// Counts a call; one that failed may have been for a region of the client's invention, which is no label.
+    /// Counts a call. One that failed may name a region that its client invented, which becomes no label.
     fn count(&self, meta: &Meta, problem: Option<&Problem>) {
         let is_known = |region: &&Region| {
             problem.is_none()
@@ -555,7 +555,7 @@ impl Dispatcher {
     }
 }
 
-/// Whether the instance does not have the function, or not now, and another may.
+/// Whether the instance lacks the function, for now or for good, so that another may have it.
 fn is_missing(problem: &Problem) -> bool {
     matches!(
         problem.code,

@@ -20,13 +20,13 @@ pub(crate) struct Choice {
     pub is_any: bool,
     /// The region.
     pub region: Region,
-    /// What it has of the function.
+    /// How well it can run the function.
     pub standing: Standing,
     /// The round trip to the nearest ready instance; `None` for the own region, and where there is none.
     pub distance: Option<Duration>,
 }
 
-/// What a region has of a function.
+/// How well a region can run a function.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Standing {
     /// No instance is known that has it.
@@ -126,7 +126,7 @@ fn standing(peers: &RegionPeers, needs: Needs<'_>) -> Standing {
     }
 }
 
-/// The regions that a call has gone to.
+/// The regions in which a call was tried.
 #[derive(Debug, Default)]
 pub(super) struct Tour {
     tried: Vec<Region>,

@@ -34,8 +34,8 @@ pub(super) struct ProvenToken {
     pub(super) challenge: Challenge,
 }
 
-/// Lets a request pass whose sender `audience` is; who that is becomes an extension of it: a [`Caller`], or a
-/// [`ProvenToken`] where an instance sent a proof and no token.
+/// Lets a request pass whose sender is one of `audience`, with an extension that says who: a [`Caller`], or a [`ProvenToken`]
+/// of an instance that sent a proof and no token.
 pub(super) fn admit(app: &App, audience: Audience, request: &mut Request) -> Result<(), Problem> {
     match audience {
         Audience::Anyone => {}
@@ -137,7 +137,7 @@ pub(super) fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
     }
 }
 
-/// The token of ours that the sender of a request proves to know, by having said this.
+/// The token of the cluster that the sender of a request knows, if its proof of what it `says` is valid.
 fn proven(app: &App, request: &Request, says: Statement<'_>) -> Option<ProvenToken> {
     let text = |header| request.headers().get(header)?.to_str().ok();
     let Reached(address) = request.extensions().get()?;

@@ -37,7 +37,7 @@ pub(super) async fn show(State(app): AppState, headers: HeaderMap) -> Result<imp
     let overview = app.cluster.overview().await;
     let text = app.metrics.text(&readings(&app, &overview));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
-    // The text is right in both.
+    // The text is valid in both formats.
     let format = match lists(&headers, &ACCEPT, "application/openmetrics-text") {
         true => OPENMETRICS,
         false => PROMETHEUS,

@@ -107,7 +107,7 @@ fn may_be_replayed(route: Route, head: &Parts, size: usize) -> bool {
 }
 
 /// What Fly Proxy may be asked for of `targets`, of which `first` comes first: the regions that Fly can have, and whether any
-/// other will do. What a client that is limited to regions means by `any`, Fly Proxy has no word for.
+/// other will do. Fly Proxy has no word for the `any` of a client that is limited to some regions.
 fn list<'a>(
     targets: &'a Targets,
     first: &'a Region,
@@ -122,8 +122,8 @@ fn list<'a>(
     (regions, targets.has_any() && targets.within.is_none())
 }
 
-/// When a call arrived for the first time: what it spent where its replay was asked for, and what Fly Proxy spent on one
-/// that reached none, is time of the call.
+/// When a call arrived for the first time. Its timeout includes the time before its replay was asked for, and the time that
+/// Fly Proxy lost where the replay reached no Machine.
 pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call) -> Instant {
     let left = replay::time_left(headers).unwrap_or(call.timeout);
     let spent = call.timeout.saturating_sub(left);

@@ -1,6 +1,6 @@
 //! The JSON Schemas that functions declare, in the part of the language that generators of clients take: no unions, no
 //! tuples, no references to other documents. They come from strangers: what is not a schema, is too large, or refers to what
-//! is not in it, becomes any JSON.
+//! is not in it, becomes the schema of any JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 
