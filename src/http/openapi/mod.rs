@@ -18,18 +18,17 @@ use axum::{
     response::Response,
 };
 use moka::{policy::EvictionPolicy, sync::Cache};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tokio::task;
 use utoipa::{
     OpenApi,
     openapi::{
         Header, Object, OpenApi as Api, Ref, RefOr, Required, Response as DocumentedResponse,
         Schema,
-        extensions::Extensions,
-        header::HeaderBuilder,
         path::{Operation, Parameter},
-        schema::{ObjectBuilder, SchemaType, Type},
-        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+        schema::{SchemaType, Type},
+        security::SecurityScheme,
     },
 };
 
@@ -90,25 +89,18 @@ pub(super) fn description() -> Api {
     let mut document = Description::openapi();
     // utoipa takes the license from Cargo.toml and writes an empty one where there is none.
     document.info.license = None;
-    let token = HttpBuilder::new()
-        .scheme(HttpAuthScheme::Bearer)
-        .description(Some(
-            "A client's token, where the instance was given any in `RPC_CLIENT_TOKENS`",
-        ))
-        .build();
+    let token = "A client's token, where the instance was given any in `RPC_CLIENT_TOKENS`";
+    let scheme = json!({"type": "http", "scheme": "bearer", "description": token});
     if let Some(components) = &mut document.components {
-        components.add_security_scheme("client_token", SecurityScheme::Http(token));
+        components.add_security_scheme("client_token", part::<SecurityScheme>(scheme));
     }
     document
 }
 
 /// `document` with what no attribute of utoipa can say.
 pub(super) fn finished(mut document: Api) -> Api {
-    let id = header(
-        Type::String,
-        "The request's id",
-        "01M8452GRJX2VJVKXD6FQ0T3AB".into(),
-    );
+    let id = json!("01M8452GRJX2VJVKXD6FQ0T3AB");
+    let id: RefOr<Header> = part(header("string", "The request's id", &id));
     let Api {
         paths, components, ..
     } = &mut document;
@@ -138,7 +130,7 @@ pub(super) fn finished(mut document: Api) -> Api {
         for response in operation.responses.responses.values_mut() {
             if let RefOr::T(response) = response {
                 let name = "x-request-id".to_owned();
-                response.headers.insert(name, id.clone().into());
+                response.headers.insert(name, id.clone());
             }
         }
         match operation.operation_id.as_deref() {
@@ -189,16 +181,15 @@ fn allow_no_args(operation: &mut Operation) {
 
 /// Makes the body of a call that of a fan-out, with `per` in place of `instance`.
 fn fan_out(body: &mut Object) {
-    let per = ObjectBuilder::new()
-        .schema_type(Type::String)
-        .description(Some(
-            "Whether every instance of each region is asked, once whatever `idempotent` says, or one of each, with the \
-             attempts of a call: `instance` when it is not given.",
-        ))
-        .pattern(Some("^(instance|region)$"));
+    let per = json!({
+        "type": "string",
+        "description": "Whether every instance of each region is asked, once whatever `idempotent` says, or one of each, with \
+            the attempts of a call: `instance` when it is not given.",
+        "pattern": "^(instance|region)$",
+    });
     body.description = Some("A call that many instances run.".to_owned());
     body.properties.remove("instance");
-    body.properties.insert("per".to_owned(), per.into());
+    body.properties.insert("per".to_owned(), part(per));
 }
 
 /// A fan-out has the headers of a call, but is never replayed, and always waited for. utoipa takes a body that is only
@@ -241,9 +232,7 @@ pub(super) fn entry_problem() -> RefOr<Schema> {
 /// The codes of this release, where generators do not make a closed type of them: `code` is an open set.
 fn list_codes(problem: &mut Object) {
     if let Some(RefOr::T(Schema::Object(code))) = problem.properties.get_mut("code") {
-        let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
-        let extensions = Extensions::builder().add("x-extensible-enum", codes);
-        code.extensions = Some(extensions.build());
+        code.extensions = Some(part(json!({"x-extensible-enum": Code::ALL})));
     }
 }
 
@@ -252,12 +241,14 @@ pub(super) fn to_json(document: &Api) -> String {
     json.unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"))
 }
 
-fn header(kind: Type, description: &str, example: Value) -> Header {
-    HeaderBuilder::new()
-        .schema(Some(ObjectBuilder::new().schema_type(kind)))
-        .description(Some(description))
-        .example(Some(example))
-        .build()
+fn header(kind: &str, description: &str, example: &Value) -> Value {
+    json!({"schema": {"type": kind}, "description": description, "example": example})
+}
+
+/// A part of the document, from its JSON: shorter than utoipa's builders, and as it is read in the end.
+fn part<T: DeserializeOwned>(json: Value) -> T {
+    serde_json::from_value(json)
+        .unwrap_or_else(|error| unreachable!("this is a part of an OpenAPI document: {error}"))
 }
 
 /// How many documents are kept: one for each limit of clients, as long as the functions stay the same.

@@ -3,19 +3,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use utoipa::{
     IntoResponses,
-    openapi::{
-        Ref, RefOr, Response,
-        content::ContentBuilder,
-        example::{Example, ExampleBuilder},
-        response::ResponseBuilder,
-        schema::Type,
-    },
+    openapi::{RefOr, Response},
 };
 
-use super::header;
+use super::{header, part};
 use crate::{
     problem::{Code, Executed, FunctionError, Problem},
     reply::{Meta, ProblemDocument},
@@ -76,77 +70,70 @@ fn responses(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
     let takes_a_body = codes.contains(&Code::InvalidJson);
     by_status
         .into_iter()
-        .map(|(status, codes)| (status.to_string(), response(&codes, takes_a_body).into()))
-        .chain([("default".to_owned(), problem(LATER, Vec::new()).into())])
+        .map(|(status, codes)| (status.to_string(), response(&codes, takes_a_body)))
+        .chain([(
+            "default".to_owned(),
+            problem(LATER, &Map::new(), &Map::new()),
+        )])
+        .map(|(status, response)| (status, part(response)))
         .collect()
 }
 
-/// The response of a problem, with examples by their names.
-fn problem(description: &str, examples: Vec<(&str, Example)>) -> Response {
-    let content = ContentBuilder::new()
-        .schema(Some(Ref::from_schema_name("Problem")))
-        .examples_from_iter(examples)
-        .build();
-    ResponseBuilder::new()
-        .description(description)
-        .content("application/problem+json", content)
-        .build()
+/// The response of a problem, with headers and examples by their names.
+fn problem(
+    description: &str,
+    headers: &Map<String, Value>,
+    examples: &Map<String, Value>,
+) -> Value {
+    let schema = json!({"$ref": "#/components/schemas/Problem"});
+    json!({
+        "description": description,
+        "headers": headers,
+        "content": {"application/problem+json": {"schema": schema, "examples": examples}},
+    })
 }
 
 /// The response of `codes`, which have one status.
-fn response(codes: &[Code], takes_a_body: bool) -> Response {
+fn response(codes: &[Code], takes_a_body: bool) -> Value {
     let titles = codes
         .iter()
         .map(|code| format!("`{code}`: {}.", code.title()));
     let description = titles.collect::<Vec<_>>().join(" ");
-    let examples = codes
-        .iter()
-        .map(|code| (code.as_str(), example(*code, takes_a_body)));
-    let mut response = problem(&description, examples.collect());
-    let mut add = |name: &str, kind: Type, description: &str, example: Value| {
-        let header = header(kind, description, example);
-        response.headers.insert(name.to_owned(), header.into());
+    let examples = codes.iter().map(|code| {
+        let document = document(*code, takes_a_body);
+        let example = json!({"summary": code.title(), "value": document});
+        (code.to_string(), example)
+    });
+    let mut headers = Map::new();
+    let mut add = |name: &str, kind: &str, description: &str, example: &Value| {
+        headers.insert(name.to_owned(), header(kind, description, example));
     };
     if codes.iter().any(|code| code.retry_after().is_some()) {
         let seconds = "Seconds to wait before another call; not with every code";
-        add("Retry-After", Type::Integer, seconds, 1.into());
+        add("Retry-After", "integer", seconds, &json!(1));
     }
     if codes.contains(&Code::Replay) {
         let region = "Where Fly Proxy is to replay the request";
         let example = "region=syd;prefer_instance=syd-1;timeout=2499ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB~4999";
-        add("fly-replay", Type::String, region, example.into());
+        add("fly-replay", "string", region, &json!(example));
     }
     if codes.contains(&Code::Overloaded) {
         let another =
             "That Fly Proxy is to try another Machine; only behind it, and not with every code";
         let example = "elsewhere=true;timeout=2499ms;fallback=prefer_self;state=01M8452GRJX2VJVKXD6FQ0T3AB~4999";
-        add("fly-replay", Type::String, another, example.into());
+        add("fly-replay", "string", another, &json!(example));
     }
     if codes.contains(&Code::MethodNotAllowed) {
         let methods = if takes_a_body { "POST" } else { "GET,HEAD" };
-        add(
-            "Allow",
-            Type::String,
-            "The methods of this route",
-            methods.into(),
-        );
+        let which = "The methods of this route";
+        add("Allow", "string", which, &json!(methods));
     }
     if codes.contains(&Code::Unauthenticated) {
         let how = "How to authenticate (RFC 6750); `error` where the token that was sent is wrong";
         let example = "Bearer error=\"invalid_token\"";
-        add("WWW-Authenticate", Type::String, how, example.into());
+        add("WWW-Authenticate", "string", how, &json!(example));
     }
-    response
-}
-
-fn example(code: Code, takes_a_body: bool) -> Example {
-    let document = serde_json::to_value(document(code, takes_a_body));
-    ExampleBuilder::new()
-        .summary(code.title())
-        .value(Some(document.unwrap_or_else(|error| {
-            unreachable!("a problem document has a JSON form: {error}")
-        })))
-        .build()
+    problem(&description, &headers, &examples.collect())
 }
 
 fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
