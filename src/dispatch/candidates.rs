@@ -42,11 +42,10 @@ impl Place {
 /// Where one call may run.
 #[derive(Debug)]
 pub(super) enum Candidates {
-    /// On the only instance that was asked for.
-    Pinned(Option<Place>),
     /// On any peer of the region that was not tried, the less busy of two at random.
     Any { tried: Vec<SocketAddr> },
-    /// On the instance that the call's key picks, and on the next one only if that one did not run it.
+    /// On the first of these, and on the next one only if that one did not run it: on the only instance that was asked for, or
+    /// on the one that the call's key picks.
     Ranked(std::vec::IntoIter<(Place, Condition)>),
 }
 
@@ -72,7 +71,8 @@ impl Candidates {
                 false => format!("instance \"{instance}\" is not in this region"),
             };
             let place = found.ok_or_else(|| Problem::new(Code::InstanceUnknown, detail()))?;
-            return Ok(Self::Pinned(Some(place)));
+            // It is tried whatever is known of it.
+            return Ok(Self::Ranked(vec![(place, Condition::Ready)].into_iter()));
         }
         Ok(match &call.key {
             Some(key) if !shares_keys => {
@@ -94,7 +94,6 @@ impl Candidates {
         attempts: &mut Attempts,
     ) -> Result<Option<Place>, Problem> {
         match self {
-            Self::Pinned(place) => Ok(place.take()),
             Self::Ranked(places) => match places.next() {
                 Some((Place::There(peer), Condition::Hanging)) if !call.idempotent => {
                     attempts.is_held = true;
@@ -115,7 +114,6 @@ impl Candidates {
     /// Whether the next one for `call` is ready and did not say that it is full.
     pub(super) fn has_room(&self, peers: &RegionPeers, call: &Call) -> bool {
         match self {
-            Self::Pinned(_) => false,
             Self::Ranked(places) => {
                 matches!(places.as_slice().first(), Some((_, Condition::Ready)))
             }

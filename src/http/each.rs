@@ -140,7 +140,15 @@ pub(super) async fn call_each(
     );
     let fan_out = begun.instrument(span.clone()).await.map_err(refuse)?;
     // Runs where the request, or the rest of its answer, is dropped because the client went away.
-    let awaited = scopeguard::guard(about, |about| about.abandoned());
+    let awaited = scopeguard::guard(about, |it| {
+        rpc::abandoned(
+            &it.app,
+            &it.caller,
+            &it.function,
+            &it.regions,
+            &it.request_id,
+        );
+    });
     Ok(match lists(headers, &ACCEPT, NDJSON) {
         true => lines(fan_out, awaited),
         false => whole(fan_out, awaited).instrument(span).await,
@@ -174,16 +182,6 @@ impl About {
             client, %function, %regions, asked, succeeded, elapsed_ms, %request_id, "fan-out"
         );
         meta
-    }
-
-    fn abandoned(&self) {
-        rpc::abandoned(
-            &self.app,
-            &self.caller,
-            &self.function,
-            &self.regions,
-            &self.request_id,
-        );
     }
 }
 

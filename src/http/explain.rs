@@ -245,33 +245,32 @@ impl<'a> Verdicts<'a> {
     fn of(&self, known: &KnownPeer) -> (bool, String) {
         let state = known.state();
         let is_ready = state == PeerState::Ready;
-        if let Some(name) = self.function {
-            // The app beside it, where it is not up and so may have functions that it does not list now.
-            let app = known.peer.app_state.filter(|_| known.peer.app_is_out());
-            if !self.one_has_it && (is_ready || !self.one_is_ready) {
-                let (is_asked, why) = match app {
-                    Some(app) => (true, format!(", and its app, which is {app}, may have it")),
+        // The app beside it, where it is not up and so may have functions that it does not list now.
+        let app = known.peer.app_state.filter(|_| known.peer.app_is_out());
+        match self.function {
+            Some(name) if !self.one_has_it && (is_ready || !self.one_is_ready) => {
+                let none = format!("{state}; no instance has {name}");
+                match app {
+                    Some(app) => (
+                        true,
+                        format!("{none}, and its app, which is {app}, may have it"),
+                    ),
                     None if self.an_app_is_out => {
-                        (false, ": those whose app is out are asked".to_owned())
+                        (false, none + ": those whose app is out are asked")
                     }
-                    None => (true, ": any of them is asked".to_owned()),
-                };
-                return (is_asked, format!("{state}; no instance has {name}{why}"));
+                    None => (true, none + ": any of them is asked"),
+                }
             }
-            if !known.peer.may_have(name) {
+            Some(name) if !known.peer.may_have(name) => {
                 let app = app.map_or(String::new(), |app| format!("; its app is {app}"));
-                return (false, format!("it has no function {name}{app}"));
+                (false, format!("it has no function {name}{app}"))
             }
-        }
-        match is_ready {
-            true => (true, "ready".to_owned()),
-            false if !self.a_ready_one_has_it => {
-                (true, format!("{state}, and no ready one is left"))
-            }
-            false => (
+            _ if is_ready => (true, "ready".to_owned()),
+            _ if self.a_ready_one_has_it => (
                 false,
                 format!("{state}: used only when no ready one is left"),
             ),
+            _ => (true, format!("{state}, and no ready one is left")),
         }
     }
 }
