@@ -141,16 +141,11 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::call::Timeouts;
+    use crate::config::Config;
 
     fn of(args: &str) -> Fingerprint {
-        let timeouts = Timeouts {
-            default: Duration::from_secs(1),
-            max: Duration::from_secs(1),
-        };
+        let timeouts = Config::default().timeouts;
         let body = format!(r#"{{"module":"M","function":"f","args":{args}}}"#);
         Fingerprint::of_call(&Call::from_json(body.as_bytes(), timeouts).unwrap())
     }

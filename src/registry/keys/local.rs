@@ -372,7 +372,7 @@ mod tests {
     use tokio::time;
 
     use super::*;
-    use crate::call::Timeouts;
+    use crate::config::Config;
 
     const SMALL: Bounds = Bounds {
         keys: 8,
@@ -381,10 +381,7 @@ mod tests {
     };
 
     fn call(owner: &str) -> Call {
-        let timeouts = Timeouts {
-            default: Duration::from_secs(1),
-            max: Duration::from_secs(1),
-        };
+        let timeouts = Config::default().timeouts;
         let call = Call::from_json(br#"{"module":"M","function":"f"}"#, timeouts).unwrap();
         Call {
             key_owner: Some(owner.parse().unwrap()),
