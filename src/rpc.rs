@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use crate::{
     call::{Args, Call, Options, Per, Timeouts},
-    dispatch::{Answered, Dispatcher, FanOut, Outcome},
+    dispatch::{Dispatcher, Entry, FanOut, Outcome},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
         RequestId,
@@ -345,16 +345,13 @@ impl Rpc {
             let begun = FanOut::begin(&self.dispatcher, &regions, per, call, request_id, now);
             let mut fan_out = begun.await?;
             let mut answers = Vec::with_capacity(fan_out.asked());
-            while let Some(answered) = fan_out.next().await {
-                let Answered {
-                    region,
-                    instance,
-                    outcome,
-                    ..
-                } = answered;
+            while let Some(entry) = fan_out.next().await {
+                let Entry {
+                    region, outcome, ..
+                } = entry;
                 answers.push(EachAnswer {
                     region,
-                    instance,
+                    instance: outcome.meta.instance.clone(),
                     consistency: outcome.meta.consistency.clone(),
                     result: read(outcome),
                 });

@@ -33,9 +33,9 @@ const LATELY: Duration = Duration::from_millis(250);
 /// The size of arguments and of results that are not counted, in bytes: each costs as much besides.
 const SMALL: usize = 1 << 10;
 
-/// Whom a fan-out asks.
+/// One that a fan-out asks.
 #[derive(Clone, Debug)]
-enum Asked {
+enum Recipient {
     /// This instance.
     Here(Region),
     /// A peer.
@@ -48,20 +48,18 @@ enum Asked {
 
 /// What came of the call that one instance, or region, was asked for.
 #[derive(Debug)]
-pub(crate) struct Answered {
-    /// The region, and the instance where one was asked.
+pub(crate) struct Entry {
     pub(crate) region: Region,
-    pub(crate) instance: Option<InstanceId>,
-    /// What came of it.
+    /// Its account has the instance, where one was asked.
     pub(crate) outcome: Outcome,
     /// What its result takes of the memory budget.
     pub(crate) held: Option<Reserved>,
 }
 
 /// A call at work, with what it holds.
-type Running = Pin<Box<dyn Future<Output = Answered> + Send>>;
+type Running = Pin<Box<dyn Future<Output = Entry> + Send>>;
 /// A call that began lately, until it ends or began so long ago that it counts no more.
-type Beginning = Pin<Box<dyn Future<Output = Result<Answered, Running>> + Send>>;
+type Beginning = Pin<Box<dyn Future<Output = Result<Entry, Running>> + Send>>;
 
 /// A fan-out under way. Dropping it cancels what was asked and has not started; what runs, runs on to its deadline.
 pub(crate) struct FanOut {
@@ -69,7 +67,7 @@ pub(crate) struct FanOut {
     call: Arc<Call>,
     request_id: RequestId,
     arrived: Instant,
-    waiting: VecDeque<Asked>,
+    waiting: VecDeque<Recipient>,
     lately: FuturesUnordered<Beginning>,
     running: FuturesUnordered<Running>,
     /// The largest result so far, in bytes.
@@ -102,8 +100,8 @@ impl FanOut {
             let detail = "the first discovery round has not finished yet";
             Problem::new(Code::DiscoveryPending, detail)
         })?;
-        let waiting = dispatcher.asked(regions, per);
-        let places = waiting.iter().map(Asked::region);
+        let waiting = dispatcher.recipients(regions, per);
+        let places = waiting.iter().map(Recipient::region);
         let under = |declared: &Declaration| {
             let under = Call::under(&call, declared, dispatcher.max_timeout);
             under.into_owned()
@@ -137,28 +135,28 @@ impl FanOut {
     }
 
     /// What came of the next call that ends; `None` when all have.
-    pub(crate) async fn next(&mut self) -> Option<Answered> {
+    pub(crate) async fn next(&mut self) -> Option<Entry> {
         loop {
             while self.may_begin()
-                && let Some(asked) = self.waiting.pop_front()
+                && let Some(recipient) = self.waiting.pop_front()
             {
-                let running = self.start(asked);
+                let running = self.start(recipient);
                 self.lately.push(Box::pin(lately(running)));
             }
-            let answered = tokio::select! {
+            let entry = tokio::select! {
                 Some(began) = self.lately.next() => match began {
-                    Ok(answered) => answered,
+                    Ok(entry) => entry,
                     Err(running) => {
                         self.running.push(running);
                         continue;
                     }
                 },
-                Some(answered) = self.running.next() => answered,
+                Some(entry) = self.running.next() => entry,
                 // Others than these may have given room back.
                 () = time::sleep(LATELY), if !self.waiting.is_empty() => continue,
                 else => return None,
             };
-            return Some(self.count(answered));
+            return Some(self.count(entry));
         }
     }
 
@@ -195,13 +193,13 @@ impl FanOut {
     ///
     /// # Errors
     /// There is none, or none for a result as large as one before: the function would have run in vain.
-    fn room_for(&self, asked: &Asked) -> Result<Reserved, Problem> {
+    fn room_for(&self, recipient: &Recipient) -> Result<Reserved, Problem> {
         let memory = &self.dispatcher.memory;
         let largest = self.largest.filter(|largest| *largest > SMALL);
-        let (args, result) = match asked {
-            Asked::Peer(_) | Asked::OneOf(_) => (self.size_of_args(), largest),
-            Asked::Here(_) => (0, largest),
-            Asked::Nobody(..) => (0, None),
+        let (args, result) = match recipient {
+            Recipient::Peer(_) | Recipient::OneOf(_) => (self.size_of_args(), largest),
+            Recipient::Here(_) => (0, largest),
+            Recipient::Nobody(..) => (0, None),
         };
         let room = memory.reserve(args, Share::Results)?;
         // Only to see that there is some: the result is counted as it comes.
@@ -209,23 +207,23 @@ impl FanOut {
         Ok(room)
     }
 
-    fn start(&self, asked: Asked) -> Running {
+    fn start(&self, recipient: Recipient) -> Running {
         let (dispatcher, call) = (Arc::clone(&self.dispatcher), Arc::clone(&self.call));
         let (request_id, arrived) = (self.request_id.clone(), self.arrived);
         let in_flight = Arc::clone(&self.in_flight);
-        let room = self.room_for(&asked);
+        let room = self.room_for(&recipient);
         Box::pin(async move {
             let deadline = Deadline::since(arrived, call.timeout);
             // A key is kept to the instance that may have run it, also where instances share a store of keys.
             let attempts = Attempts::new(request_id, deadline, false, Some(in_flight));
-            ask(&dispatcher, &call, asked, room, attempts, arrived).await
+            ask(&dispatcher, &call, recipient, room, attempts, arrived).await
         })
     }
 
     /// Counts what came of a call, and its result in the memory budget.
-    fn count(&mut self, mut answered: Answered) -> Answered {
-        let held = &mut answered.held;
-        answered.outcome.result = answered.outcome.result.and_then(|returned| {
+    fn count(&mut self, mut entry: Entry) -> Entry {
+        let held = &mut entry.held;
+        entry.outcome.result = entry.outcome.result.and_then(|returned| {
             let size = returned.json.get().len();
             self.largest = self.largest.max(Some(size));
             if size > SMALL {
@@ -236,12 +234,12 @@ impl FanOut {
             }
             Ok(returned)
         });
-        if answered.outcome.result.as_ref().is_err_and(is_dropped) {
+        if entry.outcome.result.as_ref().is_err_and(is_dropped) {
             self.found_no_room = true;
         }
-        self.succeeded += usize::from(answered.outcome.result.is_ok());
-        self.dispatcher.ended(&self.call.name, &answered.outcome);
-        answered
+        self.succeeded += usize::from(entry.outcome.result.is_ok());
+        self.dispatcher.ended(&self.call.name, &entry.outcome);
+        entry
     }
 }
 
@@ -252,9 +250,9 @@ fn is_dropped(problem: &Problem) -> bool {
 }
 
 /// `running`, or what is left of it once it no longer counts as one that began lately.
-async fn lately(mut running: Running) -> Result<Answered, Running> {
+async fn lately(mut running: Running) -> Result<Entry, Running> {
     match time::timeout(LATELY, &mut running).await {
-        Ok(answered) => Ok(answered),
+        Ok(entry) => Ok(entry),
         Err(_) => Err(running),
     }
 }
@@ -264,26 +262,26 @@ async fn lately(mut running: Running) -> Result<Answered, Running> {
 async fn ask(
     dispatcher: &Dispatcher,
     call: &Call,
-    asked: Asked,
+    recipient: Recipient,
     room: Result<Reserved, Problem>,
     mut attempts: Attempts,
     arrived: Instant,
-) -> Answered {
-    let region = asked.region().clone();
-    let call = &*asked.call(call, &dispatcher.identity.instance);
+) -> Entry {
+    let region = recipient.region().clone();
+    let call = &*recipient.call(call, &dispatcher.identity.instance);
     // The room is held until the call has ended, which is when the match has.
-    let result = match (room, &asked) {
+    let result = match (room, &recipient) {
         (Err(problem), _) => Err(problem),
-        (Ok(_), Asked::Nobody(_, problem)) => Err(problem.clone()),
-        (Ok(_), Asked::Here(_)) => dispatcher.attempt_here(call, &mut attempts).await,
-        (Ok(_), Asked::Peer(peer)) => dispatcher.attempt_there(peer, call, &mut attempts).await,
-        (Ok(_), Asked::OneOf(region)) => dispatcher.run_in(region, call, &mut attempts).await,
+        (Ok(_), Recipient::Nobody(_, problem)) => Err(problem.clone()),
+        (Ok(_), Recipient::Here(_)) => dispatcher.attempt_here(call, &mut attempts).await,
+        (Ok(_), Recipient::Peer(peer)) => dispatcher.attempt_there(peer, call, &mut attempts).await,
+        (Ok(_), Recipient::OneOf(region)) => dispatcher.run_in(region, call, &mut attempts).await,
     };
     let elapsed = arrived.elapsed();
-    let outcome = attempts.into_outcome(Some(region.clone()), asked.instance(), result, elapsed);
-    Answered {
+    let outcome =
+        attempts.into_outcome(Some(region.clone()), recipient.instance(), result, elapsed);
+    Entry {
         region,
-        instance: outcome.meta.instance.clone(),
         outcome,
         held: None,
     }
@@ -291,7 +289,7 @@ async fn ask(
 
 impl Dispatcher {
     /// Whom a fan-out in `regions` asks: who is known there now, also who does not answer.
-    fn asked(&self, regions: &Regions, per: Per) -> Vec<Asked> {
+    fn recipients(&self, regions: &Regions, per: Per) -> Vec<Recipient> {
         let own = &self.identity.region;
         let (named, is_all) = match regions {
             Regions::All => (self.regions(), true),
@@ -305,34 +303,36 @@ impl Dispatcher {
                 (named, false)
             }
         };
-        let mut asked = Vec::new();
+        let mut recipients = Vec::new();
         for region in named {
-            let before = asked.len();
+            let before = recipients.len();
             let peers = self.peers(&region);
             let is_here = region == *own;
             let found = peers.as_ref().map_or(0, |peers| peers.count());
             match per {
-                Per::Region if is_here || found > 0 => asked.push(Asked::OneOf(region.clone())),
+                Per::Region if is_here || found > 0 => {
+                    recipients.push(Recipient::OneOf(region.clone()))
+                }
                 Per::Region => {}
                 Per::Instance => {
-                    asked.extend(is_here.then(|| Asked::Here(region.clone())));
+                    recipients.extend(is_here.then(|| Recipient::Here(region.clone())));
                     let peers = peers.iter().flat_map(|peers| peers.all());
-                    asked.extend(peers.cloned().map(Asked::Peer));
+                    recipients.extend(peers.cloned().map(Recipient::Peer));
                 }
             }
-            if asked.len() == before && !is_all {
+            if recipients.len() == before && !is_all {
                 let problem = peers.err().unwrap_or_else(|| {
                     let detail = format!("region \"{region}\": no instance is left");
                     Problem::new(Code::RegionUnavailable, detail)
                 });
-                asked.push(Asked::Nobody(region, problem));
+                recipients.push(Recipient::Nobody(region, problem));
             }
         }
-        asked
+        recipients
     }
 }
 
-impl Asked {
+impl Recipient {
     fn region(&self) -> &Region {
         match self {
             Self::Here(region) | Self::OneOf(region) | Self::Nobody(region, _) => region,

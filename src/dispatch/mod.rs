@@ -18,7 +18,7 @@ use self::{
     regions::Tour,
 };
 pub(crate) use self::{
-    fan_out::{Answered, FanOut},
+    fan_out::{Entry, FanOut},
     regions::{Choice, Needs, Standing},
 };
 use crate::{

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     access::Caller,
-    dispatch::{Answered, FanOut},
+    dispatch::{Entry, FanOut, Outcome},
     json,
     memory::Reserved,
     name::{FunctionName, RequestId},
@@ -191,9 +191,9 @@ type Awaited<F> = ScopeGuard<About, F>;
 /// The whole answer, once all calls have ended. Its entries are written as they come, and sorted as pieces.
 async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Response {
     let mut entries = Vec::with_capacity(fan_out.asked());
-    while let Some(answered) = fan_out.next().await {
-        let place = (answered.region.clone(), answered.instance.clone());
-        entries.push((place, entry(answered)));
+    while let Some(entry) = fan_out.next().await {
+        let place = (entry.region.clone(), entry.outcome.meta.instance.clone());
+        entries.push((place, to_json(entry)));
     }
     let meta = ScopeGuard::into_inner(awaited).ended(&fan_out);
     entries.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -215,8 +215,8 @@ async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Res
 fn lines(fan_out: FanOut, awaited: Awaited<impl FnOnce(About) + Send + 'static>) -> Response {
     let pieces = stream::unfold(Some((fan_out, awaited)), async |state| {
         let (mut fan_out, awaited) = state?;
-        if let Some(answered) = fan_out.next().await {
-            let (mut bytes, _held) = entry(answered);
+        if let Some(entry) = fan_out.next().await {
+            let (mut bytes, _held) = to_json(entry);
             json::join_lines(&mut bytes);
             bytes.push(b'\n');
             return Some((bytes, Some((fan_out, awaited))));
@@ -236,27 +236,20 @@ fn streamed(
     ([(CONTENT_TYPE, content_type)], body).into_response()
 }
 
-/// The entry of what came of one call, and what it takes of the memory budget.
-fn entry(answered: Answered) -> (Vec<u8>, Option<Reserved>) {
-    let Answered {
-        region,
-        instance,
-        outcome,
-        held,
-    } = answered;
-    let (result, problem, consistency) = match outcome.result {
+/// An entry of the answer, and what it takes of the memory budget.
+fn to_json(entry: Entry) -> (Vec<u8>, Option<Reserved>) {
+    let Outcome { result, meta } = entry.outcome;
+    let instance = meta.instance.clone();
+    let (result, problem, consistency) = match result {
         Ok(returned) => (Some(returned.json), None, returned.consistency),
-        Err(problem) => {
-            let document = ProblemDocument::new(problem, outcome.meta);
-            (None, Some(document), None)
-        }
+        Err(problem) => (None, Some(ProblemDocument::new(problem, meta)), None),
     };
-    let entry = EntryDocument {
-        region,
+    let document = EntryDocument {
+        region: entry.region,
         instance,
         result,
         problem,
         consistency,
     };
-    (json::to_vec(&entry), held)
+    (json::to_vec(&document), entry.held)
 }
