@@ -1,5 +1,5 @@
 //! The cluster that `dev` runs: its shape as it is typed, and its instances. Each is a child process, whose log is passed on;
-//! with latency, the other regions reach it through a proxy each (`way.rs`).
+//! with latency, the other regions reach it through a proxy each (`latency.rs`).
 
 use std::{
     ffi::OsString,
@@ -26,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     dns::Dns,
-    way::{Latency, Way},
+    latency::{Latency, Proxy},
 };
 use crate::{
     cli::{Failure, run::pid_of},
@@ -133,16 +133,16 @@ impl Cluster {
     /// Starts the instance of `plan`, and announces it in every region.
     pub(super) async fn add(&mut self, plan: Plan) -> Result<(), Failure> {
         let (region, name, listen) = (plan.region.clone(), plan.name.clone(), plan.listen);
-        let mut ways = Vec::new();
+        let mut proxies = Vec::new();
         // Announced before it starts where its port is known, so that its first question already has an answer.
         if listen.port() != 0 {
-            ways = self.announce(&region, &name, listen).await?;
+            proxies = self.announce(&region, &name, listen).await?;
         }
         let mut child = Child::start(plan).await?;
         if listen.port() == 0 {
-            ways = self.announce(&region, &name, child.plan.listen).await?;
+            proxies = self.announce(&region, &name, child.plan.listen).await?;
         }
-        child.ways = ways;
+        child.proxies = proxies;
         self.children.push(child);
         Ok(())
     }
@@ -151,11 +151,11 @@ impl Cluster {
         future::join_all(self.children.iter_mut().map(Child::stop)).await;
     }
 
-    /// Closes the ways to the instance `name`, which has ended. Returns whether any instance is left.
+    /// Closes the proxies of the instance `name`, which has ended. Returns whether any instance is left.
     pub(super) fn ended(&mut self, name: &str) -> bool {
         if let Ok(child) = self.child(name) {
             child.has_ended = true;
-            child.ways.iter_mut().for_each(Way::close);
+            child.proxies.iter_mut().for_each(Proxy::close);
         }
         self.children.iter().any(|child| !child.has_ended)
     }
@@ -167,25 +167,25 @@ impl Cluster {
         found.ok_or(Failure::Failed(unknown))
     }
 
-    /// Announces the instance `name` at `address` in every region, and opens the ways to it.
+    /// Announces the instance `name` at `address` in every region, and opens its proxies.
     async fn announce(
         &self,
         region: &Region,
         name: &str,
         address: SocketAddr,
-    ) -> Result<Vec<Way>, Failure> {
-        let mut ways = Vec::new();
+    ) -> Result<Vec<Proxy>, Failure> {
+        let mut proxies = Vec::new();
         for viewer in &self.regions {
             let mut reached_at = address;
             if let Some(latency) = self.latency.filter(|_| viewer != region) {
                 let delay = latency.between(viewer, region).map_err(Failure::Usage)?;
-                let way = Way::open(address, delay).await?;
-                reached_at = way.start;
-                ways.push(way);
+                let proxy = Proxy::open(address, delay).await?;
+                reached_at = proxy.address;
+                proxies.push(proxy);
             }
             self.dns.announce(viewer, name, reached_at.port()).await?;
         }
-        Ok(ways)
+        Ok(proxies)
     }
 }
 
@@ -212,8 +212,8 @@ pub(super) struct Plan {
 pub(super) struct Child {
     pub(super) plan: Plan,
     pub(super) has_ended: bool,
-    /// The ways to it from the other regions.
-    pub(super) ways: Vec<Way>,
+    /// Those through which the other regions reach it.
+    pub(super) proxies: Vec<Proxy>,
     /// An instance started with `--until-stdin-closes` drains when its stdin is closed.
     stdin: Option<ChildStdin>,
     signals: mpsc::Sender<Signal>,
@@ -244,7 +244,7 @@ impl Child {
         Ok(Self {
             plan,
             has_ended: false,
-            ways: Vec::new(),
+            proxies: Vec::new(),
             stdin,
             signals,
             kept: AbortOnDropHandle::new(kept),
@@ -257,11 +257,11 @@ impl Child {
             return Err(Failure::Failed(format!("{} has not ended", self.plan.name)));
         }
         let started = Self::start(self.plan.clone()).await?;
-        // The same ways, which begin where DNS says.
-        let ways = std::mem::take(&mut self.ways);
-        *self = Self { ways, ..started };
-        for way in &mut self.ways {
-            way.reopen().await?;
+        // The same proxies, whose addresses DNS has.
+        let proxies = std::mem::take(&mut self.proxies);
+        *self = Self { proxies, ..started };
+        for proxy in &mut self.proxies {
+            proxy.reopen().await?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! The DNS server of a cluster on one machine: SRV records, so that every instance may be at 127.0.0.1. Each region has
-//! a service of its own, because the way to an instance begins at another address for each.
+//! a service of its own, because each reaches an instance at another address, that of a proxy.
 
 use std::{
     io,

@@ -3,7 +3,7 @@
 mod cluster;
 mod control;
 mod dns;
-mod way;
+mod latency;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ use self::{
     cluster::{Child, Cluster, Plan, Shape},
     control::{Control, Order, obey, said_document},
     dns::Dns,
-    way::Latency,
+    latency::Latency,
 };
 use super::{Failure, print, say, table::table};
 use crate::{client, http::documents::RegionsDocument, instance::Signals, region::Region};

@@ -1,5 +1,5 @@
-//! The way from one region to an instance in another: a proxy on which every byte takes as long as it would travel, by the
-//! distance of the regions' cities, or the same time everywhere.
+//! Latency between the regions of a cluster on one machine: a proxy in front of an instance, on which every byte takes as long
+//! as it would travel, by the distance of the regions' cities, or the same time everywhere.
 
 use std::{io, net::SocketAddr, str::FromStr, time::Duration};
 
@@ -19,37 +19,37 @@ use crate::region::Region;
 const PIECES: usize = 256;
 const PIECE: usize = 16 << 10;
 
-/// A way, with all connections on it; both are cut when this is dropped.
+/// A proxy from one region to an instance in another, with all of its connections; it is closed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Way {
-    pub(super) start: SocketAddr,
+pub(super) struct Proxy {
+    pub(super) address: SocketAddr,
     target: SocketAddr,
     delay: Duration,
     /// `None` while it is closed and refuses connections.
     relay: Option<AbortOnDropHandle<()>>,
 }
 
-impl Way {
-    /// A way that begins at a free port and ends at `target`, `delay` further.
+impl Proxy {
+    /// A proxy at a free port, behind which `target` is `delay` away.
     pub(super) async fn open(target: SocketAddr, delay: Duration) -> io::Result<Self> {
-        let mut way = Self {
-            start: SocketAddr::new(target.ip(), 0),
+        let mut proxy = Self {
+            address: SocketAddr::new(target.ip(), 0),
             target,
             delay,
             relay: None,
         };
-        way.reopen().await?;
-        Ok(way)
+        proxy.reopen().await?;
+        Ok(proxy)
     }
 
     pub(super) fn close(&mut self) {
         self.relay = None;
     }
 
-    /// Opens it where it began before.
+    /// Opens it at its former address.
     pub(super) async fn reopen(&mut self) -> io::Result<()> {
-        let listener = TcpListener::bind(self.start).await?;
-        self.start = listener.local_addr()?;
+        let listener = TcpListener::bind(self.address).await?;
+        self.address = listener.local_addr()?;
         let relay = relay_all(listener, self.target, self.delay);
         self.relay = Some(AbortOnDropHandle::new(tokio::spawn(relay)));
         Ok(())
@@ -124,7 +124,7 @@ async fn carry(
 const KM_PER_MS: f64 = 200.0;
 /// How much longer than the great circle cables and routes are.
 const DETOUR: f64 = 1.4;
-/// Above this, probes would never be answered in time: they take four ways, and have a second.
+/// Above this, probes would never be answered in time: they cross it four times, and have a second.
 const LONGEST: Duration = Duration::from_millis(200);
 const EARTH_RADIUS_KM: f64 = 6371.0;
 
