@@ -172,6 +172,7 @@ impl FanOut {
         let each = self.largest.unwrap_or(args / 2).max(SMALL);
         let results = match lately {
             0 => 0,
+            // Twice: they may take half of the room that is left.
             _ => 2 * each * (lately + 1),
         };
         let is_paced = match self.largest {

@@ -150,12 +150,13 @@ impl Dispatcher {
             }
             let problem = match result {
                 Ok(result) => {
-                    self.metrics
-                        .calls
-                        .chosen(Some(choice.item), region.as_ref());
-                    if let (true, 1.., Some(region)) = (call.after.is_some(), choice.item, &region)
+                    let (calls, item) = (&self.metrics.calls, choice.item);
+                    calls.chosen(Some(item), region.as_ref());
+                    if call.after.is_some()
+                        && item > 0
+                        && let Some(region) = &region
                     {
-                        self.metrics.calls.passed_on(region);
+                        calls.passed_on(region);
                     }
                     return (region, Ok(result));
                 }

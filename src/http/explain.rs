@@ -290,6 +290,7 @@ fn candidates(
         .unzip();
     let siblings = app.cluster.region(region).unwrap_or_default();
     let may_know = |name: &FunctionName| siblings.may_know(name);
+    // A call for the own region goes on to a sibling only where that may have the function and this instance has not.
     let is_here = is_own && (has_it || !function.is_some_and(may_know));
     let verdicts = Verdicts::among(&peers, function);
     let candidates = peers.iter().zip(seen).map(|(known, seen)| {

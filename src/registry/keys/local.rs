@@ -160,6 +160,7 @@ impl LocalKeys {
             return entry.recall(fingerprint, self.bounds.waiters);
         }
         let own = owned.by_key.len();
+        // An owner may have as many as are free.
         if own >= self.bounds.keys - contents.keys {
             return Recall::Refused(share_is_used(own));
         }
