@@ -31,9 +31,8 @@
 //! | send writes to the primary region of any tower service | [`ReplayToPrimary`] |
 //!
 //! Features, all on by default: `cli` builds the program `fly-rpc`, `dev` its command for a cluster on one machine, `https`
-//! that of the commands that ask an instance, `otlp` the export of traces, `redis` the client of a store for idempotency
-//! keys. A program that embeds the crate needs none of
-//! them.
+//! TLS for the commands that ask an instance, `otlp` the export of traces, `redis` the client of a store for idempotency
+//! keys. A program that embeds the crate needs none of them.
 
 mod access;
 mod app;

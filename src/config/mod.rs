@@ -211,8 +211,9 @@ impl Config {
     /// The configuration that the environment describes.
     ///
     /// # Errors
-    /// A variable that starts with `RPC_` and is neither one of [`SETTINGS`] nor a service link of Kubernetes, a value that does not
-    /// parse, or settings that contradict each other; the message is one line that names the setting and what would be right.
+    /// A variable that starts with `RPC_` and is neither one of [`SETTINGS`] nor a service link of Kubernetes, a value that
+    /// does not parse, or settings that contradict each other. The message is one line that names the setting and what would
+    /// be right.
     pub fn from_env() -> Result<Self, ConfigError> {
         Self::from_env_and_flags(std::iter::empty())
     }

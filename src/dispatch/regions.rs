@@ -133,9 +133,9 @@ pub(super) struct Tour {
 }
 
 impl Tour {
-    /// Where among `choices` a call goes next that may have `left` attempts, and how many of these are kept for other regions:
-    /// to the first that serves it, else to the first. With `is_strict`, it goes to the first target, ready or not: a call with a key must not run in another place than
-    /// before because an instance is silent.
+    /// Where among `choices` a call goes next that may have `left` attempts, and how many of these are kept for other regions.
+    /// It goes to the first that serves it, else to the first. With `is_strict`, it goes to the first target, ready or not: a
+    /// call with a key must not run in another place than before because an instance is silent.
     ///
     /// Each target that follows keeps an attempt. A region that only `any` stands for is passed over where nobody has the
     /// function, unless it is the last resort: the own one, which says so.
