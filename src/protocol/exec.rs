@@ -1,15 +1,17 @@
 //! A call as one instance sends it to another: the object of `POST /rpc/{region}` with the members that only instances
 //! send. Written once by the instance that asks, read once by the one that runs it.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use serde_json::value::RawValue;
 
-use super::lines::{self, CallLine, id_of};
+use super::lines::{self, CallLine, ID, PlainLine, id_of};
 use crate::{
-    call::{Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, parsed},
+    call::{Args, Call, MAX_TIMEOUT, MEMBERS, Options, Timeouts, missing, parsed},
     json::{self, Unknown},
-    name::{BootId, ConsistencyToken, IdempotencyKey, InstanceId, KeyOwner, RequestId},
+    name::{
+        BootId, ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, KeyOwner, RequestId,
+    },
     problem::Problem,
     region::Region,
     trace::{self, TRACEPARENT},
@@ -61,12 +63,45 @@ impl Exec {
         line: &[u8],
         timeouts: Timeouts,
     ) -> (Option<u64>, Result<Self, Problem>) {
+        if let Some((id, exec)) = Self::plain(line) {
+            return (Some(id), Ok(exec));
+        }
         let members = match json::members(line, EXEC_MEMBERS, Unknown::Ignored) {
             Ok(members) => members,
             Err(bad) => return (id_of(line), Err(bad.into())),
         };
         let id = members[EXEC_MEMBERS.len() - 1].and_then(|id| id.get().parse().ok());
         (id, Self::from_members(members, timeouts))
+    }
+
+    /// The id and the call of a line with no more members than most have, as [`begin_call`](lines::begin_call) and
+    /// [`Exec::line`] write them.
+    fn plain(line: &[u8]) -> Option<(u64, Self)> {
+        let mut line = PlainLine(line);
+        let id = line.number(ID)?;
+        let timeout = Duration::from_millis(line.number(b",\"timeout_ms\":")?);
+        let at_us = line.number(b",\"at_us\":")?;
+        let region = line.word(b",\"region\":\"")?;
+        let name = FunctionName {
+            module: line.word(b",\"module\":\"")?,
+            function: line.word(b",\"function\":\"")?,
+        };
+        let request_id = line.word(b",\"request_id\":\"")?;
+        let args = Args::from_raw(json::value(line.last(b",\"args\":")?).ok()?)?;
+        if timeout.is_zero() || timeout > MAX_TIMEOUT {
+            return None;
+        }
+        let options = Options {
+            timeout: Some(timeout),
+            ..Options::default()
+        };
+        let exec = Self {
+            region,
+            call: Call::new(name, args, options, timeout),
+            request_id: Some(request_id),
+            at_us: Some(at_us),
+        };
+        Some((id, exec))
     }
 
     fn from_members(
@@ -157,8 +192,6 @@ fn optional<T: FromStr>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::{super::lines::begin_call, *};
 
     const TIMEOUTS: Timeouts = Timeouts {
@@ -197,5 +230,46 @@ mod tests {
         assert_eq!(exec.call.name.to_string(), "\"\\.f");
         assert!(exec.call.idempotent);
         assert_eq!(exec.call.args.raw().get(), "[1.0, 2]");
+    }
+
+    #[test]
+    fn a_plain_line_is_read_as_any_other_way_to_write_it() {
+        let call = Call::from_json(
+            br#"{"module":"M","function":"f","args":[1, "a,b"]}"#,
+            TIMEOUTS,
+        );
+        let (region, id) = ("syd".parse().unwrap(), "r".parse().unwrap());
+        let call = call.unwrap();
+        let line = Exec::line(&region, &call, &id);
+        let mut text = Vec::new();
+        begin_call(&mut text, 9, 7, 5, &line);
+        text.extend_from_slice(line.args());
+        text.push(b'}');
+        let text = String::from_utf8(text).unwrap();
+        let (id, plain) = Exec::plain(text.as_bytes()).unwrap();
+        let spaced = text.replace(",\"args\"", ", \"args\"");
+        assert!(Exec::plain(spaced.as_bytes()).is_none());
+        let (other_id, other) = Exec::from_line(spaced.as_bytes(), TIMEOUTS);
+        assert_eq!(
+            (Some(id), format!("{plain:?}")),
+            (other_id, format!("{:?}", other.unwrap()))
+        );
+        for (from, to) in [
+            (":7,", ":0,"),
+            (":7,", ":86400001,"),
+            (":7,", ":7.0,"),
+            ("syd", "SYD"),
+            ("syd", "\\u0073yd"),
+            ("\"M\"", "\"M M\""),
+            ("\"f\"", "\"f\",\"idempotent\":true"),
+            ("]}", "]]}"),
+            ("]}", "],\"args\":[2]}"),
+            ("]}", "]"),
+            ("[1", "\"[1"),
+            ("\"a,b\"", "\"\\ud800\""),
+        ] {
+            let other = text.replace(from, to);
+            assert!(Exec::plain(other.as_bytes()).is_none(), "{other}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! Why no codec of tokio-util: its `LinesCodec` copies each line and checks it for UTF-8, which the JSON reader does
 //! anyway, and both of its codecs read on behind a line that is too long; here a line is a slice of what was read.
 
-use std::{borrow::Cow, io::Write, sync::Arc};
+use std::{borrow::Cow, io::Write, str::FromStr, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::{memchr, memchr2, memmem};
@@ -25,6 +25,8 @@ pub(crate) const KEPT: usize = 256 << 10;
 /// small calls are still answered, if only by a refusal.
 pub(crate) const UNCOUNTED: usize = 8 << 10;
 
+/// What stands before the id of a call or an answer.
+pub(super) const ID: &[u8] = b"{\"id\":";
 /// What stands before a result.
 const RESULT: &[u8] = b"\"result\":";
 /// The most bytes that stand before a result: an id, and a consistency token.
@@ -72,7 +74,7 @@ pub(crate) fn begin_call(
     line: &CallLine<'_>,
 ) {
     let starts: [(&[u8], u64); 3] = [
-        (b"{\"id\":", id),
+        (ID, id),
         (b",\"timeout_ms\":", timeout_ms),
         (b",\"at_us\":", at_us),
     ];
@@ -114,7 +116,7 @@ pub(crate) fn proof_line(proof: &Proof) -> Vec<u8> {
 
 /// Appends the line that answers the call `id`; the id is `null` when that of the call could not be read.
 pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome, meta: Meta) {
-    out.extend_from_slice(b"{\"id\":");
+    out.extend_from_slice(ID);
     match id {
         Some(id) => put_number(out, id),
         None => out.extend_from_slice(b"null"),
@@ -243,25 +245,47 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
 
 /// The id and the result of an answer that is nothing else, as nearly all are, as [`write_answer`] writes it.
 fn plain_answer(line: &[u8]) -> Option<(u64, Box<RawValue>)> {
-    let (id, rest) = starting_id(line)?;
-    let result = rest
-        .strip_prefix(b",")?
-        .strip_prefix(RESULT)?
-        .strip_suffix(b"}")?;
+    let mut line = PlainLine(line);
+    let id = line.number(ID)?;
+    let result = line.last(b",\"result\":")?;
     Some((id, serde_json::from_slice(result).ok()?))
 }
 
 /// The id at the start of a line that cannot be read.
 pub(super) fn id_of(line: &[u8]) -> Option<u64> {
-    starting_id(line).map(|(id, _)| id)
+    PlainLine(line).number(ID)
 }
 
-/// The id at the start of a line, and what follows it.
-fn starting_id(line: &[u8]) -> Option<(u64, &[u8])> {
-    let rest = line.strip_prefix(b"{\"id\":")?;
-    let end = rest.iter().position(|byte| !byte.is_ascii_digit());
-    let (digits, rest) = rest.split_at(end.unwrap_or(rest.len()));
-    Some((str::from_utf8(digits).ok()?.parse().ok()?, rest))
+/// What is left of a line whose members stand as this release writes them, each of which is told by the text before its value:
+/// a tenth of the work of a reader that takes any JSON, which reads a line that is not so.
+pub(super) struct PlainLine<'a>(pub(super) &'a [u8]);
+
+impl<'a> PlainLine<'a> {
+    /// The integer behind `start`.
+    pub(super) fn number(&mut self, start: &[u8]) -> Option<u64> {
+        let value = self.0.strip_prefix(start)?;
+        let (mut number, mut rest) = (0_u64, value);
+        while let [digit @ b'0'..=b'9', behind @ ..] = rest {
+            let digit = u64::from(digit - b'0');
+            number = number.checked_mul(10)?.checked_add(digit)?;
+            rest = behind;
+        }
+        self.0 = rest;
+        (rest.len() < value.len()).then_some(number)
+    }
+
+    /// The word behind `start`, which ends with its quote.
+    pub(super) fn word<T: FromStr>(&mut self, start: &[u8]) -> Option<T> {
+        let value = self.0.strip_prefix(start)?;
+        let (word, rest) = value.split_at(memchr2(b'"', b'\\', value)?);
+        self.0 = rest.strip_prefix(b"\"")?;
+        str::from_utf8(word).ok()?.parse().ok()
+    }
+
+    /// The value behind `start`, which is that of the last member.
+    pub(super) fn last(self, start: &[u8]) -> Option<&'a [u8]> {
+        self.0.strip_prefix(start)?.strip_suffix(b"}")
+    }
 }
 
 /// Splits a stream of bytes into lines, and counts in the memory budget what they take until they are whole.
