@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use self::timed::{Timed, seconds};
+use self::timed::{Kept, Timed, seconds};
 use crate::{
     config::Identity,
     feed::Feed,
@@ -124,6 +124,8 @@ pub(crate) struct CallMetrics {
     failovers: Family<Texts<1>, Counter>,
     choices: Family<(Words<1>, Texts<1>), Counter>,
     clients: Family<(Texts<1>, Words<2>), Counter>,
+    /// The counters of what went well, by client.
+    served: Kept<String, Counter>,
     refused: Family<Words<1>, Counter>,
     /// Those whose client went away before there was an answer.
     pub(crate) abandoned: Counter,
@@ -156,6 +158,7 @@ impl CallMetrics {
             failovers,
             choices,
             clients,
+            served: Kept::default(),
             refused,
             abandoned,
             passed_on,
@@ -193,9 +196,16 @@ impl CallMetrics {
 
     /// Counts a call of the client `name`, which is empty where no token is asked for.
     pub(crate) fn of_client(&self, name: &str, problem: Option<&Problem>) {
+        if problem.is_none() && self.served.find(name, |served| _ = served.inc()) {
+            return;
+        }
         let client = if name.is_empty() { ANONYMOUS } else { name };
         let labels = ([("client", client.to_owned())], outcome(problem));
-        self.clients.get_or_create(&labels).inc();
+        let counter = self.clients.get_or_create_owned(&labels);
+        counter.inc();
+        if problem.is_none() {
+            self.served.keep(name.to_owned(), counter);
+        }
     }
 
     /// Counts a request that was refused before it was a call.

@@ -2,6 +2,7 @@
 //! that it costs one look into a map.
 
 use std::{
+    borrow::Borrow,
     hash::Hash,
     sync::{PoisonError, RwLock},
     time::Duration,
@@ -37,7 +38,7 @@ const MAX_KEPT: usize = 4096;
 pub(super) struct Timed<By, Label> {
     outcomes: Family<(Label, Words<2>), Counter>,
     durations: Family<Label, Histogram, fn() -> Histogram>,
-    kept: RwLock<HashMap<By, Handles>>,
+    kept: Kept<By, Handles>,
 }
 
 #[derive(Debug)]
@@ -64,7 +65,7 @@ where
         Self {
             outcomes,
             durations,
-            kept: RwLock::default(),
+            kept: Kept::default(),
         }
     }
 
@@ -77,7 +78,11 @@ where
         elapsed: Duration,
     ) {
         let seconds = elapsed.as_secs_f64();
-        if problem.is_none() && self.is_counted(by, seconds) {
+        let count = |handles: &Handles| {
+            handles.ok.inc();
+            handles.duration.observe(seconds);
+        };
+        if problem.is_none() && self.kept.find(by, count) {
             return;
         }
         // Failures, and the first success: rare enough for labels to be made and both maps to be looked into.
@@ -92,7 +97,7 @@ where
                 ok: counter,
                 duration,
             };
-            self.keep(by, handles);
+            self.kept.keep(by.clone(), handles);
         }
     }
 
@@ -101,22 +106,33 @@ where
         let labels = (label, outcome(Some(problem)));
         self.outcomes.get_or_create(&labels).inc();
     }
+}
 
-    /// Counts one that went well, if its handles are kept.
-    fn is_counted(&self, by: &By, seconds: f64) -> bool {
-        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(handles) = kept.get(by) else {
-            return false;
-        };
-        handles.ok.inc();
-        handles.duration.observe(seconds);
-        true
+/// Handles to metrics by what their labels follow from: a look into the maps of the library hashes every word of the labels.
+#[derive(Debug)]
+pub(super) struct Kept<By, Handle>(RwLock<HashMap<By, Handle>>);
+
+impl<By: Eq + Hash, Handle> Kept<By, Handle> {
+    /// Whether a handle is kept for `by`, which `count` has been given then.
+    pub(super) fn find<Q>(&self, by: &Q, count: impl FnOnce(&Handle)) -> bool
+    where
+        By: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let kept = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        kept.get(by).map(count).is_some()
     }
 
-    fn keep(&self, by: &By, handles: Handles) {
-        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn keep(&self, by: By, handle: Handle) {
+        let mut kept = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if kept.len() < MAX_KEPT {
-            kept.insert(by.clone(), handles);
+            kept.insert(by, handle);
         }
+    }
+}
+
+impl<By, Handle> Default for Kept<By, Handle> {
+    fn default() -> Self {
+        Self(RwLock::default())
     }
 }
