@@ -215,7 +215,8 @@ impl FunctionName {
 
 impl std::fmt::Display for FunctionName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.module, self.function)
+        let parts = [self.module.as_str(), ".", self.function.as_str()];
+        parts.into_iter().try_for_each(|part| f.write_str(part))
     }
 }
 

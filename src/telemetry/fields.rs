@@ -140,19 +140,29 @@ impl Members<'_> {
         let _ = write!(self.0, "{value}");
     }
 
-    fn put_text(&mut self, name: &str, text: &str) {
-        if text.bytes().any(is_escaped) {
-            return self.put(name, serde_json::Value::from(text));
-        }
+    fn put_text(&mut self, name: &str, text: impl fmt::Display) {
         self.begin(name);
         self.0.push('"');
-        self.0.push_str(text);
+        // As above.
+        let _ = write!(Escaped(self.0), "{text}");
         self.0.push('"');
     }
 }
 
-fn is_escaped(byte: u8) -> bool {
-    byte < b' ' || byte == b'"' || byte == b'\\'
+/// Appends what is written to the text of a JSON string.
+struct Escaped<'a>(&'a mut String);
+
+impl Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let is_escaped = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+        if text.bytes().any(is_escaped) {
+            let quoted = serde_json::Value::from(text).to_string();
+            self.0.push_str(&quoted[1..quoted.len() - 1]);
+        } else {
+            self.0.push_str(text);
+        }
+        Ok(())
+    }
 }
 
 impl Visit for Members<'_> {
@@ -177,7 +187,7 @@ impl Visit for Members<'_> {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put_text(field.name(), &format!("{value:?}"));
+        self.put_text(field.name(), format_args!("{value:?}"));
     }
 }
 
