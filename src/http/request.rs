@@ -27,7 +27,7 @@ use crate::{
     name::{ConsistencyToken, FunctionName, InstanceId, InvalidName, Name},
     problem::{Code, Problem},
     protocol::{FORWARDED, lines::NDJSON},
-    trace::TRACEPARENT,
+    trace,
 };
 
 /// Makes a repeat of a call the same call.
@@ -37,6 +37,7 @@ const AFTER: HeaderName = HeaderName::from_static("rpc-after");
 const TIMEOUT: HeaderName = HeaderName::from_static("rpc-timeout-ms");
 const IDEMPOTENT: HeaderName = HeaderName::from_static("rpc-idempotent");
 const INSTANCE: HeaderName = HeaderName::from_static("rpc-instance");
+const TRACEPARENT: HeaderName = HeaderName::from_static(trace::TRACEPARENT);
 
 /// How long a body may take to arrive; hyper has no limit of its own.
 const ARRIVAL: Duration = Duration::from_secs(10);

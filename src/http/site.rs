@@ -5,14 +5,17 @@ use std::net::IpAddr;
 
 use axum::{
     extract::Request,
-    http::header::{HOST, ORIGIN},
+    http::{
+        HeaderName,
+        header::{HOST, ORIGIN},
+    },
 };
 
 use super::Reached;
 use crate::problem::{Code, Problem};
 
 /// Set by browsers alone, and by no page: <https://www.w3.org/TR/fetch-metadata/>.
-const SEC_FETCH_SITE: &str = "sec-fetch-site";
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Checks the headers of a request that needs no token. With `any_host`, its host may be any: a proxy in front has a name
 /// that this instance does not know.
@@ -21,9 +24,9 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// [`Code::Forbidden`] for a page of another site, or a host that is neither a loopback name or address nor the one at which
 /// this instance was reached.
 pub(crate) fn check(request: &Request, any_host: bool) -> Result<(), Problem> {
-    let text = |header| request.headers().get(header)?.to_str().ok();
-    let host = text(HOST.as_str());
-    let is_own_site = match (text(SEC_FETCH_SITE), text(ORIGIN.as_str())) {
+    let text = |header: HeaderName| request.headers().get(header)?.to_str().ok();
+    let host = text(HOST);
+    let is_own_site = match (text(SEC_FETCH_SITE), text(ORIGIN)) {
         (Some(site), _) => matches!(site, "same-origin" | "none"),
         (None, Some(origin)) => origin.split_once("://").map(|(_, authority)| authority) == host,
         (None, None) => true,
