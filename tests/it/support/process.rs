@@ -7,7 +7,6 @@ use std::{
     path::Path,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use nix::{
@@ -19,11 +18,12 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
+    task::JoinHandle,
 };
 
 use crate::support::{
     functions::DIRECTORY,
-    patience::{eventually, in_time},
+    patience::{PATIENCE, eventually, in_time},
 };
 
 /// An instance; killed when it is dropped, its log shown if the test failed.
@@ -34,6 +34,8 @@ pub(crate) struct Process {
     pub environment: Environment,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    /// Ends with the log.
+    collecting: Option<JoinHandle<()>>,
     client: Client,
 }
 
@@ -103,9 +105,8 @@ impl Process {
         // It holds our copy of the stderr that it was given.
         drop(command);
         let log = Arc::<Mutex<Vec<String>>>::default();
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(collect(stderr, Arc::clone(&log)));
-        }
+        let stderr = child.stderr.take();
+        let collecting = stderr.map(|stderr| tokio::spawn(collect(stderr, Arc::clone(&log))));
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let address = in_time("listening", async {
             loop {
@@ -135,6 +136,7 @@ impl Process {
             environment: environment.clone(),
             child,
             log,
+            collecting,
             client,
         }
     }
@@ -242,11 +244,13 @@ impl Process {
         words[1].parse().unwrap()
     }
 
-    /// How it ended.
+    /// How it ended; its log is whole then.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
-        in_time("the end of the process", self.child.wait())
-            .await
-            .unwrap()
+        let ended = in_time("the end of the process", self.child.wait()).await;
+        if let Some(collecting) = self.collecting.take() {
+            in_time("the end of its log", collecting).await.unwrap();
+        }
+        ended.unwrap()
     }
 
     /// What it wrote to its log so far.
