@@ -257,9 +257,8 @@ async fn what_an_instance_says_of_its_app_goes_with_its_functions() {
     };
     pretend(address, json!({"functions": {}}), introduce).await;
     cluster.dns.set_addresses(NAME, [address.ip()]);
-    // One probe, and no other.
-    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
-    cluster.until_ready("iad-1", &["iad-1", "syd-9"]).await;
+    let all = ["iad-1", "syd-9"];
+    cluster.add_with_one_round("iad", &all).await;
     let explain = "/regions/syd/explain?function=App.run";
     let explained = cluster.instance("iad-1").get(explain).await.body;
     assert_eq!(explained["candidates"][0]["app"], "down", "{explained}");

@@ -329,7 +329,7 @@ async fn every_region_named_counts_for_a_client_and_any_means_its_regions() {
 async fn a_sibling_gets_the_last_attempt_of_a_list() {
     let mut cluster = Cluster::builder()
         .functions()
-        .set("RPC_POLL_INTERVAL", "60s")
+        .set("RPC_POLL_INTERVAL", "20s")
         .start()
         .await;
     for region in ["syd", "fra", "iad"] {

@@ -150,10 +150,8 @@ async fn who_takes_over_an_address_between_two_probes_gets_neither_token_nor_cal
             .set("RPC_TOKEN", TOKEN)
             .start()
             .await;
-        // It probes nobody by itself before the test is over.
-        cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
         let all = ["iad-1", "syd-1", "syd-2"];
-        cluster.until_ready("iad-1", &all).await;
+        cluster.add_with_one_round("iad", &all).await;
         let (address, real) = (
             cluster.instance("syd-1").address,
             cluster.instance("syd-2").address,

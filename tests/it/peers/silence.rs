@@ -30,13 +30,13 @@ async fn one_call_to_a_peer_that_hangs_makes_it_suspect() {
         .functions()
         .start()
         .await;
-    // It asks nobody by itself before the test is over.
-    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
-    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    let all = ["iad-1", "syd-1"];
+    cluster.add_with_one_round("iad", &all).await;
     let iad = cluster.instance("iad-1");
-    let call = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": 1000});
-    assert_eq!(iad.rpc("syd", &call).await.result(), "syd");
+    let first = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
+    assert_eq!(first.result(), "syd");
     cluster.instance("syd-1").pause().await;
+    let call = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": LATE_MS});
     let late = iad.rpc("syd", &call).await;
     assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
     let suspects = async || instances_in_state(iad, "suspect").await;

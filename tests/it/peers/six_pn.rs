@@ -102,7 +102,7 @@ async fn inside() {
     let release_address = SocketAddr::from((machine(3), 8081));
     // On Fly every Machine has this name for itself; the Machines of this test share one file of hosts.
     let own_name = ("RPC_INTERNAL_LISTEN", "fly-local-6pn:8081");
-    let iad = start("iad", 1, &[own_name, ("RPC_POLL_INTERVAL", "60s")]).await;
+    let iad = start("iad", 1, &[own_name, ("RPC_POLL_INTERVAL", "20s")]).await;
     let seen = async || ready_instances(&iad).await;
     let both = |seen: &BTreeSet<String>| seen.iter().eq(["m1", "m2"].iter());
     eventually("both are ready", seen, both).await;

@@ -115,8 +115,8 @@ async fn one_request_id_is_in_the_logs_of_both_instances_and_of_the_function() {
 #[tokio::test]
 async fn a_failed_attempt_is_logged_under_the_request_id_and_its_cause_beside_it() {
     let mut cluster = Cluster::builder().region("syd", 1).start().await;
-    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
-    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+    let all = ["iad-1", "syd-1"];
+    cluster.add_with_one_round("iad", &all).await;
     cluster.instance("syd-1").kill();
     cluster.instance_mut("syd-1").ended().await;
     let iad = cluster.instance("iad-1");

@@ -319,10 +319,8 @@ fn calls_in(events: &str) -> Vec<Value> {
 /// A cluster in which everything happened that is counted, as `iad-1` counts it.
 async fn eventful() -> (Cluster, BTreeMap<String, f64>) {
     let mut cluster = Cluster::builder().region("syd", 2).start().await;
-    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
-    cluster
-        .until_ready("iad-1", &["iad-1", "syd-1", "syd-2"])
-        .await;
+    let all = ["iad-1", "syd-1", "syd-2"];
+    cluster.add_with_one_round("iad", &all).await;
     cluster.instance("syd-1").kill();
     cluster.instance_mut("syd-1").ended().await;
     let iad = cluster.instance("iad-1");

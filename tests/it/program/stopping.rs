@@ -206,13 +206,11 @@ async fn every_answer_informs_the_caller_of_a_drain() {
         .set("RPC_DRAIN_DELAY", "60s")
         .start()
         .await;
-    // It asks nobody by itself before the test is over, so that it learns of the drain from answers only.
-    cluster.add_with("iad", "RPC_POLL_INTERVAL", "60s").await;
+    // So that it learns of the drain from answers only.
+    let found = ["iad-1", "syd-1", "syd-2", "syd-3", "syd-4"];
+    cluster.add_with_one_round("iad", &found).await;
     let syd = ["syd-1", "syd-2", "syd-3", "syd-4"];
     let all: BTreeSet<String> = syd.map(str::to_owned).into();
-    cluster
-        .until_ready("iad-1", &["iad-1", "syd-1", "syd-2", "syd-3", "syd-4"])
-        .await;
     for name in syd {
         let instance = cluster.instance(name);
         instance.terminate();

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
@@ -13,7 +14,7 @@ use crate::support::{
     fault::FaultProxy,
     functions::{self, touch},
     network::Network,
-    patience::eventually,
+    patience::{eventually, in_time},
     process::{Environment, Process},
 };
 
@@ -129,6 +130,29 @@ impl Cluster {
             .map(|(variable, value)| (*variable, (*value).to_owned()));
         environment.extend(more);
         self.start(environment).await;
+    }
+
+    /// Starts one more instance in `region`, which probes nobody by itself before the test is over, once it sees `all` as
+    /// ready, itself included. Its one round may be over before a busy machine has answered it: then it is started again.
+    pub(crate) async fn add_with_one_round(&mut self, region: &str, all: &[&str]) {
+        let all: BTreeSet<String> = all.iter().map(|name| (*name).to_owned()).collect();
+        let mut environment = self.next_environment(region);
+        environment.insert("RPC_POLL_INTERVAL", "1h".to_owned());
+        let found = in_time("all in one round", async {
+            loop {
+                let mut instance = self.process(&environment).await;
+                // Known to be none, once every address was probed.
+                let region = async || instance.get("/regions/none").await.status;
+                eventually("the end of the round", region, |status| *status == 404).await;
+                if ready_instances(&instance).await == all {
+                    return instance;
+                }
+                instance.kill();
+                instance.ended().await;
+            }
+        });
+        let instance = found.await;
+        self.instances.push(instance);
     }
 
     /// The same without the functions of [`crate::support::functions`], as an older release would be.
