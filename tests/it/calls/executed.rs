@@ -298,5 +298,6 @@ async fn the_shortest_deadline_is_no_failed_connection() {
         let answer = iad.rpc("syd", &body).await;
         assert!(answer.status == 200 || answer.status == 504, "{answer:?}");
     }
-    assert_eq!(instances_in_state(iad, "suspect").await.len(), 0);
+    // A probe may, on a busy machine.
+    assert!(!iad.log().contains("a call could not connect"));
 }

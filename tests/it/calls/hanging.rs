@@ -60,24 +60,33 @@ async fn idempotent_calls_leave_a_peer_that_hangs_long_before_their_deadline() {
     for number in 0..8 {
         assert_eq!(answer(call(number)).await.unwrap().status, 200);
     }
-    cluster.instance("syd-1").pause().await;
-    let mut calls = JoinSet::new();
-    for number in 8..40 {
-        let request = call(number);
-        calls.spawn(async { answer(request).await.unwrap() });
-    }
-    let answers = calls.join_all().await;
-    for answer in &answers {
-        assert_eq!((answer.status, answer.instance()), (200, "syd-2"));
-        // Far from the deadline, also on a machine that is busy.
-        let elapsed = answer.body["meta"]["elapsed_ms"].as_f64().unwrap();
-        assert!(elapsed < 10_000.0, "{answer:?}");
-    }
-    let moved = answers.iter();
-    let moved = moved.filter(|answer| answer.body["meta"]["attempts"] == 2);
-    assert!(moved.count() > 0, "none waited for the one that hangs");
+    let syd = cluster.instance("syd-1");
+    let moved = async || {
+        syd.resume();
+        cluster
+            .until_ready("iad-1", &["iad-1", "syd-1", "syd-2"])
+            .await;
+        syd.pause().await;
+        let mut calls = JoinSet::new();
+        for number in 8..40 {
+            let request = call(number);
+            calls.spawn(async { answer(request).await.unwrap() });
+        }
+        let answers = calls.join_all().await;
+        for answer in &answers {
+            assert_eq!((answer.status, answer.instance()), (200, "syd-2"));
+            // Far from the deadline, also on a machine that is busy.
+            let elapsed = answer.body["meta"]["elapsed_ms"].as_f64().unwrap();
+            assert!(elapsed < 10_000.0, "{answer:?}");
+        }
+        let moved = answers.iter();
+        let moved = moved.filter(|answer| answer.body["meta"]["attempts"] == 2);
+        moved.count()
+    };
+    // On a busy machine, a probe may find out that it hangs before the first of the calls does.
+    eventually("some that waited for it", moved, |moved| *moved > 0).await;
     let suspects = instances_in_state(iad, "suspect").await;
-    assert_eq!(suspects, ["syd-1".to_owned()].into());
+    assert!(suspects.contains("syd-1"), "{suspects:?}");
 }
 
 #[tokio::test]

@@ -250,6 +250,7 @@ async fn after_a_maybe_only_the_same_instance_is_asked_again() {
         .await;
     let iad = cluster.instance("iad-1");
     let syd = ["syd-1", "syd-2", "syd-3"];
+    let mut most = 0;
     for number in 0..6 {
         let (key, id) = (format!("key-{number}"), format!("id-{number}"));
         for name in syd {
@@ -259,13 +260,16 @@ async fn after_a_maybe_only_the_same_instance_is_asked_again() {
         let posts = || syd.map(|name| cluster.proxy(name).posts());
         let before = posts();
         let lost = keyed(iad, "syd", &key, &run(&id, &json!({}))).await;
-        assert_eq!(failure(&lost), ("peer_lost", "maybe", 3));
+        let (code, executed, attempts) = failure(&lost);
+        assert_eq!((code, executed), ("peer_lost", "maybe"));
         let asked: Vec<_> = std::iter::zip(posts(), before)
             .map(|(after, before)| after - before)
             .collect();
-        assert_eq!(asked.iter().filter(|count| **count > 0).count(), 1);
+        assert!(asked.iter().filter(|count| **count > 0).count() <= 1);
         // The first attempt may travel on a stream that is open already.
-        assert!((2..=3).contains(&asked.iter().sum::<usize>()), "{asked:?}");
+        let sent = u64::try_from(asked.iter().sum::<usize>()).unwrap();
+        assert!((attempts - 1..=attempts).contains(&sent), "{asked:?}");
+        most = most.max(attempts);
 
         // Once it is back, it is the one that knows.
         let suspects = async || instances_in_state(iad, "suspect").await;
@@ -281,6 +285,8 @@ async fn after_a_maybe_only_the_same_instance_is_asked_again() {
         assert_eq!(again.result(), &json!(id));
         assert_eq!(again.instance(), knows);
     }
+    // On a busy machine, an instance that is too late for a probe is asked no more: not each time.
+    assert_eq!(most, 3);
     assert!(cluster.runs().values().all(|runs| *runs == 1));
     assert_eq!(cluster.runs().len(), 6);
 }

@@ -105,15 +105,22 @@ async fn an_instance_that_dies_is_an_event_and_one_that_comes_back_too() {
     let mut events = Events::of(cluster.instance("iad-1")).await;
     let address = cluster.instance("syd-2").address;
     cluster.instance("syd-2").kill();
-    let mut change = events.next_of("peer").await.data;
-    let reason = change["reason"].take();
-    assert!(!reason.as_str().unwrap().is_empty());
-    let expected = |state: Value| json!({"region": "syd", "instance": "syd-2", "address": address, "state": state, "reason": null});
-    assert_eq!(change, expected(json!("suspect")));
+    cluster.instance_mut("syd-2").ended().await;
+    let mut change = async |state: &str, reason: &str| {
+        loop {
+            let mut change = events.next_of("peer").await.data;
+            let got = change["reason"].take();
+            // On a busy machine, a probe of another one, or of this one before, may be late.
+            if change["instance"] == "syd-2" && got.as_str().unwrap().contains(reason) {
+                let expected = json!({"region": "syd", "instance": "syd-2", "address": address, "state": state, "reason": null});
+                assert_eq!(change, expected);
+                return;
+            }
+        }
+    };
+    change("suspect", "Connection refused").await;
     cluster.restart("syd-2").await;
-    let mut change = events.next_of("peer").await.data;
-    change["reason"].take();
-    assert_eq!(change, expected(json!("ready")));
+    change("ready", "it answered the probe").await;
 }
 
 #[tokio::test]

@@ -33,14 +33,18 @@ async fn explain(instance: &Process, region: &str, query: &str) -> Answer {
         .await
 }
 
-/// Whether probes were refused by both that do not answer; one that was under way at the kill was reset.
+/// Whether probes were refused by both that do not answer; one that was under way at the kill was reset. And whether who
+/// does answer is ready: on a busy machine, it may have come too late for a probe.
 fn is_complete(answer: &Answer) -> bool {
     let (candidates, unplaced) = (&answer.body["candidates"], &answer.body["unplaced"]);
     let is_refused = |entry: &Value| {
         let error = entry["last_probe_error"].as_str();
         error.is_some_and(|error| error.contains("refused"))
     };
-    candidates[1]["state"] == "suspect" && is_refused(&candidates[1]) && is_refused(&unplaced[0])
+    candidates[0]["state"] == "ready"
+        && candidates[1]["state"] == "suspect"
+        && is_refused(&candidates[1])
+        && is_refused(&unplaced[0])
 }
 
 /// `body` without what differs from one run to the next.

@@ -5,7 +5,7 @@ use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    cluster::{Cluster, instances_in_state},
+    cluster::Cluster,
     open_files::open_files,
     patience::eventually,
     process::{Environment, Process},
@@ -60,7 +60,7 @@ async fn idle_strangers_stop_neither_calls_nor_forwards_nor_probes() {
         *now > before.map(|rounds| rounds + 5)
     })
     .await;
-    assert!(instances_in_state(syd, "ready").await.contains("iad-1"));
+    cluster.until_ready("syd-1", &["iad-1", "syd-1"]).await;
 
     drop(strangers);
     let open = async || open_files(iad);

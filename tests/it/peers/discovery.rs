@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use crate::support::{
     asking::two_regions,
-    cluster::{Cluster, NAME, instances_in_state, ready_instances},
+    cluster::{Cluster, NAME, instances_in_state, known_instances, ready_instances},
     dns::Mood,
     patience::eventually,
     process::{Environment, Process, answer},
@@ -131,7 +131,7 @@ async fn addresses_of_others_are_no_harm() {
         iad.log()
     );
     assert!(iad.log().contains("Connection refused"), "{}", iad.log());
-    assert_eq!(ready_instances(iad).await.len(), 2);
+    assert_eq!(known_instances(iad).await.len(), 2);
     assert_eq!(
         iad.call("mars", "Fly.RPC.my_region", json!([]))
             .await
@@ -277,7 +277,7 @@ async fn peers_serve_on_while_dns_fails_and_regions_says_why() {
                 .result(),
             "syd"
         );
-        assert_eq!(ready_instances(iad).await.len(), 2);
+        assert_eq!(known_instances(iad).await.len(), 2);
     }
     cluster.dns.set_mood(Mood::Well);
     eventually("DNS answers again", why, |seen| {
@@ -304,7 +304,7 @@ async fn a_partial_answer_takes_nobody_away() {
     };
     let seen = rounds().await;
     eventually("three more rounds", rounds, |rounds| *rounds >= seen + 3).await;
-    assert_eq!(ready_instances(iad).await.len(), 3);
+    assert_eq!(known_instances(iad).await.len(), 3);
 }
 
 #[tokio::test]

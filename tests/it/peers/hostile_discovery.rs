@@ -286,10 +286,12 @@ async fn regions_of_a_peer_that_moves_all_the_time_are_forgotten() {
     let asked = async || probes.load(Ordering::SeqCst);
     eventually("six hundred regions", asked, |count| *count >= 600).await;
     let iad = cluster.instance("iad-1");
-    let regions = iad.get("/regions").await.body["regions"].clone();
-    let known = regions.as_array().unwrap().len();
-    // 256 that are empty, 20 in which the movers are, and this instance's own.
-    assert!(known <= 277, "{known} regions");
+    let regions = async || {
+        let regions = iad.get("/regions").await.body["regions"].clone();
+        regions.as_array().unwrap().len()
+    };
+    // 256 that are empty, 20 in which the movers are, and this instance's own. Read while some move, it may be a few more.
+    eventually("few regions", regions, |known| *known <= 277).await;
     let metrics = iad.get("/metrics").await.body;
     let labels = metrics.as_str().unwrap().matches("peer_region=").count();
     assert!(labels <= 3 * 280, "{labels} labels of regions");

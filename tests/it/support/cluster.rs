@@ -317,8 +317,26 @@ pub(crate) async fn ready_instances(instance: &Process) -> BTreeSet<String> {
     instances_in_state(instance, "ready").await
 }
 
+/// How many rounds of discovery `instance` has had.
+pub(crate) async fn rounds(instance: &Process) -> u64 {
+    let discovery = instance.get("/regions").await.body["discovery"].clone();
+    discovery["rounds"].as_u64().unwrap()
+}
+
+/// The instances that `instance` knows, in whatever state, itself included.
+pub(crate) async fn known_instances(instance: &Process) -> BTreeSet<String> {
+    instances_where(instance, |_| true).await
+}
+
 /// The instances that `instance` sees in `state`.
 pub(crate) async fn instances_in_state(instance: &Process, state: &str) -> BTreeSet<String> {
+    instances_where(instance, |one| one["state"] == state).await
+}
+
+async fn instances_where(
+    instance: &Process,
+    is_meant: impl Fn(&Value) -> bool,
+) -> BTreeSet<String> {
     let regions = instance.get("/regions").await.body;
     let instances = regions["regions"]
         .as_array()
@@ -326,7 +344,7 @@ pub(crate) async fn instances_in_state(instance: &Process, state: &str) -> BTree
         .iter()
         .flat_map(|region| region["instances"].as_array().unwrap());
     let named = instances
-        .filter(|instance| instance["state"] == state)
-        .map(|instance| instance["instance"].as_str());
+        .filter(|one| is_meant(one))
+        .map(|one| one["instance"].as_str());
     named.map(|name| name.unwrap().to_owned()).collect()
 }
