@@ -7,7 +7,7 @@ mod lock;
 mod regions;
 mod run;
 
-use std::{collections::BTreeMap, fs, path::Path, process::Stdio};
+use std::{collections::BTreeMap, fs, net::Ipv4Addr, path::Path, process::Stdio};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
+    net::TcpSocket,
     process::{Child, Command},
 };
 
@@ -30,28 +31,39 @@ pub(crate) const TOKEN: &str = "a-token-of-the-app-that-no-one-else-knows";
 /// A running app, killed when it is dropped.
 pub(crate) struct App {
     child: Child,
+    /// Keeps others from its port, also between its end and its next start: the app may listen there too, as this does not.
+    _held: Option<TcpSocket>,
     /// The port or the socket that it listens at.
     pub(crate) place: String,
     pub(crate) folder: TempDir,
 }
 
 impl App {
+    /// At a port.
     pub(crate) async fn start() -> Self {
-        Self::start_at(tempfile::tempdir().unwrap(), "0").await
+        let held = TcpSocket::new_v4().unwrap();
+        held.set_reuseaddr(true).unwrap();
+        held.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let port = held.local_addr().unwrap().port().to_string();
+        let app = Self::start_at(tempfile::tempdir().unwrap(), &port).await;
+        Self {
+            _held: Some(held),
+            ..app
+        }
     }
 
     pub(crate) async fn start_at(folder: TempDir, place: &str) -> Self {
-        let (child, place) = spawn(folder.path(), place).await;
         Self {
-            child,
-            place,
+            child: spawn(folder.path(), place).await,
+            _held: None,
+            place: place.to_owned(),
             folder,
         }
     }
 
     /// Starts it again, at the same place.
     pub(crate) async fn restart(&mut self) {
-        (self.child, _) = spawn(self.folder.path(), &self.place).await;
+        self.child = spawn(self.folder.path(), &self.place).await;
     }
 
     /// Ends it with SIGKILL, and waits until it has.
@@ -130,7 +142,7 @@ impl App {
     }
 }
 
-async fn spawn(folder: &Path, place: &str) -> (Child, String) {
+async fn spawn(folder: &Path, place: &str) -> Child {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/app/app.py");
     let mut command = Command::new("python3");
     command
@@ -142,7 +154,8 @@ async fn spawn(folder: &Path, place: &str) -> (Child, String) {
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let line = in_time("the app's start", lines.next_line()).await;
-    (child, line.unwrap().unwrap())
+    assert_eq!(line.unwrap().as_deref(), Some(place));
+    child
 }
 
 /// Waits until the app beside `instance` is in `state`.

@@ -35,6 +35,7 @@ use tower::ServiceExt;
 
 use crate::support::{
     fly_proxy::{FlyProxy, Machine},
+    network::Network,
     patience::in_time,
     process::{Answer, answer},
     raw,
@@ -65,7 +66,7 @@ impl Application {
             let layer = layer(ReplayToPrimary::new(&identity(region)).unwrap());
             let address = serve(region, &writes, layer).await;
             let address = if unreachable.contains(&region) {
-                nobody().await
+                nobody()
             } else {
                 address
             };
@@ -150,12 +151,8 @@ fn application(region: &'static str, writes: &Writes, layer: ReplayToPrimary) ->
 }
 
 /// An address at which nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
+fn nobody() -> SocketAddr {
+    Network::free().next_address()
 }
 
 async fn sent(request: RequestBuilder, headers: &[(&str, &str)]) -> Answer {
@@ -558,7 +555,7 @@ async fn a_write_without_headers_about_its_body_is_forwarded_too() {
 
 #[tokio::test]
 async fn a_forwarded_write_says_whether_it_may_have_been_written() {
-    let refused = forwarding(nobody().await).await.write(1_000_000, &[]).await;
+    let refused = forwarding(nobody()).await.write(1_000_000, &[]).await;
     assert_eq!(
         (refused.status, refused.headers["retry-after"].as_str()),
         (503, "1")

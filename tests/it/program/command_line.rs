@@ -12,6 +12,7 @@ use crate::support::{
     asking::two_regions,
     cluster::NAME,
     command::{run, run_with},
+    network::Network,
     patience::{eventually, in_time},
     process::{Environment, Process},
     stranger::{Manner, Stranger},
@@ -122,10 +123,7 @@ async fn wrong_usage_ends_with_64_and_an_instance_that_is_not_there_with_1() {
         run(&["--version"]).await.1,
         concat!("fly-rpc ", env!("CARGO_PKG_VERSION"), "\n")
     );
-    let free = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let free = Network::free().next_address();
     let (code, _, stderr) = run(&["regions", "--url", &format!("http://{free}")]).await;
     assert_eq!(code, 1);
     assert!(

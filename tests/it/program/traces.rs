@@ -8,6 +8,7 @@ use crate::support::{
     cluster::Cluster,
     collector::{Collector, Received},
     command::run_with,
+    network::Network,
     patience::eventually,
     process::{Answer, Environment, Process, answer},
 };
@@ -158,9 +159,7 @@ async fn an_instance_that_exports_nothing_hands_the_trace_on() {
 
 #[tokio::test]
 async fn a_collector_that_is_not_there_harms_nothing() {
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", gone.local_addr().unwrap());
-    drop(gone);
+    let endpoint = format!("http://{}", Network::free().next_address());
     let mut local = Process::start(&Environment::from([
         ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
         ("RPC_DRAIN_DELAY", "0s".to_owned()),
