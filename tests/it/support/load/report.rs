@@ -35,10 +35,15 @@ impl Report {
         ratio(self.failures().count(), self.count())
     }
 
+    /// Attempts of all calls.
+    pub(crate) fn attempts(&self) -> usize {
+        let attempts: u64 = self.0.iter().map(|outcome| outcome.attempts).sum();
+        usize::try_from(attempts).unwrap()
+    }
+
     /// Attempts for each call.
     pub(crate) fn attempts_per_call(&self) -> f64 {
-        let attempts: u64 = self.0.iter().map(|outcome| outcome.attempts).sum();
-        ratio(usize::try_from(attempts).unwrap(), self.count())
+        ratio(self.attempts(), self.count())
     }
 
     /// What `measure` gives for all but the largest (1 - `part`) of the calls; zero without calls.
