@@ -5,7 +5,7 @@ use std::{fmt::Debug, time::Duration};
 use tokio::time::Instant;
 
 /// How long anything may take before a test gives up; far above what it takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Asks `look` until `is_right` likes what it saw, and returns that.

@@ -126,7 +126,7 @@ impl Process {
         let client = Client::builder()
             .no_proxy()
             .pool_max_idle_per_host(0)
-            .timeout(Duration::from_secs(30))
+            .timeout(PATIENCE)
             .build()
             .unwrap();
         Self {
