@@ -1,12 +1,13 @@
 //! What the caller gets for each answer of an app, and for each failure on the way to it; and that the function ran as
 //! often as `executed` says.
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
-
 use tokio::task::JoinSet;
 
 use super::{App, call, outcome, parts};
 use crate::support::{
+    asking::LATE_MS,
     patience::{eventually, in_time},
     process::{Answer, Process, answer},
 };
@@ -257,12 +258,13 @@ async fn arguments_are_counted_where_parameters_are_declared() {
 async fn at_the_deadline_the_app_sees_the_end_of_the_connection() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
-    let answer = call(&instance, "App.hold", json!(["a"]), 300).await;
-    assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
+    let held = call(&instance, "App.hold", json!(["a"]), LATE_MS);
+    let dripping = call(&instance, "App.drip", json!(["b"]), LATE_MS);
+    for late in join_all([held, dripping]).await {
+        assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
+    }
     let cancelled = async || app.lines("cancelled");
     eventually("the cancellation", cancelled, |lines| lines == &["a"]).await;
-    let answer = call(&instance, "App.drip", json!(["b"]), 300).await;
-    assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
     assert_eq!(app.runs()["a"], 1);
 }
 

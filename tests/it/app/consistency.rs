@@ -15,7 +15,7 @@ use crate::support::{
 
 /// The answer to a call after `token`.
 async fn after(via: &Process, region: &str, token: &str, function: &str, args: &Value) -> Answer {
-    let call = json!({"module": "Test", "function": function, "args": args, "timeout_ms": 2000});
+    let call = json!({"module": "Test", "function": function, "args": args, "timeout_ms": 8000});
     let request = via.request(&format!("/rpc/{region}"), &call.to_string());
     answer(request.header("rpc-after", token)).await.unwrap()
 }

@@ -78,9 +78,22 @@ async fn a_call_that_ends_the_app_is_lost() {
 async fn an_app_that_hangs_is_down_until_it_goes_on() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
-    app.signal(Signal::SIGSTOP);
-    let hanging = call(&instance, "App.run", json!(["a"]), 500).await;
-    assert_eq!(hanging.problem(), (504, "deadline_exceeded", "maybe"));
+    let hanging = async || {
+        app.signal(Signal::SIGCONT);
+        until_state(&instance, "up").await;
+        app.signal(Signal::SIGSTOP);
+        parts(&call(&instance, "App.run", json!(["a"]), 1_000).await)
+    };
+    // On a busy machine, it may be down already, or the time over before the call left.
+    let is_maybe = |seen: &(String, String)| {
+        let others = [
+            pair("function_unavailable", "no"),
+            pair("deadline_exceeded", "no"),
+        ];
+        assert!(*seen == pair("deadline_exceeded", "maybe") || others.contains(seen));
+        seen.1 == "maybe"
+    };
+    eventually("a late answer", hanging, is_maybe).await;
     until_state(&instance, "down").await;
     assert_eq!(
         outcome(&instance, "App.run", json!(["b"])).await,

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{App, TOKEN, parts, until_state};
 use crate::support::{
+    asking::LATE_MS,
     cluster::{Builder, Cluster},
     patience::eventually,
     process::{Answer, Process, answer},
@@ -124,8 +125,7 @@ async fn a_call_goes_where_the_function_is_also_to_a_sibling() {
 async fn what_a_function_declares_holds_where_it_is_called_from() {
     let (cluster, apps) = cluster(1).await;
     let iad = cluster.instance("iad-1");
-    let declared =
-        json!({"functions": {"App.hold": {"timeout_ms": 300}, "App.raw": {"idempotent": true}}});
+    let declared = json!({"functions": {"App.hold": {"timeout_ms": LATE_MS}, "App.raw": {"idempotent": true}}});
     apps[0].offer(&declared);
     let known = async || {
         let answer = call(iad, "syd", "App.hold", json!(["a"])).await;
@@ -134,6 +134,7 @@ async fn what_a_function_declares_holds_where_it_is_called_from() {
             answer.body["meta"]["elapsed_ms"].as_f64().unwrap(),
         )
     };
+    // The setting is five seconds.
     let in_time =
         |(code, elapsed): &(String, f64)| code == "deadline_exceeded" && *elapsed < 5_000.0;
     eventually("the declared timeout", known, in_time).await;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Value, json};
 
 use crate::support::{
-    asking::{block, two_regions},
+    asking::{LATE_MS, block, two_regions},
     cluster::Cluster,
     patience::eventually,
     process::{Environment, Process, answer},
@@ -191,8 +191,9 @@ async fn what_a_function_does_reaches_the_caller_from_here_and_from_there() {
         assert_eq!(unknown.problem(), (404, "function_unknown", "no"));
         assert_eq!(unknown.detail(), "no function String.shout here");
 
-        let body =
-            json!({"module": "Process", "function": "sleep", "args": [60_000], "timeout_ms": 1000});
+        let body = json!({
+            "module": "Process", "function": "sleep", "args": [60_000], "timeout_ms": LATE_MS,
+        });
         let late = iad.rpc(region, &body).await;
         assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
 
@@ -460,8 +461,9 @@ async fn a_call_that_was_forwarded_is_not_forwarded_again() {
 async fn a_function_is_dropped_at_the_deadline_on_the_instance_that_runs_it() {
     let cluster = two_regions().functions().start().await;
     for region in ["iad", "syd"] {
-        let body =
-            json!({"module": "Test", "function": "witness", "args": [region], "timeout_ms": 1000});
+        let body = json!({
+            "module": "Test", "function": "witness", "args": [region], "timeout_ms": LATE_MS,
+        });
         let answer = cluster.instance("iad-1").rpc(region, &body).await;
         assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
         cluster.until_marked(&format!("{region}.dropped")).await;
@@ -518,12 +520,12 @@ async fn more_calls_than_may_run_are_refused_at_once() {
 async fn a_timeout_bounds_the_answer_also_when_the_default_does() {
     let environment = Environment::from([
         ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
-        ("RPC_DEFAULT_TIMEOUT", "1s".to_owned()),
+        ("RPC_DEFAULT_TIMEOUT", format!("{LATE_MS}ms")),
     ]);
     let local = Process::start(&environment).await;
     let answer = local.call("local", "Process.sleep", json!([60_000])).await;
     assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
     let elapsed =
         Duration::from_secs_f64(answer.body["meta"]["elapsed_ms"].as_f64().unwrap() / 1e3);
-    assert!(elapsed >= Duration::from_secs(1), "{elapsed:?}");
+    assert!(elapsed >= Duration::from_millis(LATE_MS), "{elapsed:?}");
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     app::{App, parts},
     support::{
-        asking::two_regions,
+        asking::{LATE_MS, two_regions},
         command::run,
         fly_proxy::{FlyProxy, Machine},
         patience::eventually,
@@ -209,7 +209,7 @@ async fn options_are_headers() {
     let late = posted(
         iad,
         "/rpc/syd/Process/sleep",
-        &[("rpc-timeout-ms", "1000")],
+        &[("rpc-timeout-ms", &LATE_MS.to_string())],
         "[60000]",
     )
     .await;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    asking::{blocking, broken_cluster, run, two_regions},
+    asking::{LATE_MS, blocking, broken_cluster, run, two_regions},
     cluster::Cluster,
     patience::{eventually, in_time},
     process::{Answer, Process, answer},
@@ -172,7 +172,7 @@ async fn lines_come_as_soon_as_they_are_there() {
     iad.rpc("syd", &run("warm", &json!({"instance": "syd-2"})))
         .await;
     cluster.instance("syd-2").pause().await;
-    let call = run("lines", &json!({"timeout_ms": 3000}));
+    let call = run("lines", &json!({"timeout_ms": 2 * LATE_MS}));
     let request = iad.request("/each/all", &call.to_string());
     let accepted = request.header("accept", "text/plain;q=0.5, application/x-ndjson;q=0.9");
     let mut response = accepted.send().await.unwrap();

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    asking::{blocking, failure, run, two_regions},
+    asking::{LATE_MS, blocking, failure, run, two_regions},
     cluster::{Cluster, instances_in_state},
     fault::{Fault, Scope},
     patience::eventually,
@@ -102,7 +103,7 @@ async fn repeats_wait_for_the_one_that_runs() {
             .map(|instance| under_way(instance, region, region, &call))
             .collect();
         // A repeat that does not wait so long learns that it may have run, and does not disturb the others.
-        let hasty = blocking(region, &json!({"timeout_ms": 500}));
+        let hasty = blocking(region, &json!({"timeout_ms": LATE_MS}));
         let hasty = keyed(cluster.instance("iad-2"), region, region, &hasty).await;
         assert_eq!(failure(&hasty).0, "deadline_exceeded");
         assert_eq!(failure(&hasty).1, "maybe");
@@ -200,12 +201,15 @@ async fn failures_are_remembered_like_results() {
 #[tokio::test]
 async fn a_function_that_outlived_its_deadline_is_not_run_again() {
     let cluster = two_by_three().await;
-    let call =
-        json!({"module": "Test", "function": "run", "args": ["late", 60_000], "timeout_ms": 1_500});
-    for instance in &cluster.instances {
+    let call = json!({
+        "module": "Test", "function": "run", "args": ["late", 60_000], "timeout_ms": LATE_MS,
+    });
+    let late = async |instance| {
         let answer = keyed(instance, "syd", "key", &call).await;
         assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
-    }
+    };
+    late(cluster.instance("iad-1")).await;
+    join_all(cluster.instances.iter().map(late)).await;
     assert_eq!(cluster.runs(), [("late".to_owned(), 1)].into());
 }
 
@@ -297,7 +301,7 @@ async fn another_process_of_the_instance_does_not_run_what_its_predecessor_may_h
     for number in 0..12 {
         let name = format!("latch-{number}");
         cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
-        let call = blocking(&name, &json!({"timeout_ms": 5_000}));
+        let call = blocking(&name, &json!({}));
         let call = under_way(cluster.instance("iad-1"), "syd", &name, &call);
         cluster.until_started(&name).await;
         cluster.release(&name);
@@ -381,7 +385,7 @@ async fn a_repeat_runs_the_call_that_it_waited_for_and_that_did_not_run() {
             under_way(iad, region, &name, &few(&name, 60_000))
         });
         eventually("both run", running, |running| running == "2").await;
-        let first = under_way(iad, region, "key", &few(region, 3_000));
+        let first = under_way(iad, region, "key", &few(region, 6_000));
         eventually("the first waits", running, |running| running == "3").await;
         let repeats = [0; 3].map(|_| under_way(iad, region, "key", &few(region, 60_000)));
         let first = first.await.unwrap();

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::openapi::{document, resolved};
 use crate::support::{
-    asking::{block, two_regions},
+    asking::{LATE_MS, block, two_regions},
     cluster::Cluster,
     dns::Mood,
     fault::Fault,
@@ -170,7 +170,9 @@ async fn refusals_of_requests() -> Vec<Answer> {
         in_syd(&call(function, json!(["fly"]))).header("idempotency-key", "order-1234")
     };
     assert_eq!(answer(keyed("upcase")).await.unwrap().result(), "FLY");
-    let sleep = r#"{"module":"Process","function":"sleep","args":[60000],"timeout_ms":1000}"#;
+    let sleep = json!({
+        "module": "Process", "function": "sleep", "args": [60_000], "timeout_ms": LATE_MS,
+    });
     let requests: Vec<RequestBuilder> = vec![
         in_syd(r#"{"module":"String""#),
         in_syd(r#"{"module":"String"}"#),
@@ -186,7 +188,7 @@ async fn refusals_of_requests() -> Vec<Answer> {
         in_syd(r#"{"module":"Test","function":"panic"}"#),
         in_syd(UPCASE).header("rpc-forwarded", "1"),
         in_syd(UPCASE).header("rpc-route", "replay"),
-        syd.request("/rpc/syd", sleep),
+        syd.request("/rpc/syd", &sleep.to_string()),
     ];
     let mut answers = Vec::new();
     for request in requests {

@@ -1,10 +1,15 @@
 //! A peer that answers nothing: a probe decides whether it is suspect, the timeouts of calls do not.
 
+use std::{cell::Cell, time::Duration};
+
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::sleep;
 
 use crate::support::{
-    asking::{blocking, two_regions},
-    cluster::{Cluster, instances_in_state},
+    asking::{LATE_MS, blocking, broken_cluster, two_regions},
+    cluster::{Cluster, instances_in_state, rounds},
+    fault::{Fault, Scope},
     patience::eventually,
 };
 
@@ -12,15 +17,19 @@ use crate::support::{
 async fn calls_slower_than_their_deadlines_do_not_make_their_peer_suspect() {
     let cluster = two_regions().functions().start().await;
     let iad = cluster.instance("iad-1");
-    let slow = blocking("slow", &json!({"timeout_ms": 1000}));
-    for _ in 0..4 {
-        let late = iad.rpc("syd", &slow).await;
+    let slow = blocking("slow", &json!({"timeout_ms": LATE_MS}));
+    for late in join_all((0..4).map(|_| iad.rpc("syd", &slow))).await {
         assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
     }
     let later = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
     assert_eq!(later.result(), "syd");
     let log = iad.log();
-    assert!(!log.contains(r#""state":"suspect""#), "{log}");
+    let suspects = log
+        .lines()
+        .filter(|line| line.contains(r#""state":"suspect""#));
+    // A probe may find so, on a busy machine.
+    let by_calls: Vec<_> = suspects.filter(|line| !line.contains("probe")).collect();
+    assert_eq!(by_calls, [""; 0]);
 }
 
 #[tokio::test]

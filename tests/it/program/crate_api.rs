@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::support::{
-    asking::two_regions,
+    asking::{LATE_MS, two_regions},
     patience::{eventually, in_time},
 };
 
@@ -159,7 +159,7 @@ async fn a_program_calls_its_own_functions_in_another_region() {
     assert_eq!(unexpected.error().unwrap().kind, "UnexpectedResult");
 
     let options = CallOptions {
-        timeout: Some(Duration::from_millis(20)),
+        timeout: Some(Duration::from_millis(LATE_MS)),
         ..CallOptions::default()
     };
     let late = rpc
