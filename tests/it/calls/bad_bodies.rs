@@ -326,18 +326,18 @@ async fn the_rest_of_a_refused_body_is_taken_for_a_second() {
     let directory = TempDir::new().unwrap();
     let instance = instance(&directory).await;
     let mut stream = TcpStream::connect(instance.address).await.unwrap();
+    let asked = Instant::now();
     stream.write_all(&announced("10000000000")).await.unwrap();
     let refused = raw::next(&mut stream).await;
     assert_eq!(refused.problem(), (413, "body_too_large", "no"));
-    let answered = Instant::now();
     let mut beat = time::interval(Duration::from_millis(5));
     let sending = async {
         while stream.write_all(&[b' '; 4 << 10]).await.is_ok() {
             beat.tick().await;
         }
-        answered.elapsed()
+        asked.elapsed()
     };
     let lasted = in_time("the end of the connection", sending).await;
-    let (second, noise) = (Duration::from_secs(1), Duration::from_secs(5));
-    assert!((second / 2..second + noise).contains(&lasted), "{lasted:?}");
+    let (second, noise) = (Duration::from_secs(1), Duration::from_secs(20));
+    assert!((second..second + noise).contains(&lasted), "{lasted:?}");
 }

@@ -24,8 +24,11 @@ fn descriptors(instance: &Process) -> usize {
 async fn what_was_sent_to_a_peer_that_hangs_never_starts_after_its_deadline() {
     let cluster = two_regions().functions().start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
-    let warm = iad.rpc("syd", &run("warm", &json!({}))).await;
-    assert_eq!(warm.result(), "warm");
+    // What a call takes beyond the least that one took is time that it lost: of many, one was not held up.
+    for _ in 0..10 {
+        let warm = iad.rpc("syd", &run("warm", &json!({}))).await;
+        assert_eq!(warm.result(), "warm");
+    }
     syd.pause().await;
     let mut calls = JoinSet::new();
     for number in 0..50 {

@@ -101,7 +101,7 @@ async fn a_stopped_instance_makes_no_answer_late_and_is_used_again() {
         suspect - paused,
         stopped.failure_rate()
     );
-    assert!(late[1] <= Duration::from_secs(2), "{late:?}");
+    assert!(late[1] <= Duration::from_secs(10), "{late:?}");
     let taken = stopped.only(|call| call.instance == "syd-1" && call.executed != "no");
     assert_eq!(taken.count(), 0, "{taken}");
     assert!(back.is_some(), "never used again: {report}");

@@ -232,15 +232,15 @@ async fn calls_measure_the_distance_where_they_stand_for_probes() {
         let region = iad.get("/regions/syd").await.body;
         region["instances"][0]["rtt_ms"].as_f64().unwrap()
     };
-    let before = rtt().await;
-    let delay = Fault::Delay(Duration::from_millis(200));
+    eventually("a short way", rtt, |now| *now < 150.0).await;
+    let delay = Fault::Delay(Duration::from_millis(600));
     cluster.proxy("syd-1").set(delay, Scope::Calls).await;
     let farther = async || {
         let answer = iad.rpc("syd", &run("far", &json!({}))).await;
         assert_eq!(ran(&answer), ("syd", 1));
         rtt().await
     };
-    eventually("a longer way", farther, |now| *now > before + 20.0).await;
+    eventually("a longer way", farther, |now| *now > 250.0).await;
 }
 
 #[tokio::test]

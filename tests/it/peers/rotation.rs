@@ -131,5 +131,6 @@ async fn the_token_is_replaced_under_load_without_a_failure() {
         .filter(|answer| answer["result"] != 42)
         .collect();
     assert_eq!(failures, Vec::<&Value>::new(), "of {}", answers.len());
-    assert!(answers.len() > 500, "{} calls", answers.len());
+    // Else it would be no test of what is called meanwhile.
+    assert!(answers.len() > 100, "{} calls", answers.len());
 }

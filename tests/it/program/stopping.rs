@@ -237,14 +237,18 @@ async fn every_answer_informs_the_caller_of_a_drain() {
 
 #[tokio::test]
 async fn half_a_head_is_cut_and_an_idle_connection_is_just_closed() {
-    for (sent, code) in [
-        (&b""[..], 0),
-        (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n", 0),
-        (b"POST /rpc/iad HTTP/1.1\r\nho", 1),
+    for (sent, timeout, code) in [
+        (&b""[..], "60s", 0),
+        (
+            b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            "60s",
+            0,
+        ),
+        (b"POST /rpc/iad HTTP/1.1\r\nho", "500ms", 1),
     ] {
         let mut cluster = Cluster::builder()
             .region("iad", 1)
-            .set("RPC_DRAIN_TIMEOUT", "500ms")
+            .set("RPC_DRAIN_TIMEOUT", timeout)
             .start()
             .await;
         let iad = cluster.instance("iad-1");
