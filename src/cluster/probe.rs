@@ -24,6 +24,8 @@ use crate::{
 };
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How much later than that a process that runs notices it, at most.
+const NOTICED_AFTER: Duration = Duration::from_millis(250);
 /// The largest answer to `/internal/region`.
 const MAX_INTRODUCTION: usize = 64 << 10;
 const MAX_CATALOGUE: usize = 8 << 20;
@@ -59,8 +61,19 @@ impl Prober {
         })
     }
 
-    /// The peer at `address`, within a second.
+    /// The peer at `address`, within a second. Where this process itself stood still meanwhile, as on a machine that was
+    /// paused, the silence is its own: it asks once more.
     pub(super) async fn probe(&self, address: SocketAddr) -> Result<ProbeAnswer, ProbeFailure> {
+        let started = Instant::now();
+        let outcome = self.ask(address).await;
+        let stood_still = started.elapsed() > PROBE_TIMEOUT + NOTICED_AFTER;
+        match outcome {
+            Err(ProbeFailure::NoAnswer(_)) if stood_still => self.ask(address).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn ask(&self, address: SocketAddr) -> Result<ProbeAnswer, ProbeFailure> {
         let started = Instant::now();
         let deadline = started + PROBE_TIMEOUT;
         let no_answer = |_| ProbeFailure::NoAnswer("no answer to the probe within 1 s".to_owned());

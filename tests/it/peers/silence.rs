@@ -7,10 +7,11 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::support::{
-    asking::{LATE_MS, blocking, broken_cluster, two_regions},
+    asking::{LATE_MS, blocking, two_regions},
     cluster::{Cluster, instances_in_state, rounds},
     fault::{Fault, Scope},
     patience::eventually,
+    process::answer,
 };
 
 #[tokio::test]
@@ -51,4 +52,40 @@ async fn one_call_to_a_peer_that_hangs_makes_it_suspect() {
     let suspects = async || instances_in_state(iad, "suspect").await;
     eventually("a suspect", suspects, |seen| seen.contains("syd-1")).await;
     cluster.instance("syd-1").resume();
+}
+
+#[tokio::test]
+async fn an_instance_that_stood_still_itself_takes_no_peer_for_silent() {
+    let cluster = two_regions().proxied().start().await;
+    let (iad, way) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
+    let three_rounds = async || {
+        let seen = rounds(iad).await;
+        let later = async || rounds(iad).await;
+        eventually("three rounds", later, |now| *now >= seen + 3).await;
+    };
+    let suspects = || iad.log().matches(r#""state":"suspect""#).count();
+    let (number, well) = (Cell::new(0), Cell::new(0));
+    let in_a_row = async || {
+        cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+        let before = suspects();
+        way.set(Fault::Mute, Scope::Probes).await;
+        three_rounds().await;
+        // A probe is under way, and its time is over when the instance goes on: time passes by itself only.
+        iad.pause().await;
+        sleep(Duration::from_millis(1_500)).await;
+        iad.resume();
+        way.heal().await;
+        three_rounds().await;
+        let mark = format!("mark-{}", number.replace(number.get() + 1));
+        let call = json!({"module": "Fly.RPC", "function": "my_region"}).to_string();
+        let marked = iad.request("/rpc/iad", &call).header("x-request-id", &mark);
+        assert_eq!(answer(marked).await.unwrap().result(), "iad");
+        let log = async || iad.log();
+        eventually("the log so far", log, |log| log.contains(&mark)).await;
+        let is_well = suspects() == before;
+        well.set(if is_well { well.get() + 1 } else { 0 });
+        well.get()
+    };
+    // On a busy machine, the probe may have been given up before the instance stands still.
+    eventually("no suspect", in_a_row, |times| *times == 3).await;
 }
