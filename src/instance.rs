@@ -224,7 +224,7 @@ impl Instance {
     }
 
     /// Stops in order: announces the stop to its peers and still serves for the drain delay; then refuses new calls and
-    /// finishes those in flight, at most for the drain timeout.
+    /// finishes those in flight, at most for the drain timeout. Who calls it again waits for the rest of that.
     pub async fn shutdown(&self) -> Drained {
         let drained = self.server.drain().await;
         self.end().await;
