@@ -2,8 +2,8 @@
 //! function runs and gets its outcome after that, so that any instance may take a repeat.
 //!
 //! A claim is a value that nobody else writes. Whoever settles it replaces exactly that value, and so cannot where it lost
-//! the claim. A process says once a second that it lives, and claims nothing unless it just did: a claim of one that has
-//! been silent for [`LEASE`] is marked as lost, and its call is never run again, because it may have run.
+//! the claim. Each process has a lease, which it renews once a second; without a fresh one it claims nothing. A claim of a
+//! process whose lease has run out is marked as lost, and its call is never run again, because it may have run.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,22 +23,22 @@ use super::{Known, LIFE, fingerprint::Fingerprint, mismatch, not_kept};
 use crate::{
     call::Call,
     config::{Identity, KeyStoreUrl},
-    deadline::Deadline,
+    deadline::{Deadline, whole_ms},
     json,
     name::{BootId, IdempotencyKey, RequestId},
     problem::{Code, Executed, Problem},
     reply::{Meta, Outcome, ProblemDocument, Returned},
 };
 
-/// How long a process is taken to live after it said so.
+/// How long the lease of a process lasts: as long, others take it to be alive.
 const LEASE: Duration = Duration::from_secs(4);
-/// How often it says so.
-const BEAT: Duration = Duration::from_secs(1);
-/// How long after it said so it may claim: well before anybody takes it for dead.
+/// How often it is renewed.
+const RENEWAL: Duration = Duration::from_secs(1);
+/// For how long a process claims keys after a renewal: it stops well before others take it for dead.
 const FRESH: Duration = Duration::from_secs(3);
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_secs(1);
-/// How long a store that is away is left alone.
+/// The pause before a store that does not answer is connected to again.
 const REST: Duration = Duration::from_millis(200);
 /// The shortest and the longest time between two looks at a call that runs on another instance.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
@@ -46,8 +46,8 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_mi
 const WAITERS: usize = 1024;
 /// The largest outcome that is kept, in bytes.
 const MAX_KEPT: usize = 1 << 20;
-/// How many bytes of outcomes are held for a store that is away.
-const MAX_OWED: usize = 32 << 20;
+/// How many bytes of changes are kept for a store that does not answer.
+const MAX_PENDING: usize = 32 << 20;
 
 /// Replaces a value by another, or by nothing, if it is still the same; it may be the other already, where nobody saw the
 /// answer of an earlier try.
@@ -72,10 +72,10 @@ pub(crate) struct Store {
     /// What every name in it begins with.
     prefix: String,
     boot: BootId,
-    /// The connection, as long as this process is known to live.
+    /// The connection, and when the lease of this process was renewed over it.
     live: watch::Sender<Option<Live>>,
     waiters: Semaphore,
-    owed: Mutex<Owed>,
+    pending: Mutex<Pending>,
 }
 
 /// Not its client, which has the password.
@@ -87,21 +87,21 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Changes that could not be made while the store was away.
+/// Changes that could not be made because the store did not answer.
 #[derive(Debug, Default)]
-struct Owed {
+struct Pending {
     changes: Vec<Change>,
     bytes: usize,
 }
 
-/// A connection over which this process said that it lives.
+/// A connection over which the lease of this process was renewed.
 #[derive(Clone)]
 struct Live {
     connection: MultiplexedConnection,
-    said: Instant,
+    renewed: Instant,
 }
 
-/// What becomes of a value that is still the same.
+/// Replaces the value of a key, if that is still `from`.
 #[derive(Debug)]
 struct Change {
     name: String,
@@ -174,7 +174,7 @@ impl Store {
             boot: boot.clone(),
             live: watch::Sender::new(None),
             waiters: Semaphore::new(WAITERS),
-            owed: Mutex::default(),
+            pending: Mutex::default(),
         });
         let kept = Arc::clone(&store);
         (store, async move {
@@ -187,14 +187,14 @@ impl Store {
         self.live.borrow().as_ref().is_some_and(Live::is_fresh)
     }
 
-    /// Connects, says again and again that this process lives, and connects anew when that fails.
+    /// Connects, renews the lease of this process until that fails, and connects again.
     async fn keep(&self) {
         let mut is_logged = false;
         loop {
             match self.connect().await {
                 Ok(mut connection) => {
                     tracing::info!("the store of idempotency keys is there");
-                    let why = self.beat(&mut connection).await;
+                    let why = self.renew_until_failure(&mut connection).await;
                     self.live.send_replace(None);
                     tracing::warn!(%why, "the store of idempotency keys is away: calls with a key are refused");
                     is_logged = true;
@@ -217,51 +217,54 @@ impl Store {
             .client
             .get_multiplexed_async_connection_with_config(&config);
         let mut connection = connected.await?;
-        self.say_alive(&mut connection).await?;
+        self.renew(&mut connection).await?;
         Ok(connection)
     }
 
-    /// Says that this process lives, until that fails.
-    async fn beat(&self, connection: &mut MultiplexedConnection) -> redis::RedisError {
+    /// Renews the lease of this process, and makes pending changes in between, until either fails.
+    async fn renew_until_failure(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> redis::RedisError {
         loop {
-            let next = Instant::now() + BEAT;
-            let paid = self.pay(connection, next).await;
+            let next = Instant::now() + RENEWAL;
+            let made = self.make_pending(connection, next).await;
             time::sleep_until(next).await;
-            if let Err(why) = paid.and(self.say_alive(connection).await) {
+            if let Err(why) = made.and(self.renew(connection).await) {
                 return why;
             }
         }
     }
 
-    async fn say_alive(
-        &self,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<(), redis::RedisError> {
-        let said = Instant::now();
-        let name = self.process(&self.boot);
-        let mut alive = redis::cmd("SET");
-        alive.arg(name).arg(1).arg("PX").arg(milliseconds(LEASE));
-        alive.query_async::<()>(connection).await?;
+    async fn renew(&self, connection: &mut MultiplexedConnection) -> Result<(), redis::RedisError> {
+        let renewed = Instant::now();
+        let mut lease = redis::cmd("SET");
+        lease.arg(self.lease(&self.boot)).arg(1);
+        lease.arg("PX").arg(whole_ms(LEASE));
+        lease.query_async::<()>(connection).await?;
         let connection = connection.clone();
-        self.live.send_replace(Some(Live { connection, said }));
+        self.live.send_replace(Some(Live {
+            connection,
+            renewed,
+        }));
         Ok(())
     }
 
-    /// Makes the changes that could not be made before, `until` this process has to say again that it lives: on a slow way to
-    /// the store many of them take longer than its lease.
-    async fn pay(
+    /// Makes the pending changes, but only `until` the lease has to be renewed: over a slow network many of them take longer
+    /// than it lasts.
+    async fn make_pending(
         &self,
         connection: &mut MultiplexedConnection,
         until: Instant,
     ) -> Result<(), redis::RedisError> {
         while Instant::now() < until {
-            let Some(change) = self.owed().take() else {
+            let Some(change) = self.pending().take() else {
                 break;
             };
             match change.make(connection).await {
                 Ok(made) => change.note(made),
                 Err(why) => {
-                    self.owed().put(change);
+                    self.pending().put(change);
                     return Err(why);
                 }
             }
@@ -269,11 +272,12 @@ impl Store {
         Ok(())
     }
 
-    fn owed(&self) -> MutexGuard<'_, Owed> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn process(&self, boot: &BootId) -> String {
+    /// The name of the lease of the process `boot`.
+    fn lease(&self, boot: &BootId) -> String {
         format!("{}:process:{boot}", self.prefix)
     }
 
@@ -307,7 +311,7 @@ impl Store {
         known.unwrap_or_else(|why| Known::Outcome(Err(away(&why, is_found))))
     }
 
-    /// The same for a `claim` to be made; notes whether another `is_found` in its place, whose call may have run.
+    /// The same for a `claim` to be made; `is_found` is set where another stands in its place, whose call may have run.
     async fn known(
         self: &Arc<Self>,
         mut claim: Claim,
@@ -380,7 +384,7 @@ impl Store {
         Ok(Known::Outcome(outcome))
     }
 
-    /// The connection of a process that is known to live.
+    /// The connection, if the lease of this process is fresh.
     fn live(&self) -> Result<MultiplexedConnection, Away> {
         match &*self.live.borrow() {
             Some(live) if live.is_fresh() => Ok(live.connection.clone()),
@@ -397,7 +401,7 @@ impl Store {
         let mut connection = self.live().inspect_err(|_| claim.forget())?;
         let mut set = redis::cmd("SET");
         set.arg(&claim.name).arg(&claim.value);
-        set.arg("NX").arg("GET").arg("PX").arg(milliseconds(life));
+        set.arg("NX").arg("GET").arg("PX").arg(whole_ms(life));
         Ok(set.query_async(&mut connection).await?)
     }
 
@@ -419,7 +423,7 @@ impl Store {
 
     async fn lives(&self, boot: &BootId) -> Result<bool, Away> {
         let mut exists = redis::cmd("EXISTS");
-        exists.arg(self.process(boot));
+        exists.arg(self.lease(boot));
         Ok(exists.query_async(&mut self.live()?).await?)
     }
 
@@ -445,20 +449,20 @@ impl Store {
 
 impl Live {
     fn is_fresh(&self) -> bool {
-        self.said.elapsed() < FRESH
+        self.renewed.elapsed() < FRESH
     }
 }
 
-impl Owed {
+impl Pending {
     fn take(&mut self) -> Option<Change> {
         let change = self.changes.pop()?;
         self.bytes -= change.size();
         Some(change)
     }
 
-    /// One for which there is no room is given up.
+    /// Keeps `change` for later; where there is no room for it, it is given up.
     fn put(&mut self, change: Change) {
-        if self.bytes + change.size() > MAX_OWED {
+        if self.bytes + change.size() > MAX_PENDING {
             tracing::warn!(
                 "an outcome is not kept: the store of idempotency keys is away for too long"
             );
@@ -470,7 +474,7 @@ impl Owed {
 }
 
 impl Change {
-    /// Whether the value was still the same.
+    /// Makes it; whether the value was still `from`.
     async fn make(
         &self,
         connection: &mut MultiplexedConnection,
@@ -482,11 +486,11 @@ impl Change {
         };
         let mut change = redis::cmd("EVAL");
         change.arg(script).arg(1).arg(&self.name).arg(&self.from);
-        change.arg(to).arg(milliseconds(self.life));
+        change.arg(to).arg(whole_ms(self.life));
         change.query_async(connection).await
     }
 
-    /// Says so where an outcome was not `made` what is stored.
+    /// Warns of an outcome that was not stored: the change was not `made`.
     fn note(&self, made: bool) {
         if !made && matches!(self.to, To::Value(_)) {
             tracing::warn!("a call with an idempotency key ended after its claim was taken away");
@@ -524,13 +528,13 @@ impl Claim {
             };
             match made {
                 Some(made) => change.note(made),
-                None => store.owed().put(change),
+                None => store.pending().put(change),
             }
         });
         let _ = settled.await;
     }
 
-    /// What becomes of the claim, which is nobody's from then on.
+    /// The change that gives the claim this `state`; the claim itself is settled from then on.
     fn change(&mut self, state: State) -> Change {
         let text = |state| {
             let fingerprint = self.fingerprint.clone();
@@ -559,7 +563,7 @@ impl Claim {
         }
     }
 
-    /// It never was one.
+    /// Settles a claim that was never made, so that its drop changes nothing.
     fn forget(&mut self) {
         self.value.clear();
     }
@@ -576,7 +580,7 @@ impl Drop for Claim {
             true => self.change(State::Lost),
             false => self.undo(),
         };
-        self.store.owed().put(change);
+        self.store.pending().put(change);
     }
 }
 
@@ -654,8 +658,4 @@ fn too_many_wait() -> Problem {
 /// A word that is there once.
 fn once() -> String {
     format!("{:032x}", rand::random::<u128>())
-}
-
-fn milliseconds(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
