@@ -424,7 +424,9 @@ async fn the_python_example_takes_as_many_calls_at_once_as_it_is_sent() {
     eventually("a sum", async || call(0).await, |status| *status == 200).await;
     for _ in 0..5 {
         // As many as RPC_APP_CONCURRENCY lets through.
-        let statuses = join_all((0..64).map(&call)).await;
+        let all = async || join_all((0..64).map(&call)).await;
+        // On a busy machine, its list may be late three times: then it is down, and none is sent.
+        let statuses = eventually("calls", all, |statuses| *statuses != [503; 64]).await;
         assert_eq!(statuses, [200; 64]);
     }
 }
