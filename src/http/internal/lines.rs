@@ -243,13 +243,13 @@ impl Exchange {
     }
 
     /// Starts the calls of the lines that arrived together, unless they were taken back meanwhile, and gives up those that wait
-    /// and were taken back now; whether the connection may go on.
+    /// and were taken back now; `false` where the connection was to be confirmed first and was not.
     async fn take_together(&mut self, confirmation: &mut Option<Confirmation>) -> bool {
         let (mut calls, mut cancelled) = (Vec::new(), HashSet::new());
-        let may_go_on = loop {
+        loop {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
-                Ok(None) => break true,
+                Ok(None) => break,
                 Err(_) if confirmation.is_some() => return false,
                 Err(too_long) => {
                     self.refuse_line(&too_long);
@@ -272,14 +272,14 @@ impl Exchange {
                     }
                 }
             }
-        };
+        }
         for id in &cancelled {
             self.waiting.give_up(*id);
         }
         for line in calls {
             self.start_unless(&line, &cancelled).await;
         }
-        may_go_on
+        true
     }
 
     async fn start(&mut self, line: &[u8]) {
