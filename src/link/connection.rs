@@ -141,7 +141,6 @@ impl Connection {
         self.outbox.forget(id);
         let flushed = self.socket.get().map(|socket| self.outbox.flush(socket));
         match flushed {
-            Some(Ok(Flushed::All(0))) => {}
             Some(Ok(Flushed::All(calls))) => self.metrics.peers.left_together(calls),
             // The connection's task goes on with it, or finds out what is wrong.
             Some(Ok(Flushed::Blocked | Flushed::Later) | Err(_)) | None => self.woken.notify_one(),
@@ -437,9 +436,7 @@ impl Driver<'_> {
         let flushed = self.connection.outbox.flush(self.socket);
         self.is_blocked = match flushed.map_err(Over::Closed)? {
             Flushed::All(calls) => {
-                if calls > 0 {
-                    self.connection.metrics.peers.left_together(calls);
-                }
+                self.connection.metrics.peers.left_together(calls);
                 false
             }
             Flushed::Blocked => true,

@@ -312,9 +312,11 @@ impl PeerMetrics {
         self.attempts.ended(region, label, problem, elapsed);
     }
 
-    /// Counts `calls` that left together.
+    /// Counts `calls` that left together, if there were any.
     pub(crate) fn left_together(&self, calls: u32) {
-        self.batches.observe(f64::from(calls));
+        if calls > 0 {
+            self.batches.observe(f64::from(calls));
+        }
     }
 
     /// Counts a probe that a peer answered after `rtt`, or no peer.
