@@ -199,6 +199,17 @@ mod tests {
         max: Duration::from_secs(60),
     };
 
+    /// The line that asks an instance in `syd` for `call`.
+    fn line_of(call: &Call) -> String {
+        let (region, id) = ("syd".parse().unwrap(), "r".parse().unwrap());
+        let line = Exec::line(&region, call, &id);
+        let mut text = Vec::new();
+        begin_call(&mut text, 9, 7, 5, &line);
+        text.extend_from_slice(line.args());
+        text.push(b'}');
+        String::from_utf8(text).unwrap()
+    }
+
     #[test]
     fn a_peer_reads_what_a_peer_writes_and_ignores_what_it_does_not_know() {
         let call = Call::from_json(
@@ -207,13 +218,7 @@ mod tests {
             TIMEOUTS,
         )
         .unwrap();
-        let (region, id) = ("syd".parse().unwrap(), "r".parse().unwrap());
-        let line = Exec::line(&region, &call, &id);
-        let mut text = Vec::new();
-        begin_call(&mut text, 9, 7, 5, &line);
-        text.extend_from_slice(line.args());
-        text.push(b'}');
-        let text = String::from_utf8(text).unwrap();
+        let text = line_of(&call);
         assert_eq!(
             text,
             r#"{"id":9,"timeout_ms":7,"at_us":5,"region":"syd","module":"\"\\","function":"f","request_id":"r","instance":"i","idempotent":true,"args":[1.0, 2]}"#
@@ -238,14 +243,7 @@ mod tests {
             br#"{"module":"M","function":"f","args":[1, "a,b"]}"#,
             TIMEOUTS,
         );
-        let (region, id) = ("syd".parse().unwrap(), "r".parse().unwrap());
-        let call = call.unwrap();
-        let line = Exec::line(&region, &call, &id);
-        let mut text = Vec::new();
-        begin_call(&mut text, 9, 7, 5, &line);
-        text.extend_from_slice(line.args());
-        text.push(b'}');
-        let text = String::from_utf8(text).unwrap();
+        let text = line_of(&call.unwrap());
         let (id, plain) = Exec::plain(text.as_bytes()).unwrap();
         let spaced = text.replace(",\"args\"", ", \"args\"");
         assert!(Exec::plain(spaced.as_bytes()).is_none());

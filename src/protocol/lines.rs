@@ -247,7 +247,7 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
 fn plain_answer(line: &[u8]) -> Option<(u64, Box<RawValue>)> {
     let mut line = PlainLine(line);
     let id = line.number(ID)?;
-    let result = line.last(b",\"result\":")?;
+    let result = PlainLine(line.0.strip_prefix(b",")?).last(RESULT)?;
     Some((id, serde_json::from_slice(result).ok()?))
 }
 
@@ -257,7 +257,7 @@ pub(super) fn id_of(line: &[u8]) -> Option<u64> {
 }
 
 /// What is left of a line whose members stand as this release writes them, each of which is told by the text before its value:
-/// a tenth of the work of a reader that takes any JSON, which reads a line that is not so.
+/// less than half of the work of a reader that takes any JSON, which reads a line that is not so.
 pub(super) struct PlainLine<'a>(pub(super) &'a [u8]);
 
 impl<'a> PlainLine<'a> {
