@@ -33,10 +33,15 @@ async fn cluster_with(url: &str) -> Cluster {
     let cluster = Cluster::builder().region("iad", 1).region("syd", 2);
     let cluster = cluster.functions().set("RPC_KEY_STORE", url);
     let cluster = cluster.start().await;
-    for instance in &cluster.instances {
-        until_up(instance, 1.0).await;
-    }
+    until_all_up(&cluster, 1.0).await;
     cluster
+}
+
+/// Each instance finds out by itself, when it renews its lease.
+async fn until_all_up(cluster: &Cluster, up: f64) {
+    for instance in &cluster.instances {
+        until_up(instance, up).await;
+    }
 }
 
 async fn until_up(instance: &Process, up: f64) {
@@ -209,9 +214,7 @@ async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
     let standing = async {
         cluster.until_started("latch").await;
         redis.signal(Signal::SIGSTOP);
-        for instance in &cluster.instances {
-            until_up(instance, 0.0).await;
-        }
+        until_all_up(&cluster, 0.0).await;
         let refused = keyed(iad, "syd", "other", &run("c", &json!({}))).await;
         assert_eq!(refused.problem(), (503, "overloaded", "no"));
         cluster.release("latch");
@@ -219,9 +222,7 @@ async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
     let (first, ()) = tokio::join!(keyed(iad, "syd", "block", &block), standing);
     assert_eq!(first.result(), "released");
     redis.signal(Signal::SIGCONT);
-    for instance in &cluster.instances {
-        until_up(instance, 1.0).await;
-    }
+    until_all_up(&cluster, 1.0).await;
     // Whoever looked first may have taken the process for dead.
     let again = keyed(iad, "iad", "block", &block).await;
     assert!(again.status == 200 || again.problem() == (502, "peer_lost", "maybe"));
@@ -327,9 +328,7 @@ async fn a_claim_that_arrives_after_it_was_given_up_holds_up_no_repeat() {
     let before = connections().await;
     proxy.heal().await;
     eventually("what was on its way", connections, |now| *now < before).await;
-    for instance in &cluster.instances {
-        until_up(instance, 1.0).await;
-    }
+    until_all_up(&cluster, 1.0).await;
     let again = keyed(iad, "syd", "key", &call).await;
     assert_eq!((again.result(), is_replayed(&again)), (&json!("a"), false));
     let repeat = keyed(iad, "iad", "key", &call).await;
@@ -346,21 +345,22 @@ async fn what_ended_while_the_store_was_away_is_stored_however_slow_it_is_when_i
     let proxy = redis.proxy().await;
     let cluster = cluster_with(&format!("redis://{}", proxy.address)).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    cluster.instance("syd-2").pause().await;
+    sleep(Duration::from_millis(900)).await;
+    cluster.instance("syd-2").resume();
     let call = blocking("latch", &json!({"instance": "syd-1"}));
-    let all = async |via: &Process, call: &Value| {
-        let sent = (0..OWED).map(|key| {
-            let request = via.request("/rpc/syd", &call.to_string());
-            answer(request.header("idempotency-key", format!("key-{key}")))
-        });
-        let answers = join_all(sent).await;
-        let answers = answers.into_iter().map(Result::unwrap);
-        answers.collect::<Vec<_>>()
+    // A busy store is away for whom it keeps waiting for a second; such calls are sent once more.
+    let one = async |via: &Process, key: usize, call: &Value| {
+        let key = format!("key-{key}");
+        let sent = async || keyed(via, "syd", &key, call).await;
+        eventually("an answer", sent, |answer| answer.status != 503).await
     };
+    let all = async |via, call| join_all((0..OWED).map(|key| one(via, key, call))).await;
     let losing = async {
         let starts = async || cluster.starts("latch").len();
         eventually("all calls", starts, |starts| *starts == OWED).await;
         proxy.break_all(Fault::Refuse).await;
-        until_up(syd, 0.0).await;
+        until_all_up(&cluster, 0.0).await;
         cluster.release("latch");
     };
     let (first, ()) = tokio::join!(all(syd, &call), losing);
@@ -368,8 +368,7 @@ async fn what_ended_while_the_store_was_away_is_stored_however_slow_it_is_when_i
     // All of them together take longer than a process is taken to live that does not say so.
     let slow = Fault::Delay(Duration::from_millis(50));
     proxy.break_all(slow).await;
-    until_up(syd, 1.0).await;
-    until_up(iad, 1.0).await;
+    until_all_up(&cluster, 1.0).await;
     let elsewhere = blocking("latch", &json!({"instance": "syd-2"}));
     for again in all(iad, &elsewhere).await {
         assert_eq!(
