@@ -54,15 +54,15 @@ impl Exec {
     ///
     /// # Errors
     /// As [`Call::from_json`].
-    pub(crate) fn from_json(body: &[u8], timeouts: Timeouts) -> Result<Self, Problem> {
+    pub(crate) fn from_json(body: &[u8], timeouts: Timeouts) -> Result<Box<Self>, Problem> {
         Self::from_line(body, timeouts).1
     }
 
-    /// The call in one of many lines, and the line's id if it has one.
+    /// The call in one of many lines, in a box, for it is handed on several times; and the line's id if it has one.
     pub(crate) fn from_line(
         line: &[u8],
         timeouts: Timeouts,
-    ) -> (Option<u64>, Result<Self, Problem>) {
+    ) -> (Option<u64>, Result<Box<Self>, Problem>) {
         if let Some((id, exec)) = Self::plain(line) {
             return (Some(id), Ok(exec));
         }
@@ -71,12 +71,12 @@ impl Exec {
             Err(bad) => return (id_of(line), Err(bad.into())),
         };
         let id = members[EXEC_MEMBERS.len() - 1].and_then(|id| id.get().parse().ok());
-        (id, Self::from_members(members, timeouts))
+        (id, Self::from_members(members, timeouts).map(Box::new))
     }
 
     /// The id and the call of a line with no more members than most have, as [`begin_call`](lines::begin_call) and
     /// [`Exec::line`] write them.
-    fn plain(line: &[u8]) -> Option<(u64, Self)> {
+    fn plain(line: &[u8]) -> Option<(u64, Box<Self>)> {
         let mut line = PlainLine(line);
         let id = line.number(ID)?;
         let timeout = Duration::from_millis(line.number(b",\"timeout_ms\":")?);
@@ -101,7 +101,7 @@ impl Exec {
             request_id: Some(request_id),
             at_us: Some(at_us),
         };
-        Some((id, exec))
+        Some((id, Box::new(exec)))
     }
 
     fn from_members(
