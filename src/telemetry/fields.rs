@@ -92,7 +92,7 @@ where
             line.push_str(fields.map_or("{}", |fields| &fields.fields));
             // Opened again, for one more member.
             line.pop();
-            Members(&mut line).put_text("name", span.name());
+            Members(&mut line).put_text("name", |text| text.write_str(span.name()));
             line.push('}');
         }
         line.push_str("}\n");
@@ -140,11 +140,12 @@ impl Members<'_> {
         let _ = write!(self.0, "{value}");
     }
 
-    fn put_text(&mut self, name: &str, text: impl fmt::Display) {
+    /// Puts the text that `write` writes.
+    fn put_text(&mut self, name: &str, write: impl FnOnce(&mut Escaped<'_>) -> fmt::Result) {
         self.begin(name);
         self.0.push('"');
         // As above.
-        let _ = write!(Escaped(self.0), "{text}");
+        let _ = write(&mut Escaped(self.0));
         self.0.push('"');
     }
 }
@@ -183,11 +184,11 @@ impl Visit for Members<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put_text(field.name(), value);
+        self.put_text(field.name(), |text| text.write_str(value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put_text(field.name(), format_args!("{value:?}"));
+        self.put_text(field.name(), |text| write!(text, "{value:?}"));
     }
 }
 
