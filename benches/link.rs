@@ -17,6 +17,10 @@ use tokio::time::Instant;
 
 use self::support::{Instance, client, median};
 
+/// As the program has it, for both ways.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CALLERS: [usize; 5] = [1, 16, 64, 256, 1024];
 const SIZES: [usize; 4] = [64, 4 << 10, 64 << 10, 1 << 20];
 const SIZE_CALLERS: usize = 16;
