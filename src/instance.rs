@@ -18,7 +18,7 @@ use crate::{
     cluster::{Cluster, DiscoveryError},
     config::{Config, ConfigError, DrainConfig, Identity},
     dispatch::Dispatcher,
-    http::{self, App, Descriptions},
+    http::{self, Api, Descriptions},
     lifecycle::Lifecycle,
     link::Link,
     memory::{self, Budget},
@@ -61,7 +61,7 @@ pub struct Instance {
     address: SocketAddr,
     internal_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
-    app: Arc<App>,
+    api: Arc<Api>,
     server: Server,
     /// What serves a child of this process, and where.
     child: Option<(SocketAddr, Server)>,
@@ -105,13 +105,13 @@ impl Instance {
         }
         let (drain, shares) = (config.drain, config.serves_internal_publicly());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let app = assemble(config, registry, internal_address, &tasks, &stop)?;
-        let (server, child) = listeners.serve(&app, shares, drain);
+        let api = assemble(config, registry, internal_address, &tasks, &stop)?;
+        let (server, child) = listeners.serve(&api, shares, drain);
         Ok(Self {
             address,
             internal_address,
             metrics_address,
-            app,
+            api,
             server,
             child,
             stop,
@@ -143,19 +143,19 @@ impl Instance {
 
     /// Who it is.
     pub fn identity(&self) -> &Identity {
-        &self.app.identity
+        &self.api.identity
     }
 
     /// The handle for calls from this process.
     pub fn rpc(&self) -> Rpc {
-        Rpc::new(Arc::clone(&self.app.dispatcher), self.app.timeouts)
+        Rpc::new(Arc::clone(&self.api.dispatcher), self.api.timeouts)
     }
 
     /// Waits until the first discovery round is over, found or not.
     ///
     /// No call needs this: one for a region that is not known yet waits by itself.
     pub async fn ready(&self) {
-        self.app.cluster.first_round().await;
+        self.api.cluster.first_round().await;
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once, which is [`Drained::Cut`] where a
@@ -281,7 +281,7 @@ impl Embedded {
     ) -> Result<Self, StartError> {
         let shares = config.serves_internal_publicly();
         let instance = Instance::launch(config, registry, Some(address), false).await?;
-        let router = http::mounted_router(Arc::clone(&instance.app), shares);
+        let router = http::mounted_router(Arc::clone(&instance.api), shares);
         Ok(Self { instance, router })
     }
 
@@ -403,22 +403,22 @@ impl Listeners {
         internal.map_or(self.address, |(_, address)| *address)
     }
 
-    /// Serves `app` on every listener; where it `shares` the public one, instances are served there too. The child's listener
+    /// Serves `api` on every listener; where it `shares` the public one, instances are served there too. The child's listener
     /// has a server of its own, which stops later.
     fn serve(
         self,
-        app: &Arc<App>,
+        api: &Arc<Api>,
         shares: bool,
         drain: DrainConfig,
     ) -> (Server, Option<(SocketAddr, Server)>) {
-        let places = Shares::of(server::open_files(), app.memory.limit());
+        let places = Shares::of(server::open_files(), api.memory.limit());
         let clients = match shares {
             true => places.clients,
             false => places.public,
         };
-        let public = http::public_routes(Arc::clone(app), shares);
-        let internal = http::internal_routes(Arc::clone(app));
-        let metrics = http::metrics_routes(Arc::clone(app));
+        let public = http::public_routes(Arc::clone(api), shares);
+        let internal = http::internal_routes(Arc::clone(api));
+        let metrics = http::metrics_routes(Arc::clone(api));
         let of_instances = |(listener, _), routes, most| Door::of_instances(listener, routes, most);
         let doors = [
             self.public
@@ -429,18 +429,18 @@ impl Listeners {
                 .map(|bound| of_instances(bound, metrics, places.scrapers)),
         ];
         let doors = doors.into_iter().flatten();
-        let server = Server::start(doors, Arc::clone(&app.lifecycle), drain, &app.memory);
+        let server = Server::start(doors, Arc::clone(&api.lifecycle), drain, &api.memory);
         let child = self.child.map(|(listener, address)| {
-            let lifecycle = Arc::clone(&app.other_lifecycle);
+            let lifecycle = Arc::clone(&api.other_lifecycle);
             let dispatcher = Dispatcher {
                 lifecycle: Arc::clone(&lifecycle),
-                ..Dispatcher::clone(&app.dispatcher)
+                ..Dispatcher::clone(&api.dispatcher)
             };
-            let of_child = App {
+            let of_child = Api {
                 lifecycle: Arc::clone(&lifecycle),
-                other_lifecycle: Arc::clone(&app.lifecycle),
+                other_lifecycle: Arc::clone(&api.lifecycle),
                 dispatcher: Arc::new(dispatcher),
-                ..App::clone(app)
+                ..Api::clone(api)
             };
             let routes = http::public_routes(Arc::new(of_child), false);
             let door = Door::of_instances(listener, routes, places.child);
@@ -449,7 +449,7 @@ impl Listeners {
                 delay: Duration::ZERO,
                 ..drain
             };
-            let server = Server::start([door].into_iter(), lifecycle, drain, &app.memory);
+            let server = Server::start([door].into_iter(), lifecycle, drain, &api.memory);
             (address, server)
         });
         (server, child)
@@ -464,7 +464,7 @@ fn assemble(
     internal_address: SocketAddr,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-) -> Result<Arc<App>, StartError> {
+) -> Result<Arc<Api>, StartError> {
     let Config {
         identity,
         machine,
@@ -550,7 +550,7 @@ fn assemble(
         max_in_flight: limits.max_in_flight,
         places: Arc::new(Semaphore::new(limits.max_in_flight)),
     });
-    Ok(Arc::new(App {
+    Ok(Arc::new(Api {
         identity,
         boot,
         access,

@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use crate::{
     call::{Args, Call, Options, Per, Timeouts},
-    dispatch::{Dispatcher, Entry, FanOut, Outcome},
+    dispatch::{Dispatcher, Entry, FanOut, Report},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
         RequestId,
@@ -215,16 +215,16 @@ impl Rpc {
         let call = self.prepared(options, module, function, &args)?;
         let request_id = RequestId::fresh();
         let span = trace::call_span(&request_id, None);
-        let outcome = self
+        let report = self
             .dispatcher
             .dispatch(&targets, &call, request_id, Instant::now(), None)
             .instrument(span)
             .await;
-        self.dispatcher.ended(&call.name, &outcome);
-        let consistency = outcome.meta.consistency.clone();
-        let replayed = outcome.meta.replayed;
+        self.dispatcher.ended(&call.name, &report);
+        let consistency = report.meta.consistency.clone();
+        let replayed = report.meta.replayed;
         Ok(Answer {
-            result: read(outcome)?,
+            result: read(report)?,
             consistency,
             replayed,
         })
@@ -264,13 +264,13 @@ impl Rpc {
         let request_id = RequestId::fresh();
         let (id, name) = (request_id.clone(), call.name.clone());
         let dispatcher = Arc::clone(&self.dispatcher);
-        let ended = move |outcome: Option<Outcome>| {
-            let Some(outcome) = outcome else {
+        let ended = move |report: Option<Report>| {
+            let Some(report) = report else {
                 tracing::warn!(function = %name, executed = "maybe", %request_id, "call abandoned");
                 return;
             };
-            dispatcher.ended(&name, &outcome);
-            match outcome.result {
+            dispatcher.ended(&name, &report);
+            match report.result {
                 Ok(_) => tracing::info!(function = %name, %request_id, "cast"),
                 Err(problem) => {
                     let (code, executed, detail) =
@@ -346,14 +346,12 @@ impl Rpc {
             let mut fan_out = begun.await?;
             let mut answers = Vec::with_capacity(fan_out.asked());
             while let Some(entry) = fan_out.next().await {
-                let Entry {
-                    region, outcome, ..
-                } = entry;
+                let Entry { region, report, .. } = entry;
                 answers.push(EachAnswer {
                     region,
-                    instance: outcome.meta.instance.clone(),
-                    consistency: outcome.meta.consistency.clone(),
-                    result: read(outcome),
+                    instance: report.meta.instance.clone(),
+                    consistency: report.meta.consistency.clone(),
+                    result: read(report),
                 });
             }
             Ok::<_, Problem>(answers)
@@ -400,8 +398,8 @@ impl Rpc {
 }
 
 /// The result of a call, as the type that its caller wants.
-fn read<R: DeserializeOwned>(outcome: Outcome) -> Result<R, CallError> {
-    let Outcome { result, meta } = outcome;
+fn read<R: DeserializeOwned>(report: Report) -> Result<R, CallError> {
+    let Report { result, meta } = report;
     let read = result.and_then(|returned| {
         serde_json::from_str(returned.json.get()).map_err(|error| unexpected(&error))
     });

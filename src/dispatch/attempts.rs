@@ -12,7 +12,7 @@ use rand::RngExt;
 use tokio::time;
 use tower::retry::budget::{Budget, TpsBudget};
 
-use super::Outcome;
+use super::Report;
 use crate::{
     call::Call,
     cluster::{Condition, RegionPeers},
@@ -108,19 +108,19 @@ impl Attempts {
 
     /// What a call that was for `region` came to after `elapsed`; `asked` is the instance that it was for, where none was
     /// tried.
-    pub(super) fn into_outcome(
+    pub(super) fn into_report(
         self,
         region: Option<Region>,
         asked: Option<InstanceId>,
         result: Result<Returned, Problem>,
         elapsed: Duration,
-    ) -> Outcome {
+    ) -> Report {
         let meta = Meta {
             instance: self.last.or(asked),
             attempts: self.count,
             ..Meta::untried(region, elapsed, self.request_id)
         };
-        Outcome::new(result, meta)
+        Report::new(result, meta)
     }
 
     /// Counts an attempt on `instance`.

@@ -7,7 +7,7 @@ use futures_util::future;
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::{Dispatcher, Outcome};
+use super::{Dispatcher, Report};
 use crate::{
     call::Call,
     name::RequestId,
@@ -28,12 +28,12 @@ impl Dispatcher {
         call: &Arc<Call>,
         request_id: RequestId,
         arrived: Instant,
-        ended: impl FnOnce(Option<Outcome>) + Send + 'static,
-    ) -> Result<(), Outcome> {
+        ended: impl FnOnce(Option<Report>) + Send + 'static,
+    ) -> Result<(), Report> {
         let refused = |problem: Problem| {
             let region = targets.first(&self.identity.primary).cloned();
             let meta = Meta::untried(region, arrived.elapsed(), request_id.clone());
-            Outcome::new(Err(problem), meta)
+            Report::new(Err(problem), meta)
         };
         let in_flight = self.lifecycle.admit().map_err(refused)?;
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
@@ -52,17 +52,17 @@ impl Dispatcher {
         };
         let mut run = Box::pin(run.in_current_span());
         match future::poll_immediate(&mut run).await {
-            Some(outcome) if is_refusal(&outcome) => return Err(outcome),
-            Some(outcome) => ended(Some(outcome)),
+            Some(report) if is_refusal(&report) => return Err(report),
+            Some(report) => ended(Some(report)),
             None => {
                 let stop = self.stop.clone();
                 self.tasks.spawn(async move {
-                    let outcome = tokio::select! {
+                    let report = tokio::select! {
                         biased;
                         () = stop.cancelled() => None,
-                        outcome = run => Some(outcome),
+                        report = run => Some(report),
                     };
-                    ended(outcome);
+                    ended(report);
                     drop((in_flight, place));
                 });
             }
@@ -71,7 +71,7 @@ impl Dispatcher {
     }
 }
 
-fn is_refusal(outcome: &Outcome) -> bool {
-    let problem = outcome.result.as_ref().err();
+fn is_refusal(report: &Report) -> bool {
+    let problem = report.result.as_ref().err();
     problem.is_some_and(|problem| problem.executed == Executed::No)
 }

@@ -7,12 +7,12 @@
 //! room that is left, as far as their size can be foretold. A call that takes longer counts no more, so that an instance
 //! that hangs does not hold up the others.
 
-use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{self, Instant};
 
-use super::{Dispatcher, Outcome, attempts::Attempts};
+use super::{Dispatcher, Report, attempts::Attempts};
 use crate::{
     call::{Call, Per},
     cluster::Peer,
@@ -51,15 +51,15 @@ enum Recipient {
 pub(crate) struct Entry {
     pub(crate) region: Region,
     /// Its account has the instance, where one was asked.
-    pub(crate) outcome: Outcome,
+    pub(crate) report: Report,
     /// What its result takes of the memory budget.
     pub(crate) held: Option<Reserved>,
 }
 
 /// A call at work, with what it holds.
-type Running = Pin<Box<dyn Future<Output = Entry> + Send>>;
+type Asking = BoxFuture<'static, Entry>;
 /// A call that began lately, until it ends or began so long ago that it counts no more.
-type Beginning = Pin<Box<dyn Future<Output = Result<Entry, Running>> + Send>>;
+type Beginning = BoxFuture<'static, Result<Entry, Asking>>;
 
 /// A fan-out under way. Dropping it cancels what was asked and has not started; what runs, runs on to its deadline.
 pub(crate) struct FanOut {
@@ -69,7 +69,7 @@ pub(crate) struct FanOut {
     arrived: Instant,
     waiting: VecDeque<Recipient>,
     lately: FuturesUnordered<Beginning>,
-    running: FuturesUnordered<Running>,
+    running: FuturesUnordered<Asking>,
     /// The largest result so far, in bytes.
     largest: Option<usize>,
     /// Whether a result found no room, so that the others come one by one.
@@ -208,7 +208,7 @@ impl FanOut {
         Ok(room)
     }
 
-    fn start(&self, recipient: Recipient) -> Running {
+    fn start(&self, recipient: Recipient) -> Asking {
         let (dispatcher, call) = (Arc::clone(&self.dispatcher), Arc::clone(&self.call));
         let (request_id, arrived) = (self.request_id.clone(), self.arrived);
         let in_flight = Arc::clone(&self.in_flight);
@@ -224,7 +224,7 @@ impl FanOut {
     /// Counts what came of a call, and its result in the memory budget.
     fn count(&mut self, mut entry: Entry) -> Entry {
         let held = &mut entry.held;
-        entry.outcome.result = entry.outcome.result.and_then(|returned| {
+        entry.report.result = entry.report.result.and_then(|returned| {
             let size = returned.json.get().len();
             self.largest = self.largest.max(Some(size));
             if size > SMALL {
@@ -235,11 +235,11 @@ impl FanOut {
             }
             Ok(returned)
         });
-        if entry.outcome.result.as_ref().is_err_and(is_dropped) {
+        if entry.report.result.as_ref().is_err_and(is_dropped) {
             self.found_no_room = true;
         }
-        self.succeeded += usize::from(entry.outcome.result.is_ok());
-        self.dispatcher.ended(&self.call.name, &entry.outcome);
+        self.succeeded += usize::from(entry.report.result.is_ok());
+        self.dispatcher.ended(&self.call.name, &entry.report);
         entry
     }
 }
@@ -250,11 +250,11 @@ fn is_dropped(problem: &Problem) -> bool {
     error.is_some_and(|error| error.kind == RESULT_DROPPED)
 }
 
-/// `running`, or what is left of it once it no longer counts as one that began lately.
-async fn lately(mut running: Running) -> Result<Entry, Running> {
-    match time::timeout(LATELY, &mut running).await {
+/// `asking`, or what is left of it once it no longer counts as one that began lately.
+async fn lately(mut asking: Asking) -> Result<Entry, Asking> {
+    match time::timeout(LATELY, &mut asking).await {
         Ok(entry) => Ok(entry),
-        Err(_) => Err(running),
+        Err(_) => Err(asking),
     }
 }
 
@@ -279,11 +279,10 @@ async fn ask(
         (Ok(_), Recipient::OneOf(region)) => dispatcher.run_in(region, call, &mut attempts).await,
     };
     let elapsed = arrived.elapsed();
-    let outcome =
-        attempts.into_outcome(Some(region.clone()), recipient.instance(), result, elapsed);
+    let report = attempts.into_report(Some(region.clone()), recipient.instance(), result, elapsed);
     Entry {
         region,
-        outcome,
+        report,
         held: None,
     }
 }

@@ -66,14 +66,14 @@ pub(crate) struct Dispatcher {
 
 /// What came of a call, and what it took.
 #[derive(Debug)]
-pub(crate) struct Outcome {
+pub(crate) struct Report {
     /// The function's result, or why there is none.
     pub(crate) result: Result<Returned, Problem>,
     /// Where it ran, or was tried.
     pub(crate) meta: Meta,
 }
 
-impl Outcome {
+impl Report {
     /// `result`, of which the account `meta` has what it says of itself.
     fn new(result: Result<Returned, Problem>, meta: Meta) -> Self {
         let meta = Meta {
@@ -94,7 +94,7 @@ impl Dispatcher {
         request_id: RequestId,
         arrived: Instant,
         admitted: Option<InFlight>,
-    ) -> Outcome {
+    ) -> Report {
         let call = &*self.under_policy(targets, call);
         let deadline = Deadline::since(arrived, call.timeout);
         let shares_keys = self.executor.shares_keys();
@@ -106,12 +106,12 @@ impl Dispatcher {
             }
             None => self.run_in_one_of(targets, call, &mut attempts).await,
         };
-        attempts.into_outcome(region, None, result, arrived.elapsed())
+        attempts.into_report(region, None, result, arrived.elapsed())
     }
 
-    /// Counts a call that has ended with `outcome`, as its caller gets it, and sends its event.
-    pub(crate) fn ended(&self, name: &FunctionName, outcome: &Outcome) {
-        let Outcome { result, meta } = outcome;
+    /// Counts a call that has ended with `report`, as its caller gets it, and sends its event.
+    pub(crate) fn ended(&self, name: &FunctionName, report: &Report) {
+        let Report { result, meta } = report;
         let problem = result.as_ref().err();
         self.count(meta, problem);
         self.metrics.feed.call_ended(name, meta, problem);
@@ -358,7 +358,7 @@ impl Dispatcher {
         exec: &Exec,
         request_id: RequestId,
         arrived: Instant,
-    ) -> Outcome {
+    ) -> Report {
         let deadline = Deadline::since(arrived, exec.call.timeout);
         let mut counted = None;
         let (attempts, result) = match self.misplaced(exec) {
@@ -375,7 +375,7 @@ impl Dispatcher {
             attempts,
             ..Meta::untried(region, arrived.elapsed(), request_id)
         };
-        Outcome::new(result, meta)
+        Report::new(result, meta)
     }
 
     /// Whether the call runs here without a choice. A call with a key is the region's: its key chooses the instance, unless

@@ -5,7 +5,7 @@ use axum::{
     http::{HeaderMap, header::AUTHORIZATION},
 };
 
-use super::{App, Crowded, Reached, internal, site};
+use super::{Api, Crowded, Reached, internal, site};
 use crate::{
     access::Caller,
     name::FunctionName,
@@ -36,15 +36,15 @@ pub(super) struct ProvenToken {
 
 /// Lets a request pass whose sender is one of `audience`, with an extension that says who: a [`Caller`], or a [`ProvenToken`]
 /// of an instance that sent a proof and no token.
-pub(super) fn admit(app: &App, audience: Audience, request: &mut Request) -> Result<(), Problem> {
+pub(super) fn admit(api: &Api, audience: Audience, request: &mut Request) -> Result<(), Problem> {
     match audience {
         Audience::Anyone => {}
         Audience::Clients => {
-            let caller = client(app, request)?;
+            let caller = client(api, request)?;
             request.extensions_mut().insert(caller);
         }
         Audience::Instances => {
-            if let Some(proven) = instance(app, request)? {
+            if let Some(proven) = instance(api, request)? {
                 request.extensions_mut().insert(proven);
             }
         }
@@ -53,23 +53,23 @@ pub(super) fn admit(app: &App, audience: Audience, request: &mut Request) -> Res
 }
 
 /// The client whose token a request has, where there are clients.
-fn client(app: &App, request: &Request) -> Result<Caller, Problem> {
-    if app.access.clients.is_empty() {
-        site::check(request, app.access.allow_anonymous)?;
+fn client(api: &Api, request: &Request) -> Result<Caller, Problem> {
+    if api.access.clients.is_empty() {
+        site::check(request, api.access.allow_anonymous)?;
     }
     if request.extensions().get::<Crowded>().is_some() {
         let detail = "clients keep as many connections busy as this instance has places for";
         return Err(Problem::new(Code::Overloaded, detail));
     }
     let token = presented_token(request.headers());
-    let caller = app.access.caller(token.as_ref());
+    let caller = api.access.caller(token.as_ref());
     caller.ok_or_else(|| unauthenticated("a client's token"))
 }
 
 /// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.
-fn instance(app: &App, request: &Request) -> Result<Option<ProvenToken>, Problem> {
+fn instance(api: &Api, request: &Request) -> Result<Option<ProvenToken>, Problem> {
     // Without a token, whoever reaches this instance is taken for one; a page in a browser that does must not be.
-    if app.access.cluster.is_empty() {
+    if api.access.cluster.is_empty() {
         site::check(request, false)?;
     }
     if came_through_fly_proxy(request.headers()) {
@@ -77,7 +77,7 @@ fn instance(app: &App, request: &Request) -> Result<Option<ProvenToken>, Problem
         return Err(Problem::new(Code::Forbidden, detail));
     }
     let token = presented_token(request.headers());
-    if app.access.is_instance(token.as_ref()) {
+    if api.access.is_instance(token.as_ref()) {
         return Ok(None);
     }
     let path = request.uri().path();
@@ -89,7 +89,7 @@ fn instance(app: &App, request: &Request) -> Result<Option<ProvenToken>, Problem
             "the cluster's token",
         ),
     };
-    let proven = says.and_then(|says| proven(app, request, says));
+    let proven = says.and_then(|says| proven(api, request, says));
     proven.map(Some).ok_or_else(|| unauthenticated(wanted))
 }
 
@@ -119,12 +119,12 @@ pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
 }
 
 /// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.
-pub(super) fn known_caller(app: &App, request: &Request) -> Option<Caller> {
-    if app.access.clients.is_empty() {
-        site::check(request, app.access.allow_anonymous).ok()?;
+pub(super) fn known_caller(api: &Api, request: &Request) -> Option<Caller> {
+    if api.access.clients.is_empty() {
+        site::check(request, api.access.allow_anonymous).ok()?;
     }
     let token = presented_token(request.headers());
-    app.access.caller(token.as_ref())
+    api.access.caller(token.as_ref())
 }
 
 /// The token in the headers of a request; `None` without exactly one. The typed header of the crate `headers` would take the
@@ -138,12 +138,12 @@ pub(super) fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
 }
 
 /// The token of the cluster that the sender of a request knows, if its proof of what it `says` is valid.
-fn proven(app: &App, request: &Request, says: Statement<'_>) -> Option<ProvenToken> {
+fn proven(api: &Api, request: &Request, says: Statement<'_>) -> Option<ProvenToken> {
     let text = |header| request.headers().get(header)?.to_str().ok();
     let Reached(address) = request.extensions().get()?;
     let challenge = Challenge::received(text(NONCE)?, *address)?;
     let proof = text(PROOF)?.parse().ok()?;
-    let mut tokens = app.access.cluster.iter();
+    let mut tokens = api.access.cluster.iter();
     let token = tokens.find(|token| challenge.is_proven(token, says, &proof))?;
     Some(ProvenToken {
         token: token.clone(),

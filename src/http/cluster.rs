@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use axum::{extract::State, response::Result};
 
 use super::{
-    App, AppState,
+    Api, ApiState,
     documents::{
         AppDocument, DiscoveryDocument, FunctionsDocument, InstanceDocument, RegionDocument,
         RegionsDocument,
@@ -63,10 +63,10 @@ use crate::{
     ),
     security(("client_token" = []), ())
 )]
-pub(super) async fn list_regions(State(app): AppState) -> Json<RegionsDocument> {
-    let overview = app.cluster.overview().await;
-    let regions = regions(&app, &overview);
-    let identity = &app.identity;
+pub(super) async fn list_regions(State(api): ApiState) -> Json<RegionsDocument> {
+    let overview = api.cluster.overview().await;
+    let regions = regions(&api, &overview);
+    let identity = &api.identity;
     Json(RegionsDocument {
         local: identity.region.clone(),
         primary: identity.primary.clone(),
@@ -75,7 +75,7 @@ pub(super) async fn list_regions(State(app): AppState) -> Json<RegionsDocument> 
             .into_iter()
             .map(|(region, instances)| RegionDocument { region, instances })
             .collect(),
-        discovery: discovery(&app, &overview),
+        discovery: discovery(&api, &overview),
     })
 }
 
@@ -113,18 +113,18 @@ pub(super) async fn list_regions(State(app): AppState) -> Json<RegionsDocument> 
     security(("client_token" = []), ())
 )]
 pub(super) async fn get_region(
-    State(app): AppState,
+    State(api): ApiState,
     InPath(target): InPath<Target>,
 ) -> Result<Json<RegionDocument>> {
-    let region = target.region(&app.identity.primary);
+    let region = target.region(&api.identity.primary);
     let region = region.cloned().ok_or_else(|| {
         let detail = "\"any\" is where a call may run, and no region; /regions lists them";
         Problem::new(Code::InvalidRegion, detail)
     })?;
-    let overview = app.cluster.overview().await;
-    let instances = match regions(&app, &overview).remove(&region) {
+    let overview = api.cluster.overview().await;
+    let instances = match regions(&api, &overview).remove(&region) {
         Some(instances) => instances,
-        None => match app.dispatcher.peers(&region) {
+        None => match api.dispatcher.peers(&region) {
             // Found since.
             Ok(_) => Vec::new(),
             Err(problem) => return Err(Refusal::new(problem, Some(&region)).into()),
@@ -160,13 +160,13 @@ pub(super) async fn get_region(
     ),
     security(("client_token" = []), ())
 )]
-pub(super) async fn list_functions(State(app): AppState) -> Json<FunctionsDocument> {
+pub(super) async fn list_functions(State(api): ApiState) -> Json<FunctionsDocument> {
     let CatalogueDocument {
         catalogue,
         functions,
         details,
-    } = CatalogueDocument::from(&*app.executor.catalogue());
-    let beside = app.executor.app().map(|beside| {
+    } = CatalogueDocument::from(&*api.executor.catalogue());
+    let beside = api.executor.app().map(|beside| {
         let status = beside.status();
         AppDocument {
             url: beside.url().to_string(),
@@ -183,14 +183,14 @@ pub(super) async fn list_functions(State(app): AppState) -> Json<FunctionsDocume
 }
 
 /// Every region ever seen, with its instances sorted by id; this one is among them.
-fn regions(app: &App, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocument>> {
-    let seen = app.cluster.regions().into_iter();
+fn regions(api: &Api, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocument>> {
+    let seen = api.cluster.regions().into_iter();
     let mut regions: BTreeMap<_, Vec<_>> = seen.map(|region| (region, Vec::new())).collect();
     let mut add = |region: &Region, boot, instance| {
         let instances = regions.entry(region.clone()).or_default();
         instances.push((boot, instance));
     };
-    add(&app.identity.region, Some(&app.boot), this_instance(app));
+    add(&api.identity.region, Some(&api.boot), this_instance(api));
     for known in overview.peers() {
         add(&known.peer.region, known.peer.boot.as_ref(), peer(known));
     }
@@ -220,22 +220,22 @@ fn each_once(mut instances: Vec<(Option<&BootId>, InstanceDocument)>) -> Vec<Ins
     instances.into_iter().map(|(_, it)| it).collect()
 }
 
-pub(super) fn this_instance(app: &App) -> InstanceDocument {
-    let catalogue = app.executor.catalogue();
+pub(super) fn this_instance(api: &Api) -> InstanceDocument {
+    let catalogue = api.executor.catalogue();
     InstanceDocument {
-        instance: app.identity.instance.clone(),
-        address: app.address,
-        state: match app.lifecycle.is_stopping() {
+        instance: api.identity.instance.clone(),
+        address: api.address,
+        state: match api.lifecycle.is_stopping() {
             true => PeerState::Draining,
             false => PeerState::Ready,
         },
         local: true,
-        release: app.identity.release.clone(),
+        release: api.identity.release.clone(),
         rtt_ms: None,
         last_seen_ms: None,
         functions: Some(catalogue.len()),
         catalogue: Some(catalogue.hash().clone()),
-        app: app.executor.app().map(|beside| beside.status().health),
+        app: api.executor.app().map(|beside| beside.status().health),
     }
 }
 
@@ -255,11 +255,11 @@ pub(super) fn peer(known: &KnownPeer) -> InstanceDocument {
     }
 }
 
-pub(super) fn discovery(app: &App, overview: &Overview) -> DiscoveryDocument {
+pub(super) fn discovery(api: &Api, overview: &Overview) -> DiscoveryDocument {
     let progress = &overview.progress;
     let last_success = progress.last_success;
     DiscoveryDocument {
-        source: app.cluster.source().map(str::to_owned),
+        source: api.cluster.source().map(str::to_owned),
         last_success_ms: last_success.map(|instant| whole_milliseconds(instant.elapsed())),
         stale: progress.error.is_some(),
         last_error: progress.error.clone(),

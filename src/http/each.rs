@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::{
-    App, AppState, auth,
+    Api, ApiState, auth,
     documents::{EntryDocument, FanOutMeta, FanOutReply},
     layers::Context,
     openapi::EachProblems,
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     access::Caller,
-    dispatch::{Entry, FanOut, Outcome},
+    dispatch::{Entry, FanOut, Report},
     json,
     memory::Reserved,
     name::{FunctionName, RequestId},
@@ -100,14 +100,14 @@ use crate::{
     security(("client_token" = []), ())
 )]
 pub(super) async fn call_each(
-    State(app): AppState,
+    State(api): ApiState,
     Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
     InPath(regions): InPath<Regions>,
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let primary = &app.identity.primary;
+    let primary = &api.identity.primary;
     let first = regions.named(primary).next();
     let refuse = |problem| Refusal::new(problem, first);
     if regions == Regions::All && caller.regions().is_some() {
@@ -116,7 +116,7 @@ pub(super) async fn call_each(
     }
     auth::check_regions(&caller, regions.named(primary)).map_err(refuse)?;
     let headers = &parts.headers;
-    let (mut call, per) = request::fan_out(&app, headers, body)
+    let (mut call, per) = request::fan_out(&api, headers, body)
         .await
         .map_err(refuse)?;
     auth::check_function(&caller, &call.name).map_err(refuse)?;
@@ -127,11 +127,11 @@ pub(super) async fn call_each(
         regions: regions.clone(),
         request_id: context.request_id.clone(),
         arrived: context.arrived,
-        app: Arc::clone(&app),
+        api: Arc::clone(&api),
         caller,
     };
     let begun = FanOut::begin(
-        &app.dispatcher,
+        &api.dispatcher,
         &regions,
         per,
         call,
@@ -142,7 +142,7 @@ pub(super) async fn call_each(
     // Runs where the request, or the rest of its answer, is dropped because the client went away.
     let awaited = scopeguard::guard(about, |it| {
         rpc::abandoned(
-            &it.app,
+            &it.api,
             &it.caller,
             &it.function,
             &it.regions,
@@ -157,7 +157,7 @@ pub(super) async fn call_each(
 
 /// What the log, and the last line, say of a fan-out.
 struct About {
-    app: Arc<App>,
+    api: Arc<Api>,
     caller: Caller,
     function: FunctionName,
     regions: Regions,
@@ -174,7 +174,7 @@ impl About {
             elapsed_ms: milliseconds(self.arrived.elapsed()),
             request_id: self.request_id.clone(),
         };
-        self.app.metrics.calls.fan_outs.inc();
+        self.api.metrics.calls.fan_outs.inc();
         let (client, function, regions) = (self.caller.name(), &self.function, &self.regions);
         let (asked, succeeded, elapsed_ms) = (meta.asked, meta.succeeded, meta.elapsed_ms);
         let request_id = &meta.request_id;
@@ -192,7 +192,7 @@ type Awaited<F> = ScopeGuard<About, F>;
 async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Response {
     let mut entries = Vec::with_capacity(fan_out.asked());
     while let Some(entry) = fan_out.next().await {
-        let place = (entry.region.clone(), entry.outcome.meta.instance.clone());
+        let place = (entry.region.clone(), entry.report.meta.instance.clone());
         entries.push((place, to_json(entry)));
     }
     let meta = ScopeGuard::into_inner(awaited).ended(&fan_out);
@@ -238,7 +238,7 @@ fn streamed(
 
 /// An entry of the answer, and what it takes of the memory budget.
 fn to_json(entry: Entry) -> (Vec<u8>, Option<Reserved>) {
-    let Outcome { result, meta } = entry.outcome;
+    let Report { result, meta } = entry.report;
     let instance = meta.instance.clone();
     let (result, problem, consistency) = match result {
         Ok(returned) => (Some(returned.json), None, returned.consistency),

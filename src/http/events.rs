@@ -18,7 +18,7 @@ use tokio::{
 };
 use utoipa::ToSchema;
 
-use super::{App, AppState, openapi::EventProblems};
+use super::{Api, ApiState, openapi::EventProblems};
 use crate::{
     access::Caller,
     feed::{Event, Listener, PeerChange, RegionCounts, event_text},
@@ -103,27 +103,27 @@ pub(crate) struct Lagged {
     security(("client_token" = []), ())
 )]
 pub(super) async fn stream_events(
-    State(app): AppState,
+    State(api): ApiState,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    if app.lifecycle.is_stopping() {
+    if api.lifecycle.is_stopping() {
         let detail = "this instance is stopping and starts no stream";
         return Err(Problem::new(Code::Draining, detail).into());
     }
-    let listener = app.metrics.feed.listen().ok_or_else(|| {
+    let listener = api.metrics.feed.listen().ok_or_else(|| {
         let detail = "as many clients listen as this instance has streams for";
         Problem::new(Code::Overloaded, detail)
     })?;
     let last = headers.get(LAST_EVENT_ID);
-    let missed = last.and_then(|last| Some(app.metrics.feed.missed_since(last.to_str().ok()?)));
+    let missed = last.and_then(|last| Some(api.metrics.feed.missed_since(last.to_str().ok()?)));
     let mut tick = time::interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let events = Stream {
         lagged: missed.filter(|count| *count != Some(0)).map(lagged),
-        counted: app.metrics.feed.totals(),
-        phase: app.lifecycle.watch(),
-        app,
+        counted: api.metrics.feed.totals(),
+        phase: api.lifecycle.watch(),
+        api,
         caller,
         listener,
         tick,
@@ -143,7 +143,7 @@ fn lagged(missed: Option<u64>) -> Bytes {
 
 /// One client's stream.
 struct Stream {
-    app: Arc<App>,
+    api: Arc<Api>,
     caller: Caller,
     listener: Listener,
     /// The first event for a client that reconnects and missed some.
@@ -196,16 +196,16 @@ impl Stream {
     }
 
     fn counts(&mut self) -> Bytes {
-        let totals = self.app.metrics.feed.totals();
+        let totals = self.api.metrics.feed.totals();
         let seen = totals
             .iter()
             .filter(|it| self.may_see_in(it.region.as_ref()));
         let regions = seen.map(|it| it.since(&self.counted)).collect();
         self.counted = totals;
         let counts = Counts {
-            in_flight: self.app.in_flight(),
-            running: self.app.executor.running(),
-            queued: self.app.dispatcher.queued(),
+            in_flight: self.api.in_flight(),
+            running: self.api.executor.running(),
+            queued: self.api.dispatcher.queued(),
             regions,
         };
         event_text(None, "counts", &counts)
@@ -213,11 +213,11 @@ impl Stream {
 
     /// That this instance is stopping: the state that its peers see too.
     fn stopping(&self) -> Bytes {
-        let identity = &self.app.identity;
+        let identity = &self.api.identity;
         let change = PeerChange {
             region: &identity.region,
             instance: &identity.instance,
-            address: self.app.address,
+            address: self.api.address,
             state: Some(PeerState::Draining),
             reason: "it is stopping",
         };

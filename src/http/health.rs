@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    App, AppState,
+    Api, ApiState,
     openapi::{OpenProblems, ReadinessProblems},
     response::{Json, Refusal},
 };
@@ -53,8 +53,8 @@ pub(crate) struct StatusDocument {
     ),
     security()
 )]
-pub(super) async fn get_liveness(State(app): AppState) -> Json<StatusDocument> {
-    status(&app, "live")
+pub(super) async fn get_liveness(State(api): ApiState) -> Json<StatusDocument> {
+    status(&api, "live")
 }
 
 /// Check whether the instance takes calls
@@ -82,29 +82,29 @@ pub(super) async fn get_liveness(State(app): AppState) -> Json<StatusDocument> {
     ),
     security()
 )]
-pub(super) async fn get_readiness(State(app): AppState) -> Result<Json<StatusDocument>> {
+pub(super) async fn get_readiness(State(api): ApiState) -> Result<Json<StatusDocument>> {
     let refuse =
-        |code, detail| Refusal::new(Problem::new(code, detail), Some(&app.identity.region));
-    if app.lifecycle.is_stopping() {
+        |code, detail| Refusal::new(Problem::new(code, detail), Some(&api.identity.region));
+    if api.lifecycle.is_stopping() {
         return Err(refuse(Code::Draining, "this instance is stopping").into());
     }
-    if !app.cluster.is_ready() {
+    if !api.cluster.is_ready() {
         let detail =
             "DNS has not answered yet; without it, this instance is ready 15 s after its start";
         return Err(refuse(Code::DiscoveryPending, detail).into());
     }
-    let beside = app.executor.app();
+    let beside = api.executor.app();
     if beside.is_some_and(|beside| beside.status().health == AppHealth::Starting) {
         let detail = "the app beside this instance has not listed its functions yet";
         return Err(refuse(Code::FunctionUnavailable, detail).into());
     }
-    Ok(status(&app, "ready"))
+    Ok(status(&api, "ready"))
 }
 
-fn status(app: &App, status: &'static str) -> Json<StatusDocument> {
+fn status(api: &Api, status: &'static str) -> Json<StatusDocument> {
     Json(StatusDocument {
         status,
-        instance: app.identity.instance.clone(),
-        region: app.identity.region.clone(),
+        instance: api.identity.instance.clone(),
+        region: api.identity.region.clone(),
     })
 }

@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{App, AppState, request::lists};
+use super::{Api, ApiState, request::lists};
 use crate::{
     cluster::Overview,
     metrics::{PREFIX, Texts, registered},
@@ -33,9 +33,9 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Everything that was counted, and the state of the instance now.
-pub(super) async fn show(State(app): AppState, headers: HeaderMap) -> Result<impl IntoResponse> {
-    let overview = app.cluster.overview().await;
-    let text = app.metrics.text(&readings(&app, &overview));
+pub(super) async fn show(State(api): ApiState, headers: HeaderMap) -> Result<impl IntoResponse> {
+    let overview = api.cluster.overview().await;
+    let text = api.metrics.text(&readings(&api, &overview));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
     // The text is valid in both formats.
     let format = match lists(&headers, &ACCEPT, "application/openmetrics-text") {
@@ -47,7 +47,7 @@ pub(super) async fn show(State(app): AppState, headers: HeaderMap) -> Result<imp
 
 /// What is not counted as it happens, but read at each scrape. It is not kept from one to the next, so a region that is no
 /// longer known leaves no label behind.
-fn readings(app: &App, overview: &Overview) -> Registry {
+fn readings(api: &Api, overview: &Overview) -> Registry {
     let progress = &overview.progress;
     let mut registry = Registry::with_prefix(PREFIX);
     let mut show = |name, help, value: usize| {
@@ -55,16 +55,16 @@ fn readings(app: &App, overview: &Overview) -> Registry {
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     };
     let help = "Calls that were accepted and are not answered yet, run here or forwarded";
-    show("in_flight", help, app.in_flight());
+    show("in_flight", help, api.in_flight());
     let help = "Functions that run here now";
-    show("running", help, app.executor.running());
+    show("running", help, api.executor.running());
     let help = "How many functions may run here at once";
-    show("running_limit", help, app.limits.max_in_flight);
+    show("running_limit", help, api.limits.max_in_flight);
     let help = "Calls that wait to leave for a peer";
-    show("queued", help, app.dispatcher.queued());
+    show("queued", help, api.dispatcher.queued());
     let help = "1 once the instance is stopping";
-    show("draining", help, app.lifecycle.is_stopping().into());
-    if let Some(is_up) = app.executor.key_store_is_up() {
+    show("draining", help, api.lifecycle.is_stopping().into());
+    if let Some(is_up) = api.executor.key_store_is_up() {
         let help = "1 while the store of idempotency keys answers";
         show("key_store_up", help, is_up.into());
     }
@@ -91,7 +91,7 @@ fn readings(app: &App, overview: &Overview) -> Registry {
         ];
         peers.get_or_create_owned(&labels)
     };
-    for region in app.cluster.regions() {
+    for region in api.cluster.regions() {
         // Zeros too: an alert on a series that is not there never fires.
         for state in PeerState::ALL {
             count(&region, state);

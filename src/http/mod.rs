@@ -66,12 +66,12 @@ const PAGES: [&str; 4] = ["/docs", "/docs/{*file}", "/ui", "/ui/{*file}"];
 /// Those of the routes of instances.
 const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
-/// How a handler gets the [`App`].
-type AppState = State<Arc<App>>;
+/// How a handler gets the [`Api`].
+type ApiState = State<Arc<Api>>;
 
 /// What the handlers share.
 #[derive(Clone, Debug)]
-pub(crate) struct App {
+pub(crate) struct Api {
     /// Who this instance is.
     pub identity: Identity,
     /// Which run of it.
@@ -97,7 +97,7 @@ pub(crate) struct App {
     pub descriptions: Descriptions,
 }
 
-impl App {
+impl Api {
     /// The calls that were accepted and are not answered yet, run here or forwarded, by whichever listener they came.
     fn in_flight(&self) -> usize {
         self.lifecycle.in_flight() + self.other_lifecycle.in_flight()
@@ -128,7 +128,7 @@ pub(crate) struct Crowded;
 pub(crate) struct Routes {
     router: Router,
     /// Set where clients call.
-    calls: Option<Arc<App>>,
+    calls: Option<Arc<Api>>,
 }
 
 impl Routes {
@@ -138,9 +138,9 @@ impl Routes {
     /// route, the layer and the handler each, and a move of the request and of its future into each of them.
     pub(crate) async fn answer(mut self, request: Request<Incoming>) -> Response {
         match self.calls {
-            Some(app) if rpc::is_call(&request) => {
-                let call = |request| rpc::call_function.call(request, Arc::clone(&app));
-                layers::answer(&app, Audience::Clients, request.map(Body::new), call).await
+            Some(api) if rpc::is_call(&request) => {
+                let call = |request| rpc::call_function.call(request, Arc::clone(&api));
+                layers::answer(&api, Audience::Clients, request.map(Body::new), call).await
             }
             _ => match Box::pin(self.router.call(request)).await {
                 Ok(response) => response,
@@ -158,40 +158,40 @@ impl From<Router> for Routes {
 }
 
 /// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.
-pub(crate) fn public_routes(app: Arc<App>, with_internal: bool) -> Routes {
+pub(crate) fn public_routes(api: Arc<Api>, with_internal: bool) -> Routes {
     Routes {
-        calls: Some(Arc::clone(&app)),
-        router: public_router(app, with_internal),
+        calls: Some(Arc::clone(&api)),
+        router: public_router(api, with_internal),
     }
 }
 
-fn public_router(app: Arc<App>, with_internal: bool) -> Router {
+fn public_router(api: Arc<Api>, with_internal: bool) -> Router {
     // What is no route is for clients, so that a path that is forgotten below is not open.
     let clients = Router::from(clients()).fallback(not_found);
     let instances = instances(with_internal);
-    layers::around(clients, &app, Audience::Clients)
-        .merge(layers::around(instances, &app, Audience::Instances))
-        .merge(layers::around(open(), &app, Audience::Anyone))
-        .with_state(app)
+    layers::around(clients, &api, Audience::Clients)
+        .merge(layers::around(instances, &api, Audience::Instances))
+        .merge(layers::around(open(), &api, Audience::Anyone))
+        .with_state(api)
 }
 
 /// The routes of the listener for instances.
-pub(crate) fn internal_routes(app: Arc<App>) -> Routes {
+pub(crate) fn internal_routes(api: Arc<Api>) -> Routes {
     let routes = instances(true).fallback(not_found);
-    layers::around(routes, &app, Audience::Instances)
-        .with_state(app)
+    layers::around(routes, &api, Audience::Instances)
+        .with_state(api)
         .into()
 }
 
 /// The routes of the listener for scrapers, which send no token.
-pub(crate) fn metrics_routes(app: Arc<App>) -> Routes {
+pub(crate) fn metrics_routes(api: Arc<Api>) -> Routes {
     let routes = Router::new()
         .route("/metrics", routing::get(metrics::show))
         .route("/healthz", routing::get(health::get_liveness))
         .route("/readyz", routing::get(health::get_readiness))
         .fallback(not_found);
-    layers::around(routes, &app, Audience::Anyone)
-        .with_state(app)
+    layers::around(routes, &api, Audience::Anyone)
+        .with_state(api)
         .into()
 }
 
@@ -209,14 +209,14 @@ pub(crate) fn openapi_with<'a>(
 }
 
 /// The routes that are in the OpenAPI document.
-fn documented() -> OpenApiRouter<Arc<App>> {
+fn documented() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(openapi::description())
         .merge(clients())
         .merge(documented_open())
 }
 
 /// The routes of clients.
-fn clients() -> OpenApiRouter<Arc<App>> {
+fn clients() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(rpc::call_function))
         .routes(routes!(rpc::call_function_by_path))
@@ -229,7 +229,7 @@ fn clients() -> OpenApiRouter<Arc<App>> {
 }
 
 /// The routes without a token, as far as they are in the OpenAPI document.
-fn documented_open() -> OpenApiRouter<Arc<App>> {
+fn documented_open() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(health::get_liveness))
         .routes(routes!(health::get_readiness))
@@ -237,7 +237,7 @@ fn documented_open() -> OpenApiRouter<Arc<App>> {
 }
 
 /// The routes without a token.
-fn open() -> Router<Arc<App>> {
+fn open() -> Router<Arc<Api>> {
     let documented = Router::from(documented_open());
     PAGES.into_iter().fold(documented, |router, path| {
         router.route(path, routing::get(pages::show))
@@ -246,7 +246,7 @@ fn open() -> Router<Arc<App>> {
 
 /// The routes of the cluster's instances. Other paths below `/internal`, and all of them where instances have a listener of
 /// their own, are routes too: an instance gets a 404, and a stranger a 401, so that they show nothing of what is there.
-fn instances(are_here: bool) -> Router<Arc<App>> {
+fn instances(are_here: bool) -> Router<Arc<Api>> {
     let unknown = Router::new()
         .route("/internal", routing::any(not_found))
         .route("/internal/", routing::any(not_found))
@@ -267,14 +267,14 @@ async fn not_found() -> Problem {
 }
 
 /// Each path of [`public_routes`] as a route of its own, for a program that has other paths too.
-pub(crate) fn mounted_router(app: Arc<App>, with_internal: bool) -> Router {
+pub(crate) fn mounted_router(api: Arc<Api>, with_internal: bool) -> Router {
     let paths = documented().into_openapi().paths.paths.into_keys();
     let internal: &[&str] = if with_internal { &INTERNAL } else { &[] };
     let others = PAGES.iter().chain(internal);
     let others = others.map(|path| (*path).to_owned());
-    let own = middleware::from_fn_with_state(Arc::clone(&app), reached);
+    let own = middleware::from_fn_with_state(Arc::clone(&api), reached);
     // A service, because axum takes no router at a path.
-    let whole = public_router(app, with_internal).layer(own).into_service();
+    let whole = public_router(api, with_internal).layer(own).into_service();
     paths.chain(others).fold(Router::new(), |router, path| {
         router.route_service(&path, whole.clone())
     })
@@ -282,11 +282,11 @@ pub(crate) fn mounted_router(app: Arc<App>, with_internal: bool) -> Router {
 
 /// Puts the address on a request that a program's server accepted: what axum knows of the connection, else where the
 /// program said that it listens.
-async fn reached(State(app): AppState, mut request: Request<Body>, next: Next) -> Response {
+async fn reached(State(api): ApiState, mut request: Request<Body>, next: Next) -> Response {
     let extensions = request.extensions_mut();
     if extensions.get::<Reached>().is_none() {
         let connection = extensions.get::<ConnectInfo<Reached>>();
-        let reached = connection.map_or(Reached(app.address), |connection| connection.0);
+        let reached = connection.map_or(Reached(api.address), |connection| connection.0);
         extensions.insert(reached);
     }
     next.run(request).await

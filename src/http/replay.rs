@@ -8,7 +8,7 @@ use axum::{
 use tokio::time::Instant;
 
 use super::{
-    App,
+    Api,
     layers::Context,
     request::{CallRequest, header},
     response::Refusal,
@@ -18,7 +18,7 @@ use crate::{
     cluster::Condition,
     config::Route,
     deadline::Deadline,
-    dispatch::Outcome,
+    dispatch::Report,
     problem::{Code, Problem},
     region::{Region, Targets},
     replay::{self, Machines},
@@ -43,7 +43,7 @@ pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Proble
 /// A call whose peers there are all suspect or draining is forwarded: Fly Proxy waits without end for a Machine that takes
 /// a connection and does not answer.
 pub(super) fn ask(
-    app: &App,
+    api: &Api,
     context: &Context,
     head: &Parts,
     request: &CallRequest,
@@ -53,14 +53,14 @@ pub(super) fn ask(
     if !may_be_replayed(*route, head, *size) {
         return None;
     }
-    let region = &app.dispatcher.first_region(targets, call)?;
-    let is_here = *region == app.identity.region;
+    let region = &api.dispatcher.first_region(targets, call)?;
+    let is_here = *region == api.identity.region;
     let deadline = Deadline::since(context.arrived, call.timeout);
     if is_here || !replay::is_fly_region(region) || deadline.has_passed() {
         return None;
     }
     let left = deadline.remaining();
-    let peers = app.cluster.region(region).unwrap_or_default();
+    let peers = api.cluster.region(region).unwrap_or_default();
     let chosen = match &call.instance {
         Some(instance) => peers.find(instance),
         None => peers.choose(&call.name, &[]),
@@ -74,7 +74,7 @@ pub(super) fn ask(
         Some(_) => return None,
         None => (None, left * 9 / 10),
     };
-    let (regions, or_any) = list(targets, region, &app.identity.primary);
+    let (regions, or_any) = list(targets, region, &api.identity.primary);
     let machines = match &call.instance {
         Some(instance) => Machines::Only(region, instance),
         None => Machines::In {
@@ -134,19 +134,19 @@ pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call)
 /// The header that has Fly Proxy try another Machine with a call that this instance, and each sibling that was asked after
 /// it, refused because it drains or is overloaded. A client that is not behind Fly Proxy gets the refusal alone.
 pub(super) fn to_others(
-    app: &App,
+    api: &Api,
     head: &Parts,
     size: usize,
     call: &Call,
     arrived: Instant,
-    outcome: &Outcome,
+    report: &Report,
 ) -> Option<HeaderValue> {
-    let Outcome { result, meta } = outcome;
+    let Report { result, meta } = report;
     let problem = result.as_ref().err()?;
-    let me = &app.identity.instance;
+    let me = &api.identity.instance;
     let is_mine = meta.instance.as_ref().is_none_or(|instance| instance == me);
     // A call for the own region is tried here first, unless it names an instance or its key may pick one.
-    let is_ours = meta.region.as_ref() == Some(&app.identity.region)
+    let is_ours = meta.region.as_ref() == Some(&api.identity.region)
         && call.instance.is_none()
         && call.key.is_none();
     let is_own_refusal =
@@ -166,18 +166,18 @@ pub(super) fn to_others(
 
 /// Turns an unknown region or instance into one that is not available yet, where Fly Proxy reached no Machine there in time:
 /// one may be starting, so that a repeat may succeed.
-pub(super) fn came_back(headers: &HeaderMap, outcome: &mut Outcome) {
+pub(super) fn came_back(headers: &HeaderMap, report: &mut Report) {
     let is_unknown =
         |problem: &Problem| matches!(problem.code, Code::RegionUnknown | Code::InstanceUnknown);
-    if let Some(region) = &outcome.meta.region
+    if let Some(region) = &report.meta.region
         && replay::was_unreached(headers)
-        && outcome.result.as_ref().is_err_and(is_unknown)
+        && report.result.as_ref().is_err_and(is_unknown)
     {
         let detail = format!(
             "region \"{region}\": Fly Proxy could not reach a Machine there within {} ms; it may be starting",
             replay::time_lost(headers).as_millis()
         );
-        outcome.result = Err(Problem::new(Code::RegionUnavailable, detail));
+        report.result = Err(Problem::new(Code::RegionUnavailable, detail));
     }
 }
 

@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
-use super::{App, replay};
+use super::{Api, replay};
 use crate::{
     call::{Args, Call, Options, Per, Timeouts},
     config::Route,
@@ -82,16 +82,16 @@ pub(super) struct CallRequest {
 }
 
 /// The call of `POST /rpc/{region}`, or of one whose path names the function too.
-pub(super) async fn call(app: &App, head: &Parts, body: Body) -> Result<CallRequest, Problem> {
+pub(super) async fn call(api: &Api, head: &Parts, body: Body) -> Result<CallRequest, Problem> {
     let headers = &head.headers;
     // What the head alone is refused for comes before the body is read.
     refuse_forwarded(headers)?;
-    let route = replay::route(headers, app.route)?;
+    let route = replay::route(headers, api.route)?;
     let (call, body) = match function(&head.uri)? {
-        Some(name) => call_by_path(app, name, headers, body).await?,
+        Some(name) => call_by_path(api, name, headers, body).await?,
         None => {
-            let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
-            (Call::from_json(&body.bytes, app.timeouts)?, body)
+            let body = json_body(headers, body, api.limits.max_body, &api.memory).await?;
+            (Call::from_json(&body.bytes, api.timeouts)?, body)
         }
     };
     let size = body.bytes.len();
@@ -101,13 +101,13 @@ pub(super) async fn call(app: &App, head: &Parts, body: Body) -> Result<CallRequ
 
 /// The call of `POST /each/{regions}`, and on how many instances of each region it is to run.
 pub(super) async fn fan_out(
-    app: &App,
+    api: &Api,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Call, Per), Problem> {
     refuse_forwarded(headers)?;
-    let body = json_body(headers, body, app.limits.max_body, &app.memory).await?;
-    let (call, per) = Call::from_fan_out(&body.bytes, app.timeouts)?;
+    let body = json_body(headers, body, api.limits.max_body, &api.memory).await?;
+    let (call, per) = Call::from_fan_out(&body.bytes, api.timeouts)?;
     Ok((finished(call, headers, body)?, per))
 }
 
@@ -165,20 +165,20 @@ fn name(what: &str, segment: &str) -> Result<Name, Problem> {
 
 /// The call of `name` with the arguments in `body` and the options in `headers`; the body too, for what it holds.
 async fn call_by_path(
-    app: &App,
+    api: &Api,
     name: FunctionName,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Call, Received), Problem> {
-    let Timeouts { default, max } = app.timeouts;
+    let Timeouts { default, max } = api.timeouts;
     let options = options(headers, max)?;
     let body = match body.is_end_stream() {
         // Without arguments it may be left out, whatever the content type.
         true => Received {
             bytes: Vec::new(),
-            reserved: app.memory.take(0),
+            reserved: api.memory.take(0),
         },
-        false => json_body(headers, body, app.limits.max_body, &app.memory).await?,
+        false => json_body(headers, body, api.limits.max_body, &api.memory).await?,
     };
     let args = match body.bytes.as_slice() {
         [] => Args::default(),

@@ -12,7 +12,7 @@ use axum::{
 use serde::Serialize;
 
 use crate::{
-    dispatch::Outcome,
+    dispatch::Report,
     json,
     memory::{Budget, Share},
     problem::Problem,
@@ -71,7 +71,7 @@ impl IntoResponse for Problem {
     }
 }
 
-impl IntoResponse for Outcome {
+impl IntoResponse for Report {
     fn into_response(self) -> Response {
         let Self { result, meta } = self;
         // Before the account becomes a part of the body.
@@ -93,15 +93,15 @@ impl IntoResponse for Outcome {
 }
 
 /// The outcome, or a problem in place of a result for which the memory budget has no room.
-pub(super) fn with_room(mut outcome: Outcome, memory: &Budget) -> Outcome {
-    outcome.result = outcome.result.and_then(|returned| {
+pub(super) fn with_room(mut report: Report, memory: &Budget) -> Report {
+    report.result = report.result.and_then(|returned| {
         let size = returned.json.get().len();
         match size <= ALWAYS || memory.has_room(size, Share::Results) {
             true => Ok(returned),
             false => Err(returned.dropped(NO_ROOM)),
         }
     });
-    outcome
+    report
 }
 
 /// A problem document with its status, and `Retry-After` where waiting helps.

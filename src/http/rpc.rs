@@ -16,7 +16,7 @@ use tracing::{Instrument, Span};
 use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::{
-    App, AppState, auth,
+    Api, ApiState, auth,
     documents::Accepted,
     layers::Context,
     openapi::CallProblems,
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     access::Caller,
     call::Call,
-    dispatch::Outcome,
+    dispatch::Report,
     name::{FunctionName, InstanceId, RequestId},
     region::{Region, Targets},
     replay::REPLAY,
@@ -225,7 +225,7 @@ pub(super) enum CallAnswers {
     security(("client_token" = []), ())
 )]
 pub(super) async fn call_function(
-    State(app): AppState,
+    State(api): ApiState,
     Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
     InPath(mut targets): InPath<Targets>,
@@ -233,15 +233,15 @@ pub(super) async fn call_function(
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
     targets.within = caller.regions().map(<[_]>::to_vec);
-    let primary = &app.identity.primary;
+    let primary = &api.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
     // Before the body is read, which need not be for this.
     auth::check_regions(&caller, targets.named(primary)).map_err(refuse)?;
-    let mut request = request::call(&app, &parts, body).await.map_err(refuse)?;
+    let mut request = request::call(&api, &parts, body).await.map_err(refuse)?;
     auth::check_function(&caller, &request.call.name).map_err(refuse)?;
     // Before all that depends on its timeout, a replay among it.
-    app.dispatcher.put_under_policy(&targets, &mut request.call);
-    if let Some(answer) = replay::ask(&app, &context, &parts, &request, &targets) {
+    api.dispatcher.put_under_policy(&targets, &mut request.call);
+    if let Some(answer) = replay::ask(&api, &context, &parts, &request, &targets) {
         // The instance that gets it there logs what came of it.
         let (client, function, request_id) =
             (caller.name(), &request.call.name, &context.request_id);
@@ -254,7 +254,7 @@ pub(super) async fn call_function(
     let span = trace::call_span(&context.request_id, call.trace);
     let request_id = context.request_id;
     let about = About {
-        app: Arc::clone(&app),
+        api: Arc::clone(&api),
         caller,
         call: Arc::new(call),
         targets,
@@ -262,7 +262,7 @@ pub(super) async fn call_function(
         span: span.clone(),
     };
     let call = Arc::clone(&about.call);
-    let mut outcome = if lists(&parts.headers, &PREFER, RESPOND_ASYNC) {
+    let mut report = if lists(&parts.headers, &PREFER, RESPOND_ASYNC) {
         match about.in_background(arrived).instrument(span).await {
             Ok(accepted) => return Ok(accepted),
             Err(refused) => refused,
@@ -270,19 +270,19 @@ pub(super) async fn call_function(
     } else {
         // Runs where this future is dropped at its await, because the client went away.
         let awaited = scopeguard::guard((), |()| about.abandoned());
-        let ran = app
+        let ran = api
             .dispatcher
             .dispatch(&about.targets, &call, request_id, arrived, None);
-        let outcome = ran.instrument(span).await;
+        let report = ran.instrument(span).await;
         ScopeGuard::into_inner(awaited);
-        outcome
+        report
     };
-    replay::came_back(&parts.headers, &mut outcome);
-    let outcome = with_room(outcome, &app.memory);
-    about.ended(&outcome);
-    let others = replay::to_others(&app, &parts, size, &call, arrived, &outcome);
+    replay::came_back(&parts.headers, &mut report);
+    let report = with_room(report, &api.memory);
+    about.ended(&report);
+    let others = replay::to_others(&api, &parts, size, &call, arrived, &report);
     let others = others.map(|others| [(REPLAY, others)]);
-    Ok((others, outcome).into_response())
+    Ok((others, report).into_response())
 }
 
 /// Call a function by its path
@@ -334,13 +334,13 @@ pub(super) async fn call_function(
     security(("client_token" = []), ())
 )]
 pub(super) async fn call_function_by_path(
-    app: AppState,
+    api: ApiState,
     context: Extension<Context>,
     caller: Extension<Caller>,
     targets: InPath<Targets>,
     request: Request,
 ) -> Result<Response> {
-    call_function(app, context, caller, targets, request).await
+    call_function(api, context, caller, targets, request).await
 }
 
 /// Whether `request` is one of [`call_function`], or of [`call_function_by_path`], which hands on to it.
@@ -357,7 +357,7 @@ pub(super) fn is_call<B>(request: &Request<B>) -> bool {
 /// What the log, the metrics and the trace say of a call's end.
 #[derive(Clone)]
 struct About {
-    app: Arc<App>,
+    api: Arc<Api>,
     caller: Caller,
     call: Arc<Call>,
     targets: Targets,
@@ -367,13 +367,13 @@ struct About {
 
 impl About {
     /// Counts and logs the end of the call, without its arguments and its result.
-    fn ended(&self, outcome: &Outcome) {
-        let Outcome { result, meta } = outcome;
+    fn ended(&self, report: &Report) {
+        let Report { result, meta } = report;
         let (client, function, problem) =
             (self.caller.name(), &self.call.name, result.as_ref().err());
         trace::ended(&self.span, function, meta.region.as_ref(), problem);
-        self.app.dispatcher.ended(function, outcome);
-        self.app.metrics.calls.of_client(client, problem);
+        self.api.dispatcher.ended(function, report);
+        self.api.metrics.calls.of_client(client, problem);
         let region = meta.region.as_ref().map_or("", Region::as_str);
         let instance = meta.instance.as_ref().map_or("", InstanceId::as_str);
         let request_id = meta.request_id.as_str();
@@ -392,31 +392,31 @@ impl About {
 
     fn abandoned(&self) {
         let Self {
-            app,
+            api,
             caller,
             call,
             targets,
             request_id,
             ..
         } = self;
-        abandoned(app, caller, &call.name, targets, request_id);
+        abandoned(api, caller, &call.name, targets, request_id);
     }
 
     /// The answer to a call that was admitted and goes on.
     ///
     /// # Errors
     /// What came of one that was refused at once.
-    async fn in_background(&self, arrived: Instant) -> Result<Response, Outcome> {
+    async fn in_background(&self, arrived: Instant) -> Result<Response, Report> {
         let (about, request_id) = (self.clone(), self.request_id.clone());
-        let ended = move |outcome: Option<Outcome>| match outcome {
-            Some(outcome) => about.ended(&outcome),
+        let ended = move |report: Option<Report>| match report {
+            Some(report) => about.ended(&report),
             None => about.abandoned(),
         };
-        self.app
+        self.api
             .dispatcher
             .dispatch_in_background(&self.targets, &self.call, request_id, arrived, ended)
             .await?;
-        let region = self.targets.first(&self.app.identity.primary).cloned();
+        let region = self.targets.first(&self.api.identity.primary).cloned();
         let meta = Meta::untried(region, arrived.elapsed(), self.request_id.clone());
         let applied = [(PREFERENCE_APPLIED, RESPOND_ASYNC)];
         Ok((StatusCode::ACCEPTED, applied, Json(Accepted { meta })).into_response())
@@ -425,13 +425,13 @@ impl About {
 
 /// Counts and logs a call for `regions` whose client went away before there was an answer; what runs, runs on.
 pub(super) fn abandoned(
-    app: &App,
+    api: &Api,
     caller: &Caller,
     function: &FunctionName,
     regions: &impl Display,
     request_id: &RequestId,
 ) {
-    app.metrics.calls.abandoned.inc();
+    api.metrics.calls.abandoned.inc();
     let client = caller.name();
     tracing::warn!(client, %function, region = %regions, executed = "maybe", %request_id, "call abandoned");
 }

@@ -11,11 +11,11 @@ use std::{
     future::{self, Future},
     io,
     net::SocketAddr,
-    pin::Pin,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio::{
     io::AsyncReadExt,
     net::tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -231,8 +231,6 @@ fn unmade(connection: &Connection, unopened: &Unopened) {
     connection.outbox.end(ending, ending);
 }
 
-type Verdict = Pin<Box<dyn Future<Output = PeerState> + Send>>;
-
 /// The task of one connection that stands.
 struct Driver<'a> {
     connection: &'a Connection,
@@ -261,7 +259,7 @@ struct Driver<'a> {
     asked: Option<Instant>,
     probe_after: u32,
     /// The probe that decides whether the peer is suspect, while it is under way.
-    verdict: Option<Verdict>,
+    verdict: Option<BoxFuture<'static, PeerState>>,
     /// The first deadline of a call that is watched, once it is so near that the next tick may come too late.
     due: Option<Deadline>,
 }

@@ -3,11 +3,13 @@
 
 use std::{
     panic::{self, AssertUnwindSafe},
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use futures_util::{FutureExt, future};
+use futures_util::{
+    FutureExt,
+    future::{self, BoxFuture},
+};
 use serde_json::value::RawValue;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -408,7 +410,7 @@ fn accounted(
     run: impl Future<Output = Ended> + Send + 'static,
     account: Account,
     span: Span,
-) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+) -> BoxFuture<'static, Outcome> {
     let run = AssertUnwindSafe(run).catch_unwind();
     let run = run.map(|ended| account.close(ended.ok()));
     Box::pin(run.instrument(span))

@@ -7,9 +7,10 @@ mod context;
 mod executor;
 mod keys;
 
-use std::{borrow::Cow, fmt, pin::Pin, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use foldhash::fast::RandomState;
+use futures_util::future::BoxFuture;
 use indexmap::IndexMap;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -33,10 +34,10 @@ use crate::{
 };
 
 /// A function at work: its result as JSON, or its own error.
-type Run = Pin<Box<dyn Future<Output = Result<Box<RawValue>, FunctionError>> + Send>>;
+type Run = BoxFuture<'static, Result<Box<RawValue>, FunctionError>>;
 
 /// A call in the app, which knows what came of it.
-type InApp = Pin<Box<dyn Future<Output = Answered> + Send>>;
+type InApp = BoxFuture<'static, Answered>;
 
 /// A function that blocks its thread, ready to be run on one of its own.
 type Block = Box<dyn FnOnce() -> Result<Box<RawValue>, FunctionError> + Send>;

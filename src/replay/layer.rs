@@ -3,13 +3,13 @@
 
 use std::{
     fmt,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response, request::Parts, response};
 use http_body::Body;
 use tower::{Layer, Service};
@@ -24,8 +24,7 @@ use crate::{
 type Writes = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 type Captures = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 /// Whether the data here has seen what a token says.
-type CaughtUp =
-    Arc<dyn Fn(ConsistencyToken) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
+type CaughtUp = Arc<dyn Fn(ConsistencyToken) -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// Replays requests that write in the primary region, by the answer `fly-replay` to Fly Proxy; for axum and every other
 /// service of tower.
@@ -223,7 +222,7 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)

@@ -4,14 +4,18 @@
 //! Lines come in the body of a request, or on a connection that another instance upgraded. On the latter the instance that
 //! asks may take calls back, asks for signs of life, and stamps each line with the time on the connection's clock.
 
-use std::{collections::HashSet, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, BodyDataStream, Bytes},
     http::{HeaderValue, header::CONTENT_TYPE},
     response::Response,
 };
-use futures_util::{FutureExt, StreamExt, future, stream, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{self, BoxFuture},
+    stream::{self, FuturesUnordered},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
@@ -22,9 +26,9 @@ use tracing::{Instrument, Span};
 
 use super::{Clock, Confirmation, ENVELOPE, ended};
 use crate::{
-    dispatch::Outcome,
+    dispatch::Report,
     gate::Waiting,
-    http::{App, layers::Context, response::with_room},
+    http::{Api, layers::Context, response::with_room},
     lifecycle::Phase,
     memory::{Reserved, Share},
     problem::{Code, Problem},
@@ -49,12 +53,9 @@ const PIECE: usize = 256 << 10;
 /// `RPC_MAX_IN_FLIGHT` where that is more, so that calls beyond that limit are refused, and pings answered, at once.
 const MIN_MAX_RUNNING: usize = 2048;
 
-/// One call at work.
-type Running = Pin<Box<dyn Future<Output = (Option<u64>, Outcome)> + Send>>;
-
 /// Answers the lines of `body`.
-pub(super) fn body(app: Arc<App>, context: Context, body: Body) -> Response {
-    let mut exchange = Exchange::new(app, context, None);
+pub(super) fn body(api: Arc<Api>, context: Context, body: Body) -> Response {
+    let mut exchange = Exchange::new(api, context, None);
     exchange.announce_phase();
     let request = (exchange, Some(body.into_data_stream()));
     let pieces = stream::unfold(request, async |(mut exchange, mut body)| {
@@ -71,13 +72,13 @@ pub(super) fn body(app: Arc<App>, context: Context, body: Body) -> Response {
 /// Answers the lines that come on `connection` until either side ends it. Nothing runs before the line of `confirmation`
 /// has come, where one is wanted.
 pub(super) async fn serve(
-    app: Arc<App>,
+    api: Arc<Api>,
     context: Context,
     clock: Clock,
     mut confirmation: Option<Confirmation>,
     mut connection: impl AsyncRead + AsyncWrite + Unpin,
 ) {
-    let mut exchange = Exchange::new(app, context, Some(clock));
+    let mut exchange = Exchange::new(api, context, Some(clock));
     exchange.announce_phase();
     let mut tick = time::interval(GRACE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -90,7 +91,7 @@ pub(super) async fn serve(
         tokio::select! {
             biased;
             // What has ended goes before what is to begin: otherwise answers pile up behind a peer that sends on and on.
-            Some((id, outcome)) = exchange.running.next() => exchange.put(id, outcome),
+            Some((id, report)) = exchange.running.next() => exchange.put(id, report),
             read = connection.read_buf(exchange.lines.room()), if exchange.may_read() => {
                 if !matches!(read, Ok(1..)) {
                     return;
@@ -131,12 +132,13 @@ pub(super) async fn serve(
 }
 
 struct Exchange {
-    app: Arc<App>,
+    api: Arc<Api>,
     context: Context,
     lines: Lines,
     /// Set where lines have the time on the connection's clock.
     clock: Option<Clock>,
-    running: FuturesUnordered<Running>,
+    /// The calls at work, each with the id of its line.
+    running: FuturesUnordered<BoxFuture<'static, (Option<u64>, Report)>>,
     /// Those of them that have not started.
     waiting: Arc<Waiting>,
     phase: watch::Receiver<Phase>,
@@ -148,18 +150,18 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(app: Arc<App>, context: Context, clock: Option<Clock>) -> Self {
+    fn new(api: Arc<Api>, context: Context, clock: Option<Clock>) -> Self {
         Self {
-            lines: Lines::new(app.limits.max_body + ENVELOPE, &app.memory),
+            lines: Lines::new(api.limits.max_body + ENVELOPE, &api.memory),
             clock,
             running: FuturesUnordered::new(),
             waiting: Arc::default(),
-            phase: app.lifecycle.watch(),
+            phase: api.lifecycle.watch(),
             is_announced: false,
             out: Vec::new(),
-            unwritten: app.memory.take(0),
+            unwritten: api.memory.take(0),
             context,
-            app,
+            api,
         }
     }
 
@@ -172,7 +174,7 @@ impl Exchange {
             let patience = self.patience();
             tokio::select! {
                 biased;
-                Some((id, outcome)) = self.running.next() => self.put(id, outcome),
+                Some((id, report)) = self.running.next() => self.put(id, report),
                 chunk = next_chunk(body), if self.may_read() => self.take(chunk.as_ref(), body).await,
                 Ok(()) = self.phase.changed() => self.announce_phase(),
                 () = time::sleep(patience), if self.running.is_empty() => *body = None,
@@ -185,7 +187,7 @@ impl Exchange {
     }
 
     fn may_read(&self) -> bool {
-        let twice = self.app.limits.max_in_flight.saturating_mul(2);
+        let twice = self.api.limits.max_in_flight.saturating_mul(2);
         self.running.len() < twice.max(MIN_MAX_RUNNING)
     }
 
@@ -288,11 +290,11 @@ impl Exchange {
 
     async fn start_unless(&mut self, line: &[u8], cancelled: &HashSet<u64>) {
         let mut arrived = Instant::now();
-        match Exec::from_line(line, self.app.timeouts) {
+        match Exec::from_line(line, self.api.timeouts) {
             (Some(id), _) if cancelled.contains(&id) => {}
             (id, Ok(mut exec)) => {
                 if line.len() > SMALL {
-                    match self.app.memory.reserve(line.len(), Share::Results) {
+                    match self.api.memory.reserve(line.len(), Share::Results) {
                         Ok(reserved) => exec.call.memory = Some(Arc::new(reserved)),
                         Err(problem) => return self.refuse(id, problem),
                     }
@@ -303,19 +305,19 @@ impl Exchange {
                     let delay = clock.delay(at_us, arrived);
                     arrived = arrived.checked_sub(delay).unwrap_or(arrived);
                 }
-                let app = Arc::clone(&self.app);
+                let api = Arc::clone(&self.api);
                 let request_id = exec.request_id.clone();
                 let request_id = request_id.unwrap_or_else(|| self.context.request_id.clone());
                 let span = trace::exec_span(&request_id, exec.call.trace);
                 let run = async move {
-                    let outcome = app.dispatcher.exec(&exec, request_id, arrived).await;
-                    ended(&Span::current(), &exec, &outcome);
-                    (id, outcome)
+                    let report = api.dispatcher.exec(&exec, request_id, arrived).await;
+                    ended(&Span::current(), &exec, &report);
+                    (id, report)
                 };
                 // Most functions end at once.
-                let mut run: Running = Box::pin(run.instrument(span));
+                let mut run = run.instrument(span).boxed();
                 match future::poll_immediate(run.as_mut()).await {
-                    Some((id, outcome)) => self.put(id, outcome),
+                    Some((id, report)) => self.put(id, report),
                     None => self.running.push(run),
                 }
             }
@@ -325,7 +327,7 @@ impl Exchange {
 
     /// Refuses the call of a line, and throws the line away as it comes: those behind it are others' calls.
     fn refuse_line(&mut self, line: &TooLong) {
-        let (instance, most) = (&self.app.identity.instance, self.app.limits.max_body);
+        let (instance, most) = (&self.api.identity.instance, self.api.limits.max_body);
         let detail =
             format!("instance {instance} takes a body of at most {most} bytes (RPC_MAX_BODY)");
         self.refuse(line.id, Problem::new(Code::BodyTooLarge, detail));
@@ -333,32 +335,32 @@ impl Exchange {
     }
 
     fn refuse(&mut self, id: Option<u64>, problem: Problem) {
-        let region = Some(self.app.identity.region.clone());
+        let region = Some(self.api.identity.region.clone());
         let meta = Meta::untried(region, Duration::ZERO, self.context.request_id.clone());
         let result = Err(problem);
-        self.write(id, Outcome { result, meta });
+        self.write(id, Report { result, meta });
     }
 
-    fn put(&mut self, id: Option<u64>, outcome: Outcome) {
-        let outcome = with_room(outcome, &self.app.memory);
-        self.write(id, outcome);
+    fn put(&mut self, id: Option<u64>, report: Report) {
+        let report = with_room(report, &self.api.memory);
+        self.write(id, report);
     }
 
-    fn write(&mut self, id: Option<u64>, outcome: Outcome) {
+    fn write(&mut self, id: Option<u64>, report: Report) {
         let before = self.out.len();
         if before == 0 {
             self.unwritten.clear();
         }
-        write_answer(&mut self.out, id, outcome.result, outcome.meta);
+        write_answer(&mut self.out, id, report.result, report.meta);
         self.unwritten.take(self.out.len() - before);
     }
 
     /// What else is ready travels along.
     fn put_ready(&mut self) {
         while self.out.len() < PIECE
-            && let Some(Some((id, outcome))) = self.running.next().now_or_never()
+            && let Some(Some((id, report))) = self.running.next().now_or_never()
         {
-            self.put(id, outcome);
+            self.put(id, report);
         }
     }
 

@@ -20,14 +20,14 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use super::{
-    App, AppState,
+    Api, ApiState,
     auth::ProvenToken,
     layers::Context,
     request::{is_ndjson, json_body},
     response::{Json, Refusal, with_room},
 };
 use crate::{
-    dispatch::Outcome,
+    dispatch::Report,
     lifecycle::Phase,
     problem::{Code, Problem},
     protocol::{
@@ -47,94 +47,94 @@ const DRIFT: i128 = 5_000;
 type Proven = Option<Extension<ProvenToken>>;
 
 /// `GET /internal/region`: who this instance is.
-pub(super) async fn introduce(State(app): AppState, proven: Proven) -> Response {
-    let identity = app.identity.clone();
+pub(super) async fn introduce(State(api): ApiState, proven: Proven) -> Response {
+    let identity = api.identity.clone();
     let introduction = Json(Introduction {
         region: identity.region,
         instance: identity.instance,
-        boot: Some(app.boot.clone()),
+        boot: Some(api.boot.clone()),
         app: identity.app,
         release: identity.release,
         primary: identity.primary,
-        state: match app.lifecycle.is_stopping() {
+        state: match api.lifecycle.is_stopping() {
             true => Readiness::Draining,
             false => Readiness::Ready,
         },
         protocol: PROTOCOL,
-        catalogue: app.executor.catalogue().hash().clone(),
-        app_state: app.executor.app().map(|beside| beside.status().health),
+        catalogue: api.executor.catalogue().hash().clone(),
+        app_state: api.executor.app().map(|beside| beside.status().health),
     });
-    (proof(&app, INTRODUCTION, proven), introduction).into_response()
+    (proof(&api, INTRODUCTION, proven), introduction).into_response()
 }
 
 /// `GET /internal/functions`: the catalogue behind the hash.
-pub(super) async fn functions(State(app): AppState, proven: Proven) -> Response {
-    let catalogue = Json(CatalogueDocument::from(&*app.executor.catalogue()));
-    (proof(&app, FUNCTIONS, proven), catalogue).into_response()
+pub(super) async fn functions(State(api): ApiState, proven: Proven) -> Response {
+    let catalogue = Json(CatalogueDocument::from(&*api.executor.catalogue()));
+    (proof(&api, FUNCTIONS, proven), catalogue).into_response()
 }
 
 /// The header of an answer at `path` with the proof that the sender of the probe wants in turn.
-fn proof(app: &App, path: &str, proven: Proven) -> Option<[(&'static str, String); 1]> {
+fn proof(api: &Api, path: &str, proven: Proven) -> Option<[(&'static str, String); 1]> {
     let Extension(ProvenToken { token, challenge }) = proven?;
     let answers = Statement::Answers {
         path,
-        instance: &app.identity.instance,
-        region: &app.identity.region,
-        boot: Some(&app.boot),
+        instance: &api.identity.instance,
+        region: &api.identity.region,
+        boot: Some(&api.boot),
     };
     Some([(PROOF, challenge.prove(&token, answers).to_string())])
 }
 
 /// `POST /internal/exec`: one call that a peer forwarded, or many, a line each, or a connection for more.
 pub(super) async fn exec(
-    State(app): AppState,
+    State(api): ApiState,
     Extension(context): Extension<Context>,
     request: Request,
 ) -> Response {
     if is_upgrade(request.headers()) {
-        return accept(app, context, request);
+        return accept(api, context, request);
     }
     let (parts, body) = request.into_parts();
     if is_ndjson(&parts.headers) {
-        return lines::body(app, context, body);
+        return lines::body(api, context, body);
     }
-    let answer = match run(&app, context, &parts.headers, body).await {
-        Ok(outcome) => outcome.into_response(),
-        Err(problem) => Refusal::new(problem, Some(&app.identity.region)).into_response(),
+    let answer = match run(&api, context, &parts.headers, body).await {
+        Ok(report) => report.into_response(),
+        Err(problem) => Refusal::new(problem, Some(&api.identity.region)).into_response(),
     };
     // A peer that reads it chooses others from now on, and not only after its next probe.
-    let is_stopping = app.lifecycle.is_stopping();
+    let is_stopping = api.lifecycle.is_stopping();
     let state = is_stopping.then_some([(STATE, DRAINING)]);
     (state, answer).into_response()
 }
 
 /// Runs the one call in `body`.
 async fn run(
-    app: &App,
+    api: &Api,
     context: Context,
     headers: &HeaderMap,
     body: Body,
-) -> Result<Outcome, Problem> {
-    let limit = app.limits.max_body + ENVELOPE;
-    let body = json_body(headers, body, limit, &app.memory).await?;
-    let mut exec = Exec::from_json(&body.bytes, app.timeouts)?;
+) -> Result<Report, Problem> {
+    let limit = api.limits.max_body + ENVELOPE;
+    let body = json_body(headers, body, limit, &api.memory).await?;
+    let mut exec = Exec::from_json(&body.bytes, api.timeouts)?;
     exec.call.memory = Some(Arc::new(body.reserved));
     let span = trace::exec_span(&context.request_id, exec.call.trace);
-    let outcome = app
+    let report = api
         .dispatcher
         .exec(&exec, context.request_id, context.arrived)
         .instrument(span.clone())
         .await;
-    let outcome = with_room(outcome, &app.memory);
-    ended(&span, &exec, &outcome);
-    Ok(outcome)
+    let report = with_room(report, &api.memory);
+    ended(&span, &exec, &report);
+    Ok(report)
 }
 
 /// Traces and logs the end of a call that a peer forwarded; the peer logs what it means for the client.
-fn ended(span: &Span, exec: &Exec, outcome: &Outcome) {
-    let (function, request_id) = (&exec.call.name, &outcome.meta.request_id);
-    let elapsed_ms = outcome.meta.elapsed_ms;
-    let problem = outcome.result.as_ref().err();
+fn ended(span: &Span, exec: &Exec, report: &Report) {
+    let (function, request_id) = (&exec.call.name, &report.meta.request_id);
+    let elapsed_ms = report.meta.elapsed_ms;
+    let problem = report.result.as_ref().err();
     trace::ended(span, function, None, problem);
     match problem {
         None => tracing::debug!(%function, elapsed_ms, %request_id, "exec"),
@@ -167,11 +167,11 @@ pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// Answers a request that asks for a connection, and serves it in the background until either side ends it.
-fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
-    if app.lifecycle.phase() >= Phase::Refusing {
+fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
+    if api.lifecycle.phase() >= Phase::Refusing {
         let detail = "this instance is stopping and takes no new calls";
         let problem = Problem::new(Code::Draining, detail);
-        return Refusal::new(problem, Some(&app.identity.region)).into_response();
+        return Refusal::new(problem, Some(&api.identity.region)).into_response();
     }
     let clock_us = request
         .headers()
@@ -185,9 +185,9 @@ fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
             proven: proven.clone(),
             nonce: new_nonce(),
         });
-    let response = switching(&app, confirmation.as_ref());
+    let response = switching(&api, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
-    let lifecycle = Arc::clone(&app.lifecycle);
+    let lifecycle = Arc::clone(&api.lifecycle);
     // No tracker has this task: the drain waits for the place of the connection, which is in it.
     tokio::spawn(async move {
         match upgraded.await {
@@ -197,7 +197,7 @@ fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
                 tokio::select! {
                     // First what has ended is written.
                     biased;
-                    () = lines::serve(app, context, clock, confirmation, connection) => {}
+                    () = lines::serve(api, context, clock, confirmation, connection) => {}
                     () = lifecycle.reached(Phase::Cut) => {}
                 }
             }
@@ -208,12 +208,12 @@ fn accept(app: Arc<App>, context: Context, mut request: Request) -> Response {
 }
 
 /// The answer that switches protocols (RFC 9110, section 15.2.2).
-fn switching(app: &App, confirmation: Option<&Confirmation>) -> Response {
+fn switching(api: &Api, confirmation: Option<&Confirmation>) -> Response {
     let proof = confirmation.map(|Confirmation { proven, nonce }| {
         let accepts = Statement::Accepts {
             nonce,
-            instance: &app.identity.instance,
-            region: &app.identity.region,
+            instance: &api.identity.instance,
+            region: &api.identity.region,
         };
         let proof = proven.challenge.prove(&proven.token, accepts);
         [(NONCE, nonce.clone()), (PROOF, proof.to_string())]

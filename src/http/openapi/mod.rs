@@ -24,8 +24,8 @@ use tokio::task;
 use utoipa::{
     OpenApi,
     openapi::{
-        Header, Object, OpenApi as Api, Ref, RefOr, Required, Response as DocumentedResponse,
-        Schema,
+        Header, Object, OpenApi as ApiDocument, Ref, RefOr, Required,
+        Response as DocumentedResponse, Schema,
         path::{Operation, Parameter},
         schema::{SchemaType, Type},
         security::SecurityScheme,
@@ -40,7 +40,7 @@ pub(super) use self::{
     },
 };
 use super::{
-    App, AppState, auth,
+    Api, ApiState, auth,
     documents::Accepted,
     events::{Counts, Lagged},
     openapi_json, openapi_with,
@@ -85,7 +85,7 @@ that you do not know by its status and `executed`. `executed` and `state` get no
 struct Description;
 
 /// The document without its routes.
-pub(super) fn description() -> Api {
+pub(super) fn description() -> ApiDocument {
     let mut document = Description::openapi();
     // utoipa takes the license from Cargo.toml and writes an empty one where there is none.
     document.info.license = None;
@@ -98,10 +98,10 @@ pub(super) fn description() -> Api {
 }
 
 /// `document` with what no attribute of utoipa can say.
-pub(super) fn finished(mut document: Api) -> Api {
+pub(super) fn finished(mut document: ApiDocument) -> ApiDocument {
     let id = json!("01M8452GRJX2VJVKXD6FQ0T3AB");
     let id: RefOr<Header> = part(header("string", "The request's id", &id));
-    let Api {
+    let ApiDocument {
         paths, components, ..
     } = &mut document;
     let components = components.get_or_insert_default();
@@ -236,7 +236,7 @@ fn list_codes(problem: &mut Object) {
     }
 }
 
-pub(super) fn to_json(document: &Api) -> String {
+pub(super) fn to_json(document: &ApiDocument) -> String {
     let json = document.to_pretty_json();
     json.unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"))
 }
@@ -301,9 +301,9 @@ impl Default for Descriptions {
     ),
     security()
 )]
-pub(super) async fn get_description(State(app): AppState, request: Request) -> Response {
-    let document = match auth::known_caller(&app, &request) {
-        Some(caller) => of_functions(&app, caller).await,
+pub(super) async fn get_description(State(api): ApiState, request: Request) -> Response {
+    let document = match auth::known_caller(&api, &request) {
+        Some(caller) => of_functions(&api, caller).await,
         None => None,
     };
     let document = document.as_deref().unwrap_or(&STOCK);
@@ -314,9 +314,9 @@ pub(super) async fn get_description(State(app): AppState, request: Request) -> R
 }
 
 /// The document for `caller`; `None` where no function of the cluster declares its parameters.
-async fn of_functions(app: &App, caller: Caller) -> Option<Arc<Document>> {
-    let own = app.executor.catalogue();
-    let mut others = app.cluster.catalogues();
+async fn of_functions(api: &Api, caller: Caller) -> Option<Arc<Document>> {
+    let own = api.executor.catalogue();
+    let mut others = api.cluster.catalogues();
     others.remove(own.hash());
     // What this instance declares comes first, where a peer of another release declares something else.
     let mut catalogues: Vec<_> = iter::once(own).chain(others.into_values()).collect();
@@ -327,7 +327,7 @@ async fn of_functions(app: &App, caller: Caller) -> Option<Arc<Document>> {
     let hashes = catalogues.iter().map(|it| it.hash().clone()).collect();
     let sources = (hashes, caller.functions().map(<[_]>::to_vec));
     // A clone shares what is kept; the task below outlives a request whose client goes away.
-    let Descriptions(cache) = app.descriptions.clone();
+    let Descriptions(cache) = api.descriptions.clone();
     if let Some(known) = cache.get(&sources) {
         return Some(known);
     }
