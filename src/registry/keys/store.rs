@@ -337,24 +337,8 @@ impl Store {
                 claim.is_made = true;
                 return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
-            let record = serde_json::from_str::<Record>(&found).map_err(|_| Away::Strange);
-            if let Ok(Record {
-                state: State::GivenUp(_),
-                ..
-            }) = record
-            {
-                let instead = deadline.bound(self.claim_instead(&claim, found, life));
-                match instead.await.transpose()? {
-                    None => return Ok(Known::Outcome(late(*is_found))),
-                    Some(true) => {
-                        claim.is_made = true;
-                        return Ok(Known::Nothing(super::Claim::Stored(claim)));
-                    }
-                    Some(false) => continue,
-                }
-            }
             *is_found = true;
-            let record = record?;
+            let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
             if record.fingerprint != claim.fingerprint {
                 break Err(mismatch());
             }
@@ -392,7 +376,7 @@ impl Store {
         }
     }
 
-    /// Claims a key that nobody has, or gives what is stored of it.
+    /// Claims a key that nobody has, in the place of a mark where there is one, or gives what is stored of it.
     async fn claim_or_look(
         &self,
         claim: &mut Claim,
@@ -402,7 +386,17 @@ impl Store {
         let mut set = redis::cmd("SET");
         set.arg(&claim.name).arg(&claim.value);
         set.arg("NX").arg("GET").arg("PX").arg(whole_ms(life));
-        Ok(set.query_async(&mut connection).await?)
+        loop {
+            let found: Option<String> = set.query_async(&mut connection).await?;
+            match found {
+                Some(mark) if is_mark(&mark) => {
+                    if self.claim_instead(claim, mark, life).await? {
+                        return Ok(None);
+                    }
+                }
+                found => return Ok(found),
+            }
+        }
     }
 
     /// Claims a key in the place of a mark; whether that was still there.
@@ -653,6 +647,12 @@ fn away(why: &Away, is_found: bool) -> Problem {
 fn too_many_wait() -> Problem {
     let detail = format!("the call with this key runs, and {WAITERS} repeats wait here already");
     Problem::new(Code::Overloaded, detail).executed(Executed::Maybe)
+}
+
+/// Whether `value` stands in the place of a claim that was given up.
+fn is_mark(value: &str) -> bool {
+    let record = serde_json::from_str(value);
+    record.is_ok_and(|Record { state, .. }| matches!(state, State::GivenUp(_)))
 }
 
 /// A word that is there once.
