@@ -333,12 +333,11 @@ impl Store {
             let Some(found) = found.transpose()? else {
                 return Ok(Known::Outcome(late(*is_found)));
             };
-            let Some(found) = found else {
+            let Some((found, record)) = found else {
                 claim.is_made = true;
                 return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
             *is_found = true;
-            let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
             if record.fingerprint != claim.fingerprint {
                 break Err(mismatch());
             }
@@ -381,20 +380,22 @@ impl Store {
         &self,
         claim: &mut Claim,
         life: Duration,
-    ) -> Result<Option<String>, Away> {
+    ) -> Result<Option<(String, Record)>, Away> {
         let mut connection = self.live().inspect_err(|_| claim.forget())?;
         let mut set = redis::cmd("SET");
         set.arg(&claim.name).arg(&claim.value);
         set.arg("NX").arg("GET").arg("PX").arg(whole_ms(life));
         loop {
             let found: Option<String> = set.query_async(&mut connection).await?;
-            match found {
-                Some(mark) if is_mark(&mark) => {
-                    if self.claim_instead(claim, mark, life).await? {
-                        return Ok(None);
-                    }
-                }
-                found => return Ok(found),
+            let Some(found) = found else {
+                return Ok(None);
+            };
+            let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
+            if !matches!(record.state, State::GivenUp(_)) {
+                return Ok(Some((found, record)));
+            }
+            if self.claim_instead(claim, found, life).await? {
+                return Ok(None);
             }
         }
     }
@@ -628,7 +629,8 @@ enum Away {
     Strange,
 }
 
-/// Without the store nobody knows what came of the call: it is not run here, and may have run where a claim `is_found`.
+/// Without the store nobody knows what came of the call: it is not run here, and may have run where a claim `is_found`, or
+/// what only another release can read.
 fn away(why: &Away, is_found: bool) -> Problem {
     tracing::debug!(%why, "a call with an idempotency key is refused");
     let detail = match why {
@@ -638,7 +640,7 @@ fn away(why: &Away, is_found: bool) -> Problem {
         }
     };
     let problem = Problem::new(Code::Overloaded, detail);
-    match is_found {
+    match is_found || matches!(why, Away::Strange) {
         true => problem.executed(Executed::Maybe),
         false => problem,
     }
@@ -647,12 +649,6 @@ fn away(why: &Away, is_found: bool) -> Problem {
 fn too_many_wait() -> Problem {
     let detail = format!("the call with this key runs, and {WAITERS} repeats wait here already");
     Problem::new(Code::Overloaded, detail).executed(Executed::Maybe)
-}
-
-/// Whether `value` stands in the place of a claim that was given up.
-fn is_mark(value: &str) -> bool {
-    let record = serde_json::from_str(value);
-    record.is_ok_and(|Record { state, .. }| matches!(state, State::GivenUp(_)))
 }
 
 /// A word that is there once.
