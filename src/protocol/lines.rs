@@ -256,7 +256,7 @@ pub(super) fn id_of(line: &[u8]) -> Option<u64> {
     PlainLine(line).number(ID)
 }
 
-/// What is left of a line whose members stand as this release writes them, each of which is told by the text before its value:
+/// What is left of a line whose members stand as this release writes them, each of which is known by the text before its value:
 /// less than half of the work of a reader that takes any JSON, which reads a line that is not so.
 pub(super) struct PlainLine<'a>(pub(super) &'a [u8]);
 

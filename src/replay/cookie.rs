@@ -33,7 +33,7 @@ pub(super) struct Bounds {
     pub(super) longest: Duration,
 }
 
-/// The writes that the cookies of a client tell of, as far as they are believed.
+/// The writes that the cookies of a client name, as far as they are believed.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Wrote {
     /// Whether there is a write without a token.
