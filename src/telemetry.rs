@@ -34,10 +34,10 @@ pub(crate) use self::fields::{printable, printable_json};
 use crate::config::Config;
 
 /// Lines that wait to be written; further ones are lost.
-const WAITING: usize = 4096;
+const WAITING: usize = 8192;
 /// How long the thread that writes waits, when it has a line, for those that come soon after, so that they are written together:
 /// otherwise each call would wake it, and cost a system call.
-const GATHERED: Duration = Duration::from_millis(2);
+const GATHERED: Duration = Duration::from_millis(5);
 /// The most bytes of lines that are written together: what a pipe takes whole (`PIPE_BUF` of Linux), so that what an app writes
 /// to the same pipe stands between our lines and not in them.
 const TOGETHER: usize = 4096;
