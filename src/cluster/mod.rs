@@ -171,6 +171,11 @@ impl Cluster {
         self.source.is_none() || self.progress.borrow().rounds > 0
     }
 
+    /// What discovery has achieved and what hinders it.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
     /// Waits until the first round is over, whatever it found.
     pub(crate) async fn first_round(&self) {
         let mut progress = self.progress.clone();
@@ -219,7 +224,7 @@ impl Cluster {
         let _ = self.poller.send(Message::Overview(asker)).await;
         overview.await.unwrap_or_else(|_| Overview {
             addresses: Vec::new(),
-            progress: self.progress.borrow().clone(),
+            progress: self.progress(),
             warnings: Vec::new(),
         })
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    iter,
     net::SocketAddr,
     sync::{
         Arc,
@@ -135,6 +136,13 @@ impl RegionPeers {
     /// All of them, the ready ones first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
         self.ready.iter().chain(&self.others)
+    }
+
+    /// The state of each, the ready ones first.
+    pub(crate) fn states(&self) -> impl Iterator<Item = PeerState> {
+        let others = self.conditions.iter();
+        let others = others.map(|(_, condition)| condition.state());
+        iter::repeat_n(PeerState::Ready, self.ready.len()).chain(others)
     }
 
     /// The peers whose id no other process uses.

@@ -20,11 +20,9 @@ use prometheus_client::{
 
 use super::{Api, ApiState, request::lists};
 use crate::{
-    cluster::Overview,
     metrics::{PREFIX, Texts, registered},
     problem::{Code, Problem},
     protocol::PeerState,
-    region::Region,
 };
 
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/>
@@ -34,8 +32,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 /// Everything that was counted, and the state of the instance now.
 pub(super) async fn show(State(api): ApiState, headers: HeaderMap) -> Result<impl IntoResponse> {
-    let overview = api.cluster.overview().await;
-    let text = api.metrics.text(&readings(&api, &overview));
+    let text = api.metrics.text(&readings(&api));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
     // The text is valid in both formats.
     let format = match lists(&headers, &ACCEPT, "application/openmetrics-text") {
@@ -47,8 +44,8 @@ pub(super) async fn show(State(api): ApiState, headers: HeaderMap) -> Result<imp
 
 /// What is not counted as it happens, but read at each scrape. It is not kept from one to the next, so a region that is no
 /// longer known leaves no label behind.
-fn readings(api: &Api, overview: &Overview) -> Registry {
-    let progress = &overview.progress;
+fn readings(api: &Api) -> Registry {
+    let progress = api.cluster.progress();
     let mut registry = Registry::with_prefix(PREFIX);
     let mut show = |name, help, value: usize| {
         let gauge: Gauge = registered(&mut registry, name, help);
@@ -84,21 +81,21 @@ fn readings(api: &Api, overview: &Overview) -> Registry {
     registry.register_with_unit(name, help, Unit::Seconds, timestamp);
     let help = "Peers by region and state";
     let peers: Family<Texts<2>, Gauge> = registered(&mut registry, "peers", help);
-    let count = |region: &Region, state: PeerState| {
-        let labels = [
-            ("peer_region", region.to_string()),
-            ("state", state.to_string()),
-        ];
-        peers.get_or_create_owned(&labels)
-    };
     for region in api.cluster.regions() {
+        let of_region = api.cluster.region(&region).unwrap_or_default();
         // Zeros too: an alert on a series that is not there never fires.
         for state in PeerState::ALL {
-            count(&region, state);
+            let labels = [
+                ("peer_region", region.to_string()),
+                ("state", state.to_string()),
+            ];
+            let count = of_region
+                .states()
+                .filter(|of_peer| *of_peer == state)
+                .count();
+            let gauge = peers.get_or_create_owned(&labels);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-    }
-    for known in overview.peers() {
-        count(&known.peer.region, known.state()).inc();
     }
     registry
 }
