@@ -8,8 +8,7 @@
 //! ping, and silence after that a probe of the peer on another connection, which alone decides whether it is suspect.
 
 use std::{
-    future::{self, Future},
-    io,
+    future, io,
     net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
