@@ -25,7 +25,8 @@ use super::{
     probe::Prober,
     snapshot::{Overview, Progress, Publisher},
     table::{
-        CallSignal, Change, Effects, Event, MAX_WITHOUT_PEER, ProbeAnswer, ProbeFailure, Table,
+        CallSignal, Change, Effects, Event, KnownAddress, MAX_WITHOUT_PEER, ProbeAnswer,
+        ProbeFailure, Table,
     },
 };
 use crate::{feed::PeerChange, metrics::Metrics, protocol::PeerState, region::Region};
@@ -326,8 +327,10 @@ impl Poller {
     fn overview(&self) -> Overview {
         let mut warnings = self.publisher.snapshot.duplicates();
         warnings.extend((self.left_out > 0).then(|| left_out_warning(self.left_out)));
+        let addresses = Vec::from_iter(self.table.addresses());
+        warnings.extend(stranger_warning(&addresses));
         Overview {
-            addresses: self.table.addresses().collect(),
+            addresses,
             progress: self.progress.borrow().clone(),
             warnings,
         }
@@ -409,6 +412,19 @@ fn left_out_warning(left_out: usize) -> String {
         "{left_out} addresses of the DNS answer are left out: at most {MAX_WITHOUT_PEER} addresses at which no peer is \
          are asked; peers keep serving"
     )
+}
+
+/// A warning where something answers at `addresses` that is not of this cluster, such as an instance with another token.
+fn stranger_warning(addresses: &[KnownAddress]) -> Option<String> {
+    let mut strangers = addresses.iter().filter_map(|known| {
+        let failure = known.probe_error.as_ref()?;
+        matches!(failure, ProbeFailure::NotAPeer(_)).then_some((known.address, failure))
+    });
+    let (address, failure) = strangers.next()?;
+    Some(match strangers.count() {
+        0 => format!("{address} is not a peer: {failure}"),
+        others => format!("{address} and {others} other addresses are not peers: {failure}"),
+    })
 }
 
 /// `interval` ± 20 %, so that instances that start together do not probe in step.

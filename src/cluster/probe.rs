@@ -234,7 +234,7 @@ async fn send(request: RequestBuilder) -> Result<Response, ProbeFailure> {
     match response.status() {
         StatusCode::OK => Ok(response),
         StatusCode::UNAUTHORIZED => Err(ProbeFailure::NotAPeer(
-            "it wants another RPC_TOKEN; every instance needs the same".to_owned(),
+            "it requires another RPC_TOKEN; every instance needs the same".to_owned(),
         )),
         status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
             Err(ProbeFailure::NoAnswer(format!("it answered with {status}")))

@@ -141,7 +141,7 @@ pub(crate) struct KnownAddress {
     /// When its last probe ended.
     pub last_probe: Option<Instant>,
     /// Why that found no peer; `None` when it found one.
-    pub probe_error: Option<String>,
+    pub probe_error: Option<ProbeFailure>,
     pub peer: Option<KnownPeer>,
     /// Whether this instance itself answers there.
     is_own: bool,
@@ -372,7 +372,7 @@ impl Table {
             return Vec::new();
         };
         entry.last_probe = Some(now);
-        entry.probe_error = outcome.as_ref().err().map(ToString::to_string);
+        entry.probe_error = outcome.as_ref().err().cloned();
         match outcome {
             Ok(answer) => {
                 entry.is_own = answer.peer.instance == self.own_id;

@@ -324,7 +324,7 @@ fn candidate(
         app: instance.app,
         listed: seen.map(|seen| seen.listed),
         last_probe_ms: seen.and_then(last_probe_ms),
-        last_probe_error: seen.and_then(|seen| seen.probe_error.clone()),
+        last_probe_error: seen.and_then(last_probe_error),
     }
 }
 
@@ -347,8 +347,12 @@ fn unplaced(seen: &KnownAddress) -> Option<UnplacedDocument> {
     seen.peer.is_none().then(|| UnplacedDocument {
         address: seen.address,
         last_probe_ms: last_probe_ms(seen),
-        last_probe_error: seen.probe_error.clone(),
+        last_probe_error: last_probe_error(seen),
     })
+}
+
+fn last_probe_error(seen: &KnownAddress) -> Option<String> {
+    seen.probe_error.as_ref().map(ToString::to_string)
 }
 
 fn last_probe_ms(seen: &KnownAddress) -> Option<f64> {

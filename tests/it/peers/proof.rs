@@ -116,11 +116,17 @@ async fn who_has_another_secret_is_no_peer() {
     cluster.announce_all();
     let log = async || cluster.instance("iad-1").log();
     eventually("the refusal in the log", log, |log| {
-        log.contains("it wants another RPC_TOKEN")
+        log.contains("it requires another RPC_TOKEN")
     })
     .await;
-    assert_alone(cluster.instance("iad-1")).await;
-    let syd = cluster.instance("syd-1");
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    assert_alone(iad).await;
+    let warning = format!(
+        "{} is not a peer: it requires another RPC_TOKEN; every instance needs the same",
+        syd.address
+    );
+    let discovery = iad.get("/regions").await.body["discovery"].clone();
+    assert_eq!(discovery["warnings"], json!([warning]));
     assert_eq!(ready_instances(syd).await, ["syd-1".to_owned()].into());
 }
 
