@@ -41,10 +41,11 @@ const MAX_LIST: usize = 1 << 20;
 const MAX_FUNCTIONS: usize = 1000;
 const MAX_REMARKS: usize = 20;
 
-const OPEN: &str = "the app gives its list to whoever asks, without RPC_APP_TOKEN: it must answer 401 to a request without \
+const OPEN: &str = "the app serves its list without checking RPC_APP_TOKEN: it must answer 401 to a request without \
                     `authorization: Bearer $RPC_APP_TOKEN`";
 const NOT_OFFERED: &str =
-    "; its functions are not offered (RPC_APP_ALLOW_ANONYMOUS=true offers them all the same)";
+    "; its functions are not offered (RPC_APP_ALLOW_ANONYMOUS=true offers them anyway)";
+const OFFERED: &str = "; its functions are offered anyway, because RPC_APP_ALLOW_ANONYMOUS is true, as `fly-rpc dev` sets it";
 
 /// The task that asks for the list.
 pub(super) struct Watch {
@@ -139,7 +140,7 @@ impl Watch {
         let (health, reason) = match is_open {
             false => (AppHealth::Up, None),
             true if self.allow_anonymous => {
-                tracing::warn!("{OPEN}");
+                tracing::warn!("{OPEN}{OFFERED}");
                 (AppHealth::Up, None)
             }
             true => {

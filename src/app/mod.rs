@@ -59,7 +59,7 @@ pub(crate) enum AppHealth {
     Up,
     /// It does not answer.
     Down,
-    /// It gives its list to whoever asks, without its token: its functions are not offered.
+    /// It serves its list without checking `RPC_APP_TOKEN`: its functions are not offered.
     Open,
 }
 
@@ -221,7 +221,7 @@ impl Status {
         let why = match self.health {
             AppHealth::Starting => "the app has not listed its functions yet",
             AppHealth::Down if is_known => "the app does not answer",
-            AppHealth::Open if is_known => "the app gives its list without its token",
+            AppHealth::Open if is_known => "the app serves its list without checking RPC_APP_TOKEN",
             AppHealth::Up | AppHealth::Down | AppHealth::Open => {
                 return Problem::new(Code::FunctionUnknown, format!("no function {name} here"));
             }

@@ -83,7 +83,7 @@ async fn check(url: &AppUrl) -> Result<(), Failure> {
     remark(&listing);
     if is_open {
         return Err(Failure::Failed(
-            "the app gives its list to whoever asks: have it answer 401 to each request without `authorization: Bearer \
+            "the app serves its list without checking RPC_APP_TOKEN: have it answer 401 to each request without `authorization: Bearer \
              $RPC_APP_TOKEN`"
                 .to_owned(),
         ));

@@ -60,7 +60,8 @@ pub(super) async fn get_liveness(State(api): ApiState) -> Json<StatusDocument> {
 /// Check whether the instance takes calls
 ///
 /// It does from the end of the first discovery round for which DNS answered, at the latest 15 s after its start, until it
-/// starts to drain; with an app beside it, not before the app's first list.
+/// starts to drain; with an app beside it, not before the app's first list, and not while the app serves that without checking
+/// `RPC_APP_TOKEN`.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -94,11 +95,16 @@ pub(super) async fn get_readiness(State(api): ApiState) -> Result<Json<StatusDoc
         return Err(refuse(Code::DiscoveryPending, detail).into());
     }
     let beside = api.executor.app();
-    if beside.is_some_and(|beside| beside.status().health == AppHealth::Starting) {
-        let detail = "the app beside this instance has not listed its functions yet";
-        return Err(refuse(Code::FunctionUnavailable, detail).into());
-    }
-    Ok(status(&api, "ready"))
+    let detail = match beside.map(|beside| beside.status().health) {
+        Some(AppHealth::Starting) => {
+            "the app beside this instance has not listed its functions yet"
+        }
+        Some(AppHealth::Open) => {
+            "the app beside this instance serves its list without checking RPC_APP_TOKEN"
+        }
+        Some(AppHealth::Up | AppHealth::Down) | None => return Ok(status(&api, "ready")),
+    };
+    Err(refuse(Code::FunctionUnavailable, detail).into())
 }
 
 fn status(api: &Api, status: &'static str) -> Json<StatusDocument> {

@@ -18,15 +18,23 @@ async fn functions_of_an_app_that_lets_anybody_in_are_not_offered() {
     let functions = instance.get("/functions").await.body;
     assert_eq!(functions["functions"]["App"], Value::Null);
     let reason = functions["app"]["reason"].as_str().unwrap();
-    assert!(reason.contains("without RPC_APP_TOKEN"), "{reason}");
+    assert!(
+        reason.contains("without checking RPC_APP_TOKEN"),
+        "{reason}"
+    );
     let (code, executed) = outcome(&instance, "App.run", json!(["a"])).await;
     assert_eq!(
         (code.as_str(), executed.as_str()),
         ("function_unavailable", "no")
     );
+    let ready = instance.get("/readyz").await;
+    assert_eq!(ready.problem(), (503, "function_unavailable", "no"));
+    let why = "the app beside this instance serves its list without checking RPC_APP_TOKEN";
+    assert_eq!(ready.detail(), why);
     // Locked since, with the same list.
     app.unset("open");
     until_state(&instance, "up").await;
+    assert_eq!(instance.get("/readyz").await.status, 200);
     assert_eq!(app.runs(), [].into());
 }
 
@@ -51,7 +59,7 @@ async fn it_is_offered_all_the_same_where_that_is_said() {
     assert_eq!(code, "ok");
     let log = async || instance.log();
     eventually("a warning", log, |log| {
-        log.contains("without RPC_APP_TOKEN")
+        log.contains("because RPC_APP_ALLOW_ANONYMOUS is true")
     })
     .await;
 }
