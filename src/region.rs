@@ -6,6 +6,9 @@ use std::{fmt, str::FromStr};
 
 use crate::name::{InvalidName, word};
 
+/// What stands where a call is asked to run.
+const RULE: &str = "\"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-' (\"all\" only alone, for a fan-out)";
+
 const PRIMARY: &str = "primary";
 const ANY: &str = "any";
 const ALL: &str = "all";
@@ -59,7 +62,11 @@ impl FromStr for Target {
         match text {
             PRIMARY => Ok(Self::Primary),
             ANY => Ok(Self::Any),
-            region => region.parse().map(Self::Region),
+            // Without the words that are no region's name and may stand here.
+            region => region
+                .parse()
+                .map(Self::Region)
+                .map_err(|_| InvalidName::new("a region", RULE)),
         }
     }
 }
@@ -162,7 +169,7 @@ impl FromStr for Regions {
         let too_many = InvalidName::new("a fan-out", "in one to 32 regions, or in all");
         let items = distinct(text, MAX_REGIONS, too_many)?;
         if items.contains(&Target::Any) {
-            let rule = "a region or \"primary\": \"any\" is one of them and says not which";
+            let rule = "a region or \"primary\"; \"any\" does not say which region";
             return Err(InvalidName::new("each item of a fan-out", rule));
         }
         Ok(Self::Named(items))

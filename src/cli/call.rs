@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     call::{MAX_TIMEOUT, Per},
+    config::settings,
     deadline::whole_ms,
     http::documents::{Accepted, EntryDocument, FanOutMeta, FanOutReply},
     json,
@@ -272,10 +273,9 @@ fn per(text: &str) -> Result<Per, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if duration <= MAX_TIMEOUT => Ok(duration),
-        Ok(_) => Err("must be 24h or less".to_owned()),
-        Err(error) => Err(error.to_string()),
+    match settings::duration(text)? {
+        duration if duration <= MAX_TIMEOUT => Ok(duration),
+        _ => Err("must be 24h or less".to_owned()),
     }
 }
 

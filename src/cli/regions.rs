@@ -15,6 +15,7 @@ use super::{
     write_out,
 };
 use crate::{
+    config::settings,
     http::documents::{
         CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, PolicyDocument,
         PolicySource, RegionsDocument, UnplacedDocument,
@@ -41,10 +42,9 @@ pub(super) struct RegionsArgs {
 }
 
 fn pause(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(pause) if pause >= SHORTEST => Ok(pause),
-        Ok(_) => Err(format!("must be {SHORTEST:?} or more")),
-        Err(error) => Err(error.to_string()),
+    match settings::duration(text)? {
+        pause if pause >= SHORTEST => Ok(pause),
+        _ => Err(format!("must be {SHORTEST:?} or more")),
     }
 }
 

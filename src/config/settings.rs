@@ -193,7 +193,7 @@ pub(super) fn word<T: FromStr<Err = InvalidName>>(text: &str) -> Result<T, Strin
     parsed(text).map_err(|invalid| format!("does not fit: {invalid}"))
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(format!("has no unit; write {text}s or {text}ms"));
     }

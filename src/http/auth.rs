@@ -63,7 +63,12 @@ fn client(api: &Api, request: &Request) -> Result<Caller, Problem> {
     }
     let token = presented_token(request.headers());
     let caller = api.access.caller(token.as_ref());
-    caller.ok_or_else(|| unauthenticated("a client's token"))
+    caller.ok_or_else(|| match token {
+        Some(_) => unauthenticated("no client has the token in header authorization"),
+        None => {
+            unauthenticated("this route requires a client's token: `authorization: Bearer TOKEN`")
+        }
+    })
 }
 
 /// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.
@@ -82,15 +87,18 @@ fn instance(api: &Api, request: &Request) -> Result<Option<ProvenToken>, Problem
     }
     let path = request.uri().path();
     let is_provable = PROVABLE.contains(&path);
-    let (says, wanted) = match internal::is_upgrade(request.headers()) {
-        true => (Some(Statement::Opens), "a proof of the cluster's token"),
+    let (says, detail) = match internal::is_upgrade(request.headers()) {
+        true => (
+            Some(Statement::Opens),
+            "this route requires a proof of the cluster's token",
+        ),
         false => (
             is_provable.then_some(Statement::Asks { path }),
-            "the cluster's token",
+            "this route requires the cluster's token: `authorization: Bearer TOKEN`",
         ),
     };
     let proven = says.and_then(|says| proven(api, request, says));
-    proven.map(Some).ok_or_else(|| unauthenticated(wanted))
+    proven.map(Some).ok_or_else(|| unauthenticated(detail))
 }
 
 /// Refuses a call for a region that its client may not call.
@@ -108,7 +116,7 @@ pub(super) fn check_regions<'a>(
 pub(super) fn check_function(caller: &Caller, name: &FunctionName) -> Result<(), Problem> {
     match caller.may_call(name) {
         true => Ok(()),
-        false => Err(beyond(caller, "this function")),
+        false => Err(beyond(caller, &name.to_string())),
     }
 }
 
@@ -151,6 +159,6 @@ fn proven(api: &Api, request: &Request, says: Statement<'_>) -> Option<ProvenTok
     })
 }
 
-fn unauthenticated(wanted: &str) -> Problem {
-    Problem::new(Code::Unauthenticated, format!("this route wants {wanted}"))
+fn unauthenticated(detail: &str) -> Problem {
+    Problem::new(Code::Unauthenticated, detail)
 }

@@ -262,7 +262,7 @@ fn instances(are_here: bool) -> Router<Arc<Api>> {
 }
 
 async fn not_found() -> Problem {
-    let detail = "no such route; /openapi.json lists the routes";
+    let detail = "no such route; /docs and /openapi.json list the routes";
     Problem::new(Code::NotFound, detail)
 }
 

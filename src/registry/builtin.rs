@@ -88,7 +88,7 @@ fn capitalize(text: &str) -> String {
 
 /// An integer as long as it can be one, else a float.
 #[derive(Clone, Copy, serde::Deserialize, serde::Serialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a number")]
 enum Number {
     Integer(i64),
     Float(f64),

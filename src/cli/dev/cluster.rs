@@ -162,7 +162,7 @@ impl Cluster {
 
     pub(super) fn child(&mut self, name: &str) -> Result<&mut Child, Failure> {
         let names: Vec<_> = self.children.iter().map(|it| &*it.plan.name).collect();
-        let unknown = format!("{name} is none of {}", names.join(", "));
+        let unknown = format!("no instance {name}; there are {}", names.join(", "));
         let found = self.children.iter_mut().find(|it| it.plan.name == name);
         found.ok_or(Failure::Failed(unknown))
     }

@@ -100,7 +100,8 @@ async fn try_to(cluster: &mut Cluster, line: &str) -> Result<String, Failure> {
             cluster.dns.bring_up().await?;
             "DNS is up".to_owned()
         }
-        _ => HELP.to_owned(),
+        [] | ["help"] => HELP.to_owned(),
+        _ => format!("no command {line:?}\n{HELP}"),
     })
 }
 

@@ -179,13 +179,13 @@ macro_rules! samples {
 samples! {
     InvalidJson "syd" 0 "the body is not one JSON value: EOF while parsing an object at line 1 column 18";
     InvalidRequest "syd" 0 "member \"function\" is missing";
-    InvalidRegion "" 0 "a region must be 1 to 32 characters of [a-z0-9-], not starting with '-', and not \"primary\", \"any\", \"all\" or \"each\"";
-    Unauthenticated "" 0 "this route wants a client's token";
+    InvalidRegion "" 0 "a region must be \"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-' (\"all\" only alone, for a fan-out)";
+    Unauthenticated "" 0 "this route requires a client's token: `authorization: Bearer TOKEN`";
     Forbidden "syd" 0 "client \"desk\" may not call in region \"syd\"";
     RegionUnknown "mars" 0 "no instance was ever seen in region \"mars\"; known regions: iad, syd";
     InstanceUnknown "syd" 0 "instance \"syd-9\" is not in this region";
     FunctionUnknown "syd" 1 "no function String.shout here";
-    NotFound "" 0 "no such route; /openapi.json lists the routes";
+    NotFound "" 0 "no such route; /docs and /openapi.json list the routes";
     MethodNotAllowed "" 0 "this route has other methods; see the header allow";
     Replay "syd" 0 "Fly Proxy is to replay this call in region \"syd\"; without it, send the header rpc-route: proxy";
     BodyTooLarge "syd" 0 "the body is larger than the 1048576 bytes of RPC_MAX_BODY";

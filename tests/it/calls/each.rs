@@ -478,7 +478,7 @@ async fn what_is_no_fan_out_is_refused() {
             "any",
             my_region(),
             "invalid_region",
-            "each item of a fan-out must be a region or \"primary\": \"any\" is one of them and says not which",
+            "each item of a fan-out must be a region or \"primary\"; \"any\" does not say which region",
         ),
         (
             "all",
@@ -521,7 +521,7 @@ async fn a_client_that_is_limited_names_its_regions() {
         (
             "iad",
             json!({"module": "String", "function": "upcase"}),
-            "this function",
+            "String.upcase",
         ),
     ] {
         let refused = asked(regions, &call).await;

@@ -679,7 +679,7 @@ async fn call_each_shows_what_came_of_each() {
     for (arguments, what) in [
         (
             &["call", "all", "Fly.RPC.my_region"][..],
-            "fly-rpc: \"all\": a region must be 1 to 32",
+            "fly-rpc: \"all\": a region must be \"primary\", \"any\", or 1 to 32",
         ),
         (
             &["call", "--each", "any", "Fly.RPC.my_region"],

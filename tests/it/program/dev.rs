@@ -268,8 +268,11 @@ async fn what_is_typed_breaks_the_cluster_and_mends_it() {
     let stale = async || dev.get("iad-1", "/regions").await["discovery"]["stale"].clone();
     eventually("DNS again", stale, |stale| *stale == false).await;
 
-    dev.type_line("kill mars-1", "mars-1 is none of iad-1, syd-1, syd-2")
-        .await;
+    dev.type_line(
+        "kill mars-1",
+        "no instance mars-1; there are iad-1, syd-1, syd-2",
+    )
+    .await;
     dev.type_line("help", "Type, while it runs:").await;
     dev.type_line("start syd-2", "syd-2 is back").await;
     dev.until_state("syd-2", "ready").await;
@@ -343,7 +346,10 @@ async fn the_page_of_chaos_does_what_is_typed_for_who_has_its_token() {
     );
     dev.until_state("syd-1", "suspect").await;
     eventually("an end", shown, |seen| *seen == instances(false, true)).await;
-    assert_eq!(say("kill mars-1").await, "mars-1 is none of iad-1, syd-1");
+    assert_eq!(
+        say("kill mars-1").await,
+        "no instance mars-1; there are iad-1, syd-1"
+    );
 
     // The page outlives the instance that it shows.
     say("kill iad-1").await;
