@@ -30,7 +30,7 @@ pub(crate) use self::{
     table::{Event, MAX_WITHOUT_PEER, ProbeAnswer},
 };
 pub(crate) use self::{
-    peers::{Condition, Peer, PeerStats, RegionPeers},
+    peers::{Condition, Peer, RegionPeers},
     snapshot::{Overview, Snapshot},
     table::{CallSignal, KnownAddress, KnownPeer, Table},
 };

@@ -9,7 +9,6 @@
 
 use std::{
     future, io,
-    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -25,12 +24,12 @@ use tokio::{
 
 use super::{
     open::{self, Opened, Opening, Unopened},
-    outbox::{Ending, Flushed, Idle, NotTaken, Outbox, Request},
+    outbox::{Ending, Flushed, Idle, Outbox, Request},
 };
 use crate::{
-    cluster::{CallSignal, Cluster, PeerStats},
+    cluster::CallSignal,
     deadline::Deadline,
-    memory::{Budget, Share},
+    memory::Share,
     metrics::Metrics,
     problem::{Code, Problem},
     protocol::{
@@ -66,27 +65,16 @@ const MENTION_AFTER: u32 = 10;
 #[derive(Debug)]
 pub(super) struct Connection {
     started: Instant,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     socket: OnceLock<OwnedWriteHalf>,
     woken: Notify,
     metrics: Arc<Metrics>,
-}
-
-/// What a connection's task needs of the link.
-#[derive(Debug)]
-pub(super) struct Surroundings {
-    pub(super) cluster: Arc<Cluster>,
-    /// The longest line that is read, in bytes.
-    pub(super) max_line: usize,
-    /// What counts the part of a line that came.
-    pub(super) memory: Arc<Budget>,
 }
 
 impl Connection {
     /// Opens a connection as `opening` says, and serves it until it ends.
     pub(super) fn open(
         opening: Opening,
-        surroundings: Surroundings,
         metrics: Arc<Metrics>,
     ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
         let connection = Arc::new(Self {
@@ -96,23 +84,19 @@ impl Connection {
             woken: Notify::new(),
             metrics,
         });
-        let task = run(Arc::clone(&connection), opening, surroundings);
+        let task = run(Arc::clone(&connection), opening);
         (connection, task)
     }
 
     /// Lets a call leave as soon as it can, and waits for its end.
     ///
-    /// # Errors
-    /// See [`NotTaken`].
-    ///
     /// # Cancel safety
     /// When this is dropped, a call that has not left never leaves; one that has is cancelled, and its answer is dropped.
-    pub(super) async fn call(&self, request: Request<'_>) -> Result<Ending, NotTaken> {
-        let taken = self
-            .outbox
-            .submit(request, self.started, self.socket.get())?;
-        let Some(mut taken) = taken else {
-            return Ok(Ending::ExpiredUnsent);
+    pub(super) async fn call(&self, request: Request<'_>) -> Ending {
+        let socket = self.socket.get();
+        let mut taken = match self.outbox.submit(request, self.started, socket) {
+            Ok(taken) => taken,
+            Err(ending) => return ending,
         };
         match taken.written {
             Flushed::All(calls) => self.metrics.peers.left_together(calls),
@@ -125,14 +109,14 @@ impl Connection {
             false => request.deadline.bound(&mut taken.answer).await,
         };
         let id = scopeguard::ScopeGuard::into_inner(place);
-        Ok(match answered {
+        match answered {
             Some(ending) => ending.unwrap_or(Ending::Lost),
             None => {
                 let ending = self.outbox.give_up(id, &mut taken.answer);
                 self.woken.notify_one();
                 ending
             }
-        })
+        }
     }
 
     /// Forgets the caller of a call that was taken, and cancels it at once where it left.
@@ -146,37 +130,16 @@ impl Connection {
         }
     }
 
-    /// Whether it takes calls.
-    pub(super) fn is_open(&self) -> bool {
-        self.outbox.is_open()
-    }
-
-    /// Whether it has ended, or ends now, with nothing under way.
-    pub(super) fn is_over(&self) -> bool {
-        self.outbox.is_over()
-    }
-
-    /// Takes no further calls, and ends once those under way have ended.
-    pub(super) fn retire(&self) {
-        self.outbox.retire();
-    }
-
     /// Ends it now: calls under way may have run.
     pub(super) fn cut(&self) {
         self.outbox.end(|| Ending::Lost, || Ending::Unsent);
         self.woken.notify_one();
     }
-
-    /// How many calls wait to leave.
-    pub(super) fn queued(&self) -> usize {
-        self.outbox.queued()
-    }
 }
 
-async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surroundings) {
+async fn run(connection: Arc<Connection>, opening: Opening) {
     // However this ends, also when the link stops: what left and was not answered is lost, and nothing leaves any more.
     let connection = scopeguard::guard(connection, |connection| connection.cut());
-    let (address, stats) = (opening.peer.address, &opening.peer.stats);
     let opened = match open::open(&opening, connection.started).await {
         Ok(opened) => opened,
         Err(unopened) => return unmade(&connection, &unopened),
@@ -188,8 +151,8 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
         first,
         round_trip,
     } = opened;
-    stats.note_round_trip(round_trip);
-    let mut lines = Lines::new(surroundings.max_line, &surroundings.memory);
+    opening.peer.stats.note_round_trip(round_trip);
+    let mut lines = Lines::new(opening.max_line, &opening.memory);
     lines.push(&already);
     connection.outbox.open(&first);
     let socket = connection.socket.get_or_init(|| write);
@@ -199,9 +162,7 @@ async fn run(connection: Arc<Connection>, opening: Opening, surroundings: Surrou
     let driver = Driver {
         connection: &connection,
         socket,
-        surroundings: &surroundings,
-        address,
-        stats,
+        opening: &opening,
         lines,
         is_blocked: false,
         was_heard: false,
@@ -234,9 +195,7 @@ fn unmade(connection: &Connection, unopened: &Unopened) {
 struct Driver<'a> {
     connection: &'a Connection,
     socket: &'a OwnedWriteHalf,
-    surroundings: &'a Surroundings,
-    address: SocketAddr,
-    stats: &'a PeerStats,
+    opening: &'a Opening,
     lines: Lines,
     /// Whether the kernel takes nothing more for now.
     is_blocked: bool,
@@ -283,13 +242,13 @@ impl Driver<'_> {
             Over::Done => {}
             Over::Closed(cause) => {
                 if self.connection.outbox.awaits() {
-                    tracing::warn!(address = %self.address, %cause, "connection lost");
+                    tracing::warn!(address = %self.opening.peer.address, %cause, "connection lost");
                     self.report(CallSignal::Unanswered);
                 }
                 self.connection.cut();
             }
             Over::Nonsense(what) => {
-                tracing::warn!(address = %self.address, what, "a peer's answer breaks the contract");
+                tracing::warn!(address = %self.opening.peer.address, what, "a peer's answer breaks the contract");
                 self.report(CallSignal::Unanswered);
                 let outbox = &self.connection.outbox;
                 outbox.end(|| Ending::Garbled, || Ending::Unsent);
@@ -367,7 +326,7 @@ impl Driver<'_> {
                     let asked = self.asked.take();
                     asked
                         .into_iter()
-                        .for_each(|asked| self.stats.note_round_trip(asked.elapsed()));
+                        .for_each(|asked| self.opening.peer.stats.note_round_trip(asked.elapsed()));
                 }
                 Frame::Other => {}
                 Frame::Nonsense => break Err("a line is no answer"),
@@ -382,11 +341,12 @@ impl Driver<'_> {
         self.connection.outbox.answer(answers.into_iter());
         if is_refusing {
             // It ends when it has answered what it took, and waits for that until this end closes what it does not need.
-            self.connection.retire();
+            self.connection.outbox.retire();
         }
         self.is_draining |= is_news;
-        let is_due =
-            self.was_answered && self.since_mention >= MENTION_AFTER && self.connection.is_open();
+        let is_due = self.was_answered
+            && self.since_mention >= MENTION_AFTER
+            && self.connection.outbox.is_open();
         if is_news || is_due {
             self.since_mention = 0;
             self.report(match self.is_draining {
@@ -403,7 +363,7 @@ impl Driver<'_> {
         if size <= UNCOUNTED {
             return Ending::Answered(Ok((returned, None)));
         }
-        match self.surroundings.memory.reserve(size, Share::Results) {
+        match self.opening.memory.reserve(size, Share::Results) {
             Ok(held) => Ending::Answered(Ok((returned, Some(held)))),
             Err(_) => Ending::Dropped(Box::new(returned.dropped(NO_ROOM))),
         }
@@ -464,7 +424,7 @@ impl Driver<'_> {
             self.clogged += 1;
         }
         if self.clogged >= CLOGGED_AFTER {
-            self.connection.retire();
+            self.connection.outbox.retire();
         }
         if is_heard {
             self.quiet = 0;
@@ -501,7 +461,7 @@ impl Driver<'_> {
         }
         let since = self.quiet.checked_sub(self.probe_after);
         if since.is_some_and(|since| since % DEAD_AFTER == 0) && self.verdict.is_none() {
-            let (cluster, address) = (Arc::clone(&self.surroundings.cluster), self.address);
+            let (cluster, address) = (Arc::clone(&self.opening.cluster), self.opening.peer.address);
             self.verdict = Some(Box::pin(async move { cluster.probe(address).await }));
         }
         if self.quiet >= LOST_AFTER {
@@ -522,7 +482,7 @@ impl Driver<'_> {
         self.verdict = None;
         match state {
             PeerState::Suspect => {
-                tracing::warn!(address = %self.address, "a peer does not answer; calls that may move do");
+                tracing::warn!(address = %self.opening.peer.address, "a peer does not answer; calls that may move do");
                 self.connection.outbox.release();
             }
             // The peer lives and this connection does not, as behind a router that forgot it: the next calls make another.
@@ -534,7 +494,9 @@ impl Driver<'_> {
     }
 
     fn report(&self, signal: CallSignal) {
-        self.surroundings.cluster.report(self.address, signal);
+        self.opening
+            .cluster
+            .report(self.opening.peer.address, signal);
     }
 }
 

@@ -21,9 +21,9 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    connection::{Connection, Surroundings},
+    connection::Connection,
     open::Opening,
-    outbox::{Ending, NotTaken, Request},
+    outbox::{Ending, Request},
 };
 use crate::{
     call::Call,
@@ -130,52 +130,33 @@ impl Link {
         } else {
             self.together(peer, request).await
         };
-        match ending {
-            Ok(Ending::Answered(Ok((result, _held)))) => {
-                self.large_results.note(&call.name, result.json.get().len());
-                Ok(result)
-            }
-            Ok(ending) => {
-                if let Ending::Dropped(_) = ending {
-                    self.large_results.note(&call.name, usize::MAX);
-                }
-                Err(self.problem(peer, call, ending))
-            }
-            Err(NotTaken::Full) => {
-                let detail = format!(
-                    "too many calls wait to be sent to instance {}",
-                    peer.instance
-                );
-                Err(Problem::new(Code::Overloaded, detail))
-            }
-            Err(NotTaken::Over) => Err(self.problem(peer, call, Ending::NoConnection)),
-        }
+        self.outcome(peer, call, ending)
     }
 
     /// Sends a call with those that wait for the same peer; on a new connection where the old one ended first.
-    async fn together(&self, peer: &Peer, request: Request<'_>) -> Result<Ending, NotTaken> {
+    async fn together(&self, peer: &Peer, request: Request<'_>) -> Ending {
         let mut ended = None;
         for _ in 0..=TRIES {
             let connection = self.shared(peer, ended.as_ref());
             match connection.call(request).await {
-                Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
-                Ok(Ending::Answered(Err(document)))
+                Ending::Unsent => {}
+                Ending::Answered(Err(document))
                     if is_misjudged(&document.problem, request.deadline) =>
                 {
-                    connection.retire();
+                    connection.outbox.retire();
                 }
                 answered => return answered,
             }
             ended = Some(connection);
         }
-        Err(NotTaken::Over)
+        Ending::Unsent
     }
 
     /// Sends a large call on a connection of its own, for its bytes would hold up those of others.
-    async fn alone(&self, peer: &Peer, request: Request<'_>) -> Result<Ending, NotTaken> {
+    async fn alone(&self, peer: &Peer, request: Request<'_>) -> Ending {
         let large = self.with_way(peer, |way| Arc::clone(&way.large));
         let Some(Ok(_place)) = request.deadline.bound(large.acquire_owned()).await else {
-            return Ok(Ending::ExpiredUnsent);
+            return Ending::ExpiredUnsent;
         };
         for _ in 0..TRIES {
             let spare = self.with_way(peer, Way::spare);
@@ -183,22 +164,22 @@ impl Link {
             // Whatever ends the call without an answer, the caller going away too, ends its connection.
             let connection = scopeguard::guard(connection, |connection| connection.cut());
             match connection.call(request).await {
-                Ok(Ending::Unsent) | Err(NotTaken::Over) => {}
-                Ok(Ending::Answered(Err(document)))
+                Ending::Unsent => {}
+                Ending::Answered(Err(document))
                     if is_misjudged(&document.problem, request.deadline) =>
                 {
                     // The others are as old as this one, or about as old.
                     self.with_way(peer, |way| way.spare.clear());
                 }
-                Ok(Ending::Answered(answer)) => {
+                Ending::Answered(answer) => {
                     let connection = ScopeGuard::into_inner(connection);
                     self.with_way(peer, |way| way.spare.push(connection));
-                    return Ok(Ending::Answered(answer));
+                    return Ending::Answered(answer);
                 }
                 ended => return ended,
             }
         }
-        Err(NotTaken::Over)
+        Ending::Unsent
     }
 
     /// The connection that calls to `peer` share; another one than `ended`, opened where there is none. Whether it still takes
@@ -218,7 +199,7 @@ impl Link {
         let old = way.shared.replace(Arc::clone(&shared));
         // One that is over leaves the one before it in peace: a peer that drains refuses each new one while it answers what
         // it took.
-        if let Some(old) = old.filter(|old| !old.is_over()) {
+        if let Some(old) = old.filter(|old| !old.outbox.is_over()) {
             let older = std::mem::replace(&mut way.retired, Arc::downgrade(&old));
             if let Some(older) = older.upgrade() {
                 older.cut();
@@ -233,13 +214,11 @@ impl Link {
             peer: peer.clone(),
             token: self.token.clone(),
             connect_timeout: self.connect_timeout,
-        };
-        let surroundings = Surroundings {
             cluster: Arc::clone(&self.cluster),
             max_line: self.max_answer,
             memory: Arc::clone(&self.memory),
         };
-        let (connection, run) = Connection::open(opening, surroundings, Arc::clone(&self.metrics));
+        let (connection, run) = Connection::open(opening, Arc::clone(&self.metrics));
         let stop = self.stop.clone();
         // Where the link has stopped, or the runtime does, the task is dropped before it begins.
         let ended = scopeguard::guard(Arc::clone(&connection), |connection| connection.cut());
@@ -262,22 +241,28 @@ impl Link {
     pub(crate) fn queued(&self) -> usize {
         let ways = self.lock();
         let shared = ways.values().filter_map(|way| way.shared.as_ref());
-        shared.map(|connection| connection.queued()).sum()
+        shared.map(|connection| connection.outbox.queued()).sum()
     }
 
-    /// What the end of a call without a result says: to its caller, and to discovery about the peer.
-    fn problem(&self, peer: &Peer, call: &Call, ending: Ending) -> Problem {
+    /// What the end of a call says: to its caller, and to discovery about the peer.
+    fn outcome(&self, peer: &Peer, call: &Call, ending: Ending) -> Result<Returned, Problem> {
         let instance = &peer.instance;
         let maybe_late =
             |detail: String| Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
-        match ending {
+        Err(match ending {
+            Ending::Answered(Ok((result, _held))) => {
+                self.large_results.note(&call.name, result.json.get().len());
+                return Ok(result);
+            }
             Ending::Answered(Err(document)) => self.peer_problem(peer, document.problem),
-            Ending::Answered(Ok(_)) => Problem::new(Code::Internal, "a result is no problem"),
             Ending::Garbled => Problem::new(
                 Code::PeerLost,
                 format!("instance {instance} answered with something else than our contract"),
             ),
-            Ending::Dropped(problem) => *problem,
+            Ending::Dropped(problem) => {
+                self.large_results.note(&call.name, usize::MAX);
+                *problem
+            }
             Ending::Lost => Problem::new(
                 Code::PeerLost,
                 format!("the connection to instance {instance} was lost after the call"),
@@ -300,6 +285,10 @@ impl Link {
                     format!("who answers at the address of instance {instance} is not it"),
                 )
             }
+            Ending::Full => Problem::new(
+                Code::Overloaded,
+                format!("too many calls wait to be sent to instance {instance}"),
+            ),
             Ending::ExpiredUnsent => Problem::new(
                 Code::DeadlineExceeded,
                 format!("the deadline passed before the call was sent to instance {instance}"),
@@ -308,7 +297,7 @@ impl Link {
                 "instance {instance} did not answer {} before the deadline",
                 call.name
             )),
-        }
+        })
     }
 
     /// A peer's problem as the caller may see it: a refusal of the request that this instance made says nothing to the
@@ -355,7 +344,7 @@ impl Link {
 impl Way {
     /// A connection for a large call, if one carries none now.
     fn spare(&mut self) -> Option<Arc<Connection>> {
-        self.spare.retain(|connection| connection.is_open());
+        self.spare.retain(|connection| connection.outbox.is_open());
         self.spare.pop()
     }
 
@@ -364,7 +353,7 @@ impl Way {
         self.shared
             .iter()
             .chain(&self.spare)
-            .any(|connection| connection.is_open())
+            .any(|connection| connection.outbox.is_open())
             || self.large.available_permits() < LARGE_AT_ONCE
     }
 }

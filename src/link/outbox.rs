@@ -48,21 +48,14 @@ pub(super) enum Ending {
     Expired,
     /// The deadline passed before it left.
     ExpiredUnsent,
-    /// The connection ended before it left.
+    /// The connection takes no further calls, or ended before it left.
     Unsent,
+    /// Too much waits to be written.
+    Full,
     /// No connection could be made.
     NoConnection,
     /// Who answers at the address did not prove to be the peer.
     WrongInstance,
-}
-
-/// Why a call is not taken.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum NotTaken {
-    /// Too much waits to be written.
-    Full,
-    /// The connection takes no further calls.
-    Over,
 }
 
 /// A call that is to leave.
@@ -147,25 +140,24 @@ impl Outbox {
     /// `socket` at once, and nobody is woken for it.
     ///
     /// # Errors
-    /// See [`NotTaken`].
+    /// How it ended, where it is not taken.
     pub(super) fn submit(
         &self,
         request: Request<'_>,
         started: Instant,
         socket: Option<&OwnedWriteHalf>,
-    ) -> Result<Option<Taken>, NotTaken> {
+    ) -> Result<Taken, Ending> {
         let mut state = self.lock();
         if matches!(state.status, Status::Retired | Status::Over) {
-            return Err(NotTaken::Over);
+            return Err(Ending::Unsent);
         }
         let waits = state.bytes.len() - state.handed;
         if waits > 0 && waits + request.line.len() > MAX_WAITING {
-            return Err(NotTaken::Full);
+            return Err(Ending::Full);
         }
         let now = Instant::now();
-        let Some(timeout_ms) = request.deadline.remaining_ms(now) else {
-            return Ok(None);
-        };
+        let timeout_ms = request.deadline.remaining_ms(now);
+        let timeout_ms = timeout_ms.ok_or(Ending::ExpiredUnsent)?;
         let (answer, receiver) = oneshot::channel();
         let id = state.next_id;
         state.next_id += 1;
@@ -188,12 +180,12 @@ impl Outbox {
             watched: is_watched.then_some(request.deadline),
         };
         state.calls.insert(id, waiting);
-        Ok(Some(Taken {
+        Ok(Taken {
             id,
             answer: receiver,
             is_watched,
             written,
-        }))
+        })
     }
 
     /// Hands what waits to the kernel.
@@ -415,9 +407,6 @@ impl State {
 
     /// Makes a line that was not handed over an empty one.
     fn blank(&mut self, line: &std::ops::Range<u64>) {
-        if self.has_left(line) {
-            return;
-        }
         let place = |at: u64| usize::try_from(at - self.base).unwrap_or(usize::MAX);
         let (start, end) = (place(line.start), place(line.end));
         if let Some(text) = self.bytes.get_mut(start..end.saturating_sub(1)) {
