@@ -158,7 +158,6 @@ impl Caller {
         self.0.as_ref()?.regions.as_deref()
     }
 
-    /// Whether it may call anything in `region`.
     pub(crate) fn may_call_in(&self, region: &Region) -> bool {
         self.regions()
             .is_none_or(|regions| regions.contains(region))
@@ -169,7 +168,6 @@ impl Caller {
         self.0.as_ref()?.functions.as_deref()
     }
 
-    /// Whether it may call `function` anywhere.
     pub(crate) fn may_call(&self, function: &FunctionName) -> bool {
         let functions = self.functions();
         functions.is_none_or(|patterns| patterns.iter().any(|pattern| pattern.matches(function)))

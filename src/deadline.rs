@@ -12,7 +12,6 @@ use tokio::{
 pub(crate) struct Deadline(Instant);
 
 impl Deadline {
-    /// The deadline `timeout` after `instant`.
     pub(crate) fn since(instant: Instant, timeout: Duration) -> Self {
         Self(instant + timeout)
     }
@@ -29,12 +28,10 @@ impl Deadline {
         (ms > 0).then_some(ms)
     }
 
-    /// Whether it has passed.
     pub(crate) fn has_passed(self) -> bool {
         self.remaining().is_zero()
     }
 
-    /// Waits until it has passed.
     pub(crate) async fn passed(self) {
         time::sleep_until(self.0).await;
     }

@@ -53,9 +53,7 @@ pub struct Param {
 
 /// The longest timeout that may be declared, in milliseconds: a day.
 const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
-/// The highest concurrency that may be declared.
 const MAX_CONCURRENCY: usize = 1_000_000;
-/// The most parameters that may be declared.
 pub(crate) const MAX_PARAMS: usize = 256;
 /// The longest name of a parameter, in bytes.
 const MAX_PARAM_NAME: usize = 128;
@@ -127,7 +125,6 @@ impl Declaration {
         *self == Self::default()
     }
 
-    /// The timeout of a call that names none.
     pub(crate) fn declared_timeout(&self) -> Option<Duration> {
         self.timeout_ms.map(Duration::from_millis)
     }

@@ -44,7 +44,6 @@ pub(crate) struct Ticket {
 }
 
 impl Waiting {
-    /// The ticket of the call `id`.
     pub(crate) fn ticket(self: &Arc<Self>, id: u64) -> Ticket {
         let waiting = Arc::clone(self);
         Ticket { waiting, id }
@@ -78,7 +77,6 @@ impl Ticket {
 }
 
 impl Gate {
-    /// A gate through which `limit` calls go at once.
     pub(crate) fn new(limit: usize) -> Self {
         let semaphore = |permits: usize| Semaphore::new(permits.min(Semaphore::MAX_PERMITS));
         Self {

@@ -344,7 +344,6 @@ impl Signals {
         })
     }
 
-    /// Waits for the next of them.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -353,10 +352,8 @@ impl Signals {
     }
 }
 
-/// A listener, and where it listens.
 type Bound = (TcpListener, SocketAddr);
 
-/// What an instance listens on.
 struct Listeners {
     /// For the public routes; `None` where the program serves them itself.
     public: Option<TcpListener>,
@@ -397,7 +394,6 @@ impl Listeners {
         })
     }
 
-    /// Where peers find it.
     fn internal_address(&self) -> SocketAddr {
         let internal = self.internal.as_ref();
         internal.map_or(self.address, |(_, address)| *address)

@@ -16,22 +16,17 @@ pub(crate) const MAX_DEPTH: usize = 64;
 /// Why a text is not the JSON object asked for; none of these repeats a value from it.
 #[derive(Debug, thiserror::Error)]
 pub enum BadJson {
-    /// Not one JSON value.
     #[error("the body is not one JSON value: {0}")]
     Syntax(#[from] serde_json::Error),
     /// A `\u` escape that is half of a surrogate pair, which no text in UTF-8 can hold.
     #[error("the body is not one JSON value: lone surrogate in a string")]
     LoneSurrogate,
-    /// Nested deeper than [`MAX_DEPTH`].
     #[error("the body is nested deeper than {MAX_DEPTH}")]
     TooDeep,
-    /// A JSON value, but no object.
     #[error("the body must be a JSON object")]
     NotAnObject,
-    /// A member that nobody asked for.
     #[error("unknown member {0:?}")]
     UnknownMember(String),
-    /// A member given twice.
     #[error("member {0:?} is given twice")]
     DuplicateMember(&'static str),
 }
@@ -123,7 +118,6 @@ pub(crate) fn join_lines(text: &mut [u8]) {
     }
 }
 
-/// `[]`.
 pub(crate) fn empty_array() -> Box<RawValue> {
     RawValue::from_string("[]".to_owned())
         .unwrap_or_else(|error| unreachable!("[] is JSON: {error}"))

@@ -31,7 +31,6 @@ pub(crate) struct Lifecycle {
 pub(crate) type InFlight = Arc<TaskTrackerToken>;
 
 impl Lifecycle {
-    /// An instance that serves, with nothing in flight.
     pub(crate) fn new() -> Self {
         Self {
             phase: watch::Sender::new(Phase::Serving),
@@ -43,7 +42,6 @@ impl Lifecycle {
         *self.phase.borrow()
     }
 
-    /// Whether the instance is on its way to stop.
     pub(crate) fn is_stopping(&self) -> bool {
         self.phase() > Phase::Serving
     }
@@ -98,7 +96,6 @@ impl Lifecycle {
         });
     }
 
-    /// Waits until `phase` has begun.
     pub(crate) async fn reached(&self, phase: Phase) {
         // The sender is part of this, and so never gone before.
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;

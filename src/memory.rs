@@ -102,7 +102,6 @@ impl Budget {
 }
 
 impl Reserved {
-    /// Gives `bytes` of it back.
     pub(crate) fn give_back(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.budget.held.fetch_sub(bytes, Ordering::Relaxed);

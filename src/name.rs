@@ -155,7 +155,6 @@ impl IdempotencyKey {
 }
 
 impl BootId {
-    /// A new id, for a process that starts.
     pub(crate) fn random() -> Self {
         Self(format!("{:032x}", rand::random::<u128>()).into())
     }
@@ -179,9 +178,7 @@ impl RequestId {
 /// What a call names: a function of a module.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, serde::Serialize)]
 pub(crate) struct FunctionName {
-    /// The module, such as `String`.
     pub module: Name,
-    /// The function, such as `upcase`.
     pub function: Name,
 }
 

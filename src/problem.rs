@@ -361,13 +361,11 @@ impl Problem {
             .map_or(self.code.as_str(), |later| &later.word)
     }
 
-    /// The code's phrase for people.
     pub(crate) fn title(&self) -> &str {
         let later = self.later.as_ref();
         later.map_or(self.code.title(), |later| &later.title)
     }
 
-    /// The code's HTTP status.
     pub(crate) fn status(&self) -> u16 {
         let later = self.later.as_ref();
         later.map_or(self.code.status(), |later| later.status)
@@ -379,19 +377,16 @@ impl Problem {
         Self { executed, ..self }
     }
 
-    /// The deadline passed before the function `name` started.
     pub(crate) fn not_started(name: &FunctionName) -> Self {
         let detail = format!("the deadline passed before {name} started");
         Self::new(Code::DeadlineExceeded, detail)
     }
 
-    /// The function `name` was still running at the deadline.
     pub(crate) fn still_running(name: &FunctionName) -> Self {
         let detail = format!("{name} was still running at the deadline");
         Self::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe)
     }
 
-    /// The function ran and returned `error`.
     pub fn function_failed(error: FunctionError) -> Self {
         let detail = format!("the function returned an error of kind {:?}", error.kind);
         Self {

@@ -33,14 +33,12 @@ word! {
     }
 }
 
-/// One place where a call is asked to run.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Target {
     /// The region that `PRIMARY_REGION` names at the instance which receives the call.
     Primary,
     /// The region that answers nearest and serves the function.
     Any,
-    /// This region.
     Region(Region),
 }
 
@@ -103,17 +101,14 @@ impl Targets {
         self.named(primary).next()
     }
 
-    /// Every region that is named.
     pub(crate) fn named<'a>(&'a self, primary: &'a Region) -> impl Iterator<Item = &'a Region> {
         self.items.iter().filter_map(|item| item.region(primary))
     }
 
-    /// Whether one of them is `any`.
     pub(crate) fn has_any(&self) -> bool {
         self.items.contains(&Target::Any)
     }
 
-    /// Whether `any` may stand for `region`.
     pub(crate) fn any_may_be(&self, region: &Region) -> bool {
         let within = self.within.as_ref();
         within.is_none_or(|regions| regions.contains(region))
@@ -149,7 +144,6 @@ pub(crate) enum Regions {
 }
 
 impl Regions {
-    /// Every region that is named.
     pub(crate) fn named<'a>(&'a self, primary: &'a Region) -> impl Iterator<Item = &'a Region> {
         let items = match self {
             Self::All => &[],

@@ -90,7 +90,6 @@ pub(crate) type Outcome = Result<Returned, Problem>;
 /// What a function returned; as JSON, what a store of idempotency keys has of it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Returned {
-    /// The result.
     #[serde(rename = "result")]
     pub json: Box<RawValue>,
     /// Whether it is that of an earlier call with the same idempotency key.
@@ -216,7 +215,6 @@ pub(crate) struct ProblemMembers<'a> {
 }
 
 impl ProblemDocument {
-    /// The document of `problem`.
     pub(crate) fn new(problem: Problem, meta: Meta) -> Self {
         let meta = Meta {
             replayed: problem.replayed,

@@ -152,7 +152,6 @@ impl From<InvalidName> for CallError {
 }
 
 impl Rpc {
-    /// A handle that calls through `dispatcher`.
     pub(crate) fn new(dispatcher: Arc<Dispatcher>, timeouts: Timeouts) -> Self {
         Self {
             dispatcher,

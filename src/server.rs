@@ -80,7 +80,6 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves at each door in the background.
     pub(crate) fn start(
         doors: impl Iterator<Item = Door>,
         lifecycle: Arc<Lifecycle>,

@@ -176,7 +176,6 @@ impl Channel {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection that was used last, ready for use.
     fn last_used(&self) -> Option<Connection> {
         let mut idle = self.idle();
         while let Some((connection, since)) = idle.pop() {
@@ -189,7 +188,6 @@ impl Channel {
         None
     }
 
-    /// Closes the connections that were idle for too long.
     pub(super) fn close_idle(&self) {
         self.idle().retain(|(_, since)| since.elapsed() < IDLE);
     }

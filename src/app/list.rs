@@ -70,7 +70,6 @@ pub(super) enum NoList {
     Unusable(String),
 }
 
-/// What came of asking for the list.
 pub(super) type Asked = Result<(), NoList>;
 
 impl Watch {

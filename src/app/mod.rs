@@ -134,7 +134,6 @@ impl App {
         app
     }
 
-    /// The URL of its list.
     pub(crate) fn url(&self) -> &AppUrl {
         &self.channel.url
     }
@@ -312,7 +311,6 @@ impl AppCall {
         }
     }
 
-    /// The request, for the connection that sends it.
     fn request(&self) -> Request<Full<Bytes>> {
         // Now, as it is made for a connection that takes it: from here on part of it may have left.
         self.was_sent.store(true, Ordering::Relaxed);

@@ -35,9 +35,7 @@ pub struct Timeouts {
 /// One request to run a function.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    /// The function.
     pub name: FunctionName,
-    /// Its arguments.
     pub args: Args,
     /// How long the caller waits, 1 ms to the configured maximum.
     pub timeout: Duration,
@@ -66,18 +64,14 @@ pub(crate) struct Call {
 /// What the caller of a call left to the policy of the function.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Unsaid {
-    /// How long it may take.
     pub timeout: bool,
-    /// Whether it may run twice.
     pub idempotent: bool,
 }
 
 /// What a call says besides its function and its arguments.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
-    /// How long the caller waits.
     pub timeout: Option<Duration>,
-    /// Whether it may run twice.
     pub idempotent: Option<bool>,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,

@@ -95,7 +95,6 @@ impl AskArgs {
         })
     }
 
-    /// What the instance answers to `GET path`.
     pub(super) async fn get(&self, path: &str) -> Result<Answer, Failure> {
         let request = Request::get(path).body(Full::default());
         self.send(request?, READING).await
@@ -258,7 +257,6 @@ impl Answer {
         say(&format!("  next: {next}"));
     }
 
-    /// What to do next about `problem`.
     fn next(&self, problem: &Problem) -> &'static str {
         let executed = problem.executed;
         match problem.code {

@@ -138,7 +138,6 @@ pub(super) struct ExplainArgs {
     ask: AskArgs,
 }
 
-/// `fly-rpc explain`.
 pub(super) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
     let mut path = format!("/regions/{}/explain", args.region);
     if let Some(function) = &args.function {

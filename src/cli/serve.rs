@@ -95,14 +95,12 @@ pub(super) struct Serving {
     _log: telemetry::Guard,
 }
 
-/// Serves until a signal, then drains.
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     let config = config(&args)?;
     let serving = start(args, config, false).await?;
     serving.until(future::pending(), future::ready(())).await
 }
 
-/// The configuration that the flags and the environment describe.
 pub(super) fn config(args: &ServeArgs) -> Result<Config, Failure> {
     Ok(Config::from_env_and_flags(args.flags.iter().cloned())?)
 }

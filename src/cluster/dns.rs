@@ -32,7 +32,6 @@ const MARGIN: Duration = Duration::from_millis(50);
 /// How many targets of SRV records are resolved at once, where the answer did not include their addresses.
 const CONCURRENT_TARGETS: usize = 32;
 
-/// The resolver of one instance.
 #[derive(Debug)]
 pub(super) struct Dns {
     resolver: TokioResolver,

@@ -58,7 +58,6 @@ pub enum DiscoveryError {
     Client(#[from] reqwest::Error),
 }
 
-/// The cluster as this instance knows it.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     started: Instant,

@@ -100,9 +100,7 @@ const NEAREST_OF: usize = 8;
 /// The condition of a peer, from which follows what a call may expect of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Condition {
-    /// It takes calls.
     Ready,
-    /// It is stopping.
     Draining,
     /// It does not answer, and why is not known yet: an attempt, or the next probe, will show.
     Doubtful,
@@ -259,7 +257,6 @@ impl PeerStats {
         self.rests_until.store(until, Ordering::Relaxed);
     }
 
-    /// Whether the peer gets no calls now.
     fn is_resting(&self) -> bool {
         let until = self.rests_until.load(Ordering::Relaxed);
         // Most peers never refuse a call: for them, do not read the clock.

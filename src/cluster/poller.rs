@@ -48,7 +48,6 @@ pub(super) enum Message {
     Overview(oneshot::Sender<Overview>),
 }
 
-/// An address and how a probe of it ended.
 type Probed = (SocketAddr, Result<ProbeAnswer, ProbeFailure>);
 
 /// How far the current round is: one pass in which DNS is asked and the addresses that it added are probed once.
@@ -229,7 +228,6 @@ impl Poller {
         }
     }
 
-    /// Starts as many probes as may be started now.
     fn start_probes(&mut self) {
         let now = Instant::now();
         while let Some(address) = self.schedule.start_next(now) {

@@ -50,7 +50,6 @@ pub(crate) enum Event {
     Called(SocketAddr, CallSignal),
 }
 
-/// The answer of a peer to a probe.
 #[derive(Clone, Debug)]
 pub(crate) struct ProbeAnswer {
     pub peer: Peer,
@@ -59,7 +58,6 @@ pub(crate) struct ProbeAnswer {
     pub rtt: Duration,
 }
 
-/// Why a probe found no peer.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) enum ProbeFailure {
@@ -248,7 +246,6 @@ impl KnownAddress {
         vec![Change::new(&known.peer, Some(condition.state()), reason)]
     }
 
-    /// Removes the peer here, if there is one.
     fn remove_peer(&mut self, reason: &str) -> Vec<Change> {
         let known = self.peer.take();
         let change = known.map(|known| Change::new(&known.peer, None, reason));
@@ -274,7 +271,6 @@ impl Table {
         }
     }
 
-    /// Applies the rules to `event`, which happened at `now`.
     pub(crate) fn apply(&mut self, event: Event, now: Instant) -> Effects {
         let changes = match event {
             Event::Resolved {

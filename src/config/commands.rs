@@ -31,7 +31,6 @@ pub(crate) fn app_port() -> Result<u16, ConfigError> {
     port(&text).map_err(|detail| ConfigError::new("PORT", format!("{text:?} {detail}")))
 }
 
-/// Whether the environment sets `variable`.
 pub(crate) fn is_set(name: &str) -> bool {
     variable(name).is_some()
 }

@@ -133,7 +133,6 @@ impl Values {
         }
     }
 
-    /// The value of `setting`, if it was given.
     pub(super) fn given<T>(
         &self,
         setting: Setting,

@@ -35,7 +35,6 @@ pub enum AppAddress {
 }
 
 impl AppUrl {
-    /// Whether the app listens on a unix socket.
     pub(crate) fn is_unix(&self) -> bool {
         matches!(self.address, AppAddress::Unix(_))
     }

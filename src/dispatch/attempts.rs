@@ -38,7 +38,6 @@ const SHARE: f32 = 0.2;
 /// The attempts of one call so far, under one request id and within one deadline.
 #[derive(Debug)]
 pub(super) struct Attempts {
-    /// The id of the call's request.
     pub(super) request_id: RequestId,
     /// When all of them must have ended.
     pub(super) deadline: Deadline,
@@ -46,7 +45,6 @@ pub(super) struct Attempts {
     shares_keys: bool,
     /// The call in flight, once it was admitted.
     pub(super) in_flight: Option<InFlight>,
-    /// How many there were.
     pub(super) count: u32,
     last: Option<InstanceId>,
     /// How many are kept for other regions.
@@ -123,7 +121,6 @@ impl Attempts {
         Report::new(result, meta)
     }
 
-    /// Counts an attempt on `instance`.
     pub(super) fn begin(&mut self, instance: &InstanceId) {
         self.count += 1;
         self.last = Some(instance.clone());

@@ -12,12 +12,9 @@ use crate::{
     problem::{Code, Problem},
 };
 
-/// Where one attempt is made.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    /// On this instance.
     Here,
-    /// On a peer.
     There(Arc<Peer>),
 }
 
@@ -39,7 +36,6 @@ impl Place {
     }
 }
 
-/// Where one call may run.
 #[derive(Debug)]
 pub(super) enum Candidates {
     /// On any peer of the region that was not tried, the less busy of two at random.

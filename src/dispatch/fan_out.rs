@@ -36,11 +36,8 @@ const SMALL: usize = 1 << 10;
 /// One that a fan-out asks.
 #[derive(Clone, Debug)]
 enum Recipient {
-    /// This instance.
     Here(Region),
-    /// A peer.
     Peer(Arc<Peer>),
-    /// One instance of a region.
     OneOf(Region),
     /// Nobody: why there is none in a region that is named.
     Nobody(Region, Problem),

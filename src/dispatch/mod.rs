@@ -45,9 +45,7 @@ use crate::{
 pub(crate) struct Dispatcher {
     pub(crate) identity: Identity,
     pub(crate) boot: BootId,
-    /// The longest timeout of a call.
     pub(crate) max_timeout: Duration,
-    /// Admits calls.
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) executor: Arc<Executor>,
     pub(crate) cluster: Arc<Cluster>,
@@ -64,12 +62,9 @@ pub(crate) struct Dispatcher {
     pub(crate) places: Arc<Semaphore>,
 }
 
-/// What came of a call, and what it took.
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// The function's result, or why there is none.
     pub(crate) result: Result<Returned, Problem>,
-    /// Where it ran, or was tried.
     pub(crate) meta: Meta,
 }
 

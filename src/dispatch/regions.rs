@@ -11,16 +11,12 @@ use crate::{
     region::{Region, Target, Targets},
 };
 
-/// A region in which a call may run.
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
     /// The place of the target that stands for it, from 0.
     pub item: usize,
-    /// Whether that target is `any`.
     pub is_any: bool,
-    /// The region.
     pub region: Region,
-    /// How well it can run the function.
     pub standing: Standing,
     /// The round trip to the nearest ready instance; `None` for the own region, and where there is none.
     pub distance: Option<Duration>,
@@ -45,7 +41,6 @@ pub(crate) struct Needs<'a> {
 }
 
 impl<'a> Needs<'a> {
-    /// What `call` needs.
     pub(crate) fn of(call: &'a Call) -> Self {
         Self {
             function: Some(&call.name),
@@ -101,7 +96,6 @@ impl Dispatcher {
         }
     }
 
-    /// Whether this instance has what is needed.
     fn is_here(&self, needs: Needs<'_>) -> bool {
         match needs.instance {
             Some(instance) => *instance == self.identity.instance,

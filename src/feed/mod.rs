@@ -102,7 +102,6 @@ pub(crate) struct EndedCall<'a> {
     pub elapsed_ms: f64,
 }
 
-/// What happens in one instance, for its listeners.
 #[derive(Debug)]
 pub(crate) struct Feed {
     boot: String,

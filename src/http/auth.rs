@@ -16,10 +16,8 @@ use crate::{
     token::{PresentedToken, Token},
 };
 
-/// Who may use a route.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Audience {
-    /// Anybody.
     Anyone,
     /// Clients: by a client's token, where there are any.
     Clients,

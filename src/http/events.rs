@@ -141,7 +141,6 @@ fn lagged(missed: Option<u64>) -> Bytes {
     event_text(None, "lagged", &Lagged { missed })
 }
 
-/// One client's stream.
 struct Stream {
     api: Arc<Api>,
     caller: Caller,

@@ -66,21 +66,16 @@ const PAGES: [&str; 4] = ["/docs", "/docs/{*file}", "/ui", "/ui/{*file}"];
 /// Those of the routes of instances.
 const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
-/// How a handler gets the [`Api`].
 type ApiState = State<Arc<Api>>;
 
-/// What the handlers share.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
-    /// Who this instance is.
     pub identity: Identity,
-    /// Which run of it.
     pub boot: BootId,
     pub access: Access,
     /// Where it answers its peers, as `/regions` shows it.
     pub address: std::net::SocketAddr,
     pub timeouts: Timeouts,
-    /// How calls for other regions get there.
     pub route: Route,
     pub limits: Limits,
     pub memory: Arc<Budget>,
@@ -93,7 +88,6 @@ pub(crate) struct Api {
     pub cluster: Arc<Cluster>,
     pub dispatcher: Arc<Dispatcher>,
     pub metrics: Arc<Metrics>,
-    /// OpenAPI documents with functions.
     pub descriptions: Descriptions,
 }
 
@@ -123,7 +117,6 @@ impl Connected<IncomingStream<'_, TcpListener>> for Reached {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crowded;
 
-/// The routes of one listener.
 #[derive(Clone, Debug)]
 pub(crate) struct Routes {
     router: Router,
@@ -175,7 +168,6 @@ fn public_router(api: Arc<Api>, with_internal: bool) -> Router {
         .with_state(api)
 }
 
-/// The routes of the listener for instances.
 pub(crate) fn internal_routes(api: Arc<Api>) -> Routes {
     let routes = instances(true).fallback(not_found);
     layers::around(routes, &api, Audience::Instances)
@@ -208,14 +200,12 @@ pub(crate) fn openapi_with<'a>(
     openapi::with_functions(&document, functions)
 }
 
-/// The routes that are in the OpenAPI document.
 fn documented() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::with_openapi(openapi::description())
         .merge(clients())
         .merge(documented_open())
 }
 
-/// The routes of clients.
 fn clients() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(rpc::call_function))

@@ -96,7 +96,6 @@ fn swagger_ui(name: &str, content_type: &'static str) -> Result<Response, Proble
     Ok((headers, found.bytes.into_owned()).into_response())
 }
 
-/// The table of codes as a page.
 fn problems() -> String {
     let rows: String = Code::ALL.iter().copied().map(row).collect();
     include_str!("../../openapi/problems.html").replace("{{rows}}", &rows)
@@ -134,7 +133,6 @@ impl Document {
         }
     }
 
-    /// The answer to a request for it.
     pub(super) fn answer(&self, request: &HeaderMap) -> Response {
         let validator = [
             (CACHE_CONTROL, "no-cache"),

@@ -75,7 +75,6 @@ fn invalid_region(invalid: InvalidName) -> Problem {
 /// A call as a client asks for it.
 pub(super) struct CallRequest {
     pub(super) call: Call,
-    /// How it is to get to another region.
     pub(super) route: Route,
     /// The size of its body in bytes.
     pub(super) size: usize,
@@ -371,7 +370,6 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]
     }
 }
 
-/// The items of a header that is a list.
 pub(super) fn items<'a>(
     headers: &'a HeaderMap,
     name: &'a HeaderName,

@@ -51,7 +51,6 @@ const TRIES: usize = 3;
 /// A call that a peer refuses as too late with so much time left was delayed by nothing but a wrong clock.
 const CLOCK_ERROR: Duration = Duration::from_millis(100);
 
-/// The way to every peer.
 #[derive(Debug)]
 pub(crate) struct Link {
     cluster: Arc<Cluster>,
@@ -66,7 +65,6 @@ pub(crate) struct Link {
     stop: CancellationToken,
 }
 
-/// The connections to one peer.
 #[derive(Debug)]
 struct Way {
     /// The one that calls share.
@@ -208,7 +206,6 @@ impl Link {
         shared
     }
 
-    /// A new connection to `peer`.
     fn open(&self, peer: &Peer) -> Arc<Connection> {
         let opening = Opening {
             peer: peer.clone(),

@@ -36,9 +36,7 @@ const MAX_REFUSAL: usize = 64 << 10;
 /// To whom a connection is opened, how, and what it is served with.
 #[derive(Debug)]
 pub(super) struct Opening {
-    /// Who is expected there.
     pub(super) peer: Peer,
-    /// The cluster's secret, if it has one.
     pub(super) token: Option<Token>,
     /// How long a connection may take to stand.
     pub(super) connect_timeout: Duration,
@@ -49,7 +47,6 @@ pub(super) struct Opening {
     pub(super) memory: Arc<Budget>,
 }
 
-/// A connection that stands.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) read: OwnedReadHalf,

@@ -58,17 +58,14 @@ pub(super) enum Ending {
     WrongInstance,
 }
 
-/// A call that is to leave.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Request<'a> {
     pub(super) line: &'a CallLine<'a>,
-    /// When its answer is due.
     pub(super) deadline: Deadline,
     /// Whether its caller has a use for the news that the peer is suspect.
     pub(super) may_move: bool,
 }
 
-/// A call that was taken.
 #[derive(Debug)]
 pub(super) struct Taken {
     pub(super) id: u64,
@@ -79,7 +76,6 @@ pub(super) struct Taken {
     pub(super) written: Flushed,
 }
 
-/// What became of a flush.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Flushed {
     /// Everything was handed to the kernel: so many calls since the last time.
@@ -90,7 +86,6 @@ pub(super) enum Flushed {
     Later,
 }
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Outbox(Mutex<State>);
 
@@ -288,17 +283,14 @@ impl Outbox {
         }
     }
 
-    /// Takes no further calls.
     pub(super) fn retire(&self) {
         self.lock().retire();
     }
 
-    /// Whether it takes calls.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.lock().status, Status::Opening | Status::Open)
     }
 
-    /// Whether it has ended.
     pub(super) fn is_over(&self) -> bool {
         self.lock().status == Status::Over
     }
@@ -313,7 +305,6 @@ impl Outbox {
         lines.any(|line| state.has_left(line))
     }
 
-    /// How many calls wait to leave.
     pub(super) fn queued(&self) -> usize {
         let state = self.lock();
         let lines = state.calls.values().map(|waiting| &waiting.line);

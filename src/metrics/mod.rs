@@ -47,7 +47,6 @@ type Words<const N: usize> = [(&'static str, &'static str); N];
 /// Labels by name.
 pub(crate) type Texts<const N: usize> = [(&'static str, String); N];
 
-/// Everything that one instance counts.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     /// Calls, as their callers see them.
@@ -110,7 +109,6 @@ pub(crate) fn registered<M: Metric + Clone + Default>(
     metric
 }
 
-/// A histogram of times that is in `registry`.
 fn registered_times(registry: &mut Registry, name: &str, help: &str) -> Histogram {
     let times = seconds();
     registry.register_with_unit(name, help, Unit::Seconds, times.clone());

@@ -25,7 +25,6 @@ const SECONDS: [f64; 16] = [
     15.0, 60.0,
 ];
 
-/// A histogram of times.
 pub(super) fn seconds() -> Histogram {
     Histogram::new(SECONDS)
 }

@@ -19,7 +19,6 @@ use crate::{
 #[serde(transparent)]
 pub(crate) struct CatalogueHash(String);
 
-/// The functions of one instance and what each declares.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "CatalogueDocument")]
 pub(crate) struct Catalogue {
@@ -67,7 +66,6 @@ impl Catalogue {
         self.functions.len()
     }
 
-    /// What the function declares, if it is in it.
     pub(crate) fn get(&self, name: &FunctionName) -> Option<&Declaration> {
         self.functions.get(name)
     }

@@ -107,7 +107,6 @@ impl Challenge {
     }
 }
 
-/// A random nonce of 128 bits.
 pub(crate) fn new_nonce() -> String {
     format!("{:032x}", rand::random::<u128>())
 }

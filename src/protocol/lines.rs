@@ -62,7 +62,6 @@ impl CallLine<'_> {
     }
 }
 
-/// What stands behind the arguments.
 pub(crate) const END_OF_CALL: &[u8] = b"}\n";
 
 /// Appends what stands before the arguments of a call; `at_us` is the time on the connection's clock in microseconds.
@@ -109,7 +108,6 @@ pub(crate) fn write_cancel(out: &mut Vec<u8>, id: u64) {
     let _ = writeln!(out, "{{\"cancel\":{id}}}");
 }
 
-/// The line that confirms a connection.
 pub(crate) fn proof_line(proof: &Proof) -> Vec<u8> {
     format!("{{\"proof\":\"{proof}\"}}\n").into_bytes()
 }
@@ -158,9 +156,7 @@ pub(crate) enum Frame {
     Answer(u64, Result<Returned, Box<ProblemDocument>>),
     /// A line with this id that is not a valid answer.
     Garbled(u64),
-    /// The peer is draining.
     Draining,
-    /// The answer to [`PING_LINE`].
     Pong,
     /// No answer to any call: a line that a later release added.
     Other,
@@ -305,7 +301,6 @@ pub(crate) struct Lines {
 /// A line is longer than the limit.
 #[derive(Debug)]
 pub(crate) struct TooLong {
-    /// The id at its start.
     pub(crate) id: Option<u64>,
 }
 

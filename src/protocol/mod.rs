@@ -40,9 +40,7 @@ pub(crate) const PROVABLE: [&str; 2] = [INTRODUCTION, FUNCTIONS];
 /// The protocol that a request for [`EXEC`] is upgraded to: lines of JSON in both directions.
 pub(crate) const LINES: &str = "fly-rpc-lines";
 
-/// The header of a challenge's nonce.
 pub(crate) const NONCE: &str = "rpc-nonce";
-/// The header of a proof, in requests and answers.
 pub(crate) const PROOF: &str = "rpc-proof";
 /// The header of an upgrade that carries the time on the connection's clock, in microseconds.
 pub(crate) const CLOCK: &str = "rpc-clock-us";

@@ -11,7 +11,6 @@ use crate::{config::Identity, problem::FunctionError};
 /// What a function comes to that does not wait.
 type Done<R> = Ready<Result<R, FunctionError>>;
 
-/// The modules `String`, `Kernel` and `Process`.
 pub(super) fn functions() -> Registry {
     Registry::new()
         .function("String", "upcase", of_text(str::to_uppercase))
@@ -44,7 +43,6 @@ fn of_numbers(
     move |(a, b)| ready(a.apply(b, integers, floats))
 }
 
-/// The functions of `Fly.RPC` that describe the instance.
 pub(super) fn identity(identity: &Identity) -> Registry {
     let Identity {
         region, primary, ..

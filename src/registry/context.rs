@@ -41,7 +41,6 @@ pub struct CallContext {
     said: Arc<Said>,
 }
 
-/// What the function said.
 #[derive(Debug, Default)]
 struct Said {
     consistency: OnceLock<ConsistencyToken>,
@@ -49,7 +48,6 @@ struct Said {
 }
 
 impl CallContext {
-    /// The context of `call`, which may run until `deadline`.
     pub(super) fn new(call: &Call, deadline: Deadline) -> Self {
         Self {
             after: call.after.clone(),
@@ -93,7 +91,6 @@ impl CallContext {
         })
     }
 
-    /// What the function said of its data.
     pub(super) fn consistency(&self) -> Option<ConsistencyToken> {
         self.said.consistency.get().cloned()
     }

@@ -69,7 +69,6 @@ struct Held {
     _turn: Turn,
 }
 
-/// A call that may start.
 struct Ready {
     prepared: Prepared,
     gates: Gates,
@@ -80,11 +79,8 @@ struct Ready {
 
 /// How a function ended.
 enum Ended {
-    /// By itself.
     Done(Result<Box<RawValue>, FunctionError>),
-    /// It never started.
     NeverStarted,
-    /// It still ran at the deadline.
     TimedOut,
     /// As the app says, or in a refusal.
     Answered(Answered),
@@ -130,7 +126,6 @@ impl Executor {
         Arc::clone(&made.1)
     }
 
-    /// The app beside this instance, if there is one.
     pub(crate) fn app(&self) -> Option<&Arc<App>> {
         self.app.as_ref()
     }
@@ -145,7 +140,6 @@ impl Executor {
         self.keys.store_is_up()
     }
 
-    /// How many functions run now.
     pub(crate) fn running(&self) -> usize {
         self.limits.max_in_flight - self.slots.available_permits()
     }
@@ -220,7 +214,6 @@ impl Executor {
         settled.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// What is to be run for `call`.
     fn ready(
         &self,
         call: &Call,
@@ -416,7 +409,6 @@ fn accounted(
     Box::pin(run.instrument(span))
 }
 
-/// A result within its limit, in bytes.
 fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
     let size = result.get().len();
     if size <= limit {

@@ -54,7 +54,6 @@ enum Prepared {
 /// the args.
 type Prepare = Box<dyn Fn(&Call, &Args, Deadline) -> Result<Prepared, String> + Send + Sync>;
 
-/// A function of the registry.
 struct Function {
     prepare: Prepare,
     declaration: Declaration,
@@ -259,7 +258,6 @@ impl Registry {
         }
     }
 
-    /// The names of the functions.
     pub(crate) fn names(&self) -> impl Iterator<Item = FunctionName> {
         self.functions.keys().cloned()
     }
@@ -272,7 +270,6 @@ impl Registry {
         Catalogue::new(all.map(|(name, declared)| (name.clone(), declared.clone())))
     }
 
-    /// Whether it has the function of this name.
     fn has_named(&self, name: &FunctionName) -> bool {
         self.functions.contains_key(name)
     }

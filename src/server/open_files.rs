@@ -38,9 +38,7 @@ pub(crate) struct Shares {
     pub(crate) public: usize,
     /// Those of `public` that clients may keep busy.
     pub(crate) clients: usize,
-    /// The listener for instances.
     pub(crate) internal: usize,
-    /// The listener for scrapers.
     pub(crate) scrapers: usize,
     /// The listener for the app that the instance started, its only client there.
     pub(crate) child: usize,

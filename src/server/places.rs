@@ -21,7 +21,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// When there is no place left, one in so many connections gives way, so that not every new one looks at all others.
 const PART: usize = 16;
 
-/// The places of one listener.
 #[derive(Debug)]
 pub(super) struct Places {
     most: usize,
@@ -146,7 +145,6 @@ impl Usage {
         is_idle.then(|| (self.idle_since.load(Ordering::Relaxed), Arc::clone(self)))
     }
 
-    /// Whether a request is being answered.
     pub(super) fn is_busy(&self) -> bool {
         self.requests.load(Ordering::Acquire) > 0
     }

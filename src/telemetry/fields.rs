@@ -46,7 +46,6 @@ fn escaped(
     Cow::Owned(escaped.collect())
 }
 
-/// Writes one field of a line for a terminal.
 pub(super) fn put_printable(
     writer: &mut Writer<'_>,
     field: &Field,
@@ -140,7 +139,6 @@ impl Members<'_> {
         let _ = write!(self.0, "{value}");
     }
 
-    /// Puts the text that `write` writes.
     fn put_text(&mut self, name: &str, write: impl FnOnce(&mut Escaped<'_>) -> fmt::Result) {
         self.begin(name);
         self.0.push('"');

@@ -62,7 +62,6 @@ impl Traces {
         Ok(Self(provider))
     }
 
-    /// What records the spans.
     pub(super) fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a>,

@@ -272,7 +272,6 @@ impl Child {
         let _ = self.signals.send(signal).await;
     }
 
-    /// Lets it drain and stop.
     pub(super) fn drain(&mut self) {
         drop(self.stdin.take());
     }

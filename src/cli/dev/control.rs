@@ -132,7 +132,6 @@ pub(super) struct Control {
     _server: Server,
 }
 
-/// What its handlers share.
 #[derive(Debug)]
 struct Shared {
     instances: BTreeMap<String, SocketAddr>,
@@ -171,7 +170,6 @@ impl Control {
         })
     }
 
-    /// The address of the page of an instance.
     pub(super) fn page(&self, name: &str) -> String {
         let (port, token) = (self.address.port(), &self.token);
         format!("http://localhost:{port}/at/{name}/ui#control={token}")

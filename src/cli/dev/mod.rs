@@ -71,7 +71,6 @@ pub(super) struct DevArgs {
     app: Vec<OsString>,
 }
 
-/// Runs the cluster until Ctrl-C.
 pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
     check_latency(&args)?;
     let mut signals = Signals::listen()?;

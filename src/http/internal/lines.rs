@@ -53,7 +53,6 @@ const PIECE: usize = 256 << 10;
 /// `RPC_MAX_IN_FLIGHT` where that is more, so that calls beyond that limit are refused, and pings answered, at once.
 const MIN_MAX_RUNNING: usize = 2048;
 
-/// Answers the lines of `body`.
 pub(super) fn body(api: Arc<Api>, context: Context, body: Body) -> Response {
     let mut exchange = Exchange::new(api, context, None);
     exchange.announce_phase();

@@ -108,7 +108,6 @@ pub(super) async fn exec(
     (state, answer).into_response()
 }
 
-/// Runs the one call in `body`.
 async fn run(
     api: &Api,
     context: Context,
@@ -152,7 +151,6 @@ struct Confirmation {
 }
 
 impl Confirmation {
-    /// Whether `line` proves it.
     fn is_given_by(&self, line: &[u8]) -> bool {
         let ProvenToken { token, challenge } = &self.proven;
         let proof = control(line).and_then(|control| control.proof?.parse().ok());
@@ -161,7 +159,6 @@ impl Confirmation {
     }
 }
 
-/// Whether a request asks for a connection for calls.
 pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
     headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(LINES.as_bytes())
 }

@@ -14,7 +14,6 @@ use crate::{call::Call, name::IdempotencyKey};
 pub(super) struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    /// The fingerprint of `key`.
     pub(super) fn of_key(key: &IdempotencyKey) -> Self {
         Self::of(key.as_str().as_bytes())
     }

@@ -112,7 +112,6 @@ pub(in crate::registry) struct Claim {
 }
 
 impl LocalKeys {
-    /// No keys so far.
     pub(super) fn new() -> Self {
         Self::within(BOUNDS)
     }

@@ -25,9 +25,7 @@ const LIFE: Duration = Duration::from_secs(600);
 /// What remembers keys.
 #[derive(Clone, Debug)]
 pub(crate) enum Keys {
-    /// This process.
     Here(Arc<LocalKeys>),
-    /// A store.
     #[cfg(feature = "redis")]
     Stored(Arc<Store>),
 }
@@ -48,7 +46,6 @@ pub(super) enum Claim {
 }
 
 impl Keys {
-    /// Those of this process.
     pub(crate) fn here() -> Self {
         Self::Here(Arc::new(LocalKeys::new()))
     }

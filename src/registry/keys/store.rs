@@ -66,7 +66,6 @@ const UNDO: &str = "local now=redis.call('GET',KEYS[1]) \
                     elseif not now then redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) end \
                     return 1";
 
-/// The store, as one process sees it.
 pub(crate) struct Store {
     client: Client,
     /// What every name in it begins with.
@@ -182,7 +181,6 @@ impl Store {
         })
     }
 
-    /// Whether it can be reached.
     pub(crate) fn is_up(&self) -> bool {
         self.live.borrow().as_ref().is_some_and(Live::is_fresh)
     }
@@ -603,7 +601,6 @@ impl Record {
         String::from_utf8(json::to_vec(self)).unwrap_or_default()
     }
 
-    /// The outcome of a call that ended.
     fn outcome(self) -> Outcome {
         match self.state {
             State::Returned(returned) => Returned::replayed(Ok(returned)),
