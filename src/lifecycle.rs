@@ -69,9 +69,6 @@ impl Lifecycle {
 
     /// Counts a call here from here on, and nowhere else: one that is `counted` here already is not counted again, and goes on
     /// also where new calls are refused.
-    ///
-    /// # Errors
-    /// As [`Lifecycle::admit`].
     pub(crate) fn take_over(&self, counted: &mut Option<InFlight>) -> Result<InFlight, Problem> {
         let is_here =
             |token: &&InFlight| TaskTracker::ptr_eq(token.task_tracker(), &self.in_flight);

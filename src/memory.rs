@@ -121,10 +121,7 @@ impl Reserved {
         self.bytes += bytes;
     }
 
-    /// Reserves `bytes` more; there is always room for none.
-    ///
-    /// # Errors
-    /// As [`Budget::reserve`]; what was reserved before stays so.
+    /// Reserves `bytes` more; there is always room for none. Where there is no room, what was reserved before stays so.
     pub(crate) fn grow(&mut self, bytes: usize, share: Share) -> Result<(), Problem> {
         if bytes == 0 {
             return Ok(());

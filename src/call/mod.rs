@@ -201,10 +201,8 @@ impl Call {
         Self::from_members(members, timeouts)
     }
 
-    /// The call in the body of `POST /each/{regions}`, and on how many instances of each region it is to run.
-    ///
-    /// # Errors
-    /// As [`Call::from_json`]; and for one that names an instance.
+    /// The call in the body of `POST /each/{regions}`, which names no instance, and on how many instances of each region it is
+    /// to run.
     pub(crate) fn from_fan_out(body: &[u8], timeouts: Timeouts) -> Result<(Self, Per), Problem> {
         let members = json::members(body, EACH_MEMBERS, Unknown::Refused)?;
         let [call @ .., per] = members;
@@ -222,9 +220,6 @@ impl Call {
     }
 
     /// The call in the values of [`MEMBERS`].
-    ///
-    /// # Errors
-    /// As [`Call::from_json`].
     pub(crate) fn from_members(
         members: [Option<&RawValue>; 6],
         timeouts: Timeouts,

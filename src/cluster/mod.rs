@@ -70,9 +70,6 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts discovery of the names in `config` in the background, in `tasks` until `stop`, and returns at once. Peers are
     /// the instances that know `token`.
-    ///
-    /// # Errors
-    /// See [`DiscoveryError`].
     pub(crate) fn start(
         config: &DiscoveryConfig,
         (identity, boot): (&Identity, &BootId),

@@ -1,14 +1,8 @@
 //! The rules of discovery: how an event changes the table of addresses. Pure: no clock, no network, no randomness, so
-//! that each rule is tested by itself. Nothing here expires by time alone.
+//! that each rule is tested by itself. Nothing here expires by time alone. `docs/src/design.md` has the rules ("Discovery").
 //!
-//! | the address | is in the last complete DNS answer | is not |
-//! |---|---|---|
-//! | answers the probe | is a peer, ready or draining | stays a peer |
-//! | does not answer | stays a peer, suspect, and is probed less and less often | is removed |
-//! | answers, and is not an instance of this cluster | is not a peer, and is probed again | is removed |
-//!
-//! So a peer is removed only if DNS dropped it and it fails a probe, or if something else answers at its address: neither
-//! a DNS failure nor a peer that hangs for a while empties a region. What calls report makes a peer suspect, ready or
+//! A peer is removed only if DNS dropped it and it fails a probe, or if something else answers at its address: neither a
+//! DNS failure nor a peer that hangs for a while empties a region. What calls report makes a peer suspect, ready or
 //! draining, and never removes it: one call sees one connection, which may fail for reasons of its own.
 
 use std::{

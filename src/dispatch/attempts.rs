@@ -94,9 +94,6 @@ impl Attempts {
     }
 
     /// Counts the call in flight until they are over: a drain that begins meanwhile refuses none of them.
-    ///
-    /// # Errors
-    /// As [`Lifecycle::admit`], where it was not admitted before.
     pub(super) fn admit(&mut self, lifecycle: &Lifecycle) -> Result<(), Problem> {
         if self.in_flight.is_none() {
             self.in_flight = Some(lifecycle.admit()?);

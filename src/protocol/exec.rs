@@ -51,9 +51,6 @@ const EXEC_MEMBERS: &[&str; MEMBERS.len() + 9] = &[
 
 impl Exec {
     /// The call in the body of `POST /internal/exec`; unknown members are ignored.
-    ///
-    /// # Errors
-    /// As [`Call::from_json`].
     pub(crate) fn from_json(body: &[u8], timeouts: Timeouts) -> Result<Box<Self>, Problem> {
         Self::from_line(body, timeouts).1
     }

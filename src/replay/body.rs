@@ -108,9 +108,6 @@ async fn read<B: Body>(body: B, stall: Duration) -> Discarded {
 /// to arrive: to take its next bytes, and to answer once it has them all. `None` where no connection could be made `within`
 /// this time, so that nothing was sent.
 ///
-/// # Errors
-/// See [`Unanswered`].
-///
 /// # Cancel safety
 /// Dropping this closes the connection.
 pub(super) async fn forward<B>(
