@@ -67,8 +67,7 @@ impl Lifecycle {
         Ok(Arc::new(token))
     }
 
-    /// Counts a call here from here on, and nowhere else: one that is `counted` here already is not counted again, and goes on
-    /// also where new calls are refused.
+    /// Counts a call in this lifecycle only. One that is `counted` here already goes on, also when new calls are refused.
     pub(crate) fn take_over(&self, counted: &mut Option<InFlight>) -> Result<InFlight, Problem> {
         let is_here =
             |token: &&InFlight| TaskTracker::ptr_eq(token.task_tracker(), &self.in_flight);

@@ -121,7 +121,7 @@ word! {
 }
 
 word! {
-    /// Whose idempotency keys are meant: a client's name, or `:` and a word for callers that are no client.
+    /// The owner of idempotency keys: a client's name, or `:` and a word for other callers.
     pub(crate) KeyOwner, "an owner of keys", "1 to 65 characters of [A-Za-z0-9._-], or a : before them",
     |text| text.len() <= 65 && is_identifier(text.strip_prefix(':').unwrap_or(text))
 }
@@ -147,7 +147,7 @@ impl InstanceId {
 }
 
 impl IdempotencyKey {
-    /// The key that stands for this one at one of many places where a call runs.
+    /// This key for one place of a fan-out: an instance or a region.
     pub(crate) fn of_place(&self, place: &str) -> Self {
         let hash = Sha256::digest(format!("{self}\0{place}"));
         Self(HEXLOWER.encode(&hash).into())

@@ -159,7 +159,7 @@ impl Code {
         Self::ALL.iter().copied().find(|code| code.as_str() == word)
     }
 
-    /// What this release takes a code for that it does not know: the code that leads to the same next step.
+    /// The code that leads to the same next step as one that this release does not know.
     pub(crate) fn nearest(status: u16, executed: Executed) -> Self {
         match executed {
             Executed::No if status < 500 => Self::InvalidArguments,

@@ -38,8 +38,7 @@ pub(crate) struct Meta {
     /// Milliseconds from the request's arrival to this answer, to the microsecond.
     #[schema(example = 83.2)]
     pub elapsed_ms: f64,
-    // This one and the next are in `Returned` and `Problem` too: the account is made where an outcome has come back, and both
-    // belong to an outcome from where its function ran.
+    // This and the next are in `Returned` and `Problem` too, which exist before there is a `Meta`.
     /// True on the outcome of an earlier call with the same idempotency key, as the header `idempotency-replayed` is; else
     /// left out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -109,7 +108,7 @@ impl Returned {
         }
     }
 
-    /// The problem in its place, where it is not passed on: an error of `kind`, which says `why`.
+    /// The problem that replaces a result that is not passed on: an error of `kind`, which says `why`.
     pub(crate) fn dropped(self, (kind, why): (&str, &str)) -> Problem {
         let message = format!("the result {why}");
         Problem {

@@ -32,7 +32,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// Whether everything in flight was finished.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Drained {
-    /// It was.
+    /// Everything was finished.
     Whole,
     /// Something had to be cut when the drain timeout passed.
     Cut,

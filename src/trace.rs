@@ -40,8 +40,8 @@ fn are_recorded() -> bool {
     ARE_RECORDED.load(Ordering::Relaxed)
 }
 
-/// The span around a call from its arrival to its answer, a part of the trace of `parent`, where spans are recorded. Where
-/// they are not there is none: one costs 1 to 2 µs, and what this crate logs of a call names the request itself.
+/// The span around a call from its arrival to its answer, a part of the trace of `parent`. Where spans are not recorded there
+/// is none: it would cost 1 to 2 µs, and the lines that this crate logs of a call name the request themselves.
 pub(crate) fn call_span(request_id: &RequestId, parent: Option<TraceParent>) -> Span {
     let id = request_id.as_str();
     part_of(parent, || {
@@ -186,7 +186,7 @@ mod recorded {
     }
 }
 
-/// The same where none is recorded: the `traceparent` of a request is handed on as it came.
+/// Without the feature `otlp` no span is recorded: the `traceparent` of a request is handed on as it came.
 #[cfg(not(feature = "otlp"))]
 mod recorded {
     use tracing::Span;

@@ -66,14 +66,14 @@ pub(super) enum NoList {
     Refused(String),
     /// Nothing listens there.
     Unreachable(String),
-    /// No list came in time, or something that is none: this says nothing about the call.
+    /// No usable list came in time; this says nothing about the call.
     Unusable(String),
 }
 
 pub(super) type Asked = Result<(), NoList>;
 
 impl Watch {
-    /// Asks until `stop`.
+    /// Asks for the list until `stop`.
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let mut waiting: Vec<oneshot::Sender<Asked>> = Vec::new();
         loop {

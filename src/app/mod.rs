@@ -148,8 +148,8 @@ impl App {
         (status.health == AppHealth::Up).then(|| Arc::clone(&status.listing))
     }
 
-    /// What runs `call` under the id `request_id` until `deadline`, once it is through the gates before it: its own first, so
-    /// that calls of one function do not fill the app's while they wait.
+    /// A future that runs `call` under the id `request_id` until `deadline`, and the gates to pass first: the function's own
+    /// before the app's, so that calls that wait for one function do not fill the app's.
     ///
     /// # Errors
     /// [`Code::FunctionUnknown`], [`Code::FunctionUnavailable`] or [`Code::InvalidArguments`].

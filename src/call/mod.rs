@@ -41,13 +41,13 @@ pub(crate) struct Call {
     pub timeout: Duration,
     /// Whether it may run twice: allows another attempt after one that may have run.
     pub idempotent: bool,
-    /// What of these its caller did not say, and the function's policy may.
+    /// Which of these its caller left to the function's policy.
     pub unsaid: Unsaid,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
     /// Makes a repeat of this call the same call.
     pub key: Option<IdempotencyKey>,
-    /// Whose key it is; nobody's in particular for callers without a name.
+    /// Whose key it is; `None` for callers without a name.
     pub key_owner: Option<KeyOwner>,
     /// What the data that it reads must have seen.
     pub after: Option<ConsistencyToken>,
@@ -57,7 +57,7 @@ pub(crate) struct Call {
     pub trace: Option<TraceParent>,
     /// What its arguments take of the memory budget, until the last who has them is done.
     pub memory: Option<Arc<Reserved>>,
-    /// By which its caller, on another instance, gives it up as long as it waits; who gives up one from here drops it.
+    /// Lets a caller on another instance give it up while it waits; a caller here drops the future.
     pub ticket: Option<Ticket>,
 }
 

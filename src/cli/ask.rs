@@ -219,7 +219,7 @@ impl Answer {
         serde_json::from_slice(&self.body).ok()
     }
 
-    /// The same of an answer that must have such a document; a problem is reported in words.
+    /// The body of an answer with status 200 as a `T`. Of any other, the problem is printed.
     pub(super) fn document<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         let status = self.status;
         let unexpected = || {

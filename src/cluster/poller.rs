@@ -459,7 +459,7 @@ impl Class {
 /// The place of an address in the queue of its class.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Turn {
-    /// Before every date, in the order of arrival.
+    /// At once, in the order of arrival.
     Now(u64),
     /// Not before this date.
     At(Instant),

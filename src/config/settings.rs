@@ -34,7 +34,7 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// That the value of this setting is wrong.
+    /// An error about this setting.
     pub(crate) fn error(self, detail: impl Into<String>) -> ConfigError {
         let setting = match self.flag {
             "" => self.variable.to_owned(),
@@ -147,7 +147,7 @@ impl Values {
         }
     }
 
-    /// The same for a secret, which no error may show.
+    /// The value of a secret, which no error shows.
     pub(super) fn secret<T>(
         &self,
         setting: Setting,

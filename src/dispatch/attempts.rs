@@ -71,7 +71,7 @@ pub(super) enum Retry {
 }
 
 impl Attempts {
-    /// None so far, of a call that may be admitted already.
+    /// No attempts yet; `in_flight` if the call was admitted before.
     pub(super) fn new(
         request_id: RequestId,
         deadline: Deadline,
@@ -134,7 +134,7 @@ impl Attempts {
         }
     }
 
-    /// Notes that those in a region came to `problem`.
+    /// Records `problem` as what the attempts in one region came to.
     pub(super) fn leave(&mut self, problem: Problem) {
         self.refused = None;
         match problem.executed {
@@ -234,12 +234,12 @@ impl Attempts {
         }
     }
 
-    /// What those in all regions came to, once the last was left.
+    /// The problem of the whole call, after its last region.
     pub(super) fn take_problem(&mut self) -> Option<Problem> {
         self.ran.take().or(self.left.take())
     }
 
-    /// Those in `region` as one problem, which is no surer that nothing ran than every attempt was.
+    /// One problem for all attempts in `region`; it says that nothing ran only if every attempt did.
     pub(super) fn to_problem(&self, region: &Region, peers: &RegionPeers) -> Problem {
         let Some(problem) = self.ran.clone().or_else(|| self.refused.clone()) else {
             let why = match peers.duplicates.is_empty() {

@@ -78,11 +78,10 @@ impl Candidates {
         })
     }
 
-    /// The next one for `call`, where `peers` are in the region now; none is given twice. One that may remember the call's key
-    /// and does not answer ends the `attempts`.
+    /// The next place for `call`, where `peers` are in the region now; none is given twice.
     ///
     /// # Errors
-    /// [`Code::PeerUnreachable`] when it is an instance that may remember the call's key and does not answer.
+    /// [`Code::PeerUnreachable`] when it is an instance that may remember the call's key and does not answer: no other is tried.
     pub(super) fn next(
         &mut self,
         peers: &RegionPeers,

@@ -157,8 +157,9 @@ impl FanOut {
         }
     }
 
-    /// Whether another call may begin: its arguments find room, and the results of those that began lately, unless nothing under
-    /// way would make it. Until one came, a result may be as large as the arguments. Nobody waits for those that hang.
+    /// Whether another call may begin: there is room for its arguments and for the results of calls that began lately, or nothing
+    /// is under way that could free room. Until a result came, it is taken to be as large as the arguments. Calls that hang do
+    /// not count: they did not begin lately.
     fn may_begin(&self) -> bool {
         let lately = self.lately.len();
         if lately == 0 && self.running.is_empty() {

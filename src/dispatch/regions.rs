@@ -127,12 +127,10 @@ pub(super) struct Tour {
 }
 
 impl Tour {
-    /// Where among `choices` a call goes next that may have `left` attempts, and how many of these are kept for other regions.
-    /// It goes to the first that serves it, else to the first. With `is_strict`, it goes to the first target, ready or not: a
-    /// call with a key must not run in another place than before because an instance is silent.
-    ///
-    /// Each target that follows keeps an attempt. A region that only `any` stands for is passed over where nobody has the
-    /// function, unless it is the last resort: the own one, which says so.
+    /// The next of `choices` for a call that may have `left` attempts, and how many of these are kept for other regions: one for
+    /// each later target. It is the first that serves the call, else the first; with `is_strict` always the first, because a
+    /// call with a key must not run elsewhere only because an instance is silent. A region that only `any` stands for is
+    /// skipped if nobody there has the function, unless it is the own one and no other was tried: its refusal says so.
     pub(super) fn next<'a>(
         &mut self,
         choices: &'a [Choice],

@@ -25,7 +25,7 @@ pub(super) enum Audience {
     Instances,
 }
 
-/// On a request without a token: its sender knows this one, as its proof for this challenge shows, and wants a proof in turn.
+/// On a request with a proof instead of a token: the token that it proves, and the challenge to answer.
 #[derive(Clone, Debug)]
 pub(super) struct ProvenToken {
     pub(super) token: Token,
@@ -118,7 +118,6 @@ pub(super) fn check_function(caller: &Caller, name: &FunctionName) -> Result<(),
     }
 }
 
-/// The problem of a call beyond the limits of its client.
 pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
     let detail = format!("client \"{}\" may not call {what}", caller.name());
     Problem::new(Code::Forbidden, detail)

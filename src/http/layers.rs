@@ -131,8 +131,8 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     response
 }
 
-/// The answer to a request that is not let in: which methods there are for one that wants a proxy; for one that wants a token,
-/// that it wants one, and where there is a wrong one, that it is (RFC 6750, section 3.1).
+/// A refusal with the header that explains it: `allow` for `CONNECT`, `www-authenticate` for a missing or wrong token (RFC
+/// 6750, section 3.1).
 fn refuse(headers: &HeaderMap, problem: Problem) -> Response {
     match problem.code {
         Code::MethodNotAllowed => ([(ALLOW, "GET, POST")], problem).into_response(),

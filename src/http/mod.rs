@@ -81,8 +81,8 @@ pub(crate) struct Api {
     pub memory: Arc<Budget>,
     /// How far this listener is on its way to stop.
     pub lifecycle: Arc<Lifecycle>,
-    /// How far its other listeners are: of the one for the app that it started, which goes on until that has ended; at that
-    /// one, of all others.
+    /// The lifecycle of the other listeners: for the child's listener, that of all others; for those, that of the child's, which
+    /// goes on until the child has ended.
     pub other_lifecycle: Arc<Lifecycle>,
     pub executor: Arc<Executor>,
     pub cluster: Arc<Cluster>,

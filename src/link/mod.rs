@@ -69,8 +69,8 @@ pub(crate) struct Link {
 struct Way {
     /// The one that calls share.
     shared: Option<Arc<Connection>>,
-    /// The one before, as long as calls on it are under way. No more than that, so that a peer that hangs costs two
-    /// connections, however many calls wait for it.
+    /// The one before it, while calls are under way there. Never a third, so that a peer that hangs costs two connections,
+    /// however many calls wait for it.
     retired: Weak<Connection>,
     /// Those for large calls that carry none now.
     spare: Vec<Arc<Connection>>,
@@ -159,7 +159,7 @@ impl Link {
         for _ in 0..TRIES {
             let spare = self.with_way(peer, Way::spare);
             let connection = spare.unwrap_or_else(|| self.open(peer));
-            // Whatever ends the call without an answer, the caller going away too, ends its connection.
+            // Without an answer, also when the caller goes away, the connection is closed.
             let connection = scopeguard::guard(connection, |connection| connection.cut());
             match connection.call(request).await {
                 Ending::Unsent => {}

@@ -62,7 +62,7 @@ pub(super) enum Ending {
 pub(super) struct Request<'a> {
     pub(super) line: &'a CallLine<'a>,
     pub(super) deadline: Deadline,
-    /// Whether its caller has a use for the news that the peer is suspect.
+    /// Whether it ends at once when the peer is found suspect, although its line has left: its caller may try again.
     pub(super) may_move: bool,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Request<'a> {
 pub(super) struct Taken {
     pub(super) id: u64,
     pub(super) answer: oneshot::Receiver<Ending>,
-    /// Whether its end comes as its answer also at its deadline.
+    /// Whether the connection's task ends it at its deadline; else its caller does.
     pub(super) is_watched: bool,
     /// What became of its line; the connection's task has to be woken where that is blocked.
     pub(super) written: Flushed,
@@ -80,7 +80,7 @@ pub(super) struct Taken {
 pub(super) enum Flushed {
     /// Everything was handed to the kernel: so many calls since the last time.
     All(u32),
-    /// Something waits, and nobody is at it.
+    /// Bytes wait, and the connection's task does not know it yet.
     Blocked,
     /// The connection's task is about to write it.
     Later,
@@ -260,8 +260,8 @@ impl Outbox {
         self.lock().take_back(id);
     }
 
-    /// Takes no further calls, for the peer was found suspect: what did not leave never does, and who can use the news
-    /// gets it at once.
+    /// Takes no further calls, for the peer was found suspect. Calls that did not leave end, and so do those that may be tried
+    /// again.
     pub(super) fn release(&self) {
         let mut state = self.lock();
         state.retire();

@@ -65,7 +65,7 @@ struct Held {
     _in_flight: InFlight,
     /// For the arguments, which the function has now.
     _memory: Option<Arc<Reserved>>,
-    /// Empty as long as it waits, and where it need not wait.
+    /// Empty while it waits for its turn, and where it need not wait.
     _turn: Turn,
 }
 
@@ -455,7 +455,7 @@ async fn run_async(run: Run, held: Held, deadline: Deadline) -> Ended {
     ended
 }
 
-/// Bounds itself: it knows better what a deadline means.
+/// Without a bound: the call of an app ends itself at its deadline, and knows whether the app may have run it.
 async fn run_in_app(run: InApp, held: Held) -> Ended {
     let answered = run.await;
     drop(held);

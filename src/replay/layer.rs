@@ -113,7 +113,7 @@ impl ReplayToPrimary {
         })
     }
 
-    /// The same with another time for which a client that wrote reads in the primary region; zero for none. Whole seconds,
+    /// Sets how long a client that wrote reads in the primary region, 5 s without this; zero for not at all. Whole seconds,
     /// rounded up: longer than changes take to reach the other regions.
     #[must_use]
     pub fn window(mut self, window: Duration) -> Self {
@@ -121,9 +121,9 @@ impl ReplayToPrimary {
         self
     }
 
-    /// The same with a question in place of the time: has the data here seen `token`, which the application gave as the
-    /// header `rpc-consistency` with its answer to the write? It travels in a cookie of its own. The client reads in the
-    /// primary region as long as the answer is no, and for `longest` at most, whatever cookie it sends.
+    /// Replaces that time by a question: has the data here seen `token`, which the application gave as the header
+    /// `rpc-consistency` with its answer to the write? It travels in a cookie of its own. The client reads in the primary
+    /// region as long as the answer is no, and for `longest` at most, whatever cookie it sends.
     ///
     /// `caught_up` may wait a while for the data. For a write whose answer has no such header, the time decides.
     #[must_use]
@@ -137,9 +137,9 @@ impl ReplayToPrimary {
         self
     }
 
-    /// The same where a read may turn out to write: an answer of which `captures` says so is thrown away outside the primary
-    /// region, and the request replayed there. The application must have written nothing, as where its database is a copy
-    /// that refuses writes.
+    /// Sets which answers show that a read turned out to write, none without this: outside the primary region such an answer
+    /// is thrown away, and the request replayed there. The application must have written nothing, as where its database is
+    /// a copy that refuses writes.
     #[must_use]
     pub fn captures(
         mut self,
@@ -149,24 +149,24 @@ impl ReplayToPrimary {
         self
     }
 
-    /// The same where writes that are too large to be replayed, or do not say how large they are, are sent to the
-    /// application of the primary region at `to`, such as `iad.my-app.internal:8080`, over the private network. The body
-    /// is passed on as it comes; an answer may have 8 MiB.
+    /// Sends writes that are too large to be replayed, or do not say how large they are, to the application of the primary
+    /// region at `to`, such as `iad.my-app.internal:8080`, over the private network. The body is passed on as it comes; an
+    /// answer may have 8 MiB.
     #[must_use]
     pub fn forwards_to(mut self, to: &str) -> Self {
         self.forwards_to = Some(to.into());
         self
     }
 
-    /// The same with another time for which Fly Proxy tries to reach the primary region, 10 s without this, and which a
-    /// connection there may take.
+    /// Sets how long Fly Proxy tries to reach the primary region, and how long a connection there may take; 10 s without
+    /// this.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The same with other times for the body of a request that the application here does not get: until its next bytes, 10 s
+    /// Sets how long this waits for the body of a request that the application here does not get: until its next bytes, 10 s
     /// without this, and until its end, 60 s, where it is not sent on. The latter is also what the primary region may take to
     /// answer a request that is sent there, once it has its body, and before that to take the next bytes.
     #[must_use]
@@ -175,7 +175,7 @@ impl ReplayToPrimary {
         self
     }
 
-    /// The same with another rule of what writes.
+    /// Sets which requests write; without this, all but those of a safe method, such as GET.
     #[must_use]
     pub fn writes(mut self, writes: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
         self.writes = Arc::new(writes);

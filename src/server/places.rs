@@ -168,7 +168,6 @@ impl Usage {
         self.places.busy.load(Ordering::Relaxed) > self.places.for_clients
     }
 
-    /// Whether it gives way already, or is no longer HTTP.
     pub(super) fn is_passed_over(&self) -> bool {
         self.is_passed_over.load(Ordering::Relaxed)
     }

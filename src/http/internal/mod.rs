@@ -102,7 +102,7 @@ pub(super) async fn exec(
         Ok(report) => report.into_response(),
         Err(problem) => Refusal::new(problem, Some(&api.identity.region)).into_response(),
     };
-    // A peer that reads it chooses others from now on, and not only after its next probe.
+    // No peer of this release reads it: that an instance drains is a line on the connection to it.
     let is_stopping = api.lifecycle.is_stopping();
     let state = is_stopping.then_some([(STATE, DRAINING)]);
     (state, answer).into_response()

@@ -84,7 +84,7 @@ enum State {
     Running(watch::Sender<Option<Arc<Outcome>>>),
     /// It ended.
     Ended(Arc<Outcome>),
-    /// It has a result that was too large to be kept.
+    /// It ended, and its result was dropped for want of room.
     Dropped,
 }
 

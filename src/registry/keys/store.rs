@@ -130,7 +130,7 @@ struct Record {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum State {
-    /// It runs in the process `boot`; `claim` is there once.
+    /// It runs in the process `boot`; `claim` is unique.
     Running {
         boot: BootId,
         claim: String,
@@ -141,7 +141,7 @@ enum State {
     NotKept,
     /// Its process ended, and may have run it.
     Lost,
-    /// A claim was given up that may still come; the word is there once.
+    /// In the place of a claim that was given up but may still arrive; the word is unique.
     GivenUp(String),
 }
 
@@ -309,7 +309,7 @@ impl Store {
         known.unwrap_or_else(|why| Known::Outcome(Err(away(&why, is_found))))
     }
 
-    /// The same for a `claim` to be made; `is_found` is set where another stands in its place, whose call may have run.
+    /// Makes `claim`, or gives the outcome of the call that has the key; `is_found` is set if there is one: it may have run.
     async fn known(
         self: &Arc<Self>,
         mut claim: Claim,
@@ -538,7 +538,7 @@ impl Claim {
         self.replaced_by(to)
     }
 
-    /// The same of one whose call did not run.
+    /// The change that removes a claim whose call did not run; one that may still arrive is marked as given up.
     fn undo(&mut self) -> Change {
         let to = match self.is_made {
             true => To::Nothing,
