@@ -21,9 +21,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Overview, Progress, Publisher,
     dns::{Dns, DnsAnswer},
     probe::Prober,
-    snapshot::{Overview, Progress, Publisher},
     table::{
         CallSignal, Change, Effects, Event, KnownAddress, MAX_WITHOUT_PEER, ProbeAnswer,
         ProbeFailure, Table,

@@ -2,15 +2,16 @@
 //! region of a list is decided in `regions.rs`, and whether another attempt follows a failed one in `attempts.rs`.
 
 mod attempts;
-mod background;
 mod candidates;
 mod fan_out;
 mod regions;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
+use futures_util::future;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 
 use self::{
     attempts::{Attempts, Budgets, MAX_ATTEMPTS, Retry},
@@ -102,6 +103,59 @@ impl Dispatcher {
             None => self.run_in_one_of(targets, call, &mut attempts).await,
         };
         attempts.into_report(region, None, result, arrived.elapsed())
+    }
+
+    /// Runs `call` where `targets` say without a caller who waits for it. `ended` is given what came of it, or `None` where
+    /// this instance stopped before: it may have run.
+    ///
+    /// # Errors
+    /// What came of a call that was refused at once, and did not run: it is not admitted, and `ended` is not called.
+    pub(crate) async fn dispatch_in_background(
+        &self,
+        targets: &Targets,
+        call: &Arc<Call>,
+        request_id: RequestId,
+        arrived: Instant,
+        ended: impl FnOnce(Option<Report>) + Send + 'static,
+    ) -> Result<(), Report> {
+        let refused = |problem: Problem| {
+            let region = targets.first(&self.identity.primary).cloned();
+            let meta = Meta::untried(region, arrived.elapsed(), request_id.clone());
+            Report::new(Err(problem), meta)
+        };
+        let in_flight = self.lifecycle.admit().map_err(refused)?;
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            let most = self.max_in_flight;
+            let detail = format!(
+                "{most} calls run here for which nobody waits, as many as RPC_MAX_IN_FLIGHT allows"
+            );
+            refused(Problem::new(Code::Overloaded, detail))
+        })?;
+        let (dispatcher, admitted) = (self.clone(), Some(Arc::clone(&in_flight)));
+        let (targets, call) = (targets.clone(), Arc::clone(call));
+        let run = async move {
+            dispatcher
+                .dispatch(&targets, &call, request_id, arrived, admitted)
+                .await
+        };
+        let mut run = Box::pin(run.in_current_span());
+        match future::poll_immediate(&mut run).await {
+            Some(report) if is_refusal(&report) => return Err(report),
+            Some(report) => ended(Some(report)),
+            None => {
+                let stop = self.stop.clone();
+                self.tasks.spawn(async move {
+                    let report = tokio::select! {
+                        biased;
+                        () = stop.cancelled() => None,
+                        report = run => Some(report),
+                    };
+                    ended(report);
+                    drop((in_flight, place));
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Counts a call that has ended with `report`, as its caller gets it, and sends its event.
@@ -557,4 +611,9 @@ fn is_missing(problem: &Problem) -> bool {
         problem.code,
         Code::FunctionUnknown | Code::FunctionUnavailable
     )
+}
+
+fn is_refusal(report: &Report) -> bool {
+    let problem = report.result.as_ref().err();
+    problem.is_some_and(|problem| problem.executed == Executed::No)
 }

@@ -2,7 +2,7 @@
 //! came of them into answers; decides nothing about where a call runs.
 //!
 //! A client's call passes `layers.rs` and `auth.rs` on its way to `rpc.rs`, which reads it with `request.rs` and answers with
-//! `response.rs`. One that a peer forwarded is a line in `internal/lines.rs`.
+//! `response.rs`. One that a peer forwarded is a line in `internal.rs`.
 
 mod auth;
 mod cluster;
