@@ -1,5 +1,9 @@
 Mix.install([:bandit, :req])
 
+defmodule Problem do # why a call of another region failed
+  defexception [:message, :document]
+end
+
 defmodule App do
   use Plug.Router
   plug :check
@@ -15,7 +19,10 @@ defmodule App do
   def run("Demo.sleep", [ms]), do: Process.sleep(ms) && nil
   def run("Demo.add_in", [region | args]) do # in another region, through the instance beside this app
     call = [json: args, auth: {:bearer, System.get_env("FLY_RPC_TOKEN", "none")}]
-    Req.post!(System.fetch_env!("FLY_RPC_URL") <> "/rpc/#{region}/Math/add", call).body["result"]
+    case Req.post!(System.fetch_env!("FLY_RPC_URL") <> "/rpc/#{region}/Math/add", call) do
+      %{status: 200, body: answer} -> answer["result"]
+      %{body: problem} -> raise Problem, message: problem["detail"], document: problem
+    end
   end
 
   get "/rpc" do
@@ -27,6 +34,7 @@ defmodule App do
     try do
       answer(conn, 200, run("#{module}.#{function}", conn.body_params["args"]))
     rescue
+      problem in Problem -> answer(conn, 500, %{kind: problem.document["code"], message: problem.message, data: problem.document})
       error -> answer(conn, 500, %{kind: inspect(error.__struct__), message: Exception.message(error)})
     end
   end

@@ -1,5 +1,7 @@
-import os, time, urllib.request
+import os, time, urllib.error, urllib.request
 from flask import Flask, abort, json, request  # pip install flask
+
+class Problem(Exception): """The document that says why a call of another region failed."""
 
 def add(a: float, b: float): return a + b
 def fail(message: str): raise ValueError(message)
@@ -8,7 +10,8 @@ def add_in(region: str, a: float, b: float):  # in another region, through the i
     headers = {"content-type": "application/json", "authorization": f"Bearer {os.environ.get('FLY_RPC_TOKEN')}"}
     url = f"{os.environ['FLY_RPC_URL']}/rpc/{region}/Math/add"
     call = urllib.request.Request(url, json.dumps([a, b]).encode(), headers)
-    return json.load(urllib.request.urlopen(call))["result"]
+    try: return json.load(urllib.request.urlopen(call))["result"]
+    except urllib.error.HTTPError as error: raise Problem(json.load(error))
 
 FUNCTIONS = {"Math.add": add, "Demo.fail": fail, "Demo.sleep": sleep, "Demo.add_in": add_in}
 DECLARED = {"Math.add": {"idempotent": True}, "Demo.fail": {}, "Demo.sleep": {"timeout_ms": 10_000}, "Demo.add_in": {}}
@@ -27,6 +30,11 @@ def functions(): return {"functions": DECLARED}
 
 @app.post("/rpc/<module>/<function>")
 def run(module, function): return app.json.response(FUNCTIONS[f"{module}.{function}"](*request.json["args"]))
+
+@app.errorhandler(Problem)
+def passed_on(error):
+    problem = error.args[0]
+    return {"kind": problem["code"], "message": problem["detail"], "data": problem}, 500
 
 @app.errorhandler(Exception)
 def failed(error): return {"kind": type(error).__name__, "message": str(error)}, getattr(error, "code", 500)

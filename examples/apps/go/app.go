@@ -24,13 +24,18 @@ func addIn(args []any) (int, any) { // in another region, through the instance b
 	request, _ := http.NewRequest("POST", os.Getenv("FLY_RPC_URL")+"/rpc/"+args[0].(string)+"/Math/add", strings.NewReader(string(body)))
 	request.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + os.Getenv("FLY_RPC_TOKEN")}}
 	response, err := http.DefaultClient.Do(request)
+	var answer map[string]any
+	if err == nil {
+		defer response.Body.Close()
+		err = json.NewDecoder(response.Body).Decode(&answer)
+	}
 	if err != nil {
 		return 500, map[string]any{"kind": "error", "message": err.Error()}
 	}
-	defer response.Body.Close()
-	var answer struct{ Result any }
-	json.NewDecoder(response.Body).Decode(&answer)
-	return response.StatusCode, answer.Result
+	if response.StatusCode != 200 { // the answer is the problem
+		return 500, map[string]any{"kind": answer["code"], "message": answer["detail"], "data": answer}
+	}
+	return 200, answer["result"]
 }
 
 func serve(response http.ResponseWriter, request *http.Request) {

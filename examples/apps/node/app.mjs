@@ -6,7 +6,9 @@ const { PORT, RPC_APP_TOKEN, FLY_RPC_URL, FLY_RPC_TOKEN } = process.env;
 async function addIn(region, ...args) { // in another region, through the instance beside this app
   const headers = { "content-type": "application/json", authorization: `Bearer ${FLY_RPC_TOKEN}` };
   const answer = await fetch(`${FLY_RPC_URL}/rpc/${region}/Math/add`, { method: "POST", headers, body: JSON.stringify(args) });
-  return (await answer.json()).result;
+  const { result, ...problem } = await answer.json();
+  if (!answer.ok) throw Object.assign(new Error(problem.detail), { name: problem.code, data: problem });
+  return result;
 }
 
 const number = (name) => ({ name, schema: { type: "number" } });
@@ -24,6 +26,6 @@ app.use(express.json());
 app.get("/rpc", (_, response) => response.json({ functions }));
 app.post("/rpc/:module/:name", async ({ params, body }, response) => {
   try { response.json(await functions[`${params.module}.${params.name}`].run(...body.args) ?? null); }
-  catch ({ name: kind, message }) { response.status(500).json({ kind, message }); }
+  catch ({ name: kind, message, data }) { response.status(500).json({ kind, message, data }); }
 });
 app.listen(PORT, "127.0.0.1");

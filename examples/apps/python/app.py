@@ -1,5 +1,7 @@
-import json, os, time, urllib.request
+import json, os, time, urllib.error, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Problem(Exception): """The document that says why a call of another region failed."""
 
 def add(a: float, b: float): return a + b
 def fail(message: str): raise ValueError(message)
@@ -8,7 +10,8 @@ def add_in(region: str, a: float, b: float):  # in another region, through the i
     headers = {"content-type": "application/json", "authorization": f"Bearer {os.environ.get('FLY_RPC_TOKEN')}"}
     url = f"{os.environ['FLY_RPC_URL']}/rpc/{region}/Math/add"
     request = urllib.request.Request(url, json.dumps([a, b]).encode(), headers)
-    return json.load(urllib.request.urlopen(request))["result"]
+    try: return json.load(urllib.request.urlopen(request))["result"]
+    except urllib.error.HTTPError as error: raise Problem(json.load(error))
 
 FUNCTIONS = {"Math.add": add, "Demo.fail": fail, "Demo.sleep": sleep, "Demo.add_in": add_in}
 DECLARED = {"Math.add": {"idempotent": True}, "Demo.fail": {}, "Demo.sleep": {"timeout_ms": 10_000}, "Demo.add_in": {}}
@@ -20,6 +23,9 @@ class App(BaseHTTPRequestHandler):
     def do_GET(self, run=lambda: {"functions": DECLARED}):
         is_allowed = self.headers["authorization"] == f"Bearer {os.environ['RPC_APP_TOKEN']}"
         try: status, value = (200, run()) if is_allowed else (401, None)
+        except Problem as error:
+            problem = error.args[0]
+            status, value = 500, {"kind": problem["code"], "message": problem["detail"], "data": problem}
         except Exception as error: status, value = 500, {"kind": type(error).__name__, "message": str(error)}
         self.send_response(status)
         self.send_header("content-type", "application/json")
