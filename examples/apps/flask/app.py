@@ -1,4 +1,4 @@
-import os, time, urllib.error, urllib.request
+import logging, os, time, urllib.error, urllib.request
 from flask import Flask, abort, json, request  # pip install flask
 
 class Problem(Exception): """The document that says why a call of another region failed."""
@@ -20,6 +20,7 @@ for name, declared in DECLARED.items():
     declared["params"] = [{"name": name, "schema": {"type": {float: "number", str: "string"}[type]}} for name, type in types]
 
 app = Flask(__name__)
+logging.getLogger("werkzeug").setLevel("WARNING")  # not a line for each request: the list is asked for once a second
 
 @app.before_request
 def check():

@@ -20,6 +20,8 @@ for name, declared in DECLARED.items():
     declared["params"] = [{"name": name, "schema": {"type": {float: "number", str: "string"}[type]}} for name, type in types]
 
 class App(BaseHTTPRequestHandler):
+    def log_message(self, *_): pass  # the list is asked for once a second
+
     def do_GET(self, run=lambda: {"functions": DECLARED}):
         is_allowed = self.headers["authorization"] == f"Bearer {os.environ['RPC_APP_TOKEN']}"
         try: status, value = (200, run()) if is_allowed else (401, None)
