@@ -11,6 +11,7 @@ from typing import Annotated
 import psycopg
 import uvicorn
 from fastapi import FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from psycopg_pool import ConnectionPool, PoolTimeout
 from pydantic import BaseModel
@@ -32,8 +33,12 @@ pool = ConnectionPool(DATABASE, min_size=1, max_size=32, timeout=1, check=Connec
 Milliseconds, After = Annotated[int, Header(alias="rpc-timeout-ms")], Annotated[str | None, Header(alias="rpc-after")]
 
 
-class Call(BaseModel):
-    args: list
+class Create(BaseModel):
+    args: tuple[str]
+
+
+class Read(BaseModel):
+    args: tuple[int]
 
 
 class NotRun(Exception):
@@ -45,6 +50,14 @@ class NotRun(Exception):
 def not_run(_, error):
     headers = {"rpc-executed": "no", **({"rpc-waited-ms": str(error.args[1])} if len(error.args) > 1 else {})}
     return JSONResponse({"message": str(error.args[0])}, 503, headers)
+
+
+@app.exception_handler(psycopg.DataError)
+@app.exception_handler(RequestValidationError)
+def invalid(_, error):
+    """Postgres or FastAPI refused an argument, or the token: nothing was written."""
+    message = error.errors()[0]["msg"] if isinstance(error, RequestValidationError) else str(error).splitlines()[0]
+    return JSONResponse({"message": message}, 400, {"rpc-executed": "no"})
 
 
 @app.middleware("http")
@@ -60,7 +73,7 @@ def functions():
 
 
 @app.post("/rpc/Notes/create")
-def create(call: Call):
+def create(call: Create):
     with pool.connection() as connection:
         if connection.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
             raise NotRun(f"the database in {REGION} is a copy: write in the primary region")
@@ -72,12 +85,12 @@ def create(call: Call):
 
 
 @app.post("/rpc/Notes/read")
-def read(call: Call, timeout_ms: Milliseconds, after: After = None):
+def read(call: Read, timeout_ms: Milliseconds, after: After = None):
     return query("SELECT text FROM notes WHERE id = %s", call.args, timeout_ms, after, lambda rows: rows[0][0] if rows else None)
 
 
 @app.post("/rpc/Notes/list")
-def latest(call: Call, timeout_ms: Milliseconds, after: After = None):
+def latest(timeout_ms: Milliseconds, after: After = None):
     return query("SELECT id, text FROM notes ORDER BY id DESC LIMIT 10", [], timeout_ms, after, list)
 
 

@@ -89,6 +89,18 @@ def trouble():
         delay(region, "100ms")
 
 
+def refused():
+    """An argument or a token that cannot be right is the caller's error, in a copy and in the primary."""
+    for regions in ["syd", "primary"]:
+        for function, args, after in [("read", ["one"], None), ("read", [{}], None), ("read", [1], "new"), ("list", [], "new")]:
+            _, problem, _ = call("syd", regions, function, args, after)
+            assert (problem.get("code"), problem.get("executed")) == ("invalid_arguments", "no"), (function, args, after, problem)
+    for text in [1, "a\0b"]:
+        _, problem, _ = call("syd", "primary", "create", [text])
+        assert (problem.get("code"), problem.get("executed")) == ("invalid_arguments", "no"), (text, problem)
+
+
+refused()
 for region in urls:
     delay(region, f"{round(DELAY * 1000)}ms")
 without = pairs("without tokens", 500, False)
