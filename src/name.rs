@@ -222,16 +222,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_printable_ascii_without_space() {
-        for good in ["Fly.RPC", "is_primary?", "+", "!", &"x".repeat(128)] {
-            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
-        }
-        for bad in ["", " ", "a b", "a\u{0}", "é", &"x".repeat(129)] {
-            bad.parse::<Name>().unwrap_err();
-        }
-    }
-
-    #[test]
     fn a_name_cannot_leave_its_segment() {
         let path =
             |module: &str, function: &str| FunctionName::new(module, function).unwrap().path();
@@ -240,16 +230,5 @@ mod tests {
         assert_eq!(path("Kernel", "+"), "Kernel/%2B");
         assert_eq!(path("\\", "/"), "%5C/%2F");
         assert_eq!(path("{region}", "f"), "%7Bregion%7D/f");
-    }
-
-    #[test]
-    fn fresh_ids_keep_their_own_rules() {
-        assert_eq!(InstanceId::random().as_str().len(), 14);
-        for id in [
-            InstanceId::random().to_string(),
-            RequestId::fresh().to_string(),
-        ] {
-            assert_eq!(id.parse::<RequestId>().unwrap().as_str(), id);
-        }
     }
 }

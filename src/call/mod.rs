@@ -2,8 +2,6 @@
 //! whether the function exists and whether its arguments fit.
 
 mod args;
-#[cfg(test)]
-mod tests;
 
 use std::{borrow::Cow, str::FromStr, sync::Arc, time::Duration};
 

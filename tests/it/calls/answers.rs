@@ -315,12 +315,53 @@ async fn requests_of_another_shape_are_refused_by_the_member() {
             "{body}"
         );
     }
+    let name = "must be 1 to 128 printable ASCII characters without space";
+    let deep = "[".repeat(65) + &"]".repeat(65);
     for (body, detail) in [
-        (&cases[4].0, "member \"function\" is missing"),
-        (&cases[5].0, "unknown member \"timeout\""),
+        ("[]", "the body must be a JSON object"),
+        (&deep, "the body is nested deeper than 64"),
+        (r#"{"module":"String"}"#, r#"member "function" is missing"#),
+        (r#"{"function":"upcase"}"#, r#"member "module" is missing"#),
+        (
+            r#"{"module":"a b","function":"f"}"#,
+            &format!(r#"member "module" {name}"#),
+        ),
+        (
+            r#"{"module":"m","function":1}"#,
+            &format!(r#"member "function" {name}"#),
+        ),
+        (
+            r#"{"module":"m","function":"f","args":"a"}"#,
+            r#"member "args" must be an array, or an object by the names of parameters, of at most 256 arguments"#,
+        ),
+        (&call(r#","timeout":1"#), r#"unknown member "timeout""#),
+        (
+            &call(r#","module":"String""#),
+            r#"member "module" is given twice"#,
+        ),
+        (
+            &call(r#","timeout_ms":1.5"#),
+            r#"member "timeout_ms" must be an integer from 1 to 60000"#,
+        ),
+        (
+            &call(r#","idempotent":1"#),
+            r#"member "idempotent" must be true or false"#,
+        ),
+        (
+            &call(r#","instance":"""#),
+            r#"member "instance" must be 1 to 128 characters of [A-Za-z0-9._-]"#,
+        ),
     ] {
-        assert_eq!(iad.post("/rpc/iad", body).await.detail(), detail);
+        let refused = iad.post("/rpc/iad", body).await;
+        assert_eq!(refused.detail(), detail, "{body}");
     }
+    // What is wrong as JSON is told before what is wrong in it.
+    let broken = iad.post("/rpc/iad", r#"{"unknown":1,}"#).await;
+    let detail = broken.detail();
+    assert!(
+        detail.starts_with("the body is not one JSON value"),
+        "{detail}"
+    );
     let plain = iad
         .request("/rpc/iad", &call(""))
         .header("content-encoding", "gzip");
@@ -328,7 +369,11 @@ async fn requests_of_another_shape_are_refused_by_the_member() {
         answer(plain).await.unwrap().problem(),
         (415, "unsupported_media_type", "no")
     );
-    assert_eq!(iad.post("/rpc/iad", &call("")).await.result(), "FLY");
+    // A whole number may be written as any number is.
+    for members in ["", r#","timeout_ms":5000.0"#, r#","timeout_ms":5e3"#] {
+        let called = iad.post("/rpc/iad", &call(members)).await;
+        assert_eq!(called.result(), "FLY", "{members}");
+    }
 }
 
 #[tokio::test]
@@ -411,10 +456,15 @@ async fn regions_are_taken_from_the_path_as_it_was_sent() {
         "-iad",
         "%ff%fe",
         "%20iad",
+        "all",
         &"r".repeat(33),
     ] {
         let answer = iad.post(&format!("/rpc/{region}"), call).await;
         assert_eq!(answer.problem(), (400, "invalid_region", "no"), "{region}");
+    }
+    for region in ["a", "0", "us-east-1", &"r".repeat(32)] {
+        let answer = iad.post(&format!("/rpc/{region}"), call).await;
+        assert_eq!(answer.problem(), (404, "region_unknown", "no"), "{region}");
     }
     for path in ["/rpc/", "/rpc", "/rpc/iad/", "/rpc/iad/x", "/nothing"] {
         assert_eq!(

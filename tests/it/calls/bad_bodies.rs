@@ -48,6 +48,10 @@ async fn bodies_that_are_no_json() {
             [&b"{\"module\":\"\xff\xfe\""[..], b"}"].concat(),
         ),
         ("a lone surrogate", body(r#""\ud800""#).into_bytes()),
+        (
+            "surrogates in the wrong order",
+            body(r#""\udc00\ud800""#).into_bytes(),
+        ),
         ("nested 65 deep", body(&nested(63)).into_bytes()),
         ("nested 128 deep", body(&nested(126)).into_bytes()),
         ("nested 200,000 deep", body(&nested(200_000)).into_bytes()),
@@ -73,6 +77,7 @@ async fn bodies_of_another_shape() {
         r#"{{"module":"Test","function":"echo","args":[{}1]}}"#,
         "1,".repeat(256)
     );
+    let many_names = json!({"module": "Test", "function": "echo", "args": by_name(257)});
     let named = |module: &str, function: &str| {
         json!({"module": module, "function": function, "args": []}).to_string()
     };
@@ -115,6 +120,7 @@ async fn bodies_of_another_shape() {
             r#"{"module":"a","function":"b","args":null}"#.to_owned(),
         ),
         ("257 args".to_owned(), many),
+        ("257 args by name".to_owned(), many_names.to_string()),
         (
             "an instance with a slash".to_owned(),
             with("instance", "\"a/b\""),
@@ -135,6 +141,8 @@ async fn bodies_of_another_shape() {
         "10001",
         "1000000000000",
         "99999999999999999999",
+        "1e12",
+        "1e400",
         "\"5s\"",
         "null",
         "[]",
@@ -155,8 +163,14 @@ async fn bodies_of_another_shape() {
     assert_refused(&cases).await;
 }
 
+/// So many arguments, by names.
+fn by_name(count: usize) -> Value {
+    (0..count).map(|number| (format!("a{number}"), 0)).collect()
+}
+
 #[tokio::test]
 async fn functions_and_arguments_that_are_not_there() {
+    let longest = "!".repeat(128);
     let call = |module: &str, function: &str, args: Value| {
         post(
             "/rpc/iad",
@@ -193,6 +207,24 @@ async fn functions_and_arguments_that_are_not_there() {
             call("String", "none", json!([])),
             404,
             "function_unknown",
+        ),
+        (
+            "the longest names",
+            call(&longest, &longest, json!([])),
+            404,
+            "function_unknown",
+        ),
+        (
+            "as many arguments as may be",
+            call("String", "upcase", json!(vec![0; 256])),
+            422,
+            "invalid_arguments",
+        ),
+        (
+            "as many by name",
+            call("String", "upcase", by_name(256)),
+            422,
+            "invalid_arguments",
         ),
         (
             "too few arguments",
@@ -291,6 +323,8 @@ async fn arguments_keep_every_character() {
         "1.10",
         r#""\u0000""#,
         r#"{"a":1,"a":2}"#,
+        // No depth is counted in a string.
+        &format!("\"{}\"", "[".repeat(100)),
     ] {
         let body = format!(r#"{{"module":"Test","function":"echo","args":[{value}]}}"#);
         let request = client

@@ -52,6 +52,12 @@ async fn a_path_names_the_function_and_the_body_is_its_arguments() {
             "{\"second\": [1, 2],\n\"first\":18446744073709551617}",
             "[18446744073709551617,[1, 2]]",
         ),
+        (
+            "/rpc/syd/Test/pair",
+            r#"{"\u0073econd" : [1.10, "}"], "first":{"second":1e400}}"#,
+            r#"[{"second":1e400},[1.10, "}"]]"#,
+        ),
+        ("/rpc/syd/Test/no_params", "{ }", "null"),
     ] {
         // The bytes, because a reader of numbers would round them.
         let answer = answer_text(iad, path, body).await;
@@ -116,6 +122,21 @@ async fn names_that_do_not_fit_are_refused_by_who_would_run_the_function() {
             "/rpc/syd/Test/pair",
             r#"{"first":1,"first":1,"second":2}"#,
             "Test.pair: argument \"first\" is given twice",
+        ),
+        (
+            "/rpc/syd/Test/pair",
+            r#"{"first":1,"second":2,"\u0066irst":3}"#,
+            "Test.pair: argument \"first\" is given twice",
+        ),
+        (
+            "/rpc/syd/Test/no_params",
+            r#"{"a":1}"#,
+            "Test.no_params: argument \"a\" is unknown; expected none",
+        ),
+        (
+            "/rpc/syd/Test/no_params",
+            "[1]",
+            "Test.no_params: expected 0 arguments (none), got 1",
         ),
         (
             "/rpc/syd/Test/pair",

@@ -81,7 +81,8 @@ async fn every_instance_that_is_known_has_an_entry() {
             "meta": {"asked": 3, "succeeded": 3, "elapsed_ms": elapsed, "request_id": id},
         })
     );
-    let syd = each(iad, "syd,syd", &my_region()).await;
+    // As many as may be named; one that is named twice counts once.
+    let syd = each(iad, &["syd"; 32].join(","), &my_region()).await;
     assert_eq!(
         entries(&syd),
         [
@@ -473,12 +474,21 @@ async fn a_drain_waits_for_a_fan_out() {
 async fn what_is_no_fan_out_is_refused() {
     let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
+    let no_any =
+        "each item of a fan-out must be a region or \"primary\"; \"any\" does not say which region";
+    let no_region = "a region must be \"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-' (\"all\" \
+                     only alone, for a fan-out)";
+    let many: Vec<_> = (0..33).map(|number| format!("r{number}")).collect();
     for (regions, call, code, detail) in [
+        ("any", my_region(), "invalid_region", no_any),
+        ("syd,any", my_region(), "invalid_region", no_any),
+        ("syd,all", my_region(), "invalid_region", no_region),
+        ("syd,", my_region(), "invalid_region", no_region),
         (
-            "any",
+            &many.join(","),
             my_region(),
             "invalid_region",
-            "each item of a fan-out must be a region or \"primary\"; \"any\" does not say which region",
+            "a fan-out must be in one to 32 regions, or in all",
         ),
         (
             "all",

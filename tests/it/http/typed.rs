@@ -74,7 +74,8 @@ async fn every_instance_has_an_operation_for_each_function_wherever_it_runs() {
     let has_it = |document: &Value| !typed(document).is_empty();
     let document = eventually("the operation", shown, has_it).await;
     assert_whole(&document);
-    assert_eq!(typed(&document), ["/rpc/{region}/Test/pair"]);
+    let of_functions = ["/rpc/{region}/Test/no_params", "/rpc/{region}/Test/pair"];
+    assert_eq!(typed(&document), of_functions);
     let operation = &document["paths"]["/rpc/{region}/Test/pair"]["post"];
     let stock = &document["paths"]["/rpc/{region}/{module}/{function}"]["post"];
     assert_eq!(operation["operationId"], "test_pair");

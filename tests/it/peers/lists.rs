@@ -85,10 +85,17 @@ async fn a_list_that_breaks_the_rule_is_refused() {
         (",syd", no_region),
         ("syd,,iad", no_region),
         ("SYD", no_region),
+        (",", no_region),
+        ("syd,%20iad", no_region),
         ("syd,all", no_region),
         ("each", no_region),
         ("syd,%69ad", no_region),
         ("a,b,c,d", "a list of regions must be one to three items"),
+        // One that is named twice takes a place all the same.
+        (
+            "syd,syd,syd,syd",
+            "a list of regions must be one to three items",
+        ),
     ] {
         let refused = iad.call(list, "String.upcase", json!(["x"])).await;
         assert_eq!(refused.problem(), (400, "invalid_region", "no"), "{list}");

@@ -6,6 +6,7 @@ use fly_rpc::{
     CallOptions, Code, Config, Declaration, DnsName, Drained, EachAnswer, Executed, FunctionError,
     Instance, Limits, Per, Registry,
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 
@@ -13,6 +14,12 @@ use crate::support::{
     asking::{LATE_MS, two_regions},
     patience::{eventually, in_time},
 };
+
+#[derive(Serialize)]
+struct Span {
+    to: i64,
+    from: i64,
+}
 
 /// An instance in `region` that finds `others` by their addresses.
 async fn start(region: &str, others: &[&Instance]) -> Instance {
@@ -28,6 +35,11 @@ async fn start(region: &str, others: &[&Instance]) -> Instance {
     config.drain.delay = Duration::ZERO;
     let registry = Registry::builtin()
         .function("Math", "add", |(a, b): (i64, i64)| async move { Ok(a + b) })
+        .function(
+            "Math",
+            "echo",
+            |(value,): (Value,)| async move { Ok(value) },
+        )
         .function("Math", "span", |(from, to): (i64, i64)| async move {
             Ok(to - from)
         })
@@ -90,6 +102,12 @@ async fn a_program_calls_its_own_functions_in_another_region() {
         "FLY"
     );
     assert_eq!(
+        rpc.call::<Value>("syd", "Math", "echo", Span { to: 3, from: 10 })
+            .await
+            .unwrap(),
+        json!({"to": 3, "from": 10})
+    );
+    assert_eq!(
         rpc.call::<String>("primary", "Fly.RPC", "my_region", ())
             .await
             .unwrap_err()
@@ -124,7 +142,7 @@ async fn a_program_calls_its_own_functions_in_another_region() {
         by_name: true,
         ..CallOptions::default()
     };
-    let args = json!({"to": 3, "from": 10});
+    let args = Span { to: 3, from: 10 };
     let called = rpc.call_with::<i64>(by_name(), "syd", "Math", "span", args);
     assert_eq!(called.await.unwrap(), -7);
     let args = json!({"from": 10});

@@ -90,6 +90,8 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 .params([("first", json!({})), ("second", json!({"type": "array"}))])
                 .result(json!({"type": "array", "description": "The two"})),
         )
+        .function("Test", "no_params", |(): ()| async move { Ok(()) })
+        .declare("Test", "no_params", Declaration::new().params::<String>([]))
         .function("Test", "not_json", |(): ()| async move {
             Ok(BTreeMap::from([((1, 2), 3)]))
         })
