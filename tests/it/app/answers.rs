@@ -22,6 +22,14 @@ fn rows() -> Vec<(&'static str, (String, String))> {
     let failed = || pair("function_failed", "yes");
     vec![
         (
+            "HTTP/1.1 200 OK\r\ncontent-type: Application/JSON; charset=utf-8\r\ncontent-length: 2\r\n\r\n{}",
+            pair("ok", "{}"),
+        ),
+        (
+            "HTTP/1.1 201 Created\r\ncontent-type: application/problem+json\r\ncontent-length: 2\r\n\r\n[]",
+            pair("ok", "[]"),
+        ),
+        (
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 4\r\n\r\n1.10",
             pair("ok", "1.1"),
         ),
@@ -29,9 +37,13 @@ fn rows() -> Vec<(&'static str, (String, String))> {
             "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n[1]",
             pair("ok", "[1]"),
         ),
-        ("HTTP/1.1 204 No Content\r\n\r\n", pair("ok", "null")),
         (
-            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 204 No Content\r\ncontent-type: text/html\r\n\r\n",
+            pair("ok", "null"),
+        ),
+        // A result says that the function ran.
+        (
+            "HTTP/1.1 200 OK\r\nrpc-executed: no\r\ncontent-length: 0\r\n\r\n",
             pair("ok", "null"),
         ),
         (
@@ -62,6 +74,11 @@ fn rows() -> Vec<(&'static str, (String, String))> {
             pair("function_panicked", "yes"),
         ),
         (
+            "HTTP/1.1 500 X\r\ncontent-type: application/json\r\ncontent-length: 1\r\n\r\n{",
+            pair("function_panicked", "yes"),
+        ),
+        ("HTTP/1.1 501 X\r\ncontent-length: 0\r\n\r\n", lost()),
+        (
             "HTTP/1.1 502 X\r\ncontent-type: text/html\r\ncontent-length: 4\r\n\r\n<h1>",
             lost(),
         ),
@@ -75,7 +92,15 @@ fn rows() -> Vec<(&'static str, (String, String))> {
             lost(),
         ),
         (
+            "HTTP/1.1 304 X\r\ncontent-type: application/json\r\n\r\n",
+            lost(),
+        ),
+        (
             "HTTP/1.1 302 X\r\nlocation: /rpc\r\ncontent-length: 0\r\n\r\n",
+            lost(),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 1\r\n\r\n3",
             lost(),
         ),
         (
@@ -96,6 +121,14 @@ fn rows() -> Vec<(&'static str, (String, String))> {
     ]
 }
 
+/// An answer with a body.
+fn said(status: u64, content_type: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
+}
+
 /// The answer with the word that the connection ends with it, so that no next call takes it.
 fn closing(answer: &str) -> String {
     match answer.rsplit_once("\r\n\r\n") {
@@ -114,6 +147,23 @@ async fn each_answer_is_what_the_table_says_and_the_function_ran_once() {
         assert_eq!(got, expected, "{bytes:?}");
         assert_eq!(app.runs()[&id], 1, "{bytes:?}");
     }
+    // A result that is JSON is passed on as it came, if it is no deeper than a body may be.
+    let deep = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+    for (result, is_passed_on) in [
+        ("{\"a\": 1.10}", true),
+        (&deep(64), true),
+        (&deep(65), false),
+    ] {
+        let bytes = closing(&said(200, "application/json", result));
+        let call = json!({"module": "App", "function": "raw", "args": ["raw", bytes]});
+        let request = instance.request("/rpc/iad", &call.to_string());
+        let answer = request.send().await.unwrap().text().await.unwrap();
+        let start = match is_passed_on {
+            true => format!("{{\"result\":{result},\"meta\":"),
+            false => "{\"type\":\"/docs/problems#function_lost\"".to_owned(),
+        };
+        assert!(answer.starts_with(&start), "{answer}");
+    }
 }
 
 #[tokio::test]
@@ -124,16 +174,18 @@ async fn what_an_app_refuses_did_not_run() {
         let bytes = format!("HTTP/1.1 {head}content-length: 0\r\n\r\n");
         outcome(&instance, "App.refuse", json!(["a", closing(&bytes)])).await
     };
-    let said = [
+    let refusals = [
         (400, "invalid_arguments"),
         (404, "function_unknown"),
         (409, "overloaded"),
         (422, "invalid_arguments"),
         (503, "overloaded"),
     ];
-    for (status, code) in said {
-        let got = refused(&format!("{status} X\r\nrpc-executed: no\r\n")).await;
-        assert_eq!(got, pair(code, "no"), "{status}");
+    for (status, code) in refusals {
+        for no in ["no", "No"] {
+            let got = refused(&format!("{status} X\r\nrpc-executed: {no}\r\n")).await;
+            assert_eq!(got, pair(code, "no"), "{status}");
+        }
     }
     // Its list says that the function is not there any more.
     let has_it = async || {
@@ -158,12 +210,27 @@ async fn an_error_of_the_function_reaches_the_caller_as_it_gave_it() {
     assert_eq!(answer.status, 424);
     let error = json!({"kind": "Refusal", "message": "a", "data": [1]});
     assert_eq!(answer.body["error"], error);
-    // An error page is not passed on.
-    let page =
-        "HTTP/1.1 410 Gone\r\ncontent-type: text/html\r\ncontent-length: 13\r\n\r\n<h1>secret</h";
-    let answer = call(&instance, "App.raw", json!(["b", closing(page)]), 5_000).await;
-    let error = json!({"kind": "http_410", "message": "the app answered 410 Gone", "data": null});
-    assert_eq!(answer.body["error"], error);
+    let (json, html) = ("application/json", "text/html");
+    for row in [
+        // An error page is not passed on.
+        json!([410, html, "<h1>secret</h1>", {"kind": "http_410", "message": "the app answered 410 Gone", "data": null}]),
+        json!([401, html, "<h1>", {"kind": "http_401", "message": "the app answered 401 Unauthorized", "data": null}]),
+        json!([404, json, r#"{"detail":"Not Found"}"#, {"kind": "http_404", "message": "Not Found", "data": null}]),
+        json!([500, json, r#"{"kind":"Boom","message":"boom"}"#, {"kind": "Boom", "message": "boom", "data": null}]),
+        // JSON that has no text is the data.
+        json!([
+            422, json, r#"{"detail":[{"loc":1}]}"#,
+            {"kind": "http_422", "message": "the app answered 422 Unprocessable Entity", "data": {"detail": [{"loc": 1}]}},
+        ]),
+        json!([400, json, r#""no""#, {"kind": "http_400", "message": "the app answered 400 Bad Request", "data": "no"}]),
+        json!([503, json, "{}", {"kind": "http_503", "message": "the app answered 503 Service Unavailable", "data": {}}]),
+    ] {
+        let text = |place: usize| row[place].as_str().unwrap();
+        let bytes = closing(&said(row[0].as_u64().unwrap(), text(1), text(2)));
+        let answer = call(&instance, "App.raw", json!(["b", bytes]), 5_000).await;
+        assert_eq!(answer.problem(), (424, "function_failed", "yes"), "{row}");
+        assert_eq!(answer.body["error"], row[3], "{row}");
+    }
     // An answer before the request was read.
     app.offer(&json!({"functions": {"App.early": {}}}));
     let has_it = async || outcome(&instance, "App.early", json!([])).await.0;
@@ -276,11 +343,25 @@ async fn an_endless_answer_is_cut_at_the_limit() {
     for id in 0..20 {
         let answer = call(&instance, "App.endless", json!([id]), 20_000).await;
         assert_eq!(answer.problem(), (424, "function_failed", "yes"));
-        assert_eq!(answer.body["error"]["kind"], "ResultTooLarge");
+        let limit = "has more than the 1048576 bytes of RPC_MAX_RESULT";
+        let error = json!({"kind": "ResultTooLarge", "message": format!("the result {limit}"), "data": null});
+        assert_eq!(answer.body["error"], error);
     }
     let grown = instance.peak_memory() - before;
     // Each may be held twice: once read, once written.
     assert!(grown < 40 * 1024, "{grown} KiB");
+}
+
+#[tokio::test]
+async fn an_error_is_cut_at_the_limit_too() {
+    let app = App::start().await;
+    let instance = app.instance(&[("RPC_MAX_RESULT", "1KiB")]).await;
+    let bytes = closing(&said(403, "text/html", &"x".repeat(1025)));
+    let answer = call(&instance, "App.raw", json!(["a", bytes]), 5_000).await;
+    assert_eq!(answer.problem(), (424, "function_failed", "yes"));
+    let message = "the error has more than the 1024 bytes of RPC_MAX_RESULT";
+    let error = json!({"kind": "ErrorTooLarge", "message": message, "data": null});
+    assert_eq!(answer.body["error"], error);
 }
 
 #[tokio::test]
