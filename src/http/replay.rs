@@ -180,30 +180,3 @@ pub(super) fn came_back(headers: &HeaderMap, report: &mut Report) {
         report.result = Err(Problem::new(Code::RegionUnavailable, detail));
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use axum::http::Request;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Whatever a client invents: what Fly Proxy adds to a replay stays on it, and ends it.
-        #[test]
-        fn a_replay_is_never_replayed(
-            names in prop::collection::vec("fly-[a-z-]{1,20}|rpc-route|x-[a-z]{1,8}", 0..8),
-            value in "[ -~]{0,40}",
-            added in prop::sample::select(vec!["fly-replay-src", "fly-replay-failed", "fly-replay-cache-status"]),
-        ) {
-            let (mut head, ()) = Request::new(()).into_parts();
-            for name in names.iter().map(String::as_str).chain([added]) {
-                let name = HeaderName::try_from(name).unwrap();
-                head.headers.append(name, HeaderValue::try_from(value.as_str()).unwrap());
-            }
-            for route in [Route::Replay, Route::Auto, Route::Proxy] {
-                prop_assert!(!may_be_replayed(route, &head, 0));
-            }
-        }
-    }
-}

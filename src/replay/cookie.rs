@@ -34,7 +34,7 @@ pub(super) struct Bounds {
 }
 
 /// The writes that the cookies of a client name, as far as they are believed.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(super) struct Wrote {
     /// Whether there is a write without a token.
     pub(super) untokened: bool,
@@ -96,47 +96,4 @@ fn lasts(until: &str, now: f64, span: Duration) -> bool {
 
 fn whole_seconds(span: Duration) -> f64 {
     span.as_secs_f64().ceil()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BOUNDS: Bounds = Bounds {
-        window: Duration::from_secs(5),
-        longest: Duration::from_secs(60),
-    };
-
-    #[test]
-    fn what_is_set_is_read_until_it_is_over() {
-        for (token, name, seconds) in [
-            (None, "fly-replay-threshold", 5.0),
-            (Some("0/3000148"), "fly-replay-after", 60.0),
-            (Some("a;b~\"%2F,c"), "fly-replay-after", 60.0),
-        ] {
-            let token: Option<ConsistencyToken> = token.map(|token| token.parse().unwrap());
-            let header = BOUNDS.cookie(token.as_ref(), 1000.0).unwrap();
-            let (cookie, rest) = header.to_str().unwrap().split_once("; ").unwrap();
-            assert_eq!(cookie.split('=').next(), Some(name));
-            assert_eq!(
-                rest,
-                format!("Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax")
-            );
-            let cookies = format!("theme=dark; {cookie}").parse().unwrap();
-            let headers = HeaderMap::from_iter([(COOKIE, cookies)]);
-            let wrote = Wrote {
-                untokened: token.is_none(),
-                token,
-            };
-            for now in [1000.0, 1000.0 + seconds - 0.1] {
-                assert_eq!(BOUNDS.read(&headers, now), wrote);
-            }
-            assert_eq!(BOUNDS.read(&headers, 1000.0 + seconds), Wrote::default());
-        }
-        let none = Bounds {
-            window: Duration::ZERO,
-            ..BOUNDS
-        };
-        assert_eq!(none.cookie(None, 1000.0), None);
-    }
 }
