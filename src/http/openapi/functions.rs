@@ -274,19 +274,6 @@ mod tests {
     }
 
     #[test]
-    fn the_ids_of_operations_are_identifiers() {
-        let id = |module: &str, function: &str| {
-            operation_id(&FunctionName::new(module, function).unwrap())
-        };
-        assert_eq!(id("Notes", "create"), "notes_create");
-        assert_eq!(id("Fly.RPC", "is_primary?"), "fly_rpc_is_primary");
-        assert_eq!(id("MyNotes", "createAll"), "my_notes_create_all");
-        assert_eq!(id("Kernel", "+"), "kernel_x2b");
-        assert_eq!(id("2", "f"), "fn_2_f");
-        assert_eq!(id("a\"\"\"", "*/"), "a_x2ax2f");
-    }
-
-    #[test]
     fn a_name_that_is_no_segment_of_a_path_has_no_operation() {
         let declared = Declaration::new().params::<String>([]);
         let names = [("..", "f"), ("M", "."), ("a/..", "f")]

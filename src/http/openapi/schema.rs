@@ -486,27 +486,6 @@ mod tests {
         assert_eq!(text(&"é".repeat(MAX_TEXT)).len(), MAX_TEXT);
     }
 
-    #[test]
-    fn a_name_is_given_once_whatever_a_language_makes_of_it() {
-        let mut names = Names::new(["callFunction"]);
-        let claimed = [
-            "notes_create",
-            "NotesCreate",
-            "call_function",
-            "notescreate2",
-        ]
-        .map(|name| names.claim(name, "_"));
-        assert_eq!(
-            claimed,
-            [
-                "notes_create",
-                "NotesCreate_2",
-                "call_function_2",
-                "notescreate2_2"
-            ]
-        );
-    }
-
     /// Any JSON of words that mean something in schemas.
     fn near_schemas() -> impl Strategy<Value = Value> {
         let word = "type|properties|items|\\$ref|\\$defs|anyOf|enum|required|a|string|object|array|null|#/\\$defs/a|format|const";

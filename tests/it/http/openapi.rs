@@ -183,8 +183,19 @@ async fn the_type_of_a_problem_leads_to_its_explanation() {
         .unwrap();
     let page = instance.get(page).await;
     assert_eq!((page.status, code), (200, "region_unknown"));
+    let page = page.body.as_str().unwrap();
     let row = "<tr id=\"region_unknown\"><th scope=\"row\">region_unknown</th><td>404</td><td>no</td><td>";
-    assert!(page.body.as_str().unwrap().contains(row), "{page:?}");
+    assert!(page.contains(row), "{page}");
+    for code in fly_rpc::Code::ALL {
+        let row = page.split(&format!("<tr id=\"{code}\">")).nth(1).unwrap();
+        let text = row.split_once("</td></tr>").unwrap().0;
+        let meaning = text.rsplit_once("<td>").unwrap().1;
+        // It stands in the page as it is.
+        assert!(
+            meaning.ends_with('.') && !meaning.contains(['<', '>', '&']),
+            "{code}: {meaning}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -502,6 +502,8 @@ async fn pages_of_other_sites_call_nothing_without_tokens() {
         for headers in [
             "host: evil.example:8080",
             "host: 127.0.0.1.evil.example",
+            "host: localhost.evil.example",
+            "host: ",
             "host: 10.1.2.3",
             "host: OWN\r\norigin: http://evil.example",
             "host: OWN\r\norigin: http://127.0.0.1:1",
@@ -523,7 +525,11 @@ async fn pages_of_other_sites_call_nothing_without_tokens() {
     for headers in [
         "host: OWN",
         "host: localhost:1",
+        "host: LOCALHOST:8080",
+        "host: app.localhost.",
+        "host: 127.0.0.9:1",
         "host: [::1]",
+        "host: [::1]:8080",
         "host: OWN\r\norigin: http://OWN",
         "host: OWN\r\norigin: http://OWN\r\nsec-fetch-site: same-origin",
         "host: OWN\r\nsec-fetch-site: none",

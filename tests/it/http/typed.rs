@@ -144,7 +144,11 @@ fn hostile() -> Value {
     let mut functions = json!({
         "Notes.create": {"params": [param("title", json!({"type": "string"}))], "doc": "One\n\"\"\" */ two"},
         "notes.Create": {"params": [param("title", json!({"$ref": "#/components/schemas/Gone"}))]},
+        "Notes.create2": {"params": []},
         "Call.function": {"params": []},
+        "MyNotes.RPC.createAll?": {"params": []},
+        "2.f": {"params": []},
+        "a\"\"\".*/": {"params": []},
         "Kernel.+": {"params": [param("a", json!(1)), param("b", json!({"type": "nothing"}))]},
         "{region}.{x}": {"params": [param("a-b", json!({})), param("a_b", json!({}))]},
         "Notes.tree": {
@@ -170,16 +174,21 @@ async fn no_declaration_breaks_the_document_and_each_change_is_in_it() {
     let answered = document(&instance, &[]).await;
     let described = &answered.body;
     assert_whole(described);
-    assert_eq!(typed(described).len(), 46);
+    assert_eq!(typed(described).len(), 50);
     let id = |path: &str| described["paths"][path]["post"]["operationId"].clone();
     assert_eq!(id("/rpc/{region}/Notes/create"), "notes_create");
-    assert_eq!(id("/rpc/{region}/notes/Create"), "notes_create_2");
+    assert_eq!(id("/rpc/{region}/Notes/create2"), "notes_create2");
+    assert_eq!(id("/rpc/{region}/notes/Create"), "notes_create_3");
     assert_eq!(id("/rpc/{region}/Call/function"), "call_function_2");
+    let create_all = id("/rpc/{region}/MyNotes.RPC/createAll%3F");
+    assert_eq!(create_all, "my_notes_rpc_create_all");
+    assert_eq!(id("/rpc/{region}/2/f"), "fn_2_f");
+    assert_eq!(id("/rpc/{region}/a%22%22%22/%2A%2F"), "a_x2ax2f");
     assert_eq!(id("/rpc/{region}/Kernel/%2B"), "kernel_x2b");
     assert_eq!(id("/rpc/{region}/%7Bregion%7D/%7Bx%7D"), "region_x");
     let schema = |name: &str| described["components"]["schemas"][name].clone();
     assert_eq!(
-        schema("NotesCreate2Args")["properties"],
+        schema("NotesCreate3Args")["properties"],
         json!({"title": {}})
     );
     assert_eq!(schema("RegionXArgs")["properties"], Value::Null);
