@@ -148,12 +148,6 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_never_shown() {
-        let shown = format!("{:?} {:#?}", token('s'), Some(token('s')));
-        assert!(!shown.contains("sss"), "{shown}");
-    }
-
-    #[test]
     fn a_presented_token_is_found_by_its_whole_text() {
         let tokens = [token('a'), token('b')];
         let position =

@@ -96,6 +96,7 @@ async fn a_newer_peer_may_say_more_than_is_known_here() {
     newer["weather"] = json!({"sky": "blue"});
     let cluster = cluster_with(newer, |id| {
         vec![
+            json!({}),
             json!({"weather": "fine"}),
             json!({"state": "resting"}),
             json!({"id": id, "problem": {
