@@ -325,30 +325,3 @@ fn json_of(text: &str) -> Result<Box<RawValue>, serde_json::Error> {
 fn string(text: &str) -> String {
     Value::String(text.to_owned()).to_string()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn arguments_are_json_or_plain_words() {
-        let typed = ["\"fly\"", "fly", "1.10", "[1, 2]", "-3", "a \"b\"", "true"];
-        let sent = [
-            r#""fly""#,
-            r#""fly""#,
-            "1.10",
-            "[1, 2]",
-            "-3",
-            r#""a \"b\"""#,
-            "true",
-        ];
-        assert_eq!(
-            typed.map(|arg| json_of(arg).unwrap().get().to_owned()),
-            sent
-        );
-        // What begins like JSON must be JSON.
-        for broken in ["[1,", " {a: 1}", "\"fly", "[1] 2", "\"a\" b"] {
-            json_of(broken).unwrap_err();
-        }
-    }
-}

@@ -189,18 +189,3 @@ impl Visit for Members<'_> {
         self.put_text(field.name(), |text| write!(text, "{value:?}"));
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_that_a_terminal_obeys_is_printed() {
-        assert_eq!(printable("syd-1 ü"), "syd-1 ü");
-        assert_eq!(
-            printable("a\u{1b}[2Jb\r\n\u{9b}c\u{7f}"),
-            "a\\u{1b}[2Jb\\r\\n\\u{9b}c\\u{7f}"
-        );
-        assert_eq!(printable_json("[\n\"\u{9b}2J\"]"), "[\n\"\\u009b2J\"]");
-    }
-}

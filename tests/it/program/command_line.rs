@@ -26,7 +26,7 @@ async fn fly_rpc(instance: &Process, arguments: &[&str]) -> (i32, String, String
 
 #[tokio::test]
 async fn call_prints_the_result_and_says_where_it_ran() {
-    let cluster = two_regions().start().await;
+    let cluster = two_regions().functions().start().await;
     let iad = cluster.instance("iad-1");
     for (arguments, result) in [
         (
@@ -34,6 +34,14 @@ async fn call_prints_the_result_and_says_where_it_ran() {
             "\"FLY\"\n",
         ),
         (&["call", "syd", "String.upcase", "fly"], "\"FLY\"\n"),
+        (
+            &["call", "syd", "Test.pair", "1.10", "a \"b\""],
+            "[1.10,\"a \\\"b\\\"\"]\n",
+        ),
+        (
+            &["call", "syd", "Test.pair", "true", " [1, 2]"],
+            "[true,[1, 2]]\n",
+        ),
         (&["call", "syd", "Kernel.+", "1", "-2"], "-1\n"),
         (&["call", "primary", "Fly.RPC.is_primary?"], "true\n"),
         (
@@ -312,6 +320,11 @@ async fn what_can_be_no_call_is_wrong_usage() {
         let (code, stdout, stderr) = run(arguments).await;
         assert_eq!((code, stdout.as_str()), (64, ""), "{arguments:?}");
         assert!(stderr.contains(what), "{stderr}");
+    }
+    for argument in [" {a: 1}", "\"fly", "[1] 2", "\"a\" b"] {
+        let (code, _, stderr) = run(&["call", "syd", "Kernel.+", argument]).await;
+        let what = format!("fly-rpc: argument 1: {argument:?} begins like JSON and is not valid");
+        assert!(code == 64 && stderr.starts_with(&what), "{stderr}");
     }
 }
 
@@ -616,7 +629,8 @@ fn regions_of_one(release: &str, error: &str) -> Value {
 
 #[tokio::test]
 async fn what_others_say_moves_no_cursor_and_makes_no_line() {
-    let body = regions_of_one("\u{1b}[2J\u{9b}31m\nsyd", "no\r\nanswer\u{7}").to_string();
+    let said = regions_of_one("\u{1b}[2J\u{9b}31m\nsyd ü", "no\r\nanswer\u{7}\u{7f}");
+    let body = format!("{said:#}");
     let address = "127.0.0.1:0".parse().unwrap();
     let liar = Stranger::at(address, Manner::Answer(body)).await;
     let url = format!("http://{}", liar.address);
@@ -627,10 +641,15 @@ async fn what_others_say_moves_no_cursor_and_makes_no_line() {
         (2, 1),
         "{stdout}{stderr}"
     );
-    assert!(stdout.ends_with("\\u{1b}[2J\\u{9b}31m\\nsyd\n"), "{stdout}");
-    assert_eq!(stderr, "stale: no\\r\\nanswer\\u{7}\n");
+    assert!(
+        stdout.ends_with("\\u{1b}[2J\\u{9b}31m\\nsyd ü\n"),
+        "{stdout}"
+    );
+    assert_eq!(stderr, "stale: no\\r\\nanswer\\u{7}\\u{7f}\n");
     let (_, json, _) = run(&["regions", "--json", "--url", &url]).await;
-    assert!(!json.trim_end().contains(char::is_control), "{json}");
+    let control = |character: char| character.is_control() && character != '\n';
+    assert!(!json.contains(control), "{json}");
+    assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), said);
 }
 
 #[tokio::test]

@@ -406,6 +406,15 @@ async fn a_cluster_that_cannot_be_is_wrong_usage() {
             &["--regions", "iad:0"][..],
             "\"iad:0\" needs a count from 1 to 64, as in syd:2",
         ),
+        (&["--regions", "iad:x"], "\"iad:x\" needs a count"),
+        (&["--regions", "iad:65"], "\"iad:65\" needs a count"),
+        (&["--regions", ""], "\"\": a region must be"),
+        (&["--regions", "IAD"], "\"IAD\": a region must be"),
+        (&["--regions", "iad,iad"], "iad is given twice"),
+        (
+            &["--regions", "iad:40,syd:40"],
+            "80 instances are more than 64",
+        ),
         (&["--latency", "1s"], "must be 200ms or less"),
         (
             &["--latency", "50"],
