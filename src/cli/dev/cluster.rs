@@ -25,6 +25,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    super::USAGE,
     dns::Dns,
     latency::{Latency, Proxy},
 };
@@ -233,12 +234,10 @@ impl Child {
             Some(stdout) => listening_address(stdout).await,
             None => None,
         };
-        plan.listen = address.ok_or_else(|| {
-            let name = &plan.name;
-            Failure::Failed(format!(
-                "instance {name} did not start; its own message is above"
-            ))
-        })?;
+        let Some(address) = address else {
+            return Err(not_started(&plan.name, &mut process).await);
+        };
+        plan.listen = address;
         let (signals, orders) = mpsc::channel(1);
         let kept = tokio::spawn(keep(process, orders, plan.name.clone(), plan.ends.clone()));
         Ok(Self {
@@ -322,6 +321,15 @@ fn free_port() -> io::Result<u16> {
     tries
         .find(is_free)
         .ok_or_else(|| io::ErrorKind::AddrInUse.into())
+}
+
+/// Why the instance `name`, whose stdout has ended, did not start: its settings are those of `dev`.
+async fn not_started(name: &str, process: &mut process::Child) -> Failure {
+    let why = format!("instance {name} did not start; its own message is above");
+    match time::timeout(STOP, process.wait()).await {
+        Ok(Ok(status)) if status.code() == Some(USAGE.into()) => Failure::Usage(why),
+        _ => Failure::Failed(why),
+    }
 }
 
 /// Waits for a process, and reports how it ended; until then passes signals on to it. Its id cannot be that of another

@@ -424,6 +424,11 @@ async fn a_cluster_that_cannot_be_is_wrong_usage() {
             &["--regions", "iad,mars", "--latency", "realistic"],
             "fly-rpc: nobody knows where mars is; known are ams, ",
         ),
+        // Refused by the instance itself.
+        (
+            &["--regions", "iad", "--port=0", "--poll-interval", "5"],
+            "fly-rpc: instance iad-1 did not start; its own message is above",
+        ),
     ] {
         let (code, _, message) = run(&[&["dev"], arguments].concat()).await;
         assert_eq!(code, 64);
