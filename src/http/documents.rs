@@ -284,6 +284,10 @@ pub(crate) struct EntryDocument {
     /// Why there is no result; null where there is one.
     #[schema(schema_with = entry_problem, required)]
     pub problem: Option<ProblemDocument>,
+    /// True on the result of an earlier call with the same idempotency key; else left out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false, example = true)]
+    pub replayed: bool,
     /// What the function said of its data with its result; left out where it said nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = String, required = false, example = "0/3000148")]

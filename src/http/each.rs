@@ -240,15 +240,16 @@ fn streamed(
 fn to_json(entry: Entry) -> (Vec<u8>, Option<Reserved>) {
     let Report { result, meta } = entry.report;
     let instance = meta.instance.clone();
-    let (result, problem, consistency) = match result {
-        Ok(returned) => (Some(returned.json), None, returned.consistency),
-        Err(problem) => (None, Some(ProblemDocument::new(problem, meta)), None),
+    let (result, problem, replayed, consistency) = match result {
+        Ok(it) => (Some(it.json), None, it.replayed, it.consistency),
+        Err(problem) => (None, Some(ProblemDocument::new(problem, meta)), false, None),
     };
     let document = EntryDocument {
         region: entry.region,
         instance,
         result,
         problem,
+        replayed,
         consistency,
     };
     (json::to_vec(&document), entry.held)

@@ -252,7 +252,8 @@ fn instances(are_here: bool) -> Router<Arc<Api>> {
 }
 
 async fn not_found() -> Problem {
-    let detail = "no such route; /docs and /openapi.json list the routes";
+    let detail =
+        "no such route here; /docs and /openapi.json of the public listener list those there";
     Problem::new(Code::NotFound, detail)
 }
 

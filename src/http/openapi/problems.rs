@@ -185,7 +185,7 @@ samples! {
     RegionUnknown "mars" 0 "no instance was ever seen in region \"mars\"; known regions: iad, syd";
     InstanceUnknown "syd" 0 "instance \"syd-9\" is not in this region";
     FunctionUnknown "syd" 1 "no function String.shout here";
-    NotFound "" 0 "no such route; /docs and /openapi.json list the routes";
+    NotFound "" 0 "no such route here; /docs and /openapi.json of the public listener list those there";
     MethodNotAllowed "" 0 "this route has other methods; see the header allow";
     Replay "syd" 0 "Fly Proxy is to replay this call in region \"syd\"; without it, send the header rpc-route: proxy";
     BodyTooLarge "syd" 0 "the body is larger than the 1048576 bytes of RPC_MAX_BODY";

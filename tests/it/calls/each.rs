@@ -444,10 +444,13 @@ async fn a_repeat_with_the_same_key_runs_nowhere_twice() {
         answer(request.header("idempotency-key", id)).await.unwrap()
     };
     for (per, runs) in [("instance", 3), ("region", 2)] {
-        for _ in 0..2 {
+        for is_repeat in [false, true] {
             let answer = keyed(per, per).await;
             assert_eq!(counts(&answer), (runs, runs));
             assert_eq!(u64::from(cluster.runs()[per]), runs);
+            for entry in answer.body["results"].as_array().unwrap() {
+                assert_eq!(entry.get("replayed").is_some(), is_repeat, "{entry}");
+            }
         }
     }
 }
