@@ -4,12 +4,17 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    panic,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::future;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use futures_util::{FutureExt, future};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task,
+};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     deadline::Deadline,
@@ -41,6 +46,15 @@ pub(crate) struct Waiting(Mutex<HashMap<u64, oneshot::Sender<Infallible>>>);
 pub(crate) struct Ticket {
     waiting: Arc<Waiting>,
     id: u64,
+}
+
+/// `call`, which goes on also while nobody polls what is returned, and is dropped with that. A call that got its turn while
+/// its connection waits for a peer or a client that does not read would keep it from all others, beyond its own deadline.
+pub(crate) fn in_own_task<T: Send + 'static>(
+    call: impl Future<Output = T> + Send + 'static,
+) -> impl Future<Output = T> {
+    let ended = AbortOnDropHandle::new(task::spawn(call));
+    ended.map(|ended| ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic())))
 }
 
 impl Waiting {

@@ -11,6 +11,7 @@ use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{self, Instant};
+use tracing::Instrument;
 
 use super::{Dispatcher, Report, attempts::Attempts};
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     cluster::Peer,
     deadline::Deadline,
     declaration::Declaration,
+    gate::in_own_task,
     lifecycle::InFlight,
     memory::{Reserved, Share},
     name::{InstanceId, RequestId},
@@ -211,12 +213,13 @@ impl FanOut {
         let (request_id, arrived) = (self.request_id.clone(), self.arrived);
         let in_flight = Arc::clone(&self.in_flight);
         let room = self.room_for(&recipient);
-        Box::pin(async move {
+        let asking = async move {
             let deadline = Deadline::since(arrived, call.timeout);
             // A key is kept to the instance that may have run it, also where instances share a store of keys.
             let attempts = Attempts::new(request_id, deadline, false, Some(in_flight));
             ask(&dispatcher, &call, recipient, room, attempts, arrived).await
-        })
+        };
+        Box::pin(in_own_task(asking.in_current_span()))
     }
 
     /// Counts what came of a call, and its result in the memory budget.

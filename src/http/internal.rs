@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     dispatch::Report,
-    gate::Waiting,
+    gate::{Waiting, in_own_task},
     lifecycle::Phase,
     memory::{Reserved, Share},
     problem::{Code, Problem},
@@ -550,7 +550,7 @@ impl Exchange {
                 let mut run = run.instrument(span).boxed();
                 match future::poll_immediate(run.as_mut()).await {
                     Some((id, report)) => self.put(id, report),
-                    None => self.running.push(run),
+                    None => self.running.push(in_own_task(run).boxed()),
                 }
             }
             (id, Err(problem)) => self.refuse(id, problem),

@@ -1,7 +1,14 @@
 //! Functions that block their thread: they hold up each other, and nothing else.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
+    task::{JoinHandle, JoinSet},
+    time,
+};
 
 use crate::support::{
     asking::{LATE_MS, failure, run, two_regions},
@@ -139,4 +146,59 @@ async fn a_declared_concurrency_holds_for_functions_in_rust() {
         assert_eq!(answer.status, 200);
     }
     assert_eq!(cluster.runs().len(), 4);
+}
+
+/// Asks `iad` over a connection of its own, and reads nothing of the answers: two calls that wait for their turn, and then
+/// more than the sockets hold. Returns once nothing more goes in.
+async fn ask_and_read_nothing(iad: &Process) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut connection = socket.connect(iad.address).await.unwrap();
+    let head = format!(
+        "POST /internal/exec HTTP/1.1\r\nhost: {}\r\nconnection: upgrade\r\nupgrade: fly-rpc-lines\r\n\r\n",
+        iad.address
+    );
+    let line = |id: u64, module: &str, function: &str, text: &str| {
+        let call = json!({"id": id, "region": "iad", "module": module, "function": function, "args": [text], "timeout_ms": 60_000});
+        format!("{call}\n")
+    };
+    let waiting = line(1, "Test", "few", "c") + &line(2, "Test", "few", "d");
+    connection
+        .write_all((head + &waiting).as_bytes())
+        .await
+        .unwrap();
+    let text = "x".repeat(500_000);
+    for id in 3.. {
+        let large = line(id, "String", "upcase", &text);
+        let written = connection.write_all(large.as_bytes());
+        if time::timeout(Duration::from_secs(2), written)
+            .await
+            .is_err()
+        {
+            break;
+        }
+    }
+    connection
+}
+
+/// What waits on a connection that is clogged gets its turn, and gives it back.
+#[tokio::test]
+async fn who_reads_no_answers_keeps_no_turn_from_others() {
+    let cluster = cluster().await;
+    let iad = cluster.instance("iad-1");
+    let few = |name: &str| {
+        let call =
+            json!({"module": "Test", "function": "few", "args": [name], "timeout_ms": 60_000});
+        let request = iad.request("/rpc/iad", &call.to_string());
+        tokio::spawn(async { answer(request).await.unwrap() })
+    };
+    let running = [few("a"), few("b")];
+    until_runs(&cluster, 2).await;
+    let _connection = ask_and_read_nothing(iad).await;
+    cluster.release("few");
+    for answer in running {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    until_runs(&cluster, 4).await;
+    assert_eq!(few("e").await.unwrap().result(), "e");
 }
