@@ -62,7 +62,7 @@ async function withToken() {
   await accessible(page, "the form for the token");
   await page.keyboard.type("not-the-token");
   await page.keyboard.press("Enter");
-  await page.locator("#token-error", { hasText: "a client's token" }).waitFor();
+  await page.locator("#token-error", { hasText: "no client has the token" }).waitFor();
   assert.deepEqual(errors.splice(0).filter((error) => !error.includes("401")), []);
   await page.locator("#token").fill(token);
   await page.keyboard.press("Enter");
