@@ -9,10 +9,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use futures_util::{FutureExt, future};
+use futures_util::future;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    task,
+    task::{self, JoinError},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -53,8 +53,15 @@ pub(crate) struct Ticket {
 pub(crate) fn in_own_task<T: Send + 'static>(
     call: impl Future<Output = T> + Send + 'static,
 ) -> impl Future<Output = T> {
-    let ended = AbortOnDropHandle::new(task::spawn(call));
-    ended.map(|ended| ended.unwrap_or_else(|error| panic::resume_unwind(error.into_panic())))
+    let task = AbortOnDropHandle::new(task::spawn(call));
+    async move {
+        match task.await.map_err(JoinError::try_into_panic) {
+            Ok(ended) => ended,
+            Err(Ok(panic)) => panic::resume_unwind(panic),
+            // The runtime stops, and with it whoever waits here.
+            Err(Err(_)) => future::pending().await,
+        }
+    }
 }
 
 impl Waiting {
