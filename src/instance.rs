@@ -21,6 +21,7 @@ use crate::{
     http::{self, Api, Descriptions},
     lifecycle::Lifecycle,
     link::Link,
+    local::LocalInstance,
     memory::{self, Budget},
     metrics::Metrics,
     name::BootId,
@@ -65,8 +66,6 @@ pub struct Instance {
     server: Server,
     /// What serves a child of this process, and where.
     child: Option<(SocketAddr, Server)>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
 }
 
 impl Instance {
@@ -104,8 +103,7 @@ impl Instance {
             tracing::info!("this Machine runs a release command: it joins no cluster");
         }
         let (drain, shares) = (config.drain, config.serves_internal_publicly());
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let api = assemble(config, registry, internal_address, &tasks, &stop)?;
+        let api = assemble(config, registry, internal_address)?;
         let (server, child) = listeners.serve(&api, shares, drain);
         Ok(Self {
             address,
@@ -114,8 +112,6 @@ impl Instance {
             api,
             server,
             child,
-            stop,
-            tasks,
         })
     }
 
@@ -143,12 +139,12 @@ impl Instance {
 
     /// Who it is.
     pub fn identity(&self) -> &Identity {
-        &self.api.identity
+        &self.api.local.identity
     }
 
     /// The handle for calls from this process.
     pub fn rpc(&self) -> Rpc {
-        Rpc::new(Arc::clone(&self.api.dispatcher), self.api.timeouts)
+        Rpc::new(Arc::clone(&self.api.dispatcher))
     }
 
     /// Waits until the first discovery round is over, found or not.
@@ -218,9 +214,10 @@ impl Instance {
         if let Some((_, server)) = &self.child {
             server.cut().await;
         }
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        let LocalInstance { tasks, stop, .. } = &*self.api.local;
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
     }
 
     /// Stops in order: announces the stop to its peers and still serves for the drain delay; then refuses new calls and
@@ -407,7 +404,8 @@ impl Listeners {
         shares: bool,
         drain: DrainConfig,
     ) -> (Server, Option<(SocketAddr, Server)>) {
-        let places = Shares::of(server::open_files(), api.memory.limit());
+        let (memory, lifecycle) = (&api.local.memory, &api.dispatcher.lifecycle);
+        let places = Shares::of(server::open_files(), memory.limit());
         let clients = match shares {
             true => places.clients,
             false => places.public,
@@ -425,17 +423,16 @@ impl Listeners {
                 .map(|bound| of_instances(bound, metrics, places.scrapers)),
         ];
         let doors = doors.into_iter().flatten();
-        let server = Server::start(doors, Arc::clone(&api.lifecycle), drain, &api.memory);
+        let server = Server::start(doors, Arc::clone(lifecycle), drain, memory);
         let child = self.child.map(|(listener, address)| {
-            let lifecycle = Arc::clone(&api.other_lifecycle);
+            let own = Arc::clone(&api.other_lifecycle);
             let dispatcher = Dispatcher {
-                lifecycle: Arc::clone(&lifecycle),
+                lifecycle: Arc::clone(&own),
                 ..Dispatcher::clone(&api.dispatcher)
             };
             let of_child = Api {
-                lifecycle: Arc::clone(&lifecycle),
-                other_lifecycle: Arc::clone(&api.lifecycle),
                 dispatcher: Arc::new(dispatcher),
+                other_lifecycle: Arc::clone(lifecycle),
                 ..Api::clone(api)
             };
             let routes = http::public_routes(Arc::new(of_child), false);
@@ -445,21 +442,18 @@ impl Listeners {
                 delay: Duration::ZERO,
                 ..drain
             };
-            let server = Server::start([door].into_iter(), lifecycle, drain, &api.memory);
+            let server = Server::start([door].into_iter(), own, drain, memory);
             (address, server)
         });
         (server, child)
     }
 }
 
-/// Makes the parts of an instance at `internal_address`, each from those before it. What they do in the background runs in
-/// `tasks` until `stop`.
+/// Makes the parts of an instance at `internal_address`, each from those before it.
 fn assemble(
     config: Config,
     registry: Registry,
     internal_address: SocketAddr,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
 ) -> Result<Arc<Api>, StartError> {
     let Config {
         identity,
@@ -487,80 +481,69 @@ fn assemble(
     }
     let registry = registry.finish(&identity)?;
     let boot = BootId::random();
-    let lifecycle = Arc::new(Lifecycle::new());
     let metrics = Arc::new(Metrics::new(&identity, &boot, registry.names()));
+    let local = Arc::new(LocalInstance {
+        identity,
+        boot,
+        access,
+        timeouts,
+        limits,
+        memory,
+        metrics,
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+    });
     // Before all that runs in the background, because it may fail.
-    let cluster = Arc::new(Cluster::start(
-        &discovery,
-        (&identity, &boot),
-        internal_address.port(),
-        access.cluster.first(),
-        &metrics,
+    let cluster = Cluster::start(&local, &discovery, internal_address.port())?;
+    let cluster = Arc::new(cluster);
+    let LocalInstance {
+        memory,
+        metrics,
         tasks,
-        stop.clone(),
-    )?);
+        stop,
+        ..
+    } = &*local;
     let app = app.map(|app| {
-        let memory = Arc::clone(&memory);
+        let memory = Arc::clone(memory);
         app::App::start(&app, limits.max_result, memory, tasks, stop.clone())
     });
     let keys = match key_store {
         #[cfg(feature = "redis")]
         Some(url) => {
-            let (store, kept) = Store::new(url, &identity, &boot, stop.clone());
+            let (store, kept) = Store::new(url, &local.identity, &local.boot, stop.clone());
             tasks.spawn(kept);
             Keys::Stored(store)
         }
         // Built without a client for a store, the program reads no URL of one.
         _ => Keys::here(),
     };
+    let lifecycle = Arc::new(Lifecycle::new());
     let executor = Arc::new(Executor::new(
         registry,
         app,
         keys,
         limits,
         Arc::clone(&lifecycle),
-        Arc::clone(&metrics),
+        Arc::clone(metrics),
     ));
-    let link = Link::new(
-        Arc::clone(&cluster),
-        connect_timeout,
-        limits.max_result,
-        access.cluster.first(),
-        (Arc::clone(&memory), Arc::clone(&metrics)),
-        tasks.clone(),
-        stop.clone(),
-    );
-    let dispatcher = Arc::new(Dispatcher {
-        identity: identity.clone(),
-        boot: boot.clone(),
-        max_timeout: timeouts.max,
-        lifecycle: Arc::clone(&lifecycle),
+    let link = Link::new(Arc::clone(&local), Arc::clone(&cluster), connect_timeout);
+    let dispatcher = Dispatcher {
+        local: Arc::clone(&local),
+        lifecycle,
         executor: Arc::clone(&executor),
         cluster: Arc::clone(&cluster),
         link: Arc::new(link),
-        memory: Arc::clone(&memory),
-        metrics: Arc::clone(&metrics),
         budgets: Arc::default(),
-        tasks: tasks.clone(),
-        stop: stop.clone(),
-        max_in_flight: limits.max_in_flight,
         places: Arc::new(Semaphore::new(limits.max_in_flight)),
-    });
+    };
     Ok(Arc::new(Api {
-        identity,
-        boot,
-        access,
+        local,
         address: machine.reached_at(internal_address),
-        timeouts,
         route,
-        limits,
-        memory,
-        lifecycle,
-        other_lifecycle: Arc::new(Lifecycle::new()),
         executor,
         cluster,
-        dispatcher,
-        metrics,
+        dispatcher: Arc::new(dispatcher),
+        other_lifecycle: Arc::new(Lifecycle::new()),
         descriptions: Descriptions::default(),
     }))
 }

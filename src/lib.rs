@@ -69,6 +69,7 @@ pub mod internals;
 mod json;
 mod lifecycle;
 mod link;
+mod local;
 mod memory;
 mod metrics;
 mod name;

@@ -68,7 +68,6 @@ pub struct EachAnswer<R> {
 #[derive(Clone, Debug)]
 pub struct Rpc {
     dispatcher: Arc<Dispatcher>,
-    timeouts: Timeouts,
 }
 
 /// Why a call from this process has no result.
@@ -152,11 +151,8 @@ impl From<InvalidName> for CallError {
 }
 
 impl Rpc {
-    pub(crate) fn new(dispatcher: Arc<Dispatcher>, timeouts: Timeouts) -> Self {
-        Self {
-            dispatcher,
-            timeouts,
-        }
+    pub(crate) fn new(dispatcher: Arc<Dispatcher>) -> Self {
+        Self { dispatcher }
     }
 
     /// Runs `module.function(args)` in `region` and waits for its result up to the default timeout.
@@ -369,12 +365,10 @@ impl Rpc {
         function: &str,
         args: &(impl Serialize + Send),
     ) -> Result<Call, CallError> {
-        let fits = |timeout: Duration| !timeout.is_zero() && timeout <= self.timeouts.max;
+        let Timeouts { default, max } = self.dispatcher.local.timeouts;
+        let fits = |timeout: Duration| !timeout.is_zero() && timeout <= max;
         if !options.timeout.is_none_or(fits) {
-            let detail = format!(
-                "the timeout must be above zero and at most {:?}",
-                self.timeouts.max
-            );
+            let detail = format!("the timeout must be above zero and at most {max:?}");
             return Err(Problem::new(Code::InvalidRequest, detail).into());
         }
         let name = FunctionName::new(module, function)?;
@@ -391,7 +385,7 @@ impl Rpc {
             key: options.idempotency_key,
             key_owner: Some(KeyOwner::program()),
             after: options.after,
-            ..Call::new(name, args, said, self.timeouts.default)
+            ..Call::new(name, args, said, default)
         })
     }
 }

@@ -27,7 +27,6 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     dns::Dns,
@@ -44,13 +43,12 @@ pub(crate) use self::{
     table::{CallSignal, KnownAddress, KnownPeer, Table},
 };
 use crate::{
-    config::{DiscoveryConfig, Identity},
-    metrics::Metrics,
-    name::{BootId, InstanceId},
+    config::DiscoveryConfig,
+    local::LocalInstance,
+    name::InstanceId,
     problem::{Code, Problem},
     protocol::{Catalogue, CatalogueHash, PeerState},
     region::Region,
-    token::Token,
 };
 
 /// After how long an instance is ready although DNS has not answered.
@@ -77,16 +75,12 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts discovery of the names in `config` in the background, in `tasks` until `stop`, and returns at once. Peers are
-    /// the instances that know `token`.
+    /// Starts discovery of the names in `config` in the background, and returns at once. Peers are found at `own_port` where
+    /// `config` names none.
     pub(crate) fn start(
+        local: &LocalInstance,
         config: &DiscoveryConfig,
-        (identity, boot): (&Identity, &BootId),
         own_port: u16,
-        token: Option<&Token>,
-        metrics: &Arc<Metrics>,
-        tasks: &TaskTracker,
-        stop: CancellationToken,
     ) -> Result<Self, DiscoveryError> {
         let snapshot = Snapshot::new();
         let started = Instant::now();
@@ -104,15 +98,16 @@ impl Cluster {
                 poller: mpsc::channel(1).0,
             });
         }
+        let (identity, token) = (&local.identity, local.access.cluster.first());
         let (poller, sender, progress) = Poller::new(
             Dns::new(config, config.peer_port.unwrap_or(own_port))?,
             Prober::new(identity.app.clone(), token.cloned())?,
-            Table::new(identity.instance.clone(), boot.clone()),
+            Table::new(identity.instance.clone(), local.boot.clone()),
             snapshot.publisher(),
             config.poll_interval,
-            Arc::clone(metrics),
+            Arc::clone(&local.metrics),
         );
-        tasks.spawn(poller.run(stop));
+        local.tasks.spawn(poller.run(local.stop.clone()));
         let names: Vec<_> = config.names.iter().map(dns::label).collect();
         Ok(Self {
             started,

@@ -102,7 +102,7 @@ impl FanOut {
         let waiting = dispatcher.recipients(regions, per);
         let places = waiting.iter().map(Recipient::region);
         let under = |declared: &Declaration| {
-            let under = Call::under(&call, declared, dispatcher.max_timeout);
+            let under = Call::under(&call, declared, dispatcher.local.timeouts.max);
             under.into_owned()
         };
         let mut policies = places.map(|region| dispatcher.policy_in(region, &call.name, under));
@@ -167,7 +167,7 @@ impl FanOut {
         if lately == 0 && self.running.is_empty() {
             return true;
         }
-        let memory = &self.dispatcher.memory;
+        let memory = &self.dispatcher.local.memory;
         let args = self.size_of_args();
         let each = self.largest.unwrap_or(args / 2).max(SMALL);
         let results = match lately {
@@ -195,7 +195,7 @@ impl FanOut {
     /// # Errors
     /// There is none, or none for a result as large as one before: the function would have run in vain.
     fn room_for(&self, recipient: &Recipient) -> Result<Reserved, Problem> {
-        let memory = &self.dispatcher.memory;
+        let memory = &self.dispatcher.local.memory;
         let largest = self.largest.filter(|largest| *largest > SMALL);
         let (args, result) = match recipient {
             Recipient::Peer(_) | Recipient::OneOf(_) => (self.size_of_args(), largest),
@@ -229,7 +229,7 @@ impl FanOut {
             let size = returned.json.get().len();
             self.largest = self.largest.max(Some(size));
             if size > SMALL {
-                match self.dispatcher.memory.reserve(size, Share::Results) {
+                match self.dispatcher.local.memory.reserve(size, Share::Results) {
                     Ok(reserved) => *held = Some(reserved),
                     Err(_) => return Err(returned.dropped(NO_ROOM)),
                 }
@@ -270,7 +270,7 @@ async fn ask(
     arrived: Instant,
 ) -> Entry {
     let region = recipient.region().clone();
-    let call = &*recipient.call(call, &dispatcher.identity.instance);
+    let call = &*recipient.call(call, &dispatcher.local.identity.instance);
     // The room is held until the call has ended, which is when the match has.
     let result = match (room, &recipient) {
         (Err(problem), _) => Err(problem),
@@ -291,12 +291,12 @@ async fn ask(
 impl Dispatcher {
     /// Whom a fan-out in `regions` asks: who is known there now, also who does not answer.
     fn recipients(&self, regions: &Regions, per: Per) -> Vec<Recipient> {
-        let own = &self.identity.region;
+        let own = &self.local.identity.region;
         let (named, is_all) = match regions {
             Regions::All => (self.regions(), true),
             Regions::Named(_) => {
                 let mut named = Vec::new();
-                for region in regions.named(&self.identity.primary) {
+                for region in regions.named(&self.local.identity.primary) {
                     if !named.contains(region) {
                         named.push(region.clone());
                     }

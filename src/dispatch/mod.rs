@@ -10,7 +10,6 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use futures_util::future;
 use tokio::{sync::Semaphore, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
 use self::{
@@ -31,8 +30,7 @@ use crate::{
     feed::FailedAttempt,
     lifecycle::{InFlight, Lifecycle},
     link::Link,
-    memory::Budget,
-    metrics::Metrics,
+    local::LocalInstance,
     name::{BootId, FunctionName, InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
@@ -41,25 +39,17 @@ use crate::{
     reply::{Meta, Returned},
 };
 
-/// Where calls come in and answers go out, of the run `boot` of the instance `identity`.
+/// Where calls come in and answers go out.
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatcher {
-    pub(crate) identity: Identity,
-    pub(crate) boot: BootId,
-    pub(crate) max_timeout: Duration,
+    pub(crate) local: Arc<LocalInstance>,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) executor: Arc<Executor>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) link: Arc<Link>,
-    pub(crate) memory: Arc<Budget>,
-    pub(crate) metrics: Arc<Metrics>,
     /// Of attempts after the first.
     pub(crate) budgets: Arc<Budgets>,
-    /// Has the calls for which nobody waits, until `stop`.
-    pub(crate) tasks: TaskTracker,
-    pub(crate) stop: CancellationToken,
-    /// How many of them there may be, and a place for each.
-    pub(crate) max_in_flight: usize,
+    /// A place for each call for which nobody waits.
     pub(crate) places: Arc<Semaphore>,
 }
 
@@ -95,7 +85,7 @@ impl Dispatcher {
         let deadline = Deadline::since(arrived, call.timeout);
         let shares_keys = self.executor.shares_keys();
         let mut attempts = Attempts::new(request_id, deadline, shares_keys, admitted);
-        let (region, result) = match targets.only(&self.identity.primary) {
+        let (region, result) = match targets.only(&self.local.identity.primary) {
             Some(region) => {
                 let ran = self.run_in(region, call, &mut attempts).await;
                 (Some(region.clone()), ran)
@@ -119,13 +109,13 @@ impl Dispatcher {
         ended: impl FnOnce(Option<Report>) + Send + 'static,
     ) -> Result<(), Report> {
         let refused = |problem: Problem| {
-            let region = targets.first(&self.identity.primary).cloned();
+            let region = targets.first(&self.local.identity.primary).cloned();
             let meta = Meta::untried(region, arrived.elapsed(), request_id.clone());
             Report::new(Err(problem), meta)
         };
         let in_flight = self.lifecycle.admit().map_err(refused)?;
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            let most = self.max_in_flight;
+            let most = self.local.limits.max_in_flight;
             let detail = format!(
                 "{most} calls run here for which nobody waits, as many as RPC_MAX_IN_FLIGHT allows"
             );
@@ -143,8 +133,8 @@ impl Dispatcher {
             Some(report) if is_refusal(&report) => return Err(report),
             Some(report) => ended(Some(report)),
             None => {
-                let stop = self.stop.clone();
-                self.tasks.spawn(async move {
+                let stop = self.local.stop.clone();
+                self.local.tasks.spawn(async move {
                     let report = tokio::select! {
                         biased;
                         () = stop.cancelled() => None,
@@ -163,7 +153,7 @@ impl Dispatcher {
         let Report { result, meta } = report;
         let problem = result.as_ref().err();
         self.count(meta, problem);
-        self.metrics.feed.call_ended(name, meta, problem);
+        self.local.metrics.feed.call_ended(name, meta, problem);
     }
 
     /// Runs a call in the first region of a list that takes it: where it ran, or was tried last, and what came of it.
@@ -174,7 +164,7 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> (Option<Region>, Result<Returned, Problem>) {
         if let Err(draining) = attempts.admit(&self.lifecycle) {
-            let first = targets.first(&self.identity.primary);
+            let first = targets.first(&self.local.identity.primary);
             return (first.cloned(), Err(draining));
         }
         let is_strict = call.key.is_some() && !call.idempotent && !self.executor.shares_keys();
@@ -186,7 +176,7 @@ impl Dispatcher {
         let (mut tour, mut region) = (Tour::default(), None);
         loop {
             let choices = self.choices_found(targets, call, attempts.deadline).await;
-            let own = &self.identity.region;
+            let own = &self.local.identity.region;
             let next = tour.next(&choices, attempts.left(), own, is_strict);
             let Some((choice, kept)) = next else {
                 break;
@@ -199,7 +189,7 @@ impl Dispatcher {
             }
             let problem = match result {
                 Ok(result) => {
-                    let (calls, item) = (&self.metrics.calls, choice.item);
+                    let (calls, item) = (&self.local.metrics.calls, choice.item);
                     calls.chosen(Some(item), region.as_ref());
                     if call.after.is_some()
                         && item > 0
@@ -217,7 +207,7 @@ impl Dispatcher {
                 break;
             }
         }
-        self.metrics.calls.chosen(None, None);
+        self.local.metrics.calls.chosen(None, None);
         let problem = attempts.take_problem().unwrap_or_else(|| {
             let detail = format!("no region that may be meant has {}", call.name);
             Problem::new(Code::FunctionUnknown, detail)
@@ -245,7 +235,7 @@ impl Dispatcher {
 
     /// The region of the first attempt of `call`, as far as it is known now.
     pub(crate) fn first_region(&self, targets: &Targets, call: &Call) -> Option<Region> {
-        if let Some(region) = targets.only(&self.identity.primary) {
+        if let Some(region) = targets.only(&self.local.identity.primary) {
             return Some(region.clone());
         }
         let choices = self.choices(targets, Needs::of(call));
@@ -254,7 +244,7 @@ impl Dispatcher {
 
     /// The region of the first attempt of a call without a key, among `choices`.
     pub(crate) fn first_of(&self, choices: &[Choice]) -> Option<Region> {
-        let own = &self.identity.region;
+        let own = &self.local.identity.region;
         let (first, _) = Tour::default().next(choices, MAX_ATTEMPTS, own, false)?;
         Some(first.region.clone())
     }
@@ -320,7 +310,7 @@ impl Dispatcher {
         if call.instance.is_some() {
             return None;
         }
-        let siblings = self.cluster.region(&self.identity.region).ok()?;
+        let siblings = self.cluster.region(&self.local.identity.region).ok()?;
         siblings.may_know(&call.name).then_some(siblings)
     }
 
@@ -345,7 +335,7 @@ impl Dispatcher {
         if !timeout && !idempotent {
             return Cow::Borrowed(call);
         }
-        let under = |declared: &Declaration| Call::under(call, declared, self.max_timeout);
+        let under = |declared: &Declaration| Call::under(call, declared, self.local.timeouts.max);
         let found = self.policy(targets, &call.name, under);
         found.unwrap_or(Cow::Borrowed(call))
     }
@@ -359,8 +349,8 @@ impl Dispatcher {
     ) -> Option<T> {
         let in_region = |region: &Region| self.policy_in(region, name, &read);
         let has_any = targets.has_any();
-        let own = has_any.then_some(&self.identity.region);
-        let mut near = targets.named(&self.identity.primary).chain(own);
+        let own = has_any.then_some(&self.local.identity.region);
+        let mut near = targets.named(&self.local.identity.primary).chain(own);
         near.find_map(in_region).or_else(|| match has_any {
             true => self.cluster.regions().iter().find_map(in_region),
             false => None,
@@ -374,7 +364,7 @@ impl Dispatcher {
         name: &FunctionName,
         read: impl Fn(&Declaration) -> T,
     ) -> Option<T> {
-        if *region == self.identity.region
+        if *region == self.local.identity.region
             && let Some(declared) = self.executor.catalogue().get(name)
         {
             return Some(read(declared));
@@ -387,12 +377,12 @@ impl Dispatcher {
     fn count(&self, meta: &Meta, problem: Option<&Problem>) {
         let is_known = |region: &&Region| {
             problem.is_none()
-                || **region == self.identity.region
+                || **region == self.local.identity.region
                 || self.cluster.region(region).is_ok()
         };
         let known = meta.region.as_ref().filter(is_known);
         let elapsed = Duration::from_secs_f64(meta.elapsed_ms / 1e3);
-        let calls = &self.metrics.calls;
+        let calls = &self.local.metrics.calls;
         calls.ended(known, problem, meta.attempts, elapsed);
     }
 
@@ -418,9 +408,9 @@ impl Dispatcher {
                 (1, run.await)
             }
         };
-        let region = Some(self.identity.region.clone());
+        let region = Some(self.local.identity.region.clone());
         let meta = Meta {
-            instance: Some(self.identity.instance.clone()),
+            instance: Some(self.local.identity.instance.clone()),
             attempts,
             ..Meta::untried(region, arrived.elapsed(), request_id)
         };
@@ -430,9 +420,9 @@ impl Dispatcher {
     /// Whether the call runs here without a choice. A call with a key is the region's: its key chooses the instance, unless
     /// all instances share what they remember.
     fn runs_here(&self, region: &Region, call: &Call) -> bool {
-        *region == self.identity.region
+        *region == self.local.identity.region
             && match &call.instance {
-                Some(asked) => *asked == self.identity.instance,
+                Some(asked) => *asked == self.local.identity.instance,
                 None => call.key.is_none() || self.executor.shares_keys(),
             }
     }
@@ -440,13 +430,13 @@ impl Dispatcher {
     fn misplaced(&self, exec: &Exec) -> Option<Problem> {
         let Identity {
             region, instance, ..
-        } = &self.identity;
+        } = &self.local.identity;
         let is_mine = |asked: &InstanceId| asked == instance;
         if exec.region != *region || !exec.call.instance.as_ref().is_none_or(is_mine) {
             let detail = format!("this is instance {instance} of region \"{region}\"");
             return Some(Problem::new(Code::WrongRegion, detail));
         }
-        let is_this = |boot: &BootId| *boot == self.boot;
+        let is_this = |boot: &BootId| *boot == self.local.boot;
         if !exec.call.boot.as_ref().is_none_or(is_this) {
             let detail = format!("another process of instance {instance} may have run this call");
             return Some(Problem::new(Code::WrongRegion, detail));
@@ -462,7 +452,7 @@ impl Dispatcher {
     ) -> Result<Returned, Problem> {
         attempts.admit(&self.lifecycle)?;
         let known = self.found(region, call, attempts.deadline).await?;
-        let me = (*region == self.identity.region).then_some(&self.identity.instance);
+        let me = (*region == self.local.identity.region).then_some(&self.local.identity.instance);
         let mut candidates = Candidates::new(&known, me, call, self.executor.shares_keys())?;
         let budget = self.budgets.of_call(region);
         let mut next = candidates.next(&known, call, attempts)?;
@@ -500,7 +490,7 @@ impl Dispatcher {
         call: &Call,
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
-        attempts.begin(&self.identity.instance);
+        attempts.begin(&self.local.identity.instance);
         let (request_id, deadline) = (&attempts.request_id, attempts.deadline);
         let counted = &mut attempts.in_flight;
         // On the heap, because it would be most of what a call to another instance carries along.
@@ -520,7 +510,8 @@ impl Dispatcher {
         let result = self.link.exec(peer, call, deadline, request_id).await;
         drop(under_way);
         let problem = result.as_ref().err();
-        self.metrics
+        self.local
+            .metrics
             .peers
             .tried(&peer.region, problem, started.elapsed());
         if let Some(problem) = problem.filter(|problem| problem.executed != Executed::Yes) {
@@ -540,7 +531,7 @@ impl Dispatcher {
             code: problem.word(),
             executed,
         };
-        self.metrics.feed.attempt_failed(&call.name, &attempt);
+        self.local.metrics.feed.attempt_failed(&call.name, &attempt);
         if is_missing(problem) && peer.says_it_has(&call.name) {
             self.cluster.report(peer.address, CallSignal::Outdated);
         }
@@ -581,7 +572,7 @@ impl Dispatcher {
     /// # Errors
     /// [`Code::RegionUnknown`] with the known regions, or [`Code::DiscoveryPending`].
     pub(crate) fn peers(&self, region: &Region) -> Result<Arc<RegionPeers>, Problem> {
-        let own = &self.identity.region;
+        let own = &self.local.identity.region;
         match self.cluster.region(region) {
             Err(problem) if problem.code != Code::RegionUnknown => Err(problem),
             Err(_) if region == own => Ok(Arc::default()),
@@ -598,7 +589,7 @@ impl Dispatcher {
     /// Every region in which an instance was ever seen, the own one among them, sorted.
     fn regions(&self) -> Vec<Region> {
         let mut regions = self.cluster.regions();
-        regions.push(self.identity.region.clone());
+        regions.push(self.local.identity.region.clone());
         regions.sort();
         regions.dedup();
         regions

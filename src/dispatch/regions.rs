@@ -54,7 +54,7 @@ impl Dispatcher {
     pub(crate) fn choices(&self, targets: &Targets, needs: Needs<'_>) -> Vec<Choice> {
         let mut choices: Vec<Choice> = Vec::new();
         for (item, target) in targets.items.iter().enumerate() {
-            let regions = match target.region(&self.identity.primary) {
+            let regions = match target.region(&self.local.identity.primary) {
                 Some(region) => vec![self.choice(item, target, region.clone(), needs)],
                 None => self.nearest(item, targets, needs),
             };
@@ -65,7 +65,7 @@ impl Dispatcher {
 
     /// Every region that `any` may stand for.
     fn nearest(&self, item: usize, targets: &Targets, needs: Needs<'_>) -> Vec<Choice> {
-        let own = &self.identity.region;
+        let own = &self.local.identity.region;
         let others = self.cluster.regions().into_iter();
         let regions = others.filter(|region| region != own).chain([own.clone()]);
         let allowed = regions.filter(|region| targets.any_may_be(region));
@@ -82,7 +82,7 @@ impl Dispatcher {
 
     fn choice(&self, item: usize, target: &Target, region: Region, needs: Needs<'_>) -> Choice {
         let peers = self.cluster.region(&region).unwrap_or_default();
-        let is_here = region == self.identity.region && self.is_here(needs);
+        let is_here = region == self.local.identity.region && self.is_here(needs);
         Choice {
             item,
             is_any: *target == Target::Any,
@@ -91,14 +91,16 @@ impl Dispatcher {
             } else {
                 standing(&peers, needs)
             },
-            distance: peers.distance().filter(|_| region != self.identity.region),
+            distance: peers
+                .distance()
+                .filter(|_| region != self.local.identity.region),
             region,
         }
     }
 
     fn is_here(&self, needs: Needs<'_>) -> bool {
         match needs.instance {
-            Some(instance) => *instance == self.identity.instance,
+            Some(instance) => *instance == self.local.identity.instance,
             None => needs
                 .function
                 .is_none_or(|name| self.executor.catalogue().has(name)),

@@ -52,15 +52,15 @@ pub(super) fn admit(api: &Api, audience: Audience, request: &mut Request) -> Res
 
 /// The client whose token a request has, where there are clients.
 fn client(api: &Api, request: &Request) -> Result<Caller, Problem> {
-    if api.access.clients.is_empty() {
-        site::check(request, api.access.allow_anonymous)?;
+    if api.local.access.clients.is_empty() {
+        site::check(request, api.local.access.allow_anonymous)?;
     }
     if request.extensions().get::<Crowded>().is_some() {
         let detail = "clients keep as many connections busy as this instance has places for";
         return Err(Problem::new(Code::Overloaded, detail));
     }
     let token = presented_token(request.headers());
-    let caller = api.access.caller(token.as_ref());
+    let caller = api.local.access.caller(token.as_ref());
     caller.ok_or_else(|| match token {
         Some(_) => unauthenticated("no client has the token in header authorization"),
         None => {
@@ -72,7 +72,7 @@ fn client(api: &Api, request: &Request) -> Result<Caller, Problem> {
 /// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.
 fn instance(api: &Api, request: &Request) -> Result<Option<ProvenToken>, Problem> {
     // Without a token, whoever reaches this instance is taken for one; a page in a browser that does must not be.
-    if api.access.cluster.is_empty() {
+    if api.local.access.cluster.is_empty() {
         site::check(request, false)?;
     }
     if came_through_fly_proxy(request.headers()) {
@@ -80,7 +80,7 @@ fn instance(api: &Api, request: &Request) -> Result<Option<ProvenToken>, Problem
         return Err(Problem::new(Code::Forbidden, detail));
     }
     let token = presented_token(request.headers());
-    if api.access.is_instance(token.as_ref()) {
+    if api.local.access.is_instance(token.as_ref()) {
         return Ok(None);
     }
     let path = request.uri().path();
@@ -125,11 +125,11 @@ pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
 
 /// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.
 pub(super) fn known_caller(api: &Api, request: &Request) -> Option<Caller> {
-    if api.access.clients.is_empty() {
-        site::check(request, api.access.allow_anonymous).ok()?;
+    if api.local.access.clients.is_empty() {
+        site::check(request, api.local.access.allow_anonymous).ok()?;
     }
     let token = presented_token(request.headers());
-    api.access.caller(token.as_ref())
+    api.local.access.caller(token.as_ref())
 }
 
 /// The token in the headers of a request; `None` without exactly one. The typed header of the crate `headers` would take the
@@ -148,7 +148,7 @@ fn proven(api: &Api, request: &Request, says: Statement<'_>) -> Option<ProvenTok
     let Reached(address) = request.extensions().get()?;
     let challenge = Challenge::received(text(NONCE)?, *address)?;
     let proof = text(PROOF)?.parse().ok()?;
-    let mut tokens = api.access.cluster.iter();
+    let mut tokens = api.local.access.cluster.iter();
     let token = tokens.find(|token| challenge.is_proven(token, says, &proof))?;
     Some(ProvenToken {
         token: token.clone(),

@@ -66,7 +66,7 @@ use crate::{
 pub(super) async fn list_regions(State(api): ApiState) -> Json<RegionsDocument> {
     let overview = api.cluster.overview().await;
     let regions = regions(&api, &overview);
-    let identity = &api.identity;
+    let identity = &api.local.identity;
     Json(RegionsDocument {
         local: identity.region.clone(),
         primary: identity.primary.clone(),
@@ -116,7 +116,7 @@ pub(super) async fn get_region(
     State(api): ApiState,
     InPath(target): InPath<Target>,
 ) -> Result<Json<RegionDocument>> {
-    let region = target.region(&api.identity.primary);
+    let region = target.region(&api.local.identity.primary);
     let region = region.cloned().ok_or_else(|| {
         let detail = "\"any\" is where a call may run, and no region; /regions lists them";
         Problem::new(Code::InvalidRegion, detail)
@@ -190,7 +190,11 @@ fn regions(api: &Api, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocum
         let instances = regions.entry(region.clone()).or_default();
         instances.push((boot, instance));
     };
-    add(&api.identity.region, Some(&api.boot), this_instance(api));
+    add(
+        &api.local.identity.region,
+        Some(&api.local.boot),
+        this_instance(api),
+    );
     for known in overview.peers() {
         add(&known.peer.region, known.peer.boot.as_ref(), peer(known));
     }
@@ -223,14 +227,14 @@ fn each_once(mut instances: Vec<(Option<&BootId>, InstanceDocument)>) -> Vec<Ins
 pub(super) fn this_instance(api: &Api) -> InstanceDocument {
     let catalogue = api.executor.catalogue();
     InstanceDocument {
-        instance: api.identity.instance.clone(),
+        instance: api.local.identity.instance.clone(),
         address: api.address,
-        state: match api.lifecycle.is_stopping() {
+        state: match api.dispatcher.lifecycle.is_stopping() {
             true => PeerState::Draining,
             false => PeerState::Ready,
         },
         local: true,
-        release: api.identity.release.clone(),
+        release: api.local.identity.release.clone(),
         rtt_ms: None,
         last_seen_ms: None,
         functions: Some(catalogue.len()),

@@ -107,7 +107,7 @@ pub(super) async fn call_each(
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let primary = &api.identity.primary;
+    let primary = &api.local.identity.primary;
     let first = regions.named(primary).next();
     let refuse = |problem| Refusal::new(problem, first);
     if regions == Regions::All && caller.regions().is_some() {
@@ -174,7 +174,7 @@ impl About {
             elapsed_ms: milliseconds(self.arrived.elapsed()),
             request_id: self.request_id.clone(),
         };
-        self.api.metrics.calls.fan_outs.inc();
+        self.api.local.metrics.calls.fan_outs.inc();
         let (client, function, regions) = (self.caller.name(), &self.function, &self.regions);
         let (asked, succeeded, elapsed_ms) = (meta.asked, meta.succeeded, meta.elapsed_ms);
         let request_id = &meta.request_id;

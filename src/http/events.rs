@@ -107,22 +107,23 @@ pub(super) async fn stream_events(
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    if api.lifecycle.is_stopping() {
+    if api.dispatcher.lifecycle.is_stopping() {
         let detail = "this instance is stopping and starts no stream";
         return Err(Problem::new(Code::Draining, detail).into());
     }
-    let listener = api.metrics.feed.listen().ok_or_else(|| {
+    let listener = api.local.metrics.feed.listen().ok_or_else(|| {
         let detail = "as many clients listen as this instance has streams for";
         Problem::new(Code::Overloaded, detail)
     })?;
     let last = headers.get(LAST_EVENT_ID);
-    let missed = last.and_then(|last| Some(api.metrics.feed.missed_since(last.to_str().ok()?)));
+    let missed =
+        last.and_then(|last| Some(api.local.metrics.feed.missed_since(last.to_str().ok()?)));
     let mut tick = time::interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let events = Stream {
         lagged: missed.filter(|count| *count != Some(0)).map(lagged),
-        counted: api.metrics.feed.totals(),
-        phase: api.lifecycle.watch(),
+        counted: api.local.metrics.feed.totals(),
+        phase: api.dispatcher.lifecycle.watch(),
         api,
         caller,
         listener,
@@ -195,7 +196,7 @@ impl Stream {
     }
 
     fn counts(&mut self) -> Bytes {
-        let totals = self.api.metrics.feed.totals();
+        let totals = self.api.local.metrics.feed.totals();
         let seen = totals
             .iter()
             .filter(|it| self.may_see_in(it.region.as_ref()));
@@ -212,7 +213,7 @@ impl Stream {
 
     /// That this instance is stopping: the state that its peers see too.
     fn stopping(&self) -> Bytes {
-        let identity = &self.api.identity;
+        let identity = &self.api.local.identity;
         let change = PeerChange {
             region: &identity.region,
             instance: &identity.instance,

@@ -115,7 +115,7 @@ pub(super) async fn explain_region(
     RawQuery(query): RawQuery,
 ) -> Result<Json<ExplanationDocument>> {
     targets.within = caller.regions().map(<[_]>::to_vec);
-    let refuse = |problem| Refusal::new(problem, targets.first(&api.identity.primary));
+    let refuse = |problem| Refusal::new(problem, targets.first(&api.local.identity.primary));
     let function = asked_function(query.as_deref()).map_err(refuse)?;
     let needs = Needs {
         function: function.as_ref(),
@@ -149,7 +149,7 @@ pub(super) async fn explain_region(
 fn policy(api: &Api, targets: &Targets, name: &FunctionName) -> PolicyDocument {
     let declared = api.dispatcher.policy(targets, name, Declaration::clone);
     let declared = declared.unwrap_or_default();
-    let Timeouts { default, max } = api.timeouts;
+    let Timeouts { default, max } = api.local.timeouts;
     let timeout = declared.declared_timeout();
     let from = |is_declared| match is_declared {
         true => PolicySource::Function,
@@ -168,7 +168,9 @@ fn policy(api: &Api, targets: &Targets, name: &FunctionName) -> PolicyDocument {
 /// Refuses a region that no instance was ever seen in, unless discovery has not finished: the explanation says so.
 fn is_known(api: &Api, region: &Region) -> Result<(), Problem> {
     match api.dispatcher.peers(region) {
-        Err(problem) if *region != api.identity.region && problem.code == Code::RegionUnknown => {
+        Err(problem)
+            if *region != api.local.identity.region && problem.code == Code::RegionUnknown =>
+        {
             Err(problem)
         }
         _ => Ok(()),
@@ -281,7 +283,7 @@ fn candidates(
     region: &Region,
     function: Option<&FunctionName>,
 ) -> Vec<CandidateDocument> {
-    let is_own = *region == api.identity.region;
+    let is_own = *region == api.local.identity.region;
     let has_it = function.is_none_or(|name| api.executor.catalogue().has(name));
     let known = overview.addresses.iter();
     let known = known.filter_map(|seen| Some((seen, seen.peer.as_ref()?)));

@@ -85,8 +85,8 @@ pub(super) async fn get_liveness(State(api): ApiState) -> Json<StatusDocument> {
 )]
 pub(super) async fn get_readiness(State(api): ApiState) -> Result<Json<StatusDocument>> {
     let refuse =
-        |code, detail| Refusal::new(Problem::new(code, detail), Some(&api.identity.region));
-    if api.lifecycle.is_stopping() {
+        |code, detail| Refusal::new(Problem::new(code, detail), Some(&api.local.identity.region));
+    if api.dispatcher.lifecycle.is_stopping() {
         return Err(refuse(Code::Draining, "this instance is stopping").into());
     }
     if !api.cluster.is_ready() {
@@ -110,7 +110,7 @@ pub(super) async fn get_readiness(State(api): ApiState) -> Result<Json<StatusDoc
 fn status(api: &Api, status: &'static str) -> Json<StatusDocument> {
     Json(StatusDocument {
         status,
-        instance: api.identity.instance.clone(),
-        region: api.identity.region.clone(),
+        instance: api.local.identity.instance.clone(),
+        region: api.local.identity.region.clone(),
     })
 }

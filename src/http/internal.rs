@@ -65,15 +65,15 @@ type Proven = Option<Extension<ProvenToken>>;
 
 /// `GET /internal/region`: who this instance is.
 pub(super) async fn introduce(State(api): ApiState, proven: Proven) -> Response {
-    let identity = api.identity.clone();
+    let identity = api.local.identity.clone();
     let introduction = Json(Introduction {
         region: identity.region,
         instance: identity.instance,
-        boot: Some(api.boot.clone()),
+        boot: Some(api.local.boot.clone()),
         app: identity.app,
         release: identity.release,
         primary: identity.primary,
-        state: match api.lifecycle.is_stopping() {
+        state: match api.dispatcher.lifecycle.is_stopping() {
             true => Readiness::Draining,
             false => Readiness::Ready,
         },
@@ -95,9 +95,9 @@ fn proof(api: &Api, path: &str, proven: Proven) -> Option<[(&'static str, String
     let Extension(ProvenToken { token, challenge }) = proven?;
     let answers = Statement::Answers {
         path,
-        instance: &api.identity.instance,
-        region: &api.identity.region,
-        boot: Some(&api.boot),
+        instance: &api.local.identity.instance,
+        region: &api.local.identity.region,
+        boot: Some(&api.local.boot),
     };
     Some([(PROOF, challenge.prove(&token, answers).to_string())])
 }
@@ -117,10 +117,10 @@ pub(super) async fn exec(
     }
     let answer = match run(&api, context, &parts.headers, body).await {
         Ok(report) => report.into_response(),
-        Err(problem) => Refusal::new(problem, Some(&api.identity.region)).into_response(),
+        Err(problem) => Refusal::new(problem, Some(&api.local.identity.region)).into_response(),
     };
     // No peer of this release reads it: that an instance drains is a line on the connection to it.
-    let is_stopping = api.lifecycle.is_stopping();
+    let is_stopping = api.dispatcher.lifecycle.is_stopping();
     let state = is_stopping.then_some([(STATE, DRAINING)]);
     (state, answer).into_response()
 }
@@ -131,9 +131,9 @@ async fn run(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Report, Problem> {
-    let limit = api.limits.max_body + ENVELOPE;
-    let body = json_body(headers, body, limit, &api.memory).await?;
-    let mut exec = Exec::from_json(&body.bytes, api.timeouts)?;
+    let limit = api.local.limits.max_body + ENVELOPE;
+    let body = json_body(headers, body, limit, &api.local.memory).await?;
+    let mut exec = Exec::from_json(&body.bytes, api.local.timeouts)?;
     exec.call.memory = Some(Arc::new(body.reserved));
     let span = trace::exec_span(&context.request_id, exec.call.trace);
     let report = api
@@ -141,7 +141,7 @@ async fn run(
         .exec(&exec, context.request_id, context.arrived)
         .instrument(span.clone())
         .await;
-    let report = with_room(report, &api.memory);
+    let report = with_room(report, &api.local.memory);
     ended(&span, &exec, &report);
     Ok(report)
 }
@@ -182,10 +182,10 @@ pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
 
 /// Answers a request that asks for a connection, and serves it in the background until either side ends it.
 fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
-    if api.lifecycle.phase() >= Phase::Refusing {
+    if api.dispatcher.lifecycle.phase() >= Phase::Refusing {
         let detail = "this instance is stopping and takes no new calls";
         let problem = Problem::new(Code::Draining, detail);
-        return Refusal::new(problem, Some(&api.identity.region)).into_response();
+        return Refusal::new(problem, Some(&api.local.identity.region)).into_response();
     }
     let clock_us = request
         .headers()
@@ -201,7 +201,7 @@ fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
         });
     let response = switching(&api, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
-    let lifecycle = Arc::clone(&api.lifecycle);
+    let lifecycle = Arc::clone(&api.dispatcher.lifecycle);
     // No tracker has this task: the drain waits for the place of the connection, which is in it.
     tokio::spawn(async move {
         match upgraded.await {
@@ -226,8 +226,8 @@ fn switching(api: &Api, confirmation: Option<&Confirmation>) -> Response {
     let proof = confirmation.map(|Confirmation { proven, nonce }| {
         let accepts = Statement::Accepts {
             nonce,
-            instance: &api.identity.instance,
-            region: &api.identity.region,
+            instance: &api.local.identity.instance,
+            region: &api.local.identity.region,
         };
         let proof = proven.challenge.prove(&proven.token, accepts);
         [(NONCE, nonce.clone()), (PROOF, proof.to_string())]
@@ -384,14 +384,14 @@ struct Exchange {
 impl Exchange {
     fn new(api: Arc<Api>, context: Context, clock: Option<Clock>) -> Self {
         Self {
-            lines: Lines::new(api.limits.max_body + ENVELOPE, &api.memory),
+            lines: Lines::new(api.local.limits.max_body + ENVELOPE, &api.local.memory),
             clock,
             running: FuturesUnordered::new(),
             waiting: Arc::default(),
-            phase: api.lifecycle.watch(),
+            phase: api.dispatcher.lifecycle.watch(),
             is_announced: false,
             out: Vec::new(),
-            unwritten: api.memory.take(0),
+            unwritten: api.local.memory.take(0),
             context,
             api,
         }
@@ -419,7 +419,7 @@ impl Exchange {
     }
 
     fn may_read(&self) -> bool {
-        let twice = self.api.limits.max_in_flight.saturating_mul(2);
+        let twice = self.api.local.limits.max_in_flight.saturating_mul(2);
         self.running.len() < twice.max(MIN_MAX_RUNNING)
     }
 
@@ -522,11 +522,11 @@ impl Exchange {
 
     async fn start_unless(&mut self, line: &[u8], cancelled: &HashSet<u64>) {
         let mut arrived = Instant::now();
-        match Exec::from_line(line, self.api.timeouts) {
+        match Exec::from_line(line, self.api.local.timeouts) {
             (Some(id), _) if cancelled.contains(&id) => {}
             (id, Ok(mut exec)) => {
                 if line.len() > SMALL {
-                    match self.api.memory.reserve(line.len(), Share::Results) {
+                    match self.api.local.memory.reserve(line.len(), Share::Results) {
                         Ok(reserved) => exec.call.memory = Some(Arc::new(reserved)),
                         Err(problem) => return self.refuse(id, problem),
                     }
@@ -559,7 +559,10 @@ impl Exchange {
 
     /// Refuses the call of a line, and throws the line away as it comes: those behind it are others' calls.
     fn refuse_line(&mut self, line: &TooLong) {
-        let (instance, most) = (&self.api.identity.instance, self.api.limits.max_body);
+        let (instance, most) = (
+            &self.api.local.identity.instance,
+            self.api.local.limits.max_body,
+        );
         let detail =
             format!("instance {instance} takes a body of at most {most} bytes (RPC_MAX_BODY)");
         self.refuse(line.id, Problem::new(Code::BodyTooLarge, detail));
@@ -567,14 +570,14 @@ impl Exchange {
     }
 
     fn refuse(&mut self, id: Option<u64>, problem: Problem) {
-        let region = Some(self.api.identity.region.clone());
+        let region = Some(self.api.local.identity.region.clone());
         let meta = Meta::untried(region, Duration::ZERO, self.context.request_id.clone());
         let result = Err(problem);
         self.write(id, Report { result, meta });
     }
 
     fn put(&mut self, id: Option<u64>, report: Report) {
-        let report = with_room(report, &self.api.memory);
+        let report = with_room(report, &self.api.local.memory);
         self.write(id, report);
     }
 

@@ -125,7 +125,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     // A client must not send its next request on a connection that is about to be closed.
-    if api.lifecycle.is_stopping() && !is_upgrade {
+    if api.dispatcher.lifecycle.is_stopping() && !is_upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -165,7 +165,7 @@ fn refused(
     let path = &path[..path.floor_char_boundary(LOGGED_PATH)];
     let (status, code, executed) = (problem.status(), problem.code, problem.executed);
     let detail = &problem.detail;
-    api.metrics.calls.refused(code);
+    api.local.metrics.calls.refused(code);
     tracing::info!(
         client, %method, path, status, %code, %executed, detail, elapsed_ms, %request_id, "refused"
     );
@@ -179,7 +179,7 @@ fn has_room(api: &Api, path: &str, response: &Response) -> bool {
         "/metrics" | protocol::FUNCTIONS => Share::Results,
         _ => Share::Strangers,
     };
-    size <= SMALL || api.memory.has_room(size, share)
+    size <= SMALL || api.local.memory.has_room(size, share)
 }
 
 /// Refuses a request that no route can answer: its head is too large, or it is for another host.

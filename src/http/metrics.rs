@@ -32,7 +32,7 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 /// Everything that was counted, and the state of the instance now.
 pub(super) async fn show(State(api): ApiState, headers: HeaderMap) -> Result<impl IntoResponse> {
-    let text = api.metrics.text(&readings(&api));
+    let text = api.local.metrics.text(&readings(&api));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
     // The text is valid in both formats.
     let format = match lists(&headers, &ACCEPT, "application/openmetrics-text") {
@@ -56,11 +56,15 @@ fn readings(api: &Api) -> Registry {
     let help = "Functions that run here now";
     show("running", help, api.executor.running());
     let help = "How many functions may run here at once";
-    show("running_limit", help, api.limits.max_in_flight);
+    show("running_limit", help, api.local.limits.max_in_flight);
     let help = "Calls that wait to leave for a peer";
     show("queued", help, api.dispatcher.queued());
     let help = "1 once the instance is stopping";
-    show("draining", help, api.lifecycle.is_stopping().into());
+    show(
+        "draining",
+        help,
+        api.dispatcher.lifecycle.is_stopping().into(),
+    );
     if let Some(is_up) = api.executor.key_store_is_up() {
         let help = "1 while the store of idempotency keys answers";
         show("key_store_up", help, is_up.into());

@@ -46,16 +46,13 @@ pub(crate) use self::openapi::Descriptions;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
 use crate::{
-    access::Access,
-    call::Timeouts,
     cluster::Cluster,
-    config::{Identity, Limits, Route},
+    config::Route,
     declaration::Declaration,
     dispatch::Dispatcher,
     lifecycle::Lifecycle,
-    memory::Budget,
-    metrics::Metrics,
-    name::{BootId, FunctionName},
+    local::LocalInstance,
+    name::FunctionName,
     problem::{Code, Problem},
     protocol,
     registry::Executor,
@@ -70,31 +67,24 @@ type ApiState = State<Arc<Api>>;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
-    pub identity: Identity,
-    pub boot: BootId,
-    pub access: Access,
+    pub local: Arc<LocalInstance>,
     /// Where it answers its peers, as `/regions` shows it.
     pub address: std::net::SocketAddr,
-    pub timeouts: Timeouts,
     pub route: Route,
-    pub limits: Limits,
-    pub memory: Arc<Budget>,
-    /// How far this listener is on its way to stop.
-    pub lifecycle: Arc<Lifecycle>,
+    pub executor: Arc<Executor>,
+    pub cluster: Arc<Cluster>,
+    /// Its lifecycle says how far this listener is on its way to stop.
+    pub dispatcher: Arc<Dispatcher>,
     /// The lifecycle of the other listeners: for the child's listener, that of all others; for those, that of the child's, which
     /// goes on until the child has ended.
     pub other_lifecycle: Arc<Lifecycle>,
-    pub executor: Arc<Executor>,
-    pub cluster: Arc<Cluster>,
-    pub dispatcher: Arc<Dispatcher>,
-    pub metrics: Arc<Metrics>,
     pub descriptions: Descriptions,
 }
 
 impl Api {
     /// The calls that were accepted and are not answered yet, run here or forwarded, by whichever listener they came.
     fn in_flight(&self) -> usize {
-        self.lifecycle.in_flight() + self.other_lifecycle.in_flight()
+        self.dispatcher.lifecycle.in_flight() + self.other_lifecycle.in_flight()
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn ask(
         return None;
     }
     let region = &api.dispatcher.first_region(targets, call)?;
-    let is_here = *region == api.identity.region;
+    let is_here = *region == api.local.identity.region;
     let deadline = Deadline::since(context.arrived, call.timeout);
     if is_here || !replay::is_fly_region(region) || deadline.has_passed() {
         return None;
@@ -74,7 +74,7 @@ pub(super) fn ask(
         Some(_) => return None,
         None => (None, left * 9 / 10),
     };
-    let (regions, or_any) = list(targets, region, &api.identity.primary);
+    let (regions, or_any) = list(targets, region, &api.local.identity.primary);
     let machines = match &call.instance {
         Some(instance) => Machines::Only(region, instance),
         None => Machines::In {
@@ -143,10 +143,10 @@ pub(super) fn to_others(
 ) -> Option<HeaderValue> {
     let Report { result, meta } = report;
     let problem = result.as_ref().err()?;
-    let me = &api.identity.instance;
+    let me = &api.local.identity.instance;
     let is_mine = meta.instance.as_ref().is_none_or(|instance| instance == me);
     // A call for the own region is tried here first, unless it names an instance or its key may pick one.
-    let is_ours = meta.region.as_ref() == Some(&api.identity.region)
+    let is_ours = meta.region.as_ref() == Some(&api.local.identity.region)
         && call.instance.is_none()
         && call.key.is_none();
     let is_own_refusal =

@@ -89,8 +89,9 @@ pub(super) async fn call(api: &Api, head: &Parts, body: Body) -> Result<CallRequ
     let (call, body) = match function(&head.uri)? {
         Some(name) => call_by_path(api, name, headers, body).await?,
         None => {
-            let body = json_body(headers, body, api.limits.max_body, &api.memory).await?;
-            (Call::from_json(&body.bytes, api.timeouts)?, body)
+            let body =
+                json_body(headers, body, api.local.limits.max_body, &api.local.memory).await?;
+            (Call::from_json(&body.bytes, api.local.timeouts)?, body)
         }
     };
     let size = body.bytes.len();
@@ -105,8 +106,8 @@ pub(super) async fn fan_out(
     body: Body,
 ) -> Result<(Call, Per), Problem> {
     refuse_forwarded(headers)?;
-    let body = json_body(headers, body, api.limits.max_body, &api.memory).await?;
-    let (call, per) = Call::from_fan_out(&body.bytes, api.timeouts)?;
+    let body = json_body(headers, body, api.local.limits.max_body, &api.local.memory).await?;
+    let (call, per) = Call::from_fan_out(&body.bytes, api.local.timeouts)?;
     Ok((finished(call, headers, body)?, per))
 }
 
@@ -169,15 +170,15 @@ async fn call_by_path(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Call, Received), Problem> {
-    let Timeouts { default, max } = api.timeouts;
+    let Timeouts { default, max } = api.local.timeouts;
     let options = options(headers, max)?;
     let body = match body.is_end_stream() {
         // Without arguments it may be left out, whatever the content type.
         true => Received {
             bytes: Vec::new(),
-            reserved: api.memory.take(0),
+            reserved: api.local.memory.take(0),
         },
-        false => json_body(headers, body, api.limits.max_body, &api.memory).await?,
+        false => json_body(headers, body, api.local.limits.max_body, &api.local.memory).await?,
     };
     let args = match body.bytes.as_slice() {
         [] => Args::default(),

@@ -233,7 +233,7 @@ pub(super) async fn call_function(
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
     targets.within = caller.regions().map(<[_]>::to_vec);
-    let primary = &api.identity.primary;
+    let primary = &api.local.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
     // Before the body is read, which need not be for this.
     auth::check_regions(&caller, targets.named(primary)).map_err(refuse)?;
@@ -278,7 +278,7 @@ pub(super) async fn call_function(
         report
     };
     replay::came_back(&parts.headers, &mut report);
-    let report = with_room(report, &api.memory);
+    let report = with_room(report, &api.local.memory);
     about.ended(&report);
     let others = replay::to_others(&api, &parts, size, &call, arrived, &report);
     let others = others.map(|others| [(REPLAY, others)]);
@@ -373,7 +373,7 @@ impl About {
             (self.caller.name(), &self.call.name, result.as_ref().err());
         trace::ended(&self.span, function, meta.region.as_ref(), problem);
         self.api.dispatcher.ended(function, report);
-        self.api.metrics.calls.of_client(client, problem);
+        self.api.local.metrics.calls.of_client(client, problem);
         let region = meta.region.as_ref().map_or("", Region::as_str);
         let instance = meta.instance.as_ref().map_or("", InstanceId::as_str);
         let request_id = meta.request_id.as_str();
@@ -416,7 +416,10 @@ impl About {
             .dispatcher
             .dispatch_in_background(&self.targets, &self.call, request_id, arrived, ended)
             .await?;
-        let region = self.targets.first(&self.api.identity.primary).cloned();
+        let region = self
+            .targets
+            .first(&self.api.local.identity.primary)
+            .cloned();
         let meta = Meta::untried(region, arrived.elapsed(), self.request_id.clone());
         let applied = [(PREFERENCE_APPLIED, RESPOND_ASYNC)];
         Ok((StatusCode::ACCEPTED, applied, Json(Accepted { meta })).into_response())
@@ -431,7 +434,7 @@ pub(super) fn abandoned(
     regions: &impl Display,
     request_id: &RequestId,
 ) {
-    api.metrics.calls.abandoned.inc();
+    api.local.metrics.calls.abandoned.inc();
     let client = caller.name();
     tracing::warn!(client, %function, region = %regions, executed = "maybe", %request_id, "call abandoned");
 }

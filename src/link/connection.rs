@@ -29,6 +29,7 @@ use super::{
 use crate::{
     cluster::CallSignal,
     deadline::Deadline,
+    local::LocalInstance,
     memory::Share,
     metrics::Metrics,
     problem::{Code, Problem},
@@ -39,6 +40,8 @@ use crate::{
     reply::{NO_ROOM, Returned, TOO_LONG},
 };
 
+/// Room for what an answer holds besides the result, in bytes.
+const AROUND_RESULT: usize = 64 << 10;
 /// How often a connection looks after itself.
 const TICK: Duration = Duration::from_millis(100);
 /// Silence, in ticks, after which the peer is asked for a sign of life.
@@ -73,16 +76,13 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Opens a connection as `opening` says, and serves it until it ends.
-    pub(super) fn open(
-        opening: Opening,
-        metrics: Arc<Metrics>,
-    ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
+    pub(super) fn open(opening: Opening) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
         let connection = Arc::new(Self {
             started: Instant::now(),
             outbox: Outbox::default(),
             socket: OnceLock::new(),
             woken: Notify::new(),
-            metrics,
+            metrics: Arc::clone(&opening.local.metrics),
         });
         let task = run(Arc::clone(&connection), opening);
         (connection, task)
@@ -152,7 +152,9 @@ async fn run(connection: Arc<Connection>, opening: Opening) {
         round_trip,
     } = opened;
     opening.peer.stats.note_round_trip(round_trip);
-    let mut lines = Lines::new(opening.max_line, &opening.memory);
+    let LocalInstance { limits, memory, .. } = &*opening.local;
+    let max_line = limits.max_result.saturating_add(AROUND_RESULT);
+    let mut lines = Lines::new(max_line, memory);
     lines.push(&already);
     connection.outbox.open(&first);
     let socket = connection.socket.get_or_init(|| write);
@@ -363,7 +365,7 @@ impl Driver<'_> {
         if size <= UNCOUNTED {
             return Ending::Answered(Ok((returned, None)));
         }
-        match self.opening.memory.reserve(size, Share::Results) {
+        match self.opening.local.memory.reserve(size, Share::Results) {
             Ok(held) => Ending::Answered(Ok((returned, Some(held)))),
             Err(_) => Ending::Dropped(Box::new(returned.dropped(NO_ROOM))),
         }

@@ -18,7 +18,6 @@ use std::{
 use moka::sync::Cache;
 use scopeguard::ScopeGuard;
 use tokio::sync::Semaphore;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     connection::Connection,
@@ -29,17 +28,13 @@ use crate::{
     call::Call,
     cluster::{CallSignal, Cluster, Peer},
     deadline::Deadline,
-    memory::Budget,
-    metrics::Metrics,
+    local::LocalInstance,
     name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
     reply::Returned,
-    token::Token,
 };
 
-/// Room for what an answer holds besides the result, in bytes.
-const AROUND_RESULT: usize = 64 << 10;
 /// The size, in bytes, above which a call, or a function's result, travels alone: it would hold up others.
 const LARGE: usize = 64 << 10;
 /// How many functions with large results are remembered.
@@ -53,16 +48,12 @@ const CLOCK_ERROR: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct Link {
+    local: Arc<LocalInstance>,
     cluster: Arc<Cluster>,
+    /// How long a connection may take to stand.
     connect_timeout: Duration,
-    max_answer: usize,
-    token: Option<Token>,
     ways: Mutex<BTreeMap<SocketAddr, Way>>,
     large_results: LargeResults,
-    memory: Arc<Budget>,
-    metrics: Arc<Metrics>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -78,28 +69,17 @@ struct Way {
 }
 
 impl Link {
-    /// A link that waits `connect_timeout` for a connection and reads results of at most `max_result` bytes, as far as
-    /// `memory` has room for what came of them. Peers are who knows `token`; connections live in `tasks` until `stop`.
     pub(crate) fn new(
+        local: Arc<LocalInstance>,
         cluster: Arc<Cluster>,
         connect_timeout: Duration,
-        max_result: usize,
-        token: Option<&Token>,
-        (memory, metrics): (Arc<Budget>, Arc<Metrics>),
-        tasks: TaskTracker,
-        stop: CancellationToken,
     ) -> Self {
         Self {
+            local,
             cluster,
             connect_timeout,
-            max_answer: max_result.saturating_add(AROUND_RESULT),
-            token: token.cloned(),
             ways: Mutex::default(),
             large_results: LargeResults::default(),
-            memory,
-            metrics,
-            tasks,
-            stop,
         }
     }
 
@@ -209,17 +189,15 @@ impl Link {
     fn open(&self, peer: &Peer) -> Arc<Connection> {
         let opening = Opening {
             peer: peer.clone(),
-            token: self.token.clone(),
+            local: Arc::clone(&self.local),
             connect_timeout: self.connect_timeout,
             cluster: Arc::clone(&self.cluster),
-            max_line: self.max_answer,
-            memory: Arc::clone(&self.memory),
         };
-        let (connection, run) = Connection::open(opening, Arc::clone(&self.metrics));
-        let stop = self.stop.clone();
+        let (connection, run) = Connection::open(opening);
+        let stop = self.local.stop.clone();
         // Where the link has stopped, or the runtime does, the task is dropped before it begins.
         let ended = scopeguard::guard(Arc::clone(&connection), |connection| connection.cut());
-        self.tasks.spawn(async move {
+        self.local.tasks.spawn(async move {
             let _ended = ended;
             stop.run_until_cancelled(run).await
         });

@@ -21,11 +21,11 @@ use tokio::{
 
 use crate::{
     cluster::{Cluster, Peer},
-    memory::Budget,
+    local::LocalInstance,
     problem::{Executed, with_causes},
     protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement, lines},
     reply::ProblemDocument,
-    token::{Proof, Token},
+    token::Proof,
 };
 
 /// How long the peer may take to answer the upgrade once the connection stands.
@@ -37,14 +37,10 @@ const MAX_REFUSAL: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Opening {
     pub(super) peer: Peer,
-    pub(super) token: Option<Token>,
+    pub(super) local: Arc<LocalInstance>,
     /// How long a connection may take to stand.
     pub(super) connect_timeout: Duration,
     pub(super) cluster: Arc<Cluster>,
-    /// The longest line that is read, in bytes.
-    pub(super) max_line: usize,
-    /// What counts the part of a line that came.
-    pub(super) memory: Arc<Budget>,
 }
 
 #[derive(Debug)]
@@ -159,7 +155,7 @@ fn request(opening: &Opening, challenge: &Challenge, started: Instant) -> Reques
     set(CONNECTION, "upgrade".to_owned());
     set(UPGRADE, LINES.to_owned());
     set(FORWARDED, "1".to_owned());
-    if let Some(token) = &opening.token {
+    if let Some(token) = opening.local.access.cluster.first() {
         set(HeaderName::from_static(NONCE), challenge.nonce().to_owned());
         let proof = challenge.prove(token, Statement::Opens).to_string();
         set(HeaderName::from_static(PROOF), proof);
@@ -175,7 +171,7 @@ fn confirmation(
     challenge: &Challenge,
     headers: &HeaderMap,
 ) -> Result<Vec<u8>, Unopened> {
-    let Some(token) = &opening.token else {
+    let Some(token) = opening.local.access.cluster.first() else {
         return Ok(Vec::new());
     };
     let text = |name| headers.get(name)?.to_str().ok();

@@ -27,6 +27,7 @@ const LAYERS: &[&[&str]] = &[
     &["protocol"],
     &["feed"],
     &["metrics"],
+    &["local"],
     &["registry"],
     &["cluster"],
     &["link"],
