@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{AsyncConnectionConfig, Client, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, ErrorKind, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, watch},
@@ -259,12 +259,27 @@ impl Store {
             let Some(change) = self.pending().take() else {
                 break;
             };
-            match change.make(connection).await {
-                Ok(made) => change.note(made),
-                Err(why) => {
-                    self.pending().put(change);
-                    return Err(why);
-                }
+            match self.try_to_make(change, connection).await {
+                // It stays pending. The renewal of the lease writes too: it decides about the connection.
+                Err(why) if is_answer(&why) => break,
+                tried => tried?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `change`, or gives it up where the store answers that it never will; otherwise it is pending.
+    async fn try_to_make(
+        &self,
+        change: Change,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), redis::RedisError> {
+        match change.make(connection).await {
+            Ok(made) => change.note(made),
+            Err(why) if is_answer(&why) && !passes(&why) => change.give_up(&why),
+            Err(why) => {
+                self.pending().put(change);
+                return Err(why);
             }
         }
         Ok(())
@@ -490,6 +505,16 @@ impl Change {
         }
     }
 
+    /// Warns of what is lost because the store refuses it, which it answered with `why`.
+    fn give_up(&self, why: &redis::RedisError) {
+        let lost = match self.to {
+            To::Value(_) => "the outcome of a call is lost: its repeats take it to be running",
+            To::Nothing | To::Mark(_) => "the claim of a call that did not run may stay",
+        };
+        let name = &self.name;
+        tracing::warn!(%why, name, "the store of idempotency keys refuses a change: {lost}");
+    }
+
     fn size(&self) -> usize {
         let to = match &self.to {
             To::Value(text) | To::Mark(text) => text.len(),
@@ -515,13 +540,10 @@ impl Claim {
         let store = Arc::clone(&self.store);
         // In a task of its own: it is stored also when the caller goes away.
         let settled = task::spawn(async move {
-            let made = match store.live() {
-                Ok(mut connection) => change.make(&mut connection).await.ok(),
-                Err(_) => None,
-            };
-            match made {
-                Some(made) => change.note(made),
-                None => store.pending().put(change),
+            match store.live() {
+                // Where this fails, it is pending.
+                Ok(mut connection) => drop(store.try_to_make(change, &mut connection).await),
+                Err(_) => store.pending().put(change),
             }
         });
         let _ = settled.await;
@@ -624,6 +646,29 @@ enum Away {
     Failed(#[from] redis::RedisError),
     #[error("what it has is of another release")]
     Strange,
+}
+
+/// Whether the store answered, so that its connection works.
+fn is_answer(why: &redis::RedisError) -> bool {
+    matches!(why.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+}
+
+/// Whether an answer is about the state of the store, which another try may find changed, and not about the command.
+fn passes(why: &redis::RedisError) -> bool {
+    let passing = [
+        "ASK",
+        "BUSY",
+        "CLUSTERDOWN",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "NOAUTH",
+        "NOREPLICAS",
+        "OOM",
+        "READONLY",
+        "TRYAGAIN",
+    ];
+    why.code().is_some_and(|code| passing.contains(&code))
 }
 
 /// Without the store nobody knows what came of the call: it is not run here, and may have run where a claim `is_found`, or

@@ -336,6 +336,124 @@ async fn a_claim_that_arrives_after_it_was_given_up_holds_up_no_repeat() {
     assert_eq!(cluster.runs()["a"], 1);
 }
 
+/// The name of a key that `redis` has and that is none of `others`.
+async fn stored_name(redis: &Redis, others: &[String]) -> String {
+    let names = redis.ask("KEYS *:key:*").await;
+    let mut names = names.lines().filter(|line| line.starts_with("fly-rpc:"));
+    let name = names.find(|name| others.iter().all(|other| other != name));
+    name.unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_change_that_the_store_refuses_is_given_up_and_holds_up_nothing() {
+    let redis = Redis::start().await;
+    let proxy = redis.proxy().await;
+    let cluster = cluster_with(&format!("redis://{}", proxy.address)).await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let call = |latch: &str| blocking(latch, &json!({}));
+    let (good, bad) = (call("good"), call("bad"));
+    let losing = async {
+        cluster.until_started("good").await;
+        let kept = stored_name(&redis, &[]).await;
+        // Only then, so that it is known whose name is whose.
+        let replacing = async {
+            cluster.until_started("bad").await;
+            let replaced = stored_name(&redis, &[kept]).await;
+            proxy.break_all(Fault::Refuse).await;
+            until_all_up(&cluster, 0.0).await;
+            redis.ask(&format!("DEL {replaced}")).await;
+            let stored = redis.ask(&format!("HSET {replaced} field 1")).await;
+            assert!(stored.starts_with(":1"), "{stored}");
+            cluster.release("good");
+        };
+        tokio::join!(keyed(iad, "iad", "bad", &bad), replacing).0
+    };
+    let first = async {
+        let first = keyed(iad, "iad", "good", &good).await;
+        // What is pending last is tried first.
+        cluster.release("bad");
+        first
+    };
+    let (first, replaced) = tokio::join!(first, losing);
+    assert_eq!(
+        (first.result(), replaced.result()),
+        (&json!("released"), &json!("released"))
+    );
+    proxy.heal().await;
+    until_all_up(&cluster, 1.0).await;
+    let again = keyed(syd, "syd", "good", &good).await;
+    assert_eq!(
+        (again.result(), is_replayed(&again)),
+        (&json!("released"), true)
+    );
+    let log = async || iad.log();
+    let lost = "the outcome of a call is lost: its repeats take it to be running";
+    let told = eventually("the loss", log, |log| log.contains(lost)).await;
+    assert!(told.contains("WRONGTYPE"), "{told}");
+    // Another two renewals: the connection lives on, and the change is not tried again.
+    until_renewed(&redis, &cluster).await;
+    until_renewed(&redis, &cluster).await;
+    let log = iad.log();
+    let away = "the store of idempotency keys is away";
+    let counts = [lost, away].map(|text| log.matches(text).count());
+    assert_eq!(counts, [1, 1], "{log}");
+    let ran = keyed(iad, "iad", "other", &run("a", &json!({}))).await;
+    assert_eq!(ran.result(), "a");
+}
+
+/// Waits until each process has renewed its lease.
+async fn until_renewed(redis: &Redis, cluster: &Cluster) {
+    let instances = u64::try_from(cluster.instances.len()).unwrap();
+    let renewals = async || redis.commands("set").await;
+    let before = renewals().await;
+    let are_all = |now: &u64| *now >= before + instances;
+    eventually("renewals", renewals, are_all).await;
+}
+
+#[tokio::test]
+async fn a_user_that_may_run_no_script_has_its_calls_run_and_their_outcomes_lost() {
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let iad = cluster.instance("iad-1");
+    let denied = redis.ask("ACL SETUSER default -eval").await;
+    assert!(denied.starts_with("+OK"), "{denied}");
+    for key in ["a", "b"] {
+        let ran = keyed(iad, "iad", key, &run(key, &json!({}))).await;
+        assert_eq!(ran.result(), key);
+        until_renewed(&redis, &cluster).await;
+    }
+    let log = iad.log();
+    assert_eq!(log.matches("NoPerm").count(), 2, "{log}");
+    assert!(!log.contains("is away"), "{log}");
+}
+
+#[tokio::test]
+async fn what_a_store_refuses_that_became_a_replica_is_stored_when_it_is_none_any_more() {
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let block = blocking("latch", &json!({}));
+    let demoting = async {
+        cluster.until_started("latch").await;
+        let demoted = redis.ask("REPLICAOF 127.0.0.1 1").await;
+        assert!(demoted.starts_with("+OK"), "{demoted}");
+        cluster.release("latch");
+    };
+    let (first, ()) = tokio::join!(keyed(iad, "iad", "key", &block), demoting);
+    assert_eq!(first.result(), "released");
+    until_all_up(&cluster, 0.0).await;
+    let refused = keyed(iad, "iad", "other", &run("a", &json!({}))).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    redis.ask("REPLICAOF NO ONE").await;
+    until_all_up(&cluster, 1.0).await;
+    let again = keyed(syd, "syd", "key", &block).await;
+    assert_eq!(
+        (again.result(), is_replayed(&again)),
+        (&json!("released"), true)
+    );
+    assert!(!iad.log().contains("is lost"), "{}", iad.log());
+}
+
 /// Calls that end while the store is away.
 const OWED: usize = 120;
 
