@@ -20,6 +20,12 @@ pub(crate) enum Phase {
     Cut,
 }
 
+/// That it takes no new calls.
+pub(crate) fn refusal() -> Problem {
+    let detail = "this instance is stopping and takes no new calls";
+    Problem::new(Code::Draining, detail)
+}
+
 /// The phase of one instance and its calls in flight.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
@@ -59,10 +65,7 @@ impl Lifecycle {
         // Before the look at the phase: a drain that begins now either refuses the call or waits for it.
         let token = self.in_flight.token();
         if self.phase() >= Phase::Refusing {
-            return Err(Problem::new(
-                Code::Draining,
-                "this instance is stopping and takes no new calls",
-            ));
+            return Err(refusal());
         }
         Ok(Arc::new(token))
     }

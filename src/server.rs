@@ -77,6 +77,8 @@ pub(crate) struct Server {
     /// The accept loops, and every connection for as long as its socket is open, upgraded or not.
     connections: TaskTracker,
     accepting: CancellationToken,
+    /// Of each door.
+    places: Arc<[Arc<Places>]>,
 }
 
 impl Server {
@@ -86,12 +88,14 @@ impl Server {
         drain: DrainConfig,
         memory: &Arc<Budget>,
     ) -> Self {
+        let doors: Vec<Door> = doors.collect();
         let server = Self {
             lifecycle,
             drain,
             memory: Arc::clone(memory),
             connections: TaskTracker::new(),
             accepting: CancellationToken::new(),
+            places: doors.iter().map(|door| Arc::clone(&door.places)).collect(),
         };
         for door in doors {
             let this = server.clone();
@@ -145,8 +149,12 @@ impl Server {
         if finished.await.is_ok() {
             return Drained::Whole;
         }
-        self.cut().await;
-        Drained::Cut
+        // Also an answer that its client takes too slowly; not a connection without a request.
+        let is_answering = self.places.iter().any(|places| places.are_busy());
+        match self.cut().await {
+            Drained::Whole if !is_answering => Drained::Whole,
+            _ => Drained::Cut,
+        }
     }
 
     /// Closes every connection, whatever is in flight: whether any call was.

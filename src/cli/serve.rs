@@ -1,9 +1,9 @@
 //! `fly-rpc serve`: one instance with the built-in functions.
 
-use std::{future, io, pin::pin};
+use std::{future, io, pin::pin, time::Duration};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use tokio::task;
+use tokio::{task, time};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, print};
@@ -11,6 +11,9 @@ use crate::{
     Config, Drained, Instance, Registry, SETTINGS, Setting, StartError, config, instance::Signals,
     server::raise_open_files, telemetry,
 };
+
+/// How long the last lines of the log may take after a second signal.
+const LAST_LINES: Duration = Duration::from_millis(50);
 
 const UNTIL_STDIN_CLOSES: &str = "until-stdin-closes";
 
@@ -92,7 +95,7 @@ pub(super) struct Serving {
     pub(super) hurry: CancellationToken,
     signals: Signals,
     until_stdin_closes: bool,
-    _log: telemetry::Guard,
+    log: telemetry::Guard,
 }
 
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
@@ -139,26 +142,46 @@ impl Serving {
             .instance
             .drain_after(stop, &mut self.signals, &self.hurry)
             .await;
-        let mut rest = pin!(async {
-            last.await;
-            self.instance.drain_child(&self.hurry).await
-        });
-        let drained_child = tokio::select! {
-            drained = &mut rest => drained,
-            () = self.signals.next() => {
-                self.hurry.cancel();
-                rest.await
+        let drained_child = {
+            let mut rest = pin!(async {
+                last.await;
+                self.instance.drain_child(&self.hurry).await
+            });
+            tokio::select! {
+                drained = &mut rest => drained,
+                () = self.signals.next() => {
+                    self.hurry.cancel();
+                    rest.await
+                }
             }
         };
         self.instance.end().await;
-        match (drained, drained_child) {
-            (Drained::Whole, Drained::Whole) if !self.hurry.is_cancelled() => return Ok(()),
-            (Drained::Whole, Drained::Whole) => {
-                tracing::warn!("a second signal: stopped at once; no call was in flight");
-            }
-            _ => tracing::error!("stopped before everything in flight was finished"),
+        let is_whole = (drained, drained_child) == (Drained::Whole, Drained::Whole);
+        match is_whole {
+            true if !self.hurry.is_cancelled() => {}
+            true => tracing::warn!("a second signal: stopped at once; no call was in flight"),
+            false => tracing::error!("stopped before everything in flight was finished"),
         }
-        Err(Failure::Reported(1))
+        self.end_log().await;
+        match is_whole {
+            true => Ok(()),
+            false => Err(Failure::Reported(1)),
+        }
+    }
+
+    /// Waits for the last lines and spans to be written, but in a hurry hardly, and no longer than until another signal.
+    async fn end_log(mut self) {
+        // On a thread of its own, because it blocks; the end of the program does not wait for that.
+        let ended = task::spawn_blocking(|| drop(self.log));
+        let hurry = async {
+            self.hurry.cancelled().await;
+            time::sleep(LAST_LINES).await;
+        };
+        tokio::select! {
+            _ = ended => {}
+            () = hurry => {}
+            () = self.signals.next() => {}
+        }
     }
 }
 
@@ -207,6 +230,6 @@ pub(super) async fn start(
         hurry: CancellationToken::new(),
         signals,
         until_stdin_closes: args.until_stdin_closes,
-        _log: log,
+        log,
     })
 }

@@ -41,7 +41,7 @@ use super::{
 use crate::{
     dispatch::Report,
     gate::{Waiting, in_own_task},
-    lifecycle::Phase,
+    lifecycle::{self, Phase},
     memory::{Reserved, Share},
     problem::{Code, Problem},
     protocol::{
@@ -132,7 +132,7 @@ async fn run(
     body: Body,
 ) -> Result<Report, Problem> {
     let limit = api.local.limits.max_body + ENVELOPE;
-    let body = json_body(headers, body, limit, &api.local.memory).await?;
+    let body = json_body(api, headers, body, limit).await?;
     let mut exec = Exec::from_json(&body.bytes, api.local.timeouts)?;
     exec.call.memory = Some(Arc::new(body.reserved));
     let span = trace::exec_span(&context.request_id, exec.call.trace);
@@ -183,8 +183,7 @@ pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
 /// Answers a request that asks for a connection, and serves it in the background until either side ends it.
 fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
     if api.dispatcher.lifecycle.phase() >= Phase::Refusing {
-        let detail = "this instance is stopping and takes no new calls";
-        let problem = Problem::new(Code::Draining, detail);
+        let problem = lifecycle::refusal();
         return Refusal::new(problem, Some(&api.local.identity.region)).into_response();
     }
     let clock_us = request

@@ -23,7 +23,8 @@ use crate::{
     config::Route,
     deadline::Deadline,
     json,
-    memory::{Budget, Reserved, Share},
+    lifecycle::{self, Phase},
+    memory::{Reserved, Share},
     name::{ConsistencyToken, FunctionName, InstanceId, InvalidName, Name},
     problem::{Code, Problem},
     protocol::{FORWARDED, lines::NDJSON},
@@ -89,8 +90,7 @@ pub(super) async fn call(api: &Api, head: &Parts, body: Body) -> Result<CallRequ
     let (call, body) = match function(&head.uri)? {
         Some(name) => call_by_path(api, name, headers, body).await?,
         None => {
-            let body =
-                json_body(headers, body, api.local.limits.max_body, &api.local.memory).await?;
+            let body = json_body(api, headers, body, api.local.limits.max_body).await?;
             (Call::from_json(&body.bytes, api.local.timeouts)?, body)
         }
     };
@@ -106,7 +106,7 @@ pub(super) async fn fan_out(
     body: Body,
 ) -> Result<(Call, Per), Problem> {
     refuse_forwarded(headers)?;
-    let body = json_body(headers, body, api.local.limits.max_body, &api.local.memory).await?;
+    let body = json_body(api, headers, body, api.local.limits.max_body).await?;
     let (call, per) = Call::from_fan_out(&body.bytes, api.local.timeouts)?;
     Ok((finished(call, headers, body)?, per))
 }
@@ -178,7 +178,7 @@ async fn call_by_path(
             bytes: Vec::new(),
             reserved: api.local.memory.take(0),
         },
-        false => json_body(headers, body, api.local.limits.max_body, &api.local.memory).await?,
+        false => json_body(api, headers, body, api.local.limits.max_body).await?,
     };
     let args = match body.bytes.as_slice() {
         [] => Args::default(),
@@ -221,18 +221,19 @@ pub(super) struct Received {
 /// The whole body, at most `limit` bytes.
 ///
 /// # Errors
-/// [`Code::UnsupportedMediaType`], [`Code::BodyTooLarge`], [`Code::Overloaded`] where the budget has no room for it, or
-/// [`Code::InvalidJson`] for a body that was cut short or did not arrive within 10 s.
+/// [`Code::UnsupportedMediaType`], [`Code::BodyTooLarge`], [`Code::Overloaded`] where the budget has no room for it,
+/// [`Code::InvalidJson`] for a body that was cut short or did not arrive within 10 s, or [`Code::Draining`] for one that is
+/// still on its way when the instance refuses calls.
 pub(super) async fn json_body(
+    api: &Api,
     headers: &HeaderMap,
     body: Body,
     limit: usize,
-    memory: &Arc<Budget>,
 ) -> Result<Received, Problem> {
     check_type(headers)?;
     let length = length(headers, limit)?;
     // Refused unread where there is no room for all of it.
-    let mut reserved = memory.reserve(COPIES * length, Share::Clients)?;
+    let mut reserved = api.local.memory.reserve(COPIES * length, Share::Clients)?;
     let first = length.min(PROMISED);
     reserved.give_back(COPIES * (length - first));
     let mut received = Received {
@@ -242,7 +243,13 @@ pub(super) async fn json_body(
     // hyper ends a body at the length that was given, so that the buffer need never be larger.
     let limit = if length > 0 { length } else { limit };
     let arrival = Deadline::since(Instant::now(), ARRIVAL);
-    match arrival.bound(received.fill(body, limit)).await {
+    let filled = tokio::select! {
+        biased;
+        filled = arrival.bound(received.fill(body, limit)) => filled,
+        // Whole, it would be refused too, and the drain would have waited for it.
+        () = api.dispatcher.lifecycle.reached(Phase::Refusing) => return Err(lifecycle::refusal()),
+    };
+    match filled {
         Some(filled) => filled.map(|()| received),
         None => Err(cut("the body did not arrive within 10 s")),
     }

@@ -50,6 +50,8 @@ const MAX_HEAD: usize = 128 << 10;
 const UNSENT: u32 = 128 << 10;
 /// How long a connection without a request so far stays open when the instance stops.
 const FIRST_REQUEST: Duration = Duration::from_millis(100);
+/// How long a head may take to arrive that was not whole when the instance began to refuse calls.
+const LATE_HEAD: Duration = Duration::from_secs(1);
 /// How long a request's head may take to arrive, and how long a kept-alive connection may be idle. hyper has such a bound
 /// too, and makes a timer of its own for each request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,6 +121,9 @@ pub(super) fn serve(
                 .notified()
                 .map(|()| Signal::GiveWay)
                 .boxed(),
+            is_overdue(&lifecycle, &usage)
+                .map(|()| Signal::GiveWay)
+                .boxed(),
         ]);
         if !is_late {
             let may_close = may_close(&lifecycle, &usage).map(|()| Signal::Close);
@@ -156,7 +161,7 @@ enum Signal {
     Cut,
     /// To end after the request that it is at, because the instance stops.
     Close,
-    /// To make room for another connection.
+    /// To make room for another connection, or not to hold up the stop.
     GiveWay,
 }
 
@@ -171,6 +176,16 @@ async fn may_close(lifecycle: &Lifecycle, usage: &Usage) {
     lifecycle.reached(Phase::Refusing).await;
     // Notified before, of a first request that came long ago. A connection that nobody uses closes unanswered when this passes.
     let _ = time::timeout(FIRST_REQUEST, usage.asked.notified()).await;
+}
+
+/// Waits until a connection whose request has not come may be closed unanswered, because the instance stops.
+async fn is_overdue(lifecycle: &Lifecycle, usage: &Usage) {
+    lifecycle.reached(Phase::Refusing).await;
+    time::sleep(LATE_HEAD).await;
+    // Closed earlier, it might reset under its answer.
+    if usage.is_refused() {
+        time::sleep(LINGER).await;
+    }
 }
 
 /// A client's socket, which has its place for as long as it is open, in whose hands it may be.

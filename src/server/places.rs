@@ -129,6 +129,11 @@ impl Places {
         }
     }
 
+    /// Whether a request is being answered.
+    pub(super) fn are_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
     fn held(&self) -> MutexGuard<'_, HashMap<u64, Arc<Usage>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
