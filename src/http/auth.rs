@@ -85,7 +85,7 @@ fn instance(api: &Api, request: &Request) -> Result<Option<ProvenToken>, Problem
     }
     let path = request.uri().path();
     let is_provable = PROVABLE.contains(&path);
-    let (says, detail) = match internal::is_upgrade(request.headers()) {
+    let (says, detail) = match internal::is_upgrade(request) {
         true => (
             Some(Statement::Opens),
             "this route requires a proof of the cluster's token",

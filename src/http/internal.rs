@@ -12,7 +12,7 @@ use axum::{
     body::{Body, BodyDataStream, Bytes},
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderValue, StatusCode,
+        HeaderMap, HeaderValue, StatusCode, Version,
         header::{CONNECTION, CONTENT_TYPE, UPGRADE},
     },
     response::{IntoResponse, Response},
@@ -35,7 +35,7 @@ use super::{
     Api, ApiState,
     auth::ProvenToken,
     layers::Context,
-    request::{is_ndjson, json_body},
+    request::{is_ndjson, json_body, lists},
     response::{Json, Refusal, with_room},
 };
 use crate::{
@@ -108,7 +108,7 @@ pub(super) async fn exec(
     Extension(context): Extension<Context>,
     request: Request,
 ) -> Response {
-    if is_upgrade(request.headers()) {
+    if is_upgrade(&request) {
         return accept(api, context, request);
     }
     let (parts, body) = request.into_parts();
@@ -176,8 +176,12 @@ impl Confirmation {
     }
 }
 
-pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
+/// Whether a request asks for a connection of lines (RFC 9110, section 7.8).
+pub(super) fn is_upgrade(request: &Request) -> bool {
+    let headers = request.headers();
     headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(LINES.as_bytes())
+        && request.version() == Version::HTTP_11
+        && lists(headers, &CONNECTION, "upgrade")
 }
 
 /// Answers a request that asks for a connection, and serves it in the background until either side ends it.

@@ -2,7 +2,7 @@
 //! and it comes from the route's [`Audience`], and finishes its response. A problem that a handler returned becomes its
 //! document, a log line and a count here, and nowhere else.
 
-use std::sync::Arc;
+use std::{net::Ipv6Addr, sync::Arc};
 
 use axum::{
     Router,
@@ -217,7 +217,8 @@ fn check_size(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// A request of HTTP/1.1 has one `Host` (RFC 9112, section 3.2); a target in absolute form names the same host.
+/// A request of HTTP/1.1 has one `Host`, which is a host and a port (RFC 9112, section 3.2); a target in absolute form names
+/// the same host.
 fn check_host(request: &Request) -> Result<(), &'static str> {
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
@@ -225,10 +226,49 @@ fn check_host(request: &Request) -> Result<(), &'static str> {
         (None, _) if request.version() == Version::HTTP_11 => return Err("header host is missing"),
         (host, _) => host.map(HeaderValue::as_bytes),
     };
+    if host.is_some_and(|host| !is_host(host)) {
+        return Err("header host is no host, or host:port");
+    }
     match request.uri().authority() {
         Some(authority) if host != Some(authority.as_str().as_bytes()) => {
             Err("the request's target names another host than header host")
         }
         _ => Ok(()),
     }
+}
+
+/// Whether `text` is a host with or without a port (RFC 9110, section 7.2; RFC 3986, section 3.2): no user before an `@`,
+/// behind which another host might be read. It may be empty, for a target that has none.
+fn is_host(text: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(text) else {
+        return false;
+    };
+    let (is_name, rest) = match text.strip_prefix('[') {
+        Some(literal) => {
+            let (address, rest) = literal.split_once(']').unwrap_or_default();
+            (address.parse::<Ipv6Addr>().is_ok(), rest)
+        }
+        None => {
+            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (is_registered_name(name), rest)
+        }
+    };
+    let port = rest.strip_prefix(':').unwrap_or(rest);
+    let is_port = rest.is_empty() || rest.len() > port.len();
+    is_name && is_port && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether `name` is one of the characters that RFC 3986 allows, section 3.2.2; an IPv4 address is one too.
+fn is_registered_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    while let Some(byte) = bytes.next() {
+        let is_allowed = match byte {
+            b'%' => (0..2).all(|_| bytes.next().is_some_and(|byte| byte.is_ascii_hexdigit())),
+            _ => byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte),
+        };
+        if !is_allowed {
+            return false;
+        }
+    }
+    true
 }
