@@ -36,6 +36,8 @@ COPY --from=build /src/etc /etc
 COPY --from=build /fly-rpc /fly-rpc
 # A number, by which Kubernetes sees that it is not root.
 USER 65532:65532
+# How many milliseconds the allocator keeps what was freed; 1,000 by default.
+ENV MIMALLOC_PURGE_DELAY=10
 EXPOSE 8080 8081 9091
 ENTRYPOINT ["/fly-rpc"]
 CMD ["serve"]

@@ -496,22 +496,12 @@ fn assemble(
     // Before all that runs in the background, because it may fail.
     let cluster = Cluster::start(&local, &discovery, internal_address.port())?;
     let cluster = Arc::new(cluster);
-    let LocalInstance {
-        memory,
-        metrics,
-        tasks,
-        stop,
-        ..
-    } = &*local;
-    let app = app.map(|app| {
-        let memory = Arc::clone(memory);
-        app::App::start(&app, limits.max_result, memory, tasks, stop.clone())
-    });
+    let app = app.map(|app| app::App::start(&app, &local));
     let keys = match key_store {
         #[cfg(feature = "redis")]
         Some(url) => {
-            let (store, kept) = Store::new(url, &local.identity, &local.boot, stop.clone());
-            tasks.spawn(kept);
+            let (store, kept) = Store::new(url, &local);
+            local.tasks.spawn(kept);
             Keys::Stored(store)
         }
         // Built without a client for a store, the program reads no URL of one.
@@ -522,9 +512,8 @@ fn assemble(
         registry,
         app,
         keys,
-        limits,
+        Arc::clone(&local),
         Arc::clone(&lifecycle),
-        Arc::clone(metrics),
     ));
     let link = Link::new(Arc::clone(&local), Arc::clone(&cluster), connect_timeout);
     let dispatcher = Dispatcher {

@@ -10,6 +10,9 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+/// What most documents of ours take besides a large part, in bytes.
+const ENVELOPE: usize = 512;
+
 /// The deepest nesting of arrays and objects that is accepted.
 pub(crate) const MAX_DEPTH: usize = 64;
 
@@ -97,8 +100,15 @@ pub(crate) fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
 ///
 /// For values of our own, whose members are names, numbers and raw JSON and so always have a JSON form.
 pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value)
-        .unwrap_or_else(|error| unreachable!("a value of ours has a JSON form: {error}"))
+    to_vec_around(0, value)
+}
+
+/// The same of a document around a part of `size` bytes: a buffer that grows with it would take up to twice as much.
+pub(crate) fn to_vec_around(size: usize, value: &impl Serialize) -> Vec<u8> {
+    let mut text = Vec::with_capacity(size + ENVELOPE);
+    serde_json::to_writer(&mut text, value)
+        .unwrap_or_else(|error| unreachable!("a value of ours has a JSON form: {error}"));
+    text
 }
 
 /// JSON text in one line: outside of tokens a line break is white space, and inside of them there is none.

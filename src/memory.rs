@@ -102,6 +102,10 @@ impl Budget {
 }
 
 impl Reserved {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(crate) fn give_back(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
         self.budget.held.fetch_sub(bytes, Ordering::Relaxed);

@@ -1,12 +1,13 @@
 //! What comes back from a call: a result or a problem, as documents, with the same account of where it ran.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
+    memory::{Budget, Reserved, Share},
     name::{ConsistencyToken, InstanceId, RequestId},
     problem::{Code, Executed, FunctionError, LaterCode, Problem},
     region::Region,
@@ -19,6 +20,8 @@ pub(crate) const NO_ROOM: (&str, &str) = (RESULT_DROPPED, "found no room in RPC_
 /// Because the instance that ran the function allows longer ones than the one that asked it.
 pub(crate) const TOO_LONG: (&str, &str) =
     ("ResultTooLarge", "is longer than RPC_MAX_RESULT allows");
+/// The size of results that are not counted in the memory budget, in bytes: where it is full, small calls are still answered.
+const UNCOUNTED: usize = 1 << 10;
 /// The longest title that is taken over from a peer, in bytes.
 const MAX_TITLE: usize = 256;
 
@@ -96,6 +99,9 @@ pub(crate) struct Returned {
     pub replayed: bool,
     /// What the function said of its data.
     pub consistency: Option<ConsistencyToken>,
+    /// What it takes of the memory budget, unless it is small.
+    #[serde(skip)]
+    pub reserved: Option<Arc<Reserved>>,
 }
 
 impl Returned {
@@ -105,6 +111,25 @@ impl Returned {
             json,
             replayed: false,
             consistency: None,
+            reserved: None,
+        }
+    }
+
+    /// The same counted in `memory` from now on, until it is dropped.
+    ///
+    /// # Errors
+    /// There is no room: the function ran, and its result is lost.
+    pub(crate) fn counted(self, memory: &Arc<Budget>) -> Outcome {
+        let size = self.json.get().len();
+        if size <= UNCOUNTED {
+            return Ok(self);
+        }
+        match memory.reserve(size, Share::Results) {
+            Ok(reserved) => Ok(Self {
+                reserved: Some(Arc::new(reserved)),
+                ..self
+            }),
+            Err(_) => Err(self.dropped(NO_ROOM)),
         }
     }
 
@@ -115,6 +140,17 @@ impl Returned {
             replayed: self.replayed,
             consistency: self.consistency,
             ..Problem::function_failed(FunctionError::new(kind, message))
+        }
+    }
+
+    /// The bytes of what `outcome` has of the function: its result or its error.
+    pub(crate) fn size(outcome: &Outcome) -> usize {
+        match outcome {
+            Ok(returned) => returned.json.get().len(),
+            Err(problem) => problem.error.as_ref().map_or(0, |error| {
+                let data = error.data.as_ref().map_or(0, |data| data.get().len());
+                error.kind.len() + error.message.len() + data
+            }),
         }
     }
 

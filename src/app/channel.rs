@@ -275,11 +275,14 @@ async fn read(
     memory: &mut Reserved,
 ) -> Result<Result<Vec<u8>, Unread>, Broken> {
     // One that says that it is too long is not read at all.
-    let promised = body.size_hint().lower();
-    if promised > limit as u64 {
+    let promised = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if promised > limit {
         return Ok(Err(Unread::TooLong));
     }
-    let mut bytes = Vec::new();
+    if memory.grow(promised, Share::Results).is_err() {
+        return Ok(Err(Unread::NoRoom));
+    }
+    let mut bytes = Vec::with_capacity(promised);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| lost(&error))?;
         let Ok(data) = frame.into_data() else {
@@ -288,7 +291,9 @@ async fn read(
         if bytes.len() + data.len() > limit {
             return Ok(Err(Unread::TooLong));
         }
-        if memory.grow(data.len(), Share::Results).is_err() {
+        // What is promised is counted already.
+        let more = (bytes.len() + data.len()).saturating_sub(memory.bytes());
+        if memory.grow(more, Share::Results).is_err() {
             return Ok(Err(Unread::NoRoom));
         }
         bytes.extend_from_slice(&data);

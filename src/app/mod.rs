@@ -23,7 +23,6 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::ToSchema;
 
 pub(crate) use self::list::Listing;
@@ -39,7 +38,7 @@ use crate::{
     deadline::Deadline,
     declaration::Declaration,
     gate::{Gate, Gates},
-    memory::Budget,
+    local::LocalInstance,
     name::{ConsistencyToken, FunctionName, RequestId},
     problem::{Code, Problem},
     reply::{Outcome, Returned},
@@ -102,18 +101,12 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// The app that `config` describes, whose list is asked for in `tasks` until `stop`; returns at once.
-    pub(crate) fn start(
-        config: &AppConfig,
-        max_result: usize,
-        memory: Arc<Budget>,
-        tasks: &TaskTracker,
-        stop: CancellationToken,
-    ) -> Arc<Self> {
+    /// The app that `config` describes, beside the instance `local`, until whose end its list is asked for; returns at once.
+    pub(crate) fn start(config: &AppConfig, local: &LocalInstance) -> Arc<Self> {
         let (asks, asked) = mpsc::channel(ASKS);
         let app = Arc::new(Self {
-            channel: Channel::new(&config.url, config.token.clone(), memory),
-            max_result,
+            channel: Channel::new(&config.url, config.token.clone(), Arc::clone(&local.memory)),
+            max_result: local.limits.max_result,
             gate: Arc::new(Gate::new(config.concurrency)),
             status: watch::Sender::new(Status {
                 health: AppHealth::Starting,
@@ -130,7 +123,7 @@ impl App {
             body: None,
             failures: 0,
         };
-        tasks.spawn(watch.run(stop));
+        local.tasks.spawn(watch.run(local.stop.clone()));
         app
     }
 

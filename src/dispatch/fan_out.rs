@@ -25,7 +25,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, Problem},
     region::{Region, Regions},
-    reply::{NO_ROOM, RESULT_DROPPED},
+    reply::RESULT_DROPPED,
 };
 
 /// How many calls begin before anything is known of the size of results.
@@ -51,8 +51,6 @@ pub(crate) struct Entry {
     pub(crate) region: Region,
     /// Its account has the instance, where one was asked.
     pub(crate) report: Report,
-    /// What its result takes of the memory budget.
-    pub(crate) held: Option<Reserved>,
 }
 
 /// A call at work, with what it holds.
@@ -222,24 +220,15 @@ impl FanOut {
         Box::pin(in_own_task(asking.in_current_span()))
     }
 
-    /// Counts what came of a call, and its result in the memory budget.
-    fn count(&mut self, mut entry: Entry) -> Entry {
-        let held = &mut entry.held;
-        entry.report.result = entry.report.result.and_then(|returned| {
-            let size = returned.json.get().len();
-            self.largest = self.largest.max(Some(size));
-            if size > SMALL {
-                match self.dispatcher.local.memory.reserve(size, Share::Results) {
-                    Ok(reserved) => *held = Some(reserved),
-                    Err(_) => return Err(returned.dropped(NO_ROOM)),
-                }
+    /// Counts what came of a call.
+    fn count(&mut self, entry: Entry) -> Entry {
+        match &entry.report.result {
+            Ok(returned) => {
+                self.largest = self.largest.max(Some(returned.json.get().len()));
+                self.succeeded += 1;
             }
-            Ok(returned)
-        });
-        if entry.report.result.as_ref().is_err_and(is_dropped) {
-            self.found_no_room = true;
+            Err(problem) => self.found_no_room |= is_dropped(problem),
         }
-        self.succeeded += usize::from(entry.report.result.is_ok());
         self.dispatcher.ended(&self.call.name, &entry.report);
         entry
     }
@@ -281,11 +270,7 @@ async fn ask(
     };
     let elapsed = arrived.elapsed();
     let report = attempts.into_report(Some(region.clone()), recipient.instance(), result, elapsed);
-    Entry {
-        region,
-        report,
-        held: None,
-    }
+    Entry { region, report }
 }
 
 impl Dispatcher {

@@ -237,13 +237,15 @@ fn streamed(
 }
 
 /// An entry of the answer, and what it takes of the memory budget.
-fn to_json(entry: Entry) -> (Vec<u8>, Option<Reserved>) {
+fn to_json(entry: Entry) -> (Vec<u8>, Option<Arc<Reserved>>) {
     let Report { result, meta } = entry.report;
     let instance = meta.instance.clone();
+    let reserved = result.as_ref().ok().and_then(|it| it.reserved.clone());
     let (result, problem, replayed, consistency) = match result {
         Ok(it) => (Some(it.json), None, it.replayed, it.consistency),
         Err(problem) => (None, Some(ProblemDocument::new(problem, meta)), false, None),
     };
+    let size = result.as_ref().map_or(0, |json| json.get().len());
     let document = EntryDocument {
         region: entry.region,
         instance,
@@ -252,5 +254,5 @@ fn to_json(entry: Entry) -> (Vec<u8>, Option<Reserved>) {
         replayed,
         consistency,
     };
-    (json::to_vec(&document), entry.held)
+    (json::to_vec_around(size, &document), reserved)
 }

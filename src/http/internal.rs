@@ -36,7 +36,7 @@ use super::{
     auth::ProvenToken,
     layers::Context,
     request::{is_ndjson, json_body, lists},
-    response::{Json, Refusal, with_room},
+    response::{Json, Refusal},
 };
 use crate::{
     dispatch::Report,
@@ -141,7 +141,6 @@ async fn run(
         .exec(&exec, context.request_id, context.arrived)
         .instrument(span.clone())
         .await;
-    let report = with_room(report, &api.local.memory);
     ended(&span, &exec, &report);
     Ok(report)
 }
@@ -580,7 +579,6 @@ impl Exchange {
     }
 
     fn put(&mut self, id: Option<u64>, report: Report) {
-        let report = with_room(report, &self.api.local.memory);
         self.write(id, report);
     }
 

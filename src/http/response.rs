@@ -14,14 +14,12 @@ use serde::Serialize;
 use crate::{
     dispatch::Report,
     json,
-    memory::{Budget, Share},
     problem::Problem,
     region::Region,
-    reply::{NO_ROOM, ProblemDocument, Reply, Returned},
+    reply::{ProblemDocument, Reply, Returned},
 };
 
-/// The size of results that are never refused, in bytes: a problem would be no smaller.
-const ALWAYS: usize = 512;
+const JSON: &str = "application/json";
 
 /// Marks the outcome of an earlier call with the same idempotency key.
 const REPLAYED: &str = "idempotency-replayed";
@@ -34,7 +32,7 @@ pub(super) struct Json<T>(pub(super) T);
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
-        with(StatusCode::OK, "application/json", json::to_vec(&self.0))
+        with(StatusCode::OK, JSON, json::to_vec(&self.0))
     }
 }
 
@@ -77,7 +75,11 @@ impl IntoResponse for Report {
         // Before the account becomes a part of the body.
         let (is_replayed, consistency) = (meta.replayed, meta.consistency.clone());
         let mut response = match result {
-            Ok(Returned { json, .. }) => Json(Reply { result: json, meta }).into_response(),
+            Ok(Returned { json, .. }) => {
+                let size = json.get().len();
+                let body = json::to_vec_around(size, &Reply { result: json, meta });
+                with(StatusCode::OK, JSON, body)
+            }
             Err(problem) => problem_document(&ProblemDocument::new(problem, meta)),
         };
         if is_replayed {
@@ -90,18 +92,6 @@ impl IntoResponse for Report {
         }
         response
     }
-}
-
-/// The outcome, or a problem in place of a result for which the memory budget has no room.
-pub(super) fn with_room(mut report: Report, memory: &Budget) -> Report {
-    report.result = report.result.and_then(|returned| {
-        let size = returned.json.get().len();
-        match size <= ALWAYS || memory.has_room(size, Share::Results) {
-            true => Ok(returned),
-            false => Err(returned.dropped(NO_ROOM)),
-        }
-    });
-    report
 }
 
 /// A problem document with its status, and `Retry-After` where waiting helps.

@@ -22,7 +22,7 @@ use super::{
     openapi::CallProblems,
     replay,
     request::{self, CallRequest, InPath, lists},
-    response::{Json, Refusal, with_room},
+    response::{Json, Refusal},
 };
 use crate::{
     access::Caller,
@@ -278,7 +278,6 @@ pub(super) async fn call_function(
         report
     };
     replay::came_back(&parts.headers, &mut report);
-    let report = with_room(report, &api.local.memory);
     about.ended(&report);
     let others = replay::to_others(&api, &parts, size, &call, arrived, &report);
     let others = others.map(|others| [(REPLAY, others)]);

@@ -30,12 +30,11 @@ use crate::{
     cluster::CallSignal,
     deadline::Deadline,
     local::LocalInstance,
-    memory::Share,
     metrics::Metrics,
     problem::{Code, Problem},
     protocol::{
         PeerState,
-        lines::{self, Frame, Lines, UNCOUNTED},
+        lines::{self, Frame, Lines},
     },
     reply::{NO_ROOM, Returned, TOO_LONG},
 };
@@ -359,15 +358,11 @@ impl Driver<'_> {
         outcome.map(|()| answered).map_err(Over::Nonsense)
     }
 
-    /// A result that is there, counted in the memory budget until its caller takes it.
+    /// A result that is there, if the memory budget has room for it.
     fn counted(&self, returned: Returned) -> Ending {
-        let size = returned.json.get().len();
-        if size <= UNCOUNTED {
-            return Ending::Answered(Ok((returned, None)));
-        }
-        match self.opening.local.memory.reserve(size, Share::Results) {
-            Ok(held) => Ending::Answered(Ok((returned, Some(held)))),
-            Err(_) => Ending::Dropped(Box::new(returned.dropped(NO_ROOM))),
+        match returned.counted(&self.opening.local.memory) {
+            Ok(returned) => Ending::Answered(Ok(returned)),
+            Err(dropped) => Ending::Dropped(Box::new(dropped)),
         }
     }
 

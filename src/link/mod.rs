@@ -225,7 +225,7 @@ impl Link {
         let maybe_late =
             |detail: String| Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
         Err(match ending {
-            Ending::Answered(Ok((result, _held))) => {
+            Ending::Answered(Ok(result)) => {
                 self.large_results.note(&call.name, result.json.get().len());
                 return Ok(result);
             }

@@ -15,7 +15,6 @@ use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 
 use crate::{
     deadline::Deadline,
-    memory::Reserved,
     problem::Problem,
     protocol::lines::{self, CallLine, END_OF_CALL, KEPT},
     reply::{ProblemDocument, Returned},
@@ -34,8 +33,8 @@ const WATCHED_ABOVE: u64 = 300;
 /// How a call ended.
 #[derive(Debug)]
 pub(super) enum Ending {
-    /// With the peer's answer; a large result is counted in the memory budget until its caller takes it.
-    Answered(Result<(Returned, Option<Reserved>), Box<ProblemDocument>>),
+    /// With the peer's answer.
+    Answered(Result<Returned, Box<ProblemDocument>>),
     /// The peer answered with something else than the contract.
     Garbled,
     /// With an answer that is too large, or for which the memory budget has no room.

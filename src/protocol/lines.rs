@@ -21,9 +21,9 @@ use crate::{
 const ROOM: usize = 8 << 10;
 /// The largest buffer of a connection that is kept uncounted while nothing is in it, in bytes.
 pub(crate) const KEPT: usize = 256 << 10;
-/// The size of a result, and of what came of a line, that is not counted in the memory budget, in bytes: where it is full,
-/// small calls are still answered, if only by a refusal.
-pub(crate) const UNCOUNTED: usize = 8 << 10;
+/// The size of what came of a line that is not counted in the memory budget, in bytes: where it is full, small calls are
+/// still answered, if only by a refusal.
+const UNCOUNTED: usize = 8 << 10;
 
 /// What stands before the id of a call or an answer.
 pub(super) const ID: &[u8] = b"{\"id\":";
@@ -126,6 +126,7 @@ pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome,
             json,
             replayed,
             consistency,
+            ..
         }) => {
             if let Some(token) = consistency {
                 out.extend_from_slice(b"\"consistency\":");
@@ -223,6 +224,7 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
                 replayed,
                 // What came of the call is worth more than a token that this release does not take.
                 consistency: consistency.and_then(|raw| serde_json::from_str(raw.get()).ok()),
+                reserved: None,
             };
             Frame::Answer(id, Ok(returned))
         }
@@ -514,6 +516,7 @@ mod tests {
                     json: raw.clone(),
                     replayed,
                     consistency: token.map(|token| token.parse().unwrap()),
+                    reserved: None,
                 };
                 match read_answer(&line(Some(7), Ok(returned))) {
                     Frame::Answer(7, Ok(returned)) => assert_eq!(

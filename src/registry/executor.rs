@@ -25,11 +25,11 @@ use super::{
 use crate::{
     app::{Answered, App, Listing},
     call::Call,
-    config::Limits,
     deadline::Deadline,
     gate::{Gates, Turn},
     json,
     lifecycle::{InFlight, Lifecycle},
+    local::LocalInstance,
     memory::Reserved,
     metrics::Metrics,
     name::{FunctionName, RequestId},
@@ -50,9 +50,8 @@ pub(crate) struct Executor {
     catalogue: Arc<Catalogue>,
     /// The functions of both, and the app's list that they were made of.
     with_app: Mutex<(Arc<Listing>, Arc<Catalogue>)>,
-    limits: Limits,
+    local: Arc<LocalInstance>,
     lifecycle: Arc<Lifecycle>,
-    metrics: Arc<Metrics>,
     slots: Arc<Semaphore>,
     threads: Arc<Semaphore>,
     keys: Keys,
@@ -87,14 +86,14 @@ enum Ended {
 }
 
 impl Executor {
-    /// An executor of the functions of `registry`, and of `app` where that has none of the name, under `limits`.
+    /// An executor of the functions of `registry`, and of `app` where that has none of the name, on the instance
+    /// `local`.
     pub(crate) fn new(
         registry: Registry,
         app: Option<Arc<App>>,
         keys: Keys,
-        limits: Limits,
+        local: Arc<LocalInstance>,
         lifecycle: Arc<Lifecycle>,
-        metrics: Arc<Metrics>,
     ) -> Self {
         let no_app = Arc::<Listing>::default();
         let catalogue = Arc::new(registry.catalogue(&no_app));
@@ -103,11 +102,10 @@ impl Executor {
             catalogue,
             registry,
             app,
-            limits,
             lifecycle,
-            metrics,
-            slots: Arc::new(Semaphore::new(limits.max_in_flight)),
+            slots: Arc::new(Semaphore::new(local.limits.max_in_flight)),
             threads: Arc::new(Semaphore::new(BLOCKING)),
+            local,
             keys,
         }
     }
@@ -141,7 +139,7 @@ impl Executor {
     }
 
     pub(crate) fn running(&self) -> usize {
-        self.limits.max_in_flight - self.slots.available_permits()
+        self.local.limits.max_in_flight - self.slots.available_permits()
     }
 
     /// Runs `call` and waits for its result until `deadline`, when the function is dropped. A repeat of a call with
@@ -166,7 +164,7 @@ impl Executor {
         match &call.key {
             None => {
                 let running = Running::start(self, call, request_id, deadline, counted).await?;
-                running.outcome().await
+                running.outcome().await?.counted(&self.local.memory)
             }
             Some(key) => {
                 let claim = self.keys.claim(key, call, deadline).map(Ok);
@@ -175,7 +173,7 @@ impl Executor {
                         self.run_claimed(claim, call, request_id, deadline, counted)
                             .await
                     }
-                    Known::Outcome(outcome) => outcome,
+                    Known::Outcome(outcome) => outcome?.counted(&self.local.memory),
                 }
             }
         }
@@ -193,22 +191,18 @@ impl Executor {
             Ok(running) => running,
             Err(problem) => {
                 let refused = Err(problem);
-                let _ = deadline.bound(claim.settle(&refused)).await;
+                let _ = deadline.bound(claim.settle(&refused, None)).await;
                 return refused;
             }
         };
         claim.begin();
         // In a task of its own: the outcome is remembered also when the caller goes away, and before the process ends.
-        let in_flight = counted.clone();
+        let (in_flight, local) = (counted.clone(), Arc::clone(&self.local));
         let settled = task::spawn(async move {
             let outcome = running.outcome().await;
-            let ended = outcome.clone();
+            let outcome = outcome.and_then(|returned| returned.counted(&local.memory));
             // The caller waits for the store until the deadline, the drain to the end.
-            let kept = task::spawn(async move {
-                claim.settle(&ended).await;
-                drop(in_flight);
-            });
-            let _ = deadline.bound(kept).await;
+            let _ = deadline.bound(claim.settle(&outcome, in_flight)).await;
             outcome
         });
         settled.await.unwrap_or_else(|_| Err(stopped()))
@@ -229,7 +223,7 @@ impl Executor {
             && !self.registry.has_named(&call.name)
         {
             let (run, gates) = app.prepare(call, request_id, deadline)?;
-            self.metrics.functions.know(&call.name);
+            self.local.metrics.functions.know(&call.name);
             return Ok(Ready {
                 prepared: Prepared::App(Box::pin(run)),
                 gates,
@@ -260,7 +254,7 @@ impl Executor {
                 _turn: Turn::new(),
             }),
             Err(_) => {
-                let limit = self.limits.max_in_flight;
+                let limit = self.local.limits.max_in_flight;
                 let detail = format!(
                     "this instance runs {limit} calls, as many as RPC_MAX_IN_FLIGHT allows"
                 );
@@ -312,13 +306,19 @@ impl Running {
             gates,
             mut held,
             span,
-        } = ready.inspect_err(|problem| executor.metrics.functions.refused(&call.name, problem))?;
+        } = ready.inspect_err(|problem| {
+            executor
+                .local
+                .metrics
+                .functions
+                .refused(&call.name, problem)
+        })?;
         let mut account = Account {
             name: call.name.clone(),
             has_token: call.after.is_some(),
             context: None,
-            max_result: executor.limits.max_result,
-            metrics: Arc::clone(&executor.metrics),
+            max_result: executor.local.limits.max_result,
+            metrics: Arc::clone(&executor.local.metrics),
             started: Instant::now(),
         };
         let needs_thread = matches!(prepared, Prepared::Blocking(_));

@@ -200,10 +200,16 @@ impl Claim {
             return;
         }
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
-        let outcome = Arc::new(outcome.clone());
+        // Its bytes count in the bounds of what is remembered, not in the memory budget.
+        let outcome = outcome.clone().map(|returned| Returned {
+            reserved: None,
+            ..returned
+        });
+        let outcome = Arc::new(outcome);
         let mut contents = self.keys.lock();
         let state = ran.then(|| State::Ended(Arc::clone(&outcome)));
-        let was = contents.end(&self.owner, self.key, state, size(&outcome));
+        let size = size(&outcome);
+        let was = contents.end(&self.owner, self.key, state, size);
         contents.drop_results(self.keys.bounds.results);
         // Whoever waits may run at once, and must find this unlocked.
         drop(contents);
@@ -356,11 +362,8 @@ fn share_is_used(keys: usize) -> Problem {
 /// The bytes that an outcome takes; 0 for a problem without data, which is never dropped.
 fn size(outcome: &Outcome) -> usize {
     match outcome {
-        Ok(returned) => OVERHEAD + returned.json.get().len(),
-        Err(problem) => problem.error.as_ref().map_or(0, |error| {
-            let data = error.data.as_ref().map_or(0, |data| data.get().len());
-            OVERHEAD + error.kind.len() + error.message.len() + data
-        }),
+        Err(problem) if problem.error.is_none() => 0,
+        _ => OVERHEAD + Returned::size(outcome),
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) use self::store::Store;
 use crate::{
     call::Call,
     deadline::Deadline,
+    lifecycle::InFlight,
     name::IdempotencyKey,
     problem::{Code, Problem},
     reply::Outcome,
@@ -90,11 +91,17 @@ impl Claim {
     }
 
     /// Gives the outcome to all who wait, and remembers it unless the function provably did not run.
-    pub(super) async fn settle(self, outcome: &Outcome) {
+    ///
+    /// # Cancel safety
+    /// Dropping this future loses nothing: a store is told by a task of its own, until when the call is `in_flight`.
+    pub(super) async fn settle(self, outcome: &Outcome, in_flight: Option<InFlight>) {
         match self {
-            Self::Here(claim) => claim.settle(outcome),
+            Self::Here(claim) => {
+                claim.settle(outcome);
+                drop(in_flight);
+            }
             #[cfg(feature = "redis")]
-            Self::Stored(claim) => claim.settle(outcome).await,
+            Self::Stored(claim) => claim.settle(outcome, in_flight).await,
         }
     }
 }

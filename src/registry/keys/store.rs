@@ -17,14 +17,16 @@ use tokio::{
     task,
     time::{self, Instant},
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{Known, LIFE, fingerprint::Fingerprint, mismatch, not_kept};
 use crate::{
     call::Call,
-    config::{Identity, KeyStoreUrl},
+    config::KeyStoreUrl,
     deadline::{Deadline, whole_ms},
     json,
+    lifecycle::InFlight,
+    local::LocalInstance,
+    memory::{Budget, Reserved, Share},
     name::{BootId, IdempotencyKey, RequestId},
     problem::{Code, Executed, Problem},
     reply::{Meta, Outcome, ProblemDocument, Returned},
@@ -42,12 +44,15 @@ const COMMAND: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(200);
 /// The shortest and the longest time between two looks at a call that runs on another instance.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+/// The part of the memory budget that is enough for all looks at the same time.
+const LOOKS_PART: usize = 4;
 /// How many repeats wait here for calls that run.
 const WAITERS: usize = 1024;
 /// The largest outcome that is kept, in bytes.
 const MAX_KEPT: usize = 1 << 20;
-/// How many bytes of changes are kept for a store that does not answer.
-const MAX_PENDING: usize = 32 << 20;
+/// The most bytes of changes that are kept for a store that does not answer, and the part of the memory budget that they may
+/// take.
+const MAX_PENDING: (usize, usize) = (32 << 20, 8);
 
 /// Replaces a value by another, or by nothing, if it is still the same; it may be the other already, where nobody saw the
 /// answer of an earlier try.
@@ -74,7 +79,10 @@ pub(crate) struct Store {
     /// The connection, and when the lease of this process was renewed over it.
     live: watch::Sender<Option<Live>>,
     waiters: Semaphore,
+    /// For looks at what is stored.
+    looks: Semaphore,
     pending: Mutex<Pending>,
+    memory: Arc<Budget>,
 }
 
 /// Not its client, which has the password.
@@ -87,10 +95,13 @@ impl std::fmt::Debug for Store {
 }
 
 /// Changes that could not be made because the store did not answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pending {
     changes: Vec<Change>,
-    bytes: usize,
+    /// What they take.
+    reserved: Reserved,
+    /// The most that they may take, in bytes.
+    most: usize,
 }
 
 /// A connection over which the lease of this process was renewed.
@@ -159,21 +170,22 @@ pub(in crate::registry) struct Claim {
 }
 
 impl Store {
-    /// The store at `url` for the process `boot` of the instance `identity`, and what keeps it up until `stop`.
+    /// The store at `url` for the instance `local`, and what keeps it up until that stops.
     pub(crate) fn new(
         url: KeyStoreUrl,
-        identity: &Identity,
-        boot: &BootId,
-        stop: CancellationToken,
+        local: &LocalInstance,
     ) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
-        let app = identity.app.as_deref().unwrap_or_default();
+        let app = local.identity.app.as_deref().unwrap_or_default();
+        let (memory, stop) = (Arc::clone(&local.memory), local.stop.clone());
         let store = Arc::new(Self {
             client: url.client,
             prefix: format!("fly-rpc:{app}"),
-            boot: boot.clone(),
+            boot: local.boot.clone(),
             live: watch::Sender::new(None),
             waiters: Semaphore::new(WAITERS),
-            pending: Mutex::default(),
+            looks: Semaphore::new((memory.limit() / LOOKS_PART / MAX_KEPT).max(1)),
+            pending: Mutex::new(Pending::within(&memory)),
+            memory,
         });
         let kept = Arc::clone(&store);
         (store, async move {
@@ -294,6 +306,14 @@ impl Store {
         format!("{}:process:{boot}", self.prefix)
     }
 
+    /// Room for what `outcome` takes on its way to the store, as text and in a command; `None` where it is not to be kept: there
+    /// is no room, or it is too large.
+    fn room_for(&self, outcome: &Outcome) -> Option<Reserved> {
+        let size = Returned::size(outcome);
+        let room = (size <= MAX_KEPT).then(|| self.memory.reserve(2 * size, Share::Results));
+        room.and_then(Result::ok)
+    }
+
     /// What is known of `call` under `key`; waits until `deadline` for one that runs.
     pub(super) async fn claim(
         self: &Arc<Self>,
@@ -397,11 +417,20 @@ impl Store {
         let mut connection = self.live().inspect_err(|_| claim.forget())?;
         let mut set = redis::cmd("SET");
         set.arg(&claim.name).arg(&claim.value);
-        set.arg("NX").arg("GET").arg("PX").arg(whole_ms(life));
+        set.arg("NX").arg("PX").arg(whole_ms(life));
+        let mut get = redis::cmd("GET");
+        get.arg(&claim.name);
         loop {
-            let found: Option<String> = set.query_async(&mut connection).await?;
-            let Some(found) = found else {
+            let made: Option<String> = set.query_async(&mut connection).await?;
+            if made.is_some() {
                 return Ok(None);
+            }
+            // What comes may be large, and is not counted before it is there.
+            let _place = self.looks.acquire().await;
+            let found: Option<String> = get.query_async(&mut connection).await?;
+            // It may have ended, and be free, since.
+            let Some(found) = found else {
+                continue;
             };
             let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
             if !matches!(record.state, State::GivenUp(_)) {
@@ -462,21 +491,30 @@ impl Live {
 }
 
 impl Pending {
+    fn within(memory: &Arc<Budget>) -> Self {
+        let (most, part) = MAX_PENDING;
+        Self {
+            changes: Vec::new(),
+            reserved: memory.take(0),
+            most: most.min(memory.limit() / part),
+        }
+    }
+
     fn take(&mut self) -> Option<Change> {
         let change = self.changes.pop()?;
-        self.bytes -= change.size();
+        self.reserved.give_back(change.size());
         Some(change)
     }
 
     /// Keeps `change` for later; where there is no room for it, it is given up.
     fn put(&mut self, change: Change) {
-        if self.bytes + change.size() > MAX_PENDING {
+        if self.reserved.bytes() + change.size() > self.most {
             tracing::warn!(
                 "an outcome is not kept: the store of idempotency keys is away for too long"
             );
             return;
         }
-        self.bytes += change.size();
+        self.reserved.take(change.size());
         self.changes.push(change);
     }
 }
@@ -531,15 +569,18 @@ impl Claim {
     }
 
     /// Stores the outcome for all who wait, and for repeats, unless the function provably did not run.
-    pub(super) async fn settle(mut self, outcome: &Outcome) {
+    pub(super) async fn settle(mut self, outcome: &Outcome, in_flight: Option<InFlight>) {
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
-        let change = match ran {
-            true => self.change(State::of(outcome)),
-            false => self.undo(),
+        let memory = self.store.room_for(outcome);
+        let change = match (ran, &memory) {
+            (true, Some(_)) => self.change(State::of(outcome)),
+            (true, None) => self.change(State::NotKept),
+            (false, _) => self.undo(),
         };
         let store = Arc::clone(&self.store);
         // In a task of its own: it is stored also when the caller goes away.
         let settled = task::spawn(async move {
+            let _held = (memory, in_flight);
             match store.live() {
                 // Where this fails, it is pending.
                 Ok(mut connection) => drop(store.try_to_make(change, &mut connection).await),
@@ -620,7 +661,11 @@ impl Record {
     }
 
     fn text(&self) -> String {
-        String::from_utf8(json::to_vec(self)).unwrap_or_default()
+        let size = match &self.state {
+            State::Returned(returned) => returned.json.get().len(),
+            _ => 0,
+        };
+        String::from_utf8(json::to_vec_around(size, self)).unwrap_or_default()
     }
 
     fn outcome(self) -> Outcome {

@@ -20,6 +20,7 @@ use crate::support::{
     patience::eventually,
     process::{Environment, Process},
     raw,
+    redis::Redis,
 };
 
 const MAX_MEMORY: &str = "64MiB";
@@ -29,13 +30,18 @@ const MOST_KIB: u64 = (2 * 64 + 48) << 10;
 const MIB: usize = 1 << 20;
 
 async fn start(directory: &TempDir) -> Process {
+    start_with(directory, &[]).await
+}
+
+async fn start_with(directory: &TempDir, settings: &[(&'static str, String)]) -> Process {
     raise_open_files();
-    let environment = Environment::from([
+    let mut environment = Environment::from([
         ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
         ("FLY_REGION", "iad".to_owned()),
         ("RPC_LOG", "warn".to_owned()),
         ("RPC_MAX_MEMORY", MAX_MEMORY.to_owned()),
     ]);
+    environment.extend(settings.iter().cloned());
     Process::start_with_functions(&environment, directory.path()).await
 }
 
@@ -247,6 +253,49 @@ async fn results_that_are_ready_at_once_stay_within_the_budget() {
         (10..=56).contains(&whole),
         "{whole} of 1 MiB in a budget of {MAX_MEMORY}"
     );
+    assert_serves_again(&instance).await;
+}
+
+/// Each result waits until the store has it, and until then is there as a result, as text and in a command.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_on_their_way_to_the_store_of_keys_and_from_it_are_counted() {
+    const CALLS: usize = 400;
+    const SIZE: usize = 900_000;
+    let (redis, directory) = (Redis::start().await, TempDir::new().unwrap());
+    let instance = start_with(&directory, &[("RPC_KEY_STORE", redis.url())]).await;
+    let call = json!({
+        "module": "Test", "function": "large", "args": ["", SIZE], "timeout_ms": 60_000,
+    })
+    .to_string();
+    let keyed = |key: String| {
+        let request = instance
+            .request("/rpc/iad", &call)
+            .header("idempotency-key", key);
+        crate::support::process::answer(request)
+    };
+    let is_up = async || keyed("first".to_owned()).await.unwrap().status;
+    eventually("the store", is_up, |status| *status == 200).await;
+    let mut calls: JoinSet<_> = (0..CALLS)
+        // One half runs, the other asks for what came of the first.
+        .map(|number| {
+            keyed(if number % 2 == 0 {
+                number.to_string()
+            } else {
+                "first".to_owned()
+            })
+        })
+        .collect();
+    let mut whole = 0;
+    while let Some(answer) = calls.join_next().await {
+        let answer = answer.unwrap().unwrap();
+        match answer.status {
+            200 => whole += 1,
+            424 => assert_eq!(answer.body["error"]["kind"], "ResultDropped"),
+            // The store may take longer for so many than a command may.
+            _ => assert_eq!(&answer.body["code"], "overloaded"),
+        }
+    }
+    assert!(whole >= 20, "{whole} of {CALLS}");
     assert_serves_again(&instance).await;
 }
 
