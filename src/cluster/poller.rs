@@ -336,7 +336,12 @@ impl Poller {
 
     /// Applies the rules to `event`, logs the changes and schedules the probes that follow from it.
     fn apply(&mut self, event: Event) -> Effects {
+        let namesakes = self.table.namesakes().clone();
         let effects = self.table.apply(event, Instant::now());
+        if namesakes != *self.table.namesakes() {
+            let regions = namesakes.values().chain(self.table.namesakes().values());
+            self.changed.extend(regions.cloned());
+        }
         for change in &effects.changes {
             self.report(change);
             self.changed.insert(change.peer.region.clone());
@@ -416,7 +421,11 @@ fn left_out_warning(left_out: usize) -> String {
 fn stranger_warning(addresses: &[KnownAddress]) -> Option<String> {
     let mut strangers = addresses.iter().filter_map(|known| {
         let failure = known.probe_error.as_ref()?;
-        matches!(failure, ProbeFailure::NotAPeer(_)).then_some((known.address, failure))
+        let is_stranger = matches!(
+            failure,
+            ProbeFailure::NotAPeer(_) | ProbeFailure::Namesake { .. }
+        );
+        is_stranger.then_some((known.address, failure))
     });
     let (address, failure) = strangers.next()?;
     Some(match strangers.count() {

@@ -61,6 +61,11 @@ pub(crate) enum ProbeFailure {
     NoAnswer(String),
     /// An answer of something that is not an instance of this cluster.
     NotAPeer(String),
+    /// An answer of another process that bears this instance's id.
+    #[error(
+        "another process says that it is this instance, {id}: give each an id of its own (FLY_MACHINE_ID)"
+    )]
+    Namesake { id: InstanceId, region: Region },
 }
 
 /// What a call found out about a peer.
@@ -217,11 +222,9 @@ impl KnownAddress {
             ProbeFailure::Refused(reason) if self.listed => self.set(Condition::Refusing, &reason),
             ProbeFailure::NoAnswer(reason) if self.listed => self.set(Condition::Hanging, &reason),
             // Either nobody lists it any more, or something else answers here: only these remove a peer.
-            ProbeFailure::NotAPeer(reason)
-            | ProbeFailure::Refused(reason)
-            | ProbeFailure::NoAnswer(reason) => {
+            failure => {
                 self.is_own = false;
-                self.remove_peer(&reason)
+                self.remove_peer(&failure.to_string())
             }
         }
     }
@@ -253,6 +256,8 @@ pub(crate) struct Table {
     own_id: InstanceId,
     own_boot: BootId,
     entries: BTreeMap<SocketAddr, KnownAddress>,
+    /// Where another process bears this instance's id, and in which region.
+    namesakes: BTreeMap<SocketAddr, Region>,
 }
 
 impl Table {
@@ -262,7 +267,13 @@ impl Table {
             own_id,
             own_boot,
             entries: BTreeMap::new(),
+            namesakes: BTreeMap::new(),
         }
+    }
+
+    /// Where another process bears this instance's id, and in which region.
+    pub(super) fn namesakes(&self) -> &BTreeMap<SocketAddr, Region> {
+        &self.namesakes
     }
 
     pub(crate) fn apply(&mut self, event: Event, now: Instant) -> Effects {
@@ -333,6 +344,7 @@ impl Table {
         self.entries.retain(|address, entry| {
             let stays = keep(entry);
             if !stays {
+                self.namesakes.remove(address);
                 effects.removed.push(*address);
             }
             stays
@@ -344,10 +356,10 @@ impl Table {
         let Peer { instance, boot, .. } = &answer.peer;
         let is_other_run = boot.as_ref().is_some_and(|boot| *boot != self.own_boot);
         if *instance == self.own_id && is_other_run {
-            return Err(ProbeFailure::NotAPeer(format!(
-                "another process says that it is this instance, {}: give each an id of its own (FLY_MACHINE_ID)",
-                self.own_id
-            )));
+            return Err(ProbeFailure::Namesake {
+                id: self.own_id.clone(),
+                region: answer.peer.region,
+            });
         }
         Ok(answer)
     }
@@ -363,6 +375,12 @@ impl Table {
         };
         entry.last_probe = Some(now);
         entry.probe_error = outcome.as_ref().err().cloned();
+        match &outcome {
+            Err(ProbeFailure::Namesake { region, .. }) => {
+                self.namesakes.insert(address, region.clone())
+            }
+            _ => self.namesakes.remove(&address),
+        };
         match outcome {
             Ok(answer) => {
                 entry.is_own = answer.peer.instance == self.own_id;
@@ -375,6 +393,7 @@ impl Table {
                 let changes = entry.failed(failure);
                 if !entry.listed {
                     self.entries.remove(&address);
+                    self.namesakes.remove(&address);
                 }
                 changes
             }
@@ -473,7 +492,8 @@ impl Table {
     /// Processes differ by instance id and run. Two addresses with the same id and the same run, or with a run
     /// that one of them does not name, are one process. Two runs under one id are either a restart, in which case the
     /// old one no longer answers, or two processes that were given the same id: if both are ready, both are used, and
-    /// the id is marked as a duplicate. Ready peers come first, so that of two addresses the better one is taken.
+    /// the id is marked as a duplicate. Ready peers come first, so that of two addresses the better one is taken. Another
+    /// process with this instance's own id is no peer, and marks the id.
     pub(super) fn region(&self, region: &Region) -> RegionPeers {
         let mut found = RegionPeers::default();
         let mut runs_of: BTreeMap<&InstanceId, Vec<Option<&BootId>>> = BTreeMap::new();
@@ -501,6 +521,9 @@ impl Table {
                 found.others.push(Arc::clone(peer));
                 found.conditions.push((peer.address, known.condition));
             }
+        }
+        if self.namesakes.values().any(|other| other == region) {
+            found.duplicates.insert(self.own_id.clone());
         }
         found
     }

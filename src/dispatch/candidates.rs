@@ -143,6 +143,8 @@ fn ranked(
         );
         places.push((weight(key, &peer.instance), place));
     }
+    // Another process that bears this one's id would be picked as well, elsewhere.
+    let me = me.filter(|me| !peers.duplicates.contains(*me));
     places.extend(me.map(|me| (weight(key, me), (Place::Here, Condition::Ready))));
     places.sort_by_key(|(weight, (_, condition))| {
         let is_last = match condition {

@@ -293,7 +293,10 @@ fn another_process_with_the_id_of_this_instance_is_not_a_peer() {
     };
     assert!(check(0).is_ok());
     let refusal = check(1).unwrap_err();
-    assert!(matches!(refusal, ProbeFailure::NotAPeer(_)), "{refusal}");
+    assert!(
+        matches!(refusal, ProbeFailure::Namesake { .. }),
+        "{refusal}"
+    );
 }
 
 #[test]

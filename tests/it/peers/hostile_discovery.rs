@@ -355,7 +355,34 @@ async fn two_processes_under_one_name_are_reported_and_not_chosen_by_it() {
         |log| log.contains("another process says that it is this instance, syd-1"),
     )
     .await;
+    // And they know no better than others which of them has a key, and say so.
+    for twin in [cluster.instance("syd-1"), &namesake] {
+        let other = [cluster.instance("syd-1").address, address];
+        let other = other.into_iter().find(|it| *it != twin.address).unwrap();
+        let own = format!(
+            "{other} is not a peer: another process says that it is this instance, syd-1: give each an id of its own \
+             (FLY_MACHINE_ID)"
+        );
+        let expected = json!([expected[0], own]);
+        let warnings = async || twin.get("/regions").await.body["discovery"]["warnings"].clone();
+        eventually("a warning of its own", warnings, |seen| *seen == expected).await;
+        assert_eq!(twin.log().matches(said).count(), 1, "{}", twin.log());
+        let request = twin.request("/rpc/syd/Fly.RPC/my_region", "[]");
+        let keyed = answer(request.header("idempotency-key", "a")).await;
+        let keyed = keyed.unwrap();
+        assert_eq!(keyed.problem(), (503, "region_unavailable", "no"));
+        assert_eq!(keyed.detail(), why);
+        let plain = twin.call("syd", "Fly.RPC.my_region", json!([])).await;
+        assert_eq!(plain.result(), "syd");
+    }
     drop(namesake);
+    let left = cluster.instance("syd-1");
+    let request = async || {
+        let request = left.request("/rpc/syd/Fly.RPC/my_region", "[]");
+        let keyed = answer(request.header("idempotency-key", "b")).await;
+        keyed.unwrap().status
+    };
+    eventually("keys", request, |status| *status == 200).await;
     eventually("one is left", warnings, |seen| *seen == json!([])).await;
     let left = cluster.instance("syd-1").address.to_string();
     assert_eq!(shown().await, [left]);
