@@ -4,12 +4,13 @@
 use std::{
     borrow::Cow,
     fmt::{self, Write},
+    marker::PhantomData,
 };
 
 use memchr::memchr_iter;
 use serde::{
-    Deserialize, Deserializer as _, Serialize,
-    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -126,7 +127,8 @@ fn no_form(error: &serde_json::Error) -> Problem {
 
 /// The members of the object `text` as an array in the order of `params`.
 fn by_name(text: &str, params: &[Param]) -> Result<Args, String> {
-    let members: Members<'_> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let members: Members<String, &RawValue> =
+        serde_json::from_str(text).map_err(|error| error.to_string())?;
     let mut values = vec![None; params.len()];
     for (name, value) in members.0 {
         let Some(place) = params.iter().position(|param| param.name == name) else {
@@ -164,54 +166,31 @@ fn names(params: &[Param]) -> String {
     }
 }
 
-/// How many items an array has, or members an object.
+/// How many items an array has, or members an object. Nothing is kept of them: `IgnoredAny` has no size.
 fn count(text: &str) -> usize {
-    let counted = serde_json::Deserializer::from_str(text).deserialize_any(Counter);
+    let counted = match text.starts_with('[') {
+        true => serde_json::from_str(text).map(|items: Vec<IgnoredAny>| items.len()),
+        false => serde_json::from_str(text)
+            .map(|members: Members<IgnoredAny, IgnoredAny>| members.0.len()),
+    };
     counted.unwrap_or_else(|error| unreachable!("args are JSON: {error}"))
 }
 
-/// Counts without keeping anything.
-struct Counter;
+/// The members of an object in order; one that is given twice is there twice.
+struct Members<K, V>(Vec<(K, V)>);
 
-impl<'de> Visitor<'de> for Counter {
-    type Value = usize;
+impl<'de, K: Deserialize<'de>, V: Deserialize<'de>> Deserialize<'de> for Members<K, V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect<K, V>(PhantomData<(K, V)>);
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array or an object")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<usize, A::Error> {
-        let mut count = 0;
-        while items.next_element::<IgnoredAny>()?.is_some() {
-            count += 1;
-        }
-        Ok(count)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<usize, A::Error> {
-        let mut count = 0;
-        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
-            count += 1;
-        }
-        Ok(count)
-    }
-}
-
-/// The members of an object in order, each as its raw text; one that is given twice is there twice.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Members<'de>;
+        impl<'de, K: Deserialize<'de>, V: Deserialize<'de>> Visitor<'de> for Collect<K, V> {
+            type Value = Members<K, V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<K, V>, A::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
@@ -220,6 +199,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
             }
         }
 
-        deserializer.deserialize_map(Collect)
+        deserializer.deserialize_map(Collect(PhantomData))
     }
 }
