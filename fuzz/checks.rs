@@ -229,7 +229,7 @@ pub fn tokens(bytes: &[u8]) {
     }
     let reached = ([127, 0, 0, 1], 1).into();
     if let Some(challenge) = Challenge::received(text, reached) {
-        assert_eq!(challenge.nonce(), text);
+        assert_eq!(challenge.nonce, text);
     }
 }
 

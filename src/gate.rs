@@ -25,7 +25,8 @@ use crate::{
 /// A limit of calls that run at once.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    limit: usize,
+    /// How many go through at once.
+    pub(crate) limit: usize,
     /// A place for each that runs or waits.
     places: Arc<Semaphore>,
     running: Arc<Semaphore>,
@@ -105,11 +106,6 @@ impl Gate {
             places: Arc::new(semaphore(limit.saturating_mul(2))),
             running: Arc::new(semaphore(limit)),
         }
-    }
-
-    /// How many go through at once.
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
     }
 
     /// Waits for the turn of a call of `name`.

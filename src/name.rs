@@ -139,6 +139,11 @@ word! {
     |text| (1..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+impl ConsistencyToken {
+    /// The header of an answer with what the function said of its data.
+    pub(crate) const HEADER: &str = "rpc-consistency";
+}
+
 impl InstanceId {
     /// A new id of 14 hexadecimal digits, the shape of a Fly Machine's id.
     pub fn random() -> Self {
@@ -156,7 +161,7 @@ impl IdempotencyKey {
 
 impl BootId {
     pub(crate) fn random() -> Self {
-        Self(format!("{:032x}", rand::random::<u128>()).into())
+        Self(random_word().into())
     }
 }
 
@@ -173,6 +178,11 @@ impl RequestId {
         let mut text = [0; ulid::ULID_LEN];
         Self((&*Ulid::generate().array_to_str(&mut text)).into())
     }
+}
+
+/// 32 random hexadecimal digits: a word that nobody else has.
+pub(crate) fn random_word() -> String {
+    format!("{:032x}", rand::random::<u128>())
 }
 
 /// What a call names: a function of a module.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::name::{ConsistencyToken, FunctionName};
+use crate::name::{ConsistencyToken, FunctionName, InvalidName};
 
 /// The longest `detail`, in bytes.
 const MAX_DETAIL: usize = 256;
@@ -378,6 +378,10 @@ impl Problem {
     #[must_use]
     pub fn executed(self, executed: Executed) -> Self {
         Self { executed, ..self }
+    }
+
+    pub(crate) fn invalid_region(invalid: InvalidName) -> Self {
+        Self::new(Code::InvalidRegion, invalid.to_string())
     }
 
     pub(crate) fn not_started(name: &FunctionName) -> Self {

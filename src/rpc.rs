@@ -206,7 +206,7 @@ impl Rpc {
         function: &str,
         args: impl Serialize + Send,
     ) -> Result<Answer<R>, CallError> {
-        let targets: Targets = region.parse().map_err(invalid_region)?;
+        let targets: Targets = region.parse().map_err(Problem::invalid_region)?;
         let call = self.prepared(options, module, function, &args)?;
         let request_id = RequestId::fresh();
         let span = trace::call_span(&request_id, None);
@@ -254,7 +254,7 @@ impl Rpc {
         function: &str,
         args: impl Serialize + Send,
     ) -> Result<String, CallError> {
-        let targets: Targets = region.parse().map_err(invalid_region)?;
+        let targets: Targets = region.parse().map_err(Problem::invalid_region)?;
         let call = Arc::new(self.prepared(options, module, function, &args)?);
         let request_id = RequestId::fresh();
         let (id, name) = (request_id.clone(), call.name.clone());
@@ -327,7 +327,7 @@ impl Rpc {
         function: &str,
         args: impl Serialize + Send,
     ) -> Result<Vec<EachAnswer<R>>, CallError> {
-        let regions: Regions = regions.parse().map_err(invalid_region)?;
+        let regions: Regions = regions.parse().map_err(Problem::invalid_region)?;
         if options.instance.is_some() {
             let detail = "a fan-out is for more than one instance; Rpc::call_with is for one";
             return Err(Problem::new(Code::InvalidRequest, detail).into());
@@ -339,7 +339,7 @@ impl Rpc {
             let now = Instant::now();
             let begun = FanOut::begin(&self.dispatcher, &regions, per, call, request_id, now);
             let mut fan_out = begun.await?;
-            let mut answers = Vec::with_capacity(fan_out.asked());
+            let mut answers = Vec::with_capacity(fan_out.asked);
             while let Some(entry) = fan_out.next().await {
                 let Entry { region, report, .. } = entry;
                 answers.push(EachAnswer {
@@ -400,10 +400,6 @@ fn read<R: DeserializeOwned>(report: Report) -> Result<R, CallError> {
         problem: Box::new(problem),
         request_id: Some(meta.request_id),
     })
-}
-
-fn invalid_region(invalid: InvalidName) -> Problem {
-    Problem::new(Code::InvalidRegion, invalid.to_string())
 }
 
 fn unexpected(error: &serde_json::Error) -> Problem {

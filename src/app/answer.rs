@@ -17,8 +17,6 @@ use crate::{
 
 /// A header by which an app says that it did not run the function.
 const EXECUTED: &str = "rpc-executed";
-/// The header with the consistency token of an answer, which a later call may name.
-const CONSISTENCY: &str = "rpc-consistency";
 /// A header by which an app says how many milliseconds it waited for that.
 const WAITED: &str = "rpc-waited-ms";
 const JSON: &str = "application/json";
@@ -48,7 +46,7 @@ pub(super) fn may_be_missing(answer: &Answer) -> bool {
 /// # Errors
 /// The header is given twice, or is no token. The answer itself is still good.
 pub(super) fn consistency(headers: &HeaderMap) -> Result<Option<ConsistencyToken>, ()> {
-    let mut given = headers.get_all(CONSISTENCY).iter();
+    let mut given = headers.get_all(ConsistencyToken::HEADER).iter();
     let token = match (given.next(), given.next()) {
         (None, _) => return Ok(None),
         (Some(token), None) => token.to_str().ok().and_then(|token| token.parse().ok()),

@@ -349,7 +349,7 @@ impl Listing {
         let limits = self.functions.iter();
         let limits = limits.filter_map(|(name, declared)| Some((name, declared.concurrency?)));
         let gates = limits.map(|(name, limit)| {
-            let kept = former.gates.get(name).filter(|gate| gate.limit() == limit);
+            let kept = former.gates.get(name).filter(|gate| gate.limit == limit);
             let gate = kept.map_or_else(|| Arc::new(Gate::new(limit)), Arc::clone);
             (name.clone(), gate)
         });

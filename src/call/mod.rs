@@ -148,28 +148,6 @@ impl Call {
         waited.unwrap_or_else(|| Err(given_up()))
     }
 
-    /// The same call under the key of the header `Idempotency-Key`, which may stand in quotes.
-    ///
-    /// # Errors
-    /// [`Code::InvalidRequest`] for a key that breaks its rule.
-    pub(crate) fn with_key(self, header: &[u8]) -> Result<Self, Problem> {
-        let rule = || {
-            Problem::new(
-                Code::InvalidRequest,
-                format!("header idempotency-key must be {}", IdempotencyKey::RULE),
-            )
-        };
-        let bare = header
-            .strip_prefix(b"\"")
-            .and_then(|rest| rest.strip_suffix(b"\""))
-            .unwrap_or(header);
-        let text = std::str::from_utf8(bare).map_err(|_| rule())?;
-        Ok(Self {
-            key: Some(text.parse().map_err(|_| rule())?),
-            ..self
-        })
-    }
-
     /// The same call under the policy that `declared` is: what its caller said comes first, and no timeout is above `max`.
     pub(crate) fn under<'a>(
         call: &'a Self,

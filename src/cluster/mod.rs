@@ -68,7 +68,8 @@ pub enum DiscoveryError {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     started: Instant,
-    source: Option<String>,
+    /// What discovery resolves, as configured; `None` for a cluster of one.
+    pub(crate) source: Option<String>,
     snapshot: Snapshot,
     progress: watch::Receiver<Progress>,
     poller: mpsc::Sender<Message>,
@@ -190,11 +191,6 @@ impl Cluster {
         let has_waited =
             || self.is_first_round_over() && self.started.elapsed() >= READY_WITHOUT_DNS;
         self.progress.borrow().answered || has_waited()
-    }
-
-    /// What discovery resolves, as configured; `None` for a cluster of one.
-    pub(crate) fn source(&self) -> Option<&str> {
-        self.source.as_deref()
     }
 
     /// Reports what a call found out about the peer at `address`. Never waits.

@@ -174,7 +174,7 @@ impl Prober {
         if let Some((challenge, token)) = &challenge {
             let asks = Statement::Asks { path };
             request = request
-                .header(NONCE, challenge.nonce())
+                .header(NONCE, &challenge.nonce)
                 .header(PROOF, challenge.prove(token, asks).to_string());
         }
         let response = send(request).await?;

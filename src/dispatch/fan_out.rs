@@ -63,7 +63,7 @@ pub(crate) struct FanOut {
     dispatcher: Arc<Dispatcher>,
     call: Arc<Call>,
     request_id: RequestId,
-    arrived: Instant,
+    pub(crate) arrived: Instant,
     waiting: VecDeque<Recipient>,
     lately: FuturesUnordered<Beginning>,
     running: FuturesUnordered<Asking>,
@@ -71,8 +71,10 @@ pub(crate) struct FanOut {
     largest: Option<usize>,
     /// Whether a result found no room, so that the others come one by one.
     found_no_room: bool,
-    asked: usize,
-    succeeded: usize,
+    /// How many instances, or regions, are asked.
+    pub(crate) asked: usize,
+    /// Of how many of them a result came so far.
+    pub(crate) succeeded: usize,
     in_flight: InFlight,
 }
 
@@ -92,11 +94,7 @@ impl FanOut {
     ) -> Result<Self, Problem> {
         let in_flight = dispatcher.lifecycle.admit()?;
         let deadline = Deadline::since(arrived, call.timeout);
-        let first_round = dispatcher.cluster.first_round();
-        deadline.bound(first_round).await.ok_or_else(|| {
-            let detail = "the first discovery round has not finished yet";
-            Problem::new(Code::DiscoveryPending, detail)
-        })?;
+        dispatcher.first_round(deadline, "").await?;
         let waiting = dispatcher.recipients(regions, per);
         let places = waiting.iter().map(Recipient::region);
         let under = |declared: &Declaration| {
@@ -119,16 +117,6 @@ impl FanOut {
             found_no_room: false,
             in_flight,
         })
-    }
-
-    /// How many are asked.
-    pub(crate) fn asked(&self) -> usize {
-        self.asked
-    }
-
-    /// Of how many a result came so far.
-    pub(crate) fn succeeded(&self) -> usize {
-        self.succeeded
     }
 
     /// What came of the next call that ends; `None` when all have.

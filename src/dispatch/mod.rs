@@ -386,11 +386,6 @@ impl Dispatcher {
         calls.ended(known, problem, meta.attempts, elapsed);
     }
 
-    /// How many calls wait to leave for peers.
-    pub(crate) fn queued(&self) -> usize {
-        self.link.queued()
-    }
-
     /// Runs a call that a peer forwarded: here, or not at all.
     pub(crate) async fn exec(
         &self,
@@ -558,13 +553,21 @@ impl Dispatcher {
         if (any_will_do && found.is_ok()) || self.cluster.is_first_round_over() {
             return found;
         }
-        let tried = deadline.bound(self.cluster.first_round()).await;
-        tried.ok_or_else(|| {
-            let detail =
-                format!("region \"{region}\": the first discovery round has not finished yet");
-            Problem::new(Code::DiscoveryPending, detail)
-        })?;
+        let of_region = format!("region \"{region}\": ");
+        self.first_round(deadline, &of_region).await?;
         self.peers(region)
+    }
+
+    /// Waits for the first round of discovery, at most until `deadline`.
+    ///
+    /// # Errors
+    /// [`Code::DiscoveryPending`], with a detail that begins with `about`.
+    async fn first_round(&self, deadline: Deadline, about: &str) -> Result<(), Problem> {
+        let over = deadline.bound(self.cluster.first_round()).await;
+        over.ok_or_else(|| {
+            let detail = format!("{about}the first discovery round has not finished yet");
+            Problem::new(Code::DiscoveryPending, detail)
+        })
     }
 
     /// The peers in `region`.

@@ -263,7 +263,7 @@ pub(super) fn discovery(api: &Api, overview: &Overview) -> DiscoveryDocument {
     let progress = &overview.progress;
     let last_success = progress.last_success;
     DiscoveryDocument {
-        source: api.cluster.source().map(str::to_owned),
+        source: api.cluster.source.clone(),
         last_success_ms: last_success.map(|instant| whole_milliseconds(instant.elapsed())),
         stale: progress.error.is_some(),
         last_error: progress.error.clone(),

@@ -1,5 +1,5 @@
-//! The documents that clients read, and the command line too: the cluster, its functions, where calls for a region would
-//! run, what came of a fan-out, and that a call goes on without its client.
+//! What clients send and read at the public routes, as the OpenAPI document has it: a call and its headers, its answers, the
+//! cluster, its functions, where calls for a region would run, what came of a fan-out. The command line reads some too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use super::openapi::entry_problem;
 use crate::{
@@ -17,8 +17,143 @@ use crate::{
     name::{ConsistencyToken, InstanceId, Name, RequestId},
     protocol::{CatalogueHash, PeerState},
     region::Region,
-    reply::{Meta, ProblemDocument},
+    reply::{Meta, ProblemDocument, Reply},
 };
+
+/// A call: which function, with which arguments, for how long.
+#[derive(Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = CallRequest)]
+pub(super) struct CallDocument {
+    /// The function's module.
+    #[schema(pattern = r"^[!-~]{1,128}$", example = "String")]
+    module: String,
+    /// The function.
+    #[schema(pattern = r"^[!-~]{1,128}$", example = "upcase")]
+    function: String,
+    /// Its arguments, any JSON values, passed on exactly as received. Where the function declares its parameters, an object by
+    /// their names is taken too.
+    #[schema(value_type = Vec<Value>, required = false, max_items = 256, example = json!(["fly"]))]
+    args: Option<Vec<Box<RawValue>>>,
+    /// How long to wait, in milliseconds; at most what `RPC_MAX_TIMEOUT` allows, 60000 where it is not set. 5000 where
+    /// neither this nor `RPC_DEFAULT_TIMEOUT` says otherwise.
+    #[schema(value_type = u64, required = false, minimum = 1, maximum = 86_400_000, example = 5000)]
+    timeout_ms: Option<u64>,
+    /// Whether the function may run twice: allows another attempt after one that may have run. False when it is not
+    /// given.
+    // No `default`: openapi-typescript takes a member that has one for required.
+    #[schema(value_type = bool, required = false, example = false)]
+    idempotent: Option<bool>,
+    /// Only on this instance of the region.
+    #[schema(value_type = String, required = false, pattern = r"^[A-Za-z0-9._\-]{1,128}$", example = "148e21dad76789")]
+    instance: Option<String>,
+}
+
+/// What any call may say in headers.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only the document is made of it")]
+pub(super) struct CallHeaders {
+    /// Makes a repeat of this call the same call of the same client: within ten minutes it is not run again by the instance
+    /// that ran it, and gets the outcome of the first, marked by the header idempotency-replayed. The same key with another
+    /// function or other values as arguments is refused. 1 to 128 visible ASCII characters; may stand in quotes, which do
+    /// not count. The memory is that of one process: it does not outlive a restart, and a change of the region's instances
+    /// moves keys
+    #[param(
+        rename = "Idempotency-Key",
+        pattern = "^(\"[!-~]{1,128}\"|[!#-~][!-~]{0,127})$"
+    )]
+    idempotency_key: Option<String>,
+    /// A consistency token, as an earlier answer gave it in `rpc-consistency`: the function reads data that has seen it, or
+    /// says that it did not run, and the next instance, or region of the list, is asked. Only the app knows what it means.
+    /// 1 to 256 visible ASCII characters
+    #[param(rename = "rpc-after", pattern = "^[!-~]{1,256}$")]
+    after: Option<String>,
+    /// How the call gets to another region: `proxy` forwards it; `replay` answers 409 with the header `fly-replay`, on which
+    /// Fly Proxy replays it there; `auto` is `replay` behind Fly Proxy, else `proxy`. What `RPC_ROUTE` says when it is not
+    /// given
+    #[param(rename = "rpc-route", pattern = "^(proxy|replay|auto)$")]
+    route: Option<String>,
+    /// `respond-async` (RFC 7240): the answer is 202 as soon as the call is admitted, and the instance sees the call through
+    /// by itself. With an idempotency key, the same call sent later without this header waits for its outcome, or gets it
+    #[param(rename = "prefer")]
+    prefer: Option<String>,
+    /// Kept when it is 1 to 128 letters, digits, `.`, `_` and `-`, else replaced; in the answer, and in the logs of every instance it met
+    #[param(rename = "x-request-id")]
+    request_id: Option<String>,
+    /// The trace that the call is part of (W3C Trace Context); passed on to the instance that runs it
+    #[param(rename = "traceparent")]
+    trace: Option<String>,
+}
+
+/// What a call whose body is its arguments says in headers.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "only the document is made of it")]
+pub(super) struct OptionHeaders {
+    /// How long to wait, in milliseconds; at most what `RPC_MAX_TIMEOUT` allows, 60000 where it is not set. What the function
+    /// declares, else 5000 or `RPC_DEFAULT_TIMEOUT`, when it is not given
+    #[param(rename = "rpc-timeout-ms", minimum = 1, maximum = 86_400_000)]
+    timeout: Option<u64>,
+    /// Whether the function may run twice: allows another attempt after one that may have run. What the function declares,
+    /// else false, when it is not given
+    #[param(rename = "rpc-idempotent")]
+    idempotent: Option<bool>,
+    /// Only on this instance of the region
+    #[param(rename = "rpc-instance", pattern = r"^[A-Za-z0-9._\-]{1,128}$")]
+    instance: Option<String>,
+}
+
+/// How a call is answered that ran, or was admitted.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "only the document is made of it")]
+pub(super) enum CallAnswers {
+    /// The function's result
+    #[response(
+        status = 200,
+        headers(
+            (
+                "idempotency-replayed" = Option<bool>,
+                description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
+            ),
+            (
+                "rpc-consistency" = Option<String>,
+                description = "What the function said of its data; a later call that sends it as `rpc-after` reads nothing \
+                    older. Left out where the function said nothing"
+            ),
+        ),
+        examples((
+            "upcase" = (
+                summary = "String.upcase(\"fly\") in syd, asked of iad",
+                value = json!({
+                    "result": "FLY",
+                    "meta": {
+                        "region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 0.731,
+                        "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
+                    },
+                })
+            )
+        ))
+    )]
+    Ended(Reply),
+    /// With `prefer: respond-async`: the call is admitted, and the instance sees it through
+    #[response(
+        status = 202,
+        headers(("preference-applied" = String, description = "`respond-async`")),
+        examples((
+            "admitted" = (
+                summary = "A call for syd",
+                value = json!({
+                    "meta": {
+                        "region": "syd", "instance": null, "attempts": 0, "elapsed_ms": 0.212,
+                        "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
+                    },
+                })
+            )
+        ))
+    )]
+    Admitted(Accepted),
+}
 
 /// The cluster as this instance knows it.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]

@@ -12,24 +12,22 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use scopeguard::ScopeGuard;
-use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::{
-    Api, ApiState, auth,
-    documents::{EntryDocument, FanOutMeta, FanOutReply},
+    ApiState, auth,
+    documents::{CallHeaders, EntryDocument, FanOutMeta, FanOutReply},
     layers::Context,
     openapi::EachProblems,
     request::{self, InPath, lists},
     response::Refusal,
-    rpc::{self, CallHeaders},
+    rpc::CallLog,
 };
 use crate::{
     access::Caller,
     dispatch::{Entry, FanOut, Report},
     json,
     memory::Reserved,
-    name::{FunctionName, RequestId},
     protocol::lines::NDJSON,
     region::Regions,
     reply::{ProblemDocument, milliseconds},
@@ -122,56 +120,34 @@ pub(super) async fn call_each(
     auth::check_function(&caller, &call.name).map_err(refuse)?;
     call.key_owner = caller.key_owner();
     let span = trace::call_span(&context.request_id, call.trace);
-    let about = About {
+    let log = CallLog {
+        api: Arc::clone(&api),
+        caller,
         function: call.name.clone(),
         regions: regions.clone(),
         request_id: context.request_id.clone(),
-        arrived: context.arrived,
-        api: Arc::clone(&api),
-        caller,
     };
-    let begun = FanOut::begin(
-        &api.dispatcher,
-        &regions,
-        per,
-        call,
-        context.request_id,
-        context.arrived,
-    );
+    let Context {
+        request_id,
+        arrived,
+    } = context;
+    let begun = FanOut::begin(&api.dispatcher, &regions, per, call, request_id, arrived);
     let fan_out = begun.instrument(span.clone()).await.map_err(refuse)?;
     // Runs where the request, or the rest of its answer, is dropped because the client went away.
-    let awaited = scopeguard::guard(about, |it| {
-        rpc::abandoned(
-            &it.api,
-            &it.caller,
-            &it.function,
-            &it.regions,
-            &it.request_id,
-        );
-    });
+    let awaited = scopeguard::guard(log, |log| log.abandoned());
     Ok(match lists(headers, &ACCEPT, NDJSON) {
         true => lines(fan_out, awaited),
         false => whole(fan_out, awaited).instrument(span).await,
     })
 }
 
-/// What the log, and the last line, say of a fan-out.
-struct About {
-    api: Arc<Api>,
-    caller: Caller,
-    function: FunctionName,
-    regions: Regions,
-    request_id: RequestId,
-    arrived: Instant,
-}
-
-impl About {
-    /// Counts and logs the end of the fan-out; each of its calls is in the log of the instance that ran it.
+impl CallLog<Regions> {
+    /// What a fan-out came to, also for the end of its answer; each of its calls is in the log of the instance that ran it.
     fn ended(&self, fan_out: &FanOut) -> FanOutMeta {
         let meta = FanOutMeta {
-            asked: fan_out.asked(),
-            succeeded: fan_out.succeeded(),
-            elapsed_ms: milliseconds(self.arrived.elapsed()),
+            asked: fan_out.asked,
+            succeeded: fan_out.succeeded,
+            elapsed_ms: milliseconds(fan_out.arrived.elapsed()),
             request_id: self.request_id.clone(),
         };
         self.api.local.metrics.calls.fan_outs.inc();
@@ -186,11 +162,11 @@ impl About {
 }
 
 /// A guard that counts and logs a fan-out whose client went away.
-type Awaited<F> = ScopeGuard<About, F>;
+type Awaited<F> = ScopeGuard<CallLog<Regions>, F>;
 
 /// The whole answer, once all calls have ended. Its entries are written as they come, and sorted as pieces.
-async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Response {
-    let mut entries = Vec::with_capacity(fan_out.asked());
+async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(CallLog<Regions>)>) -> Response {
+    let mut entries = Vec::with_capacity(fan_out.asked);
     while let Some(entry) = fan_out.next().await {
         let place = (entry.region.clone(), entry.report.meta.instance.clone());
         entries.push((place, to_json(entry)));
@@ -212,7 +188,10 @@ async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(About)>) -> Res
 }
 
 /// A line for each call as it ends. A client that takes its time is waited for, and no further call begins meanwhile.
-fn lines(fan_out: FanOut, awaited: Awaited<impl FnOnce(About) + Send + 'static>) -> Response {
+fn lines(
+    fan_out: FanOut,
+    awaited: Awaited<impl FnOnce(CallLog<Regions>) + Send + 'static>,
+) -> Response {
     let pieces = stream::unfold(Some((fan_out, awaited)), async |state| {
         let (mut fan_out, awaited) = state?;
         if let Some(entry) = fan_out.next().await {

@@ -205,7 +205,7 @@ impl Stream {
         let counts = Counts {
             in_flight: self.api.in_flight(),
             running: self.api.executor.running(),
-            queued: self.api.dispatcher.queued(),
+            queued: self.api.dispatcher.link.queued(),
             regions,
         };
         event_text(None, "counts", &counts)

@@ -43,12 +43,12 @@ use crate::{
     gate::{Waiting, in_own_task},
     lifecycle::{self, Phase},
     memory::{Reserved, Share},
+    name::random_word,
     problem::{Code, Problem},
     protocol::{
         CLOCK, CatalogueDocument, DRAINING, Exec, FUNCTIONS, INTRODUCTION, Introduction, LINES,
         NONCE, PROOF, PROTOCOL, Readiness, STATE, Statement,
         lines::{DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control, write_answer},
-        new_nonce,
     },
     reply::Meta,
     token::Proof,
@@ -199,7 +199,7 @@ fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
         .get::<ProvenToken>()
         .map(|proven| Confirmation {
             proven: proven.clone(),
-            nonce: new_nonce(),
+            nonce: random_word(),
         });
     let response = switching(&api, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
@@ -446,7 +446,7 @@ impl Exchange {
                     None => return,
                 },
                 Ok(None) => return,
-                Err(too_long) => self.refuse_line(&too_long),
+                Err(too_long) => self.refuse_line(too_long),
             }
         }
     }
@@ -488,7 +488,7 @@ impl Exchange {
                 Ok(None) => break,
                 Err(_) if confirmation.is_some() => return false,
                 Err(too_long) => {
-                    self.refuse_line(&too_long);
+                    self.refuse_line(too_long);
                     continue;
                 }
             };
@@ -560,14 +560,14 @@ impl Exchange {
     }
 
     /// Refuses the call of a line, and throws the line away as it comes: those behind it are others' calls.
-    fn refuse_line(&mut self, line: &TooLong) {
+    fn refuse_line(&mut self, TooLong(id): TooLong) {
         let (instance, most) = (
             &self.api.local.identity.instance,
             self.api.local.limits.max_body,
         );
         let detail =
             format!("instance {instance} takes a body of at most {most} bytes (RPC_MAX_BODY)");
-        self.refuse(line.id, Problem::new(Code::BodyTooLarge, detail));
+        self.refuse(id, Problem::new(Code::BodyTooLarge, detail));
         self.lines.skip();
     }
 

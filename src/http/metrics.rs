@@ -58,7 +58,7 @@ fn readings(api: &Api) -> Registry {
     let help = "How many functions may run here at once";
     show("running_limit", help, api.local.limits.max_in_flight);
     let help = "Calls that wait to leave for a peer";
-    show("queued", help, api.dispatcher.queued());
+    show("queued", help, api.dispatcher.link.queued());
     let help = "1 once the instance is stopping";
     show(
         "draining",

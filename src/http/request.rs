@@ -25,7 +25,7 @@ use crate::{
     json,
     lifecycle::{self, Phase},
     memory::{Reserved, Share},
-    name::{ConsistencyToken, FunctionName, InstanceId, InvalidName, Name},
+    name::{ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, Name},
     problem::{Code, Problem},
     protocol::{FORWARDED, lines::NDJSON},
     trace,
@@ -65,12 +65,8 @@ impl<S: Sync, T: FromStr<Err = InvalidName>> FromRequestParts<S> for InPath<T> {
             true => segment.replace("%2C", ",").replace("%2c", ",").parse(),
             false => segment.parse(),
         };
-        named.map(Self).map_err(invalid_region)
+        named.map(Self).map_err(Problem::invalid_region)
     }
-}
-
-fn invalid_region(invalid: InvalidName) -> Problem {
-    Problem::new(Code::InvalidRegion, invalid.to_string())
 }
 
 /// A call as a client asks for it.
@@ -123,17 +119,8 @@ fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
 /// `call` with what the headers of a request say of it, its key, its token and what called it; and with what its body holds of
 /// the memory budget.
 fn finished(mut call: Call, headers: &HeaderMap, body: Received) -> Result<Call, Problem> {
-    if let Some(key) = only(headers, &IDEMPOTENCY_KEY)? {
-        call = call.with_key(key)?;
-    }
-    if let Some(token) = only(headers, &AFTER)? {
-        let token = str::from_utf8(token).ok();
-        let after = token.and_then(|token| token.parse().ok()).ok_or_else(|| {
-            let detail = format!("header rpc-after must be {}", ConsistencyToken::RULE);
-            Problem::new(Code::InvalidRequest, detail)
-        })?;
-        call.after = Some(after);
-    }
+    call.key = word(headers, &IDEMPOTENCY_KEY, IdempotencyKey::RULE, unquoted)?;
+    call.after = word(headers, &AFTER, ConsistencyToken::RULE, |text| text)?;
     let trace = headers.get(TRACEPARENT);
     call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
     call.memory = Some(Arc::new(body.reserved));
@@ -358,16 +345,33 @@ pub(super) fn header<T>(
     }
 }
 
-/// The value of a header that may be given once.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Problem> {
-    let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+/// The word in a header that may be given once, as `bare` leaves it.
+fn word<T: FromStr>(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    rule: &str,
+    bare: fn(&str) -> &str,
+) -> Result<Option<T>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let wrong = |what: &str| Problem::new(Code::InvalidRequest, format!("header {name} {what}"));
     match (values.next(), values.next()) {
-        (value, None) => Ok(value),
-        (_, Some(_)) => Err(Problem::new(
-            Code::InvalidRequest,
-            format!("header {name} is given twice"),
-        )),
+        (None, _) => Ok(None),
+        (Some(value), None) => {
+            let text = value.to_str().ok().map(bare);
+            let word = text.and_then(|text| text.parse().ok());
+            word.map(Some)
+                .ok_or_else(|| wrong(&format!("must be {rule}")))
+        }
+        (Some(_), Some(_)) => Err(wrong("is given twice")),
     }
+}
+
+/// `text` without the quotes in which it may stand.
+fn unquoted(text: &str) -> &str {
+    let inner = text
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    inner.unwrap_or(text)
 }
 
 pub(super) fn items<'a>(

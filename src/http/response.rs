@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     dispatch::Report,
     json,
+    name::ConsistencyToken,
     problem::Problem,
     region::Region,
     reply::{ProblemDocument, Reply, Returned},
@@ -23,8 +24,6 @@ const JSON: &str = "application/json";
 
 /// Marks the outcome of an earlier call with the same idempotency key.
 const REPLAYED: &str = "idempotency-replayed";
-/// What the function said of its data.
-const CONSISTENCY: &str = "rpc-consistency";
 
 /// `200` with a document.
 #[derive(Debug)]
@@ -88,7 +87,9 @@ impl IntoResponse for Report {
         }
         let consistency = consistency.map(|token| HeaderValue::try_from(token.as_str()));
         if let Some(Ok(token)) = consistency {
-            response.headers_mut().insert(CONSISTENCY, token);
+            response
+                .headers_mut()
+                .insert(ConsistencyToken::HEADER, token);
         }
         response
     }

@@ -306,7 +306,7 @@ impl Driver<'_> {
                 Ok(Some(line)) => line,
                 Ok(None) => break Ok(()),
                 // The peer may have a larger limit. Other calls on the connection go on.
-                Err(lines::TooLong { .. }) => match self.skip(TOO_LONG) {
+                Err(lines::TooLong(_)) => match self.skip(TOO_LONG) {
                     Some(ended) => {
                         answers.push(ended);
                         continue;

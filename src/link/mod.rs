@@ -212,7 +212,7 @@ impl Link {
         self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many calls wait to leave.
+    /// How many calls wait to leave for peers.
     pub(crate) fn queued(&self) -> usize {
         let ways = self.lock();
         let shared = ways.values().filter_map(|way| way.shared.as_ref());

@@ -156,7 +156,7 @@ fn request(opening: &Opening, challenge: &Challenge, started: Instant) -> Reques
     set(UPGRADE, LINES.to_owned());
     set(FORWARDED, "1".to_owned());
     if let Some(token) = opening.local.access.cluster.first() {
-        set(HeaderName::from_static(NONCE), challenge.nonce().to_owned());
+        set(HeaderName::from_static(NONCE), challenge.nonce.clone());
         let proof = challenge.prove(token, Statement::Opens).to_string();
         set(HeaderName::from_static(PROOF), proof);
     }

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    name::{BootId, InstanceId},
+    name::{BootId, InstanceId, random_word},
     region::Region,
     token::{Proof, Token},
 };
@@ -40,7 +40,7 @@ pub(crate) enum Statement<'a> {
 /// The nonce of a probe or of a connection, and the address that it is for.
 #[derive(Clone, Debug)]
 pub(crate) struct Challenge {
-    nonce: String,
+    pub(crate) nonce: String,
     address: SocketAddr,
 }
 
@@ -48,7 +48,7 @@ impl Challenge {
     /// A challenge with a new nonce for the one that answers at `address`.
     pub(crate) fn new(address: SocketAddr) -> Self {
         Self {
-            nonce: new_nonce(),
+            nonce: random_word(),
             address,
         }
     }
@@ -61,10 +61,6 @@ impl Challenge {
             // A dual-stack socket reports an IPv4 address as an IPv4-mapped IPv6 address; the prober dialled the former.
             address: SocketAddr::new(address.ip().to_canonical(), address.port()),
         })
-    }
-
-    pub(crate) fn nonce(&self) -> &str {
-        &self.nonce
     }
 
     /// The proof of what `says`, by one who knows `token`.
@@ -107,10 +103,6 @@ impl Challenge {
     }
 }
 
-pub(crate) fn new_nonce() -> String {
-    format!("{:032x}", rand::random::<u128>())
-}
-
 #[cfg(test)]
 mod tests {
     use super::{super::PROVABLE, *};
@@ -135,7 +127,7 @@ mod tests {
         let [path, other_path] = PROVABLE;
         let says = answers(path, &instance, &region, Some(&boot));
         let challenge = Challenge::new(address);
-        let at = |address| Challenge::received(challenge.nonce(), address).unwrap();
+        let at = |address| Challenge::received(&challenge.nonce, address).unwrap();
         let (asked, answered) = (
             challenge.prove(&token, asks(path)),
             challenge.prove(&token, says),

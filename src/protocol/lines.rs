@@ -300,11 +300,9 @@ pub(crate) struct Lines {
     reserved: Reserved,
 }
 
-/// A line is longer than the limit.
+/// A line is longer than the limit; its id, where it begins with one.
 #[derive(Debug)]
-pub(crate) struct TooLong {
-    pub(crate) id: Option<u64>,
-}
+pub(crate) struct TooLong(pub(crate) Option<u64>);
 
 impl Lines {
     /// Lines of at most `limit` bytes, counted in `memory`.
@@ -337,18 +335,14 @@ impl Lines {
                 }
                 self.searched = self.buffer.len();
                 return if self.searched > self.limit {
-                    Err(TooLong {
-                        id: id_of(&self.buffer),
-                    })
+                    Err(TooLong(id_of(&self.buffer)))
                 } else {
                     Ok(None)
                 };
             };
             let end = self.searched + end;
             if end > self.limit && !self.is_skipping {
-                return Err(TooLong {
-                    id: id_of(&self.buffer),
-                });
+                return Err(TooLong(id_of(&self.buffer)));
             }
             let line = self.buffer.split_to(end).freeze();
             self.buffer.advance(1);
@@ -469,7 +463,7 @@ mod tests {
         let mut lines = Lines::new(20, &Budget::new(0));
         lines.push(b"{\"id\":7,\"result\":1234567}\n{}\n");
         for _ in 0..2 {
-            assert_eq!(lines.next().unwrap_err().id, Some(7));
+            assert_eq!(lines.next().unwrap_err().0, Some(7));
         }
         assert!(matches!(lines.skip(), Frame::Answer(7, Ok(_))));
         assert_eq!(lines.next().unwrap().unwrap(), "{}");

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 
 pub(crate) use self::{
     catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
-    challenge::{Challenge, Statement, new_nonce},
+    challenge::{Challenge, Statement},
     exec::Exec,
 };
 use crate::{

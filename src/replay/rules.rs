@@ -21,10 +21,8 @@ use super::{
     body::{Discarded, FORWARDED, Unanswered, discard, forward},
     header, request_size, state, was_replayed,
 };
-use crate::json;
+use crate::{json, name::ConsistencyToken};
 
-/// The header by which an application says what it wrote.
-const CONSISTENCY: &str = "rpc-consistency";
 /// The `state` of a replay of what turned out to write.
 const CAPTURED: &str = "captured";
 
@@ -160,7 +158,7 @@ impl ReplayToPrimary {
     /// The cookie of a client whose request, answered by `headers`, wrote at `now`.
     fn cookie(&self, headers: &HeaderMap, now: f64) -> Option<HeaderValue> {
         let token = headers
-            .get(CONSISTENCY)
+            .get(ConsistencyToken::HEADER)
             .and_then(|token| token.to_str().ok()?.parse().ok());
         let token = token.filter(|_| self.caught_up.is_some());
         self.bounds.cookie(token.as_ref(), now)
