@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::{
     access::Client,
     call::{Call, Timeouts},
-    cluster::{self, Event, MAX_WITHOUT_PEER, Peer, ProbeAnswer, Table},
+    cluster::{self, MAX_WITHOUT_PEER, Peer, ProbeAnswer, Table, TableEvent},
     declaration::Declaration,
     memory::Budget,
     name::BootId,
@@ -167,7 +167,7 @@ pub fn dns(bytes: &[u8]) {
     let mut table = table_with(peer, now);
     let mut probed = |complete| {
         let addresses = addresses.clone();
-        let resolved = Event::Resolved {
+        let resolved = TableEvent::Resolved {
             addresses,
             complete,
         };
@@ -192,7 +192,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
         unreachable!("these names are valid");
     };
     let mut table = Table::new(me, BootId::random());
-    let resolved = Event::Resolved {
+    let resolved = TableEvent::Resolved {
         addresses: [address].into(),
         complete: true,
     };
@@ -202,7 +202,7 @@ fn table_with(address: SocketAddr, now: Instant) -> Table {
         rtt: Duration::ZERO,
     };
     table.apply(resolved, now);
-    table.apply(Event::Probed(address, Ok(answer)), now);
+    table.apply(TableEvent::Probed(address, Ok(answer)), now);
     table
 }
 

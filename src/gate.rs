@@ -40,12 +40,12 @@ pub(crate) type Turn = Vec<OwnedSemaphorePermit>;
 
 /// The calls of one connection that wait, by their ids there; each until its caller gives it up.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting(Mutex<HashMap<u64, oneshot::Sender<Infallible>>>);
+pub(crate) struct WaitingCalls(Mutex<HashMap<u64, oneshot::Sender<Infallible>>>);
 
 /// The name of a call among those of its connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {
-    waiting: Arc<Waiting>,
+    waiting: Arc<WaitingCalls>,
     id: u64,
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn in_own_task<T: Send + 'static>(
     }
 }
 
-impl Waiting {
+impl WaitingCalls {
     pub(crate) fn ticket(self: &Arc<Self>, id: u64) -> Ticket {
         let waiting = Arc::clone(self);
         Ticket { waiting, id }

@@ -133,7 +133,7 @@ pub(crate) fn empty_array() -> Box<RawValue> {
         .unwrap_or_else(|error| unreachable!("[] is JSON: {error}"))
 }
 
-struct Members<'a, const N: usize> {
+struct Found<'a, const N: usize> {
     values: [Option<&'a RawValue>; N],
     unknown: Option<Cow<'a, str>>,
     duplicate: Option<&'static str>,
@@ -144,14 +144,14 @@ struct MemberVisitor<const N: usize> {
 }
 
 impl<'de, const N: usize> Visitor<'de> for MemberVisitor<N> {
-    type Value = Members<'de, N>;
+    type Value = Found<'de, N>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = Members {
+        let mut found = Found {
             values: [None; N],
             unknown: None,
             duplicate: None,

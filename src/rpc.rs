@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use crate::{
     call::{Args, Call, Options, Per, Timeouts},
-    dispatch::{Dispatcher, Entry, FanOut, Report},
+    dispatch::{Dispatcher, FanOut, FanOutEntry, Report},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
         RequestId,
@@ -341,7 +341,7 @@ impl Rpc {
             let mut fan_out = begun.await?;
             let mut answers = Vec::with_capacity(fan_out.asked);
             while let Some(entry) = fan_out.next().await {
-                let Entry { region, report, .. } = entry;
+                let FanOutEntry { region, report, .. } = entry;
                 answers.push(EachAnswer {
                     region,
                     instance: report.meta.instance.clone(),

@@ -29,7 +29,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use self::fields::{Json, put_printable};
+use self::fields::{JsonLine, put_printable};
 pub(crate) use self::fields::{printable, printable_json};
 use crate::config::Config;
 
@@ -88,7 +88,7 @@ pub(crate) fn init(config: &Config, service: Option<String>) -> Result<Guard, St
         let fields = format::debug_fn(put_printable).delimited(" ");
         format.fmt_fields(fields).boxed()
     } else {
-        format.fmt_fields(Json).event_format(Json).boxed()
+        format.fmt_fields(JsonLine).event_format(JsonLine).boxed()
     };
     let subscriber = tracing_subscriber::registry().with(format.with_filter(filter));
     #[cfg(feature = "otlp")]

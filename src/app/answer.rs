@@ -153,7 +153,7 @@ pub(super) fn lost(detail: String) -> Problem {
 
 /// What the body of an error says, as far as it is understood.
 #[derive(Default, Deserialize)]
-struct Document {
+struct AppError {
     #[serde(default, deserialize_with = "if_text")]
     kind: Option<String>,
     #[serde(default, deserialize_with = "if_text")]
@@ -169,17 +169,17 @@ fn if_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Erro
     Ok(serde_json::from_str(raw.get()).ok())
 }
 
-impl Document {
+impl AppError {
     fn text(&self) -> Option<String> {
         self.message.clone().or_else(|| self.detail.clone())
     }
 }
 
 /// The JSON of an error; `None` where there is none. Where it has neither a text nor data, the whole of it is the data.
-fn document(answer: &Answer) -> Option<Document> {
+fn document(answer: &Answer) -> Option<AppError> {
     let body = answer.body.as_deref().ok();
     let whole = json::value(body.filter(|_| is_json(&answer.headers))?).ok()?;
-    let mut document: Document = serde_json::from_str(whole.get()).unwrap_or_default();
+    let mut document: AppError = serde_json::from_str(whole.get()).unwrap_or_default();
     if document.text().is_none() && document.data.is_none() {
         document.data = Some(whole);
     }

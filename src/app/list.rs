@@ -15,7 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ASKS, App, AppHealth, Status,
+    ASKS, App, AppHealth, AppStatus,
     answer::is_json,
     channel::{Answer, Broken, Channel, Unread},
 };
@@ -177,7 +177,7 @@ impl Watch {
     }
 
     fn set(&self, health: AppHealth, reason: Option<String>, listing: Arc<Listing>) {
-        self.app.status.send_replace(Status {
+        self.app.status.send_replace(AppStatus {
             health,
             reason,
             listing,

@@ -63,7 +63,7 @@ pub(crate) enum AppHealth {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Status {
+pub(crate) struct AppStatus {
     pub(crate) health: AppHealth,
     /// Why it is not up.
     pub(crate) reason: Option<String>,
@@ -93,7 +93,7 @@ pub(crate) struct App {
     channel: Channel,
     max_result: usize,
     gate: Arc<Gate>,
-    status: watch::Sender<Status>,
+    status: watch::Sender<AppStatus>,
     /// Calls that wait until the list was asked for again.
     asks: mpsc::Sender<oneshot::Sender<Asked>>,
     /// Whether a warning about invalid consistency tokens was logged.
@@ -108,7 +108,7 @@ impl App {
             channel: Channel::new(&config.url, config.token.clone(), Arc::clone(&local.memory)),
             max_result: local.limits.max_result,
             gate: Arc::new(Gate::new(config.concurrency)),
-            status: watch::Sender::new(Status {
+            status: watch::Sender::new(AppStatus {
                 health: AppHealth::Starting,
                 reason: None,
                 listing: Arc::default(),
@@ -131,7 +131,7 @@ impl App {
         &self.channel.url
     }
 
-    pub(crate) fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> AppStatus {
         self.status.borrow().clone()
     }
 
@@ -200,7 +200,7 @@ impl fmt::Display for AppHealth {
     }
 }
 
-impl Status {
+impl AppStatus {
     /// What the function `name` declares, if it can be called now.
     fn offered(&self, name: &FunctionName) -> Option<&Declaration> {
         let listed = self.listing.functions.get(name);

@@ -49,7 +49,7 @@ pub(super) struct AskArgs {
     pub(super) json: bool,
 }
 
-pub(super) struct Answer {
+pub(super) struct HttpAnswer {
     base: String,
     status: StatusCode,
     body: Bytes,
@@ -66,7 +66,7 @@ impl AskArgs {
         &self,
         mut request: Request<Full<Bytes>>,
         timeout: Duration,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<HttpAnswer, Failure> {
         let base = self.base()?;
         let token = config::token("FLY_RPC_TOKEN")?;
         let uri = format!("{base}{}", request.uri());
@@ -85,7 +85,7 @@ impl AskArgs {
             request.headers_mut().insert(AUTHORIZATION, token.bearer());
         }
         let (status, body) = exchange(&base, uri, request, timeout).await?;
-        Ok(Answer {
+        Ok(HttpAnswer {
             base,
             status,
             body,
@@ -95,7 +95,7 @@ impl AskArgs {
         })
     }
 
-    pub(super) async fn get(&self, path: &str) -> Result<Answer, Failure> {
+    pub(super) async fn get(&self, path: &str) -> Result<HttpAnswer, Failure> {
         let request = Request::get(path).body(Full::default());
         self.send(request?, READING).await
     }
@@ -193,7 +193,7 @@ fn try_https(base: &str) -> String {
     })
 }
 
-impl Answer {
+impl HttpAnswer {
     /// Prints the answer as it came; a problem is a failure all the same.
     pub(super) fn print_json(&self) -> Result<(), Failure> {
         print(&printable_json(&String::from_utf8_lossy(&self.body)))?;

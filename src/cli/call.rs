@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Failure,
-    ask::{Answer, AskArgs},
+    ask::{AskArgs, HttpAnswer},
     functions, print, say,
     table::{Cell, table},
 };
@@ -103,7 +103,7 @@ pub(super) struct CallArgs {
 struct Body<'a> {
     module: &'a str,
     function: &'a str,
-    args: Arguments,
+    args: CallArguments,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
     idempotent: bool,
@@ -115,7 +115,7 @@ struct Body<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Arguments {
+enum CallArguments {
     Positional(Vec<Box<RawValue>>),
     Named(BTreeMap<String, Box<RawValue>>),
 }
@@ -170,8 +170,8 @@ fn request(args: &CallArgs) -> Result<Request<Full<Bytes>>, Failure> {
         module,
         function,
         args: match args.named {
-            true => Arguments::Named(named(&args.args)?),
-            false => Arguments::Positional(arguments(&args.args)?),
+            true => CallArguments::Named(named(&args.args)?),
+            false => CallArguments::Positional(arguments(&args.args)?),
         },
         timeout_ms: args.timeout.map(whole_ms),
         idempotent: args.idempotent,
@@ -210,7 +210,7 @@ fn account(meta: &Meta, took: Duration) -> String {
 }
 
 /// Prints `answer`, which took so long; a failure if one of the calls is.
-fn show_each(answer: &Answer, took: Duration, is_quiet: bool) -> Result<(), Failure> {
+fn show_each(answer: &HttpAnswer, took: Duration, is_quiet: bool) -> Result<(), Failure> {
     let FanOutReply { results, meta } = answer.document()?;
     print(&table(
         ["REGION", "INSTANCE", "RESULT"],

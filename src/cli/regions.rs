@@ -9,7 +9,7 @@ use tokio::time;
 
 use super::{
     Failure,
-    ask::{Answer, AskArgs},
+    ask::{AskArgs, HttpAnswer},
     print, say,
     table::{Cell, table},
     write_out,
@@ -83,7 +83,7 @@ async fn watch(ask: &AskArgs, pause: Duration) -> Result<(), Failure> {
 }
 
 /// The cluster in `answer` as a table; where its discovery is stale, the reason goes to stderr.
-fn shown(answer: &Answer) -> Result<String, Failure> {
+fn shown(answer: &HttpAnswer) -> Result<String, Failure> {
     let regions: RegionsDocument = answer.document()?;
     if let Some(error) = &regions.discovery.last_error {
         say(&format!("stale: {}", printable(error)));

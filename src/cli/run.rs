@@ -30,7 +30,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Failure, say,
-    serve::{self, ServeArgs, Serving},
+    serve::{self, ServeArgs, Started},
 };
 use crate::{
     Config, InvalidName,
@@ -125,7 +125,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
 
 /// Serves with `app` beside the instance, until a signal or the end of the app: how that ended, and how the instance did.
 async fn beside(
-    serving: Serving,
+    serving: Started,
     app: AppChild,
 ) -> Result<(ExitStatus, Result<(), Failure>), Failure> {
     // `over` is cancelled when the app has ended, however it did: the guard goes with its task.

@@ -89,7 +89,7 @@ impl FromArgMatches for ServeArgs {
 }
 
 /// An instance that serves, and what must last as long.
-pub(super) struct Serving {
+pub(super) struct Started {
     pub(super) instance: Instance,
     /// Cancelled by a signal while it stops: what is left ends at once.
     pub(super) hurry: CancellationToken,
@@ -118,7 +118,7 @@ impl ServeArgs {
     }
 }
 
-impl Serving {
+impl Started {
     /// Serves until a signal or `stop`, then drains, and lets `last` happen before everything else ends. Another signal,
     /// whenever it comes, puts what is left of that in a hurry.
     pub(super) async fn until(
@@ -190,7 +190,7 @@ pub(super) async fn start(
     args: ServeArgs,
     config: Config,
     has_child: bool,
-) -> Result<Serving, Failure> {
+) -> Result<Started, Failure> {
     let service = config::traced_service()?;
     let log = telemetry::init(&config, service).map_err(Failure::Failed)?;
     if let Err(error) = raise_open_files() {
@@ -225,7 +225,7 @@ pub(super) async fn start(
     if let Some(address) = instance.metrics_address() {
         print(&format!("listening for scrapers on http://{address}"))?;
     }
-    Ok(Serving {
+    Ok(Started {
         instance,
         hurry: CancellationToken::new(),
         signals,

@@ -36,7 +36,7 @@ use self::{
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::{
     dns::{addresses, is_usable, services},
-    table::{Event, MAX_WITHOUT_PEER, ProbeAnswer},
+    table::{MAX_WITHOUT_PEER, ProbeAnswer, TableEvent},
 };
 pub(crate) use self::{
     peers::{Condition, Peer, RegionPeers},

@@ -25,8 +25,8 @@ use super::{
     dns::{Dns, DnsAnswer},
     probe::Prober,
     table::{
-        CallSignal, Change, Effects, Event, KnownAddress, MAX_WITHOUT_PEER, ProbeAnswer,
-        ProbeFailure, Table,
+        CallSignal, Effects, KnownAddress, MAX_WITHOUT_PEER, ProbeAnswer, ProbeFailure, Table,
+        TableChange, TableEvent,
     },
 };
 use crate::{feed::PeerChange, metrics::Metrics, protocol::PeerState, region::Region};
@@ -196,7 +196,7 @@ impl Poller {
             }
         });
         self.log_dns(error.as_deref());
-        let Effects { left_out, .. } = self.apply(Event::Resolved {
+        let Effects { left_out, .. } = self.apply(TableEvent::Resolved {
             addresses,
             complete: error.is_none(),
         });
@@ -245,7 +245,7 @@ impl Poller {
             .peers
             .probed(outcome.as_ref().ok().map(|answer| answer.rtt));
         let failure = outcome.as_ref().err().cloned();
-        self.apply(Event::Probed(address, outcome));
+        self.apply(TableEvent::Probed(address, outcome));
         if let Some(failure) = failure {
             self.log_failure(address, &failure);
         }
@@ -277,7 +277,7 @@ impl Poller {
     }
 
     fn called(&mut self, address: SocketAddr, signal: CallSignal) {
-        let effects = self.apply(Event::Called(address, signal));
+        let effects = self.apply(TableEvent::Called(address, signal));
         if !effects.changes.is_empty() {
             self.schedule_next(address);
         }
@@ -335,7 +335,7 @@ impl Poller {
     }
 
     /// Applies the rules to `event`, logs the changes and schedules the probes that follow from it.
-    fn apply(&mut self, event: Event) -> Effects {
+    fn apply(&mut self, event: TableEvent) -> Effects {
         let namesakes = self.table.namesakes().clone();
         let effects = self.table.apply(event, Instant::now());
         if namesakes != *self.table.namesakes() {
@@ -356,8 +356,8 @@ impl Poller {
     }
 
     /// Logs `change` and sends it to the listeners of events.
-    fn report(&self, change: &Change) {
-        let Change {
+    fn report(&self, change: &TableChange) {
+        let TableChange {
             peer,
             state,
             reason,
@@ -467,7 +467,7 @@ impl Class {
 
 /// The place of an address in the queue of its class.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Turn {
+enum Due {
     /// At once, in the order of arrival.
     Now(u64),
     /// Not before this date.
@@ -487,12 +487,12 @@ enum Turn {
 #[derive(Debug)]
 struct ProbeSchedule {
     /// The addresses of each class by their turn, in the order of [`Class::ALL`].
-    queues: [BTreeSet<(Turn, SocketAddr)>; 3],
+    queues: [BTreeSet<(Due, SocketAddr)>; 3],
     /// When the next address of each class that is due may be probed.
     not_before: [Instant; 3],
-    places: HashMap<SocketAddr, (Class, Turn)>,
+    places: HashMap<SocketAddr, (Class, Due)>,
     /// The probes under way, each with the place that its address had.
-    under_way: HashMap<SocketAddr, (Class, Turn)>,
+    under_way: HashMap<SocketAddr, (Class, Due)>,
     arrivals: u64,
 }
 
@@ -513,28 +513,28 @@ impl ProbeSchedule {
         // A further reason of the same class gives it no better place.
         let is_placed = match self.places.get(&address) {
             Some((Class::Awaited, _)) => true,
-            Some((placed, Turn::Now(_))) => *placed == class,
+            Some((placed, Due::Now(_))) => *placed == class,
             _ => false,
         };
         if is_placed || self.under_way.contains_key(&address) {
             return;
         }
         self.arrivals += 1;
-        self.place(address, class, Turn::Now(self.arrivals));
+        self.place(address, class, Due::Now(self.arrivals));
     }
 
     /// Has `address` probed at `date` instead of its former date. One that is being probed, or is to be probed now, stays as
     /// it is.
     fn add(&mut self, address: SocketAddr, class: Class, date: Instant) {
-        let is_now = matches!(self.places.get(&address), Some((_, Turn::Now(_))));
+        let is_now = matches!(self.places.get(&address), Some((_, Due::Now(_))));
         if !is_now && !self.under_way.contains_key(&address) {
-            self.place(address, class, Turn::At(date));
+            self.place(address, class, Due::At(date));
         }
     }
 
     /// Postpones the probe of `address` to `date` if it is due earlier.
     fn postpone(&mut self, address: SocketAddr, date: Instant) {
-        if let Some((class, Turn::At(due))) = self.places.get(&address).copied()
+        if let Some((class, Due::At(due))) = self.places.get(&address).copied()
             && due < date
         {
             self.add(address, class, date);
@@ -543,8 +543,8 @@ impl ProbeSchedule {
 
     /// Removes `address`; a probe of it that is under way goes on.
     fn remove(&mut self, address: SocketAddr) {
-        if let Some((class, turn)) = self.places.remove(&address) {
-            self.queues[class as usize].remove(&(turn, address));
+        if let Some((class, due)) = self.places.remove(&address) {
+            self.queues[class as usize].remove(&(due, address));
         }
     }
 
@@ -556,8 +556,8 @@ impl ProbeSchedule {
             if !self.has_room(class) {
                 return None;
             }
-            let (turn, address) = self.pop(class, now)?;
-            self.under_way.insert(address, (class, turn));
+            let (due, address) = self.pop(class, now)?;
+            self.under_way.insert(address, (class, due));
             Some(address)
         })
     }
@@ -576,17 +576,16 @@ impl ProbeSchedule {
     /// When the first address of `class` may be probed; `None` where it has none.
     fn first(&self, class: Class, now: Instant) -> Option<Instant> {
         Some(match self.queues[class as usize].first()?.0 {
-            Turn::Now(_) => now,
-            Turn::At(date) => self.not_before[class as usize].max(date),
+            Due::Now(_) => now,
+            Due::At(date) => self.not_before[class as usize].max(date),
         })
     }
 
     /// Whether an address that is to be probed at once waits, or is being probed.
     fn has_new(&self) -> bool {
-        let is_new = |turn: &Turn| matches!(turn, Turn::Now(_));
+        let is_new = |due: &Due| matches!(due, Due::Now(_));
         let mut waiting = self.queues.iter().filter_map(BTreeSet::first);
-        waiting.any(|(turn, _)| is_new(turn))
-            || self.under_way.values().any(|(_, turn)| is_new(turn))
+        waiting.any(|(due, _)| is_new(due)) || self.under_way.values().any(|(_, due)| is_new(due))
     }
 
     fn has_room(&self, class: Class) -> bool {
@@ -605,25 +604,25 @@ impl ProbeSchedule {
     }
 
     /// Takes the first address of `class` that may be probed at `now`.
-    fn pop(&mut self, class: Class, now: Instant) -> Option<(Turn, SocketAddr)> {
+    fn pop(&mut self, class: Class, now: Instant) -> Option<(Due, SocketAddr)> {
         if self.first(class, now)? > now {
             return None;
         }
-        let (turn, address) = *self.queues[class as usize].first()?;
-        if let Turn::At(_) = turn {
+        let (due, address) = *self.queues[class as usize].first()?;
+        if let Due::At(_) = due {
             let not_before = &mut self.not_before[class as usize];
             // A schedule that fell behind does not make up for all that it missed, or it would probe everything at once.
             let earliest = now.checked_sub(SLACK).unwrap_or(now);
             *not_before = earliest.max(*not_before) + STRIDE;
         }
         self.remove(address);
-        Some((turn, address))
+        Some((due, address))
     }
 
-    fn place(&mut self, address: SocketAddr, class: Class, turn: Turn) {
+    fn place(&mut self, address: SocketAddr, class: Class, due: Due) {
         self.remove(address);
-        self.places.insert(address, (class, turn));
-        self.queues[class as usize].insert((turn, address));
+        self.places.insert(address, (class, due));
+        self.queues[class as usize].insert((due, address));
     }
 }
 
@@ -637,8 +636,8 @@ mod tests {
 
     /// The port of the next address of `class`, and whether it was to be probed at once.
     fn pop(schedule: &mut ProbeSchedule, class: Class, now: Instant) -> Option<(u16, bool)> {
-        let (turn, address) = schedule.pop(class, now)?;
-        Some((address.port(), matches!(turn, Turn::Now(_))))
+        let (due, address) = schedule.pop(class, now)?;
+        Some((address.port(), matches!(due, Due::Now(_))))
     }
 
     #[test]

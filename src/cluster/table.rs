@@ -34,7 +34,7 @@ const MAX_REPLACED: u32 = 12;
 pub(crate) const MAX_WITHOUT_PEER: usize = 16_384;
 
 #[derive(Clone, Debug)]
-pub(crate) enum Event {
+pub(crate) enum TableEvent {
     Resolved {
         addresses: BTreeSet<SocketAddr>,
         /// Whether the answer is complete; if not, its addresses are added, and none counts as dropped.
@@ -84,14 +84,14 @@ pub(crate) enum CallSignal {
 
 /// A change of a peer's state, or a peer that is new or gone.
 #[derive(Debug)]
-pub(crate) struct Change {
+pub(crate) struct TableChange {
     pub peer: Arc<Peer>,
     /// Its new state; `None` when it is no longer a peer.
     pub state: Option<PeerState>,
     pub reason: String,
 }
 
-impl Change {
+impl TableChange {
     fn new(peer: &Arc<Peer>, state: Option<PeerState>, reason: &str) -> Self {
         Self {
             peer: Arc::clone(peer),
@@ -105,7 +105,7 @@ impl Change {
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     /// What to log and to publish.
-    pub changes: Vec<Change>,
+    pub changes: Vec<TableChange>,
     pub probe: Vec<SocketAddr>,
     /// The addresses without a peer that were removed.
     pub removed: Vec<SocketAddr>,
@@ -157,7 +157,7 @@ impl KnownAddress {
     }
 
     /// A peer answered a probe here.
-    fn answered(&mut self, answer: ProbeAnswer, now: Instant) -> Vec<Change> {
+    fn answered(&mut self, answer: ProbeAnswer, now: Instant) -> Vec<TableChange> {
         let ProbeAnswer {
             mut peer,
             draining,
@@ -171,7 +171,7 @@ impl KnownAddress {
         // Under another id or in another region it is another peer: nothing that is known of the old one holds for it.
         let old = self.peer.take().filter(|old| {
             let is_other = (&old.peer.instance, &old.peer.region) != (&peer.instance, &peer.region);
-            let gone = || Change::new(&old.peer, None, "another instance answers there");
+            let gone = || TableChange::new(&old.peer, None, "another instance answers there");
             changes.extend(is_other.then(gone));
             !is_other
         });
@@ -201,7 +201,7 @@ impl KnownAddress {
             }
         };
         let state = Some(condition.state());
-        changes.extend(reason.map(|reason| Change::new(&peer, state, reason)));
+        changes.extend(reason.map(|reason| TableChange::new(&peer, state, reason)));
         peer.stats.note_round_trip(rtt);
         self.peer = Some(KnownPeer {
             peer,
@@ -214,7 +214,7 @@ impl KnownAddress {
     }
 
     /// A probe found no peer here. One that DNS dropped is removed, whatever it was.
-    fn failed(&mut self, failure: ProbeFailure) -> Vec<Change> {
+    fn failed(&mut self, failure: ProbeFailure) -> Vec<TableChange> {
         if let Some(known) = &mut self.peer {
             known.failed_probes += 1;
         }
@@ -231,7 +231,7 @@ impl KnownAddress {
 
     /// Notes what is known now of the peer here, if there is one. A known cause of its silence is not replaced by an
     /// unknown one.
-    fn set(&mut self, condition: Condition, reason: &str) -> Vec<Change> {
+    fn set(&mut self, condition: Condition, reason: &str) -> Vec<TableChange> {
         let Some(known) = &mut self.peer else {
             return Vec::new();
         };
@@ -240,12 +240,16 @@ impl KnownAddress {
             return Vec::new();
         }
         known.condition = condition;
-        vec![Change::new(&known.peer, Some(condition.state()), reason)]
+        vec![TableChange::new(
+            &known.peer,
+            Some(condition.state()),
+            reason,
+        )]
     }
 
-    fn remove_peer(&mut self, reason: &str) -> Vec<Change> {
+    fn remove_peer(&mut self, reason: &str) -> Vec<TableChange> {
         let known = self.peer.take();
-        let change = known.map(|known| Change::new(&known.peer, None, reason));
+        let change = known.map(|known| TableChange::new(&known.peer, None, reason));
         change.into_iter().collect()
     }
 }
@@ -276,14 +280,14 @@ impl Table {
         &self.namesakes
     }
 
-    pub(crate) fn apply(&mut self, event: Event, now: Instant) -> Effects {
+    pub(crate) fn apply(&mut self, event: TableEvent, now: Instant) -> Effects {
         let changes = match event {
-            Event::Resolved {
+            TableEvent::Resolved {
                 addresses,
                 complete,
             } => return self.resolved(&addresses, complete),
-            Event::Probed(address, outcome) => self.probed(address, outcome, now),
-            Event::Called(address, signal) => return self.called(address, signal, now),
+            TableEvent::Probed(address, outcome) => self.probed(address, outcome, now),
+            TableEvent::Called(address, signal) => return self.called(address, signal, now),
         };
         Effects {
             changes,
@@ -369,7 +373,7 @@ impl Table {
         address: SocketAddr,
         outcome: Result<ProbeAnswer, ProbeFailure>,
         now: Instant,
-    ) -> Vec<Change> {
+    ) -> Vec<TableChange> {
         let Some(entry) = self.entries.get_mut(&address) else {
             return Vec::new();
         };

@@ -13,12 +13,12 @@ use crate::{
 };
 
 #[derive(Clone, Debug)]
-pub(super) enum Place {
+pub(super) enum Candidate {
     Here,
     There(Arc<Peer>),
 }
 
-impl Place {
+impl Candidate {
     /// The process there, where it said so; this one needs no name.
     pub(super) fn boot(&self) -> Option<BootId> {
         match self {
@@ -42,7 +42,7 @@ pub(super) enum Candidates {
     Any { tried: Vec<SocketAddr> },
     /// On the first of these, and on the next one only if that one did not run it: on the only instance that was asked for, or
     /// on the one that the call's key picks.
-    Ranked(std::vec::IntoIter<(Place, Condition)>),
+    Ranked(std::vec::IntoIter<(Candidate, Condition)>),
 }
 
 impl Candidates {
@@ -58,7 +58,7 @@ impl Candidates {
         shares_keys: bool,
     ) -> Result<Self, Problem> {
         if let Some(instance) = &call.instance {
-            let found = peers.find(instance).cloned().map(Place::There);
+            let found = peers.find(instance).cloned().map(Candidate::There);
             let detail = || match peers.duplicates.contains(instance) {
                 true => format!(
                     "two processes of this region say that they are instance \"{instance}\"; give each an id of its own \
@@ -66,9 +66,11 @@ impl Candidates {
                 ),
                 false => format!("instance \"{instance}\" is not in this region"),
             };
-            let place = found.ok_or_else(|| Problem::new(Code::InstanceUnknown, detail()))?;
+            let candidate = found.ok_or_else(|| Problem::new(Code::InstanceUnknown, detail()))?;
             // It is tried whatever is known of it.
-            return Ok(Self::Ranked(vec![(place, Condition::Ready)].into_iter()));
+            return Ok(Self::Ranked(
+                vec![(candidate, Condition::Ready)].into_iter(),
+            ));
         }
         Ok(match &call.key {
             Some(key) if !shares_keys => {
@@ -78,7 +80,7 @@ impl Candidates {
         })
     }
 
-    /// The next place for `call`, where `peers` are in the region now; none is given twice.
+    /// The next candidate for `call`, where `peers` are in the region now; none is given twice.
     ///
     /// # Errors
     /// [`Code::PeerUnreachable`] when it is an instance that may remember the call's key and does not answer: no other is tried.
@@ -87,21 +89,21 @@ impl Candidates {
         peers: &RegionPeers,
         call: &Call,
         attempts: &mut Attempts,
-    ) -> Result<Option<Place>, Problem> {
+    ) -> Result<Option<Candidate>, Problem> {
         match self {
-            Self::Ranked(places) => match places.next() {
-                Some((Place::There(peer), Condition::Hanging)) if !call.idempotent => {
+            Self::Ranked(candidates) => match candidates.next() {
+                Some((Candidate::There(peer), Condition::Hanging)) if !call.idempotent => {
                     attempts.is_held = true;
                     Err(hangs(&peer.instance))
                 }
-                next => Ok(next.map(|(place, _)| place)),
+                next => Ok(next.map(|(candidate, _)| candidate)),
             },
             Self::Any { tried } => {
                 let Some(peer) = peers.choose(&call.name, tried) else {
                     return Ok(None);
                 };
                 tried.push(peer.address);
-                Ok(Some(Place::There(Arc::clone(peer))))
+                Ok(Some(Candidate::There(Arc::clone(peer))))
             }
         }
     }
@@ -109,8 +111,8 @@ impl Candidates {
     /// Whether the next one for `call` is ready and did not say that it is full.
     pub(super) fn has_room(&self, peers: &RegionPeers, call: &Call) -> bool {
         match self {
-            Self::Ranked(places) => {
-                matches!(places.as_slice().first(), Some((_, Condition::Ready)))
+            Self::Ranked(candidates) => {
+                matches!(candidates.as_slice().first(), Some((_, Condition::Ready)))
             }
             Self::Any { tried } => peers.has_room(&call.name, tried),
         }
@@ -134,19 +136,19 @@ fn ranked(
     me: Option<&InstanceId>,
     key: &IdempotencyKey,
     is_idempotent: bool,
-) -> Vec<(Place, Condition)> {
-    let mut places = Vec::with_capacity(peers.count() + 1);
+) -> Vec<(Candidate, Condition)> {
+    let mut candidates = Vec::with_capacity(peers.count() + 1);
     for peer in peers.identified() {
-        let place = (
-            Place::There(Arc::clone(peer)),
+        let candidate = (
+            Candidate::There(Arc::clone(peer)),
             peers.condition(peer.address),
         );
-        places.push((weight(key, &peer.instance), place));
+        candidates.push((weight(key, &peer.instance), candidate));
     }
     // Another process that bears this one's id would be picked as well, elsewhere.
     let me = me.filter(|me| !peers.duplicates.contains(*me));
-    places.extend(me.map(|me| (weight(key, me), (Place::Here, Condition::Ready))));
-    places.sort_by_key(|(weight, (_, condition))| {
+    candidates.extend(me.map(|me| (weight(key, me), (Candidate::Here, Condition::Ready))));
+    candidates.sort_by_key(|(weight, (_, condition))| {
         let is_last = match condition {
             Condition::Refusing => true,
             Condition::Hanging => is_idempotent,
@@ -154,7 +156,10 @@ fn ranked(
         };
         (is_last, Reverse(*weight))
     });
-    places.into_iter().map(|(_, place)| place).collect()
+    candidates
+        .into_iter()
+        .map(|(_, candidate)| candidate)
+        .collect()
 }
 
 /// The same number for the same key and instance in every release and on every machine.
@@ -190,8 +195,8 @@ mod tests {
         )[0]
         .0
         {
-            Place::Here => me.unwrap().to_string(),
-            Place::There(peer) => peer.instance.to_string(),
+            Candidate::Here => me.unwrap().to_string(),
+            Candidate::There(peer) => peer.instance.to_string(),
         }
     }
 
@@ -209,12 +214,12 @@ mod tests {
         let key: IdempotencyKey = "7".parse().unwrap();
         let mut region = peers(&["a", "b", "c"]);
         let order = |region: &RegionPeers, is_idempotent| -> Vec<String> {
-            let places = ranked(region, None, &key, is_idempotent);
-            let name = |(place, _): &(Place, Condition)| match place {
-                Place::Here => unreachable!("no place is here"),
-                Place::There(peer) => peer.instance.to_string(),
+            let candidates = ranked(region, None, &key, is_idempotent);
+            let name = |(candidate, _): &(Candidate, Condition)| match candidate {
+                Candidate::Here => unreachable!("no candidate is here"),
+                Candidate::There(peer) => peer.instance.to_string(),
             };
-            places.iter().map(name).collect()
+            candidates.iter().map(name).collect()
         };
         let well = order(&region, false);
         let first = region.find(&well[0].parse().unwrap()).unwrap().address;

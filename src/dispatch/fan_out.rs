@@ -47,16 +47,16 @@ enum Recipient {
 
 /// What came of the call that one instance, or region, was asked for.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct FanOutEntry {
     pub(crate) region: Region,
     /// Its account has the instance, where one was asked.
     pub(crate) report: Report,
 }
 
 /// A call at work, with what it holds.
-type Asking = BoxFuture<'static, Entry>;
+type Asking = BoxFuture<'static, FanOutEntry>;
 /// A call that began lately, until it ends or began so long ago that it counts no more.
-type Beginning = BoxFuture<'static, Result<Entry, Asking>>;
+type Beginning = BoxFuture<'static, Result<FanOutEntry, Asking>>;
 
 /// A fan-out under way. Dropping it cancels what was asked and has not started; what runs, runs on to its deadline.
 pub(crate) struct FanOut {
@@ -120,7 +120,7 @@ impl FanOut {
     }
 
     /// What came of the next call that ends; `None` when all have.
-    pub(crate) async fn next(&mut self) -> Option<Entry> {
+    pub(crate) async fn next(&mut self) -> Option<FanOutEntry> {
         loop {
             while self.may_begin()
                 && let Some(recipient) = self.waiting.pop_front()
@@ -209,7 +209,7 @@ impl FanOut {
     }
 
     /// Counts what came of a call.
-    fn count(&mut self, entry: Entry) -> Entry {
+    fn count(&mut self, entry: FanOutEntry) -> FanOutEntry {
         match &entry.report.result {
             Ok(returned) => {
                 self.largest = self.largest.max(Some(returned.json.get().len()));
@@ -229,7 +229,7 @@ fn is_dropped(problem: &Problem) -> bool {
 }
 
 /// `asking`, or what is left of it once it no longer counts as one that began lately.
-async fn lately(mut asking: Asking) -> Result<Entry, Asking> {
+async fn lately(mut asking: Asking) -> Result<FanOutEntry, Asking> {
     match time::timeout(LATELY, &mut asking).await {
         Ok(entry) => Ok(entry),
         Err(_) => Err(asking),
@@ -245,7 +245,7 @@ async fn ask(
     room: Result<Reserved, Problem>,
     mut attempts: Attempts,
     arrived: Instant,
-) -> Entry {
+) -> FanOutEntry {
     let region = recipient.region().clone();
     let call = &*recipient.call(call, &dispatcher.local.identity.instance);
     // The room is held until the call has ended, which is when the match has.
@@ -258,7 +258,7 @@ async fn ask(
     };
     let elapsed = arrived.elapsed();
     let report = attempts.into_report(Some(region.clone()), recipient.instance(), result, elapsed);
-    Entry { region, report }
+    FanOutEntry { region, report }
 }
 
 impl Dispatcher {

@@ -14,11 +14,11 @@ use tracing::Instrument;
 
 use self::{
     attempts::{Attempts, Budgets, MAX_ATTEMPTS, Retry},
-    candidates::{Candidates, Place},
+    candidates::{Candidate, Candidates},
     regions::Tour,
 };
 pub(crate) use self::{
-    fan_out::{Entry, FanOut},
+    fan_out::{FanOut, FanOutEntry},
     regions::{Choice, Needs, Standing},
 };
 use crate::{
@@ -452,10 +452,10 @@ impl Dispatcher {
         let budget = self.budgets.of_call(region);
         let mut next = candidates.next(&known, call, attempts)?;
         let mut call = Cow::Borrowed(call);
-        while let Some(place) = next {
-            let result = match &place {
-                Place::Here => self.attempt_here(&call, attempts).await,
-                Place::There(peer) => self.attempt_there(peer, &call, attempts).await,
+        while let Some(candidate) = next {
+            let result = match &candidate {
+                Candidate::Here => self.attempt_here(&call, attempts).await,
+                Candidate::There(peer) => self.attempt_there(peer, &call, attempts).await,
             };
             let problem = match result {
                 Ok(result) => return Ok(result),
@@ -463,7 +463,7 @@ impl Dispatcher {
             };
             // The attempt may have taken so long that others are there now.
             let peers = self.cluster.region(region).unwrap_or_default();
-            let condition = place.condition(&peers);
+            let condition = candidate.condition(&peers);
             let is_room = candidates.has_room(&peers, &call);
             let retry = attempts.decide(&problem, &call, condition, is_room, &*budget);
             attempts.note(problem);
@@ -472,8 +472,8 @@ impl Dispatcher {
                 Retry::Next => candidates.next(&peers, &call, attempts)?,
                 Retry::Same => {
                     attempts.pause().await;
-                    call.to_mut().boot = place.boot();
-                    Some(place)
+                    call.to_mut().boot = candidate.boot();
+                    Some(candidate)
                 }
             };
         }

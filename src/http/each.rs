@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     access::Caller,
-    dispatch::{Entry, FanOut, Report},
+    dispatch::{FanOut, FanOutEntry, Report},
     json,
     memory::Reserved,
     protocol::lines::NDJSON,
@@ -162,10 +162,13 @@ impl CallLog<Regions> {
 }
 
 /// A guard that counts and logs a fan-out whose client went away.
-type Awaited<F> = ScopeGuard<CallLog<Regions>, F>;
+type AbandonGuard<F> = ScopeGuard<CallLog<Regions>, F>;
 
 /// The whole answer, once all calls have ended. Its entries are written as they come, and sorted as pieces.
-async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(CallLog<Regions>)>) -> Response {
+async fn whole(
+    mut fan_out: FanOut,
+    awaited: AbandonGuard<impl FnOnce(CallLog<Regions>)>,
+) -> Response {
     let mut entries = Vec::with_capacity(fan_out.asked);
     while let Some(entry) = fan_out.next().await {
         let place = (entry.region.clone(), entry.report.meta.instance.clone());
@@ -190,7 +193,7 @@ async fn whole(mut fan_out: FanOut, awaited: Awaited<impl FnOnce(CallLog<Regions
 /// A line for each call as it ends. A client that takes its time is waited for, and no further call begins meanwhile.
 fn lines(
     fan_out: FanOut,
-    awaited: Awaited<impl FnOnce(CallLog<Regions>) + Send + 'static>,
+    awaited: AbandonGuard<impl FnOnce(CallLog<Regions>) + Send + 'static>,
 ) -> Response {
     let pieces = stream::unfold(Some((fan_out, awaited)), async |state| {
         let (mut fan_out, awaited) = state?;
@@ -216,7 +219,7 @@ fn streamed(
 }
 
 /// An entry of the answer, and what it takes of the memory budget.
-fn to_json(entry: Entry) -> (Vec<u8>, Option<Arc<Reserved>>) {
+fn to_json(entry: FanOutEntry) -> (Vec<u8>, Option<Arc<Reserved>>) {
     let Report { result, meta } = entry.report;
     let instance = meta.instance.clone();
     let reserved = result.as_ref().ok().and_then(|it| it.reserved.clone());

@@ -120,7 +120,7 @@ pub(super) async fn stream_events(
         last.and_then(|last| Some(api.local.metrics.feed.missed_since(last.to_str().ok()?)));
     let mut tick = time::interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let events = Stream {
+    let events = EventStream {
         lagged: missed.filter(|count| *count != Some(0)).map(lagged),
         counted: api.local.metrics.feed.totals(),
         phase: api.dispatcher.lifecycle.watch(),
@@ -142,7 +142,7 @@ fn lagged(missed: Option<u64>) -> Bytes {
     event_text(None, "lagged", &Lagged { missed })
 }
 
-struct Stream {
+struct EventStream {
     api: Arc<Api>,
     caller: Caller,
     listener: Listener,
@@ -155,7 +155,7 @@ struct Stream {
     has_sent_stopping: bool,
 }
 
-impl Stream {
+impl EventStream {
     /// The next event; `None` once the instance refuses calls.
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(lagged) = self.lagged.take() {

@@ -40,7 +40,7 @@ use super::{
 };
 use crate::{
     dispatch::Report,
-    gate::{Waiting, in_own_task},
+    gate::{WaitingCalls, in_own_task},
     lifecycle::{self, Phase},
     memory::{Reserved, Share},
     name::random_word,
@@ -374,7 +374,7 @@ struct Exchange {
     /// The calls at work, each with the id of its line.
     running: FuturesUnordered<BoxFuture<'static, (Option<u64>, Report)>>,
     /// Those of them that have not started.
-    waiting: Arc<Waiting>,
+    waiting: Arc<WaitingCalls>,
     phase: watch::Receiver<Phase>,
     /// Whether the peer knows that this instance is draining.
     is_announced: bool,

@@ -36,8 +36,8 @@ const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src 'self' dat
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The path of each file, and the file.
-static FILES: LazyLock<Vec<(&str, Document)>> = LazyLock::new(|| {
-    let file = |path, content_type, text: &'static str| (path, Document::new(content_type, text));
+static FILES: LazyLock<Vec<(&str, Page)>> = LazyLock::new(|| {
+    let file = |path, content_type, text: &'static str| (path, Page::new(content_type, text));
     vec![
         file("/docs", HTML, include_str!("../../openapi/docs.html")),
         file(
@@ -50,7 +50,7 @@ static FILES: LazyLock<Vec<(&str, Document)>> = LazyLock::new(|| {
             STYLE,
             include_str!("../../openapi/docs.css"),
         ),
-        ("/docs/problems", Document::new(HTML, problems())),
+        ("/docs/problems", Page::new(HTML, problems())),
         file("/ui", HTML, include_str!("ui/index.html")),
         file("/ui/ui.css", STYLE, include_str!("ui/ui.css")),
         file("/ui/ui.js", SCRIPT, include_str!("ui/ui.js")),
@@ -112,7 +112,7 @@ fn row(code: Code) -> String {
 
 /// A document in both forms, plain and compressed.
 #[derive(Debug)]
-pub(crate) struct Document {
+pub(crate) struct Page {
     content_type: &'static str,
     plain: Bytes,
     /// `None` where it could not be compressed.
@@ -121,7 +121,7 @@ pub(crate) struct Document {
     etag: String,
 }
 
-impl Document {
+impl Page {
     pub(super) fn new(content_type: &'static str, plain: impl Into<Bytes>) -> Self {
         let plain = plain.into();
         let digits = HEXLOWER.encode(&Sha256::digest(&plain)[..16]);

@@ -86,10 +86,10 @@ pub(super) enum Flushed {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Outbox(Mutex<State>);
+pub(super) struct Outbox(Mutex<Queue>);
 
 #[derive(Debug, Default)]
-struct State {
+struct Queue {
     status: Status,
     /// What waits to be written, behind what was.
     bytes: Vec<u8>,
@@ -99,7 +99,7 @@ struct State {
     base: u64,
     /// The most that waited at once since the last tick, in bytes.
     most: usize,
-    calls: HashMap<u64, Waiting>,
+    calls: HashMap<u64, PendingCall>,
     next_id: u64,
     /// Calls whose lines were added since the last flush.
     added: u32,
@@ -120,7 +120,7 @@ enum Status {
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct PendingCall {
     answer: oneshot::Sender<Ending>,
     /// Where its line begins and ends in everything that the connection ever writes.
     line: std::ops::Range<u64>,
@@ -141,11 +141,11 @@ impl Outbox {
         started: Instant,
         socket: Option<&OwnedWriteHalf>,
     ) -> Result<Taken, Ending> {
-        let mut state = self.lock();
-        if matches!(state.status, Status::Retired | Status::Over) {
+        let mut queue = self.lock();
+        if matches!(queue.status, Status::Retired | Status::Over) {
             return Err(Ending::Unsent);
         }
-        let waits = state.bytes.len() - state.handed;
+        let waits = queue.bytes.len() - queue.handed;
         if waits > 0 && waits + request.line.len() > MAX_WAITING {
             return Err(Ending::Full);
         }
@@ -153,27 +153,27 @@ impl Outbox {
         let timeout_ms = request.deadline.remaining_ms(now);
         let timeout_ms = timeout_ms.ok_or(Ending::ExpiredUnsent)?;
         let (answer, receiver) = oneshot::channel();
-        let id = state.next_id;
-        state.next_id += 1;
-        let start = state.end();
+        let id = queue.next_id;
+        queue.next_id += 1;
+        let start = queue.end();
         let at_us = u64::try_from((now - started).as_micros()).unwrap_or(u64::MAX);
-        lines::begin_call(&mut state.bytes, id, timeout_ms, at_us, request.line);
-        let is_alone = state.calls.is_empty() && waits == 0;
-        let is_open = state.status == Status::Open;
+        lines::begin_call(&mut queue.bytes, id, timeout_ms, at_us, request.line);
+        let is_alone = queue.calls.is_empty() && waits == 0;
+        let is_open = queue.status == Status::Open;
         let args = request.line.args();
         let written = match socket.filter(|_| is_alone && is_open) {
             // An error shows when the socket is read.
-            Some(socket) => state.flush_with(args, socket).unwrap_or(Flushed::Later),
-            None => state.flush_later(args),
+            Some(socket) => queue.flush_with(args, socket).unwrap_or(Flushed::Later),
+            None => queue.flush_later(args),
         };
         let is_watched = is_open && timeout_ms > WATCHED_ABOVE;
-        let waiting = Waiting {
+        let call = PendingCall {
             answer,
-            line: start..state.end(),
+            line: start..queue.end(),
             may_move: request.may_move,
             watched: is_watched.then_some(request.deadline),
         };
-        state.calls.insert(id, waiting);
+        queue.calls.insert(id, call);
         Ok(Taken {
             id,
             answer: receiver,
@@ -192,14 +192,14 @@ impl Outbox {
 
     /// The connection stands: `first` goes before every call.
     pub(super) fn open(&self, first: &[u8]) {
-        let mut state = self.lock();
-        state.bytes.splice(0..0, first.iter().copied());
+        let mut queue = self.lock();
+        queue.bytes.splice(0..0, first.iter().copied());
         let shift = first.len() as u64;
-        for waiting in state.calls.values_mut() {
-            waiting.line = waiting.line.start + shift..waiting.line.end + shift;
+        for call in queue.calls.values_mut() {
+            call.line = call.line.start + shift..call.line.end + shift;
         }
-        if state.status == Status::Opening {
-            state.status = Status::Open;
+        if queue.status == Status::Opening {
+            queue.status = Status::Open;
         }
     }
 
@@ -210,12 +210,12 @@ impl Outbox {
 
     /// Gives the answers that came to those who wait for them.
     pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Ending)>) {
-        let mut state = self.lock();
-        state.is_unanswered = false;
+        let mut queue = self.lock();
+        queue.is_unanswered = false;
         for (id, ending) in answers {
-            if let Some(waiting) = state.calls.remove(&id) {
+            if let Some(call) = queue.calls.remove(&id) {
                 // The caller may have gone away.
-                let _ = waiting.answer.send(ending);
+                let _ = call.answer.send(ending);
             }
         }
     }
@@ -231,13 +231,13 @@ impl Outbox {
     /// At each tick, and when a deadline has passed: gives memory back, and ends the calls that are watched and whose deadline
     /// has passed; the first deadline of the others.
     pub(super) fn expire(&self) -> Option<Deadline> {
-        let mut state = self.lock();
-        state.shrink();
+        let mut queue = self.lock();
+        queue.shrink();
         let now = Deadline::since(Instant::now(), Duration::ZERO);
         let mut next: Option<Deadline> = None;
         let mut expired = Vec::new();
-        for (id, waiting) in &state.calls {
-            let Some(deadline) = waiting.watched else {
+        for (id, call) in &queue.calls {
+            let Some(deadline) = call.watched else {
                 continue;
             };
             if deadline <= now {
@@ -247,8 +247,8 @@ impl Outbox {
             }
         }
         for id in expired {
-            if let Some((waiting, ending)) = state.expire(id) {
-                let _ = waiting.answer.send(ending);
+            if let Some((call, ending)) = queue.expire(id) {
+                let _ = call.answer.send(ending);
             }
         }
         next
@@ -262,22 +262,22 @@ impl Outbox {
     /// Takes no further calls, for the peer was found suspect. Calls that did not leave end, and so do those that may be tried
     /// again.
     pub(super) fn release(&self) {
-        let mut state = self.lock();
-        state.retire();
-        let released: Vec<u64> = state
+        let mut queue = self.lock();
+        queue.retire();
+        let released: Vec<u64> = queue
             .calls
             .iter()
-            .filter(|(_, waiting)| waiting.may_move || !state.has_left(&waiting.line))
+            .filter(|(_, call)| call.may_move || !queue.has_left(&call.line))
             .map(|(id, _)| *id)
             .collect();
         for id in released {
-            if let Some((waiting, has_left)) = state.take_back(id) {
+            if let Some((call, has_left)) = queue.take_back(id) {
                 let ending = if has_left {
                     Ending::Silent
                 } else {
                     Ending::Unsent
                 };
-                let _ = waiting.answer.send(ending);
+                let _ = call.answer.send(ending);
             }
         }
     }
@@ -296,29 +296,29 @@ impl Outbox {
 
     /// Whether a call that left has no answer yet, or had none at its deadline.
     pub(super) fn awaits(&self) -> bool {
-        let state = self.lock();
-        if state.is_unanswered {
+        let queue = self.lock();
+        if queue.is_unanswered {
             return true;
         }
-        let mut lines = state.calls.values().map(|waiting| &waiting.line);
-        lines.any(|line| state.has_left(line))
+        let mut lines = queue.calls.values().map(|call| &call.line);
+        lines.any(|line| queue.has_left(line))
     }
 
     pub(super) fn queued(&self) -> usize {
-        let state = self.lock();
-        let lines = state.calls.values().map(|waiting| &waiting.line);
-        lines.filter(|line| !state.has_left(line)).count()
+        let queue = self.lock();
+        let lines = queue.calls.values().map(|call| &call.line);
+        lines.filter(|line| !queue.has_left(line)).count()
     }
 
     /// Whether no call is under way. If so, and it `may_end` or takes no further calls, as after a cut, it is over: under the
     /// lock, so that no call enters meanwhile.
     pub(super) fn ends_idle(&self, may_end: bool) -> Idle {
-        let mut state = self.lock();
-        if !state.calls.is_empty() {
+        let mut queue = self.lock();
+        if !queue.calls.is_empty() {
             return Idle::Busy;
         }
-        if may_end || matches!(state.status, Status::Retired | Status::Over) {
-            state.status = Status::Over;
+        if may_end || matches!(queue.status, Status::Retired | Status::Over) {
+            queue.status = Status::Over;
             return Idle::Over;
         }
         Idle::Waiting
@@ -326,21 +326,21 @@ impl Outbox {
 
     /// Ends it: what left ends with `left`, what did not with `unsent`, and no call is taken any more.
     pub(super) fn end(&self, left: impl Fn() -> Ending, unsent: impl Fn() -> Ending) {
-        let mut state = self.lock();
-        state.status = Status::Over;
-        for (_, waiting) in std::mem::take(&mut state.calls) {
-            let ending = if state.has_left(&waiting.line) {
+        let mut queue = self.lock();
+        queue.status = Status::Over;
+        for (_, call) in std::mem::take(&mut queue.calls) {
+            let ending = if queue.has_left(&call.line) {
                 left()
             } else {
                 unsent()
             };
-            let _ = waiting.answer.send(ending);
+            let _ = call.answer.send(ending);
         }
         // The link may keep an ended connection for long, until it opens the next one.
-        (state.bytes, state.handed) = (Vec::new(), 0);
+        (queue.bytes, queue.handed) = (Vec::new(), 0);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -356,7 +356,7 @@ pub(super) enum Idle {
     Over,
 }
 
-impl State {
+impl Queue {
     /// The place behind everything that was ever added.
     fn end(&self) -> u64 {
         self.base + self.bytes.len() as u64
@@ -373,26 +373,26 @@ impl State {
     }
 
     /// Takes the call `id` from those that wait; whether it left. If so the peer is asked not to start it any more.
-    fn take_back(&mut self, id: u64) -> Option<(Waiting, bool)> {
-        let waiting = self.calls.remove(&id)?;
-        let has_left = self.has_left(&waiting.line);
+    fn take_back(&mut self, id: u64) -> Option<(PendingCall, bool)> {
+        let call = self.calls.remove(&id)?;
+        let has_left = self.has_left(&call.line);
         if has_left {
             lines::write_cancel(&mut self.bytes, id);
         } else {
-            self.blank(&waiting.line);
+            self.blank(&call.line);
         }
-        Some((waiting, has_left))
+        Some((call, has_left))
     }
 
     /// Takes the call `id`, whose deadline has passed, from those that wait, and how it ended.
-    fn expire(&mut self, id: u64) -> Option<(Waiting, Ending)> {
-        let (waiting, has_left) = self.take_back(id)?;
+    fn expire(&mut self, id: u64) -> Option<(PendingCall, Ending)> {
+        let (call, has_left) = self.take_back(id)?;
         self.is_unanswered |= has_left;
         let ending = match has_left {
             true => Ending::Expired,
             false => Ending::ExpiredUnsent,
         };
-        Some((waiting, ending))
+        Some((call, ending))
     }
 
     /// Makes a line that was not handed over an empty one.

@@ -26,7 +26,7 @@ const SKEW: f64 = 2.0;
 
 /// For how long a client that wrote reads in the primary region.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(super) struct CookieTimes {
     /// Where the application cannot say what a copy has seen.
     pub(super) window: Duration,
     /// At most, where a copy says whether it has seen the write.
@@ -42,7 +42,7 @@ pub(super) struct Wrote {
     pub(super) token: Option<ConsistencyToken>,
 }
 
-impl Bounds {
+impl CookieTimes {
     /// What the cookies of a request say at `now`.
     pub(super) fn read(self, headers: &HeaderMap, now: f64) -> Wrote {
         let values = headers.get_all(COOKIE).iter();

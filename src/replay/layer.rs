@@ -14,7 +14,7 @@ use http::{Request, Response, request::Parts, response};
 use http_body::Body;
 use tower::{Layer, Service};
 
-use super::{body::Patience, cookie::Bounds, is_fly_region, rules::answer};
+use super::{body::Patience, cookie::CookieTimes, is_fly_region, rules::answer};
 use crate::{
     config::{ConfigError, Identity, settings::PRIMARY_REGION},
     name::ConsistencyToken,
@@ -66,7 +66,7 @@ type CaughtUp = Arc<dyn Fn(ConsistencyToken) -> BoxFuture<'static, bool> + Send 
 pub struct ReplayToPrimary {
     pub(super) region: Region,
     pub(super) primary: Region,
-    pub(super) bounds: Bounds,
+    pub(super) cookie_times: CookieTimes,
     pub(super) writes: Writes,
     pub(super) caught_up: Option<CaughtUp>,
     pub(super) captures: Option<Captures>,
@@ -97,7 +97,7 @@ impl ReplayToPrimary {
         Ok(Self {
             region: region.clone(),
             primary: primary.clone(),
-            bounds: Bounds {
+            cookie_times: CookieTimes {
                 window: Duration::from_secs(5),
                 longest: Duration::from_secs(60),
             },
@@ -117,7 +117,7 @@ impl ReplayToPrimary {
     /// rounded up: longer than changes take to reach the other regions.
     #[must_use]
     pub fn window(mut self, window: Duration) -> Self {
-        self.bounds.window = window;
+        self.cookie_times.window = window;
         self
     }
 
@@ -132,7 +132,7 @@ impl ReplayToPrimary {
         F: Fn(ConsistencyToken) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = bool> + Send + 'static,
     {
-        self.bounds.longest = longest;
+        self.cookie_times.longest = longest;
         self.caught_up = Some(Arc::new(move |token| Box::pin(caught_up(token))));
         self
     }

@@ -142,7 +142,7 @@ impl ReplayToPrimary {
         if head.headers.contains_key(UPGRADE) {
             return false;
         }
-        let wrote = self.bounds.read(&head.headers, now);
+        let wrote = self.cookie_times.read(&head.headers, now);
         match (wrote.token, &self.caught_up) {
             _ if wrote.untokened => true,
             (Some(token), Some(caught_up)) => !caught_up(token).await,
@@ -161,7 +161,7 @@ impl ReplayToPrimary {
             .get(ConsistencyToken::HEADER)
             .and_then(|token| token.to_str().ok()?.parse().ok());
         let token = token.filter(|_| self.caught_up.is_some());
-        self.bounds.cookie(token.as_ref(), now)
+        self.cookie_times.cookie(token.as_ref(), now)
     }
 
     /// Why a request cannot go to the primary region, if so.
@@ -250,13 +250,13 @@ fn now() -> f64 {
 /// A problem document (RFC 9457).
 fn refuse(status: StatusCode, detail: &str) -> Response<Bytes> {
     #[derive(Serialize)]
-    struct Document<'a> {
+    struct Instruction<'a> {
         r#type: &'static str,
         title: &'static str,
         status: u16,
         detail: &'a str,
     }
-    let document = Document {
+    let document = Instruction {
         r#type: "about:blank",
         title: status.canonical_reason().unwrap_or_default(),
         status: status.as_u16(),

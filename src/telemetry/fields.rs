@@ -61,9 +61,9 @@ pub(super) fn put_printable(
 /// Writes a line as a JSON object: when, how grave, its fields, and those of the span around it as `span`, which are an object
 /// already since the span began.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Json;
+pub(super) struct JsonLine;
 
-impl<S> FormatEvent<S, Self> for Json
+impl<S> FormatEvent<S, Self> for JsonLine
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
@@ -83,7 +83,7 @@ where
         line.push_str("\",\"level\":\"");
         line.push_str(event.metadata().level().as_str());
         line.push('"');
-        event.record(&mut Members(&mut line));
+        event.record(&mut LineMembers(&mut line));
         if let Some(span) = context.lookup_current() {
             let extensions = span.extensions();
             let fields = extensions.get::<FormattedFields<Self>>();
@@ -91,7 +91,7 @@ where
             line.push_str(fields.map_or("{}", |fields| &fields.fields));
             // Opened again, for one more member.
             line.pop();
-            Members(&mut line).put_text("name", |text| text.write_str(span.name()));
+            LineMembers(&mut line).put_text("name", |text| text.write_str(span.name()));
             line.push('}');
         }
         line.push_str("}\n");
@@ -99,10 +99,10 @@ where
     }
 }
 
-impl FormatFields<'_> for Json {
+impl FormatFields<'_> for JsonLine {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'_>, fields: R) -> fmt::Result {
         let mut object = "{".to_owned();
-        fields.record(&mut Members(&mut object));
+        fields.record(&mut LineMembers(&mut object));
         object.push('}');
         writer.write_str(&object)
     }
@@ -113,16 +113,16 @@ impl FormatFields<'_> for Json {
         fields: &tracing::span::Record<'_>,
     ) -> fmt::Result {
         current.fields.pop();
-        fields.record(&mut Members(&mut current.fields));
+        fields.record(&mut LineMembers(&mut current.fields));
         current.fields.push('}');
         Ok(())
     }
 }
 
 /// Appends members to a JSON object that is open.
-struct Members<'a>(&'a mut String);
+struct LineMembers<'a>(&'a mut String);
 
-impl Members<'_> {
+impl LineMembers<'_> {
     fn begin(&mut self, name: &str) {
         let Self(object) = self;
         if !object.ends_with('{') {
@@ -164,7 +164,7 @@ impl Write for Escaped<'_> {
     }
 }
 
-impl Visit for Members<'_> {
+impl Visit for LineMembers<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.put(field.name(), serde_json::Value::from(value));
     }

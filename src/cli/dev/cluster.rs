@@ -26,7 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     super::USAGE,
-    dns::Dns,
+    dns::DevDns,
     latency::{Latency, Proxy},
 };
 use crate::{
@@ -122,15 +122,15 @@ impl FromStr for Shape {
 }
 
 /// A running cluster; it is gone when this is dropped.
-pub(super) struct Cluster {
-    pub(super) dns: Dns,
+pub(super) struct DevCluster {
+    pub(super) dns: DevDns,
     pub(super) children: Vec<Child>,
     pub(super) regions: Vec<Region>,
     /// How long packets take between two regions; no time when `None`.
     pub(super) latency: Option<Latency>,
 }
 
-impl Cluster {
+impl DevCluster {
     /// Starts the instance of `plan`, and announces it in every region.
     pub(super) async fn add(&mut self, plan: Plan) -> Result<(), Failure> {
         let (region, name, listen) = (plan.region.clone(), plan.name.clone(), plan.listen);

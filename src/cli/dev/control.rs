@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::cluster::Cluster;
+use super::cluster::DevCluster;
 use crate::{
     cli::{Failure, run::secret},
     config::DrainConfig,
@@ -64,12 +64,12 @@ pub(super) const HELP: &str = "Type, while it runs:
   dns up       brings it up again";
 
 /// Runs the command in `line`; returns what to print.
-pub(super) async fn obey(cluster: &mut Cluster, line: &str) -> String {
+pub(super) async fn obey(cluster: &mut DevCluster, line: &str) -> String {
     let done = try_to(cluster, line).await;
     done.unwrap_or_else(|failure| failure.to_string())
 }
 
-async fn try_to(cluster: &mut Cluster, line: &str) -> Result<String, Failure> {
+async fn try_to(cluster: &mut DevCluster, line: &str) -> Result<String, Failure> {
     let words: Vec<_> = line.split_whitespace().collect();
     Ok(match words[..] {
         ["kill", name] => {
@@ -126,7 +126,7 @@ pub(super) struct Order {
 }
 
 /// The endpoint, while this lives.
-pub(super) struct Control {
+pub(super) struct DevControl {
     address: SocketAddr,
     token: String,
     _server: Server,
@@ -140,7 +140,7 @@ struct Shared {
     orders: mpsc::Sender<Order>,
 }
 
-impl Control {
+impl DevControl {
     /// Starts to listen, for the cluster of `instances`, which `client` asks.
     pub(super) async fn start(
         instances: BTreeMap<String, SocketAddr>,

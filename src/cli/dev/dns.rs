@@ -38,13 +38,13 @@ pub(super) fn service(region: &Region) -> String {
 }
 
 /// A DNS server, which may be down; it stops when it is dropped.
-pub(super) struct Dns {
+pub(super) struct DevDns {
     pub(super) address: SocketAddr,
     zone: Arc<InMemoryZoneHandler<TokioRuntimeProvider>>,
     server: Option<Server<Catalog>>,
 }
 
-impl Dns {
+impl DevDns {
     /// Starts on a free port of 127.0.0.1.
     pub(super) async fn start() -> io::Result<Self> {
         let sockets = bind_anywhere().await?;

@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, time};
 
 use self::{
-    cluster::{Child, Cluster, Plan, Shape},
-    control::{Control, Order, obey, said_document},
-    dns::Dns,
+    cluster::{Child, DevCluster, Plan, Shape},
+    control::{DevControl, Order, obey, said_document},
+    dns::DevDns,
     latency::Latency,
 };
 use super::{Failure, print, say, table::table};
@@ -81,8 +81,8 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
             say(&line);
         }
     });
-    let mut cluster = Cluster {
-        dns: Dns::start().await?,
+    let mut cluster = DevCluster {
+        dns: DevDns::start().await?,
         children: Vec::new(),
         regions: args.regions.regions().cloned().collect(),
         latency: args.latency,
@@ -105,7 +105,7 @@ pub(super) async fn run(args: DevArgs) -> Result<(), Failure> {
 async fn run_cluster(
     args: &DevArgs,
     lines: mpsc::Sender<String>,
-    cluster: &mut Cluster,
+    cluster: &mut DevCluster,
 ) -> Result<(), Failure> {
     let (ends, mut ended) = mpsc::channel(ENDS);
     let (sender, mut orders) = mpsc::channel(ORDERS);
@@ -137,7 +137,7 @@ async fn run_cluster(
     let mut control = None;
     if args.chaos {
         control::read_stdin(sender.clone());
-        control = Some(Control::start(addresses(cluster), client, sender).await?);
+        control = Some(DevControl::start(addresses(cluster), client, sender).await?);
     }
     print(&welcome(args, cluster, control.as_ref(), taken))?;
     loop {
@@ -166,13 +166,13 @@ async fn run_cluster(
     }
 }
 
-fn statuses(cluster: &Cluster) -> Value {
+fn statuses(cluster: &DevCluster) -> Value {
     let status = |child: &Child| json!({ "name": child.plan.name, "has_ended": child.has_ended });
     let statuses: Vec<_> = cluster.children.iter().map(status).collect();
     json!({ "instances": statuses })
 }
 
-fn addresses(cluster: &Cluster) -> BTreeMap<String, SocketAddr> {
+fn addresses(cluster: &DevCluster) -> BTreeMap<String, SocketAddr> {
     let plans = cluster.children.iter().map(|child| &child.plan);
     plans.map(|plan| (plan.name.clone(), plan.listen)).collect()
 }
@@ -228,7 +228,7 @@ fn free_addresses(args: &DevArgs) -> (Vec<SocketAddr>, Option<String>) {
     (addresses, taken.map(what_it_means))
 }
 
-async fn until_all_see_all(cluster: &Cluster, client: &reqwest::Client) {
+async fn until_all_see_all(cluster: &DevCluster, client: &reqwest::Client) {
     let addresses = addresses(cluster);
     let all: BTreeSet<String> = addresses.keys().cloned().collect();
     for address in addresses.into_values() {
@@ -252,8 +252,8 @@ async fn instances_seen(client: &reqwest::Client, address: SocketAddr) -> Option
 
 fn welcome(
     args: &DevArgs,
-    cluster: &Cluster,
-    control: Option<&Control>,
+    cluster: &DevCluster,
+    control: Option<&DevControl>,
     taken: Option<String>,
 ) -> String {
     let plans: Vec<&Plan> = cluster.children.iter().map(|child| &child.plan).collect();

@@ -13,13 +13,13 @@ impl Story {
         Self(Table::new("me".parse().unwrap(), boot(0)))
     }
 
-    fn apply(mut self, event: Event) -> Self {
+    fn apply(mut self, event: TableEvent) -> Self {
         self.0.apply(event, Instant::now());
         self
     }
 
     /// The ports that are to be probed at once because of `event`.
-    fn probes(&mut self, event: Event) -> Vec<u16> {
+    fn probes(&mut self, event: TableEvent) -> Vec<u16> {
         let probe = self.0.apply(event, Instant::now()).probe;
         probe.iter().map(SocketAddr::port).collect()
     }
@@ -47,21 +47,21 @@ impl Story {
     }
 
     fn answered(self, port: u16, answer: ProbeAnswer) -> Self {
-        self.apply(Event::Probed(address(port), Ok(answer)))
+        self.apply(TableEvent::Probed(address(port), Ok(answer)))
     }
 
     fn no_answer(self, port: u16) -> Self {
         let failure = ProbeFailure::NoAnswer("connection refused".into());
-        self.apply(Event::Probed(address(port), Err(failure)))
+        self.apply(TableEvent::Probed(address(port), Err(failure)))
     }
 
     fn not_a_peer(self, port: u16) -> Self {
         let failure = ProbeFailure::NotAPeer("404".into());
-        self.apply(Event::Probed(address(port), Err(failure)))
+        self.apply(TableEvent::Probed(address(port), Err(failure)))
     }
 
     fn called(self, port: u16, signal: CallSignal) -> Self {
-        self.apply(Event::Called(address(port), signal))
+        self.apply(TableEvent::Called(address(port), signal))
     }
 
     fn region(&self) -> RegionPeers {
@@ -86,8 +86,8 @@ fn answer(port: u16, instance: &str) -> ProbeAnswer {
     }
 }
 
-fn resolved(ports: &[u16], complete: bool) -> Event {
-    Event::Resolved {
+fn resolved(ports: &[u16], complete: bool) -> TableEvent {
+    TableEvent::Resolved {
         addresses: ports.iter().map(|port| address(*port)).collect(),
         complete,
     }
@@ -151,7 +151,7 @@ fn answered_calls_replace_probes_for_a_while() {
 #[test]
 fn an_address_where_another_instance_answers_is_probed_at_once() {
     let mut story = Story::new().dns(&[1]).seen(1, "a");
-    let wrong_instance = || Event::Called(address(1), CallSignal::WrongInstance);
+    let wrong_instance = || TableEvent::Called(address(1), CallSignal::WrongInstance);
     assert_eq!(story.probes(wrong_instance()), [1]);
     is(&story, "", "a");
     assert_eq!(story.probes(wrong_instance()), [0; 0]);
@@ -202,7 +202,7 @@ fn an_address_can_change_hands_and_regions() {
     moved.peer.region = "fra".parse().unwrap();
     let mut story = story.answered(1, moved);
     is(&story, "", "");
-    let back = Event::Probed(address(1), Ok(answer(1, "b")));
+    let back = TableEvent::Probed(address(1), Ok(answer(1, "b")));
     let changes = story.0.apply(back, Instant::now()).changes;
     let changes = changes.iter();
     let changes: Vec<_> = changes
@@ -237,7 +237,7 @@ fn a_change_has_its_reason() {
     let mut probed = answer(1, "a");
     let mut reasons = |change: fn(&mut ProbeAnswer)| {
         change(&mut probed);
-        let event = Event::Probed(address(1), Ok(probed.clone()));
+        let event = TableEvent::Probed(address(1), Ok(probed.clone()));
         let changes = table.apply(event, Instant::now()).changes;
         Vec::from_iter(changes.into_iter().map(|change| change.reason))
     };
@@ -351,7 +351,7 @@ fn calls_without_an_answer_are_a_reason_for_a_probe_and_no_verdict() {
     let mut story = Story::new().dns(&[1]).seen(1, "a");
     let later = Instant::now() + Duration::from_secs(1);
     for _ in 0..5 {
-        let unanswered = Event::Called(address(1), CallSignal::Unanswered);
+        let unanswered = TableEvent::Called(address(1), CallSignal::Unanswered);
         assert_eq!(story.0.apply(unanswered, later).probe, [address(1)]);
     }
     is(&story, "a", "");
@@ -377,14 +377,14 @@ fn region(number: u8) -> Region {
 }
 
 /// That instance `number` answers a probe, in the region of that number.
-fn seen(port: u16, number: u8, region_number: u8, draining: bool) -> Event {
+fn seen(port: u16, number: u8, region_number: u8, draining: bool) -> TableEvent {
     let mut answer = answer(port, &format!("i{number}"));
     answer.peer.region = region(region_number);
     answer.draining = draining;
-    Event::Probed(address(port), Ok(answer))
+    TableEvent::Probed(address(port), Ok(answer))
 }
 
-fn called() -> impl Strategy<Value = Event> {
+fn called() -> impl Strategy<Value = TableEvent> {
     let signal = prop_oneof![
         Just(CallSignal::Answered),
         Just(CallSignal::Draining),
@@ -393,12 +393,12 @@ fn called() -> impl Strategy<Value = Event> {
         Just(CallSignal::Unanswered),
         Just(CallSignal::Outdated),
     ];
-    (PORTS, signal).prop_map(|(port, signal)| Event::Called(address(port), signal))
+    (PORTS, signal).prop_map(|(port, signal)| TableEvent::Called(address(port), signal))
 }
 
-fn event() -> impl Strategy<Value = Event> {
+fn event() -> impl Strategy<Value = TableEvent> {
     let failed = |failure: fn(String) -> ProbeFailure| {
-        PORTS.prop_map(move |port| Event::Probed(address(port), Err(failure(String::new()))))
+        PORTS.prop_map(move |port| TableEvent::Probed(address(port), Err(failure(String::new()))))
     };
     prop_oneof![
         (vec(PORTS, 0..5), any::<bool>()).prop_map(|(ports, complete)| resolved(&ports, complete)),
@@ -412,10 +412,10 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// The address that an event is about; `None` for an answer of DNS, which is about all.
-fn subject(event: &Event) -> Option<SocketAddr> {
+fn subject(event: &TableEvent) -> Option<SocketAddr> {
     match event {
-        Event::Resolved { .. } => None,
-        Event::Probed(address, _) | Event::Called(address, _) => Some(*address),
+        TableEvent::Resolved { .. } => None,
+        TableEvent::Probed(address, _) | TableEvent::Called(address, _) => Some(*address),
     }
 }
 
@@ -424,7 +424,7 @@ fn empty() -> Table {
     Table::new("i0".parse().unwrap(), boot(0))
 }
 
-fn table_after(story: &[Event], now: Instant) -> Table {
+fn table_after(story: &[TableEvent], now: Instant) -> Table {
     let mut table = empty();
     for event in story {
         table.apply(event.clone(), now);
@@ -453,7 +453,7 @@ proptest! {
         let mut table = table_after(&story, now);
         table.apply(resolved(&[1], true), now);
         table.apply(seen(1, 1, 0, false), now);
-        let is_probe = |event: &Event| matches!(event, Event::Probed(probed, _) if *probed == address(1));
+        let is_probe = |event: &TableEvent| matches!(event, TableEvent::Probed(probed, _) if *probed == address(1));
         for event in tail.iter().filter(|event| !is_probe(event)) {
             table.apply(event.clone(), now);
             prop_assert!(table.is_peer(address(1)), "gone after {event:?}");
@@ -465,7 +465,7 @@ proptest! {
         let now = Instant::now();
         let mut table = table_after(&story, now);
         let before = addresses_of_peers(&table);
-        if !matches!(last, Event::Probed(..)) {
+        if !matches!(last, TableEvent::Probed(..)) {
             table.apply(last, now);
             prop_assert_eq!(addresses_of_peers(&table), before);
         }
@@ -488,7 +488,7 @@ proptest! {
         let are_unrelated = matches!((subject(&one), subject(&other)), (Some(a), Some(b)) if a != b);
         if are_unrelated {
             let now = Instant::now();
-            let both = |first: &Event, second: &Event| {
+            let both = |first: &TableEvent, second: &TableEvent| {
                 let mut table = table_after(&story, now);
                 table.apply(first.clone(), now);
                 table.apply(second.clone(), now);

@@ -44,7 +44,7 @@ use super::{
     documents::Accepted,
     events::{Counts, Lagged},
     openapi_json, openapi_with,
-    pages::Document,
+    pages::Page,
 };
 use crate::{
     access::{Caller, FunctionPattern},
@@ -256,14 +256,14 @@ const KEPT: u64 = 4;
 
 const JSON: &str = "application/json";
 
-static STOCK: LazyLock<Document> = LazyLock::new(|| Document::new(JSON, openapi_json()));
+static STOCK: LazyLock<Page> = LazyLock::new(|| Page::new(JSON, openapi_json()));
 
 /// What a document is made of: the functions, and those of them that the client may call.
 type Sources = (Vec<CatalogueHash>, Option<Vec<FunctionPattern>>);
 
 /// The last documents with functions.
 #[derive(Clone, Debug)]
-pub(crate) struct Descriptions(Cache<Sources, Arc<Document>>);
+pub(crate) struct Descriptions(Cache<Sources, Arc<Page>>);
 
 impl Default for Descriptions {
     fn default() -> Self {
@@ -314,7 +314,7 @@ pub(super) async fn get_description(State(api): ApiState, request: Request) -> R
 }
 
 /// The document for `caller`; `None` where no function of the cluster declares its parameters.
-async fn of_functions(api: &Api, caller: Caller) -> Option<Arc<Document>> {
+async fn of_functions(api: &Api, caller: Caller) -> Option<Arc<Page>> {
     let own = api.executor.catalogue();
     let mut others = api.cluster.catalogues();
     others.remove(own.hash());
@@ -336,12 +336,12 @@ async fn of_functions(api: &Api, caller: Caller) -> Option<Arc<Document>> {
     task::spawn_blocking(build).await.ok()
 }
 
-fn build(catalogues: &[Arc<Catalogue>], caller: &Caller) -> Document {
+fn build(catalogues: &[Arc<Catalogue>], caller: &Caller) -> Page {
     let mut functions = BTreeMap::new();
     for (name, declared) in catalogues.iter().flat_map(|catalogue| catalogue.iter()) {
         if declared.params.is_some() && caller.may_call(name) {
             functions.entry(name.clone()).or_insert(declared);
         }
     }
-    Document::new(JSON, openapi_with(functions).to_string())
+    Page::new(JSON, openapi_with(functions).to_string())
 }

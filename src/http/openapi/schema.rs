@@ -22,19 +22,19 @@ const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
 pub(super) const COMPONENTS: &str = "#/components/schemas/";
 
 /// The members of a schema, or of the objects in a document.
-type Members = Map<String, Value>;
+type JsonObject = Map<String, Value>;
 
 /// `schema` for a document, and the objects that it defines and refers to, under names that begin with `prefix`.
 pub(super) fn simplified(
     schema: Option<&Value>,
     prefix: &str,
     names: &mut Names,
-) -> (Value, Members) {
-    let any = || (json!({}), Members::new());
+) -> (Value, JsonObject) {
+    let any = || (json!({}), JsonObject::new());
     let Some(schema) = schema.filter(|schema| schema.to_string().len() <= MAX_BYTES) else {
         return any();
     };
-    let mut reader = Reader {
+    let mut reader = SchemaReader {
         definitions: definitions(schema),
         prefix,
         names,
@@ -43,7 +43,7 @@ pub(super) fn simplified(
         left: MAX_SCHEMAS,
     };
     // What refers to a definition may repeat it.
-    let fits = |(simple, objects): &(Value, Members)| {
+    let fits = |(simple, objects): &(Value, JsonObject)| {
         simple.to_string().len() <= MAX_BYTES
             && objects.values().all(|it| it.to_string().len() <= MAX_BYTES)
     };
@@ -106,7 +106,7 @@ fn definitions(schema: &Value) -> BTreeMap<String, &Value> {
 }
 
 /// Reads one schema. Its methods return `None` for what is not a schema.
-struct Reader<'a> {
+struct SchemaReader<'a> {
     definitions: BTreeMap<String, &'a Value>,
     prefix: &'a str,
     names: &'a mut Names,
@@ -118,11 +118,11 @@ struct Reader<'a> {
     left: usize,
 }
 
-impl Reader<'_> {
+impl SchemaReader<'_> {
     /// The schema, and the objects that it refers to.
-    fn read(&mut self, schema: &Value) -> Option<(Value, Members)> {
+    fn read(&mut self, schema: &Value) -> Option<(Value, JsonObject)> {
         let simple = self.schema(schema, 0)?;
-        let mut objects = Members::new();
+        let mut objects = JsonObject::new();
         while let Some(place) = self.unread.pop() {
             let definition = *self.definitions.get(&place)?;
             let object = self.schema(definition, 1)?;
@@ -174,7 +174,7 @@ impl Reader<'_> {
     }
 
     /// The one schema that a union comes down to, which may be null too; any JSON where there are more.
-    fn union(&mut self, schema: &Members, depth: usize) -> Option<Option<Value>> {
+    fn union(&mut self, schema: &JsonObject, depth: usize) -> Option<Option<Value>> {
         for word in ["anyOf", "oneOf", "allOf"] {
             let Some(variants) = optional(schema, word, Value::as_array)? else {
                 continue;
@@ -195,8 +195,8 @@ impl Reader<'_> {
         Some(None)
     }
 
-    fn typed(&mut self, schema: &Members, depth: usize) -> Option<Members> {
-        let mut simple = Members::new();
+    fn typed(&mut self, schema: &JsonObject, depth: usize) -> Option<JsonObject> {
+        let mut simple = JsonObject::new();
         let Some((kind, is_nullable)) = kind(schema)? else {
             return Some(simple);
         };
@@ -236,9 +236,9 @@ impl Reader<'_> {
         Some(simple)
     }
 
-    fn object(&mut self, simple: &mut Members, schema: &Members, depth: usize) -> Option<()> {
+    fn object(&mut self, simple: &mut JsonObject, schema: &JsonObject, depth: usize) -> Option<()> {
         let declared = optional(schema, "properties", Value::as_object)?;
-        let mut properties = Members::new();
+        let mut properties = JsonObject::new();
         for (name, schema) in declared.into_iter().flatten() {
             properties.insert(name.clone(), self.schema(schema, depth + 1)?);
         }
@@ -274,7 +274,7 @@ impl Reader<'_> {
 
 /// What `read` makes of a member, if it is there; the outer `None` where the member is not what `read` expects.
 fn optional<'a, T>(
-    schema: &'a Members,
+    schema: &'a JsonObject,
     name: &str,
     read: impl Fn(&'a Value) -> Option<T>,
 ) -> Option<Option<T>> {
@@ -286,8 +286,8 @@ fn optional<'a, T>(
 
 /// Copies numbers, as far as they fit; with anything else than a number, `schema` is not a schema.
 fn keep(
-    simple: &mut Members,
-    schema: &Members,
+    simple: &mut JsonObject,
+    schema: &JsonObject,
     words: [&str; 2],
     fits: impl Fn(&Value) -> bool,
 ) -> Option<()> {
@@ -303,7 +303,7 @@ fn keep(
 }
 
 /// The one type that values may have, and whether they may be null too; the inner `None` is any type.
-fn kind(schema: &Members) -> Option<Option<(&'static str, bool)>> {
+fn kind(schema: &JsonObject) -> Option<Option<(&'static str, bool)>> {
     const KINDS: [&str; 7] = [
         "string", "integer", "number", "boolean", "array", "object", "null",
     ];
@@ -324,7 +324,7 @@ fn kind(schema: &Members) -> Option<Option<(&'static str, bool)>> {
 }
 
 /// The texts that a schema allows, where it lists some, and nothing else, that generators can give names to.
-fn choices(schema: &Members) -> Option<Option<Vec<String>>> {
+fn choices(schema: &JsonObject) -> Option<Option<Vec<String>>> {
     let listed = optional(schema, "enum", Value::as_array)?;
     let only = schema.get("const").map(std::slice::from_ref);
     let Some(values) = listed.map(Vec::as_slice).or(only) else {
@@ -363,7 +363,7 @@ mod tests {
     use super::*;
 
     /// What becomes of a schema, and the components that it needs.
-    fn simple(schema: &Value) -> (Value, Members) {
+    fn simple(schema: &Value) -> (Value, JsonObject) {
         simplified(Some(schema), "NotesCreate", &mut Names::default())
     }
 
@@ -381,7 +381,7 @@ mod tests {
             }),
             json!({"type": "object", "additionalProperties": {"type": "string"}}),
         ] {
-            assert_eq!(simple(&schema), (schema, Members::new()));
+            assert_eq!(simple(&schema), (schema, JsonObject::new()));
         }
     }
 
@@ -413,7 +413,7 @@ mod tests {
             json!([{"type": "object", "required": ["gone"]}, {"type": "object"}]),
         ] {
             let (schema, wider) = (&case[0], case[1].clone());
-            assert_eq!(simple(schema), (wider, Members::new()), "{schema}");
+            assert_eq!(simple(schema), (wider, JsonObject::new()), "{schema}");
         }
     }
 
@@ -448,7 +448,7 @@ mod tests {
             json!({"items": {"$ref": "#/$defs/Gone"}, "$defs": {"A": {}}}),
             json!({"type": "string", "description": "x".repeat(MAX_BYTES)}),
         ] {
-            assert_eq!(simple(&schema), (json!({}), Members::new()), "{schema}");
+            assert_eq!(simple(&schema), (json!({}), JsonObject::new()), "{schema}");
         }
     }
 
@@ -477,7 +477,7 @@ mod tests {
     fn a_definition_that_unfolds_without_end_is_any_json() {
         let itself = json!({"$ref": "#/$defs/a"});
         let schema = json!({"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": vec![itself; 10]}}});
-        assert_eq!(simple(&schema), (json!({}), Members::new()));
+        assert_eq!(simple(&schema), (json!({}), JsonObject::new()));
     }
 
     #[test]
@@ -499,7 +499,7 @@ mod tests {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
                 prop::collection::btree_map(word, inner, 0..4)
-                    .prop_map(|members| members.into_iter().collect::<Members>().into()),
+                    .prop_map(|members| members.into_iter().collect::<JsonObject>().into()),
             ]
         })
     }
@@ -517,7 +517,7 @@ mod tests {
         }
     }
 
-    fn assert_simple(schema: &Value, components: &Members) {
+    fn assert_simple(schema: &Value, components: &JsonObject) {
         const WORDS: [&str; 13] = [
             "type",
             "enum",

@@ -27,7 +27,7 @@ const OVERHEAD: usize = 192;
 
 /// How much is remembered.
 #[derive(Clone, Copy, Debug)]
-struct Bounds {
+struct Capacity {
     /// Keys of all owners.
     keys: usize,
     /// Bytes of results.
@@ -36,7 +36,7 @@ struct Bounds {
     waiters: usize,
 }
 
-const BOUNDS: Bounds = Bounds {
+const CAPACITY: Capacity = Capacity {
     keys: 1 << 18,
     results: 32 << 20,
     waiters: 64,
@@ -48,7 +48,7 @@ type Awaited = watch::Receiver<Option<Arc<Outcome>>>;
 /// The outcomes by owner and key.
 #[derive(Debug)]
 pub(crate) struct LocalKeys {
-    bounds: Bounds,
+    capacity: Capacity,
     contents: Mutex<Contents>,
 }
 
@@ -64,7 +64,7 @@ struct Contents {
 /// The keys of one owner.
 #[derive(Debug, Default)]
 struct Owned {
-    by_key: HashMap<Fingerprint, Entry>,
+    by_key: HashMap<Fingerprint, KnownKey>,
     /// The keys that ended, in this order.
     ended: VecDeque<(Instant, Fingerprint)>,
     /// The results that are kept, by size.
@@ -73,13 +73,13 @@ struct Owned {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct KnownKey {
     fingerprint: Fingerprint,
-    state: State,
+    state: KeyState,
 }
 
 #[derive(Debug)]
-enum State {
+enum KeyState {
     /// It runs; others may wait for it.
     Running(watch::Sender<Option<Arc<Outcome>>>),
     /// It ended.
@@ -92,7 +92,7 @@ enum State {
 #[derive(Debug)]
 enum Recall {
     /// Nothing: whoever holds the claim runs it.
-    New(Claim),
+    New(LocalClaim),
     /// It runs now.
     Running(Awaited),
     /// It ran.
@@ -103,7 +103,7 @@ enum Recall {
 
 /// The right, and the duty, to run a call; its outcome is what all others wait for.
 #[derive(Debug)]
-pub(in crate::registry) struct Claim {
+pub(in crate::registry) struct LocalClaim {
     keys: Arc<LocalKeys>,
     owner: Option<KeyOwner>,
     key: Fingerprint,
@@ -113,12 +113,12 @@ pub(in crate::registry) struct Claim {
 
 impl LocalKeys {
     pub(super) fn new() -> Self {
-        Self::within(BOUNDS)
+        Self::within(CAPACITY)
     }
 
-    fn within(bounds: Bounds) -> Self {
+    fn within(capacity: Capacity) -> Self {
         Self {
-            bounds,
+            capacity,
             contents: Mutex::default(),
         }
     }
@@ -156,20 +156,20 @@ impl LocalKeys {
         contents.forget_old(Instant::now());
         let owned = contents.owners.entry(call.key_owner.clone()).or_default();
         if let Some(entry) = owned.by_key.get(&key) {
-            return entry.recall(fingerprint, self.bounds.waiters);
+            return entry.recall(fingerprint, self.capacity.waiters);
         }
         let own = owned.by_key.len();
         // An owner may have as many as are free.
-        if own >= self.bounds.keys - contents.keys {
+        if own >= self.capacity.keys - contents.keys {
             return Recall::Refused(share_is_used(own));
         }
-        let entry = Entry {
+        let entry = KnownKey {
             fingerprint,
-            state: State::Running(watch::channel(None).0),
+            state: KeyState::Running(watch::channel(None).0),
         };
         owned.by_key.insert(key, entry);
         contents.keys += 1;
-        Recall::New(Claim {
+        Recall::New(LocalClaim {
             keys: Arc::clone(self),
             owner: call.key_owner.clone(),
             key,
@@ -183,7 +183,7 @@ impl LocalKeys {
     }
 }
 
-impl Claim {
+impl LocalClaim {
     /// The call may have run from now on.
     pub(super) fn begin(&mut self) {
         self.has_started = true;
@@ -207,19 +207,19 @@ impl Claim {
         });
         let outcome = Arc::new(outcome);
         let mut contents = self.keys.lock();
-        let state = ran.then(|| State::Ended(Arc::clone(&outcome)));
+        let state = ran.then(|| KeyState::Ended(Arc::clone(&outcome)));
         let size = size(&outcome);
         let was = contents.end(&self.owner, self.key, state, size);
-        contents.drop_results(self.keys.bounds.results);
+        contents.drop_results(self.keys.capacity.results);
         // Whoever waits may run at once, and must find this unlocked.
         drop(contents);
-        if let Some(State::Running(waiting)) = was {
+        if let Some(KeyState::Running(waiting)) = was {
             waiting.send_replace(Some(outcome));
         }
     }
 }
 
-impl Drop for Claim {
+impl Drop for LocalClaim {
     /// A call whose task ended without an outcome may have run, and its outcome is not known. One that was given up before it
     /// started did not: who waits for it may run it.
     fn drop(&mut self) {
@@ -254,9 +254,9 @@ impl Contents {
         &mut self,
         owner: &Option<KeyOwner>,
         key: Fingerprint,
-        state: Option<State>,
+        state: Option<KeyState>,
         size: usize,
-    ) -> Option<State> {
+    ) -> Option<KeyState> {
         let owned = self.owners.get_mut(owner)?;
         let Some(state) = state else {
             let entry = owned.by_key.remove(&key)?;
@@ -286,7 +286,7 @@ impl Contents {
             owned.bytes -= size;
             self.bytes -= size;
             if let Some(entry) = owned.by_key.get_mut(&key) {
-                entry.state = State::Dropped;
+                entry.state = KeyState::Dropped;
             }
         }
     }
@@ -295,7 +295,7 @@ impl Contents {
 impl Owned {
     fn remove(&mut self, key: Fingerprint) {
         if let Some(entry) = self.by_key.remove(&key)
-            && let State::Ended(outcome) = entry.state
+            && let KeyState::Ended(outcome) = entry.state
         {
             let size = size(&outcome);
             if self.results.remove(&(size, key)) {
@@ -313,20 +313,20 @@ impl Owned {
     }
 }
 
-impl Entry {
+impl KnownKey {
     fn recall(&self, fingerprint: Fingerprint, waiters: usize) -> Recall {
         if self.fingerprint != fingerprint {
             return Recall::Refused(mismatch());
         }
         match &self.state {
-            State::Running(waiting) if waiting.receiver_count() >= waiters => {
+            KeyState::Running(waiting) if waiting.receiver_count() >= waiters => {
                 let detail =
                     format!("the call with this key runs, and {waiters} repeats wait for it");
                 Recall::Refused(Problem::new(Code::Overloaded, detail).executed(Executed::Maybe))
             }
-            State::Running(waiting) => Recall::Running(waiting.subscribe()),
-            State::Ended(outcome) => Recall::Ended(Arc::clone(outcome)),
-            State::Dropped => Recall::Refused(not_kept()),
+            KeyState::Running(waiting) => Recall::Running(waiting.subscribe()),
+            KeyState::Ended(outcome) => Recall::Ended(Arc::clone(outcome)),
+            KeyState::Dropped => Recall::Refused(not_kept()),
         }
     }
 }
@@ -377,7 +377,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    const SMALL: Bounds = Bounds {
+    const SMALL: Capacity = Capacity {
         keys: 8,
         results: usize::MAX,
         waiters: 2,
@@ -441,7 +441,7 @@ mod tests {
     #[test]
     fn one_client_alone_has_131072_keys_and_its_first_is_remembered() {
         let keys = Arc::new(LocalKeys::new());
-        let share = u32::try_from(BOUNDS.keys / 2).unwrap();
+        let share = u32::try_from(CAPACITY.keys / 2).unwrap();
         (0..share).for_each(|key| run(&keys, "shop", key));
         for key in share..share + 10 {
             assert_eq!(known(&keys, "shop", key), "overloaded");
@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn a_claim_that_is_lost_is_not_run_again() {
         let keys = Arc::new(LocalKeys::within(SMALL));
-        let begun = |mut claim: Claim| claim.begin();
+        let begun = |mut claim: LocalClaim| claim.begin();
         match recall(&keys, "a", 0) {
             Recall::New(claim) => begun(claim),
             other => panic!("{other:?}"),

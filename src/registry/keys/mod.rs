@@ -41,7 +41,7 @@ pub(super) enum Known {
 
 /// The right, and the duty, to run a call; its outcome is what all others wait for.
 pub(super) enum Claim {
-    Here(local::Claim),
+    Here(local::LocalClaim),
     #[cfg(feature = "redis")]
     Stored(store::Claim),
 }
