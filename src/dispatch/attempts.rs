@@ -47,16 +47,16 @@ pub(super) struct Attempts {
     pub(super) in_flight: Option<InFlight>,
     pub(super) count: u32,
     last: Option<InstanceId>,
-    /// How many are kept for other regions.
-    pub(super) kept: u32,
+    /// How many of those that remain are kept for other regions.
+    pub(super) kept_for_others: u32,
     /// Whether an instance that may remember the call's key does not answer, so that no other may run it.
     pub(super) is_held: bool,
     /// The first one that may have run, or the one that did.
     ran: Option<Problem>,
     /// Of those in this region that did not run, the one that says most.
     refused: Option<Problem>,
-    /// Of the regions before, what the one said that says most.
-    left: Option<Problem>,
+    /// Of the regions before in which it did not run, what the one said that says most.
+    refused_before: Option<Problem>,
 }
 
 /// What follows a failed attempt.
@@ -85,11 +85,11 @@ impl Attempts {
             in_flight,
             count: 0,
             last: None,
-            kept: 0,
+            kept_for_others: 0,
             is_held: false,
             ran: None,
             refused: None,
-            left: None,
+            refused_before: None,
         }
     }
 
@@ -134,11 +134,13 @@ impl Attempts {
         }
     }
 
-    /// Records `problem` as what the attempts in one region came to.
-    pub(super) fn leave(&mut self, problem: Problem) {
+    /// Notes that the attempts in one region came to `problem`: the next region follows, or none.
+    pub(super) fn note_region(&mut self, problem: Problem) {
         self.refused = None;
         match problem.executed {
-            Executed::No => self.left = Some(more_telling(self.left.take(), problem)),
+            Executed::No => {
+                self.refused_before = Some(more_telling(self.refused_before.take(), problem))
+            }
             Executed::Maybe | Executed::Yes => self.note(problem),
         }
     }
@@ -150,13 +152,13 @@ impl Attempts {
     }
 
     /// How many there may still be.
-    pub(super) fn left(&self) -> u32 {
+    pub(super) fn remaining(&self) -> u32 {
         MAX_ATTEMPTS.saturating_sub(self.count)
     }
 
     /// How many of them may be made in this region.
-    pub(super) fn left_here(&self) -> u32 {
-        self.left().saturating_sub(self.kept)
+    pub(super) fn remaining_here(&self) -> u32 {
+        self.remaining().saturating_sub(self.kept_for_others)
     }
 
     /// Which attempt of `call` the contract allows after one that ended with `problem` where `condition` is known of the
@@ -197,7 +199,7 @@ impl Attempts {
     /// region gets no more first attempts than there are calls.
     pub(super) fn goes_on(&self, problem: &Problem, call: &Call) -> bool {
         self.allowed(problem, call, Condition::Doubtful) == Retry::Next
-            && self.left() > 0
+            && self.remaining() > 0
             && !self.deadline.has_passed()
     }
 
@@ -215,11 +217,11 @@ impl Attempts {
         let retry = self.allowed(problem, call, condition);
         let (left, is_spent) = match retry {
             Retry::No => return Retry::No,
-            Retry::Same => (self.left(), true),
+            Retry::Same => (self.remaining(), true),
             Retry::Next => {
                 let may_have_run = problem.executed == Executed::Maybe;
                 let is_spent = may_have_run && condition == Condition::Ready;
-                (self.left_here(), is_spent)
+                (self.remaining_here(), is_spent)
             }
         };
         if left == 0 || self.deadline.has_passed() {
@@ -236,7 +238,7 @@ impl Attempts {
 
     /// The problem of the whole call, after its last region.
     pub(super) fn take_problem(&mut self) -> Option<Problem> {
-        self.ran.take().or(self.left.take())
+        self.ran.take().or(self.refused_before.take())
     }
 
     /// One problem for all attempts in `region`; it says that nothing ran only if every attempt did.

@@ -35,13 +35,13 @@ const LATELY: Duration = Duration::from_millis(250);
 /// The size of arguments and of results that are not counted, in bytes: each costs as much besides.
 const SMALL: usize = 1 << 10;
 
-/// One that a fan-out asks.
+/// An instance or a region that a fan-out asks.
 #[derive(Clone, Debug)]
 enum Recipient {
     Here(Region),
     Peer(Arc<Peer>),
     OneOf(Region),
-    /// Nobody: why there is none in a region that is named.
+    /// No instance: why there is none in a region that was named.
     Nobody(Region, Problem),
 }
 

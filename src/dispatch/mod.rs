@@ -175,13 +175,13 @@ impl Dispatcher {
         }
         let (mut tour, mut region) = (Tour::default(), None);
         loop {
-            let choices = self.choices_found(targets, call, attempts.deadline).await;
+            let choices = self.choices_to_try(targets, call, attempts.deadline).await;
             let own = &self.local.identity.region;
-            let next = tour.next(&choices, attempts.left(), own, is_strict);
+            let next = tour.next(&choices, attempts.remaining(), own, is_strict);
             let Some((choice, kept)) = next else {
                 break;
             };
-            attempts.kept = kept;
+            attempts.kept_for_others = kept;
             let attempts_before = attempts.count;
             let result = self.run_in(&choice.region, call, attempts).await;
             if region.is_none() || attempts.count > attempts_before {
@@ -202,7 +202,7 @@ impl Dispatcher {
                 Err(problem) => problem,
             };
             let goes_on = attempts.goes_on(&problem, call);
-            attempts.leave(problem);
+            attempts.note_region(problem);
             if !goes_on {
                 break;
             }
@@ -216,7 +216,7 @@ impl Dispatcher {
     }
 
     /// The regions that `targets` stand for. Which regions `any` may mean is known once the first round is over.
-    async fn choices_found(
+    async fn choices_to_try(
         &self,
         targets: &Targets,
         call: &Call,
@@ -272,7 +272,8 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         // The last attempt is made where the function is.
-        let is_elsewhere = attempts.left_here() == 1 && !self.executor.catalogue().has(&call.name);
+        let is_elsewhere =
+            attempts.remaining_here() == 1 && !self.executor.catalogue().has(&call.name);
         if is_elsewhere && self.siblings_for(call).is_some() {
             return self.forward(region, call, attempts).await;
         }
@@ -297,8 +298,8 @@ impl Dispatcher {
             return false;
         };
         // A sibling is asked instead of this instance, not as well: as with first attempts, no budget bounds that.
-        if is_missing(problem) || problem.code == Code::Draining {
-            return attempts.left_here() > 0;
+        if lacks_function(problem) || problem.code == Code::Draining {
+            return attempts.remaining_here() > 0;
         }
         let is_room = siblings.has_room(&call.name, &[]);
         let budget = self.budgets.of(region);
@@ -395,7 +396,7 @@ impl Dispatcher {
     ) -> Report {
         let deadline = Deadline::since(arrived, exec.call.timeout);
         let mut counted = None;
-        let (attempts, result) = match self.misplaced(exec) {
+        let (attempts, result) = match self.wrong_place(exec) {
             Some(problem) => (0, Err(problem)),
             None => {
                 let (executor, call) = (&self.executor, &exec.call);
@@ -422,7 +423,8 @@ impl Dispatcher {
             }
     }
 
-    fn misplaced(&self, exec: &Exec) -> Option<Problem> {
+    /// Why a call that a peer forwarded is not for this process.
+    fn wrong_place(&self, exec: &Exec) -> Option<Problem> {
         let Identity {
             region, instance, ..
         } = &self.local.identity;
@@ -439,6 +441,8 @@ impl Dispatcher {
         None
     }
 
+    /// Runs a call on an instance of `region` that is chosen, and on the next as long as `attempts` allow it. This instance is
+    /// among them where the region is its own: a call's key may pick it.
     async fn forward(
         &self,
         region: &Region,
@@ -446,7 +450,7 @@ impl Dispatcher {
         attempts: &mut Attempts,
     ) -> Result<Returned, Problem> {
         attempts.admit(&self.lifecycle)?;
-        let known = self.found(region, call, attempts.deadline).await?;
+        let known = self.peers_to_ask(region, call, attempts.deadline).await?;
         let me = (*region == self.local.identity.region).then_some(&self.local.identity.instance);
         let mut candidates = Candidates::new(&known, me, call, self.executor.shares_keys())?;
         let budget = self.budgets.of_call(region);
@@ -527,7 +531,7 @@ impl Dispatcher {
             executed,
         };
         self.local.metrics.feed.attempt_failed(&call.name, &attempt);
-        if is_missing(problem) && peer.says_it_has(&call.name) {
+        if lacks_function(problem) && peer.says_it_has(&call.name) {
             self.cluster.report(peer.address, CallSignal::Outdated);
         }
         // A client's own share of keys, and a token that the peer's data has not seen, say nothing about how busy the peer
@@ -541,7 +545,7 @@ impl Dispatcher {
 
     /// The peers in `region`, for `call`. What is not known yet may be known when the first round is over; which instance a
     /// key picks, only then.
-    async fn found(
+    async fn peers_to_ask(
         &self,
         region: &Region,
         call: &Call,
@@ -600,7 +604,7 @@ impl Dispatcher {
 }
 
 /// Whether the instance lacks the function, for now or for good, so that another may have it.
-fn is_missing(problem: &Problem) -> bool {
+fn lacks_function(problem: &Problem) -> bool {
     matches!(
         problem.code,
         Code::FunctionUnknown | Code::FunctionUnavailable

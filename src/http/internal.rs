@@ -201,7 +201,7 @@ fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
             proven: proven.clone(),
             nonce: random_word(),
         });
-    let response = switching(&api, confirmation.as_ref());
+    let response = switching_protocols(&api, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
     let lifecycle = Arc::clone(&api.dispatcher.lifecycle);
     // No tracker has this task: the drain waits for the place of the connection, which is in it.
@@ -224,7 +224,7 @@ fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
 }
 
 /// The answer that switches protocols (RFC 9110, section 15.2.2).
-fn switching(api: &Api, confirmation: Option<&Confirmation>) -> Response {
+fn switching_protocols(api: &Api, confirmation: Option<&Confirmation>) -> Response {
     let proof = confirmation.map(|Confirmation { proven, nonce }| {
         let accepts = Statement::Accepts {
             nonce,
@@ -440,9 +440,9 @@ impl Exchange {
         }
         loop {
             match self.lines.next() {
-                Ok(Some(line)) => self.start(&line).await,
+                Ok(Some(line)) => self.start(&line, &HashSet::new()).await,
                 Ok(None) if chunk.is_none() => match self.lines.rest() {
-                    Some(rest) => self.start(&rest).await,
+                    Some(rest) => self.start(&rest, &HashSet::new()).await,
                     None => return,
                 },
                 Ok(None) => return,
@@ -513,16 +513,13 @@ impl Exchange {
             self.waiting.give_up(*id);
         }
         for line in calls {
-            self.start_unless(&line, &cancelled).await;
+            self.start(&line, &cancelled).await;
         }
         true
     }
 
-    async fn start(&mut self, line: &[u8]) {
-        self.start_unless(line, &HashSet::new()).await;
-    }
-
-    async fn start_unless(&mut self, line: &[u8], cancelled: &HashSet<u64>) {
+    /// Starts the call of a line, unless it is among the `cancelled`.
+    async fn start(&mut self, line: &[u8], cancelled: &HashSet<u64>) {
         let mut arrived = Instant::now();
         match Exec::from_line(line, self.api.local.timeouts) {
             (Some(id), _) if cancelled.contains(&id) => {}
@@ -575,14 +572,11 @@ impl Exchange {
         let region = Some(self.api.local.identity.region.clone());
         let meta = Meta::untried(region, Duration::ZERO, self.context.request_id.clone());
         let result = Err(problem);
-        self.write(id, Report { result, meta });
+        self.put(id, Report { result, meta });
     }
 
+    /// Adds an answer to those that are to be written.
     fn put(&mut self, id: Option<u64>, report: Report) {
-        self.write(id, report);
-    }
-
-    fn write(&mut self, id: Option<u64>, report: Report) {
         let before = self.out.len();
         if before == 0 {
             self.unwritten.clear();

@@ -141,7 +141,7 @@ async fn run(connection: Arc<Connection>, opening: Opening) {
     let connection = scopeguard::guard(connection, |connection| connection.cut());
     let opened = match open::open(&opening, connection.started).await {
         Ok(opened) => opened,
-        Err(unopened) => return unmade(&connection, &unopened),
+        Err(unopened) => return fail_waiting(&connection, &unopened),
     };
     let Opened {
         read,
@@ -183,7 +183,7 @@ async fn run(connection: Arc<Connection>, opening: Opening) {
 }
 
 /// Ends the calls that waited for a connection that could not be made: none of them left.
-fn unmade(connection: &Connection, unopened: &Unopened) {
+fn fail_waiting(connection: &Connection, unopened: &Unopened) {
     let ending = || match unopened {
         Unopened::NoConnection(_) => Ending::NoConnection,
         Unopened::WrongInstance => Ending::WrongInstance,
@@ -291,8 +291,8 @@ impl Driver<'_> {
                     self.flush()?;
                 }
                 _ = tick.tick() => self.look_after()?,
-                () = given(self.due.map(Deadline::passed)) => self.expire()?,
-                state = given(self.verdict.as_mut()) => self.decide(state),
+                () = or_never(self.due.map(Deadline::passed)) => self.expire()?,
+                state = or_never(self.verdict.as_mut()) => self.after_probe(state),
             }
         }
     }
@@ -300,7 +300,7 @@ impl Driver<'_> {
     /// Gives the lines that came to those who wait for them; how many answers they were.
     fn take_lines(&mut self) -> Result<usize, Over> {
         let mut answers = Vec::new();
-        let (mut is_news, mut is_refusing) = (false, false);
+        let (mut is_drain_announced, mut is_refusing) = (false, false);
         let outcome = loop {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
@@ -322,7 +322,7 @@ impl Driver<'_> {
                     answers.push((id, Ending::Answered(Err(document))));
                 }
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
-                Frame::Draining => is_news = true,
+                Frame::Draining => is_drain_announced = true,
                 Frame::Pong => {
                     let asked = self.asked.take();
                     asked
@@ -335,7 +335,7 @@ impl Driver<'_> {
         };
         answers.extend(self.without_room());
         let answered = answers.len();
-        if is_news {
+        if is_drain_announced {
             // One without calls ends before the peer ends it. One that was made for a call has that until it is answered.
             self.connection.outbox.ends_idle(true);
         }
@@ -344,11 +344,11 @@ impl Driver<'_> {
             // It ends when it has answered what it took, and waits for that until this end closes what it does not need.
             self.connection.outbox.retire();
         }
-        self.is_draining |= is_news;
+        self.is_draining |= is_drain_announced;
         let is_due = self.was_answered
             && self.since_mention >= MENTION_AFTER
             && self.connection.outbox.is_open();
-        if is_news || is_due {
+        if is_drain_announced || is_due {
             self.since_mention = 0;
             self.report(match self.is_draining {
                 true => CallSignal::Draining,
@@ -406,6 +406,7 @@ impl Driver<'_> {
         self.flush()
     }
 
+    /// What there is to do at each tick.
     fn look_after(&mut self) -> Result<(), Over> {
         self.expire()?;
         self.since_mention = self.since_mention.saturating_add(1);
@@ -413,7 +414,7 @@ impl Driver<'_> {
         let awaits = self.connection.outbox.awaits();
         self.since_measured += 1;
         if self.since_measured >= MEASURE_AFTER && (awaits || self.was_answered) {
-            self.ask()?;
+            self.ping()?;
         }
         if std::mem::take(&mut self.was_answered) {
             self.clogged = 0;
@@ -428,7 +429,7 @@ impl Driver<'_> {
         } else if self.quiet >= PING_AFTER || awaits {
             // From the ping on, silence counts also when the calls have been given up meanwhile.
             self.quiet += 1;
-            self.is_quiet()?;
+            self.after_silence()?;
         }
         self.check_idle(true)
     }
@@ -452,9 +453,9 @@ impl Driver<'_> {
     }
 
     /// What follows from silence while calls are under way.
-    fn is_quiet(&mut self) -> Result<(), Over> {
+    fn after_silence(&mut self) -> Result<(), Over> {
         if self.quiet == PING_AFTER {
-            self.ask()?;
+            self.ping()?;
         }
         let since = self.quiet.checked_sub(self.probe_after);
         if since.is_some_and(|since| since % DEAD_AFTER == 0) && self.verdict.is_none() {
@@ -468,14 +469,15 @@ impl Driver<'_> {
     }
 
     /// Asks the peer for a sign of life, which is a measurement too.
-    fn ask(&mut self) -> Result<(), Over> {
+    fn ping(&mut self) -> Result<(), Over> {
         self.since_measured = 0;
         self.asked.get_or_insert_with(Instant::now);
         self.connection.outbox.add(lines::PING_LINE);
         self.flush()
     }
 
-    fn decide(&mut self, state: PeerState) {
+    /// What follows from the peer's state, as the probe after a silence found it.
+    fn after_probe(&mut self, state: PeerState) {
         self.verdict = None;
         match state {
             PeerState::Suspect => {
@@ -498,7 +500,7 @@ impl Driver<'_> {
 }
 
 /// What `future` gives; waits for ever where there is none.
-async fn given<T>(future: Option<impl Future<Output = T>>) -> T {
+async fn or_never<T>(future: Option<impl Future<Output = T>>) -> T {
     match future {
         Some(future) => future.await,
         None => future::pending().await,

@@ -52,12 +52,13 @@ pub(crate) struct Link {
     cluster: Arc<Cluster>,
     /// How long a connection may take to stand.
     connect_timeout: Duration,
-    ways: Mutex<BTreeMap<SocketAddr, Way>>,
+    peers: Mutex<BTreeMap<SocketAddr, PeerConnections>>,
     large_results: LargeResults,
 }
 
+/// The connections to one peer.
 #[derive(Debug)]
-struct Way {
+struct PeerConnections {
     /// The one that calls share.
     shared: Option<Arc<Connection>>,
     /// The one before it, while calls are under way there. Never a third, so that a peer that hangs costs two connections,
@@ -78,7 +79,7 @@ impl Link {
             local,
             cluster,
             connect_timeout,
-            ways: Mutex::default(),
+            peers: Mutex::default(),
             large_results: LargeResults::default(),
         }
     }
@@ -104,18 +105,18 @@ impl Link {
         };
         let travels_alone = line.len() > LARGE || self.large_results.are_usual_for(&call.name);
         let ending = if travels_alone {
-            self.alone(peer, request).await
+            self.send_alone(peer, request).await
         } else {
-            self.together(peer, request).await
+            self.send_together(peer, request).await
         };
         self.outcome(peer, call, ending)
     }
 
     /// Sends a call with those that wait for the same peer; on a new connection where the old one ended first.
-    async fn together(&self, peer: &Peer, request: Request<'_>) -> Ending {
+    async fn send_together(&self, peer: &Peer, request: Request<'_>) -> Ending {
         let mut ended = None;
         for _ in 0..=TRIES {
-            let connection = self.shared(peer, ended.as_ref());
+            let connection = self.shared_connection(peer, ended.as_ref());
             match connection.call(request).await {
                 Ending::Unsent => {}
                 Ending::Answered(Err(document))
@@ -131,13 +132,13 @@ impl Link {
     }
 
     /// Sends a large call on a connection of its own, for its bytes would hold up those of others.
-    async fn alone(&self, peer: &Peer, request: Request<'_>) -> Ending {
-        let large = self.with_way(peer, |way| Arc::clone(&way.large));
+    async fn send_alone(&self, peer: &Peer, request: Request<'_>) -> Ending {
+        let large = self.with_peer(peer, |to_peer| Arc::clone(&to_peer.large));
         let Some(Ok(_place)) = request.deadline.bound(large.acquire_owned()).await else {
             return Ending::ExpiredUnsent;
         };
         for _ in 0..TRIES {
-            let spare = self.with_way(peer, Way::spare);
+            let spare = self.with_peer(peer, PeerConnections::spare);
             let connection = spare.unwrap_or_else(|| self.open(peer));
             // Without an answer, also when the caller goes away, the connection is closed.
             let connection = scopeguard::guard(connection, |connection| connection.cut());
@@ -147,11 +148,11 @@ impl Link {
                     if is_misjudged(&document.problem, request.deadline) =>
                 {
                     // The others are as old as this one, or about as old.
-                    self.with_way(peer, |way| way.spare.clear());
+                    self.with_peer(peer, |to_peer| to_peer.spare.clear());
                 }
                 Ending::Answered(answer) => {
                     let connection = ScopeGuard::into_inner(connection);
-                    self.with_way(peer, |way| way.spare.push(connection));
+                    self.with_peer(peer, |to_peer| to_peer.spare.push(connection));
                     return Ending::Answered(answer);
                 }
                 ended => return ended,
@@ -162,23 +163,23 @@ impl Link {
 
     /// The connection that calls to `peer` share; another one than `ended`, opened where there is none. Whether it still takes
     /// calls shows when it is given one: to ask it first would have all callers wait for its lock in that of the link.
-    fn shared(&self, peer: &Peer, ended: Option<&Arc<Connection>>) -> Arc<Connection> {
+    fn shared_connection(&self, peer: &Peer, ended: Option<&Arc<Connection>>) -> Arc<Connection> {
         let is_other =
             |shared: &&Arc<Connection>| ended.is_none_or(|ended| !Arc::ptr_eq(ended, shared));
-        let mut ways = self.lock();
-        if let Some(way) = ways.get(&peer.address)
-            && let Some(shared) = way.shared.as_ref().filter(is_other)
+        let mut peers = self.lock();
+        if let Some(to_peer) = peers.get(&peer.address)
+            && let Some(shared) = to_peer.shared.as_ref().filter(is_other)
         {
             return Arc::clone(shared);
         }
-        ways.retain(|address, way| *address == peer.address || way.is_used());
-        let way = ways.entry(peer.address).or_default();
+        peers.retain(|address, to_peer| *address == peer.address || to_peer.is_used());
+        let to_peer = peers.entry(peer.address).or_default();
         let shared = self.open(peer);
-        let old = way.shared.replace(Arc::clone(&shared));
+        let old = to_peer.shared.replace(Arc::clone(&shared));
         // One that is over leaves the one before it in peace: a peer that drains refuses each new one while it answers what
         // it took.
         if let Some(old) = old.filter(|old| !old.outbox.is_over()) {
-            let older = std::mem::replace(&mut way.retired, Arc::downgrade(&old));
+            let older = std::mem::replace(&mut to_peer.retired, Arc::downgrade(&old));
             if let Some(older) = older.upgrade() {
                 older.cut();
             }
@@ -204,18 +205,18 @@ impl Link {
         connection
     }
 
-    fn with_way<T>(&self, peer: &Peer, what: impl FnOnce(&mut Way) -> T) -> T {
+    fn with_peer<T>(&self, peer: &Peer, what: impl FnOnce(&mut PeerConnections) -> T) -> T {
         what(self.lock().entry(peer.address).or_default())
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Way>> {
-        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, PeerConnections>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many calls wait to leave for peers.
     pub(crate) fn queued(&self) -> usize {
-        let ways = self.lock();
-        let shared = ways.values().filter_map(|way| way.shared.as_ref());
+        let peers = self.lock();
+        let shared = peers.values().filter_map(|to_peer| to_peer.shared.as_ref());
         shared.map(|connection| connection.outbox.queued()).sum()
     }
 
@@ -316,14 +317,14 @@ impl Link {
     }
 }
 
-impl Way {
+impl PeerConnections {
     /// A connection for a large call, if one carries none now.
     fn spare(&mut self) -> Option<Arc<Connection>> {
         self.spare.retain(|connection| connection.outbox.is_open());
         self.spare.pop()
     }
 
-    /// Whether a connection is open, or a large call on its way.
+    /// Whether a connection is open, or a large call under way.
     fn is_used(&self) -> bool {
         self.shared
             .iter()
@@ -333,7 +334,7 @@ impl Way {
     }
 }
 
-impl Default for Way {
+impl Default for PeerConnections {
     fn default() -> Self {
         Self {
             shared: None,
