@@ -13,7 +13,7 @@ use std::{
 use redis::{AsyncConnectionConfig, Client, ErrorKind, aio::MultiplexedConnection};
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     task,
     time::{self, Instant},
 };
@@ -40,7 +40,7 @@ const RENEWAL: Duration = Duration::from_secs(1);
 const FRESH: Duration = Duration::from_secs(3);
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_secs(1);
-/// The pause before a store that does not answer is connected to again.
+/// The pause before a store that cannot be reached is connected to again.
 const REST: Duration = Duration::from_millis(200);
 /// The shortest and the longest time between two looks at a call that runs on another instance.
 const LOOKS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
@@ -78,6 +78,8 @@ pub(crate) struct Store {
     boot: BootId,
     /// The connection, and when the lease of this process was renewed over it.
     live: watch::Sender<Option<Live>>,
+    /// That a command found the connection broken.
+    broken: Notify,
     waiters: Semaphore,
     /// For looks at what is stored.
     looks: Semaphore,
@@ -182,6 +184,7 @@ impl Store {
             prefix: format!("fly-rpc:{app}"),
             boot: local.boot.clone(),
             live: watch::Sender::new(None),
+            broken: Notify::new(),
             waiters: Semaphore::new(WAITERS),
             looks: Semaphore::new((memory.limit() / LOOKS_PART / MAX_KEPT).max(1)),
             pending: Mutex::new(Pending::within(&memory)),
@@ -209,13 +212,13 @@ impl Store {
                     tracing::warn!(%why, "the store of idempotency keys is away: calls with a key are refused");
                     is_logged = true;
                 }
-                Err(why) if !is_logged => {
-                    is_logged = true;
-                    tracing::warn!(%why, "the store of idempotency keys cannot be reached: calls with a key are refused");
+                Err(why) => {
+                    if !std::mem::replace(&mut is_logged, true) {
+                        tracing::warn!(%why, "the store of idempotency keys cannot be reached: calls with a key are refused");
+                    }
+                    time::sleep(REST).await;
                 }
-                Err(_) => {}
             }
-            time::sleep(REST).await;
         }
     }
 
@@ -239,7 +242,8 @@ impl Store {
         loop {
             let next = Instant::now() + RENEWAL;
             let made = self.make_pending(connection, next).await;
-            time::sleep_until(next).await;
+            // At once where a command found the connection broken: calls are refused until there is another.
+            let _ = time::timeout_at(next, self.broken.notified()).await;
             if let Err(why) = made.and(self.renew(connection).await) {
                 return why;
             }
@@ -290,11 +294,19 @@ impl Store {
             Ok(made) => change.note(made),
             Err(why) if is_answer(&why) && !passes(&why) => change.give_up(&why),
             Err(why) => {
+                self.doubt(&why);
                 self.pending().put(change);
                 return Err(why);
             }
         }
         Ok(())
+    }
+
+    /// Has the lease renewed now, if `why` says that the connection ended: where it did, that finds it out.
+    fn doubt(&self, why: &redis::RedisError) {
+        if why.is_connection_dropped() {
+            self.broken.notify_one();
+        }
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -341,7 +353,12 @@ impl Store {
         };
         let mut is_found = false;
         let known = self.known(claim, call, deadline, &mut is_found).await;
-        known.unwrap_or_else(|why| Known::Outcome(Err(away(&why, is_found))))
+        known.unwrap_or_else(|why| {
+            if let Away::Failed(why) = &why {
+                self.doubt(why);
+            }
+            Known::Outcome(Err(away(&why, is_found)))
+        })
     }
 
     /// Makes `claim`, or gives the outcome of the call that has the key; `is_found` is set if there is one: it may have run.

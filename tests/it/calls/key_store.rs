@@ -232,6 +232,28 @@ async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
     assert_eq!(cluster.runs()["c"], 1);
 }
 
+/// The lease would find it out a second later: the first call that does has the store connected to again.
+#[tokio::test]
+async fn a_broken_connection_to_the_store_is_replaced_when_a_call_finds_it_out() {
+    const BREAKS: u32 = 10;
+    let redis = Redis::start().await;
+    let cluster = cluster(&redis).await;
+    let iad = cluster.instance("iad-1");
+    let call = run("a", &json!({}));
+    let mut without = Duration::ZERO;
+    for number in 0..BREAKS {
+        let key = format!("{number}");
+        let again = async || keyed(iad, "iad", &key, &call).await.status;
+        redis.ask("CLIENT KILL TYPE normal").await;
+        let broken = Instant::now();
+        eventually("a call with a key", again, |status| *status == 200).await;
+        without += broken.elapsed();
+    }
+    assert_eq!(cluster.runs()["a"], 10);
+    // Half a second each, on average, if the lease alone were to find it out.
+    assert!(without < BREAKS * Duration::from_millis(250), "{without:?}");
+}
+
 #[tokio::test]
 async fn a_repeat_that_waits_for_a_call_when_the_store_goes_may_have_run() {
     let mut redis = Redis::start().await;
