@@ -49,8 +49,9 @@ pub(crate) struct Ticket {
     id: u64,
 }
 
-/// `call`, which goes on also while nobody polls what is returned, and is dropped with that. A call that got its turn while
-/// its connection waits for a peer or a client that does not read would keep it from all others, beyond its own deadline.
+/// Runs `call` in a task of its own: it goes on also while the future that is returned is not polled, and is dropped with it.
+/// Otherwise a call that got its turn, while its connection waits for a peer or a client that does not read, would keep the turn
+/// from all others, beyond its own deadline.
 pub(crate) fn in_own_task<T: Send + 'static>(
     call: impl Future<Output = T> + Send + 'static,
 ) -> impl Future<Output = T> {

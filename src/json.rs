@@ -103,7 +103,7 @@ pub(crate) fn to_vec(value: &impl Serialize) -> Vec<u8> {
     to_vec_around(0, value)
 }
 
-/// The same of a document around a part of `size` bytes: a buffer that grows with it would take up to twice as much.
+/// As [`to_vec`], for a document around a part of `size` bytes: a buffer that grows with it would take up to twice as much.
 pub(crate) fn to_vec_around(size: usize, value: &impl Serialize) -> Vec<u8> {
     let mut text = Vec::with_capacity(size + ENVELOPE);
     serde_json::to_writer(&mut text, value)

@@ -115,7 +115,7 @@ impl Returned {
         }
     }
 
-    /// The same counted in `memory` from now on, until it is dropped.
+    /// This result, counted in `memory` from now on, until it is dropped.
     ///
     /// # Errors
     /// There is no room: the function ran, and its result is lost.
@@ -162,7 +162,7 @@ impl Returned {
         }
     }
 
-    /// The same as the outcome of an earlier call.
+    /// `outcome`, marked as that of an earlier call.
     pub(crate) fn replayed(mut outcome: Outcome) -> Outcome {
         match &mut outcome {
             Ok(returned) => returned.replayed = true,
@@ -179,7 +179,7 @@ impl Returned {
         }
     }
 
-    /// The same with what the function said of its data, where it ran.
+    /// `outcome` with what the function `said` of its data, where it ran.
     pub(crate) fn with_consistency(
         mut outcome: Outcome,
         said: Option<ConsistencyToken>,

@@ -178,7 +178,7 @@ impl Rpc {
             .await
     }
 
-    /// The same with `options`.
+    /// As [`Rpc::call`], with `options`.
     ///
     /// # Errors
     /// As [`Rpc::call`].
@@ -194,7 +194,7 @@ impl Rpc {
         answer.await.map(|answer| answer.result)
     }
 
-    /// The same, with what there is to know besides the result.
+    /// As [`Rpc::call_with`], and gives what there is to know besides the result.
     ///
     /// # Errors
     /// As [`Rpc::call`].
@@ -242,7 +242,7 @@ impl Rpc {
             .await
     }
 
-    /// The same with `options`. With an idempotency key, the same call made later waits for the outcome, or gets it.
+    /// As [`Rpc::cast`], with `options`. With an idempotency key, the same call made later waits for the outcome, or gets it.
     ///
     /// # Errors
     /// As [`Rpc::cast`].
@@ -314,7 +314,7 @@ impl Rpc {
             .await
     }
 
-    /// The same with `options`, which name no instance, on as many instances of each region as `per` says.
+    /// As [`Rpc::each`], with `options`, which name no instance, on as many instances of each region as `per` says.
     ///
     /// # Errors
     /// As [`Rpc::each`].

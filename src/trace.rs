@@ -49,7 +49,7 @@ pub(crate) fn call_span(request_id: &RequestId, parent: Option<TraceParent>) -> 
     })
 }
 
-/// The same around a call that a peer forwarded.
+/// The span around a call that a peer forwarded.
 pub(crate) fn exec_span(request_id: &RequestId, parent: Option<TraceParent>) -> Span {
     let id = request_id.as_str();
     part_of(parent, || {

@@ -88,7 +88,7 @@ impl Args {
         &self.0
     }
 
-    /// The same as an array, for a function that declares `params`, or does not say.
+    /// The arguments as an array, for a function that declares `params`, or does not say.
     ///
     /// # Errors
     /// Which argument does not fit, in words: one that is missing, unknown or given twice, or another number of them.

@@ -47,7 +47,7 @@ pub(crate) struct Call {
     pub key: Option<IdempotencyKey>,
     /// Whose key it is; `None` for callers without a name.
     pub key_owner: Option<KeyOwner>,
-    /// What the data that it reads must have seen.
+    /// What the data that the function reads must have seen.
     pub after: Option<ConsistencyToken>,
     /// Only in this process of the instance, which may have run it before.
     pub boot: Option<BootId>,
@@ -129,7 +129,7 @@ impl Call {
         }
     }
 
-    /// What `wait` gives, before the call starts.
+    /// Waits for what the call needs before it starts, such as its turn; no longer than its caller does.
     ///
     /// # Errors
     /// Its own, or [`Code::DeadlineExceeded`] where the caller gave up first.
@@ -148,7 +148,7 @@ impl Call {
         waited.unwrap_or_else(|| Err(given_up()))
     }
 
-    /// The same call under the policy that `declared` is: what its caller said comes first, and no timeout is above `max`.
+    /// `call` under the policy that `declared` is: what its caller said comes first, and no timeout is above `max`.
     pub(crate) fn under<'a>(
         call: &'a Self,
         declared: &Declaration,

@@ -165,7 +165,8 @@ impl Attempts {
     /// instance: the only place that decides it.
     ///
     /// A call with a key stays with the instance that remembers it, unless it is idempotent as well. Where all instances
-    /// share what they remember, it may go anywhere, because none runs it twice. Nobody is asked again for what is remembered.
+    /// share what they remember, it may go anywhere, because none runs it twice. An outcome that is remembered
+    /// is not asked for again.
     fn allowed(&self, problem: &Problem, call: &Call, condition: Condition) -> Retry {
         let is_known_to_all = self.shares_keys && call.key.is_some();
         let stays = call.key.is_some() && !call.idempotent && !is_known_to_all;
@@ -308,8 +309,8 @@ impl Budgets {
     }
 }
 
-/// Whether a problem of a call with a key that may have run is what is remembered of it: who took the key said so. The link's
-/// own ones, and those of who waits for another's outcome, say nothing of what is remembered.
+/// Whether `problem`, of a call with a key that may have run, is the outcome that is remembered for the key. One that the link
+/// made is not, and neither is that of a repeat that could not wait for the outcome.
 fn is_remembered(problem: &Problem) -> bool {
     problem.replayed || !matches!(problem.code, Code::PeerLost | Code::Overloaded)
 }

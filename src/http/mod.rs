@@ -103,7 +103,8 @@ impl Connected<IncomingStream<'_, TcpListener>> for Reached {
     }
 }
 
-/// On a request: clients keep as many connections busy as they may, and what is left is for instances and health checks.
+/// Marks a request on one of the connections that are left for instances and health checks: clients keep busy as many as they
+/// may.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crowded;
 
@@ -182,7 +183,7 @@ pub fn openapi_json() -> String {
     openapi::to_json(&openapi::finished(documented().into_openapi()))
 }
 
-/// The same with an operation for each of `functions` that declares its parameters.
+/// The OpenAPI document with an operation for each of `functions` that declares its parameters.
 pub(crate) fn openapi_with<'a>(
     functions: impl IntoIterator<Item = (FunctionName, &'a Declaration)>,
 ) -> Value {

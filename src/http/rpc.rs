@@ -215,10 +215,10 @@ pub(super) fn is_call<B>(request: &Request<B>) -> bool {
     *request.method() == Method::POST && rest.is_some_and(is_target)
 }
 
-/// Has a call run that was admitted, and answers at once.
+/// Starts a call that goes on without its client, and answers that it was admitted.
 ///
 /// # Errors
-/// What came of one that was refused at once.
+/// The report of a call that was refused at once.
 async fn in_background(
     log: &CallLog<Targets>,
     call: &Arc<Call>,

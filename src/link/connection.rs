@@ -54,7 +54,7 @@ const DEAD_AFTER: u32 = 10;
 const CLOGGED_AFTER: u32 = 20;
 /// How long a connection stays without calls, in ticks: well below the time after which the peer ends it.
 const IDLE_AFTER: u32 = 40;
-/// The same for a connection to a peer that drains, which ends it sooner.
+/// How long one to a draining peer stays without calls, in ticks: such a peer ends it sooner.
 const IDLE_AFTER_DRAINING: u32 = 5;
 /// Silence, in ticks, after which nothing is waited for any more.
 const LOST_AFTER: u32 = 600;

@@ -1,6 +1,5 @@
-//! The functions of this instance by name: built before serving, then only read. Owns what a function is; how one is run
-//! under limits is decided in `executor.rs`.
-//! `Context` is what a function may know of its call, and may say besides its result.
+//! The functions of this instance by name: built before serving, then only read. Owns what a function is, and what it may know
+//! of its call and say besides its result (`CallContext`); how one is run under limits is decided in `executor.rs`.
 
 mod args;
 mod builtin;
