@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::support::{
     asking::{block, blocking, two_regions},
     cluster::Cluster,
+    network::Network,
     patience::{eventually, in_time},
     process::{Answer, Environment, Process, answer},
 };
@@ -393,7 +394,22 @@ fn named(text: &str) -> Vec<&str> {
 
 #[tokio::test]
 async fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
-    let (_cluster, samples) = eventful().await;
+    let (_cluster, mut samples) = eventful().await;
+    // Neither the app nor the store is there.
+    let nobody = Network::free().next_address();
+    let with_both = Process::start(&Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("FLY_REGION", "iad".to_owned()),
+        ("RPC_APP_URL", format!("http://{nobody}")),
+        ("RPC_APP_TOKEN", TOKEN.to_owned()),
+        ("RPC_KEY_STORE", format!("redis://{nobody}")),
+    ]))
+    .await;
+    let of_both = scrape(&with_both).await;
+    for down in ["fly_rpc_app_up", "fly_rpc_key_store_up"] {
+        assert_eq!(of_both[down], 0.0);
+    }
+    samples.extend(of_both);
     let exists = |name: &str| {
         samples
             .keys()
