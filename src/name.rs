@@ -207,6 +207,12 @@ impl FunctionName {
         })
     }
 
+    /// The function that `text` names, split at its last dot, as in `String.upcase`.
+    pub(crate) fn of(text: &str) -> Option<Self> {
+        let (module, function) = text.rsplit_once('.')?;
+        Self::new(module, function).ok()
+    }
+
     /// Its path: its names as two segments, whatever is in them.
     pub(crate) fn path(&self) -> String {
         let segment = |name: &Name| utf8_percent_encode(name.as_str(), UNRESERVED).to_string();

@@ -22,7 +22,7 @@ use tower::ServiceExt;
 
 #[cfg(feature = "https")]
 use super::tls;
-use super::{Failure, print, say};
+use super::{Failure, USAGE, print, say};
 use crate::{
     config,
     http::documents::Accepted,
@@ -199,7 +199,7 @@ impl HttpAnswer {
         print(&printable_json(&String::from_utf8_lossy(&self.body)))?;
         match self.status.is_success() {
             true => Ok(()),
-            false => Err(Failure::Reported(1)),
+            false => Err(self.failure()),
         }
     }
 
@@ -235,7 +235,15 @@ impl HttpAnswer {
             return self.found().ok_or_else(unexpected);
         }
         self.report(&self.found().ok_or_else(unexpected)?);
-        Err(Failure::Reported(1))
+        Err(self.failure())
+    }
+
+    /// The failure that the answer is: of a call, or of who asked for one that no instance may take.
+    fn failure(&self) -> Failure {
+        Failure::Reported(match self.code() {
+            Some(Code::InvalidRequest) => USAGE,
+            _ => 1,
+        })
     }
 
     fn report(&self, ProblemDocument { problem, meta }: &ProblemDocument) {

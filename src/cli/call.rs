@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{
     Failure,
     ask::{AskArgs, HttpAnswer},
-    functions, print, say,
+    function, functions, print, say,
     table::{Cell, table},
 };
 use crate::{
@@ -23,13 +23,15 @@ use crate::{
     deadline::whole_ms,
     http::documents::{Accepted, EntryDocument, FanOutMeta, FanOutReply},
     json,
-    name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName},
+    name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName, Name},
     problem::Code,
     region::{Regions, Targets},
     reply::{Meta, Reply, milliseconds},
     telemetry::printable_json,
 };
 
+/// The shortest timeout of a call.
+const SHORTEST: Duration = Duration::from_millis(1);
 /// How long a call may take that names no timeout: the default of `RPC_MAX_TIMEOUT`.
 const LONGEST: Duration = Duration::from_secs(60);
 /// How much longer than the call's own timeout an answer is waited for.
@@ -73,7 +75,7 @@ pub(super) struct CallArgs {
         conflicts_with = "instance"
     )]
     each: Option<Per>,
-    /// How long to wait, such as 500ms or 5s, at most 24h
+    /// How long to wait, such as 500ms or 5s, from 1ms to 24h
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
     /// Do not wait for the end: the instance that is asked sees the call through, and its log has what came of it
@@ -101,8 +103,8 @@ pub(super) struct CallArgs {
 /// The body of `POST /rpc/{region}` and `POST /each/{regions}`.
 #[derive(Serialize)]
 struct Body<'a> {
-    module: &'a str,
-    function: &'a str,
+    module: &'a Name,
+    function: &'a Name,
     args: CallArguments,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
@@ -160,15 +162,10 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
 }
 
 fn request(args: &CallArgs) -> Result<Request<Full<Bytes>>, Failure> {
-    let Some((module, function)) = args.function.rsplit_once('.') else {
-        return Err(Failure::Usage(format!(
-            "{:?} is not MODULE.FUNCTION, such as String.upcase",
-            args.function
-        )));
-    };
+    let name = function(&args.function)?;
     let body = json::to_vec(&Body {
-        module,
-        function,
+        module: &name.module,
+        function: &name.function,
         args: match args.named {
             true => CallArguments::Named(named(&args.args)?),
             false => CallArguments::Positional(arguments(&args.args)?),
@@ -274,8 +271,8 @@ fn per(text: &str) -> Result<Per, String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     match settings::duration(text)? {
-        duration if duration <= MAX_TIMEOUT => Ok(duration),
-        _ => Err("must be 24h or less".to_owned()),
+        duration if (SHORTEST..=MAX_TIMEOUT).contains(&duration) => Ok(duration),
+        _ => Err("must be from 1ms to 24h".to_owned()),
     }
 }
 

@@ -21,7 +21,7 @@ use std::{
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
 
-use crate::ConfigError;
+use crate::{ConfigError, name::FunctionName};
 
 /// Wrong usage or configuration: `EX_USAGE` of sysexits.
 const USAGE: u8 = 64;
@@ -217,6 +217,15 @@ fn offered(command: &clap::Command) -> clap::Command {
         .about(command.get_about().cloned().unwrap_or_default())
         .args(args.cloned())
         .subcommands(commands.map(offered))
+}
+
+/// The function that was typed.
+fn function(text: &str) -> Result<FunctionName, Failure> {
+    let wrong = || {
+        let what = "is not MODULE.FUNCTION, such as String.upcase";
+        Failure::Usage(format!("{text:?} {what}"))
+    };
+    FunctionName::of(text).ok_or_else(wrong)
 }
 
 /// Prints data, on stdout.

@@ -10,7 +10,7 @@ use tokio::time;
 use super::{
     Failure,
     ask::{AskArgs, HttpAnswer},
-    print, say,
+    function, print, say,
     table::{Cell, table},
     write_out,
 };
@@ -141,6 +141,7 @@ pub(super) struct ExplainArgs {
 pub(super) async fn explain(args: ExplainArgs) -> Result<(), Failure> {
     let mut path = format!("/regions/{}/explain", args.region);
     if let Some(function) = &args.function {
+        let function = self::function(function)?.to_string();
         let function: String = form_urlencoded::byte_serialize(function.as_bytes()).collect();
         path += &format!("?function={function}");
     }

@@ -190,9 +190,7 @@ fn asked_function(query: Option<&str>) -> Result<Option<FunctionName>, Problem> 
         (Some((_, text)), None) => text,
         (Some(_), Some(_)) => return Err(wrong()),
     };
-    let (module, function) = text.rsplit_once('.').ok_or_else(wrong)?;
-    let name = FunctionName::new(module, function).map_err(|_| wrong())?;
-    Ok(Some(name))
+    FunctionName::of(&text).map(Some).ok_or_else(wrong)
 }
 
 /// Why the first attempt goes to `chosen`, and not to the others.

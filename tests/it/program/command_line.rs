@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::support::{
     asking::two_regions,
-    cluster::NAME,
+    cluster::{Cluster, NAME},
     command::{run, run_with},
     network::Network,
     patience::{eventually, in_time},
@@ -284,6 +284,26 @@ async fn what_can_be_no_call_is_wrong_usage() {
             &["call", "syd", "Kernel.+", "--timeout", "5"],
             "'--timeout <TIMEOUT>'",
         ),
+        (
+            &["call", "syd", "Kernel.+", "--timeout", "0s"],
+            "must be from 1ms to 24h",
+        ),
+        (
+            &["call", "syd", "Kernel.+", "--timeout", "100us"],
+            "must be from 1ms to 24h",
+        ),
+        (
+            &["call", "syd", ".upcase", "a"],
+            "fly-rpc: \".upcase\" is not MODULE.FUNCTION, such as String.upcase\n",
+        ),
+        (
+            &["call", "syd", "String.", "a"],
+            "fly-rpc: \"String.\" is not MODULE.FUNCTION, such as String.upcase\n",
+        ),
+        (
+            &["explain", "syd", "nope"],
+            "fly-rpc: \"nope\" is not MODULE.FUNCTION, such as String.upcase\n",
+        ),
         (&["regions", "--watch=x"], "'--watch[=<DURATION>]'"),
         (&["regions", "--watch=0s"], "must be 10ms or more"),
         (&["explain", "all"], "invalid value 'all' for '<REGION>'"),
@@ -326,6 +346,40 @@ async fn what_can_be_no_call_is_wrong_usage() {
         let what = format!("fly-rpc: argument 1: {argument:?} begins like JSON and is not valid");
         assert!(code == 64 && stderr.starts_with(&what), "{stderr}");
     }
+}
+
+#[tokio::test]
+async fn what_an_instance_takes_for_no_call_is_wrong_usage_too() {
+    let cluster = Cluster::builder().region("iad", 1).start().await;
+    let iad = cluster.instance("iad-1");
+    let keyed = [
+        "call",
+        "any",
+        "Kernel.+",
+        "1",
+        "2",
+        "--idempotency-key",
+        "a",
+    ];
+    let (code, stdout, stderr) = fly_rpc(iad, &keyed).await;
+    assert_eq!((code, stdout.as_str()), (64, ""), "{stderr}");
+    let what = "fly-rpc: invalid_request: a call with an idempotency key needs regions by name";
+    assert!(stderr.starts_with(what), "{stderr}");
+    let long = [
+        "call",
+        "iad",
+        "Kernel.+",
+        "1",
+        "2",
+        "--timeout",
+        "24h",
+        "--json",
+    ];
+    let (code, stdout, _) = fly_rpc(iad, &long).await;
+    assert!(
+        code == 64 && stdout.contains("\"code\":\"invalid_request\""),
+        "{stdout}"
+    );
 }
 
 #[tokio::test]
@@ -598,8 +652,8 @@ async fn explain_shows_who_would_be_chosen_and_who_is_nobody() {
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!((code, &json["region"]), (0, &json!("syd")));
     let (code, stdout, stderr) = fly_rpc(iad, &["explain", "syd", "a function"]).await;
-    assert_eq!((code, stdout.as_str()), (1, ""));
-    assert!(stderr.contains("invalid_request"), "{stderr}");
+    assert_eq!((code, stdout.as_str()), (64, ""));
+    assert!(stderr.contains("is not MODULE.FUNCTION"), "{stderr}");
 }
 
 #[tokio::test]
