@@ -50,6 +50,8 @@ const STEADY: Duration = Duration::from_secs(10);
 /// What a shell says of a command that cannot be run.
 const NOT_RUN: u8 = 127;
 
+/// The variable with the token by which the app calls its instance.
+const CLIENT_TOKEN: &str = "FLY_RPC_TOKEN";
 /// What the instance calls its app as a client.
 const CLIENT: &str = "fly-rpc-run";
 
@@ -175,7 +177,7 @@ fn own_client(config: &mut Config) -> Result<Option<(&'static str, String)>, Fai
     let client = format!("{CLIENT}:{secret}").parse();
     let client = client.map_err(|invalid: InvalidName| Failure::Failed(invalid.to_string()))?;
     config.access.clients.push(Arc::new(client));
-    Ok(Some(("FLY_RPC_TOKEN", secret)))
+    Ok(Some((CLIENT_TOKEN, secret)))
 }
 
 pub(super) fn secret() -> String {
@@ -232,11 +234,12 @@ impl AppChild {
             false => Command::new(env::current_exe()?),
         };
         command.arg(BECOME).arg(process::id().to_string()).arg("--");
-        // The instance's own settings, and the secrets among them, are not for the app.
-        for variable in SETTINGS.iter().map(|setting| setting.variable) {
-            if variable.starts_with("RPC_") && variable != "RPC_APP_TOKEN" {
-                command.env_remove(variable);
-            }
+        // The instance's own settings, and the secrets among them, are not for the app; nor are the collector's, and a token
+        // for another instance than the app is told to ask.
+        let settings = SETTINGS.iter().map(|setting| setting.variable);
+        let own = settings.filter(|name| name.starts_with("RPC_") && *name != "RPC_APP_TOKEN");
+        for variable in own.chain(config::TRACE_HEADERS).chain([CLIENT_TOKEN]) {
+            command.env_remove(variable);
         }
         command
             .args(&self.command)
