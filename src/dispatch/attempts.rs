@@ -55,8 +55,8 @@ pub(super) struct Attempts {
     ran: Option<Problem>,
     /// Of those in this region that did not run, the one that says most.
     refused: Option<Problem>,
-    /// Of the regions before in which it did not run, what the one said that says most.
-    refused_before: Option<Problem>,
+    /// Of the regions before in which it did not run, the one that says most.
+    refused_before: Option<RefusedRegion>,
 }
 
 /// What follows a failed attempt.
@@ -134,15 +134,24 @@ impl Attempts {
         }
     }
 
-    /// Notes that the attempts in one region came to `problem`: the next region follows, or none.
-    pub(super) fn note_region(&mut self, problem: Problem) {
+    /// Notes that the attempts in `region`, if one `was_made`, came to `problem`: the next region follows, or none.
+    pub(super) fn note_region(&mut self, region: &Region, problem: Problem, was_made: bool) {
         self.refused = None;
-        match problem.executed {
-            Executed::No => {
-                self.refused_before = Some(more_telling(self.refused_before.take(), problem))
-            }
-            Executed::Maybe | Executed::Yes => self.note(problem),
+        if problem.executed != Executed::No {
+            return self.note(problem);
         }
+        if self
+            .refused_before
+            .as_ref()
+            .is_some_and(|was| says_more(&was.problem, &problem))
+        {
+            return;
+        }
+        self.refused_before = Some(RefusedRegion {
+            problem,
+            region: region.clone(),
+            instance: self.last.clone().filter(|_| was_made),
+        });
     }
 
     /// Lets the same instance recover, by a random time so that its callers do not come back all at once.
@@ -237,9 +246,15 @@ impl Attempts {
         }
     }
 
-    /// The problem of the whole call, after its last region.
-    pub(super) fn take_problem(&mut self) -> Option<Problem> {
-        self.ran.take().or(self.refused_before.take())
+    /// The problem of the whole call, after its last region; and the region that it is about, where no attempt may have run.
+    pub(super) fn take_problem(&mut self) -> Option<(Problem, Option<Region>)> {
+        if let Some(ran) = self.ran.take() {
+            return Some((ran, None));
+        }
+        let refused = self.refused_before.take()?;
+        // So that the answer names one region and an instance of it.
+        self.last = refused.instance;
+        Some((refused.problem, Some(refused.region)))
     }
 
     /// One problem for all attempts in `region`; it says that nothing ran only if every attempt did.
@@ -280,6 +295,15 @@ impl Attempts {
             _ => problem,
         }
     }
+}
+
+/// What the attempts in a region came to, none of which ran.
+#[derive(Debug)]
+struct RefusedRegion {
+    problem: Problem,
+    region: Region,
+    /// Where the last one was made.
+    instance: Option<InstanceId>,
 }
 
 /// A budget of further attempts for each region, so that a dead one does not use up what another needs. Only regions in which
@@ -331,11 +355,13 @@ fn weight(code: Code) -> Option<u8> {
 
 /// Of two refusals, the one that says more; of equal ones the later.
 fn more_telling(was: Option<Problem>, now: Problem) -> Problem {
+    was.filter(|was| says_more(was, &now)).unwrap_or(now)
+}
+
+/// Whether the refusal `was` says more than the later one `now`.
+fn says_more(was: &Problem, now: &Problem) -> bool {
     let weight_now = weight(now.code);
-    match was {
-        Some(was) if weight_now.is_some() && weight_now < weight(was.code) => was,
-        _ => now,
-    }
+    weight_now.is_some() && weight_now < weight(was.code)
 }
 
 fn counted(count: usize, what: &str) -> String {

@@ -184,7 +184,8 @@ impl Dispatcher {
             attempts.kept_for_others = kept;
             let attempts_before = attempts.count;
             let result = self.run_in(&choice.region, call, attempts).await;
-            if region.is_none() || attempts.count > attempts_before {
+            let was_made = attempts.count > attempts_before;
+            if region.is_none() || was_made {
                 region = Some(choice.region.clone());
             }
             let problem = match result {
@@ -202,17 +203,17 @@ impl Dispatcher {
                 Err(problem) => problem,
             };
             let goes_on = attempts.goes_on(&problem, call);
-            attempts.note_region(problem);
+            attempts.note_region(&choice.region, problem, was_made);
             if !goes_on {
                 break;
             }
         }
         self.local.metrics.calls.chosen(None, None);
-        let problem = attempts.take_problem().unwrap_or_else(|| {
+        let (problem, of) = attempts.take_problem().unwrap_or_else(|| {
             let detail = format!("no region that may be meant has {}", call.name);
-            Problem::new(Code::FunctionUnknown, detail)
+            (Problem::new(Code::FunctionUnknown, detail), None)
         });
-        (region, Err(problem))
+        (of.or(region), Err(problem))
     }
 
     /// The regions that `targets` stand for. Which regions `any` may mean is known once the first round is over.

@@ -61,6 +61,21 @@ async fn the_first_region_that_serves_gets_the_call() {
         unknown.detail(),
         "no instance was ever seen in region \"venus\"; known regions: iad, syd"
     );
+    // The region that the detail names, and an instance of it where one was tried.
+    let meta = &unknown.body["meta"];
+    assert_eq!(
+        (&meta["region"], &meta["instance"]),
+        (&json!("venus"), &Value::Null)
+    );
+    for list in ["syd,mars", "mars,syd"] {
+        let lacks = iad.call(list, "None.such", json!([])).await;
+        assert_eq!(lacks.problem(), (404, "function_unknown", "no"));
+        let meta = &lacks.body["meta"];
+        assert_eq!(
+            (&meta["region"], &meta["instance"]),
+            (&json!("syd"), &json!("syd-1"))
+        );
+    }
     let nowhere = iad.call("any", "None.such", json!([])).await;
     assert_eq!(nowhere.problem(), (404, "function_unknown", "no"));
     assert_eq!(nowhere.body["meta"]["region"], "iad");
@@ -68,7 +83,7 @@ async fn the_first_region_that_serves_gets_the_call() {
         (r#"item="1",target_region="iad""#, "5"),
         (r#"item="1",target_region="syd""#, "3"),
         (r#"item="2",target_region="syd""#, "2"),
-        (r#"item="none",target_region="other""#, "2"),
+        (r#"item="none",target_region="other""#, "4"),
     ];
     let counted = counted.map(|(labels, count)| (labels.to_owned(), count.to_owned()));
     assert_eq!(choices(iad).await, BTreeMap::from(counted));
