@@ -34,12 +34,44 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 pub(super) async fn show(State(api): ApiState, headers: HeaderMap) -> Result<impl IntoResponse> {
     let text = api.local.metrics.text(&readings(&api));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
-    // The text is valid in both formats.
-    let format = match lists(&headers, &ACCEPT, "application/openmetrics-text") {
-        true => OPENMETRICS,
-        false => PROMETHEUS,
+    let (format, text) = match lists(&headers, &ACCEPT, "application/openmetrics-text") {
+        true => (OPENMETRICS, text),
+        false => (PROMETHEUS, in_older_format(&text)),
     };
     Ok(([(CONTENT_TYPE, format)], text))
+}
+
+/// What is in `text`, of OpenMetrics, in the format before it: there a metric bears the name of its samples, an info is a gauge,
+/// and there are neither units nor an end.
+fn in_older_format(text: &str) -> String {
+    let mut older = String::with_capacity(text.len());
+    let mut help = None;
+    for line in text.lines() {
+        let words = line.strip_prefix("# ").map(|rest| rest.splitn(3, ' '));
+        let words = words.map(|mut words| [(); 3].map(|()| words.next().unwrap_or_default()));
+        let written = match words {
+            // It comes before the type, from which the name follows.
+            Some(["HELP", _, text]) => {
+                help = Some(text);
+                continue;
+            }
+            Some(["TYPE", name, kind]) => {
+                let (suffix, kind) = match kind {
+                    "counter" => ("_total", kind),
+                    "info" => ("_info", "gauge"),
+                    "unknown" => ("", "untyped"),
+                    _ => ("", kind),
+                };
+                let help = help.take().unwrap_or_default();
+                let about = format!("# HELP {name}{suffix} {help}\n");
+                about + &format!("# TYPE {name}{suffix} {kind}\n")
+            }
+            Some(_) => continue,
+            None => format!("{line}\n"),
+        };
+        older += &written;
+    }
+    older
 }
 
 /// What is not counted as it happens, but read at each scrape. It is not kept from one to the next, so a region that is no

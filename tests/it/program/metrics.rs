@@ -18,6 +18,37 @@ use crate::support::{
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
+/// Checks that a text is of the format before OpenMetrics: each metric has help and a type of that format, and its samples
+/// bear its name.
+fn assert_older_format(text: &str) {
+    assert!(
+        !text.contains("# EOF") && !text.contains("# UNIT"),
+        "{text}"
+    );
+    let (mut described, mut metric) = (None, (String::new(), ""));
+    for line in text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["#", "HELP", name, _, ..] => described = Some(name),
+            ["#", "TYPE", name, kind] => {
+                assert_eq!(described.take(), Some(name), "{line}");
+                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+                metric = (name.to_owned(), kind);
+            }
+            _ => {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let is_part = |part: &str| name == format!("{}{part}", metric.0);
+                let is_histogram = metric.1 == "histogram";
+                let is_its = match is_histogram {
+                    true => ["_bucket", "_sum", "_count"].into_iter().any(is_part),
+                    false => is_part(""),
+                };
+                assert!(is_its, "{line} of {metric:?}");
+            }
+        }
+    }
+}
+
 /// Every sample in an answer of `/metrics`, by its name and labels.
 fn samples(answer: &Answer) -> BTreeMap<String, f64> {
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
@@ -26,7 +57,7 @@ fn samples(answer: &Answer) -> BTreeMap<String, f64> {
         (200, content_type)
     );
     let text = answer.body.as_str().unwrap();
-    assert!(text.ends_with("# EOF\n"), "{text}");
+    assert_older_format(text);
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let sample = |line: &str| {
         let (name, value) = line.rsplit_once(' ').unwrap();
