@@ -496,7 +496,10 @@ fn assemble(
     // Before all that runs in the background, because it may fail.
     let cluster = Cluster::start(&local, &discovery, internal_address.port())?;
     let cluster = Arc::new(cluster);
-    let app = app.map(|app| app::App::start(&app, &local));
+    let app = app.map(|app| {
+        let (memory, stop) = (Arc::clone(&local.memory), local.stop.clone());
+        app::App::start(&app, limits.max_result, memory, &local.tasks, stop)
+    });
     let keys = match key_store {
         #[cfg(feature = "redis")]
         Some(url) => {

@@ -23,6 +23,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::ToSchema;
 
 pub(crate) use self::list::Listing;
@@ -38,7 +39,7 @@ use crate::{
     deadline::Deadline,
     declaration::Declaration,
     gate::{Gate, Gates},
-    local::LocalInstance,
+    memory::Budget,
     name::{ConsistencyToken, FunctionName, RequestId},
     problem::{Code, Problem},
     reply::{Outcome, Returned},
@@ -101,12 +102,18 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// The app that `config` describes, beside the instance `local`, until whose end its list is asked for; returns at once.
-    pub(crate) fn start(config: &AppConfig, local: &LocalInstance) -> Arc<Self> {
+    /// The app that `config` describes, whose list is asked for in `tasks` until `stop`; returns at once.
+    pub(crate) fn start(
+        config: &AppConfig,
+        max_result: usize,
+        memory: Arc<Budget>,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         let (asks, asked) = mpsc::channel(ASKS);
         let app = Arc::new(Self {
-            channel: Channel::new(&config.url, config.token.clone(), Arc::clone(&local.memory)),
-            max_result: local.limits.max_result,
+            channel: Channel::new(&config.url, config.token.clone(), memory),
+            max_result,
             gate: Arc::new(Gate::new(config.concurrency)),
             status: watch::Sender::new(AppStatus {
                 health: AppHealth::Starting,
@@ -123,7 +130,7 @@ impl App {
             body: None,
             failures: 0,
         };
-        local.tasks.spawn(watch.run(local.stop.clone()));
+        tasks.spawn(watch.run(stop));
         app
     }
 
