@@ -15,7 +15,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
 use super::{Api, replay};
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     config::Route,
     deadline::Deadline,
     json,
-    lifecycle::{self, Phase},
+    lifecycle::{self, Lifecycle, Phase},
     memory::{Reserved, Share},
     name::{ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, Name},
     problem::{Code, Problem},
@@ -42,6 +42,8 @@ const TRACEPARENT: HeaderName = HeaderName::from_static(trace::TRACEPARENT);
 
 /// How long a body may take to arrive; hyper has no limit of its own.
 const ARRIVAL: Duration = Duration::from_secs(10);
+/// How long it may take once the instance refuses calls.
+const LATE: Duration = Duration::from_secs(1);
 
 /// How often a body is in memory at once: as it came, and what was read from it.
 const COPIES: usize = 2;
@@ -210,7 +212,7 @@ pub(super) struct Received {
 /// # Errors
 /// [`Code::UnsupportedMediaType`], [`Code::BodyTooLarge`], [`Code::Overloaded`] where the budget has no room for it,
 /// [`Code::InvalidJson`] for a body that was cut short or did not arrive within 10 s, or [`Code::Draining`] for one that is
-/// still on its way when the instance refuses calls.
+/// still on its way a second after the instance began to refuse calls.
 pub(super) async fn json_body(
     api: &Api,
     headers: &HeaderMap,
@@ -233,13 +235,19 @@ pub(super) async fn json_body(
     let filled = tokio::select! {
         biased;
         filled = arrival.bound(received.fill(body, limit)) => filled,
-        // Whole, it would be refused too, and the drain would have waited for it.
-        () = api.dispatcher.lifecycle.reached(Phase::Refusing) => return Err(lifecycle::refusal()),
+        // Whole, it would be refused too, or be asked to go elsewhere; the drain does not wait for more than that.
+        () = is_overdue(&api.dispatcher.lifecycle) => return Err(lifecycle::refusal()),
     };
     match filled {
         Some(filled) => filled.map(|()| received),
         None => Err(cut("the body did not arrive within 10 s")),
     }
+}
+
+/// Waits until a body that is not whole is waited for no longer, because the instance stops.
+async fn is_overdue(lifecycle: &Lifecycle) {
+    lifecycle.reached(Phase::Refusing).await;
+    time::sleep(LATE).await;
 }
 
 impl Received {

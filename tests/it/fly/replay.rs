@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
     asking::{block, blocking, two_regions},
@@ -11,6 +12,7 @@ use crate::support::{
     fly_proxy::{Delivery, FlyProxy, Machine, Separator},
     patience::{eventually, in_time},
     process::{Answer, Process, answer},
+    raw,
 };
 
 /// `iad` is the primary region; every instance has the functions of the tests.
@@ -698,6 +700,25 @@ async fn another_machine_takes_the_call_of_one_that_is_overloaded_or_draining() 
             iad.terminate();
         }
     }
+    // Also one whose body comes after its head.
+    let replayed = async || {
+        let (mut stream, body) = (TcpStream::connect(iad.address).await.unwrap(), run("late"));
+        let length = body.len();
+        let head = format!(
+            "POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\nfly-client-ip: 203.0.113.7\r\nfly-forwarded-port: 443\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // Connections are accepted in order: the head is read when the next is answered.
+        assert_eq!(iad.get("/healthz").await.status, 200);
+        // Where it was refused before, its end says so.
+        let _ = stream.write_all(body.as_bytes()).await;
+        raw::next(&mut stream)
+            .await
+            .headers
+            .contains_key("fly-replay")
+    };
+    eventually("a replay", replayed, |replayed| *replayed).await;
     for (number, held) in (1..).zip(held) {
         cluster.release(&format!("iad-{number}"));
         assert_eq!(held.await.unwrap().result(), "released");

@@ -210,15 +210,17 @@ async fn the_program_ends_with_1_when_an_answer_was_cut_that_its_client_did_not_
 }
 
 #[tokio::test]
-async fn a_request_whose_body_is_on_its_way_is_refused_when_calls_are() {
+async fn a_request_whose_body_does_not_arrive_is_refused_soon_after_calls_are() {
     let mut cluster = Cluster::builder().region("iad", 1).start().await;
     let iad = cluster.instance("iad-1");
     let mut half_sent = TcpStream::connect(iad.address).await.unwrap();
     half_sent.write_all(b"POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{").await.unwrap();
     assert_eq!(iad.get("/healthz").await.status, 200);
+    let signalled = Instant::now();
     iad.terminate();
     let refused = raw::next(&mut half_sent).await;
     assert_eq!(refused.problem(), (503, "draining", "no"));
+    assert!(signalled.elapsed() < SOON, "{:?}", signalled.elapsed());
     assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(0));
 }
 
