@@ -218,8 +218,9 @@ impl Write for Log {
     }
 }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
+impl Guard {
+    /// Waits until the lines so far are written, for at most 1 s; blocks.
+    pub(crate) fn flush(&self) {
         // Never without a bound: the thread may be writing to a pipe that nobody reads.
         let deadline = Instant::now() + LAST_LINES;
         while let Err(TrySendError::Full(_)) = self.log.lines.try_send(None) {
@@ -230,5 +231,11 @@ impl Drop for Guard {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         let _ = self.flushed.recv_timeout(left);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.flush();
     }
 }

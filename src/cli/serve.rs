@@ -1,9 +1,9 @@
 //! `fly-rpc serve`: one instance with the built-in functions.
 
-use std::{future, io, pin::pin, time::Duration};
+use std::{future, io, pin::pin};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use tokio::{task, time};
+use tokio::task;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, print};
@@ -11,9 +11,6 @@ use crate::{
     Config, Drained, Instance, Registry, SETTINGS, Setting, StartError, config, instance::Signals,
     server::raise_open_files, telemetry,
 };
-
-/// How long the last lines of the log may take after a second signal.
-const LAST_LINES: Duration = Duration::from_millis(50);
 
 const UNTIL_STDIN_CLOSES: &str = "until-stdin-closes";
 
@@ -169,18 +166,30 @@ impl Started {
         }
     }
 
-    /// Waits for the last lines and spans to be written, but in a hurry hardly, and no longer than until another signal.
-    async fn end_log(mut self) {
-        // On a thread of its own, because it blocks; the end of the program does not wait for that.
-        let ended = task::spawn_blocking(|| drop(self.log));
-        let hurry = async {
-            self.hurry.cancelled().await;
-            time::sleep(LAST_LINES).await;
+    /// Waits for the last lines to be written, and, unless in a hurry, for the last spans; for neither beyond another signal.
+    async fn end_log(self) {
+        let Self {
+            log,
+            hurry,
+            mut signals,
+            ..
+        } = self;
+        // On threads of their own, because they block; the end of the program does not wait for those.
+        let flushed = task::spawn_blocking(|| {
+            log.flush();
+            log
+        });
+        let ended = async {
+            let log = flushed.await;
+            let exported = task::spawn_blocking(|| drop(log));
+            tokio::select! {
+                _ = exported => {}
+                () = hurry.cancelled() => {}
+            }
         };
         tokio::select! {
-            _ = ended => {}
-            () = hurry => {}
-            () = self.signals.next() => {}
+            () = ended => {}
+            () = signals.next() => {}
         }
     }
 }

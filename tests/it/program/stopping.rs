@@ -224,9 +224,8 @@ async fn a_request_whose_body_does_not_arrive_is_refused_soon_after_calls_are() 
     assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(0));
 }
 
-/// How long a program may take to end that ends at once. It has a margin for busy machines: what it must not wait for takes
-/// twice as long.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// How long a program may take to end that ends at once. It has a margin for busy machines: what it must not wait for takes 2 s.
+const AT_ONCE: Duration = Duration::from_millis(1500);
 
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
