@@ -88,7 +88,7 @@ pub(super) fn serve(
     // gone, which grows to megabytes.
     #[cfg(target_os = "linux")]
     let _ = SockRef::from(&tcp).set_tcp_notsent_lowat(UNSENT);
-    let usage = Arc::clone(&place.usage);
+    let (usage, counted) = (Arc::clone(&place.usage), place.connection.clone());
     let io = TokioIo::new(Stream::new(tcp, place, &memory));
     let served = Arc::clone(&usage);
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -113,6 +113,8 @@ pub(super) fn serve(
         }
     });
     tokio::spawn(async move {
+        // Dropped after the connection, and so after what its request still logs: the socket, which is counted too, goes before.
+        let _counted = counted;
         // Of these, only one that was woken is polled: together they would cost each request more than its parsing.
         let mut signals = FuturesUnordered::from_iter([
             lifecycle.reached(Phase::Cut).map(|()| Signal::Cut).boxed(),

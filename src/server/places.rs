@@ -58,7 +58,7 @@ pub(super) struct Place {
     pub(super) usage: Arc<Usage>,
     _permit: OwnedSemaphorePermit,
     /// The drain waits until this is dropped.
-    _connection: TaskTrackerToken,
+    pub(super) connection: TaskTrackerToken,
 }
 
 /// A request at work; the connection is idle once every clone is dropped.
@@ -110,7 +110,7 @@ impl Places {
             number,
             usage,
             _permit: permit,
-            _connection: connection,
+            connection,
         })
     }
 
