@@ -1,9 +1,9 @@
 //! `fly-rpc serve`: one instance with the built-in functions.
 
-use std::{future, io, pin::pin};
+use std::{future, io, pin::pin, time::Duration};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use tokio::task;
+use tokio::{task, time};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, print};
@@ -11,6 +11,9 @@ use crate::{
     Config, Drained, Instance, Registry, SETTINGS, Setting, StartError, config, instance::Signals,
     server::raise_open_files, telemetry,
 };
+
+/// How long the last lines of the log may take after a second signal: they are lost where nobody reads stderr.
+const LAST_LINES: Duration = Duration::from_millis(250);
 
 const UNTIL_STDIN_CLOSES: &str = "until-stdin-closes";
 
@@ -166,7 +169,8 @@ impl Started {
         }
     }
 
-    /// Waits for the last lines to be written, and, unless in a hurry, for the last spans; for neither beyond another signal.
+    /// Waits for the last lines and spans to be written: in a hurry for the lines only, and not for long. For neither beyond
+    /// another signal.
     async fn end_log(self) {
         let Self {
             log,
@@ -187,8 +191,13 @@ impl Started {
                 () = hurry.cancelled() => {}
             }
         };
+        let late = async {
+            hurry.cancelled().await;
+            time::sleep(LAST_LINES).await;
+        };
         tokio::select! {
             () = ended => {}
+            () = late => {}
             () = signals.next() => {}
         }
     }
