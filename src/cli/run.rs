@@ -234,11 +234,11 @@ impl AppChild {
             false => Command::new(env::current_exe()?),
         };
         command.arg(BECOME).arg(process::id().to_string()).arg("--");
-        // The instance's own settings, and the secrets among them, are not for the app; nor are the collector's, and a token
-        // for another instance than the app is told to ask.
+        // The instance's own settings, and the secrets among them, are not for the app; nor is a token for another instance than
+        // the app is told to ask. What exporters of traces read is for both.
         let settings = SETTINGS.iter().map(|setting| setting.variable);
         let own = settings.filter(|name| name.starts_with("RPC_") && *name != "RPC_APP_TOKEN");
-        for variable in own.chain(config::TRACE_HEADERS).chain([CLIENT_TOKEN]) {
+        for variable in own.chain([CLIENT_TOKEN]) {
             command.env_remove(variable);
         }
         command

@@ -13,12 +13,6 @@ const ENDPOINTS: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
 
-/// What the exporter of traces reads besides, and what may be secret in it.
-pub(crate) const TRACE_HEADERS: [&str; 2] = [
-    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-    "OTEL_EXPORTER_OTLP_HEADERS",
-];
-
 /// The base URL that the commands which call an instance use when they are given none.
 pub(crate) fn default_url() -> String {
     variable("FLY_RPC_URL").unwrap_or_else(|| "http://127.0.0.1:8080".to_owned())

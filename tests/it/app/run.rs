@@ -118,25 +118,23 @@ async fn the_app_gets_what_it_needs_and_none_of_the_secrets() {
 
 #[tokio::test]
 async fn what_is_secret_in_the_environment_is_not_for_the_app() {
-    let secrets = [
-        "RPC_TOKEN",
-        "RPC_KEY_STORE",
-        "FLY_RPC_TOKEN",
-        "OTEL_EXPORTER_OTLP_HEADERS",
-        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-    ];
+    let secrets = ["RPC_TOKEN", "RPC_KEY_STORE", "FLY_RPC_TOKEN"];
     let mut environment = Environment::from([("RPC_LISTEN", "127.0.0.1:0".to_owned())]);
     environment.extend(secrets.map(|name| (name, "s".repeat(32))));
     environment.insert("RPC_KEY_STORE", "redis://:secret@127.0.0.1:1".to_owned());
+    // For the exporters of both.
+    environment.insert("OTEL_EXPORTER_OTLP_HEADERS", "key=value".to_owned());
     let script = secrets
         .map(|name| format!("echo \"{name} [${name}]\"; "))
         .concat();
-    let mut run = Run::start_in(&environment, &[], &format!("{script}echo end")).await;
+    let script = format!("{script}echo $OTEL_EXPORTER_OTLP_HEADERS");
+    let mut run = Run::start_in(&environment, &[], &script).await;
     let listening = run.line().await;
     assert!(listening.starts_with("listening on "), "{listening}");
     for name in secrets {
         assert_eq!(run.line().await, format!("{name} []"));
     }
+    assert_eq!(run.line().await, "key=value");
 }
 
 #[tokio::test]
