@@ -300,25 +300,22 @@ impl Running {
         deadline: Deadline,
         counted: &mut Option<InFlight>,
     ) -> Result<Self, Problem> {
+        let LocalInstance {
+            limits, metrics, ..
+        } = &*executor.local;
         let ready = executor.ready(call, request_id, deadline, counted);
         let Ready {
             prepared,
             gates,
             mut held,
             span,
-        } = ready.inspect_err(|problem| {
-            executor
-                .local
-                .metrics
-                .functions
-                .refused(&call.name, problem)
-        })?;
+        } = ready.inspect_err(|problem| metrics.functions.refused(&call.name, problem))?;
         let mut account = Account {
             name: call.name.clone(),
             has_token: call.after.is_some(),
             context: None,
-            max_result: executor.local.limits.max_result,
-            metrics: Arc::clone(&executor.local.metrics),
+            max_result: limits.max_result,
+            metrics: Arc::clone(metrics),
             started: Instant::now(),
         };
         let needs_thread = matches!(prepared, Prepared::Blocking(_));

@@ -93,7 +93,8 @@ impl Claim {
     /// Gives the outcome to all who wait, and remembers it unless the function provably did not run.
     ///
     /// # Cancel safety
-    /// Dropping this future loses nothing: a store is told by a task of its own, until when the call is `in_flight`.
+    /// Once it was polled, dropping this future loses nothing: a task of its own tells the store, and the call is `in_flight`
+    /// until it has.
     pub(super) async fn settle(self, outcome: &Outcome, in_flight: Option<InFlight>) {
         match self {
             Self::Here(claim) => {
