@@ -1,12 +1,15 @@
 //! How far an instance is on its way to stop, and what it must finish first. Owns the phase and the count of calls in
 //! flight; the server decides when each phase begins.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use crate::problem::{Code, Problem};
+
+/// How long a request that is on its way may take to arrive once calls are refused.
+const LATE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Phase {
@@ -98,6 +101,12 @@ impl Lifecycle {
     pub(crate) async fn reached(&self, phase: Phase) {
         // The sender is part of this, and so never gone before.
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
+    }
+
+    /// Waits until a request that is not whole is waited for no longer, because the instance stops.
+    pub(crate) async fn requests_are_overdue(&self) {
+        self.reached(Phase::Refusing).await;
+        time::sleep(LATE).await;
     }
 
     pub(crate) async fn idle(&self) {

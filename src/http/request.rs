@@ -15,15 +15,14 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
-use tokio::time::{self, Instant};
+use tokio::time::Instant;
 
 use super::{Api, replay};
 use crate::{
     call::{Args, Call, Options, Per, Timeouts},
     config::Route,
     deadline::Deadline,
-    json,
-    lifecycle::{self, Lifecycle, Phase},
+    json, lifecycle,
     memory::{Reserved, Share},
     name::{ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, Name},
     problem::{Code, Problem},
@@ -42,8 +41,6 @@ const TRACEPARENT: HeaderName = HeaderName::from_static(trace::TRACEPARENT);
 
 /// How long a body may take to arrive; hyper has no limit of its own.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// How long it may take once the instance refuses calls.
-const LATE: Duration = Duration::from_secs(1);
 
 /// How often a body is in memory at once: as it came, and what was read from it.
 const COPIES: usize = 2;
@@ -236,18 +233,12 @@ pub(super) async fn json_body(
         biased;
         filled = arrival.bound(received.fill(body, limit)) => filled,
         // Whole, it would be refused too, or be asked to go elsewhere; the drain does not wait for more than that.
-        () = is_overdue(&api.dispatcher.lifecycle) => return Err(lifecycle::refusal()),
+        () = api.dispatcher.lifecycle.requests_are_overdue() => return Err(lifecycle::refusal()),
     };
     match filled {
         Some(filled) => filled.map(|()| received),
         None => Err(cut("the body did not arrive within 10 s")),
     }
-}
-
-/// Waits until a body that is not whole is waited for no longer, because the instance stops.
-async fn is_overdue(lifecycle: &Lifecycle) {
-    lifecycle.reached(Phase::Refusing).await;
-    time::sleep(LATE).await;
 }
 
 impl Received {

@@ -50,8 +50,6 @@ const MAX_HEAD: usize = 128 << 10;
 const UNSENT: u32 = 128 << 10;
 /// How long a connection without a request so far stays open when the instance stops.
 const FIRST_REQUEST: Duration = Duration::from_millis(100);
-/// How long a head may take to arrive that was not whole when the instance began to refuse calls.
-const LATE_HEAD: Duration = Duration::from_secs(1);
 /// How long a request's head may take to arrive, and how long a kept-alive connection may be idle. hyper has such a bound
 /// too, and makes a timer of its own for each request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -182,8 +180,7 @@ async fn may_close(lifecycle: &Lifecycle, usage: &Usage) {
 
 /// Waits until a connection whose request has not come may be closed unanswered, because the instance stops.
 async fn is_overdue(lifecycle: &Lifecycle, usage: &Usage) {
-    lifecycle.reached(Phase::Refusing).await;
-    time::sleep(LATE_HEAD).await;
+    lifecycle.requests_are_overdue().await;
     // Closed earlier, it might reset under its answer.
     if usage.is_refused() {
         time::sleep(LINGER).await;
