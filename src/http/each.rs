@@ -20,7 +20,7 @@ use super::{
     layers::Context,
     openapi::EachProblems,
     request::{self, InPath, lists},
-    response::Refusal,
+    response::{JSON, Refusal},
     rpc::CallLog,
 };
 use crate::{
@@ -187,7 +187,7 @@ async fn whole(
     pieces.push((end, None));
     // What a piece holds of the memory budget is free once hyper has it: there it is counted by the connection.
     let pieces = pieces.into_iter().map(|(bytes, _held)| bytes);
-    streamed("application/json", stream::iter(pieces))
+    streamed(JSON, stream::iter(pieces))
 }
 
 /// A line for each call as it ends. A client that takes its time is waited for, and no further call begins meanwhile.

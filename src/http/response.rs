@@ -20,7 +20,8 @@ use crate::{
     reply::{ProblemDocument, Reply, Returned},
 };
 
-const JSON: &str = "application/json";
+/// The media type of documents.
+pub(super) const JSON: &str = "application/json";
 
 /// Marks the outcome of an earlier call with the same idempotency key.
 const REPLAYED: &str = "idempotency-replayed";

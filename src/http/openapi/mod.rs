@@ -45,6 +45,7 @@ use super::{
     events::{Counts, Lagged},
     openapi_json, openapi_with,
     pages::Page,
+    response::JSON,
 };
 use crate::{
     access::{Caller, FunctionPattern},
@@ -253,8 +254,6 @@ fn part<T: DeserializeOwned>(json: Value) -> T {
 
 /// How many documents are kept: one for each limit of clients, as long as the functions stay the same.
 const KEPT: u64 = 4;
-
-const JSON: &str = "application/json";
 
 static STOCK: LazyLock<Page> = LazyLock::new(|| Page::new(JSON, openapi_json()));
 
