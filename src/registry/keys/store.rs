@@ -202,7 +202,7 @@ impl Store {
 
     /// Connects, renews the lease of this process until that fails, and connects again.
     async fn keep(&self) {
-        let mut is_logged = false;
+        let mut logged = String::new();
         loop {
             match self.connect().await {
                 Ok(mut connection) => {
@@ -210,11 +210,13 @@ impl Store {
                     let why = self.renew_until_failure(&mut connection).await;
                     self.live.send_replace(None);
                     tracing::warn!(%why, "the store of idempotency keys is away: calls with a key are refused");
-                    is_logged = true;
+                    logged.clear();
                 }
                 Err(why) => {
-                    if !std::mem::replace(&mut is_logged, true) {
-                        tracing::warn!(%why, "the store of idempotency keys cannot be reached: calls with a key are refused");
+                    let why = why.to_string();
+                    if logged != why {
+                        tracing::warn!(%why, "the store of idempotency keys cannot be used: calls with a key are refused");
+                        logged = why;
                     }
                     time::sleep(REST).await;
                 }
@@ -230,6 +232,14 @@ impl Store {
             .client
             .get_multiplexed_async_connection_with_config(&config);
         let mut connection = connected.await?;
+        // By a script first: a user that may run none could claim keys, and would lose the outcome of each.
+        let lease = Change {
+            name: self.lease(&self.boot),
+            from: String::new(),
+            to: To::Mark("1".to_owned()),
+            life: LEASE,
+        };
+        lease.make(&mut connection).await?;
         self.renew(&mut connection).await?;
         Ok(connection)
     }

@@ -297,7 +297,7 @@ async fn an_outcome_whose_storing_nobody_saw_is_stored_once_and_no_claim_is_lost
     let redis = Redis::start().await;
     let cluster = cluster(&redis).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
-    let tries = async || redis.commands("eval").await;
+    let tries = async || redis.changes().await;
     for number in 0.. {
         let (latch, before) = (format!("latch-{number}"), tries().await);
         let block = blocking(&latch, &json!({}));
@@ -341,7 +341,7 @@ async fn a_claim_that_arrives_after_it_was_given_up_holds_up_no_repeat() {
     let call = run("a", &json!({}));
     let refused = keyed(iad, "iad", "key", &call).await;
     assert_eq!(refused.problem(), (503, "overloaded", "no"));
-    let given_up = async || redis.commands("eval").await;
+    let given_up = async || redis.changes().await;
     eventually("the claim's end", given_up, |count| *count > 0).await;
     let connections = async || {
         let clients = redis.ask("CLIENT LIST").await;
@@ -433,7 +433,7 @@ async fn until_renewed(redis: &Redis, cluster: &Cluster) {
 }
 
 #[tokio::test]
-async fn a_user_that_may_run_no_script_has_its_calls_run_and_their_outcomes_lost() {
+async fn a_user_that_may_run_no_script_is_refused_with_the_next_connection() {
     let redis = Redis::start().await;
     let cluster = cluster(&redis).await;
     let iad = cluster.instance("iad-1");
@@ -447,6 +447,18 @@ async fn a_user_that_may_run_no_script_has_its_calls_run_and_their_outcomes_lost
     let log = iad.log();
     assert_eq!(log.matches("NoPerm").count(), 2, "{log}");
     assert!(!log.contains("is away"), "{log}");
+    redis.ask("CLIENT KILL TYPE normal").await;
+    let log = async || iad.log();
+    let refused = "cannot be used: calls with a key are refused";
+    let told = eventually("the refusal", log, |log| log.contains(refused)).await;
+    assert!(told.contains("'eval' command"), "{told}");
+    let refused = keyed(iad, "iad", "c", &run("c", &json!({}))).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    assert!(!cluster.runs().contains_key("c"));
+    redis.ask("ACL SETUSER default +eval").await;
+    until_all_up(&cluster, 1.0).await;
+    let ran = keyed(iad, "iad", "c", &run("c", &json!({}))).await;
+    assert_eq!(ran.result(), "c");
 }
 
 #[tokio::test]

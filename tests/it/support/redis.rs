@@ -76,6 +76,17 @@ impl Redis {
         count.map_or(0, |count| count.parse().unwrap())
     }
 
+    /// How many scripts it ran that change what it has of a key.
+    pub(crate) async fn changes(&self) -> usize {
+        let log = self.ask("SLOWLOG GET -1").await;
+        // A command, the script, how many names follow, and the first of these: each after a line with its length.
+        let lines: Vec<_> = log.lines().collect();
+        let changes = lines
+            .windows(7)
+            .filter(|it| it[0] == "EVAL" && it[6].contains(":key:"));
+        changes.count()
+    }
+
     /// Stops it, and waits until it stands still.
     pub(crate) async fn pause(&self) {
         self.signal(Signal::SIGSTOP);
@@ -97,7 +108,10 @@ impl Redis {
 fn spawn(address: SocketAddr, folder: &TempDir) -> Child {
     let (ip, port) = (address.ip().to_string(), address.port().to_string());
     let mut command = Command::new("redis-server");
-    command.args(["--bind", &ip, "--port", &port, "--save", "", "--dir"]);
+    command.args(["--bind", &ip, "--port", &port, "--save", ""]);
+    // Its slow log has every command.
+    command.args(["--slowlog-log-slower-than", "0"]);
+    command.args(["--slowlog-max-len", "10000", "--dir"]);
     command
         .arg(folder.path())
         .stdout(Stdio::null())
