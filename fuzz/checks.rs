@@ -14,6 +14,7 @@ use crate::{
     declaration::Declaration,
     memory::Budget,
     name::BootId,
+    problem::Problem,
     protocol::{
         Challenge, Exec,
         lines::{self, Frame, Lines},
@@ -85,7 +86,7 @@ fn answer(line: &[u8]) {
     };
     let sent = match &result {
         Ok(result) => Ok(result.clone()),
-        Err(document) => Err(document.problem.clone()),
+        Err(problem) => Err(Problem::clone(problem)),
     };
     let mut written = Vec::new();
     let meta = Meta::untried(None, Duration::ZERO, request_id);
@@ -101,8 +102,7 @@ fn answer(line: &[u8]) {
                 (id, result.json.get().len())
             );
         }
-        (Frame::Answer(again, Err(received)), Err(document)) => {
-            let (received, sent) = (received.problem, document.problem);
+        (Frame::Answer(again, Err(received)), Err(sent)) => {
             assert_eq!(
                 (again, received.code, received.executed),
                 (id, sent.code, sent.executed)

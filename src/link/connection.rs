@@ -23,14 +23,13 @@ use tokio::{
 };
 
 use super::{
-    open::{self, Opened, Opening, Unopened},
+    open::{Opened, open},
     outbox::{Ending, Flushed, Idle, Outbox, Request},
 };
 use crate::{
-    cluster::CallSignal,
+    cluster::{CallSignal, Cluster, Peer},
     deadline::Deadline,
     local::LocalInstance,
-    metrics::Metrics,
     problem::{Code, Problem},
     protocol::{
         PeerState,
@@ -66,25 +65,28 @@ const MENTION_AFTER: u32 = 10;
 /// A connection to a peer, or one that is being made.
 #[derive(Debug)]
 pub(super) struct Connection {
-    started: Instant,
+    pub(super) peer: Peer,
+    pub(super) local: Arc<LocalInstance>,
+    cluster: Arc<Cluster>,
+    /// When its clock started.
+    pub(super) started: Instant,
     pub(super) outbox: Outbox,
     socket: OnceLock<OwnedWriteHalf>,
     woken: Notify,
-    metrics: Arc<Metrics>,
 }
 
 impl Connection {
-    /// Opens a connection as `opening` says, and serves it until it ends.
-    pub(super) fn open(opening: Opening) -> (Arc<Self>, impl Future<Output = ()> + Send + use<>) {
-        let connection = Arc::new(Self {
+    /// A connection to `peer`, for [`run`] to open.
+    pub(super) fn new(peer: Peer, local: Arc<LocalInstance>, cluster: Arc<Cluster>) -> Self {
+        Self {
+            peer,
+            local,
+            cluster,
             started: Instant::now(),
             outbox: Outbox::default(),
             socket: OnceLock::new(),
             woken: Notify::new(),
-            metrics: Arc::clone(&opening.local.metrics),
-        });
-        let task = run(Arc::clone(&connection), opening);
-        (connection, task)
+        }
     }
 
     /// Lets a call leave as soon as it can, and waits for its end.
@@ -98,7 +100,7 @@ impl Connection {
             Err(ending) => return ending,
         };
         match taken.written {
-            Flushed::All(calls) => self.metrics.peers.left_together(calls),
+            Flushed::All(calls) => self.local.metrics.peers.left_together(calls),
             Flushed::Blocked => self.woken.notify_one(),
             Flushed::Later => {}
         }
@@ -123,7 +125,7 @@ impl Connection {
         self.outbox.forget(id);
         let flushed = self.socket.get().map(|socket| self.outbox.flush(socket));
         match flushed {
-            Some(Ok(Flushed::All(calls))) => self.metrics.peers.left_together(calls),
+            Some(Ok(Flushed::All(calls))) => self.local.metrics.peers.left_together(calls),
             // The connection's task goes on with it, or finds out what is wrong.
             Some(Ok(Flushed::Blocked | Flushed::Later) | Err(_)) | None => self.woken.notify_one(),
         }
@@ -131,17 +133,17 @@ impl Connection {
 
     /// Ends it now: calls under way may have run.
     pub(super) fn cut(&self) {
-        self.outbox.end(|| Ending::Lost, || Ending::Unsent);
+        self.outbox.end(&Ending::Lost, &Ending::Unsent);
         self.woken.notify_one();
     }
 }
 
-async fn run(connection: Arc<Connection>, opening: Opening) {
-    // However this ends, also when the link stops: what left and was not answered is lost, and nothing leaves any more.
-    let connection = scopeguard::guard(connection, |connection| connection.cut());
-    let opened = match open::open(&opening, connection.started).await {
+/// Opens `connection` within `timeout`, and serves it until it ends.
+pub(super) async fn run(connection: &Connection, timeout: Duration) {
+    let opened = match open(connection, timeout).await {
         Ok(opened) => opened,
-        Err(unopened) => return fail_waiting(&connection, &unopened),
+        // None of the calls that waited for it left.
+        Err(ending) => return connection.outbox.end(&ending, &ending),
     };
     let Opened {
         read,
@@ -150,8 +152,8 @@ async fn run(connection: Arc<Connection>, opening: Opening) {
         first,
         round_trip,
     } = opened;
-    opening.peer.stats.note_round_trip(round_trip);
-    let LocalInstance { limits, memory, .. } = &*opening.local;
+    connection.peer.stats.note_round_trip(round_trip);
+    let LocalInstance { limits, memory, .. } = &*connection.local;
     let max_line = limits.max_result.saturating_add(AROUND_RESULT);
     let mut lines = Lines::new(max_line, memory);
     lines.push(&already);
@@ -161,9 +163,8 @@ async fn run(connection: Arc<Connection>, opening: Opening) {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let usual = round_trip.as_millis() / TICK.as_millis();
     let driver = Driver {
-        connection: &connection,
+        connection,
         socket,
-        opening: &opening,
         lines,
         is_blocked: false,
         was_heard: false,
@@ -182,21 +183,10 @@ async fn run(connection: Arc<Connection>, opening: Opening) {
     driver.drive(read, tick).await;
 }
 
-/// Ends the calls that waited for a connection that could not be made: none of them left.
-fn fail_waiting(connection: &Connection, unopened: &Unopened) {
-    let ending = || match unopened {
-        Unopened::NoConnection(_) => Ending::NoConnection,
-        Unopened::WrongInstance => Ending::WrongInstance,
-        Unopened::Refused(document) => Ending::Answered(Err(document.clone())),
-    };
-    connection.outbox.end(ending, ending);
-}
-
 /// The task of one connection that stands.
 struct Driver<'a> {
     connection: &'a Connection,
     socket: &'a OwnedWriteHalf,
-    opening: &'a Opening,
     lines: Lines,
     /// Whether the kernel takes nothing more for now.
     is_blocked: bool,
@@ -243,16 +233,16 @@ impl Driver<'_> {
             Over::Done => {}
             Over::Closed(cause) => {
                 if self.connection.outbox.awaits() {
-                    tracing::warn!(address = %self.opening.peer.address, %cause, "connection lost");
+                    tracing::warn!(address = %self.connection.peer.address, %cause, "connection lost");
                     self.report(CallSignal::Unanswered);
                 }
                 self.connection.cut();
             }
             Over::Nonsense(what) => {
-                tracing::warn!(address = %self.opening.peer.address, what, "a peer's answer breaks the contract");
+                tracing::warn!(address = %self.connection.peer.address, what, "a peer's answer breaks the contract");
                 self.report(CallSignal::Unanswered);
                 let outbox = &self.connection.outbox;
-                outbox.end(|| Ending::Garbled, || Ending::Unsent);
+                outbox.end(&Ending::Garbled, &Ending::Unsent);
             }
         }
     }
@@ -317,17 +307,17 @@ impl Driver<'_> {
             self.was_answered = true;
             match lines::read_answer(&line) {
                 Frame::Answer(id, Ok(returned)) => answers.push((id, self.counted(returned))),
-                Frame::Answer(id, Err(document)) => {
-                    is_refusing |= document.problem.code == Code::Draining;
-                    answers.push((id, Ending::Answered(Err(document))));
+                Frame::Answer(id, Err(problem)) => {
+                    is_refusing |= problem.code == Code::Draining;
+                    answers.push((id, Ending::Answered(Err(problem))));
                 }
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
                 Frame::Draining => is_drain_announced = true,
                 Frame::Pong => {
-                    let asked = self.asked.take();
-                    asked
-                        .into_iter()
-                        .for_each(|asked| self.opening.peer.stats.note_round_trip(asked.elapsed()));
+                    if let Some(asked) = self.asked.take() {
+                        let stats = &self.connection.peer.stats;
+                        stats.note_round_trip(asked.elapsed());
+                    }
                 }
                 Frame::Other => {}
                 Frame::Nonsense => break Err("a line is no answer"),
@@ -360,7 +350,7 @@ impl Driver<'_> {
 
     /// A result that is there, if the memory budget has room for it.
     fn counted(&self, returned: Returned) -> Ending {
-        match returned.counted(&self.opening.local.memory) {
+        match returned.counted(&self.connection.local.memory) {
             Ok(returned) => Ending::Answered(Ok(returned)),
             Err(dropped) => Ending::Dropped(Box::new(dropped)),
         }
@@ -390,7 +380,7 @@ impl Driver<'_> {
         let flushed = self.connection.outbox.flush(self.socket);
         self.is_blocked = match flushed.map_err(Over::Closed)? {
             Flushed::All(calls) => {
-                self.connection.metrics.peers.left_together(calls);
+                self.connection.local.metrics.peers.left_together(calls);
                 false
             }
             Flushed::Blocked => true,
@@ -459,7 +449,8 @@ impl Driver<'_> {
         }
         let since = self.quiet.checked_sub(self.probe_after);
         if since.is_some_and(|since| since % DEAD_AFTER == 0) && self.verdict.is_none() {
-            let (cluster, address) = (Arc::clone(&self.opening.cluster), self.opening.peer.address);
+            let Connection { cluster, peer, .. } = self.connection;
+            let (cluster, address) = (Arc::clone(cluster), peer.address);
             self.verdict = Some(Box::pin(async move { cluster.probe(address).await }));
         }
         if self.quiet >= LOST_AFTER {
@@ -481,7 +472,7 @@ impl Driver<'_> {
         self.verdict = None;
         match state {
             PeerState::Suspect => {
-                tracing::warn!(address = %self.opening.peer.address, "a peer does not answer; calls that may move do");
+                tracing::warn!(address = %self.connection.peer.address, "a peer does not answer; calls that may move do");
                 self.connection.outbox.release();
             }
             // The peer lives and this connection does not, as behind a router that forgot it: the next calls make another.
@@ -493,9 +484,8 @@ impl Driver<'_> {
     }
 
     fn report(&self, signal: CallSignal) {
-        self.opening
-            .cluster
-            .report(self.opening.peer.address, signal);
+        let Connection { cluster, peer, .. } = self.connection;
+        cluster.report(peer.address, signal);
     }
 }
 

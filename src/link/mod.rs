@@ -20,8 +20,7 @@ use scopeguard::ScopeGuard;
 use tokio::sync::Semaphore;
 
 use self::{
-    connection::Connection,
-    open::Opening,
+    connection::{Connection, run},
     outbox::{Ending, Request},
 };
 use crate::{
@@ -119,9 +118,7 @@ impl Link {
             let connection = self.shared_connection(peer, ended.as_ref());
             match connection.call(request).await {
                 Ending::Unsent => {}
-                Ending::Answered(Err(document))
-                    if is_misjudged(&document.problem, request.deadline) =>
-                {
+                Ending::Answered(Err(problem)) if is_misjudged(&problem, request.deadline) => {
                     connection.outbox.retire();
                 }
                 answered => return answered,
@@ -144,9 +141,7 @@ impl Link {
             let connection = scopeguard::guard(connection, |connection| connection.cut());
             match connection.call(request).await {
                 Ending::Unsent => {}
-                Ending::Answered(Err(document))
-                    if is_misjudged(&document.problem, request.deadline) =>
-                {
+                Ending::Answered(Err(problem)) if is_misjudged(&problem, request.deadline) => {
                     // The others are as old as this one, or about as old.
                     self.with_peer(peer, |to_peer| to_peer.spare.clear());
                 }
@@ -188,20 +183,15 @@ impl Link {
     }
 
     fn open(&self, peer: &Peer) -> Arc<Connection> {
-        let opening = Opening {
-            peer: peer.clone(),
-            local: Arc::clone(&self.local),
-            connect_timeout: self.connect_timeout,
-            cluster: Arc::clone(&self.cluster),
-        };
-        let (connection, run) = Connection::open(opening);
-        let stop = self.local.stop.clone();
-        // Where the link has stopped, or the runtime does, the task is dropped before it begins.
-        let ended = scopeguard::guard(Arc::clone(&connection), |connection| connection.cut());
-        self.local.tasks.spawn(async move {
-            let _ended = ended;
-            stop.run_until_cancelled(run).await
-        });
+        let (local, cluster) = (Arc::clone(&self.local), Arc::clone(&self.cluster));
+        let connection = Arc::new(Connection::new(peer.clone(), local, cluster));
+        let (stop, timeout) = (self.local.stop.clone(), self.connect_timeout);
+        // However the task ends, also where the link or the runtime stops before it begins: what left and was not answered is
+        // lost, and nothing leaves any more.
+        let served = scopeguard::guard(Arc::clone(&connection), |connection| connection.cut());
+        self.local
+            .tasks
+            .spawn(async move { stop.run_until_cancelled(run(&served, timeout)).await });
         connection
     }
 
@@ -230,7 +220,7 @@ impl Link {
                 self.large_results.note(&call.name, result.json.get().len());
                 return Ok(result);
             }
-            Ending::Answered(Err(document)) => self.peer_problem(peer, document.problem),
+            Ending::Answered(Err(problem)) => self.peer_problem(peer, *problem),
             Ending::Garbled => Problem::new(
                 Code::PeerLost,
                 format!("instance {instance} answered with something else than our contract"),

@@ -1,7 +1,7 @@
 //! Opens a connection to a peer: TCP, then the HTTP/1.1 upgrade in which both ends prove that they know the cluster's
 //! secret, on this very connection. The secret itself is never sent, and no call is before the peer has proved who it is.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Display, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -19,9 +19,9 @@ use tokio::{
     time::{self, Instant},
 };
 
+use super::{connection::Connection, outbox::Ending};
 use crate::{
-    cluster::{Cluster, Peer},
-    local::LocalInstance,
+    cluster::Peer,
     problem::{Executed, with_causes},
     protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement, lines},
     reply::ProblemDocument,
@@ -32,16 +32,6 @@ use crate::{
 const HANDSHAKE: Duration = Duration::from_secs(1);
 /// The largest problem document that answers the upgrade, in bytes.
 const MAX_REFUSAL: usize = 64 << 10;
-
-/// To whom a connection is opened, how, and what it is served with.
-#[derive(Debug)]
-pub(super) struct Opening {
-    pub(super) peer: Peer,
-    pub(super) local: Arc<LocalInstance>,
-    /// How long a connection may take to stand.
-    pub(super) connect_timeout: Duration,
-    pub(super) cluster: Arc<Cluster>,
-}
 
 #[derive(Debug)]
 pub(super) struct Opened {
@@ -55,74 +45,52 @@ pub(super) struct Opened {
     pub(super) round_trip: Duration,
 }
 
-/// Why there is no connection; nothing of a call was sent.
-#[derive(Debug)]
-pub(super) enum Unopened {
-    /// No connection, or no answer of ours, in time.
-    NoConnection(String),
-    /// Who answers did not prove to be the peer.
-    WrongInstance,
-    /// The peer refused the upgrade.
-    Refused(Box<ProblemDocument>),
-}
-
-/// Opens a connection whose clock started at `started`.
-pub(super) async fn open(opening: &Opening, started: Instant) -> Result<Opened, Unopened> {
-    let address = opening.peer.address;
-    let opened = match time::timeout(opening.connect_timeout, TcpStream::connect(address)).await {
-        Ok(Ok(socket)) => {
-            let upgraded = time::timeout(HANDSHAKE, upgraded(opening, socket, started)).await;
-            let late = || Unopened::NoConnection("no answer to the upgrade in time".to_owned());
-            upgraded.unwrap_or_else(|_| Err(late()))
-        }
-        Ok(Err(error)) => Err(Unopened::NoConnection(error.to_string())),
-        Err(_) => Err(Unopened::NoConnection("no connection in time".to_owned())),
-    };
-    match &opened {
-        Ok(_) => {}
-        Err(Unopened::NoConnection(cause)) => {
-            tracing::warn!(%address, %cause, "no connection");
-        }
-        Err(Unopened::WrongInstance) => {
-            let expected = &opening.peer.instance;
-            tracing::warn!(%address, %expected, "who answers there did not prove to be the instance expected");
-        }
-        Err(Unopened::Refused(document)) => {
-            let (code, detail) = (&document.problem.code, &document.problem.detail);
-            tracing::warn!(%address, %code, detail, "a peer refuses calls");
-        }
+/// Opens `connection`, which may take so long to stand; nothing of a call is sent.
+///
+/// # Errors
+/// How the calls end that wait for it.
+pub(super) async fn open(connection: &Connection, timeout: Duration) -> Result<Opened, Ending> {
+    let connecting = TcpStream::connect(connection.peer.address);
+    match time::timeout(timeout, connecting).await {
+        Ok(Ok(socket)) => time::timeout(HANDSHAKE, upgraded(connection, socket))
+            .await
+            .unwrap_or_else(|_| Err(none(connection, "no answer to the upgrade in time"))),
+        Ok(Err(error)) => Err(none(connection, error)),
+        Err(_) => Err(none(connection, "no connection in time")),
     }
-    opened
 }
 
-async fn upgraded(
-    opening: &Opening,
-    socket: TcpStream,
-    started: Instant,
-) -> Result<Opened, Unopened> {
+/// There is no connection, or no answer of ours, in time.
+fn none(connection: &Connection, cause: impl Display) -> Ending {
+    tracing::warn!(address = %connection.peer.address, %cause, "no connection");
+    Ending::NoConnection
+}
+
+async fn upgraded(connection: &Connection, socket: TcpStream) -> Result<Opened, Ending> {
     // Small lines must not wait for the acknowledgement of earlier ones.
     let _ = socket.set_nodelay(true);
     let asked = Instant::now();
-    let challenge = Challenge::new(opening.peer.address);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(socket))
-        .await
-        .map_err(|error| failed(&error))?;
-    let request = request(opening, &challenge, started);
+    let challenge = Challenge::new(connection.peer.address);
+    let failed = |error: hyper::Error| none(connection, with_causes(&error));
+    let handshake = http1::handshake(TokioIo::new(socket)).await;
+    let (mut sender, driver) = handshake.map_err(failed)?;
+    let request = request(connection, &challenge);
     let exchange = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|error| failed(&error))?;
+        let response = sender.send_request(request).await.map_err(failed)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(refusal(response).await);
+            return Err(refusal(connection, response).await);
         }
-        let first = confirmation(opening, &challenge, response.headers())?;
-        let upgraded = hyper::upgrade::on(response)
-            .await
-            .map_err(|error| failed(&error))?;
+        let first = confirmation(connection, &challenge, response.headers());
+        let first = first.ok_or_else(|| {
+            let Peer {
+                address, instance, ..
+            } = &connection.peer;
+            tracing::warn!(%address, expected = %instance, "who answers there did not prove to be the instance expected");
+            Ending::WrongInstance
+        })?;
+        let upgraded = hyper::upgrade::on(response).await.map_err(failed)?;
         let parts = upgraded.downcast::<TokioIo<TcpStream>>();
-        let parts = parts
-            .map_err(|_| Unopened::NoConnection("the connection changed its type".to_owned()))?;
+        let parts = parts.map_err(|_| none(connection, "the connection changed its type"))?;
         let (read, write) = parts.io.into_inner().into_split();
         Ok(Opened {
             read,
@@ -137,11 +105,11 @@ async fn upgraded(
         biased;
         exchanged = &mut exchange => exchanged,
         // When the connection has ended, what it was for has come or failed.
-        _ = connection.with_upgrades() => exchange.await,
+        _ = driver.with_upgrades() => exchange.await,
     }
 }
 
-fn request(opening: &Opening, challenge: &Challenge, started: Instant) -> Request<Empty<Bytes>> {
+fn request(connection: &Connection, challenge: &Challenge) -> Request<Empty<Bytes>> {
     let mut request = Request::new(Empty::new());
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = http::Uri::from_static(EXEC);
@@ -151,67 +119,61 @@ fn request(opening: &Opening, challenge: &Challenge, started: Instant) -> Reques
             request.headers_mut().insert(name, value);
         }
     };
-    set(HOST, opening.peer.address.to_string());
+    set(HOST, connection.peer.address.to_string());
     set(CONNECTION, "upgrade".to_owned());
     set(UPGRADE, LINES.to_owned());
     set(FORWARDED, "1".to_owned());
-    if let Some(token) = opening.local.access.cluster.first() {
+    if let Some(token) = connection.local.access.cluster.first() {
         set(HeaderName::from_static(NONCE), challenge.nonce.clone());
         let proof = challenge.prove(token, Statement::Opens).to_string();
         set(HeaderName::from_static(PROOF), proof);
     }
-    let clock_us = started.elapsed().as_micros().to_string();
+    let clock_us = connection.started.elapsed().as_micros().to_string();
     set(HeaderName::from_static(CLOCK), clock_us);
     request
 }
 
-/// The line that proves to the peer who asks, once the peer has proved who it is.
+/// The line that proves to the peer who asks; `None` where the peer did not prove who it is.
 fn confirmation(
-    opening: &Opening,
+    connection: &Connection,
     challenge: &Challenge,
     headers: &HeaderMap,
-) -> Result<Vec<u8>, Unopened> {
-    let Some(token) = opening.local.access.cluster.first() else {
-        return Ok(Vec::new());
+) -> Option<Vec<u8>> {
+    let Some(token) = connection.local.access.cluster.first() else {
+        return Some(Vec::new());
     };
     let text = |name| headers.get(name)?.to_str().ok();
-    let proof: Option<Proof> = text(PROOF).and_then(|proof| proof.parse().ok());
-    let (Some(nonce), Some(proof)) = (text(NONCE), proof) else {
-        return Err(Unopened::WrongInstance);
-    };
+    let (nonce, proof): (_, Proof) = (text(NONCE)?, text(PROOF)?.parse().ok()?);
     let Peer {
         instance, region, ..
-    } = &opening.peer;
+    } = &connection.peer;
     let accepts = Statement::Accepts {
         nonce,
         instance,
         region,
     };
-    if !challenge.is_proven(token, accepts, &proof) {
-        return Err(Unopened::WrongInstance);
-    }
     let confirms = Statement::Confirms { nonce };
-    Ok(lines::proof_line(&challenge.prove(token, confirms)))
+    let is_proven = challenge.is_proven(token, accepts, &proof);
+    is_proven.then(|| lines::proof_line(&challenge.prove(token, confirms)))
 }
 
-/// What an answer says that is no upgrade.
-async fn refusal(response: Response<Incoming>) -> Unopened {
+/// How calls end where the answer is no upgrade.
+async fn refusal(connection: &Connection, response: Response<Incoming>) -> Ending {
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_REFUSAL)
         .collect()
         .await;
-    let document: Option<Box<ProblemDocument>> = body
+    let document: Option<ProblemDocument> = body
         .ok()
         .and_then(|body| serde_json::from_slice(&body.to_bytes()).ok());
+    let problem = document.map(|document| document.problem);
     // Who refuses has proved nothing, and no call was sent.
-    match document.filter(|it| it.problem.executed == Executed::No) {
-        Some(document) => Unopened::Refused(document),
-        None => Unopened::NoConnection(format!(
-            "it answered the upgrade with status {status} and a body that is not ours"
-        )),
-    }
-}
-
-fn failed(error: &hyper::Error) -> Unopened {
-    Unopened::NoConnection(with_causes(error))
+    let Some(problem) = problem.filter(|problem| problem.executed == Executed::No) else {
+        let cause =
+            format!("it answered the upgrade with status {status} and a body that is not ours");
+        return none(connection, cause);
+    };
+    let (address, code, detail) = (connection.peer.address, problem.code, &problem.detail);
+    tracing::warn!(%address, %code, detail, "a peer refuses calls");
+    Ending::Answered(Err(Box::new(problem)))
 }

@@ -17,7 +17,7 @@ use crate::{
     deadline::Deadline,
     problem::Problem,
     protocol::lines::{self, CallLine, END_OF_CALL, KEPT},
-    reply::{ProblemDocument, Returned},
+    reply::Returned,
 };
 
 /// The most bytes of calls that wait for the kernel; more are refused.
@@ -31,10 +31,10 @@ const COPIED: usize = 16 << 10;
 const WATCHED_ABOVE: u64 = 300;
 
 /// How a call ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Ending {
     /// With the peer's answer.
-    Answered(Result<Returned, Box<ProblemDocument>>),
+    Answered(Result<Returned, Box<Problem>>),
     /// The peer answered with something else than the contract.
     Garbled,
     /// With an answer that is too large, or for which the memory budget has no room.
@@ -272,10 +272,9 @@ impl Outbox {
             .collect();
         for id in released {
             if let Some((call, has_left)) = queue.take_back(id) {
-                let ending = if has_left {
-                    Ending::Silent
-                } else {
-                    Ending::Unsent
+                let ending = match has_left {
+                    true => Ending::Silent,
+                    false => Ending::Unsent,
                 };
                 let _ = call.answer.send(ending);
             }
@@ -325,16 +324,15 @@ impl Outbox {
     }
 
     /// Ends it: what left ends with `left`, what did not with `unsent`, and no call is taken any more.
-    pub(super) fn end(&self, left: impl Fn() -> Ending, unsent: impl Fn() -> Ending) {
+    pub(super) fn end(&self, left: &Ending, unsent: &Ending) {
         let mut queue = self.lock();
         queue.status = Status::Over;
         for (_, call) in std::mem::take(&mut queue.calls) {
-            let ending = if queue.has_left(&call.line) {
-                left()
-            } else {
-                unsent()
+            let ending = match queue.has_left(&call.line) {
+                true => left,
+                false => unsent,
             };
-            let _ = call.answer.send(ending);
+            let _ = call.answer.send(ending.clone());
         }
         // The link may keep an ended connection for long, until it opens the next one.
         (queue.bytes, queue.handed) = (Vec::new(), 0);

@@ -154,7 +154,7 @@ pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome,
 #[derive(Debug)]
 pub(crate) enum Frame {
     /// The answer to the call with this id.
-    Answer(u64, Result<Returned, Box<ProblemDocument>>),
+    Answer(u64, Result<Returned, Box<Problem>>),
     /// A line with this id that is not a valid answer.
     Garbled(u64),
     Draining,
@@ -196,7 +196,7 @@ struct Line<'a> {
     replayed: bool,
     #[serde(borrow)]
     consistency: Option<&'a RawValue>,
-    problem: Option<Box<ProblemDocument>>,
+    problem: Option<ProblemDocument>,
     state: Option<String>,
     pong: Option<IgnoredAny>,
 }
@@ -230,9 +230,9 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
         }
         Ok(Line {
             id: Some(id),
-            problem: Some(problem),
+            problem: Some(document),
             ..
-        }) => Frame::Answer(id, Err(problem)),
+        }) => Frame::Answer(id, Err(Box::new(document.problem))),
         Ok(Line { id: Some(id), .. }) => Frame::Garbled(id),
         Ok(Line { pong: Some(_), .. }) => Frame::Pong,
         Ok(Line { state, .. }) if state.as_deref() == Some("draining") => Frame::Draining,
@@ -534,7 +534,7 @@ mod tests {
         }
         let problem = || Problem::new(Code::Overloaded, "busy");
         match read_answer(&line(Some(7), Err(problem()))) {
-            Frame::Answer(7, Err(document)) => assert_eq!(document.problem.detail, "busy"),
+            Frame::Answer(7, Err(problem)) => assert_eq!(problem.detail, "busy"),
             other => panic!("{other:?}"),
         }
         assert!(matches!(
