@@ -39,6 +39,9 @@ pub struct Declaration {
     pub(crate) result: Option<Value>,
 }
 
+/// What holds for a call that does not say so itself: its timeout, and whether it may run twice.
+pub(crate) type Policy = (Option<Duration>, Option<bool>);
+
 /// One parameter of a function.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct Param {
@@ -125,8 +128,8 @@ impl Declaration {
         *self == Self::default()
     }
 
-    pub(crate) fn declared_timeout(&self) -> Option<Duration> {
-        self.timeout_ms.map(Duration::from_millis)
+    pub(crate) fn policy(&self) -> Policy {
+        (self.timeout_ms.map(Duration::from_millis), self.idempotent)
     }
 
     /// Checks what its types do not.

@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use crate::{
     call::{Args, Call, Options, Per, Timeouts},
-    dispatch::{Dispatcher, FanOut, FanOutEntry, Report},
+    dispatch::{Dispatcher, FanOut, Report},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
         RequestId,
@@ -207,7 +207,8 @@ impl Rpc {
         args: impl Serialize + Send,
     ) -> Result<Answer<R>, CallError> {
         let targets: Targets = region.parse().map_err(Problem::invalid_region)?;
-        let call = self.prepared(options, module, function, &args)?;
+        let mut call = self.prepared(options, module, function, &args)?;
+        self.dispatcher.put_under_policy(&targets, &mut call);
         let request_id = RequestId::fresh();
         let span = trace::call_span(&request_id, None);
         let report = self
@@ -255,7 +256,9 @@ impl Rpc {
         args: impl Serialize + Send,
     ) -> Result<String, CallError> {
         let targets: Targets = region.parse().map_err(Problem::invalid_region)?;
-        let call = Arc::new(self.prepared(options, module, function, &args)?);
+        let mut call = self.prepared(options, module, function, &args)?;
+        self.dispatcher.put_under_policy(&targets, &mut call);
+        let call = Arc::new(call);
         let request_id = RequestId::fresh();
         let (id, name) = (request_id.clone(), call.name.clone());
         let dispatcher = Arc::clone(&self.dispatcher);
@@ -340,8 +343,7 @@ impl Rpc {
             let begun = FanOut::begin(&self.dispatcher, &regions, per, call, request_id, now);
             let mut fan_out = begun.await?;
             let mut answers = Vec::with_capacity(fan_out.asked);
-            while let Some(entry) = fan_out.next().await {
-                let FanOutEntry { region, report, .. } = entry;
+            while let Some((region, report)) = fan_out.next().await {
                 answers.push(EachAnswer {
                     region,
                     instance: report.meta.instance.clone(),

@@ -3,13 +3,13 @@
 
 mod args;
 
-use std::{borrow::Cow, str::FromStr, sync::Arc, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 
 pub(crate) use self::args::Args;
 use crate::{
-    declaration::Declaration,
+    declaration::Policy,
     gate::Ticket,
     json::{self, BadJson, Unknown},
     memory::Reserved,
@@ -148,23 +148,15 @@ impl Call {
         waited.unwrap_or_else(|| Err(given_up()))
     }
 
-    /// `call` under the policy that `declared` is: what its caller said comes first, and no timeout is above `max`.
-    pub(crate) fn under<'a>(
-        call: &'a Self,
-        declared: &Declaration,
-        max: Duration,
-    ) -> Cow<'a, Self> {
-        let unsaid = call.unsaid;
-        let timeout = declared.declared_timeout().filter(|_| unsaid.timeout);
-        let idempotent = declared.idempotent.filter(|_| unsaid.idempotent);
-        if timeout.is_none() && idempotent.is_none() {
-            return Cow::Borrowed(call);
+    /// Puts what its caller left unsaid under the policy that `declared` is; no timeout is above `max`.
+    pub(crate) fn put_under(&mut self, declared: Policy, max: Duration) {
+        let (timeout, idempotent) = declared;
+        if let Some(timeout) = timeout.filter(|_| self.unsaid.timeout) {
+            self.timeout = timeout.min(max);
         }
-        Cow::Owned(Self {
-            timeout: timeout.map_or(call.timeout, |timeout| timeout.min(max)),
-            idempotent: idempotent.unwrap_or(call.idempotent),
-            ..call.clone()
-        })
+        if let Some(idempotent) = idempotent.filter(|_| self.unsaid.idempotent) {
+            self.idempotent = idempotent;
+        }
     }
 
     /// The call in the body of `POST /rpc/{region}`.

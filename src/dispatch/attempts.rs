@@ -222,7 +222,7 @@ impl Attempts {
         call: &Call,
         condition: Condition,
         is_room: bool,
-        budget: &impl Budget,
+        budget: &TpsBudget,
     ) -> Retry {
         let retry = self.allowed(problem, call, condition);
         let (left, is_spent) = match retry {
@@ -312,14 +312,7 @@ struct RefusedRegion {
 pub(crate) struct Budgets(RwLock<HashMap<Region, Arc<TpsBudget>>>);
 
 impl Budgets {
-    /// The budget of `region`, to which one call was added.
-    pub(super) fn of_call(&self, region: &Region) -> Arc<TpsBudget> {
-        let budget = self.of(region);
-        budget.deposit();
-        budget
-    }
-
-    /// The budget of `region`, for a call that is added to it when it is forwarded.
+    /// The budget of `region`, to which each call is added when it is forwarded.
     pub(super) fn of(&self, region: &Region) -> Arc<TpsBudget> {
         let known = {
             let budgets = self.0.read().unwrap_or_else(PoisonError::into_inner);

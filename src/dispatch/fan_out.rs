@@ -45,18 +45,12 @@ enum Recipient {
     Nobody(Region, Problem),
 }
 
-/// What came of the call that one instance, or region, was asked for.
-#[derive(Debug)]
-pub(crate) struct FanOutEntry {
-    pub(crate) region: Region,
-    /// Its account has the instance, where one was asked.
-    pub(crate) report: Report,
-}
-
+/// What came of the call that one instance, or region, was asked for; the report has the instance, where one was asked.
+type Entry = (Region, Report);
 /// A call at work, with what it holds.
-type Asking = BoxFuture<'static, FanOutEntry>;
+type Asking = BoxFuture<'static, Entry>;
 /// A call that began lately, until it ends or began so long ago that it counts no more.
-type Beginning = BoxFuture<'static, Result<FanOutEntry, Asking>>;
+type Beginning = BoxFuture<'static, Result<Entry, Asking>>;
 
 /// A fan-out under way. Dropping it cancels what was asked and has not started; what runs, runs on to its deadline.
 pub(crate) struct FanOut {
@@ -88,7 +82,7 @@ impl FanOut {
         dispatcher: &Arc<Dispatcher>,
         regions: &Regions,
         per: Per,
-        call: Call,
+        mut call: Call,
         request_id: RequestId,
         arrived: Instant,
     ) -> Result<Self, Problem> {
@@ -96,16 +90,14 @@ impl FanOut {
         let deadline = Deadline::since(arrived, call.timeout);
         dispatcher.first_round(deadline, "").await?;
         let waiting = dispatcher.recipients(regions, per);
-        let places = waiting.iter().map(Recipient::region);
-        let under = |declared: &Declaration| {
-            let under = Call::under(&call, declared, dispatcher.local.timeouts.max);
-            under.into_owned()
-        };
-        let mut policies = places.map(|region| dispatcher.policy_in(region, &call.name, under));
-        let policy = policies.find_map(|policy| policy);
+        let policy_in =
+            |region: &Region| dispatcher.policy_in(region, &call.name, Declaration::policy);
+        if let Some(policy) = waiting.iter().map(Recipient::region).find_map(policy_in) {
+            call.put_under(policy, dispatcher.local.timeouts.max);
+        }
         Ok(Self {
             dispatcher: Arc::clone(dispatcher),
-            call: Arc::new(policy.unwrap_or(call)),
+            call: Arc::new(call),
             request_id,
             arrived,
             asked: waiting.len(),
@@ -120,7 +112,7 @@ impl FanOut {
     }
 
     /// What came of the next call that ends; `None` when all have.
-    pub(crate) async fn next(&mut self) -> Option<FanOutEntry> {
+    pub(crate) async fn next(&mut self) -> Option<(Region, Report)> {
         loop {
             while self.may_begin()
                 && let Some(recipient) = self.waiting.pop_front()
@@ -128,7 +120,7 @@ impl FanOut {
                 let running = self.start(recipient);
                 self.lately.push(Box::pin(lately(running)));
             }
-            let entry = tokio::select! {
+            let (region, report) = tokio::select! {
                 Some(began) = self.lately.next() => match began {
                     Ok(entry) => entry,
                     Err(running) => {
@@ -141,7 +133,8 @@ impl FanOut {
                 () = time::sleep(LATELY), if !self.waiting.is_empty() => continue,
                 else => return None,
             };
-            return Some(self.count(entry));
+            self.count(&report);
+            return Some((region, report));
         }
     }
 
@@ -208,17 +201,15 @@ impl FanOut {
         Box::pin(in_own_task(asking.in_current_span()))
     }
 
-    /// Counts what came of a call.
-    fn count(&mut self, entry: FanOutEntry) -> FanOutEntry {
-        match &entry.report.result {
+    fn count(&mut self, report: &Report) {
+        match &report.result {
             Ok(returned) => {
                 self.largest = self.largest.max(Some(returned.json.get().len()));
                 self.succeeded += 1;
             }
             Err(problem) => self.found_no_room |= is_dropped(problem),
         }
-        self.dispatcher.ended(&self.call.name, &entry.report);
-        entry
+        self.dispatcher.ended(&self.call.name, report);
     }
 }
 
@@ -229,11 +220,9 @@ fn is_dropped(problem: &Problem) -> bool {
 }
 
 /// `asking`, or what is left of it once it no longer counts as one that began lately.
-async fn lately(mut asking: Asking) -> Result<FanOutEntry, Asking> {
-    match time::timeout(LATELY, &mut asking).await {
-        Ok(entry) => Ok(entry),
-        Err(_) => Err(asking),
-    }
+async fn lately(mut asking: Asking) -> Result<Entry, Asking> {
+    let ended = time::timeout(LATELY, &mut asking).await;
+    ended.map_err(|_| asking)
 }
 
 /// Asks one, if there was room for the arguments: a chosen instance once, because what its answer says of it is what the caller
@@ -245,7 +234,7 @@ async fn ask(
     room: Result<Reserved, Problem>,
     mut attempts: Attempts,
     arrived: Instant,
-) -> FanOutEntry {
+) -> Entry {
     let region = recipient.region().clone();
     let call = &*recipient.call(call, &dispatcher.local.identity.instance);
     // The room is held until the call has ended, which is when the match has.
@@ -258,7 +247,7 @@ async fn ask(
     };
     let elapsed = arrived.elapsed();
     let report = attempts.into_report(Some(region.clone()), recipient.instance(), result, elapsed);
-    FanOutEntry { region, report }
+    (region, report)
 }
 
 impl Dispatcher {

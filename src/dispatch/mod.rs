@@ -10,19 +10,20 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use futures_util::future;
 use tokio::{sync::Semaphore, time::Instant};
+use tower::retry::budget::Budget;
 use tracing::Instrument;
 
 use self::{
     attempts::{Attempts, Budgets, MAX_ATTEMPTS, Retry},
     candidates::{Candidate, Candidates},
-    regions::Tour,
+    regions::next_choice,
 };
 pub(crate) use self::{
-    fan_out::{FanOut, FanOutEntry},
+    fan_out::FanOut,
     regions::{Choice, Needs, Standing},
 };
 use crate::{
-    call::{Call, Unsaid},
+    call::Call,
     cluster::{CallSignal, Cluster, Condition, Peer, RegionPeers},
     config::Identity,
     deadline::Deadline,
@@ -31,6 +32,7 @@ use crate::{
     lifecycle::{InFlight, Lifecycle},
     link::Link,
     local::LocalInstance,
+    metrics::Metrics,
     name::{BootId, FunctionName, InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
@@ -81,7 +83,6 @@ impl Dispatcher {
         arrived: Instant,
         admitted: Option<InFlight>,
     ) -> Report {
-        let call = &*self.under_policy(targets, call);
         let deadline = Deadline::since(arrived, call.timeout);
         let shares_keys = self.executor.shares_keys();
         let mut attempts = Attempts::new(request_id, deadline, shares_keys, admitted);
@@ -148,12 +149,21 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Counts a call that has ended with `report`, as its caller gets it, and sends its event.
+    /// Counts a call that has ended with `report`, as its caller gets it, and sends its event. One that failed may name a region
+    /// that its client invented, which becomes no label.
     pub(crate) fn ended(&self, name: &FunctionName, report: &Report) {
         let Report { result, meta } = report;
         let problem = result.as_ref().err();
-        self.count(meta, problem);
-        self.local.metrics.feed.call_ended(name, meta, problem);
+        let is_known = |region: &&Region| {
+            problem.is_none()
+                || **region == self.local.identity.region
+                || self.cluster.region(region).is_ok()
+        };
+        let known = meta.region.as_ref().filter(is_known);
+        let elapsed = Duration::from_secs_f64(meta.elapsed_ms / 1e3);
+        let Metrics { calls, feed, .. } = &*self.local.metrics;
+        calls.ended(known, problem, meta.attempts, elapsed);
+        feed.call_ended(name, meta, problem);
     }
 
     /// Runs a call in the first region of a list that takes it: where it ran, or was tried last, and what came of it.
@@ -173,14 +183,15 @@ impl Dispatcher {
                           region when the call is repeated";
             return (None, Err(Problem::new(Code::InvalidRequest, detail)));
         }
-        let (mut tour, mut region) = (Tour::default(), None);
+        let (mut tried, mut region) = (Vec::new(), None);
         loop {
             let choices = self.choices_to_try(targets, call, attempts.deadline).await;
             let own = &self.local.identity.region;
-            let next = tour.next(&choices, attempts.remaining(), own, is_strict);
+            let next = next_choice(&choices, &tried, attempts.remaining(), own, is_strict);
             let Some((choice, kept)) = next else {
                 break;
             };
+            tried.push(choice.region.clone());
             attempts.kept_for_others = kept;
             let attempts_before = attempts.count;
             let result = self.run_in(&choice.region, call, attempts).await;
@@ -246,7 +257,7 @@ impl Dispatcher {
     /// The region of the first attempt of a call without a key, among `choices`.
     pub(crate) fn first_of(&self, choices: &[Choice]) -> Option<Region> {
         let own = &self.local.identity.region;
-        let (first, _) = Tour::default().next(choices, MAX_ATTEMPTS, own, false)?;
+        let (first, _) = next_choice(choices, &[], MAX_ATTEMPTS, own, false)?;
         Some(first.region.clone())
     }
 
@@ -304,7 +315,7 @@ impl Dispatcher {
         }
         let is_room = siblings.has_room(&call.name, &[]);
         let budget = self.budgets.of(region);
-        attempts.decide(problem, call, Condition::Ready, is_room, &*budget) == Retry::Next
+        attempts.decide(problem, call, Condition::Ready, is_room, &budget) == Retry::Next
     }
 
     /// The other instances of the own region, where `call` may run on one of them.
@@ -316,30 +327,13 @@ impl Dispatcher {
         siblings.may_know(&call.name).then_some(siblings)
     }
 
-    /// Puts `call` under the policy of its function before it is dispatched, where its deadline has to be known.
+    /// Puts `call`, before it is dispatched, under the policy of its function, as the first region of `targets` declares it
+    /// that does.
     pub(crate) fn put_under_policy(&self, targets: &Targets, call: &mut Call) {
-        let under = match self.under_policy(targets, call) {
-            Cow::Owned(under) => Some(under),
-            Cow::Borrowed(_) => None,
-        };
-        if let Some(under) = under {
-            *call = under;
+        let is_unsaid = call.unsaid.timeout || call.unsaid.idempotent;
+        if is_unsaid && let Some(policy) = self.policy(targets, &call.name, Declaration::policy) {
+            call.put_under(policy, self.local.timeouts.max);
         }
-        call.unsaid = Unsaid::default();
-    }
-
-    /// The call under the policy of its function, as the first region of `targets` declares it that does.
-    fn under_policy<'a>(&self, targets: &Targets, call: &'a Call) -> Cow<'a, Call> {
-        let Unsaid {
-            timeout,
-            idempotent,
-        } = call.unsaid;
-        if !timeout && !idempotent {
-            return Cow::Borrowed(call);
-        }
-        let under = |declared: &Declaration| Call::under(call, declared, self.local.timeouts.max);
-        let found = self.policy(targets, &call.name, under);
-        found.unwrap_or(Cow::Borrowed(call))
     }
 
     /// What `read` makes of the declaration of the function `name`, as the first region of `targets` has it that does.
@@ -373,19 +367,6 @@ impl Dispatcher {
         }
         let peers = self.cluster.region(region).ok()?;
         Some(read(peers.declared(name)?))
-    }
-
-    /// Counts a call. One that failed may name a region that its client invented, which becomes no label.
-    fn count(&self, meta: &Meta, problem: Option<&Problem>) {
-        let is_known = |region: &&Region| {
-            problem.is_none()
-                || **region == self.local.identity.region
-                || self.cluster.region(region).is_ok()
-        };
-        let known = meta.region.as_ref().filter(is_known);
-        let elapsed = Duration::from_secs_f64(meta.elapsed_ms / 1e3);
-        let calls = &self.local.metrics.calls;
-        calls.ended(known, problem, meta.attempts, elapsed);
     }
 
     /// Runs a call that a peer forwarded: here, or not at all.
@@ -454,7 +435,8 @@ impl Dispatcher {
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
         let me = (*region == self.local.identity.region).then_some(&self.local.identity.instance);
         let mut candidates = Candidates::new(&known, me, call, self.executor.shares_keys())?;
-        let budget = self.budgets.of_call(region);
+        let budget = self.budgets.of(region);
+        budget.deposit();
         let mut next = candidates.next(&known, call, attempts)?;
         let mut call = Cow::Borrowed(call);
         while let Some(candidate) = next {
@@ -470,7 +452,7 @@ impl Dispatcher {
             let peers = self.cluster.region(region).unwrap_or_default();
             let condition = candidate.condition(&peers);
             let is_room = candidates.has_room(&peers, &call);
-            let retry = attempts.decide(&problem, &call, condition, is_room, &*budget);
+            let retry = attempts.decide(&problem, &call, condition, is_room, &budget);
             attempts.note(problem);
             next = match retry {
                 Retry::No => None,

@@ -1,12 +1,12 @@
 //! The regions in which one call may run, in the order in which they are tried: as its targets name them, those that have
 //! a ready instance with the function before those that have none.
 
-use std::{cmp::Reverse, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use super::Dispatcher;
 use crate::{
     call::Call,
-    cluster::RegionPeers,
+    cluster::{Peer, RegionPeers},
     name::{FunctionName, InstanceId},
     region::{Region, Target, Targets},
 };
@@ -82,18 +82,16 @@ impl Dispatcher {
 
     fn choice(&self, item: usize, target: &Target, region: Region, needs: Needs<'_>) -> Choice {
         let peers = self.cluster.region(&region).unwrap_or_default();
-        let is_here = region == self.local.identity.region && self.is_here(needs);
+        let is_own = region == self.local.identity.region;
+        let is_here = is_own && self.is_here(needs);
         Choice {
             item,
             is_any: *target == Target::Any,
-            standing: if is_here {
-                Standing::Serving
-            } else {
-                standing(&peers, needs)
+            standing: match is_here {
+                true => Standing::Serving,
+                false => standing(&peers, needs),
             },
-            distance: peers
-                .distance()
-                .filter(|_| region != self.local.identity.region),
+            distance: peers.distance().filter(|_| !is_own),
             region,
         }
     }
@@ -109,75 +107,64 @@ impl Dispatcher {
 }
 
 fn standing(peers: &RegionPeers, needs: Needs<'_>) -> Standing {
-    let fits = |peer: &crate::cluster::Peer| match needs.instance {
+    let fits = |peer: &Arc<Peer>| match needs.instance {
         Some(instance) => peer.instance == *instance,
         None => needs.function.is_none_or(|name| peer.may_have(name)),
     };
-    if peers.ready.iter().any(|peer| fits(peer)) {
+    if peers.ready.iter().any(fits) {
         Standing::Serving
-    } else if peers.others.iter().any(|peer| fits(peer)) {
+    } else if peers.others.iter().any(fits) {
         Standing::Doubtful
     } else {
         Standing::Without
     }
 }
 
-/// The regions in which a call was tried.
-#[derive(Debug, Default)]
-pub(super) struct Tour {
-    tried: Vec<Region>,
+/// The next of `choices` for a call that was `tried` in some regions and may have `left` attempts, and how many of these are
+/// kept for other regions: one for each later target. It is the first that serves the call, else the first; with `is_strict`
+/// always the first, because a call with a key must not run elsewhere only because an instance is silent. A region that only
+/// `any` stands for is skipped if nobody there has the function, unless it is the own one and no other was tried: its refusal
+/// says so.
+pub(super) fn next_choice<'a>(
+    choices: &'a [Choice],
+    tried: &[Region],
+    left: u32,
+    own: &Region,
+    is_strict: bool,
+) -> Option<(&'a Choice, u32)> {
+    let is_last_resort = |choice: &Choice| tried.is_empty() && choice.region == *own;
+    let is_open = |choice: &&Choice| {
+        !tried.contains(&choice.region)
+            && kept(choices, tried, choice) < left
+            && (!choice.is_any || choice.standing > Standing::Without || is_last_resort(choice))
+    };
+    let open: Vec<_> = choices.iter().filter(is_open).collect();
+    // Of equal ones, the first is taken.
+    let rank = |choice: &&&Choice| {
+        Reverse(match (is_strict, choice.standing) {
+            (true, _) => 0,
+            (false, Standing::Serving) => 2,
+            (false, Standing::Doubtful) if choice.is_any => 1,
+            (false, _) if choice.is_any => 0,
+            (false, _) => 1,
+        })
+    };
+    let choice = open.iter().min_by_key(rank).copied()?;
+    let others = open.iter().any(|other| other.region != choice.region);
+    let kept = match kept(choices, tried, choice) {
+        // The last attempt leaves a region in which all are out.
+        0 => u32::from(choice.is_any && others),
+        kept => kept,
+    };
+    Some((choice, kept))
 }
 
-impl Tour {
-    /// The next of `choices` for a call that may have `left` attempts, and how many of these are kept for other regions: one for
-    /// each later target. It is the first that serves the call, else the first; with `is_strict` always the first, because a
-    /// call with a key must not run elsewhere only because an instance is silent. A region that only `any` stands for is
-    /// skipped if nobody there has the function, unless it is the own one and no other was tried: its refusal says so.
-    pub(super) fn next<'a>(
-        &mut self,
-        choices: &'a [Choice],
-        left: u32,
-        own: &Region,
-        is_strict: bool,
-    ) -> Option<(&'a Choice, u32)> {
-        let may_go = |choice: &&Choice| {
-            !self.tried.contains(&choice.region) && self.kept(choices, choice) < left
-        };
-        let is_last_resort = |choice: &Choice| self.tried.is_empty() && choice.region == *own;
-        let is_of_use = |choice: &&Choice| {
-            !choice.is_any || choice.standing > Standing::Without || is_last_resort(choice)
-        };
-        let open: Vec<_> = choices.iter().filter(may_go).filter(is_of_use).collect();
-        // Of equal ones, the first is taken.
-        let rank = |choice: &&&Choice| {
-            Reverse(match (is_strict, choice.standing) {
-                (true, _) => 0,
-                (false, Standing::Serving) => 2,
-                (false, Standing::Doubtful) if choice.is_any => 1,
-                (false, _) if choice.is_any => 0,
-                (false, _) => 1,
-            })
-        };
-        let choice = open.iter().min_by_key(rank).copied()?;
-        let others = open.iter().any(|other| other.region != choice.region);
-        let kept = match self.kept(choices, choice) {
-            // The last attempt leaves a region in which all are out.
-            0 => u32::from(choice.is_any && others),
-            kept => kept,
-        };
-        self.tried.push(choice.region.clone());
-        Some((choice, kept))
-    }
-
-    /// How many targets after that of `choice` still have a region of their own to be tried.
-    fn kept(&self, choices: &[Choice], choice: &Choice) -> u32 {
-        let is_open =
-            |other: &Choice| other.region != choice.region && !self.tried.contains(&other.region);
-        let later = choices
-            .iter()
-            .filter(|other| other.item > choice.item && is_open(other));
-        let mut items: Vec<_> = later.map(|other| other.item).collect();
-        items.dedup();
-        u32::try_from(items.len()).unwrap_or(u32::MAX)
-    }
+/// How many targets after that of `choice` still have a region of their own to be tried.
+fn kept(choices: &[Choice], tried: &[Region], choice: &Choice) -> u32 {
+    let is_later = |other: &&Choice| {
+        other.item > choice.item && other.region != choice.region && !tried.contains(&other.region)
+    };
+    let mut items: Vec<_> = choices.iter().filter(is_later).map(|it| it.item).collect();
+    items.dedup();
+    u32::try_from(items.len()).unwrap_or(u32::MAX)
 }

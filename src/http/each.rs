@@ -25,11 +25,11 @@ use super::{
 };
 use crate::{
     access::Caller,
-    dispatch::{FanOut, FanOutEntry, Report},
+    dispatch::{FanOut, Report},
     json,
     memory::Reserved,
     protocol::lines::NDJSON,
-    region::Regions,
+    region::{Region, Regions},
     reply::{ProblemDocument, milliseconds},
     trace,
 };
@@ -170,9 +170,9 @@ async fn whole(
     awaited: AbandonGuard<impl FnOnce(CallLog<Regions>)>,
 ) -> Response {
     let mut entries = Vec::with_capacity(fan_out.asked);
-    while let Some(entry) = fan_out.next().await {
-        let place = (entry.region.clone(), entry.report.meta.instance.clone());
-        entries.push((place, to_json(entry)));
+    while let Some((region, report)) = fan_out.next().await {
+        let place = (region.clone(), report.meta.instance.clone());
+        entries.push((place, to_json(region, report)));
     }
     let meta = ScopeGuard::into_inner(awaited).ended(&fan_out);
     entries.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -197,8 +197,8 @@ fn lines(
 ) -> Response {
     let pieces = stream::unfold(Some((fan_out, awaited)), async |state| {
         let (mut fan_out, awaited) = state?;
-        if let Some(entry) = fan_out.next().await {
-            let (mut bytes, _held) = to_json(entry);
+        if let Some((region, report)) = fan_out.next().await {
+            let (mut bytes, _held) = to_json(region, report);
             json::join_lines(&mut bytes);
             bytes.push(b'\n');
             return Some((bytes, Some((fan_out, awaited))));
@@ -219,8 +219,8 @@ fn streamed(
 }
 
 /// An entry of the answer, and what it takes of the memory budget.
-fn to_json(entry: FanOutEntry) -> (Vec<u8>, Option<Arc<Reserved>>) {
-    let Report { result, meta } = entry.report;
+fn to_json(region: Region, report: Report) -> (Vec<u8>, Option<Arc<Reserved>>) {
+    let Report { result, meta } = report;
     let instance = meta.instance.clone();
     let reserved = result.as_ref().ok().and_then(|it| it.reserved.clone());
     let (result, problem, replayed, consistency) = match result {
@@ -229,7 +229,7 @@ fn to_json(entry: FanOutEntry) -> (Vec<u8>, Option<Arc<Reserved>>) {
     };
     let size = result.as_ref().map_or(0, |json| json.get().len());
     let document = EntryDocument {
-        region: entry.region,
+        region,
         instance,
         result,
         problem,

@@ -150,7 +150,7 @@ fn policy(api: &Api, targets: &Targets, name: &FunctionName) -> PolicyDocument {
     let declared = api.dispatcher.policy(targets, name, Declaration::clone);
     let declared = declared.unwrap_or_default();
     let Timeouts { default, max } = api.local.timeouts;
-    let timeout = declared.declared_timeout();
+    let (timeout, idempotent) = declared.policy();
     let from = |is_declared| match is_declared {
         true => PolicySource::Function,
         false => PolicySource::Setting,
@@ -159,8 +159,8 @@ fn policy(api: &Api, targets: &Targets, name: &FunctionName) -> PolicyDocument {
     PolicyDocument {
         timeout_ms: whole_ms(holds),
         timeout_from: from(timeout.is_some()),
-        idempotent: declared.idempotent.unwrap_or(false),
-        idempotent_from: from(declared.idempotent.is_some()),
+        idempotent: idempotent.unwrap_or(false),
+        idempotent_from: from(idempotent.is_some()),
         concurrency: declared.concurrency,
     }
 }
