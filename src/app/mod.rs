@@ -15,7 +15,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
@@ -72,22 +71,8 @@ pub(crate) struct AppStatus {
     pub(crate) listing: Arc<Listing>,
 }
 
-/// The outcome of a call in the app, and how long it says that it waited.
-#[derive(Debug)]
-pub(crate) struct Answered {
-    pub(crate) outcome: Outcome,
-    /// How long the app waited until its data had seen what the call names.
-    pub(crate) waited: Option<Duration>,
-}
-
-impl From<Outcome> for Answered {
-    fn from(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            waited: None,
-        }
-    }
-}
+/// The outcome of a call in the app, and how long that says that it waited until its data had seen what the call names.
+type Answered = (Outcome, Option<Duration>);
 
 #[derive(Debug)]
 pub(crate) struct App {
@@ -178,10 +163,7 @@ impl App {
             deadline,
             was_sent: AtomicBool::new(false),
         };
-        let answered = prepared.run();
-        let answered =
-            answered.map(|answered| answered.unwrap_or_else(|problem| Err(problem).into()));
-        Ok((answered, [own, Some(Arc::clone(&self.gate))]))
+        Ok((prepared.run(), [own, Some(Arc::clone(&self.gate))]))
     }
 
     /// Asks for the list again, and returns whether there is one.
@@ -242,39 +224,40 @@ struct AppCall {
 }
 
 impl AppCall {
-    async fn run(self) -> Result<Answered, Problem> {
-        let (name, deadline) = (&self.name, self.deadline);
+    async fn run(self) -> Answered {
         // Dropped at the deadline, which closes the connection: most servers then cancel the request.
-        let answered = deadline.bound(self.answer()).await;
-        answered.ok_or_else(|| match self.was_sent.load(Ordering::Relaxed) {
-            true => Problem::still_running(name),
-            false => Problem::not_started(name),
-        })?
+        let answered = self.deadline.bound(self.answer()).await;
+        answered.unwrap_or_else(|| {
+            let late = match self.was_sent.load(Ordering::Relaxed) {
+                true => Problem::still_running(&self.name),
+                false => Problem::not_started(&self.name),
+            };
+            (Err(late), None)
+        })
     }
 
-    async fn answer(&self) -> Result<Answered, Problem> {
+    async fn answer(&self) -> Answered {
         let limit = self.app.max_result;
         let exchanged = self.app.channel.exchange(limit, || self.request());
         let answer = match exchanged.await {
             Ok(answer) => answer,
-            Err(Broken::Lost(detail)) => {
+            Err(broken) => {
                 self.app.doubt();
-                return Err(answer::lost(format!("{}: {detail}", self.name)));
-            }
-            Err(unreachable @ Broken::Unreachable(_)) => {
-                self.app.doubt();
-                let detail = format!("{}: {unreachable}", self.name);
-                return Err(Problem::new(Code::FunctionUnavailable, detail));
+                let code = match broken {
+                    Broken::Lost(_) => Code::FunctionLost,
+                    Broken::Unreachable(_) => Code::FunctionUnavailable,
+                };
+                let problem = Problem::new(code, format!("{}: {broken}", self.name));
+                return (Err(problem), None);
             }
         };
         let outcome = match answer::outcome(&self.name, &answer, limit) {
             Err(otherwise) if answer::may_be_missing(&answer) => Err(self.missing(otherwise).await),
             outcome => outcome,
         };
-        Ok(Answered {
-            outcome: Returned::with_consistency(outcome, self.consistency(&answer.headers)),
-            waited: answer::waited(&answer.headers),
-        })
+        let said = self.consistency(&answer.headers);
+        let waited = answer::waited(&answer.headers);
+        (Returned::with_consistency(outcome, said), waited)
     }
 
     /// What the app says of its data; an invalid token is left out, and warned about once.

@@ -4,16 +4,17 @@
 use std::{
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures_util::{
     FutureExt,
-    future::{self, BoxFuture},
+    future::{self, BoxFuture, Either},
 };
 use serde_json::value::RawValue;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::{self, JoinHandle},
+    task,
     time::Instant,
 };
 use tracing::{Instrument, Span};
@@ -23,7 +24,7 @@ use super::{
     keys::{Claim, Keys, Known},
 };
 use crate::{
-    app::{Answered, App, Listing},
+    app::{App, Listing},
     call::Call,
     deadline::Deadline,
     gate::{Gates, Turn},
@@ -68,21 +69,13 @@ struct Held {
     _turn: Turn,
 }
 
-struct Ready {
-    prepared: Prepared,
-    gates: Gates,
-    held: Held,
-    /// Around what its function logs.
-    span: Span,
-}
-
 /// How a function ended.
 enum Ended {
     Done(Result<Box<RawValue>, FunctionError>),
     NeverStarted,
     TimedOut,
-    /// As the app says, or in a refusal.
-    Answered(Answered),
+    /// With this outcome, of an app that waited so long, or of a refusal.
+    With(Outcome, Option<Duration>),
 }
 
 impl Executor {
@@ -163,8 +156,8 @@ impl Executor {
     ) -> Outcome {
         match &call.key {
             None => {
-                let running = Running::start(self, call, request_id, deadline, counted).await?;
-                running.outcome().await?.counted(&self.local.memory)
+                let running = self.start(call, request_id, deadline, counted).await?;
+                running.await?.counted(&self.local.memory)
             }
             Some(key) => {
                 let claim = self.keys.claim(key, call, deadline).map(Ok);
@@ -187,7 +180,7 @@ impl Executor {
         deadline: Deadline,
         counted: &mut Option<InFlight>,
     ) -> Outcome {
-        let running = match Running::start(self, call, request_id, deadline, counted).await {
+        let running = match self.start(call, request_id, deadline, counted).await {
             Ok(running) => running,
             Err(problem) => {
                 let refused = Err(problem);
@@ -199,7 +192,7 @@ impl Executor {
         // In a task of its own: the outcome is remembered also when the caller goes away, and before the process ends.
         let (in_flight, local) = (counted.clone(), Arc::clone(&self.local));
         let settled = task::spawn(async move {
-            let outcome = running.outcome().await;
+            let outcome = running.await;
             let outcome = outcome.and_then(|returned| returned.counted(&local.memory));
             // The caller waits for the store until the deadline, the drain to the end.
             let _ = deadline.bound(claim.settle(&outcome, in_flight)).await;
@@ -208,14 +201,65 @@ impl Executor {
         settled.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    fn ready(
+    /// Starts the function of `call`: what it comes to, at once or in a task of its own.
+    async fn start(
         &self,
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
         counted: &mut Option<InFlight>,
-    ) -> Result<Ready, Problem> {
-        let held = self.hold(call, counted)?;
+    ) -> Result<impl Future<Output = Outcome> + Send + use<>, Problem> {
+        let LocalInstance {
+            limits, metrics, ..
+        } = &*self.local;
+        let refused = |problem: &Problem| metrics.functions.refused(&call.name, problem);
+        let mut held = self.hold(call, counted).inspect_err(refused)?;
+        let prepared = self.prepare(call, request_id, deadline);
+        let (prepared, gates, span) = prepared.inspect_err(refused)?;
+        let mut record = RunRecord {
+            name: call.name.clone(),
+            has_token: call.after.is_some(),
+            context: None,
+            max_result: limits.max_result,
+            metrics: Arc::clone(metrics),
+            started: Instant::now(),
+        };
+        let needs_thread = matches!(prepared, Prepared::Blocking(_));
+        let turn = self.turn(&call.name, gates, needs_thread, deadline);
+        match call.unless_given_up(turn).await {
+            Ok(turn) => held._turn = turn,
+            Err(problem) => {
+                let refused = Ended::With(Err(problem), None);
+                return Ok(Either::Left(future::ready(record.close(Some(refused)))));
+            }
+        }
+        let mut run = match prepared {
+            Prepared::Async(run, context) => {
+                record.context = context;
+                recorded(run_async(run, held, deadline), record, span)
+            }
+            Prepared::App(run) => recorded(run_in_app(run, held), record, span),
+            Prepared::Blocking(block) => {
+                recorded(run_blocking(block, held, deadline), record, span)
+            }
+        };
+        // Most functions need not wait, and a task costs more than they do.
+        Ok(match future::poll_immediate(&mut run).await {
+            Some(outcome) => Either::Left(future::ready(outcome)),
+            None => {
+                let ended = task::spawn(run);
+                Either::Right(ended.map(|ended| ended.unwrap_or_else(|_| Err(stopped()))))
+            }
+        })
+    }
+
+    /// The call, ready to be polled in the span once the gates are open to it.
+    fn prepare(
+        &self,
+        call: &Call,
+        request_id: &RequestId,
+        deadline: Deadline,
+    ) -> Result<(Prepared, Gates, Span), Problem> {
         if deadline.has_passed() {
             return Err(Problem::not_started(&call.name));
         }
@@ -224,43 +268,29 @@ impl Executor {
         {
             let (run, gates) = app.prepare(call, request_id, deadline)?;
             self.local.metrics.functions.know(&call.name);
-            return Ok(Ready {
-                prepared: Prepared::App(Box::pin(run)),
-                gates,
-                held,
-                span: trace::function_span(request_id, false),
-            });
+            let span = trace::function_span(request_id, false);
+            return Ok((Prepared::App(Box::pin(run)), gates, span));
         }
         // Reads the arguments: code of the function's author as well, when a type brings its own `Deserialize`.
         let prepare = AssertUnwindSafe(|| self.registry.prepare(call, request_id, deadline));
-        let prepared = panic::catch_unwind(prepare);
-        let (prepared, gate, span) = prepared.unwrap_or_else(|_| Err(panicked(&call.name)))?;
-        Ok(Ready {
-            prepared,
-            gates: [gate.map(Arc::clone), None],
-            held,
-            span,
-        })
+        panic::catch_unwind(prepare).unwrap_or_else(|_| Err(panicked(&call.name)))
     }
 
     fn hold(&self, call: &Call, counted: &mut Option<InFlight>) -> Result<Held, Problem> {
         // First of all, so that a drain which begins now either refuses the call or waits for it.
         let in_flight = self.lifecycle.take_over(counted)?;
-        match Arc::clone(&self.slots).try_acquire_owned() {
-            Ok(slot) => Ok(Held {
-                _slot: slot,
-                _in_flight: in_flight,
-                _memory: call.memory.clone(),
-                _turn: Turn::new(),
-            }),
-            Err(_) => {
-                let limit = self.local.limits.max_in_flight;
-                let detail = format!(
-                    "this instance runs {limit} calls, as many as RPC_MAX_IN_FLIGHT allows"
-                );
-                Err(Problem::new(Code::Overloaded, detail))
-            }
-        }
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
+            let limit = self.local.limits.max_in_flight;
+            let detail =
+                format!("this instance runs {limit} calls, as many as RPC_MAX_IN_FLIGHT allows");
+            Problem::new(Code::Overloaded, detail)
+        })?;
+        Ok(Held {
+            _slot: slot,
+            _in_flight: in_flight,
+            _memory: call.memory.clone(),
+            _turn: Turn::new(),
+        })
     }
 
     /// Waits for the turn of a call of `name`: at its gates, and for a thread where it needs one.
@@ -286,74 +316,8 @@ impl Executor {
     }
 }
 
-/// A call whose function has started: it ended at once, or goes on in a task of its own.
-enum Running {
-    Ended(Outcome),
-    Task(JoinHandle<Outcome>),
-}
-
-impl Running {
-    async fn start(
-        executor: &Executor,
-        call: &Call,
-        request_id: &RequestId,
-        deadline: Deadline,
-        counted: &mut Option<InFlight>,
-    ) -> Result<Self, Problem> {
-        let LocalInstance {
-            limits, metrics, ..
-        } = &*executor.local;
-        let ready = executor.ready(call, request_id, deadline, counted);
-        let Ready {
-            prepared,
-            gates,
-            mut held,
-            span,
-        } = ready.inspect_err(|problem| metrics.functions.refused(&call.name, problem))?;
-        let mut account = Account {
-            name: call.name.clone(),
-            has_token: call.after.is_some(),
-            context: None,
-            max_result: limits.max_result,
-            metrics: Arc::clone(metrics),
-            started: Instant::now(),
-        };
-        let needs_thread = matches!(prepared, Prepared::Blocking(_));
-        let turn = executor.turn(&call.name, gates, needs_thread, deadline);
-        match call.unless_given_up(turn).await {
-            Ok(turn) => held._turn = turn,
-            Err(problem) => {
-                let refused = Ended::Answered(Err(problem).into());
-                return Ok(Self::Ended(account.close(Some(refused))));
-            }
-        }
-        let mut run = match prepared {
-            Prepared::Async(run, context) => {
-                account.context = context;
-                accounted(run_async(run, held, deadline), account, span)
-            }
-            Prepared::App(run) => accounted(run_in_app(run, held), account, span),
-            Prepared::Blocking(block) => {
-                accounted(run_blocking(block, held, deadline), account, span)
-            }
-        };
-        // Most functions need not wait, and a task costs more than they do.
-        Ok(match future::poll_immediate(&mut run).await {
-            Some(outcome) => Self::Ended(outcome),
-            None => Self::Task(task::spawn(run)),
-        })
-    }
-
-    async fn outcome(self) -> Outcome {
-        match self {
-            Self::Ended(outcome) => outcome,
-            Self::Task(task) => task.await.unwrap_or_else(|_| Err(stopped())),
-        }
-    }
-}
-
 /// What is needed to report how a function ended, also when nobody waits for it any more.
-struct Account {
+struct RunRecord {
     name: FunctionName,
     /// Whether the call names a consistency token.
     has_token: bool,
@@ -364,45 +328,44 @@ struct Account {
     started: Instant,
 }
 
-impl Account {
+impl RunRecord {
     /// The outcome of a function that `ended`, or panicked.
     fn close(self, ended: Option<Ended>) -> Outcome {
         let (name, max_result) = (&self.name, self.max_result);
-        let mut waited = self.context.as_ref().and_then(CallContext::waited);
+        let said = self.context.map(|context| context.said);
+        let mut waited = said.as_ref().and_then(|said| said.waited.get().copied());
         let outcome = match ended {
             Some(Ended::Done(Ok(result))) => bounded(result, max_result),
             Some(Ended::Done(Err(error))) => failed(name, error, max_result),
             Some(Ended::NeverStarted) => Err(Problem::not_started(name)),
             Some(Ended::TimedOut) => Err(Problem::still_running(name)),
-            Some(Ended::Answered(answered)) => {
-                waited = answered.waited;
-                answered.outcome
+            Some(Ended::With(outcome, app_waited)) => {
+                waited = app_waited;
+                outcome
             }
             None => Err(panicked(name)),
         };
-        let outcome = match self.context.and_then(|context| context.consistency()) {
+        let outcome = match said.and_then(|said| said.consistency.get().cloned()) {
             Some(said) => Returned::with_consistency(outcome, Some(said)),
             None => outcome,
         };
+        let (functions, problem) = (&self.metrics.functions, outcome.as_ref().err());
         if self.has_token {
-            let problem = outcome.as_ref().err();
-            self.metrics.functions.with_token(problem, waited);
+            functions.with_token(problem, waited);
         }
-        let problem = outcome.as_ref().err();
-        let elapsed = self.started.elapsed();
-        self.metrics.functions.ended(name, problem, elapsed);
+        functions.ended(name, problem, self.started.elapsed());
         outcome
     }
 }
 
 /// `run`, reported when it has ended or panicked. On the heap from the start: it is large, and moved to where it goes on.
-fn accounted(
+fn recorded(
     run: impl Future<Output = Ended> + Send + 'static,
-    account: Account,
+    record: RunRecord,
     span: Span,
 ) -> BoxFuture<'static, Outcome> {
     let run = AssertUnwindSafe(run).catch_unwind();
-    let run = run.map(|ended| account.close(ended.ok()));
+    let run = run.map(|ended| record.close(ended.ok()));
     Box::pin(run.instrument(span))
 }
 
@@ -454,9 +417,9 @@ async fn run_async(run: Run, held: Held, deadline: Deadline) -> Ended {
 
 /// Without a bound: the call of an app ends itself at its deadline, and knows whether the app may have run it.
 async fn run_in_app(run: InApp, held: Held) -> Ended {
-    let answered = run.await;
+    let (outcome, waited) = run.await;
     drop(held);
-    Ended::Answered(answered)
+    Ended::With(outcome, waited)
 }
 
 /// A thread cannot be stopped: at the deadline the caller gets its answer, and the call stays in flight until the

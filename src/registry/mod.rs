@@ -25,23 +25,24 @@ use tracing::Span;
 pub(crate) use self::keys::Store;
 pub(crate) use self::{executor::Executor, keys::Keys};
 use crate::{
-    app::{Answered, Listing},
+    app::Listing,
     call::{Args, Call},
     config::Identity,
     deadline::Deadline,
     declaration::Declaration,
-    gate::Gate,
+    gate::{Gate, Gates},
     name::{ConsistencyToken, FunctionName, RequestId},
     problem::{Code, FunctionError, Problem},
     protocol::Catalogue,
+    reply::Outcome,
     trace,
 };
 
 /// A function at work: its result as JSON, or its own error.
 type Run = BoxFuture<'static, Result<Box<RawValue>, FunctionError>>;
 
-/// A call in the app, which knows what came of it.
-type InApp = BoxFuture<'static, Answered>;
+/// A call in the app, which knows what came of it, and how long it waited until its data had seen what the call names.
+type InApp = BoxFuture<'static, (Outcome, Option<Duration>)>;
 
 /// A function that blocks its thread, ready to be run on one of its own.
 type Block = Box<dyn FnOnce() -> Result<Box<RawValue>, FunctionError> + Send>;
@@ -278,13 +279,13 @@ impl Registry {
         self.functions.contains_key(name)
     }
 
-    /// The call, ready to be polled in the span once the gate is open to it.
+    /// The call, ready to be polled in the span once the gates are open to it.
     fn prepare(
         &self,
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
-    ) -> Result<(Prepared, Option<&Arc<Gate>>, Span), Problem> {
+    ) -> Result<(Prepared, Gates, Span), Problem> {
         let name = &call.name;
         let Some(function) = self.functions.get(name) else {
             let detail = format!("no function {name} here");
@@ -294,7 +295,7 @@ impl Registry {
         let args = call.args.in_order(function.declaration.params.as_deref());
         let prepare = |args: Cow<'_, Args>| (function.prepare)(call, &args, deadline);
         match args.and_then(|args| span.in_scope(|| prepare(args))) {
-            Ok(prepared) => Ok((prepared, function.gate.as_ref(), span)),
+            Ok(prepared) => Ok((prepared, [function.gate.clone(), None], span)),
             Err(misfit) => {
                 let detail = format!("{name}: {misfit}");
                 Err(Problem::new(Code::InvalidArguments, detail))
@@ -349,6 +350,7 @@ pub struct CallContext {
 #[derive(Debug, Default)]
 struct Said {
     consistency: OnceLock<ConsistencyToken>,
+    /// How long the function waited, where it did.
     waited: OnceLock<Duration>,
 }
 
@@ -394,15 +396,6 @@ impl CallContext {
             let waited = at_most.as_millis();
             FunctionError::not_run(format!("the data here is behind, after {waited} ms"))
         })
-    }
-
-    fn consistency(&self) -> Option<ConsistencyToken> {
-        self.said.consistency.get().cloned()
-    }
-
-    /// How long the function waited, where it did.
-    fn waited(&self) -> Option<Duration> {
-        self.said.waited.get().copied()
     }
 }
 

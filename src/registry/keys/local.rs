@@ -25,22 +25,12 @@ use crate::{
 /// What a result takes besides its text, in bytes.
 const OVERHEAD: usize = 192;
 
-/// How much is remembered.
-#[derive(Clone, Copy, Debug)]
-struct Capacity {
-    /// Keys of all owners.
-    keys: usize,
-    /// Bytes of results.
-    results: usize,
-    /// Repeats that wait for one running call.
-    waiters: usize,
-}
-
-const CAPACITY: Capacity = Capacity {
-    keys: 1 << 18,
-    results: 32 << 20,
-    waiters: 64,
-};
+/// How many keys of all owners are remembered.
+const MAX_KEYS: usize = 1 << 18;
+/// How many bytes of results are.
+const MAX_RESULTS: usize = 32 << 20;
+/// How many repeats wait for one running call.
+const MAX_WAITERS: usize = 64;
 
 /// An outcome that others may wait for.
 type Awaited = watch::Receiver<Option<Arc<Outcome>>>;
@@ -48,7 +38,7 @@ type Awaited = watch::Receiver<Option<Arc<Outcome>>>;
 /// The outcomes by owner and key.
 #[derive(Debug)]
 pub(crate) struct LocalKeys {
-    capacity: Capacity,
+    max_keys: usize,
     contents: Mutex<Contents>,
 }
 
@@ -113,12 +103,8 @@ pub(in crate::registry) struct LocalClaim {
 
 impl LocalKeys {
     pub(super) fn new() -> Self {
-        Self::within(CAPACITY)
-    }
-
-    fn within(capacity: Capacity) -> Self {
         Self {
-            capacity,
+            max_keys: MAX_KEYS,
             contents: Mutex::default(),
         }
     }
@@ -156,11 +142,11 @@ impl LocalKeys {
         contents.forget_old(Instant::now());
         let owned = contents.owners.entry(call.key_owner.clone()).or_default();
         if let Some(entry) = owned.by_key.get(&key) {
-            return entry.recall(fingerprint, self.capacity.waiters);
+            return entry.recall(fingerprint);
         }
         let own = owned.by_key.len();
         // An owner may have as many as are free.
-        if own >= self.capacity.keys - contents.keys {
+        if own >= self.max_keys - contents.keys {
             return Recall::Refused(share_is_used(own));
         }
         let entry = KnownKey {
@@ -210,7 +196,7 @@ impl LocalClaim {
         let state = ran.then(|| KeyState::Ended(Arc::clone(&outcome)));
         let size = size(&outcome);
         let was = contents.end(&self.owner, self.key, state, size);
-        contents.drop_results(self.keys.capacity.results);
+        contents.drop_results();
         // Whoever waits may run at once, and must find this unlocked.
         drop(contents);
         if let Some(KeyState::Running(waiting)) = was {
@@ -274,9 +260,9 @@ impl Contents {
         Some(was)
     }
 
-    /// Drops results until `limit` bytes are left: always the largest of the owner that has the most bytes.
-    fn drop_results(&mut self, limit: usize) {
-        while self.bytes > limit {
+    /// Drops results until [`MAX_RESULTS`] are left: always the largest of the owner that has the most bytes.
+    fn drop_results(&mut self) {
+        while self.bytes > MAX_RESULTS {
             let Some(owned) = self.owners.values_mut().max_by_key(|owned| owned.bytes) else {
                 return;
             };
@@ -314,14 +300,14 @@ impl Owned {
 }
 
 impl KnownKey {
-    fn recall(&self, fingerprint: Fingerprint, waiters: usize) -> Recall {
+    fn recall(&self, fingerprint: Fingerprint) -> Recall {
         if self.fingerprint != fingerprint {
             return Recall::Refused(mismatch());
         }
         match &self.state {
-            KeyState::Running(waiting) if waiting.receiver_count() >= waiters => {
+            KeyState::Running(waiting) if waiting.receiver_count() >= MAX_WAITERS => {
                 let detail =
-                    format!("the call with this key runs, and {waiters} repeats wait for it");
+                    format!("the call with this key runs, and {MAX_WAITERS} repeats wait for it");
                 Recall::Refused(Problem::new(Code::Overloaded, detail).executed(Executed::Maybe))
             }
             KeyState::Running(waiting) => Recall::Running(waiting.subscribe()),
@@ -377,12 +363,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    const SMALL: Capacity = Capacity {
-        keys: 8,
-        results: usize::MAX,
-        waiters: 2,
-    };
-
     fn call(owner: &str) -> Call {
         let timeouts = Config::default().timeouts;
         let call = Call::from_json(br#"{"module":"M","function":"f"}"#, timeouts).unwrap();
@@ -419,7 +399,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_owner_may_have_as_many_keys_as_are_free_and_none_is_forgotten_early() {
-        let keys = Arc::new(LocalKeys::within(SMALL));
+        let keys = Arc::new(LocalKeys {
+            max_keys: 8,
+            contents: Mutex::default(),
+        });
         (0..4).for_each(|key| run(&keys, "a", key));
         time::advance(LIFE - Duration::from_secs(1)).await;
         assert_eq!(known(&keys, "a", 4), "overloaded");
@@ -441,7 +424,7 @@ mod tests {
     #[test]
     fn one_client_alone_has_131072_keys_and_its_first_is_remembered() {
         let keys = Arc::new(LocalKeys::new());
-        let share = u32::try_from(CAPACITY.keys / 2).unwrap();
+        let share = u32::try_from(MAX_KEYS / 2).unwrap();
         (0..share).for_each(|key| run(&keys, "shop", key));
         for key in share..share + 10 {
             assert_eq!(known(&keys, "shop", key), "overloaded");
@@ -455,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_claim_that_is_lost_is_not_run_again() {
-        let keys = Arc::new(LocalKeys::within(SMALL));
+        let keys = Arc::new(LocalKeys::new());
         let begun = |mut claim: LocalClaim| claim.begin();
         match recall(&keys, "a", 0) {
             Recall::New(claim) => begun(claim),
