@@ -7,7 +7,6 @@
 mod body;
 mod cookie;
 mod layer;
-mod rules;
 
 use std::{fmt, time::Duration};
 
