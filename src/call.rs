@@ -48,8 +48,8 @@ pub(crate) struct Call {
     pub timeout: Duration,
     /// Whether it may run twice: allows another attempt after one that may have run.
     pub idempotent: bool,
-    /// Which of these its caller left to the function's policy.
-    pub unsaid: Unsaid,
+    /// What its caller said of these two; the rest is the function's to say.
+    pub said: Policy,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
     /// Makes a repeat of this call the same call.
@@ -66,22 +66,6 @@ pub(crate) struct Call {
     pub memory: Option<Arc<Reserved>>,
     /// Lets a caller on another instance give it up while it waits; a caller here drops the future.
     pub ticket: Option<Ticket>,
-}
-
-/// What the caller of a call left to the policy of the function.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Unsaid {
-    pub timeout: bool,
-    pub idempotent: bool,
-}
-
-/// What a call says besides its function and its arguments.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Options {
-    pub timeout: Option<Duration>,
-    pub idempotent: Option<bool>,
-    /// Only on this instance of the region.
-    pub instance: Option<InstanceId>,
 }
 
 /// The members of a call in JSON, in the order of [`Call::from_members`].
@@ -111,23 +95,15 @@ const EACH_MEMBERS: &[&str; MEMBERS.len() + 1] = &[
 ];
 
 impl Call {
-    /// The call of `name` with `args` under `options`, which takes `default` where it names no timeout.
-    pub(crate) fn new(name: FunctionName, args: Args, options: Options, default: Duration) -> Self {
-        let Options {
-            timeout,
-            idempotent,
-            instance,
-        } = options;
+    /// The call of `name` with `args`, of which its caller `said` so much; `default` is its timeout where that says none.
+    pub(crate) fn new(name: FunctionName, args: Args, said: Policy, default: Duration) -> Self {
         Self {
             name,
             args,
-            timeout: timeout.unwrap_or(default),
-            idempotent: idempotent.unwrap_or(false),
-            unsaid: Unsaid {
-                timeout: timeout.is_none(),
-                idempotent: idempotent.is_none(),
-            },
-            instance,
+            timeout: said.timeout.unwrap_or(default),
+            idempotent: said.idempotent.unwrap_or(false),
+            said,
+            instance: None,
             key: None,
             key_owner: None,
             after: None,
@@ -157,15 +133,14 @@ impl Call {
         waited.unwrap_or_else(|| Err(given_up()))
     }
 
-    /// Puts what its caller left unsaid under the policy that `declared` is; no timeout is above `max`.
+    /// Puts the call under the policy that its function `declared`: what its caller said comes first, and no timeout is above
+    /// `max`.
     pub(crate) fn put_under(&mut self, declared: Policy, max: Duration) {
-        let (timeout, idempotent) = declared;
-        if let Some(timeout) = timeout.filter(|_| self.unsaid.timeout) {
+        if let (None, Some(timeout)) = (self.said.timeout, declared.timeout) {
             self.timeout = timeout.min(max);
         }
-        if let Some(idempotent) = idempotent.filter(|_| self.unsaid.idempotent) {
-            self.idempotent = idempotent;
-        }
+        let said = self.said.idempotent.or(declared.idempotent);
+        self.idempotent = said.unwrap_or(false);
     }
 
     /// The call in the body of `POST /rpc/{region}`.
@@ -207,22 +182,18 @@ impl Call {
             function: name("function", function)?,
         };
         let args = args.map_or_else(|| Ok(Args::default()), arguments)?;
-        let options = Options {
-            timeout: timeout_ms
-                .map(|raw| timeout(raw, timeouts.max))
-                .transpose()?,
+        let timeout = timeout_ms.map(|raw| timeout(raw, timeouts.max));
+        let idempotent = idempotent.map(|raw| raw.get().parse());
+        let said = Policy {
+            timeout: timeout.transpose()?,
             idempotent: idempotent
-                .map(|raw| {
-                    raw.get()
-                        .parse()
-                        .map_err(|_| wrong("idempotent", "true or false"))
-                })
-                .transpose()?,
-            instance: instance
-                .map(|raw| parsed("instance", raw, InstanceId::RULE))
-                .transpose()?,
+                .transpose()
+                .map_err(|_| wrong("idempotent", "true or false"))?,
         };
-        Ok(Self::new(name, args, options, timeouts.default))
+        Ok(Self {
+            instance: optional("instance", instance, InstanceId::RULE)?,
+            ..Self::new(name, args, said, timeouts.default)
+        })
     }
 }
 
@@ -257,6 +228,15 @@ fn timeout(raw: &RawValue, max: Duration) -> Result<Duration, Problem> {
 pub(crate) fn parsed<T: FromStr>(member: &str, raw: &RawValue, rule: &str) -> Result<T, Problem> {
     let value = json::text(raw).and_then(|text| text.parse().ok());
     value.ok_or_else(|| wrong(member, rule))
+}
+
+/// The value of a member that need not be there.
+pub(crate) fn optional<T: FromStr>(
+    member: &str,
+    raw: Option<&RawValue>,
+    rule: &str,
+) -> Result<Option<T>, Problem> {
+    raw.map(|raw| parsed(member, raw, rule)).transpose()
 }
 
 /// The problem of a call without `member`.

@@ -39,8 +39,13 @@ pub struct Declaration {
     pub(crate) result: Option<Value>,
 }
 
-/// What holds for a call that does not say so itself: its timeout, and whether it may run twice.
-pub(crate) type Policy = (Option<Duration>, Option<bool>);
+/// What is said of a call, by itself or by its function.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Policy {
+    pub timeout: Option<Duration>,
+    /// Whether it may run twice.
+    pub idempotent: Option<bool>,
+}
 
 /// One parameter of a function.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
@@ -128,8 +133,12 @@ impl Declaration {
         *self == Self::default()
     }
 
+    /// What holds for a call that does not say it itself.
     pub(crate) fn policy(&self) -> Policy {
-        (self.timeout_ms.map(Duration::from_millis), self.idempotent)
+        Policy {
+            timeout: self.timeout_ms.map(Duration::from_millis),
+            idempotent: self.idempotent,
+        }
     }
 
     /// Checks what its types do not.

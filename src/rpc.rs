@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::{
-    call::{Args, Call, Options, Per, Timeouts},
+    call::{Args, Call, Per, Timeouts},
+    declaration::Policy,
     dispatch::{Dispatcher, FanOut, Report},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
@@ -378,12 +379,12 @@ impl Rpc {
             true => Args::from_members(args)?,
             false => Args::from_values(args)?,
         };
-        let said = Options {
+        let said = Policy {
             timeout: options.timeout,
             idempotent: options.idempotent.then_some(true),
-            instance: options.instance,
         };
         Ok(Call {
+            instance: options.instance,
             key: options.idempotency_key,
             key_owner: Some(KeyOwner::program()),
             after: options.after,

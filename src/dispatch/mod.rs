@@ -330,7 +330,7 @@ impl Dispatcher {
     /// Puts `call`, before it is dispatched, under the policy of its function, as the first region of `targets` declares it
     /// that does.
     pub(crate) fn put_under_policy(&self, targets: &Targets, call: &mut Call) {
-        let is_unsaid = call.unsaid.timeout || call.unsaid.idempotent;
+        let is_unsaid = call.said.timeout.is_none() || call.said.idempotent.is_none();
         if is_unsaid && let Some(policy) = self.policy(targets, &call.name, Declaration::policy) {
             call.put_under(policy, self.local.timeouts.max);
         }

@@ -23,7 +23,7 @@ use crate::{
     call::Timeouts,
     cluster::{KnownAddress, KnownPeer, Overview},
     deadline::whole_ms,
-    declaration::Declaration,
+    declaration::{Declaration, Policy},
     dispatch::{Choice, Needs, Standing},
     name::FunctionName,
     problem::{Code, Problem},
@@ -150,7 +150,10 @@ fn policy(api: &Api, targets: &Targets, name: &FunctionName) -> PolicyDocument {
     let declared = api.dispatcher.policy(targets, name, Declaration::clone);
     let declared = declared.unwrap_or_default();
     let Timeouts { default, max } = api.local.timeouts;
-    let (timeout, idempotent) = declared.policy();
+    let Policy {
+        timeout,
+        idempotent,
+    } = declared.policy();
     let from = |is_declared| match is_declared {
         true => PolicySource::Function,
         false => PolicySource::Setting,

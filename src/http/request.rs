@@ -19,9 +19,10 @@ use tokio::time::Instant;
 
 use super::{Api, replay};
 use crate::{
-    call::{Args, Call, Options, Per, Timeouts},
+    call::{Args, Call, Per, Timeouts},
     config::Route,
     deadline::Deadline,
+    declaration::Policy,
     json, lifecycle,
     memory::{Reserved, Share},
     name::{ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, Name},
@@ -149,7 +150,7 @@ fn name(what: &str, segment: &str) -> Result<Name, Problem> {
     })
 }
 
-/// The call of `name` with the arguments in `body` and the options in `headers`; the body too, for what it holds.
+/// The call of `name` with the arguments in `body`, as the `headers` have it; the body too, for what it holds.
 async fn call_by_path(
     api: &Api,
     name: FunctionName,
@@ -157,7 +158,10 @@ async fn call_by_path(
     body: Body,
 ) -> Result<(Call, Received), Problem> {
     let Timeouts { default, max } = api.local.timeouts;
-    let options = options(headers, max)?;
+    let said = policy(headers, max)?;
+    let instance = header(headers, &INSTANCE, InstanceId::RULE, |text| {
+        text.parse().ok()
+    })?;
     let body = match body.is_end_stream() {
         // Without arguments it may be left out, whatever the content type.
         true => Received {
@@ -170,7 +174,11 @@ async fn call_by_path(
         [] => Args::default(),
         bytes => arguments(bytes)?,
     };
-    Ok((Call::new(name, args, options, default), body))
+    let call = Call {
+        instance,
+        ..Call::new(name, args, said, default)
+    };
+    Ok((call, body))
 }
 
 fn arguments(body: &[u8]) -> Result<Args, Problem> {
@@ -180,19 +188,16 @@ fn arguments(body: &[u8]) -> Result<Args, Problem> {
     })
 }
 
-fn options(headers: &HeaderMap, max: Duration) -> Result<Options, Problem> {
+fn policy(headers: &HeaderMap, max: Duration) -> Result<Policy, Problem> {
     let longest = max.as_millis();
     let timeout = |text: &str| {
         let timeout = Duration::from_millis(text.parse().ok()?);
         (!timeout.is_zero() && timeout <= max).then_some(timeout)
     };
     let rule = format!("an integer from 1 to {longest}");
-    Ok(Options {
+    Ok(Policy {
         timeout: header(headers, &TIMEOUT, &rule, timeout)?,
         idempotent: header(headers, &IDEMPOTENT, "true or false", |text| {
-            text.parse().ok()
-        })?,
-        instance: header(headers, &INSTANCE, InstanceId::RULE, |text| {
             text.parse().ok()
         })?,
     })

@@ -1,13 +1,14 @@
 //! A call as one instance sends it to another: the object of `POST /rpc/{region}` with the members that only instances
 //! send. Written once by the instance that asks, read once by the one that runs it.
 
-use std::{str::FromStr, time::Duration};
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 
 use super::lines::{self, CallLine, ID, PlainLine, id_of};
 use crate::{
-    call::{Args, Call, MAX_TIMEOUT, MEMBERS, Options, Timeouts, missing, parsed},
+    call::{Args, Call, MAX_TIMEOUT, MEMBERS, Timeouts, missing, optional, parsed},
+    declaration::Policy,
     json::{self, Unknown},
     name::{
         BootId, ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, KeyOwner, RequestId,
@@ -88,13 +89,13 @@ impl Exec {
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
             return None;
         }
-        let options = Options {
+        let said = Policy {
             timeout: Some(timeout),
-            ..Options::default()
+            idempotent: None,
         };
         let exec = Self {
             region,
-            call: Call::new(name, args, options, timeout),
+            call: Call::new(name, args, said, timeout),
             request_id: Some(request_id),
             at_us: Some(at_us),
         };
@@ -176,15 +177,6 @@ impl Exec {
             args: json::in_one_line(call.args.raw().get()),
         }
     }
-}
-
-/// The value of a member that need not be there.
-fn optional<T: FromStr>(
-    member: &str,
-    raw: Option<&RawValue>,
-    rule: &str,
-) -> Result<Option<T>, Problem> {
-    raw.map(|raw| parsed(member, raw, rule)).transpose()
 }
 
 #[cfg(test)]
