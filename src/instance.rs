@@ -405,7 +405,7 @@ impl Listeners {
         drain: DrainConfig,
     ) -> (Server, Option<(SocketAddr, Server)>) {
         let (memory, lifecycle) = (&api.local.memory, &api.dispatcher.lifecycle);
-        let places = Shares::of(server::open_files(), memory.limit());
+        let places = Shares::of(server::open_files(), memory.limit);
         let clients = match shares {
             true => places.clients,
             false => places.public,
@@ -472,7 +472,7 @@ fn assemble(
         discovery.names.clear();
     }
     let memory = Budget::new(limits.max_memory.unwrap_or_else(memory::default_limit));
-    let (room, least) = (memory.limit(), limits.least_memory());
+    let (room, least) = (memory.limit, limits.least_memory());
     if room < least {
         tracing::warn!(
             "the largest bodies are refused: RPC_MAX_MEMORY is {room} bytes by what there is here, and RPC_MAX_BODY takes \

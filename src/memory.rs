@@ -34,7 +34,8 @@ pub(crate) enum Share {
 /// A budget of bytes, shared by all who hold some of it.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    limit: usize,
+    /// The most bytes that are ever reserved, unless they are taken.
+    pub(crate) limit: usize,
     held: AtomicUsize,
 }
 
@@ -51,11 +52,6 @@ impl Budget {
             limit,
             held: AtomicUsize::new(0),
         })
-    }
-
-    /// The most bytes that are ever reserved, unless they are taken.
-    pub(crate) fn limit(&self) -> usize {
-        self.limit
     }
 
     pub(crate) fn held(&self) -> usize {

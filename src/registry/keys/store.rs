@@ -186,7 +186,7 @@ impl Store {
             live: watch::Sender::new(None),
             broken: Notify::new(),
             waiters: Semaphore::new(WAITERS),
-            looks: Semaphore::new((memory.limit() / LOOKS_PART / MAX_KEPT).max(1)),
+            looks: Semaphore::new((memory.limit / LOOKS_PART / MAX_KEPT).max(1)),
             pending: Mutex::new(Pending::within(&memory)),
             memory,
         });
@@ -523,7 +523,7 @@ impl Pending {
         Self {
             changes: Vec::new(),
             reserved: memory.take(0),
-            most: most.min(memory.limit() / part),
+            most: most.min(memory.limit / part),
         }
     }
 
