@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::channel::{Answer, Unread};
+use super::channel::{AppAnswer, Unread};
 use crate::{
     json,
     name::{ConsistencyToken, FunctionName},
@@ -22,7 +22,7 @@ const WAITED: &str = "rpc-waited-ms";
 const JSON: &str = "application/json";
 
 /// What `answer` to a call of `name` means, whose result may have `limit` bytes.
-pub(super) fn outcome(name: &FunctionName, answer: &Answer, limit: usize) -> Outcome {
+pub(super) fn outcome(name: &FunctionName, answer: &AppAnswer, limit: usize) -> Outcome {
     let status = answer.status;
     match status.as_u16() {
         // A result says that the function ran, whatever a header says.
@@ -36,7 +36,7 @@ pub(super) fn outcome(name: &FunctionName, answer: &Answer, limit: usize) -> Out
 
 /// Whether an app that does not have this path, or does not accept the token, would give the same answer. The app's list
 /// then shows whether it is the function's own.
-pub(super) fn may_be_missing(answer: &Answer) -> bool {
+pub(super) fn may_be_missing(answer: &AppAnswer) -> bool {
     let status = answer.status.as_u16();
     matches!(status, 401 | 403 | 404 | 405) && !says_not_executed(&answer.headers)
 }
@@ -67,7 +67,7 @@ fn says_not_executed(headers: &HeaderMap) -> bool {
 }
 
 /// The app says that it did not run the function.
-fn refused(name: &FunctionName, answer: &Answer) -> Problem {
+fn refused(name: &FunctionName, answer: &AppAnswer) -> Problem {
     let code = match answer.status.as_u16() {
         404 => Code::FunctionUnknown,
         400 | 422 => Code::InvalidArguments,
@@ -81,7 +81,7 @@ fn refused(name: &FunctionName, answer: &Answer) -> Problem {
     Problem::new(code, detail)
 }
 
-fn result(name: &FunctionName, answer: &Answer, limit: usize) -> Outcome {
+fn result(name: &FunctionName, answer: &AppAnswer, limit: usize) -> Outcome {
     let body = match &answer.body {
         Ok(body) => body,
         Err(unread) => return Err(dropped("Result", *unread, limit)),
@@ -102,7 +102,7 @@ fn result(name: &FunctionName, answer: &Answer, limit: usize) -> Outcome {
 }
 
 /// A 5xx.
-fn error(name: &FunctionName, answer: &Answer, limit: usize) -> Problem {
+fn error(name: &FunctionName, answer: &AppAnswer, limit: usize) -> Problem {
     let status = answer.status;
     if answer.body.is_err() || document(answer).is_some() {
         return failed(answer, limit);
@@ -117,7 +117,7 @@ fn error(name: &FunctionName, answer: &Answer, limit: usize) -> Problem {
 }
 
 /// The function ran and returned an error: what the body says of it, if that is JSON.
-fn failed(answer: &Answer, limit: usize) -> Problem {
+fn failed(answer: &AppAnswer, limit: usize) -> Problem {
     if let Err(unread) = answer.body {
         return dropped("Error", unread, limit);
     }
@@ -176,7 +176,7 @@ impl AppError {
 }
 
 /// The JSON of an error; `None` where there is none. Where it has neither a text nor data, the whole of it is the data.
-fn document(answer: &Answer) -> Option<AppError> {
+fn document(answer: &AppAnswer) -> Option<AppError> {
     let body = answer.body.as_deref().ok();
     let whole = json::value(body.filter(|_| is_json(&answer.headers))?).ok()?;
     let mut document: AppError = serde_json::from_str(whole.get()).unwrap_or_default();
@@ -210,7 +210,7 @@ mod tests {
     fn only_what_an_app_without_the_function_answers_asks_for_its_list() {
         let asks = |status: u16, executed: &'static str| {
             let headers = [(EXECUTED.parse().unwrap(), executed.parse().unwrap())];
-            may_be_missing(&Answer {
+            may_be_missing(&AppAnswer {
                 status: StatusCode::from_u16(status).unwrap(),
                 headers: headers.into_iter().collect(),
                 body: Ok(Vec::new()),

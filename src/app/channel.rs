@@ -52,7 +52,7 @@ pub(super) struct Channel {
     /// The budget for the bodies of answers.
     memory: Arc<Budget>,
     /// The connections that carry no call, and since when.
-    idle: Mutex<Vec<(Connection, Instant)>>,
+    idle: Mutex<Vec<(AppConnection, Instant)>>,
 }
 
 /// A connection; it is closed when this is dropped.
@@ -60,7 +60,7 @@ pub(super) struct Channel {
 /// hyper has the two halves in tasks of their own, which hand each call over and back. Here the call that has the connection
 /// drives both, and nothing drives it while it is idle.
 #[derive(Debug)]
-struct Connection {
+struct AppConnection {
     sender: SendRequest<Full<Bytes>>,
     driver: Fuse<http1::Connection<Socket, Full<Bytes>>>,
 }
@@ -68,7 +68,7 @@ struct Connection {
 type Socket = TokioIo<Either<TcpStream, UnixStream>>;
 
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct AppAnswer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Result<Vec<u8>, Unread>,
@@ -128,7 +128,7 @@ impl Channel {
         &self,
         limit: usize,
         build: impl Fn() -> Request<Full<Bytes>>,
-    ) -> Result<Answer, Broken> {
+    ) -> Result<AppAnswer, Broken> {
         // The one that was used last is the least likely to be closed just now; those that are not needed grow old.
         while let Some(connection) = self.last_used() {
             // `None`: it was closed before anything was sent, so the next one is tried.
@@ -147,10 +147,10 @@ impl Channel {
     /// The same over `connection`; `None` when nothing was sent because it is closed.
     async fn exchange_over(
         &self,
-        mut connection: Connection,
+        mut connection: AppConnection,
         build: impl Fn() -> Request<Full<Bytes>>,
         limit: usize,
-    ) -> Option<Result<Answer, Broken>> {
+    ) -> Option<Result<AppAnswer, Broken>> {
         let mut memory = self.memory.take(0);
         let mut request = build();
         request
@@ -164,7 +164,7 @@ impl Channel {
         if body.is_ok() {
             self.idle().push((connection, Instant::now()));
         }
-        Some(Ok(Answer {
+        Some(Ok(AppAnswer {
             status: head.status,
             headers: head.headers,
             body,
@@ -172,11 +172,11 @@ impl Channel {
         }))
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<(Connection, Instant)>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<(AppConnection, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn last_used(&self) -> Option<Connection> {
+    fn last_used(&self) -> Option<AppConnection> {
         let mut idle = self.idle();
         while let Some((connection, since)) = idle.pop() {
             if since.elapsed() < IDLE
@@ -192,20 +192,20 @@ impl Channel {
         self.idle().retain(|(_, since)| since.elapsed() < IDLE);
     }
 
-    async fn connect(&self) -> io::Result<Connection> {
+    async fn connect(&self) -> io::Result<AppConnection> {
         let connecting = async {
             match &self.url.address {
                 AppAddress::Tcp(address) => {
                     let stream = TcpStream::connect(address).await?;
                     stream.set_nodelay(true)?;
-                    Connection::over(Either::Left(stream)).await
+                    AppConnection::over(Either::Left(stream)).await
                 }
                 AppAddress::Unix(path) => loop {
                     match UnixStream::connect(path).await {
                         Err(error) if error.kind() == ErrorKind::WouldBlock => {
                             time::sleep(AGAIN).await;
                         }
-                        connected => break Connection::over(Either::Right(connected?)).await,
+                        connected => break AppConnection::over(Either::Right(connected?)).await,
                     }
                 },
             }
@@ -215,7 +215,7 @@ impl Channel {
     }
 }
 
-impl Connection {
+impl AppConnection {
     async fn over(stream: Either<TcpStream, UnixStream>) -> io::Result<Self> {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(MAX_HEAD);

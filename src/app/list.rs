@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ASKS, App, AppHealth, AppStatus,
     answer::is_json,
-    channel::{Answer, Broken, Channel, Unread},
+    channel::{AppAnswer, Broken, Channel, Unread},
 };
 #[cfg(feature = "cli")]
 use crate::{config::AppUrl, memory::Budget, token::Token};
@@ -223,7 +223,7 @@ impl Channel {
         Ok(answer.status.is_success() && Listing::parse(&body).is_ok())
     }
 
-    async fn get_list(&self, with_token: bool) -> Result<Answer, NoList> {
+    async fn get_list(&self, with_token: bool) -> Result<AppAnswer, NoList> {
         let ask = || self.exchange(MAX_LIST, || self.list_request(with_token));
         let asked = async {
             match ask().await {

@@ -22,7 +22,7 @@ impl Fingerprint {
     pub(super) fn of_call(call: &Call) -> Self {
         let mut out = format!("{}\0{}\0", call.name.module, call.name.function).into_bytes();
         let text = call.args.raw().get().as_bytes();
-        Reader { text, at: 0 }.value(&mut out);
+        JsonCursor { text, at: 0 }.value(&mut out);
         Self::of(&out)
     }
 
@@ -39,12 +39,12 @@ impl std::fmt::Display for Fingerprint {
 }
 
 /// Reads text that is JSON, as was checked before, and writes each value in one form that no other value has.
-struct Reader<'a> {
+struct JsonCursor<'a> {
     text: &'a [u8],
     at: usize,
 }
 
-impl Reader<'_> {
+impl JsonCursor<'_> {
     fn value(&mut self, out: &mut Vec<u8>) {
         match self.peek() {
             Some(b'{') => self.object(out),

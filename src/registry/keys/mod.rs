@@ -43,7 +43,7 @@ pub(super) enum Known {
 pub(super) enum Claim {
     Here(local::LocalClaim),
     #[cfg(feature = "redis")]
-    Stored(store::Claim),
+    Stored(store::StoredClaim),
 }
 
 impl Keys {

@@ -27,7 +27,7 @@ use crate::{
     lifecycle::InFlight,
     local::LocalInstance,
     memory::{Budget, Reserved, Share},
-    name::{BootId, IdempotencyKey, RequestId},
+    name::{BootId, IdempotencyKey, RequestId, random_word},
     problem::{Code, Executed, Problem},
     reply::{Meta, Outcome, ProblemDocument, Returned},
 };
@@ -159,7 +159,7 @@ enum State {
 }
 
 /// The right, and the duty, to run a call; or a claim that is being made.
-pub(in crate::registry) struct Claim {
+pub(in crate::registry) struct StoredClaim {
     store: Arc<Store>,
     fingerprint: String,
     name: String,
@@ -350,10 +350,10 @@ impl Store {
             fingerprint: fingerprint.clone(),
             state: State::Running {
                 boot: self.boot.clone(),
-                claim: once(),
+                claim: random_word(),
             },
         };
-        let claim = Claim {
+        let claim = StoredClaim {
             store: Arc::clone(self),
             fingerprint,
             name: format!("{}:key:{owner}:{hash}", self.prefix),
@@ -374,7 +374,7 @@ impl Store {
     /// Makes `claim`, or gives the outcome of the call that has the key; `is_found` is set if there is one: it may have run.
     async fn known(
         self: &Arc<Self>,
-        mut claim: Claim,
+        mut claim: StoredClaim,
         call: &Call,
         deadline: Deadline,
         is_found: &mut bool,
@@ -438,7 +438,7 @@ impl Store {
     /// Claims a key that nobody has, in the place of a mark where there is one, or gives what is stored of it.
     async fn claim_or_look(
         &self,
-        claim: &mut Claim,
+        claim: &mut StoredClaim,
         life: Duration,
     ) -> Result<Option<(String, Record)>, Away> {
         let mut connection = self.live().inspect_err(|_| claim.forget())?;
@@ -472,7 +472,7 @@ impl Store {
     /// Claims a key in the place of a mark; whether that was still there.
     async fn claim_instead(
         &self,
-        claim: &Claim,
+        claim: &StoredClaim,
         mark: String,
         life: Duration,
     ) -> Result<bool, Away> {
@@ -492,7 +492,12 @@ impl Store {
     }
 
     /// Takes a claim away from the process `boot` if that has ended; whether it has.
-    async fn mark_if_lost(&self, claim: &Claim, boot: &BootId, from: String) -> Result<bool, Away> {
+    async fn mark_if_lost(
+        &self,
+        claim: &StoredClaim,
+        boot: &BootId,
+        from: String,
+    ) -> Result<bool, Away> {
         if self.lives(boot).await? {
             return Ok(false);
         }
@@ -589,7 +594,7 @@ impl Change {
     }
 }
 
-impl Claim {
+impl StoredClaim {
     /// The call may have run from now on.
     pub(super) fn begin(&mut self) {
         self.has_started = true;
@@ -652,7 +657,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for StoredClaim {
     /// A call whose task ended without an outcome may have run, and its outcome is not known. One that was given up before it
     /// started did not.
     fn drop(&mut self) {
@@ -683,7 +688,7 @@ impl Record {
     fn given_up() -> Self {
         Self {
             fingerprint: String::new(),
-            state: State::GivenUp(once()),
+            state: State::GivenUp(random_word()),
         }
     }
 
@@ -763,9 +768,4 @@ fn away(why: &Away, is_found: bool) -> Problem {
 fn too_many_wait() -> Problem {
     let detail = format!("the call with this key runs, and {WAITERS} repeats wait here already");
     Problem::new(Code::Overloaded, detail).executed(Executed::Maybe)
-}
-
-/// A word that is there once.
-fn once() -> String {
-    format!("{:032x}", rand::random::<u128>())
 }
