@@ -154,14 +154,6 @@ impl Returned {
         }
     }
 
-    /// Whether `outcome` is that of an earlier call.
-    pub(crate) fn is_replayed(outcome: &Outcome) -> bool {
-        match outcome {
-            Ok(returned) => returned.replayed,
-            Err(problem) => problem.replayed,
-        }
-    }
-
     /// `outcome`, marked as that of an earlier call.
     pub(crate) fn replayed(mut outcome: Outcome) -> Outcome {
         match &mut outcome {
@@ -169,14 +161,6 @@ impl Returned {
             Err(problem) => problem.replayed = true,
         }
         outcome
-    }
-
-    /// What the function that ran said of its data.
-    pub(crate) fn consistency(outcome: &Outcome) -> Option<&ConsistencyToken> {
-        match outcome {
-            Ok(returned) => returned.consistency.as_ref(),
-            Err(problem) => problem.consistency.as_ref(),
-        }
     }
 
     /// `outcome` with what the function `said` of its data, where it ran.

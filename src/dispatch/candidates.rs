@@ -46,8 +46,7 @@ pub(super) enum Candidates {
 }
 
 impl Candidates {
-    /// The candidates for `call` among `peers`, and this instance `me` when it is in the region; a key picks one unless all
-    /// instances share what they remember.
+    /// The candidates for `call` among `peers`, and this instance `me` when it is in the region; whether the `key_picks` one.
     ///
     /// # Errors
     /// [`Code::InstanceUnknown`] when the call asks for an instance that is not in the region.
@@ -55,7 +54,7 @@ impl Candidates {
         peers: &RegionPeers,
         me: Option<&InstanceId>,
         call: &Call,
-        shares_keys: bool,
+        key_picks: bool,
     ) -> Result<Self, Problem> {
         if let Some(instance) = &call.instance {
             let found = peers.find(instance).cloned().map(Candidate::There);
@@ -73,7 +72,7 @@ impl Candidates {
             ));
         }
         Ok(match &call.key {
-            Some(key) if !shares_keys => {
+            Some(key) if key_picks => {
                 Self::Ranked(ranked(peers, me, key, call.idempotent).into_iter())
             }
             Some(_) | None => Self::Any { tried: Vec::new() },

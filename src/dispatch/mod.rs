@@ -64,9 +64,13 @@ pub(crate) struct Report {
 impl Report {
     /// `result`, of which the account `meta` has what it says of itself.
     fn new(result: Result<Returned, Problem>, meta: Meta) -> Self {
+        let (replayed, consistency) = match &result {
+            Ok(returned) => (returned.replayed, returned.consistency.clone()),
+            Err(problem) => (problem.replayed, problem.consistency.clone()),
+        };
         let meta = Meta {
-            replayed: Returned::is_replayed(&result),
-            consistency: Returned::consistency(&result).cloned(),
+            replayed,
+            consistency,
             ..meta
         };
         Self { result, meta }
@@ -84,7 +88,7 @@ impl Dispatcher {
         admitted: Option<InFlight>,
     ) -> Report {
         let deadline = Deadline::since(arrived, call.timeout);
-        let shares_keys = self.executor.shares_keys();
+        let shares_keys = self.executor.keys.are_shared();
         let mut attempts = Attempts::new(request_id, deadline, shares_keys, admitted);
         let (region, result) = match targets.only(&self.local.identity.primary) {
             Some(region) => {
@@ -177,7 +181,7 @@ impl Dispatcher {
             let first = targets.first(&self.local.identity.primary);
             return (first.cloned(), Err(draining));
         }
-        let is_strict = call.key.is_some() && !call.idempotent && !self.executor.shares_keys();
+        let is_strict = self.key_picks(call) && !call.idempotent;
         if is_strict && targets.has_any() {
             let detail = "a call with an idempotency key needs regions by name, or idempotent: true: \"any\" may mean another \
                           region when the call is repeated";
@@ -395,14 +399,18 @@ impl Dispatcher {
         Report::new(result, meta)
     }
 
-    /// Whether the call runs here without a choice. A call with a key is the region's: its key chooses the instance, unless
-    /// all instances share what they remember.
+    /// Whether the call runs here without a choice.
     fn runs_here(&self, region: &Region, call: &Call) -> bool {
         *region == self.local.identity.region
             && match &call.instance {
                 Some(asked) => *asked == self.local.identity.instance,
-                None => call.key.is_none() || self.executor.shares_keys(),
+                None => !self.key_picks(call),
             }
+    }
+
+    /// Whether the key of the call chooses the instance, as it does unless all of them share what they remember.
+    fn key_picks(&self, call: &Call) -> bool {
+        call.key.is_some() && !self.executor.keys.are_shared()
     }
 
     /// Why a call that a peer forwarded is not for this process.
@@ -434,7 +442,7 @@ impl Dispatcher {
         attempts.admit(&self.lifecycle)?;
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
         let me = (*region == self.local.identity.region).then_some(&self.local.identity.instance);
-        let mut candidates = Candidates::new(&known, me, call, self.executor.shares_keys())?;
+        let mut candidates = Candidates::new(&known, me, call, self.key_picks(call))?;
         let budget = self.budgets.of(region);
         budget.deposit();
         let mut next = candidates.next(&known, call, attempts)?;
@@ -534,8 +542,7 @@ impl Dispatcher {
         call: &Call,
         deadline: Deadline,
     ) -> Result<Arc<RegionPeers>, Problem> {
-        let any_will_do =
-            (call.key.is_none() || self.executor.shares_keys()) && call.instance.is_none();
+        let any_will_do = call.instance.is_none() && !self.key_picks(call);
         let found = self.peers(region);
         if (any_will_do && found.is_ok()) || self.cluster.is_first_round_over() {
             return found;

@@ -101,7 +101,7 @@ fn readings(api: &Api) -> Registry {
         let help = "1 while the functions of the app beside the instance are offered";
         show("app_up", help, app.offered().is_some().into());
     }
-    if let Some(is_up) = api.executor.key_store_is_up() {
+    if let Some(is_up) = api.executor.keys.store_is_up() {
         let help = "1 while the store of idempotency keys answers";
         show("key_store_up", help, is_up.into());
     }

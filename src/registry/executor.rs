@@ -55,7 +55,7 @@ pub(crate) struct Executor {
     lifecycle: Arc<Lifecycle>,
     slots: Arc<Semaphore>,
     threads: Arc<Semaphore>,
-    keys: Keys,
+    pub(crate) keys: Keys,
 }
 
 /// What a running call holds until its function has ended.
@@ -119,16 +119,6 @@ impl Executor {
 
     pub(crate) fn app(&self) -> Option<&Arc<App>> {
         self.app.as_ref()
-    }
-
-    /// Whether any instance knows what another has run under a key.
-    pub(crate) fn shares_keys(&self) -> bool {
-        self.keys.are_shared()
-    }
-
-    /// Whether the store of idempotency keys answers; `None` without one.
-    pub(crate) fn key_store_is_up(&self) -> Option<bool> {
-        self.keys.store_is_up()
     }
 
     pub(crate) fn running(&self) -> usize {

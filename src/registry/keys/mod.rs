@@ -57,7 +57,7 @@ impl Keys {
     }
 
     /// Whether the store answers; `None` without one.
-    pub(super) fn store_is_up(&self) -> Option<bool> {
+    pub(crate) fn store_is_up(&self) -> Option<bool> {
         match self {
             Self::Here(_) => None,
             #[cfg(feature = "redis")]
