@@ -13,7 +13,7 @@ use futures_util::{
     FutureExt,
     future::{Fuse, FusedFuture},
 };
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header, response::Parts};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     body::{Body, Incoming},
@@ -151,25 +151,16 @@ impl Channel {
         build: impl Fn() -> Request<Full<Bytes>>,
         limit: usize,
     ) -> Option<Result<AppAnswer, Broken>> {
-        let mut memory = self.memory.take(0);
         let mut request = build();
         request
             .headers_mut()
             .insert(header::HOST, self.host.clone());
-        let (head, body) = match connection.send(request, limit, &mut memory).await? {
-            Ok(answered) => answered,
-            Err(broken) => return Some(Err(broken)),
-        };
+        let answered = connection.send(request, limit, self.memory.take(0)).await?;
         // One whose answer was not read to its end is closed.
-        if body.is_ok() {
+        if answered.as_ref().is_ok_and(|answer| answer.body.is_ok()) {
             self.idle().push((connection, Instant::now()));
         }
-        Some(Ok(AppAnswer {
-            status: head.status,
-            headers: head.headers,
-            body,
-            _memory: memory,
-        }))
+        Some(answered)
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<(AppConnection, Instant)>> {
@@ -235,21 +226,25 @@ impl AppConnection {
         (!self.driver.is_terminated() && self.sender.is_ready()).then_some(self)
     }
 
-    /// The head of the answer to `request`, and its body as [`read`] reads it; `None` when nothing was sent because the
-    /// connection is closed.
+    /// The answer to `request`, its body as [`read`] reads it; `None` when nothing was sent because the connection is closed.
     async fn send(
         &mut self,
         request: Request<Full<Bytes>>,
         limit: usize,
-        memory: &mut Reserved,
-    ) -> Option<Result<(Parts, Result<Vec<u8>, Unread>), Broken>> {
+        mut memory: Reserved,
+    ) -> Option<Result<AppAnswer, Broken>> {
         let response = self.sender.try_send_request(request);
-        let mut answered = pin!(async {
+        let mut answered = pin!(async move {
             match response.await {
                 Ok(response) => {
                     let (head, body) = response.into_parts();
-                    let body = read(body, limit, memory).await;
-                    Some(body.map(|body| (head, body)))
+                    let body = read(body, limit, &mut memory).await;
+                    Some(body.map(|body| AppAnswer {
+                        status: head.status,
+                        headers: head.headers,
+                        body,
+                        _memory: memory,
+                    }))
                 }
                 // hyper gives the request back where it has not begun to write it.
                 Err(mut error) => match error.take_message() {
