@@ -136,28 +136,25 @@ fn ranked(
     key: &IdempotencyKey,
     is_idempotent: bool,
 ) -> Vec<(Candidate, Condition)> {
-    let mut candidates = Vec::with_capacity(peers.count() + 1);
-    for peer in peers.identified() {
-        let candidate = (
-            Candidate::There(Arc::clone(peer)),
-            peers.condition(peer.address),
-        );
-        candidates.push((weight(key, &peer.instance), candidate));
-    }
     // Another process that bears this one's id would be picked as well, elsewhere.
     let me = me.filter(|me| !peers.duplicates.contains(*me));
-    candidates.extend(me.map(|me| (weight(key, me), (Candidate::Here, Condition::Ready))));
-    candidates.sort_by_key(|(weight, (_, condition))| {
+    let here = me.map(|me| (me, Candidate::Here, Condition::Ready));
+    let there = peers.identified().map(|peer| {
+        let candidate = Candidate::There(Arc::clone(peer));
+        (&peer.instance, candidate, peers.condition(peer.address))
+    });
+    let mut candidates: Vec<_> = there.chain(here).collect();
+    candidates.sort_by_cached_key(|(instance, _, condition)| {
         let is_last = match condition {
             Condition::Refusing => true,
             Condition::Hanging => is_idempotent,
             Condition::Ready | Condition::Draining | Condition::Doubtful => false,
         };
-        (is_last, Reverse(*weight))
+        (is_last, Reverse(weight(key, instance)))
     });
-    candidates
-        .into_iter()
-        .map(|(_, candidate)| candidate)
+    let ranked = candidates.into_iter();
+    ranked
+        .map(|(_, candidate, condition)| (candidate, condition))
         .collect()
 }
 
