@@ -25,7 +25,6 @@ pub(crate) use self::{
 use crate::{
     call::Call,
     cluster::{CallSignal, Cluster, Condition, Peer, RegionPeers},
-    config::Identity,
     deadline::Deadline,
     declaration::Declaration,
     feed::FailedAttempt,
@@ -33,7 +32,7 @@ use crate::{
     link::Link,
     local::LocalInstance,
     metrics::Metrics,
-    name::{BootId, FunctionName, InstanceId, RequestId},
+    name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     protocol::Exec,
     region::{Region, Targets},
@@ -415,16 +414,15 @@ impl Dispatcher {
 
     /// Why a call that a peer forwarded is not for this process.
     fn wrong_place(&self, exec: &Exec) -> Option<Problem> {
-        let Identity {
-            region, instance, ..
-        } = &self.local.identity;
-        let is_mine = |asked: &InstanceId| asked == instance;
-        if exec.region != *region || !exec.call.instance.as_ref().is_none_or(is_mine) {
+        let identity = &self.local.identity;
+        let (region, instance) = (&identity.region, &identity.instance);
+        let asked = exec.call.instance.as_ref();
+        if exec.region != *region || asked.is_some_and(|asked| asked != instance) {
             let detail = format!("this is instance {instance} of region \"{region}\"");
             return Some(Problem::new(Code::WrongRegion, detail));
         }
-        let is_this = |boot: &BootId| *boot == self.local.boot;
-        if !exec.call.boot.as_ref().is_none_or(is_this) {
+        let boot = exec.call.boot.as_ref();
+        if boot.is_some_and(|boot| *boot != self.local.boot) {
             let detail = format!("another process of instance {instance} may have run this call");
             return Some(Problem::new(Code::WrongRegion, detail));
         }

@@ -21,7 +21,6 @@ use tokio::{
 
 use super::{connection::Connection, outbox::Ending};
 use crate::{
-    cluster::Peer,
     problem::{Executed, with_causes},
     protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement, lines},
     reply::ProblemDocument,
@@ -82,10 +81,8 @@ async fn upgraded(connection: &Connection, socket: TcpStream) -> Result<Opened, 
         }
         let first = confirmation(connection, &challenge, response.headers());
         let first = first.ok_or_else(|| {
-            let Peer {
-                address, instance, ..
-            } = &connection.peer;
-            tracing::warn!(%address, expected = %instance, "who answers there did not prove to be the instance expected");
+            let (address, expected) = (connection.peer.address, &connection.peer.instance);
+            tracing::warn!(%address, %expected, "who answers there did not prove to be the instance expected");
             Ending::WrongInstance
         })?;
         let upgraded = hyper::upgrade::on(response).await.map_err(failed)?;
@@ -144,13 +141,10 @@ fn confirmation(
     };
     let text = |name| headers.get(name)?.to_str().ok();
     let (nonce, proof): (_, Proof) = (text(NONCE)?, text(PROOF)?.parse().ok()?);
-    let Peer {
-        instance, region, ..
-    } = &connection.peer;
     let accepts = Statement::Accepts {
         nonce,
-        instance,
-        region,
+        instance: &connection.peer.instance,
+        region: &connection.peer.region,
     };
     let confirms = Statement::Confirms { nonce };
     let is_proven = challenge.is_proven(token, accepts, &proof);

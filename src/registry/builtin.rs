@@ -44,9 +44,7 @@ fn of_numbers(
 }
 
 pub(super) fn identity(identity: &Identity) -> Registry {
-    let Identity {
-        region, primary, ..
-    } = identity;
+    let (region, primary) = (&identity.region, &identity.primary);
     Registry::new()
         .function("Fly.RPC", "my_region", always(region.clone()))
         .function("Fly.RPC", "primary_region", always(primary.clone()))

@@ -199,9 +199,7 @@ impl Executor {
         deadline: Deadline,
         counted: &mut Option<InFlight>,
     ) -> Result<impl Future<Output = Outcome> + Send + use<>, Problem> {
-        let LocalInstance {
-            limits, metrics, ..
-        } = &*self.local;
+        let metrics = &self.local.metrics;
         let refused = |problem: &Problem| metrics.functions.refused(&call.name, problem);
         let mut held = self.hold(call, counted).inspect_err(refused)?;
         let prepared = self.prepare(call, request_id, deadline);
@@ -210,7 +208,7 @@ impl Executor {
             name: call.name.clone(),
             has_token: call.after.is_some(),
             context: None,
-            max_result: limits.max_result,
+            max_result: self.local.limits.max_result,
             metrics: Arc::clone(metrics),
             started: Instant::now(),
         };

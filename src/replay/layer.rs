@@ -100,9 +100,7 @@ impl ReplayToPrimary {
     /// The primary region is another, and no region that Fly can have: on Fly, `PRIMARY_REGION` is not set, because
     /// fly.toml names no `primary_region`. No write could be replayed there.
     pub fn new(identity: &Identity) -> Result<Self, ConfigError> {
-        let Identity {
-            region, primary, ..
-        } = identity;
+        let (region, primary) = (&identity.region, &identity.primary);
         if region != primary && !is_fly_region(primary) {
             let detail = format!(
                 "\"{primary}\" is no region of Fly, and what writes in region \"{region}\" is to be replayed there; set \
