@@ -10,7 +10,6 @@ use super::{
         AppDocument, DiscoveryDocument, FunctionsDocument, InstanceDocument, RegionDocument,
         RegionsDocument,
     },
-    openapi::{ClusterProblems, RegionProblems},
     request::InPath,
     response::{Json, Refusal},
 };
@@ -29,38 +28,7 @@ use crate::{
     path = "/regions",
     operation_id = "listRegions",
     tag = "cluster",
-    responses(
-        (
-            status = 200,
-            description = "The cluster as this instance knows it",
-            body = RegionsDocument,
-            examples((
-                "two-regions" = (
-                    summary = "iad, which answers and is the primary, and syd",
-                    value = json!({
-                        "local": "iad", "primary": "iad", "is_primary": true,
-                        "regions": [
-                            {"region": "iad", "instances": [{
-                                "instance": "iad-1", "address": "127.8.0.1:8080", "state": "ready", "local": true,
-                                "release": null, "rtt_ms": null, "last_seen_ms": null, "functions": 17,
-                                "catalogue": "5d41402abc4b2a76b9719d911017c592",
-                            }]},
-                            {"region": "syd", "instances": [{
-                                "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
-                                "release": null, "rtt_ms": 0.412, "last_seen_ms": 1204.0, "functions": 17,
-                                "catalogue": "5d41402abc4b2a76b9719d911017c592",
-                            }]},
-                        ],
-                        "discovery": {
-                            "source": "cluster.test", "last_success_ms": 1204.0, "stale": false, "last_error": null,
-                            "rounds": 12, "warnings": [],
-                        },
-                    })
-                )
-            ))
-        ),
-        ClusterProblems,
-    ),
+    responses((status = 200, description = "The cluster as this instance knows it", body = RegionsDocument)),
     security(("client_token" = []), ())
 )]
 pub(super) async fn list_regions(State(api): ApiState) -> Json<RegionsDocument> {
@@ -92,24 +60,7 @@ pub(super) async fn list_regions(State(api): ApiState) -> Json<RegionsDocument> 
         pattern = r"^[a-z0-9][a-z0-9\-]{0,31}$",
         example = "syd"
     )),
-    responses(
-        (
-            status = 200,
-            description = "The region",
-            body = RegionDocument,
-            examples((
-                "syd" = (
-                    summary = "syd as iad sees it",
-                    value = json!({"region": "syd", "instances": [{
-                        "instance": "syd-1", "address": "127.8.0.2:8080", "state": "ready", "local": false,
-                        "release": null, "rtt_ms": 0.412, "last_seen_ms": 1204.0, "functions": 17,
-                                "catalogue": "5d41402abc4b2a76b9719d911017c592",
-                    }]})
-                )
-            ))
-        ),
-        RegionProblems,
-    ),
+    responses((status = 200, description = "The region", body = RegionDocument)),
     security(("client_token" = []), ())
 )]
 pub(super) async fn get_region(
@@ -139,25 +90,11 @@ pub(super) async fn get_region(
     path = "/functions",
     operation_id = "listFunctions",
     tag = "cluster",
-    responses(
-        (
-            status = 200,
-            description = "The functions by module, what each declares, and the hash of both; the app beside this instance",
-            body = FunctionsDocument,
-            examples((
-                "two-modules" = (
-                    summary = "Two functions of one module and one of another",
-                    value = json!({
-                        "catalogue": "5d41402abc4b2a76b9719d911017c592",
-                        "functions": {"Kernel": ["+"], "String": ["downcase", "upcase"]},
-                        "details": {"String.upcase": {"timeout_ms": 2000, "idempotent": true}},
-                        "app": null,
-                    })
-                )
-            ))
-        ),
-        ClusterProblems,
-    ),
+    responses((
+        status = 200,
+        description = "The functions by module, what each declares, and the hash of both; the app beside this instance",
+        body = FunctionsDocument
+    )),
     security(("client_token" = []), ())
 )]
 pub(super) async fn list_functions(State(api): ApiState) -> Json<FunctionsDocument> {

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use utoipa::{IntoParams, IntoResponses, ToSchema};
+use utoipa::{IntoParams, ToSchema};
 
 use super::openapi::entry_problem;
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     name::{ConsistencyToken, InstanceId, Name, RequestId},
     protocol::{CatalogueHash, PeerState},
     region::Region,
-    reply::{Meta, ProblemDocument, Reply},
+    reply::{Meta, ProblemDocument},
 };
 
 /// A call: which function, with which arguments, for how long.
@@ -102,57 +102,6 @@ pub(super) struct OptionHeaders {
     /// Only on this instance of the region
     #[param(rename = "rpc-instance", pattern = r"^[A-Za-z0-9._\-]{1,128}$")]
     instance: Option<String>,
-}
-
-/// How a call is answered that ran, or was admitted.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "only the document is made of it")]
-pub(super) enum CallAnswers {
-    /// The function's result
-    #[response(
-        status = 200,
-        headers(
-            (
-                "idempotency-replayed" = Option<bool>,
-                description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
-            ),
-            (
-                "rpc-consistency" = Option<String>,
-                description = "What the function said of its data; a later call that sends it as `rpc-after` reads nothing \
-                    older. Left out where the function said nothing"
-            ),
-        ),
-        examples((
-            "upcase" = (
-                summary = "String.upcase(\"fly\") in syd, asked of iad",
-                value = json!({
-                    "result": "FLY",
-                    "meta": {
-                        "region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 0.731,
-                        "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
-                    },
-                })
-            )
-        ))
-    )]
-    Ended(Reply),
-    /// With `prefer: respond-async`: the call is admitted, and the instance sees it through
-    #[response(
-        status = 202,
-        headers(("preference-applied" = String, description = "`respond-async`")),
-        examples((
-            "admitted" = (
-                summary = "A call for syd",
-                value = json!({
-                    "meta": {
-                        "region": "syd", "instance": null, "attempts": 0, "elapsed_ms": 0.212,
-                        "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
-                    },
-                })
-            )
-        ))
-    )]
-    Admitted(Accepted),
 }
 
 /// The cluster as this instance knows it.

@@ -18,7 +18,6 @@ use super::{
     ApiState, auth,
     documents::{CallHeaders, EntryDocument, FanOutMeta, FanOutReply},
     layers::Context,
-    openapi::EachProblems,
     request::{self, InPath, lists},
     response::{JSON, Refusal},
     rpc::CallLog,
@@ -57,44 +56,12 @@ use crate::{
         ),
         CallHeaders,
     ),
-    request_body(
-        content = ref("#/components/schemas/FanOutRequest"),
-        content_type = "application/json",
-        examples((
-            "region" = (
-                summary = "Where is everybody?",
-                value = json!({"module": "Fly.RPC", "function": "my_region"})
-            )
-        ))
-    ),
-    responses(
-        (
-            status = 200,
-            description = "What came of each call; lines with `accept: application/x-ndjson`",
-            content(
-                (
-                    FanOutReply = "application/json",
-                    examples((
-                        "region" = (
-                            summary = "Two instances, asked of iad",
-                            value = json!({
-                                "results": [
-                                    {"region": "iad", "instance": "iad-1", "result": "iad", "problem": null},
-                                    {"region": "syd", "instance": "syd-1", "result": "syd", "problem": null},
-                                ],
-                                "meta": {
-                                    "asked": 2, "succeeded": 2, "elapsed_ms": 0.731,
-                                    "request_id": "01M8452GRJX2VJVKXD6FQ0T3AB",
-                                },
-                            })
-                        )
-                    ))
-                ),
-                (String = "application/x-ndjson"),
-            )
-        ),
-        EachProblems,
-    ),
+    request_body(content = ref("#/components/schemas/FanOutRequest"), content_type = "application/json"),
+    responses((
+        status = 200,
+        description = "What came of each call; lines with `accept: application/x-ndjson`",
+        content((FanOutReply = "application/json"), (String = "application/x-ndjson"))
+    )),
     security(("client_token" = []), ())
 )]
 pub(super) async fn call_each(

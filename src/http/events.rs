@@ -18,7 +18,7 @@ use tokio::{
 };
 use utoipa::ToSchema;
 
-use super::{Api, ApiState, openapi::EventProblems};
+use super::{Api, ApiState};
 use crate::{
     access::Caller,
     feed::{Event, Listener, PeerChange, RegionCounts, event_text},
@@ -85,21 +85,7 @@ pub(crate) struct Lagged {
         description = "The id of the last event that the client had",
         pattern = r"^[0-9a-f]{8}\.[0-9]{1,20}$"
     )),
-    responses(
-        (
-            status = 200,
-            description = "The stream",
-            content_type = "text/event-stream",
-            body = String,
-            examples((
-                "start" = (
-                    summary = "How it begins, and a call",
-                    value = json!("event: counts\ndata: {\"in_flight\":0,\"running\":0,\"queued\":0,\"regions\":[]}\n\nid: 5d41402a.1\nevent: call\ndata: {\"request_id\":\"01M8452GRJX2VJVKXD6FQ0T3AB\",\"function\":\"String.upcase\",\"region\":\"syd\",\"instance\":\"syd-1\",\"attempts\":1,\"executed\":\"yes\",\"code\":null,\"elapsed_ms\":0.731}\n\n")
-                )
-            ))
-        ),
-        EventProblems,
-    ),
+    responses((status = 200, description = "The stream", content_type = "text/event-stream", body = String)),
     security(("client_token" = []), ())
 )]
 pub(super) async fn stream_events(

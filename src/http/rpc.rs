@@ -14,9 +14,8 @@ use tracing::{Instrument, Span};
 
 use super::{
     Api, ApiState, auth,
-    documents::{Accepted, CallAnswers, CallDocument, CallHeaders, OptionHeaders},
+    documents::{Accepted, CallDocument, CallHeaders, OptionHeaders},
     layers::Context,
-    openapi::CallProblems,
     replay,
     request::{self, CallRequest, InPath, lists},
     response::{Json, Refusal},
@@ -28,7 +27,7 @@ use crate::{
     name::{FunctionName, InstanceId, RequestId},
     region::{Region, Targets},
     replay::REPLAY,
-    reply::Meta,
+    reply::{Meta, Reply},
     trace,
 };
 
@@ -60,29 +59,30 @@ const RESPOND_ASYNC: &str = "respond-async";
         ),
         CallHeaders,
     ),
-    request_body(
-        content = CallDocument,
-        content_type = "application/json",
-        examples(
-            ("upcase" = (
-                summary = "String.upcase(\"fly\")",
-                value = json!({"module": "String", "function": "upcase", "args": ["fly"]})
-            )),
-            ("sleep" = (
-                summary = "Process.sleep(100): at most a second, and twice where it must be",
-                value = json!({
-                    "module": "Process", "function": "sleep", "args": [100], "timeout_ms": 1000, "idempotent": true,
-                })
-            )),
-            ("add" = (
-                summary = "Kernel.+(1, 2)",
-                value = json!({"module": "Kernel", "function": "+", "args": [1, 2]})
-            )),
-        )
-    ),
+    request_body(content = CallDocument, content_type = "application/json"),
     responses(
-        CallAnswers,
-        CallProblems,
+        (
+            status = 200,
+            description = "The function's result",
+            body = Reply,
+            headers(
+                (
+                    "idempotency-replayed" = Option<bool>,
+                    description = "`true` on the outcome of an earlier call with the same idempotency key; else left out"
+                ),
+                (
+                    "rpc-consistency" = Option<String>,
+                    description = "What the function said of its data; a later call that sends it as `rpc-after` reads \
+                        nothing older. Left out where the function said nothing"
+                ),
+            )
+        ),
+        (
+            status = 202,
+            description = "With `prefer: respond-async`: the call is admitted, and the instance sees it through",
+            body = Accepted,
+            headers(("preference-applied" = String, description = "`respond-async`"))
+        ),
     ),
     security(("client_token" = []), ())
 )]
@@ -185,12 +185,7 @@ pub(super) async fn call_function(
     request_body(
         content = Vec<Value>,
         description = "The arguments, any JSON values, passed on exactly as received; at most 256",
-        content_type = "application/json",
-        examples(("upcase" = (summary = "String.upcase(\"fly\")", value = json!(["fly"]))))
-    ),
-    responses(
-        CallAnswers,
-        CallProblems,
+        content_type = "application/json"
     ),
     security(("client_token" = []), ())
 )]

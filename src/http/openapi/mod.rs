@@ -24,24 +24,17 @@ use tokio::task;
 use utoipa::{
     OpenApi,
     openapi::{
-        Header, Object, OpenApi as ApiDocument, Ref, RefOr, Required,
-        Response as DocumentedResponse, Schema,
+        Content, Object, OpenApi as ApiDocument, Ref, RefOr, Required,
+        Response as DocumentedResponse, Responses, Schema,
         path::{Operation, Parameter},
         schema::{SchemaType, Type},
         security::SecurityScheme,
     },
 };
 
-pub(super) use self::{
-    functions::with_functions,
-    problems::{
-        CallProblems, ClusterProblems, EachProblems, EventProblems, ExplainProblems, OpenProblems,
-        ReadinessProblems, RegionProblems,
-    },
-};
+pub(super) use self::functions::with_functions;
 use super::{
     Api, ApiState, auth,
-    documents::Accepted,
     events::{Counts, Lagged},
     openapi_json, openapi_with,
     pages::Page,
@@ -53,7 +46,7 @@ use crate::{
     feed::{EndedCall, FailedAttempt, PeerChange},
     problem::Code,
     protocol::{Catalogue, CatalogueHash},
-    reply::{ProblemMembers, Reply},
+    reply::ProblemMembers,
 };
 
 const DESCRIPTION: &str = "\
@@ -62,6 +55,18 @@ Run a named function in a chosen region. Every problem says whether the function
 A later release may add, without a new version: operations; optional members and headers of requests; members and headers \
 of answers; values of `code`, with any status from 400 to 599. So ignore a member that you do not know, and take a `code` \
 that you do not know by its status and `executed`. `executed` and `state` get no other values.";
+
+/// The id in examples.
+const REQUEST_ID: &str = "01M8452GRJX2VJVKXD6FQ0T3AB";
+
+/// The examples of each operation, of its request and of its answers by their status; and what is told of each code of a
+/// problem: the region that the request named, how many instances were tried, and the detail. A test asks a real cluster for
+/// them.
+static EXAMPLES: LazyLock<Value> = LazyLock::new(|| {
+    let examples = include_str!("../../../openapi/examples.json");
+    serde_json::from_str(examples)
+        .unwrap_or_else(|error| unreachable!("the examples are JSON: {error}"))
+});
 
 #[derive(OpenApi)]
 #[openapi(
@@ -74,8 +79,8 @@ that you do not know by its status and `executed`. `executed` and `state` get no
         description = "An instance",
         variables(("address" = (default = "127.0.0.1:8080", description = "Host and port of an instance")))
     )),
-    // What a route names by a type of responses is not found by itself, and no schema refers to the data of events.
-    components(schemas(ProblemMembers<'_>, Reply, Accepted, PeerChange<'_>, EndedCall<'_>, FailedAttempt<'_>, Counts, Lagged)),
+    // No route names them: problems are added to all of them, and the data of events is only text there.
+    components(schemas(ProblemMembers<'_>, PeerChange<'_>, EndedCall<'_>, FailedAttempt<'_>, Counts, Lagged)),
     tags(
         (name = "rpc", description = "Calls"),
         (name = "cluster", description = "Regions, instances and functions"),
@@ -98,15 +103,9 @@ pub(super) fn description() -> ApiDocument {
     document
 }
 
-/// `document` with what no attribute of utoipa can say.
+/// `document` with what no attribute of utoipa says: what operations have in common, their problems and their examples.
 pub(super) fn finished(mut document: ApiDocument) -> ApiDocument {
-    let id = json!("01M8452GRJX2VJVKXD6FQ0T3AB");
-    let id: RefOr<Header> = part(header("string", "The request's id", &id));
-    let ApiDocument {
-        paths, components, ..
-    } = &mut document;
-    let components = components.get_or_insert_default();
-    let schemas = &mut components.schemas;
+    let components = document.components.get_or_insert_default();
     for (name, of, change) in [
         ("Problem", "Problem", list_codes as fn(&mut Object)),
         (ENTRY_PROBLEM, "Problem", allow_null),
@@ -114,30 +113,27 @@ pub(super) fn finished(mut document: ApiDocument) -> ApiDocument {
         ("AppStatus", "AppStatus", allow_null),
         ("FanOutRequest", "CallRequest", fan_out),
     ] {
-        if let Some(RefOr::T(Schema::Object(object))) = schemas.get(of) {
+        if let Some(RefOr::T(Schema::Object(object))) = components.schemas.get(of) {
             let mut object = object.clone();
             change(&mut object);
-            schemas.insert(name.to_owned(), object.into());
+            components.schemas.insert(name.to_owned(), object.into());
         }
     }
-    let paths = paths.paths.values_mut();
-    let operations = paths.flat_map(|path| [&mut path.get, &mut path.post]);
-    for operation in operations.flatten() {
-        for parameter in operation.parameters.iter_mut().flatten() {
-            if let RefOr::T(parameter) = parameter {
-                parameter.schema.iter_mut().for_each(deny_null);
-            }
-        }
-        for response in operation.responses.responses.values_mut() {
-            if let RefOr::T(response) = response {
-                let name = "x-request-id".to_owned();
-                response.headers.insert(name, id.clone());
-            }
-        }
+    // Problems of a call, which are the same however it is asked for, and its other answers.
+    let mut answers = Responses::new();
+    let paths = document.paths.paths.values_mut();
+    for operation in paths
+        .flat_map(|path| [&mut path.get, &mut path.post])
+        .flatten()
+    {
+        finish(operation);
         match operation.operation_id.as_deref() {
-            Some("callFunction") => share_problems(operation, &mut components.responses),
+            Some("callFunction") => {
+                share_problems(&mut operation.responses, &mut components.responses);
+                answers = operation.responses.clone();
+            }
             Some("callFunctionByPath") => {
-                share_problems(operation, &mut components.responses);
+                operation.responses = answers.clone();
                 allow_no_args(operation);
             }
             Some("callEach") => finish_fan_out(operation),
@@ -147,12 +143,42 @@ pub(super) fn finished(mut document: ApiDocument) -> ApiDocument {
     document
 }
 
-/// Moves the problems of a call, which are the same however it is asked for, to where each operation refers to them.
+/// Adds its problems, examples and ids of requests.
+fn finish(operation: &mut Operation) {
+    for parameter in operation.parameters.iter_mut().flatten() {
+        if let RefOr::T(parameter) = parameter {
+            parameter.schema.iter_mut().for_each(deny_null);
+        }
+    }
+    let id = operation.operation_id.as_deref().unwrap_or_default();
+    let examples = &EXAMPLES["operations"][id];
+    if let Some(RefOr::T(body)) = &mut operation.request_body {
+        illustrate(body.content.values_mut(), &examples["request"]);
+    }
+    let responses = &mut operation.responses.responses;
+    responses.extend(problems::responses(id));
+    for (status, response) in responses {
+        if let RefOr::T(response) = response {
+            let id = header("string", "The request's id", &json!(REQUEST_ID));
+            response.headers.insert("x-request-id".to_owned(), part(id));
+            illustrate(response.content.values_mut(), &examples[status]);
+        }
+    }
+}
+
+/// Puts `examples`, if there are any, into the first of `contents`.
+fn illustrate<'a>(mut contents: impl Iterator<Item = &'a mut RefOr<Content>>, examples: &Value) {
+    if let (Some(RefOr::T(content)), Value::Object(_)) = (contents.next(), examples) {
+        content.examples = part(examples.clone());
+    }
+}
+
+/// Moves the problems of a call to where each operation refers to them.
 fn share_problems(
-    operation: &mut Operation,
+    answers: &mut Responses,
     shared: &mut BTreeMap<String, RefOr<DocumentedResponse>>,
 ) {
-    let responses = operation.responses.responses.iter_mut();
+    let responses = answers.responses.iter_mut();
     for (status, response) in responses.filter(|(status, _)| !status.starts_with('2')) {
         let which = match status.as_str() {
             "default" => "Later",
@@ -288,15 +314,8 @@ impl Default for Descriptions {
             description = "The OpenAPI document, with an `etag`; compressed where `accept-encoding` names gzip. Who may list the \
                 functions finds an operation for each function of the cluster that declares its parameters",
             body = Value,
-            examples((
-                "start" = (
-                    summary = "How it begins",
-                    value = json!({"openapi": "3.1.0", "info": {"title": "fly-rpc", "version": "0.1.0"}})
-                )
-            ))
         ),
         (status = 304, description = "The client has it"),
-        OpenProblems,
     ),
     security()
 )]
