@@ -60,7 +60,13 @@ pub(crate) fn members<'a, const N: usize>(
         return Err(BadJson::NotAnObject);
     };
     let mut json = serde_json::Deserializer::from_str(text);
-    let found = match json.deserialize_map(MemberVisitor { names }) {
+    let members = Members {
+        names,
+        values: [None; N],
+        unknown: None,
+        duplicate: None,
+    };
+    let found = match json.deserialize_map(members) {
         Ok(found) => found,
         Err(error) if error.is_data() => {
             serde_json::from_str::<IgnoredAny>(text)?;
@@ -133,38 +139,31 @@ pub(crate) fn empty_array() -> Box<RawValue> {
         .unwrap_or_else(|error| unreachable!("[] is JSON: {error}"))
 }
 
-struct Found<'a, const N: usize> {
+/// The members of an object, as far as it is read.
+struct Members<'a, const N: usize> {
+    names: &'static [&'static str; N],
     values: [Option<&'a RawValue>; N],
     unknown: Option<Cow<'a, str>>,
     duplicate: Option<&'static str>,
 }
 
-struct MemberVisitor<const N: usize> {
-    names: &'static [&'static str; N],
-}
-
-impl<'de, const N: usize> Visitor<'de> for MemberVisitor<N> {
-    type Value = Found<'de, N>;
+impl<'de, const N: usize> Visitor<'de> for Members<'de, N> {
+    type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = Found {
-            values: [None; N],
-            unknown: None,
-            duplicate: None,
-        };
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
         while let Some(key) = map.next_key::<Key<'de>>()? {
             let value: &'de RawValue = map.next_value()?;
             match self.names.iter().position(|name| *name == key.0) {
-                Some(at) if found.values[at].is_some() => found.duplicate = Some(self.names[at]),
-                Some(at) => found.values[at] = Some(value),
-                None => found.unknown = found.unknown.or(Some(key.0)),
+                Some(at) if self.values[at].is_some() => self.duplicate = Some(self.names[at]),
+                Some(at) => self.values[at] = Some(value),
+                None => self.unknown = self.unknown.or(Some(key.0)),
             }
         }
-        Ok(found)
+        Ok(self)
     }
 }
 
