@@ -1,6 +1,6 @@
 //! `fly-rpc call`: one call to a function in a region, its result on stdout; or one on each of many instances, as a table.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use anstyle::{AnsiColor, Style};
 use bytes::Bytes;
@@ -8,7 +8,10 @@ use clap::Args;
 use http::{Request, header::CONTENT_TYPE};
 use http_body_util::Full;
 use serde::Serialize;
-use serde_json::{Value, value::RawValue};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 use tokio::time::Instant;
 
 use super::{
@@ -105,7 +108,7 @@ pub(super) struct CallArgs {
 struct Body<'a> {
     module: &'a Name,
     function: &'a Name,
-    args: CallArguments,
+    args: Box<RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
     idempotent: bool,
@@ -113,13 +116,6 @@ struct Body<'a> {
     instance: Option<&'a InstanceId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     per: Option<Per>,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum CallArguments {
-    Positional(Vec<Box<RawValue>>),
-    Named(BTreeMap<String, Box<RawValue>>),
 }
 
 pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
@@ -163,13 +159,14 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
 
 fn request(args: &CallArgs) -> Result<Request<Full<Bytes>>, Failure> {
     let name = function(&args.function)?;
+    let arguments = match args.named {
+        true => to_raw_value(&named(&args.args)?),
+        false => to_raw_value(&arguments(&args.args)?),
+    };
     let body = json::to_vec(&Body {
         module: &name.module,
         function: &name.function,
-        args: match args.named {
-            true => CallArguments::Named(named(&args.args)?),
-            false => CallArguments::Positional(arguments(&args.args)?),
-        },
+        args: arguments.map_err(io::Error::from)?,
         timeout_ms: args.timeout.map(whole_ms),
         idempotent: args.idempotent,
         instance: args.instance.as_ref(),

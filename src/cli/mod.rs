@@ -13,12 +13,13 @@ mod table;
 mod tls;
 
 use std::{
+    ffi::OsString,
     fmt,
     io::{self, Write},
     process::ExitCode,
 };
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{CommandFactory, Parser, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
 
 use crate::{ConfigError, name::FunctionName};
@@ -33,12 +34,6 @@ const USAGE: u8 = 64;
     after_help = "Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 the call or the command failed, \
     64 wrong usage or configuration."
 )]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
 enum Command {
     /// Run one instance
     #[command(after_help = serve::variables())]
@@ -47,12 +42,25 @@ enum Command {
     Run(run::RunArgs),
     /// For `run`: become the app that it runs
     #[command(name = run::BECOME, hide = true)]
-    Become(run::BecomeArgs),
+    Become {
+        /// The process that starts it
+        parent: u32,
+        /// The command of the app
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Run a whole cluster on this machine, to try things out
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
     /// Print a whole small app in a language
-    Example(ExampleArgs),
+    #[command(after_help = "Examples:
+  fly-rpc example python > app.py      then: fly-rpc dev --regions iad,syd -- python3 app.py
+  fly-rpc example flask > app.py       then: fly-rpc dev --regions iad,syd -- python3 app.py
+  fly-rpc example node > app.mjs       then: fly-rpc dev --regions iad,syd -- node app.mjs
+  fly-rpc example go > app.go          then: go build app.go && fly-rpc dev --regions iad,syd -- ./app
+  fly-rpc example ruby > config.ru     then: fly-rpc dev --regions iad,syd -- sh -c 'exec puma -b tcp://127.0.0.1:$PORT'
+  fly-rpc example elixir > app.exs     then: fly-rpc dev --regions iad,syd -- elixir app.exs")]
+    Example { language: Language },
     /// Call a function in a region
     Call(call::CallArgs),
     /// List the regions and their instances
@@ -64,19 +72,14 @@ enum Command {
     /// Print the OpenAPI document, of the service or of an app
     Openapi(functions::OpenapiArgs),
     /// Print a script by which a shell completes commands and flags
-    Completions(CompletionsArgs),
-}
-
-#[derive(Args)]
-#[command(after_help = "Examples:
-  fly-rpc example python > app.py      then: fly-rpc dev --regions iad,syd -- python3 app.py
-  fly-rpc example flask > app.py       then: fly-rpc dev --regions iad,syd -- python3 app.py
-  fly-rpc example node > app.mjs       then: fly-rpc dev --regions iad,syd -- node app.mjs
-  fly-rpc example go > app.go          then: go build app.go && fly-rpc dev --regions iad,syd -- ./app
-  fly-rpc example ruby > config.ru     then: fly-rpc dev --regions iad,syd -- sh -c 'exec puma -b tcp://127.0.0.1:$PORT'
-  fly-rpc example elixir > app.exs     then: fly-rpc dev --regions iad,syd -- elixir app.exs")]
-struct ExampleArgs {
-    language: Language,
+    #[command(after_help = "Examples:
+  fly-rpc completions bash > ~/.local/share/bash-completion/completions/fly-rpc
+  fly-rpc completions zsh > ~/.zfunc/_fly-rpc
+  fly-rpc completions fish > ~/.config/fish/completions/fly-rpc.fish")]
+    Completions {
+        /// The shell to write for
+        shell: Shell,
+    },
 }
 
 /// The apps in `examples/apps`.
@@ -94,16 +97,6 @@ enum Language {
     Ruby,
     /// Elixir with Plug and Bandit
     Elixir,
-}
-
-#[derive(Args)]
-#[command(after_help = "Examples:
-  fly-rpc completions bash > ~/.local/share/bash-completion/completions/fly-rpc
-  fly-rpc completions zsh > ~/.zfunc/_fly-rpc
-  fly-rpc completions fish > ~/.config/fish/completions/fly-rpc.fish")]
-struct CompletionsArgs {
-    /// The shell to write for
-    shell: Shell,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -138,8 +131,8 @@ impl From<io::Error> for Failure {
 
 /// Runs the program: 0 when it did what it was asked, 1 when that failed, 64 when it was asked wrongly.
 pub fn main() -> ExitCode {
-    let command = match Cli::try_parse() {
-        Ok(cli) => cli.command,
+    let command = match Command::try_parse() {
+        Ok(command) => command,
         Err(error) => {
             // Without a terminal there is nowhere to print it.
             let _ = error.print();
@@ -171,22 +164,22 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Run(args) => run::run(args).await,
-        Command::Become(args) => run::become_app(&args),
+        Command::Become { parent, command } => run::become_app(parent, &command),
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args).await,
-        Command::Example(args) => example(&args),
+        Command::Example { language } => example(language),
         Command::Call(args) => call::run(args).await,
         Command::Regions(args) => regions::run(args).await,
         Command::Explain(args) => regions::explain(args).await,
         Command::Functions(args) => functions::run(args).await,
         Command::Openapi(args) => functions::openapi(args).await,
-        Command::Completions(args) => completions(&args),
+        Command::Completions { shell } => completions(shell),
     }
 }
 
 /// A whole small app, to be saved and run.
-fn example(args: &ExampleArgs) -> Result<(), Failure> {
-    let text = match args.language {
+fn example(language: Language) -> Result<(), Failure> {
+    let text = match language {
         Language::Python => include_str!("../../examples/apps/python/app.py"),
         Language::Flask => include_str!("../../examples/apps/flask/app.py"),
         Language::Node => include_str!("../../examples/apps/node/app.mjs"),
@@ -198,11 +191,11 @@ fn example(args: &ExampleArgs) -> Result<(), Failure> {
 }
 
 /// A script by which a shell completes the commands and their flags.
-fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
+fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(
-        args.shell,
-        &mut offered(&Cli::command()).version(env!("CARGO_PKG_VERSION")),
+        shell,
+        &mut offered(&Command::command()).version(env!("CARGO_PKG_VERSION")),
         "fly-rpc",
         &mut script,
     );
@@ -255,6 +248,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        Command::command().debug_assert();
     }
 }

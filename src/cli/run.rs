@@ -308,20 +308,11 @@ async fn reap_orphans(_: Option<Pid>) -> io::Result<Infallible> {
     future::pending().await
 }
 
-#[derive(Args)]
-pub(super) struct BecomeArgs {
-    /// The process that starts it
-    parent: u32,
-    /// The command of the app
-    #[arg(last = true, required = true)]
-    command: Vec<OsString>,
-}
-
 /// Becomes the app, which the system ends when its parent has ended, however that did: an app that was left behind would
 /// hold the port that its next one needs.
-pub(super) fn become_app(args: &BecomeArgs) -> Result<(), Failure> {
-    end_with_parent(args.parent)?;
-    let Some((program, rest)) = args.command.split_first() else {
+pub(super) fn become_app(parent: u32, command: &[OsString]) -> Result<(), Failure> {
+    end_with_parent(parent)?;
+    let Some((program, rest)) = command.split_first() else {
         return Err(Failure::Reported(NOT_RUN));
     };
     let error = process::Command::new(program).args(rest).exec();
