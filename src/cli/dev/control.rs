@@ -5,7 +5,12 @@
 //! It listens on loopback, for pages of its own address only: a page of another site, or a name that is made to point here
 //! (DNS rebinding), is refused. `/control` wants a token besides, which only the page knows, from its fragment.
 
-use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -19,23 +24,19 @@ use axum::{
 use futures_util::stream;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
 
 use super::cluster::DevCluster;
 use crate::{
     cli::{Failure, run::secret},
-    config::DrainConfig,
     http::check_site,
-    lifecycle::Lifecycle,
-    memory::Budget,
     name::InvalidName,
-    server::{self, Door, Server},
     token::{PresentedToken, Token},
 };
 
-/// Connections, and bytes that wait in them.
-const CONNECTIONS: usize = 64;
-const MEMORY: usize = 64 << 20;
 /// The largest body that is passed on, in bytes: what an instance takes by default.
 const MAX_BODY: usize = 1 << 20;
 
@@ -125,13 +126,6 @@ pub(super) struct Order {
     pub(super) answer: oneshot::Sender<Value>,
 }
 
-/// The endpoint, while this lives.
-pub(super) struct DevControl {
-    address: SocketAddr,
-    token: String,
-    _server: Server,
-}
-
 #[derive(Debug)]
 struct Shared {
     instances: BTreeMap<String, SocketAddr>,
@@ -140,48 +134,32 @@ struct Shared {
     orders: mpsc::Sender<Order>,
 }
 
-impl DevControl {
-    /// Starts to listen, for the cluster of `instances`, which `client` asks.
-    pub(super) async fn start(
-        instances: BTreeMap<String, SocketAddr>,
-        client: reqwest::Client,
-        orders: mpsc::Sender<Order>,
-    ) -> Result<Self, Failure> {
-        let token = secret();
-        let parsed = token.parse();
-        let shared = Shared {
-            instances,
-            client,
-            token: parsed.map_err(|error: InvalidName| Failure::Failed(error.to_string()))?,
-            orders,
-        };
-        let (listener, address) = server::bind("127.0.0.1:0").await?;
-        let door = Door::of_instances(listener, router(shared).into(), CONNECTIONS);
-        let drain = DrainConfig {
-            delay: Duration::ZERO,
-            timeout: Duration::ZERO,
-        };
-        let lifecycle = Arc::new(Lifecycle::new());
-        let memory = Budget::new(MEMORY);
-        Ok(Self {
-            address,
-            token,
-            _server: Server::start([door].into_iter(), lifecycle, drain, &memory),
-        })
-    }
-
-    pub(super) fn page(&self, name: &str) -> String {
-        let (port, token) = (self.address.port(), &self.token);
-        format!("http://localhost:{port}/at/{name}/ui#control={token}")
-    }
-}
-
-fn router(shared: Shared) -> Router {
-    Router::new()
+/// Listens from now on, for the cluster of `instances`, which `client` asks: the address of the page that shows `first`.
+pub(super) async fn start(
+    first: &str,
+    instances: BTreeMap<String, SocketAddr>,
+    client: reqwest::Client,
+    orders: mpsc::Sender<Order>,
+) -> Result<String, Failure> {
+    let token = secret();
+    let parsed = token.parse();
+    let shared = Shared {
+        instances,
+        client,
+        token: parsed.map_err(|error: InvalidName| Failure::Failed(error.to_string()))?,
+        orders,
+    };
+    let router = Router::new()
         .route("/at/{name}/{*rest}", routing::any(pass_on))
         .route("/control", routing::get(control).post(control))
         .layer(middleware::from_fn(own_pages))
-        .with_state(Arc::new(shared))
+        .with_state(Arc::new(shared));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let port = listener.local_addr()?.port();
+    tokio::spawn(axum::serve(listener, router).into_future());
+    Ok(format!(
+        "http://localhost:{port}/at/{first}/ui#control={token}"
+    ))
 }
 
 /// Refuses a request from a page of another site, or for another host than this machine.

@@ -18,7 +18,7 @@ use tokio::{sync::mpsc, time};
 
 use self::{
     cluster::{Child, DevCluster, Plan, Shape},
-    control::{DevControl, Order, obey, said_document},
+    control::{Order, obey, said_document},
     dns::DevDns,
     latency::Latency,
 };
@@ -134,12 +134,13 @@ async fn run_cluster(
             "the instances did not see each other within {PATIENCE:?}"
         ))
     })?;
-    let mut control = None;
-    if args.chaos {
+    let plans: Vec<&Plan> = cluster.children.iter().map(|child| &child.plan).collect();
+    let mut page = None;
+    if let Some(first) = plans.first().filter(|_| args.chaos) {
         control::read_stdin(sender.clone());
-        control = Some(DevControl::start(addresses(cluster), client, sender).await?);
+        page = Some(control::start(&first.name, addresses(cluster), client, sender).await?);
     }
-    print(&welcome(args, cluster, control.as_ref(), taken))?;
+    print(&welcome(args, &plans, page, taken))?;
     loop {
         // An end is noted before the order that may be its consequence.
         tokio::select! {
@@ -250,21 +251,12 @@ async fn instances_seen(client: &reqwest::Client, address: SocketAddr) -> Option
     Some(instances.map(|it| it.instance.to_string()).collect())
 }
 
-fn welcome(
-    args: &DevArgs,
-    cluster: &DevCluster,
-    control: Option<&DevControl>,
-    taken: Option<String>,
-) -> String {
-    let plans: Vec<&Plan> = cluster.children.iter().map(|child| &child.plan).collect();
+fn welcome(args: &DevArgs, plans: &[&Plan], page: Option<String>, taken: Option<String>) -> String {
     let url = |plan: &Plan| format!("http://localhost:{}", plan.listen.port());
     let row = |plan: &&Plan| [(&plan.region).into(), (&plan.name).into(), url(plan).into()];
     let table = table(["REGION", "INSTANCE", "ADDRESS"], plans.iter().map(row));
     let first = plans.first().map(|plan| url(plan)).unwrap_or_default();
-    let page = match (control, plans.first()) {
-        (Some(control), Some(first)) => control.page(&first.name),
-        _ => format!("{first}/ui"),
-    };
+    let page = page.unwrap_or_else(|| format!("{first}/ui"));
     // Without `http://`, which curl does not need.
     let host = first.trim_start_matches("http://");
     let name = |region: Option<&Region>| region.map_or("primary", Region::as_str).to_owned();
