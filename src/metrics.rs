@@ -368,13 +368,8 @@ const MAX_KEPT: usize = 4096;
 struct Timed<By, Label> {
     outcomes: Family<(Label, Words<2>), Counter>,
     durations: Family<Label, Histogram, fn() -> Histogram>,
-    kept: Kept<By, Handles>,
-}
-
-#[derive(Debug)]
-struct Handles {
-    ok: Counter,
-    duration: Histogram,
+    /// Of what went well.
+    kept: Kept<By, (Counter, Histogram)>,
 }
 
 impl<By, Label> Timed<By, Label>
@@ -408,9 +403,9 @@ where
         elapsed: Duration,
     ) {
         let seconds = elapsed.as_secs_f64();
-        let count = |handles: &Handles| {
-            handles.ok.inc();
-            handles.duration.observe(seconds);
+        let count = |(ok, duration): &(Counter, Histogram)| {
+            ok.inc();
+            duration.observe(seconds);
         };
         if problem.is_none() && self.kept.find(by, count) {
             return;
@@ -423,11 +418,7 @@ where
         let counter = self.outcomes.get_or_create_owned(&labels);
         counter.inc();
         if problem.is_none() {
-            let handles = Handles {
-                ok: counter,
-                duration,
-            };
-            self.kept.keep(by.clone(), handles);
+            self.kept.keep(by.clone(), (counter, duration));
         }
     }
 

@@ -175,46 +175,31 @@ fn explained(choices: &[Choice], targets: &Targets, chosen: &Region) -> Vec<Choi
     explained.collect()
 }
 
-/// What the choice among the peers of a region depends on, besides the peer itself.
-struct Verdicts<'a> {
-    function: Option<&'a FunctionName>,
-    one_is_ready: bool,
-    one_has_it: bool,
-    an_app_is_out: bool,
-    a_ready_one_has_it: bool,
-}
-
-impl<'a> Verdicts<'a> {
-    fn among(peers: &[&KnownPeer], function: Option<&'a FunctionName>) -> Self {
-        let has_it = |known: &&KnownPeer| function.is_none_or(|name| known.peer.may_have(name));
-        let is_ready = |known: &&KnownPeer| known.state() == PeerState::Ready;
-        let any = |holds: &dyn Fn(&&KnownPeer) -> bool| peers.iter().any(holds);
-        Self {
-            function,
-            one_is_ready: any(&is_ready),
-            one_has_it: any(&has_it),
-            an_app_is_out: any(&|known| is_ready(known) && known.peer.app_is_out()),
-            a_ready_one_has_it: any(&|known| is_ready(known) && has_it(known)),
-        }
-    }
-
-    /// Whether a call may go to the peer, and why.
-    fn of(&self, known: &KnownPeer) -> (bool, String) {
+/// Whether a call may go to each of `peers`, and why.
+fn verdicts(
+    peers: &[&KnownPeer],
+    function: Option<&FunctionName>,
+) -> impl Fn(&KnownPeer) -> (bool, String) {
+    let has_it = |known: &&KnownPeer| function.is_none_or(|name| known.peer.may_have(name));
+    let is_ready = |known: &&KnownPeer| known.state() == PeerState::Ready;
+    let any = |holds: &dyn Fn(&&KnownPeer) -> bool| peers.iter().any(holds);
+    let (one_is_ready, one_has_it) = (any(&is_ready), any(&has_it));
+    let an_app_is_out = any(&|known| is_ready(known) && known.peer.app_is_out());
+    let a_ready_one_has_it = any(&|known| is_ready(known) && has_it(known));
+    move |known| {
         let state = known.state();
         let is_ready = state == PeerState::Ready;
         // The app beside it, where it is not up and so may have functions that it does not list now.
         let app = known.peer.app_state.filter(|_| known.peer.app_is_out());
-        match self.function {
-            Some(name) if !self.one_has_it && (is_ready || !self.one_is_ready) => {
+        match function {
+            Some(name) if !one_has_it && (is_ready || !one_is_ready) => {
                 let none = format!("{state}; no instance has {name}");
                 match app {
                     Some(app) => (
                         true,
                         format!("{none}, and its app, which is {app}, may have it"),
                     ),
-                    None if self.an_app_is_out => {
-                        (false, none + ": those whose app is out are asked")
-                    }
+                    None if an_app_is_out => (false, none + ": those whose app is out are asked"),
                     None => (true, none + ": any of them is asked"),
                 }
             }
@@ -223,7 +208,7 @@ impl<'a> Verdicts<'a> {
                 (false, format!("it has no function {name}{app}"))
             }
             _ if is_ready => (true, "ready".to_owned()),
-            _ if self.a_ready_one_has_it => (
+            _ if a_ready_one_has_it => (
                 false,
                 format!("{state}: used only when no ready one is left"),
             ),
@@ -249,11 +234,11 @@ fn candidates(
     let may_know = |name: &FunctionName| siblings.may_know(name);
     // A call for the own region goes on to a sibling only where that may have the function and this instance has not.
     let is_here = is_own && (has_it || !function.is_some_and(may_know));
-    let verdicts = Verdicts::among(&peers, function);
+    let verdict = verdicts(&peers, function);
     let candidates = peers.iter().zip(seen).map(|(known, seen)| {
         let verdict = match is_here {
             true => (false, RUNS_HERE.to_owned()),
-            false => verdicts.of(known),
+            false => verdict(known),
         };
         candidate(peer(known), verdict, Some(seen))
     });
