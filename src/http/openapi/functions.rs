@@ -3,7 +3,7 @@
 //! the result: with a second type of success, generated clients would return a union.
 
 use heck::{ToSnakeCase, ToUpperCamelCase};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use utoipa::openapi::OpenApi as Document;
 
 use super::schema::{COMPONENTS, Names, are_plain, simplified, text};
@@ -25,27 +25,27 @@ pub(in crate::http) fn with_functions<'a>(
     document: &Document,
     functions: impl IntoIterator<Item = (FunctionName, &'a Declaration)>,
 ) -> Value {
-    let mut document = serde_json::to_value(document)
-        .unwrap_or_else(|error| unreachable!("an OpenAPI document has a JSON form: {error}"));
-    let mut typed = Typed::after(&document);
+    let declared = functions.into_iter().filter_map(|(name, declaration)| {
+        let params = declaration.params.as_deref();
+        let params = params.filter(|_| name.is_segments())?;
+        Some((name, params, declaration))
+    });
+    let mut declared = declared.peekable();
+    let document = json!(document);
+    if declared.peek().is_none() {
+        return document;
+    }
+    let mut typed = Typed::after(document);
     let (mut count, mut left_out) = (0, 0);
-    for (name, declaration) in functions {
-        let Some(params) = declaration.params.as_deref().filter(|_| name.is_segments()) else {
-            continue;
-        };
+    for (name, params, declaration) in declared {
         if count == MAX_OPERATIONS || typed.bytes >= MAX_BYTES {
             left_out += 1;
             continue;
         }
         count += 1;
-        let operation = typed.operation(&name, params, declaration);
-        typed.bytes += operation.to_string().len();
-        let path = format!("/rpc/{{region}}/{}", name.path());
-        document["paths"][path] = json!({ "post": operation });
+        typed.add_operation(&name, params, declaration);
     }
-    if count == 0 {
-        return document;
-    }
+    let mut document = typed.document;
     if left_out > 0 {
         let description = document["info"]["description"].as_str().unwrap_or_default();
         let more = format!(
@@ -59,30 +59,14 @@ pub(in crate::http) fn with_functions<'a>(
     if let Some(tags) = document["tags"].as_array_mut() {
         tags.push(tag);
     }
-    for (kind, shared) in [
-        ("parameters", typed.parameters),
-        ("headers", typed.headers),
-        ("schemas", typed.schemas),
-    ] {
-        let known = document["components"][kind].take();
-        let mut all = known.as_object().cloned().unwrap_or_default();
-        all.extend(shared);
-        document["components"][kind] = all.into();
-    }
     document
 }
 
-/// What typed operations are made of.
+/// A document to which typed operations are added.
 struct Typed {
-    /// What they share and refer to.
-    parameters: Map<String, Value>,
-    headers: Map<String, Value>,
-    /// The headers of a result, by name.
-    reply_headers: Map<String, Value>,
-    problems: Map<String, Value>,
-    security: Value,
-    /// The schemas of their bodies.
-    schemas: Map<String, Value>,
+    document: Value,
+    /// The operation that they are made after, with references to what they share.
+    model: Value,
     operation_names: Names,
     schema_names: Names,
     /// The size of all that was made.
@@ -90,78 +74,70 @@ struct Typed {
 }
 
 impl Typed {
-    fn after(document: &Value) -> Self {
-        let model = &document["paths"][MODEL]["post"];
-        let name = |parameter: &Value| parameter["name"].as_str().unwrap_or_default().to_owned();
-        let parameters = model["parameters"].as_array().into_iter().flatten();
-        let shared = parameters
-            .map(|parameter| (name(parameter), parameter))
-            .filter(|(name, _)| !matches!(name.as_str(), "module" | "function" | "prefer"))
-            .map(|(name, parameter)| (name.to_upper_camel_case(), parameter.clone()));
-        let mut responses = model["responses"].as_object().cloned().unwrap_or_default();
-        let reply = responses.remove("200").unwrap_or_default();
-        responses.retain(|status, _| !status.starts_with('2'));
-        let headers = reply["headers"].as_object().cloned().unwrap_or_default();
+    fn after(mut document: Value) -> Self {
         let paths = document["paths"].as_object().into_iter().flatten();
         let operations = paths.flat_map(|(_, path)| path.as_object().into_iter().flatten());
+        let ids = operations.filter_map(|(_, it)| it["operationId"].as_str());
         let schemas = document["components"]["schemas"].as_object();
+        let schemas = schemas.into_iter().flatten().map(|(name, _)| name.as_str());
+        let (operation_names, schema_names) = (Names::new(ids), Names::new(schemas));
+        let mut model = document["paths"][MODEL]["post"].clone();
+        if let Some(model) = model.as_object_mut() {
+            model.remove("requestBody");
+        }
+        model["tags"] = json!(["functions"]);
+        let components = &mut document["components"];
+        let mut share = |kind: &str, name: &str, shared: &mut Value| {
+            let name = name.to_upper_camel_case();
+            let reference = refer(kind, &name);
+            components[kind][name] = std::mem::replace(shared, reference);
+        };
+        if let Some(parameters) = model["parameters"].as_array_mut() {
+            let name =
+                |parameter: &Value| parameter["name"].as_str().unwrap_or_default().to_owned();
+            parameters.retain(|it| !["module", "function", "prefer"].contains(&&*name(it)));
+            parameters.sort_by_cached_key(|it| name(it).to_upper_camel_case());
+            for parameter in parameters {
+                share("parameters", &name(parameter), parameter);
+            }
+        }
+        if let Some(responses) = model["responses"].as_object_mut() {
+            responses.retain(|status, _| status == "200" || !status.starts_with('2'));
+        }
+        let headers = model["responses"]["200"]["headers"].as_object_mut();
+        for (name, header) in headers.into_iter().flatten() {
+            share("headers", name, header);
+        }
         Self {
-            parameters: shared.collect(),
-            reply_headers: headers
-                .keys()
-                .map(|name| (name.clone(), refer("headers", &name.to_upper_camel_case())))
-                .collect(),
-            headers: headers
-                .into_iter()
-                .map(|(name, header)| (name.to_upper_camel_case(), header))
-                .collect(),
-            problems: responses,
-            security: model["security"].clone(),
-            schemas: Map::new(),
-            operation_names: Names::new(
-                operations.filter_map(|(_, it)| it["operationId"].as_str()),
-            ),
-            schema_names: Names::new(schemas.into_iter().flatten().map(|(name, _)| name.as_str())),
+            document,
+            model,
+            operation_names,
+            schema_names,
             bytes: 0,
         }
     }
 
-    fn operation(
-        &mut self,
-        name: &FunctionName,
-        params: &[Param],
-        declared: &Declaration,
-    ) -> Value {
+    fn add_operation(&mut self, name: &FunctionName, params: &[Param], declared: &Declaration) {
         let id = self.operation_names.claim(&operation_id(name), "_");
         let prefix = id.to_upper_camel_case();
         let reply = self.reply(name, &prefix, declared.result.as_ref());
         let call = text(&format!("Call {name}"));
-        let mut responses = self.problems.clone();
-        responses.insert(
-            "200".to_owned(),
-            json!({
-                "description": "The function's result",
-                "headers": self.reply_headers,
-                "content": {"application/json": {"schema": refer("schemas", &reply)}},
-            }),
-        );
-        let mut operation = json!({
-            "tags": ["functions"],
-            "summary": declared.doc.as_deref().map_or(call, text),
-            "description": text(&format!("`{name}`, with the options and the problems of `POST /rpc/{{region}}`.")),
-            "operationId": id,
-            "parameters": self.parameters.keys().map(|name| refer("parameters", name)).collect::<Vec<_>>(),
-            "responses": responses,
-            "security": self.security,
-        });
+        let body = |schema: &str| json!({"application/json": {"schema": refer("schemas", schema)}});
+        let mut operation = self.model.clone();
+        operation["summary"] = declared.doc.as_deref().map_or(call, text).into();
+        operation["description"] = text(&format!(
+            "`{name}`, with the options and the problems of `POST /rpc/{{region}}`."
+        ))
+        .into();
+        operation["operationId"] = id.into();
+        operation["responses"]["200"]["content"] = body(&reply);
         if !params.is_empty() {
             let args = self.args(name, &prefix, params);
-            operation["requestBody"] = json!({
-                "required": true,
-                "content": {"application/json": {"schema": refer("schemas", &args)}},
-            });
+            operation["requestBody"] = json!({"required": true, "content": body(&args)});
         }
-        operation
+        self.bytes += operation.to_string().len();
+        let path = format!("/rpc/{{region}}/{}", name.path());
+        self.document["paths"][path] = json!({ "post": operation });
     }
 
     /// The schema of a function's arguments by their names.
@@ -199,14 +175,16 @@ impl Typed {
         let (simple, objects) = simplified(schema, prefix, &mut self.schema_names);
         let sizes = objects.values().map(|object| object.to_string().len());
         self.bytes += sizes.sum::<usize>();
-        self.schemas.extend(objects);
+        for (name, object) in objects {
+            self.document["components"]["schemas"][name] = object;
+        }
         simple
     }
 
     fn add(&mut self, wanted: &str, schema: Value) -> String {
         let name = self.schema_names.claim(wanted, "");
         self.bytes += schema.to_string().len();
-        self.schemas.insert(name.clone(), schema);
+        self.document["components"]["schemas"][&name] = schema;
         name
     }
 }
@@ -236,6 +214,8 @@ fn word(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Map;
+
     use super::*;
     use crate::http::{openapi_json, openapi_with};
 
