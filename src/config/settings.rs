@@ -66,7 +66,8 @@ settings! {
     MY_REGION "" "REGION" "none", "this instance's region where FLY_REGION is not set";
     PRIMARY_REGION "primary" "REGION" "local", "the primary region";
     FLY_MACHINE_ID "instance" "ID" "random, printed at start", "this instance's id";
-    FLY_APP_NAME "app" "APP" "none", "the application; an address that answers for another is not a peer";
+    FLY_APP_NAME "app" "APP" "none",
+        "the application; an address that answers for another is not a peer, and keys in a store are of one application";
     FLY_IMAGE_REF "release" "RELEASE" "none", "the release, shown to people";
     FLY_PRIVATE_IP "" "ADDRESS" "none",
         "the address that /regions shows for an instance that listens on all of its addresses";

@@ -1,9 +1,10 @@
 //! The outcomes of calls with an idempotency key in a Redis or Valkey that all instances share: a key is claimed before its
 //! function runs and gets its outcome after that, so that any instance may take a repeat.
 //!
-//! A claim is a value that nobody else writes. Whoever settles it replaces exactly that value, and so cannot where it lost
-//! the claim. Each process has a lease, which it renews once a second; without a fresh one it claims nothing. A claim of a
-//! process whose lease has run out is marked as lost, and its call is never run again, because it may have run.
+//! A claim is a value that nobody else writes, and whoever settles it replaces exactly that value. Each process has a lease,
+//! which it renews once a second; without a fresh one it claims nothing. A call whose process has none any more is taken to
+//! have ended without an outcome, and is not run again, because it may have run. Where that process only stood still, it settles
+//! its claim later all the same.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -54,6 +55,10 @@ const MAX_KEPT: usize = 1 << 20;
 /// take.
 const MAX_PENDING: (usize, usize) = (32 << 20, 8);
 
+/// Makes a lease last from now on. Only one that is not there needs room: a store that is full takes nobody for dead.
+const RENEW: &str = "if redis.call('PEXPIRE',KEYS[1],ARGV[1])==0 then \
+                     redis.call('SET',KEYS[1],1,'PX',ARGV[1]) end \
+                     return 1";
 /// Replaces a value by another, or by nothing, if it is still the same; it may be the other already, where nobody saw the
 /// answer of an earlier try.
 const REPLACE: &str = "local now=redis.call('GET',KEYS[1]) \
@@ -110,6 +115,8 @@ struct Pending {
 #[derive(Clone)]
 struct Live {
     connection: MultiplexedConnection,
+    /// When it was, for the first time and for the last.
+    since: Instant,
     renewed: Instant,
 }
 
@@ -152,7 +159,7 @@ enum State {
     Failed(Box<ProblemDocument>),
     /// It ran, and what came of it was too large to be kept.
     NotKept,
-    /// Its process ended, and may have run it.
+    /// Its task ended without an outcome, and may have run it.
     Lost,
     /// In the place of a claim that was given up but may still arrive; the word is unique.
     GivenUp(String),
@@ -163,7 +170,7 @@ pub(in crate::registry) struct StoredClaim {
     store: Arc<Store>,
     fingerprint: String,
     name: String,
-    /// What is stored as long as nobody took the claim away; empty once it is settled.
+    /// What is stored until it is settled, and empty from then on.
     value: String,
     /// Whether it is known to be made.
     is_made: bool,
@@ -232,14 +239,6 @@ impl Store {
             .client
             .get_multiplexed_async_connection_with_config(&config);
         let mut connection = connected.await?;
-        // By a script first: a user that may run none could claim keys, and would lose the outcome of each.
-        let lease = Change {
-            name: self.lease(&self.boot),
-            from: String::new(),
-            to: To::Mark("1".to_owned()),
-            life: LEASE,
-        };
-        lease.make(&mut connection).await?;
         self.renew(&mut connection).await?;
         Ok(connection)
     }
@@ -260,15 +259,22 @@ impl Store {
         }
     }
 
+    /// By a script, as outcomes are stored: a user that may run none claims nothing.
     async fn renew(&self, connection: &mut MultiplexedConnection) -> Result<(), redis::RedisError> {
         let renewed = Instant::now();
-        let mut lease = redis::cmd("SET");
-        lease.arg(self.lease(&self.boot)).arg(1);
-        lease.arg("PX").arg(whole_ms(LEASE));
+        let mut lease = redis::cmd("EVAL");
+        lease.arg(RENEW).arg(1).arg(self.lease(&self.boot));
+        lease.arg(whole_ms(LEASE));
         lease.query_async::<()>(connection).await?;
+        let since = self
+            .live
+            .borrow()
+            .as_ref()
+            .map_or(renewed, |live| live.since);
         let connection = connection.clone();
         self.live.send_replace(Some(Live {
             connection,
+            since,
             renewed,
         }));
         Ok(())
@@ -393,7 +399,7 @@ impl Store {
             let Some(found) = found.transpose()? else {
                 return Ok(Known::Outcome(late(*is_found)));
             };
-            let Some((found, record)) = found else {
+            let Some(record) = found else {
                 claim.is_made = true;
                 return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
@@ -404,13 +410,10 @@ impl Store {
             let State::Running { boot, .. } = &record.state else {
                 break record.outcome();
             };
-            if *boot != self.boot {
-                let is_lost = self.mark_if_lost(&claim, boot, found);
-                match deadline.bound(is_lost).await.transpose()? {
-                    None => break late(*is_found),
-                    Some(true) => continue,
-                    Some(false) => {}
-                }
+            match deadline.bound(self.lives(boot)).await.transpose()? {
+                None => break late(*is_found),
+                Some(false) => break Record::lost(),
+                Some(true) => {}
             }
             if waits.is_none() {
                 match self.waiters.try_acquire() {
@@ -428,9 +431,9 @@ impl Store {
     }
 
     /// The connection, if the lease of this process is fresh.
-    fn live(&self) -> Result<MultiplexedConnection, Away> {
+    fn live(&self) -> Result<Live, Away> {
         match &*self.live.borrow() {
-            Some(live) if live.is_fresh() => Ok(live.connection.clone()),
+            Some(live) if live.is_fresh() => Ok(live.clone()),
             _ => Err(Away::Silent),
         }
     }
@@ -440,28 +443,35 @@ impl Store {
         &self,
         claim: &mut StoredClaim,
         life: Duration,
-    ) -> Result<Option<(String, Record)>, Away> {
-        let mut connection = self.live().inspect_err(|_| claim.forget())?;
+    ) -> Result<Option<Record>, Away> {
+        let mut connection = self.live().inspect_err(|_| claim.forget())?.connection;
         let mut set = redis::cmd("SET");
         set.arg(&claim.name).arg(&claim.value);
         set.arg("NX").arg("PX").arg(whole_ms(life));
         let mut get = redis::cmd("GET");
         get.arg(&claim.name);
         loop {
-            let made: Option<String> = set.query_async(&mut connection).await?;
-            if made.is_some() {
-                return Ok(None);
-            }
+            let made: Result<Option<String>, _> = set.query_async(&mut connection).await;
+            let refused = match made {
+                Ok(Some(_)) => return Ok(None),
+                Ok(None) => None,
+                // It is full, and may still have this key.
+                Err(why) if is_full(&why) => Some(why),
+                Err(why) => return Err(why.into()),
+            };
             // What comes may be large, and is not counted before it is there.
             let _place = self.looks.acquire().await;
             let found: Option<String> = get.query_async(&mut connection).await?;
-            // It may have ended, and be free, since.
             let Some(found) = found else {
-                continue;
+                match refused {
+                    Some(why) => return Err(why.into()),
+                    // It may have ended, and be free, since.
+                    None => continue,
+                }
             };
             let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
             if !matches!(record.state, State::GivenUp(_)) {
-                return Ok(Some((found, record)));
+                return Ok(Some(record));
             }
             if self.claim_instead(claim, found, life).await? {
                 return Ok(None);
@@ -482,37 +492,19 @@ impl Store {
             to: To::Value(claim.value.clone()),
             life,
         };
-        Ok(change.make(&mut self.live()?).await?)
+        Ok(change.make(&mut self.live()?.connection).await?)
     }
 
+    /// Whether the process `boot` may be alive. Where the store was away, all leases have run out: those who live have as long
+    /// as a lease lasts to renew theirs.
     async fn lives(&self, boot: &BootId) -> Result<bool, Away> {
+        let mut live = self.live()?;
+        if *boot == self.boot || live.since.elapsed() < LEASE {
+            return Ok(true);
+        }
         let mut exists = redis::cmd("EXISTS");
         exists.arg(self.lease(boot));
-        Ok(exists.query_async(&mut self.live()?).await?)
-    }
-
-    /// Takes a claim away from the process `boot` if that has ended; whether it has.
-    async fn mark_if_lost(
-        &self,
-        claim: &StoredClaim,
-        boot: &BootId,
-        from: String,
-    ) -> Result<bool, Away> {
-        if self.lives(boot).await? {
-            return Ok(false);
-        }
-        let lost = Record {
-            fingerprint: claim.fingerprint.clone(),
-            state: State::Lost,
-        };
-        let change = Change {
-            name: claim.name.clone(),
-            from,
-            to: To::Value(lost.text()),
-            life: LIFE,
-        };
-        change.make(&mut self.live()?).await?;
-        Ok(true)
+        Ok(exists.query_async(&mut live.connection).await?)
     }
 }
 
@@ -571,7 +563,7 @@ impl Change {
     /// Warns of an outcome that was not stored: the change was not `made`.
     fn note(&self, made: bool) {
         if !made && matches!(self.to, To::Value(_)) {
-            tracing::warn!("a call with an idempotency key ended after its claim was taken away");
+            tracing::warn!("a call with an idempotency key ended after its claim was gone");
         }
     }
 
@@ -615,7 +607,7 @@ impl StoredClaim {
             let _held = (memory, in_flight);
             match store.live() {
                 // Where this fails, it is pending.
-                Ok(mut connection) => drop(store.try_to_make(change, &mut connection).await),
+                Ok(mut live) => drop(store.try_to_make(change, &mut live.connection).await),
                 Err(_) => store.pending().put(change),
             }
         });
@@ -705,12 +697,13 @@ impl Record {
             State::Returned(returned) => Returned::replayed(Ok(returned)),
             State::Failed(document) => Returned::replayed(Err(document.problem)),
             State::NotKept => Err(not_kept()),
-            State::Lost | State::Running { .. } | State::GivenUp(_) => {
-                let detail =
-                    "the process that had the call with this key ended, and may have run it";
-                Returned::replayed(Err(Problem::new(Code::PeerLost, detail)))
-            }
+            State::Lost | State::Running { .. } | State::GivenUp(_) => Self::lost(),
         }
+    }
+
+    fn lost() -> Outcome {
+        let detail = "the process that had the call with this key ended, and may have run it";
+        Returned::replayed(Err(Problem::new(Code::PeerLost, detail)))
     }
 }
 
@@ -728,6 +721,11 @@ enum Away {
 /// Whether the store answered, so that its connection works.
 fn is_answer(why: &redis::RedisError) -> bool {
     matches!(why.kind(), ErrorKind::Server(_) | ErrorKind::Extension)
+}
+
+/// Whether the store refuses a new key because it is full.
+fn is_full(why: &redis::RedisError) -> bool {
+    why.code() == Some("OOM")
 }
 
 /// Whether an answer is about the state of the store, which another try may find changed, and not about the command.
@@ -754,6 +752,9 @@ fn away(why: &Away, is_found: bool) -> Problem {
     tracing::debug!(%why, "a call with an idempotency key is refused");
     let detail = match why {
         Away::Strange => "what the store of RPC_KEY_STORE has of this key is of another release",
+        Away::Failed(why) if is_full(why) => {
+            "the store of RPC_KEY_STORE is full and takes no new key; calls without an idempotency key run"
+        }
         Away::Silent | Away::Failed(_) => {
             "the store of RPC_KEY_STORE does not answer this instance; calls without an idempotency key run"
         }
