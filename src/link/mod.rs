@@ -52,7 +52,11 @@ pub(crate) struct Link {
     /// How long a connection may take to stand.
     connect_timeout: Duration,
     peers: Mutex<BTreeMap<SocketAddr, PeerConnections>>,
-    large_results: LargeResults,
+    /// The functions whose last result was large: their calls travel alone, so that their results hold up no others. The next
+    /// result that is small ends it.
+    large_results: Cache<FunctionName, ()>,
+    /// Spares the look into the cache as long as there was none.
+    is_any_large: AtomicBool,
 }
 
 /// The connections to one peer.
@@ -79,7 +83,8 @@ impl Link {
             cluster,
             connect_timeout,
             peers: Mutex::default(),
-            large_results: LargeResults::default(),
+            large_results: Cache::new(LARGE_FUNCTIONS),
+            is_any_large: AtomicBool::new(false),
         }
     }
 
@@ -102,13 +107,25 @@ impl Link {
             deadline,
             may_move: call.idempotent || call.key.is_some(),
         };
-        let travels_alone = line.len() > LARGE || self.large_results.are_usual_for(&call.name);
-        let ending = if travels_alone {
-            self.send_alone(peer, request).await
-        } else {
-            self.send_together(peer, request).await
+        let ending = match line.len() > LARGE || self.had_large_result(&call.name) {
+            true => self.send_alone(peer, request).await,
+            false => self.send_together(peer, request).await,
         };
         self.outcome(peer, call, ending)
+    }
+
+    fn had_large_result(&self, name: &FunctionName) -> bool {
+        self.is_any_large.load(Ordering::Relaxed) && self.large_results.contains_key(name)
+    }
+
+    /// Notes the size of a function's result, in bytes.
+    fn note_result(&self, name: &FunctionName, size: usize) {
+        if size > LARGE {
+            self.is_any_large.store(true, Ordering::Relaxed);
+            self.large_results.insert(name.clone(), ());
+        } else if self.had_large_result(name) {
+            self.large_results.invalidate(name);
+        }
     }
 
     /// Sends a call with those that wait for the same peer; on a new connection where the old one ended first.
@@ -217,7 +234,7 @@ impl Link {
             |detail: String| Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
         Err(match ending {
             Ending::Answered(Ok(result)) => {
-                self.large_results.note(&call.name, result.json.get().len());
+                self.note_result(&call.name, result.json.get().len());
                 return Ok(result);
             }
             Ending::Answered(Err(problem)) => self.peer_problem(peer, *problem),
@@ -226,7 +243,7 @@ impl Link {
                 format!("instance {instance} answered with something else than our contract"),
             ),
             Ending::Dropped(problem) => {
-                self.large_results.note(&call.name, usize::MAX);
+                self.note_result(&call.name, usize::MAX);
                 *problem
             }
             Ending::Lost => Problem::new(
@@ -331,41 +348,6 @@ impl Default for PeerConnections {
             retired: Weak::new(),
             spare: Vec::new(),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
-        }
-    }
-}
-
-/// The functions whose last result was large: their calls travel alone, so that their results hold up no others. The
-/// next result that is small ends it.
-#[derive(Debug)]
-struct LargeResults {
-    names: Cache<FunctionName, ()>,
-    /// Spares the look into the cache as long as there was none.
-    is_any: AtomicBool,
-}
-
-impl LargeResults {
-    /// Whether the function's last result was large.
-    fn are_usual_for(&self, name: &FunctionName) -> bool {
-        self.is_any.load(Ordering::Relaxed) && self.names.contains_key(name)
-    }
-
-    /// Notes the size of a function's result, in bytes.
-    fn note(&self, name: &FunctionName, size: usize) {
-        if size > LARGE {
-            self.is_any.store(true, Ordering::Relaxed);
-            self.names.insert(name.clone(), ());
-        } else if self.are_usual_for(name) {
-            self.names.invalidate(name);
-        }
-    }
-}
-
-impl Default for LargeResults {
-    fn default() -> Self {
-        Self {
-            names: Cache::new(LARGE_FUNCTIONS),
-            is_any: AtomicBool::new(false),
         }
     }
 }
