@@ -33,30 +33,22 @@ pub(super) struct CookieTimes {
     pub(super) longest: Duration,
 }
 
-/// The writes that the cookies of a client name, as far as they are believed.
-#[derive(Debug, Default)]
-pub(super) struct Wrote {
-    /// Whether there is a write without a token.
-    pub(super) untokened: bool,
-    /// The token of the last write that has one.
-    pub(super) token: Option<ConsistencyToken>,
-}
-
 impl CookieTimes {
-    /// What the cookies of a request say at `now`.
-    pub(super) fn read(self, headers: &HeaderMap, now: f64) -> Wrote {
+    /// What the cookies of a request say at `now`, as far as they are believed: whether its client wrote without a token, and the
+    /// token of its last write that has one.
+    pub(super) fn read(self, headers: &HeaderMap, now: f64) -> (bool, Option<ConsistencyToken>) {
         let values = headers.get_all(COOKIE).iter();
         let cookies = values.filter_map(|value| value.to_str().ok());
         let cookies = cookies.flat_map(|cookies| cookies.split(';'));
-        let mut wrote = Wrote::default();
+        let (mut wrote_untokened, mut written) = (false, None);
         for (name, value) in cookies.filter_map(|cookie| cookie.trim().split_once('=')) {
             match name {
-                THRESHOLD => wrote.untokened |= lasts(value, now, self.window),
-                AFTER => wrote.token = wrote.token.or_else(|| self.token(value, now)),
+                THRESHOLD => wrote_untokened |= lasts(value, now, self.window),
+                AFTER => written = written.or_else(|| self.token(value, now)),
                 _ => {}
             }
         }
-        wrote
+        (wrote_untokened, written)
     }
 
     fn token(self, value: &str, now: f64) -> Option<ConsistencyToken> {

@@ -366,9 +366,9 @@ impl ReplayToPrimary {
         if head.headers.contains_key(UPGRADE) {
             return false;
         }
-        let wrote = self.cookie_times.read(&head.headers, now);
-        match (wrote.token, &self.caught_up) {
-            _ if wrote.untokened => true,
+        let (wrote_untokened, token) = self.cookie_times.read(&head.headers, now);
+        match (token, &self.caught_up) {
+            _ if wrote_untokened => true,
             (Some(token), Some(caught_up)) => !caught_up(token).await,
             (token, _) => token.is_some(),
         }
