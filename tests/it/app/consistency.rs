@@ -11,6 +11,7 @@ use crate::support::{
     command::run,
     patience::eventually,
     process::{Answer, Process, answer},
+    redis::Redis,
 };
 
 /// The answer to a call after `token`.
@@ -160,6 +161,44 @@ async fn a_replica_that_is_behind_passes_the_call_on_to_the_next_region_of_the_l
         let request = via.request("/rpc/syd,primary/Test/behind_in", "[\"syd\"]");
         let read = answer(request.header("rpc-after", "1")).await.unwrap();
         assert_eq!(read.body["meta"]["region"], "iad");
+    }
+}
+
+#[tokio::test]
+async fn a_call_with_a_key_is_passed_on_only_where_a_repeat_is_harmless_or_known() {
+    let redis = Redis::start().await;
+    let call = |idempotent: bool| {
+        let args = ["syd"];
+        json!({"module": "Test", "function": "behind_in", "args": args, "idempotent": idempotent})
+    };
+    for store in [None, Some(redis.url())] {
+        let mut cluster = Cluster::builder().region("iad", 1).region("syd", 2);
+        if let Some(url) = &store {
+            cluster = cluster.set("RPC_KEY_STORE", url);
+        }
+        let cluster = cluster.functions().start().await;
+        let via = cluster.instance("iad-1");
+        for idempotent in [false, true] {
+            let asked = async || {
+                let request = via.request("/rpc/syd,primary", &call(idempotent).to_string());
+                let request = request.header("rpc-after", "1");
+                let key = format!("key-{idempotent}");
+                answer(request.header("idempotency-key", key))
+                    .await
+                    .unwrap()
+            };
+            if store.is_none() && !idempotent {
+                let behind = asked().await;
+                assert_eq!(behind.problem(), (503, "overloaded", "no"));
+                let meta = &behind.body["meta"];
+                assert_eq!((&meta["region"], attempts(&behind)), (&json!("syd"), 1));
+                continue;
+            }
+            // Each instance connects to the store by itself, and refuses keys before.
+            let read = eventually("an answer", asked, |got| got.status == 200).await;
+            assert_eq!(read.result(), "read");
+            assert_eq!(read.body["meta"]["region"], "iad");
+        }
     }
 }
 
