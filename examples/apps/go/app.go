@@ -1,6 +1,7 @@
 package main
 
 import "encoding/json"
+import "fmt"
 import "net/http"
 import "os"
 import "strings"
@@ -38,6 +39,15 @@ func addIn(args []any) (int, any) { // in another region, through the instance b
 	return 200, answer["result"]
 }
 
+func recovered(run func([]any) (int, any), args []any) (status int, value any) { // a panic, such as on a wrong type, is an error
+	defer func() {
+		if why := recover(); why != nil {
+			status, value = 500, map[string]any{"kind": fmt.Sprintf("%T", why), "message": fmt.Sprint(why)}
+		}
+	}()
+	return run(args)
+}
+
 func serve(response http.ResponseWriter, request *http.Request) {
 	run, isKnown := routes[request.URL.Path]
 	if !isKnown || request.Header.Get("authorization") != "Bearer "+os.Getenv("RPC_APP_TOKEN") {
@@ -45,7 +55,7 @@ func serve(response http.ResponseWriter, request *http.Request) {
 	}
 	var body struct{ Args []any }
 	json.NewDecoder(request.Body).Decode(&body)
-	status, value := run(body.Args)
+	status, value := recovered(run, body.Args)
 	response.Header().Set("content-type", "application/json")
 	response.WriteHeader(status)
 	json.NewEncoder(response).Encode(value)
