@@ -74,8 +74,12 @@ pub(super) enum Discarded {
     Whole(usize),
     /// It is larger than what is read.
     TooLarge,
-    /// It was cut short, or did not arrive in time.
+    /// It was cut short.
     Cut,
+    /// No more of it came in time.
+    Stalled,
+    /// It came, and did not end in time.
+    Late,
 }
 
 /// Reads `body` to its end, as far as the bounds allow; one that says that it is above them is not read at all.
@@ -85,7 +89,7 @@ pub(super) async fn discard<B: Body>(body: B, patience: Patience) -> Discarded {
     }
     time::timeout(patience.arrival, read(body, patience.stall))
         .await
-        .unwrap_or(Discarded::Cut)
+        .unwrap_or(Discarded::Late)
 }
 
 async fn read<B: Body>(body: B, stall: Duration) -> Discarded {
@@ -95,7 +99,8 @@ async fn read<B: Body>(body: B, stall: Duration) -> Discarded {
         match time::timeout(stall, body.frame()).await {
             Ok(None) => return Discarded::Whole(size),
             Ok(Some(Ok(frame))) => size += frame.data_ref().map_or(0, Buf::remaining),
-            Ok(Some(Err(_))) | Err(_) => return Discarded::Cut,
+            Ok(Some(Err(_))) => return Discarded::Cut,
+            Err(_) => return Discarded::Stalled,
         }
         if size > MAX_BYTES {
             return Discarded::TooLarge;
@@ -267,7 +272,7 @@ mod tests {
         let said = Full::new(Bytes::from(vec![0; 10 * MB + 1]));
         assert_eq!(discarded(said).await, Discarded::TooLarge);
         let silent = StreamBody::new(stream::once(pending::<Result<Frame<Bytes>, Infallible>>()));
-        assert_eq!(discarded(silent).await, Discarded::Cut);
+        assert_eq!(discarded(silent).await, Discarded::Stalled);
         let slow = stream::unfold((), |()| async {
             time::sleep(Duration::from_secs(9)).await;
             Some((
@@ -276,7 +281,7 @@ mod tests {
             ))
         });
         let slow = StreamBody::new(Box::pin(slow));
-        assert_eq!(discarded(slow).await, Discarded::Cut);
+        assert_eq!(discarded(slow).await, Discarded::Late);
         let failing = stream::iter([Err::<Frame<Bytes>, _>("reset")]);
         assert_eq!(discarded(StreamBody::new(failing)).await, Discarded::Cut);
     }

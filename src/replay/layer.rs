@@ -304,7 +304,15 @@ where
             match discard(body, layer.patience).await {
                 Discarded::Whole(size) if head_size + size <= MAX_REQUEST => layer.replay(state),
                 Discarded::Whole(_) | Discarded::TooLarge => layer.too_large(),
-                Discarded::Cut => layer.cut_short(),
+                Discarded::Cut => layer.cut_short("its body was cut short"),
+                Discarded::Stalled => {
+                    let seconds = layer.patience.stall.as_secs_f64();
+                    layer.cut_short(&format!("no more of its body came for {seconds} s"))
+                }
+                Discarded::Late => {
+                    let seconds = layer.patience.arrival.as_secs_f64();
+                    layer.cut_short(&format!("its body did not arrive whole within {seconds} s"))
+                }
             }
         }
         Step::Forward(to) => {
@@ -417,11 +425,9 @@ impl ReplayToPrimary {
         refuse(StatusCode::PAYLOAD_TOO_LARGE, &detail)
     }
 
-    fn cut_short(&self) -> Response<Bytes> {
-        let (primary, seconds) = (&self.primary, self.patience.arrival.as_secs_f64());
-        let detail = format!(
-            "this writes in region \"{primary}\", and its body did not arrive whole within {seconds} s; nothing was written"
-        );
+    fn cut_short(&self, how: &str) -> Response<Bytes> {
+        let primary = &self.primary;
+        let detail = format!("this writes in region \"{primary}\", and {how}; nothing was written");
         refuse(StatusCode::BAD_REQUEST, &detail)
     }
 
