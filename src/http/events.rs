@@ -177,8 +177,12 @@ impl EventStream {
         })
     }
 
+    /// Calls without a region are those for regions in which no instance was ever seen.
     fn may_see_in(&self, region: Option<&Region>) -> bool {
-        region.is_none_or(|region| self.caller.may_call_in(region))
+        match region {
+            Some(region) => self.caller.may_call_in(region),
+            None => self.caller.regions().is_none(),
+        }
     }
 
     fn counts(&mut self) -> Bytes {

@@ -283,6 +283,16 @@ async fn a_client_sees_the_calls_that_it_may_make() {
         "String.length String.upcase",
     ];
     assert_eq!(seen, expected);
+    // The one for a region that nobody has seen is counted under none.
+    for (events, regions) in [
+        (&mut all, &[json!(null), json!("iad")][..]),
+        (&mut few, &[json!("iad")]),
+    ] {
+        let counts = events.next_of("counts").await.data;
+        let counted = counts["regions"].as_array().unwrap().iter();
+        let counted: Vec<_> = counted.map(|of| of["region"].clone()).collect();
+        assert_eq!(counted, regions);
+    }
 }
 
 #[tokio::test]
