@@ -30,7 +30,7 @@ impl Cell {
 }
 
 impl<T: Display> From<T> for Cell {
-    /// What an instance says of itself may be in `text`: no control character of it reaches the terminal.
+    /// What an instance says of itself may be in `text`: nothing of it that a terminal obeys gets there.
     fn from(text: T) -> Self {
         Self {
             text: printable(&text.to_string()).into_owned(),

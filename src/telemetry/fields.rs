@@ -20,15 +20,33 @@ use tracing_subscriber::{
 /// What most lines need, in bytes.
 const USUAL_LINE: usize = 512;
 
-/// `text` with its control characters escaped: what others sent moves no cursor and makes no second line.
+/// `text` with what a terminal obeys escaped: what others sent moves no cursor, makes no second line, and changes the order of
+/// no other text.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    escaped(text, char::is_control, |it| it.escape_default().to_string())
+    escaped(text, is_obeyed, |it| it.escape_default().to_string())
 }
 
-/// JSON text with the control characters escaped that JSON allows in a string, which change nothing in its value.
+/// JSON text with the same escaped that JSON allows in a string, which changes nothing in its value.
 pub(crate) fn printable_json(text: &str) -> Cow<'_, str> {
-    let is_obeyed = |character: char| character.is_control() && !"\n\r\t".contains(character);
-    escaped(text, is_obeyed, |it| format!("\\u{:04x}", u32::from(it)))
+    let is_in_string = |character: char| is_obeyed(character) && !"\n\r\t".contains(character);
+    escaped(text, is_in_string, |it| {
+        let mut units = [0; 2];
+        let units = it.encode_utf16(&mut units).iter();
+        units.map(|unit| format!("\\u{unit:04x}")).collect()
+    })
+}
+
+/// Whether a terminal shows nothing for a character, and may obey it: those of Unicode's categories Cc, Zl, Zp and, as of
+/// Unicode 16, Cf (<https://www.unicode.org/Public/16.0.0/ucd/extracted/DerivedGeneralCategory.txt>). Without those that join
+/// and part signs, as U+200C and U+200D do in Persian and in emoji, and without those that are signs of their own.
+fn is_obeyed(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{2064}' | '\u{2066}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+                | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0001}' | '\u{e0020}'..='\u{e007f}'
+        )
 }
 
 fn escaped(

@@ -683,7 +683,9 @@ fn regions_of_one(release: &str, error: &str) -> Value {
 
 #[tokio::test]
 async fn what_others_say_moves_no_cursor_and_makes_no_line() {
-    let said = regions_of_one("\u{1b}[2J\u{9b}31m\nsyd ü", "no\r\nanswer\u{7}\u{7f}");
+    // Of what the text is in, a right-to-left override turns the order around, and a tag is not seen.
+    let release = "\u{1b}[2J\u{9b}31m\n\u{202e}dys\u{2069}\u{e0041} syd ü 👩\u{200d}💻";
+    let said = regions_of_one(release, "no\r\nanswer\u{7}\u{7f}\u{2028}");
     let body = format!("{said:#}");
     let address = "127.0.0.1:0".parse().unwrap();
     let liar = Stranger::at(address, Manner::Answer(body)).await;
@@ -696,13 +698,15 @@ async fn what_others_say_moves_no_cursor_and_makes_no_line() {
         "{stdout}{stderr}"
     );
     assert!(
-        stdout.ends_with("\\u{1b}[2J\\u{9b}31m\\nsyd ü\n"),
+        stdout.ends_with(
+            "\\u{1b}[2J\\u{9b}31m\\n\\u{202e}dys\\u{2069}\\u{e0041} syd ü 👩\u{200d}💻\n"
+        ),
         "{stdout}"
     );
-    assert_eq!(stderr, "stale: no\\r\\nanswer\\u{7}\\u{7f}\n");
+    assert_eq!(stderr, "stale: no\\r\\nanswer\\u{7}\\u{7f}\\u{2028}\n");
     let (_, json, _) = run(&["regions", "--json", "--url", &url]).await;
-    let control = |character: char| character.is_control() && character != '\n';
-    assert!(!json.contains(control), "{json}");
+    let obeyed = "\u{1b}\u{9b}\r\u{7}\u{7f}\u{202e}\u{2069}\u{e0041}\u{2028}";
+    assert!(!json.contains(|it| obeyed.contains(it)), "{json}");
     assert_eq!(serde_json::from_str::<Value>(&json).unwrap(), said);
 }
 
