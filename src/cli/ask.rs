@@ -247,7 +247,7 @@ impl HttpAnswer {
     }
 
     fn report(&self, ProblemDocument { problem, meta }: &ProblemDocument) {
-        let (code, executed) = (problem.code, problem.executed);
+        let (code, executed) = (problem.word(), problem.executed);
         say(&format!("fly-rpc: {code}: {}", printable(&problem.detail)));
         if let Some(error) = &problem.error {
             let (kind, message) = (printable(&error.kind), printable(&error.message));

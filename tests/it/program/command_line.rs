@@ -711,6 +711,22 @@ async fn what_others_say_moves_no_cursor_and_makes_no_line() {
 }
 
 #[tokio::test]
+async fn a_code_of_a_later_release_is_shown_as_it_came() {
+    let problem = json!({
+        "type": "/docs/problems#outcome_gone", "title": "From a later release", "status": 424, "detail": "it went\u{1b}[2J",
+        "code": "outcome_gone", "executed": "maybe", "error": {"kind": "Gone", "message": "\u{202e}away", "data": null},
+        "meta": {"region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 0.4, "request_id": "r"},
+    });
+    let address = "127.0.0.1:0".parse().unwrap();
+    let later = Stranger::at(address, Manner::Refuse(424, problem.to_string())).await;
+    let url = format!("http://{}", later.address);
+    let said = "fly-rpc: outcome_gone: it went\\u{1b}[2J\n  error: Gone: \\u{202e}away\n  executed: maybe · request r\n  \
+                next: it may have run: call again only if it may run twice, then with --idempotent\n";
+    let call = ["call", "syd", "String.upcase", "fly", "--url", &url];
+    assert_eq!(run(&call).await, (1, String::new(), said.to_owned()));
+}
+
+#[tokio::test]
 async fn call_each_shows_what_came_of_each() {
     let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");

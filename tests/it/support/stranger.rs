@@ -16,6 +16,8 @@ use tokio::{
 pub(crate) enum Manner {
     /// Answers this body with `200`.
     Answer(String),
+    /// Answers this body with another status.
+    Refuse(u16, String),
     /// Sends the asker elsewhere.
     Redirect(SocketAddr),
     /// Passes the request on to an instance and its answer back.
@@ -65,6 +67,12 @@ impl Drop for Stranger {
     }
 }
 
+fn with_status(status: u16, body: &str) -> Vec<u8> {
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n");
+    format!("{head}content-length: {length}\r\n\r\n{body}").into_bytes()
+}
+
 async fn meet(mut stream: TcpStream, manner: Manner, heard: Arc<Mutex<Vec<u8>>>) {
     let mut buffer = [0; 16 << 10];
     let Ok(count @ 1..) = stream.read(&mut buffer).await else {
@@ -73,11 +81,8 @@ async fn meet(mut stream: TcpStream, manner: Manner, heard: Arc<Mutex<Vec<u8>>>)
     let request = &buffer[..count];
     heard.lock().unwrap().extend(request);
     let answer = match manner {
-        Manner::Answer(body) => format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .into_bytes(),
+        Manner::Answer(body) => with_status(200, &body),
+        Manner::Refuse(status, body) => with_status(status, &body),
         Manner::Redirect(elsewhere) => format!(
             "HTTP/1.1 307 Temporary Redirect\r\nlocation: http://{elsewhere}/internal/region\r\ncontent-length: 0\r\n\r\n"
         )
