@@ -13,6 +13,38 @@ const ENDPOINTS: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
 
+/// Variables of OpenTelemetry of which each has one of few values, the first that is set before the others, and the values
+/// that hold here; the exporter ignores another one in silence.
+/// <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
+const CHOICES: [(&[&str], &[&str]); 4] = [
+    (&["OTEL_TRACES_EXPORTER"], &["otlp"]),
+    (
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+        ],
+        &["http/protobuf"],
+    ),
+    (
+        &[
+            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+        ],
+        &["none"],
+    ),
+    (
+        &["OTEL_TRACES_SAMPLER"],
+        &[
+            "always_on",
+            "always_off",
+            "traceidratio",
+            "parentbased_always_on",
+            "parentbased_always_off",
+            "parentbased_traceidratio",
+        ],
+    ),
+];
+
 /// The base URL that the commands which call an instance use when they are given none.
 pub(crate) fn default_url() -> String {
     variable("FLY_RPC_URL").unwrap_or_else(|| "http://127.0.0.1:8080".to_owned())
@@ -36,18 +68,16 @@ pub(crate) fn is_set(name: &str) -> bool {
 }
 
 /// The name of the service under which traces are exported; the exporter reads the other variables of OpenTelemetry itself.
-/// `None` without an endpoint, or where the SDK is disabled.
+/// `None` without an endpoint, or where traces are switched off.
 ///
 /// # Errors
-/// An endpoint that is no `http` URL.
+/// An endpoint that is no `http` URL, or a variable whose value the exporter would ignore.
 pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
-    let given = |name| variable(name).filter(|value| !value.is_empty());
-    let endpoint = ENDPOINTS
-        .iter()
-        .find_map(|name| Some((*name, given(name)?)));
-    let disabled = given("OTEL_SDK_DISABLED");
-    let is_disabled = disabled.is_some_and(|it| it.eq_ignore_ascii_case("true"));
-    let Some((name, endpoint)) = endpoint.filter(|_| !is_disabled) else {
+    let is = |name, value| given(name).is_some_and(|given| given.eq_ignore_ascii_case(value));
+    if is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none") {
+        return Ok(None);
+    }
+    let Some((name, endpoint)) = first_given(&ENDPOINTS) else {
         return Ok(None);
     };
     if !endpoint.starts_with("http://") {
@@ -56,8 +86,36 @@ pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
         );
         return Err(ConfigError::new(name, detail));
     }
-    let service = given("OTEL_SERVICE_NAME");
+    for (names, values) in CHOICES {
+        let unknown = first_given(names).filter(|(_, value)| !values.contains(&value.as_str()));
+        if let Some((name, value)) = unknown {
+            let values = values.join(", ");
+            let detail = format!("{value:?} is not supported for traces, only {values}");
+            return Err(ConfigError::new(name, detail));
+        }
+    }
+    let service = given("OTEL_SERVICE_NAME")
+        .or_else(|| attribute(&given("OTEL_RESOURCE_ATTRIBUTES")?, "service.name"));
     Ok(Some(service.unwrap_or_else(|| "fly-rpc".to_owned())))
+}
+
+/// The value of `name` in a list `name=value,…`, as the exporter reads it: of several, the last.
+fn attribute(list: &str, name: &str) -> Option<String> {
+    let pairs = list.rsplit(',').filter_map(|pair| pair.split_once('='));
+    let mut values = pairs.filter(|(key, _)| key.trim() == name);
+    let value = values.next()?.1.trim();
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+/// The first of the variables `names` that is set, with its value.
+fn first_given<'a>(names: &[&'a str]) -> Option<(&'a str, String)> {
+    let mut names = names.iter();
+    names.find_map(|name| Some((*name, given(name)?)))
+}
+
+/// The value of a variable, which counts for nothing where it is empty.
+fn given(name: &str) -> Option<String> {
+    variable(name).filter(|value| !value.is_empty())
 }
 
 #[expect(

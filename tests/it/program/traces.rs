@@ -176,6 +176,75 @@ async fn a_collector_that_is_not_there_harms_nothing() {
     assert_eq!(local.ended().await.code(), Some(0));
 }
 
+/// The service whose span of a call an instance exports that starts with `variables`.
+async fn service(variables: &[(&'static str, &str)]) -> String {
+    let collector = Collector::start().await;
+    let mut environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        (
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            format!("http://{}", collector.address),
+        ),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()),
+    ]);
+    environment.extend(
+        variables
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned())),
+    );
+    let local = Process::start(&environment).await;
+    let call = local.call("local", "String.upcase", json!(["fly"])).await;
+    assert_eq!(call.result(), "FLY");
+    let spans = collector.spans("call", 1).await;
+    spans[0].resource("service.name").unwrap()
+}
+
+#[tokio::test]
+async fn the_service_has_the_name_that_either_variable_gives() {
+    let attributes = ("OTEL_RESOURCE_ATTRIBUTES", "a=b, service.name = notes ,c=d");
+    assert_eq!(service(&[attributes]).await, "notes");
+    let named = ("OTEL_SERVICE_NAME", "shop");
+    assert_eq!(service(&[attributes, named]).await, "shop");
+    // Variables that say what holds anyhow change nothing; an empty one is none.
+    let usual = [
+        ("OTEL_RESOURCE_ATTRIBUTES", "service.name=,a=b"),
+        ("OTEL_SERVICE_NAME", ""),
+        ("OTEL_TRACES_EXPORTER", "otlp"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "none"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_always_on"),
+    ];
+    assert_eq!(service(&usual).await, "fly-rpc");
+}
+
+#[tokio::test]
+async fn a_variable_that_would_be_ignored_stops_the_start() {
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+    for (name, value, supported) in [
+        ("OTEL_TRACES_EXPORTER", "console", "otlp"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "http/protobuf"),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "http/json",
+            "http/protobuf",
+        ),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", "none"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd", "none"),
+        (
+            "OTEL_TRACES_SAMPLER",
+            "xray",
+            "always_on, always_off, traceidratio, parentbased_always_on, parentbased_always_off, parentbased_traceidratio",
+        ),
+    ] {
+        let serve = ["serve", "--until-stdin-closes", "--listen=127.0.0.1:0"];
+        let (code, stdout, stderr) = run_with(&serve, &[endpoint, (name, value)]).await;
+        let message =
+            format!("fly-rpc: {name}: {value:?} is not supported for traces, only {supported}\n");
+        assert_eq!((code, stdout, stderr), (64, String::new(), message));
+    }
+}
+
 #[tokio::test]
 async fn a_collector_behind_tls_stops_the_start_unless_traces_are_disabled() {
     let collector = [("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.test:4318")];
@@ -184,12 +253,16 @@ async fn a_collector_behind_tls_stops_the_start_unless_traces_are_disabled() {
                    speaks no TLS, so run a collector beside it\n";
     assert_eq!((code, stderr.as_str()), (64, message));
     // Nothing is exported: <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>.
-    let disabled = [collector[0], ("OTEL_SDK_DISABLED", "True")];
     let serve = [
         "serve",
         "--until-stdin-closes",
         "--listen=127.0.0.1:0",
         "--drain-delay=0s",
     ];
-    assert_eq!(run_with(&serve, &disabled).await.0, 0);
+    for disabled in [
+        ("OTEL_SDK_DISABLED", "True"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+    ] {
+        assert_eq!(run_with(&serve, &[collector[0], disabled]).await.0, 0);
+    }
 }
