@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     env,
     ffi::OsString,
-    future, io,
+    io,
     os::{
         fd::AsFd,
         unix::process::{CommandExt, ExitStatusExt},
@@ -17,6 +17,7 @@ use std::{
 
 use clap::Args;
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
@@ -47,6 +48,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(10);
 /// How long an app runs that did not end because of how it starts: the next pause is the first again.
 const STEADY: Duration = Duration::from_secs(10);
+/// The pause before another look at processes that nothing tells the end of.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long what was killed may take to be gone; what another user runs cannot be killed.
+const KILLED: Duration = Duration::from_secs(1);
 /// What a shell says of a command that cannot be run.
 const NOT_RUN: u8 = 127;
 
@@ -203,19 +208,19 @@ impl AppChild {
     ) -> io::Result<ExitStatus> {
         let mut pause = PAUSE;
         loop {
-            let started = Instant::now();
-            let mut child = self.start()?;
-            let app = pid_of(&child);
-            let status = tokio::select! {
-                status = child.wait() => status?,
-                Err(error) = reap_orphans(app) => return Err(error),
-                () = stop.cancelled() => return self.stop(child, &hurry).await,
+            let (child, group) = self.start()?;
+            let (status, ran) = tokio::select! {
+                ended = self.run(child, group, &stop, &hurry) => ended?,
+                Err(error) = reap_orphans(group) => return Err(error),
+            };
+            let Some(ran) = ran else {
+                return Ok(status);
             };
             if !self.again {
                 tracing::error!(%status, "the app has ended");
                 return Ok(status);
             }
-            if started.elapsed() >= STEADY {
+            if ran >= STEADY {
                 pause = PAUSE;
             }
             tracing::warn!(%status, "the app has ended; it is started again in {pause:?}");
@@ -227,7 +232,31 @@ impl AppChild {
         }
     }
 
-    fn start(&self) -> io::Result<Child> {
+    /// Waits until it ends or is to `stop`, and then for all of its `group`: how it ended, and after how long where it did so by
+    /// itself.
+    async fn run(
+        &self,
+        mut child: Child,
+        group: Pid,
+        stop: &CancellationToken,
+        hurry: &CancellationToken,
+    ) -> io::Result<(ExitStatus, Option<Duration>)> {
+        let started = Instant::now();
+        let ran = tokio::select! {
+            status = child.wait() => {
+                let status = status?;
+                if !is_empty(group) {
+                    tracing::warn!(%status, "the app has ended, and what it started has not: that is stopped");
+                }
+                Some(started.elapsed())
+            }
+            () = stop.cancelled() => None,
+        };
+        Ok((self.stop(child, group, hurry).await?, ran))
+    }
+
+    /// Starts it as the first process of a group, whose id is its own.
+    fn start(&self) -> io::Result<(Child, Pid)> {
         // This program, which becomes the command: a process must ask for itself to be killed when its parent ends.
         let mut command = match cfg!(target_os = "linux") {
             true => Command::new(MYSELF),
@@ -252,24 +281,52 @@ impl AppChild {
         if self.again {
             command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
         }
-        command.spawn()
+        let child = command.spawn()?;
+        let group = pid_of(&child).ok_or_else(|| io::Error::other("the app has no process id"))?;
+        Ok((child, group))
     }
 
-    /// SIGTERM to the app and what it started; SIGKILL when that takes too long, or the program is in a `hurry`.
-    async fn stop(&self, mut child: Child, hurry: &CancellationToken) -> io::Result<ExitStatus> {
-        let group = pid_of(&child);
-        let send = |signal| group.map(|group| killpg(group, signal));
-        // What ends at this very moment needs no signal.
-        let _ = send(Signal::SIGTERM);
+    /// SIGTERM to the app and what it started, or to what is left of them; SIGKILL when that takes too long, or the program is in
+    /// a `hurry`. None of them runs any more when this returns.
+    async fn stop(
+        &self,
+        mut child: Child,
+        group: Pid,
+        hurry: &CancellationToken,
+    ) -> io::Result<ExitStatus> {
+        // What has ended needs no signal.
+        let _ = killpg(group, Signal::SIGTERM);
+        let ended = async {
+            let status = child.wait().await;
+            until_empty(group).await;
+            status
+        };
         let timeout = self.stop_timeout;
         tokio::select! {
-            status = child.wait() => return status,
+            status = ended => return status,
             () = time::sleep(timeout) => tracing::warn!("the app did not stop within {timeout:?}: killed"),
             () = hurry.cancelled() => tracing::warn!("a second signal: the app is killed"),
         }
-        let _ = send(Signal::SIGKILL);
-        child.wait().await
+        let _ = killpg(group, Signal::SIGKILL);
+        let status = child.wait().await;
+        if time::timeout(KILLED, until_empty(group)).await.is_err() {
+            tracing::error!("a process that the app started cannot be killed");
+        }
+        status
     }
+}
+
+/// Waits until a group of processes is empty. It looks again and again: most of them are no children of this process.
+async fn until_empty(group: Pid) {
+    while !is_empty(group) {
+        time::sleep(LOOK).await;
+    }
+}
+
+/// Whether nobody is in a group of processes, not even one that has ended and was not waited for. Its id is given to no other
+/// process before.
+fn is_empty(group: Pid) -> bool {
+    killpg(group, None) == Err(Errno::ESRCH)
 }
 
 /// The id of a process, as long as it was not waited for.
@@ -278,34 +335,39 @@ pub(super) fn pid_of(child: &Child) -> Option<Pid> {
     Some(Pid::from_raw(i32::try_from(id).ok()?))
 }
 
-/// Reaps the orphans of the `app` where this is process 1, as in a container: the system makes them its children, and keeps
-/// each that has ended in its table until process 1 has waited for it.
+/// Takes the orphans of the `app` as children of this process, as those of process 1 of a container are, and reaps each that
+/// has ended: until then it is in its group, and another process 1 may take its time.
 ///
 /// # Errors
-/// Signals cannot be listened for.
+/// Orphans cannot be taken, or signals cannot be listened for.
 #[cfg(target_os = "linux")]
-async fn reap_orphans(app: Option<Pid>) -> io::Result<Infallible> {
-    use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
+async fn reap_orphans(app: Pid) -> io::Result<Infallible> {
+    use nix::sys::{
+        prctl::set_child_subreaper,
+        wait::{Id, WaitPidFlag, waitid, waitpid},
+    };
 
-    if process::id() != 1 {
-        return future::pending().await;
-    }
-    // Without reaping it: the app itself is left to `Child::wait`. Orphans behind it in the queue are reaped when the next ends.
+    set_child_subreaper(true)?;
+    // Without reaping it: the app itself is left to `Child::wait`.
     let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     let mut ends = signal(SignalKind::child())?;
     loop {
-        while let Ok(ended) = waitid(Id::All, look)
-            && let Some(orphan) = ended.pid().filter(|pid| Some(*pid) != app)
-        {
-            let _ = waitpid(orphan, Some(WaitPidFlag::WNOHANG));
+        match waitid(Id::All, look).ok().and_then(|ended| ended.pid()) {
+            // Orphans may be behind it in the queue, and no signal tells when it was reaped.
+            Some(pid) if pid == app => time::sleep(LOOK).await,
+            Some(orphan) => {
+                let _ = waitpid(orphan, Some(WaitPidFlag::WNOHANG));
+            }
+            None => {
+                ends.recv().await;
+            }
         }
-        ends.recv().await;
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-async fn reap_orphans(_: Option<Pid>) -> io::Result<Infallible> {
-    future::pending().await
+async fn reap_orphans(_: Pid) -> io::Result<Infallible> {
+    std::future::pending().await
 }
 
 /// Becomes the app, which the system ends when its parent has ended, however that did: an app that was left behind would

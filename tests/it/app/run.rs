@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -262,6 +263,124 @@ async fn an_app_that_does_not_stop_is_killed_with_what_it_started() {
     .await;
 }
 
+/// As `npm start` is: a first process that ends at SIGTERM at once, and another that is the server.
+#[tokio::test]
+async fn all_of_the_app_may_take_its_time_and_call_out_while_it_stops() {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let script = |once_up: &str| {
+        format!(
+            r#"
+            call() {{
+                curl -s "$FLY_RPC_URL/rpc/iad/Fly.RPC/my_region" -H 'content-type: application/json' -d '[]' | cut -d, -f1
+            }}
+            stop() {{
+                while kill -0 $$ 2>/dev/null; do sleep 0.05; done
+                sleep 1
+                echo "stopping: $(call)"
+                exit 0
+            }}
+            (
+                until call | grep -q '"iad"'; do sleep 0.05; done
+                trap stop TERM
+                echo up
+                {once_up}
+                while :; do sleep 0.05; done
+            ) &
+            wait"#
+        )
+    };
+    // At a signal to the instance, and when the first process ends by itself: with the code of that one.
+    for (once_up, code) in [("", 143), ("kill -KILL $$", 137)] {
+        let address = cluster.free_address();
+        let environment = cluster.environment("syd", "syd-1", address);
+        // Longer than a test waits.
+        let flags = ["--app-stop-timeout=10m"];
+        let mut run = Run::start_in(&environment, &flags, &script(once_up)).await;
+        run.until("up").await;
+        if once_up.is_empty() {
+            run.signal(Signal::SIGTERM);
+        }
+        run.until(r#"stopping: {"result":"iad""#).await;
+        assert_eq!(run.ended().await.code(), Some(code));
+    }
+}
+
+/// An app whose first process ends at SIGTERM at once, and another does not: with the ids of both.
+async fn start_stubborn(stop_timeout: &str) -> (Run, [Pid; 2]) {
+    let script = r#"sh -c 'trap "" TERM; echo up $PPID $$; while :; do sleep 0.05; done' & wait"#;
+    let mut run = Run::start(&[&format!("--app-stop-timeout={stop_timeout}")], script).await;
+    loop {
+        if let Some(pids) = run.line().await.strip_prefix("up ") {
+            let pids = pids
+                .split(' ')
+                .map(|pid| Pid::from_raw(pid.parse().unwrap()));
+            let pids = Vec::from_iter(pids).try_into().unwrap();
+            return (run, pids);
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_the_app_outlives_the_program() {
+    let (mut run, [_, other]) = start_stubborn("300ms").await;
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.ended().await.code(), Some(143));
+    assert_eq!(kill(other, Signal::SIGKILL), Err(Errno::ESRCH));
+    // Longer than a test waits: a second signal is what ends it.
+    let (mut run, [first, other]) = start_stubborn("10m").await;
+    run.signal(Signal::SIGTERM);
+    let is_gone = async || kill(first, None).is_err();
+    eventually("the end of the first", is_gone, |is_gone| *is_gone).await;
+    run.signal(Signal::SIGINT);
+    assert_eq!(run.ended().await.code(), Some(143));
+    assert_eq!(kill(other, Signal::SIGKILL), Err(Errno::ESRCH));
+}
+
+#[tokio::test]
+async fn an_app_is_started_again_when_all_of_the_one_before_has_ended() {
+    let held = TcpSocket::new_v4().unwrap();
+    held.set_reuseaddr(true).unwrap();
+    held.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+        ("PORT", held.local_addr().unwrap().port().to_string()),
+    ]);
+    // The server is no first process: it ends that one, and goes on with the port.
+    let script = r#"python3 -c '
+import os, signal, socket, time
+server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
+def stop(*_):
+    time.sleep(0.5)
+    print("stopped", flush=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("serving", flush=True)
+os.kill(os.getppid(), signal.SIGKILL)
+while True:
+    signal.pause()
+'; true"#;
+    let mut command = Run::command(&environment, &["--again"], script);
+    command.stderr(Stdio::piped());
+    let mut run = Run::of(command);
+    let mut log = BufReader::new(run.child.stderr.take().unwrap()).lines();
+    let mut said = Vec::new();
+    while said.len() < 5 {
+        let line = in_time("a line", log.next_line()).await.unwrap().unwrap();
+        // Of Python's error too, should there be one.
+        if !line.starts_with('{') {
+            said.push(line);
+        }
+    }
+    run.signal(Signal::SIGTERM);
+    // With any code: that of its first process, should the signal come first.
+    run.ended().await;
+    assert_eq!(
+        said,
+        ["serving", "stopped", "serving", "stopped", "serving"]
+    );
+}
+
 #[tokio::test]
 async fn a_second_signal_kills_the_app_and_ends_the_program() {
     let script = "trap 'echo stopping' TERM; echo up; while :; do sleep 0.05; done";
@@ -358,7 +477,53 @@ async fn what_the_app_began_and_did_not_wait_for_goes_on_without_it_for_a_while(
     assert_eq!(log.matches(line).count(), 1, "{log}");
 }
 
-/// As in a container: process 1 of its own table of processes.
+/// As in a container: process 1 of its own table of processes. `None` where the machine allows no namespaces.
+#[cfg(target_os = "linux")]
+async fn start_as_process_1(flags: &[&str], script: &str) -> Option<Run> {
+    let isolated = || {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--pid", "--fork"]);
+        command.args(["--kill-child", "--mount-proc"]);
+        command
+    };
+    let allowed = isolated().arg("true").output().await;
+    if !allowed.is_ok_and(|output| output.status.success()) {
+        println!("not checked: this machine allows no namespaces");
+        return None;
+    }
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+    ]);
+    let inner = Run::command(&environment, flags, script);
+    let mut command = isolated();
+    let inner = inner.as_std();
+    command.arg(inner.get_program()).args(inner.get_args());
+    command.envs(&environment).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).kill_on_drop(true);
+    Some(Run::of(command))
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn as_process_1_it_waits_for_all_of_the_app_to_stop_and_for_no_zombie() {
+    // The first process ends at SIGTERM at once. The other then is an orphan, as are those that have ended before.
+    let script = r#"
+        sh -c '
+            trap "sleep 0.5; echo stopped; exit 0" TERM
+            for _ in 1 2 3; do (true &); done
+            echo up
+            kill -TERM 1
+            while :; do sleep 0.05; done' &
+        wait"#;
+    // Longer than a test waits.
+    let Some(mut run) = start_as_process_1(&["--app-stop-timeout=10m"], script).await else {
+        return;
+    };
+    run.until("stopped").await;
+    assert_eq!(run.ended().await.code(), Some(143));
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn as_process_1_it_reaps_what_its_app_left_behind_and_ends_with_its_code() {
@@ -372,28 +537,9 @@ async fn as_process_1_it_reaps_what_its_app_left_behind_and_ends_with_its_code()
         done
         echo "children: $(children)"
         exit 7"#;
-    let isolated = || {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--pid", "--fork"]);
-        command.args(["--kill-child", "--mount-proc"]);
-        command
-    };
-    let allowed = isolated().arg("true").output().await;
-    if !allowed.is_ok_and(|output| output.status.success()) {
-        println!("not checked: this machine allows no namespaces");
+    let Some(mut run) = start_as_process_1(&[], script).await else {
         return;
-    }
-    let environment = Environment::from([
-        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
-        ("RPC_DRAIN_DELAY", "0s".to_owned()),
-    ]);
-    let inner = Run::command(&environment, &[], script);
-    let mut command = isolated();
-    let inner = inner.as_std();
-    command.arg(inner.get_program()).args(inner.get_args());
-    command.envs(&environment).stdin(Stdio::null());
-    command.stdout(Stdio::piped()).kill_on_drop(true);
-    let mut run = Run::of(command);
+    };
     run.until("children: 1").await;
     assert_eq!(run.ended().await.code(), Some(7));
 }
