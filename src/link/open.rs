@@ -5,7 +5,7 @@ use std::{fmt::Display, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, Request, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
     header::{CONNECTION, HOST, UPGRADE},
 };
 use http_body_util::{BodyExt, Empty, Limited};
@@ -78,6 +78,10 @@ async fn upgraded(connection: &Connection, socket: TcpStream) -> Result<Opened, 
         let response = sender.send_request(request).await.map_err(failed)?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(connection, response).await);
+        }
+        let protocol = response.headers().get(UPGRADE);
+        if protocol.map(HeaderValue::as_bytes) != Some(LINES.as_bytes()) {
+            return Err(none(connection, "it switches to another protocol"));
         }
         let first = confirmation(connection, &challenge, response.headers());
         let first = first.ok_or_else(|| {

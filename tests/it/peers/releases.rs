@@ -221,3 +221,43 @@ async fn a_call_that_a_peer_finds_too_late_by_its_clock_alone_goes_on_a_new_conn
         }
     }
 }
+
+/// A program at a peer's address that switches to a protocol of its own was sent no call.
+#[tokio::test]
+async fn an_upgrade_to_another_protocol_is_no_connection() {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let address = cluster.free_address();
+    let listener = TcpListener::bind(address).await.unwrap();
+    let said = introduction().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let said = said.clone();
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let count = connection.read(&mut request).await.unwrap_or(0);
+                let answer = match request[..count].starts_with(b"POST /internal/exec") {
+                    true => UPGRADED.replace("fly-rpc-lines", "websocket"),
+                    false => format!(
+                        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{said}",
+                        said.len()
+                    ),
+                };
+                let _ = connection.write_all(answer.as_bytes()).await;
+                // What is sent behind it has no answer.
+                while connection.read(&mut request).await.unwrap_or(0) > 0 {}
+            });
+        }
+    });
+    let mut addresses = cluster.addresses();
+    addresses.push(address.ip());
+    cluster
+        .dns
+        .set_addresses(crate::support::cluster::NAME, addresses);
+    let iad = cluster.instance("iad-1");
+    let seen = async || ready_instances(iad).await;
+    eventually("both", seen, |seen| seen.contains("syd-1")).await;
+    let call =
+        json!({"module": "String", "function": "upcase", "args": ["fly"], "timeout_ms": 5_000});
+    let answer = iad.rpc("syd", &call).await;
+    assert_eq!(answer.problem(), (502, "peer_unreachable", "no"));
+}
