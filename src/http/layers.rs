@@ -10,7 +10,7 @@ use axum::{
     extract::{Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
-        header::{ALLOW, CACHE_CONTROL, CONNECTION, HOST, WWW_AUTHENTICATE},
+        header::{ALLOW, CACHE_CONTROL, CONNECTION, HOST, TRANSFER_ENCODING, WWW_AUTHENTICATE},
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -131,8 +131,8 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     response
 }
 
-/// A refusal with the header that explains it: `allow` for `CONNECT`, `www-authenticate` for a missing or wrong token (RFC
-/// 6750, section 3.1).
+/// A refusal with the header that belongs to it: `allow` for `CONNECT`, `www-authenticate` for a missing or wrong token (RFC
+/// 6750, section 3.1), `connection` where it is uncertain what the next request is.
 fn refuse(headers: &HeaderMap, problem: Problem) -> Response {
     match problem.code {
         Code::MethodNotAllowed => ([(ALLOW, "GET, POST")], problem).into_response(),
@@ -143,6 +143,7 @@ fn refuse(headers: &HeaderMap, problem: Problem) -> Response {
             };
             ([(WWW_AUTHENTICATE, challenge)], problem).into_response()
         }
+        _ if !is_framed(headers) => ([(CONNECTION, "close")], problem).into_response(),
         _ => problem.into_response(),
     }
 }
@@ -182,13 +183,17 @@ fn has_room(api: &Api, path: &str, response: &Response) -> bool {
     size <= SMALL || api.local.memory.has_room(size, share)
 }
 
-/// Refuses a request that no route can answer: its head is too large, or it is for another host.
+/// Refuses a request that no route can answer: its head is too large, its body is uncertain, or it is for another host.
 fn check_head(request: &Request) -> Result<(), Problem> {
     check_size(request.uri(), request.headers())?;
     // A target in the form of a path is left to the routes, as with every other method.
     if request.method() == Method::CONNECT && request.uri().authority().is_some() {
         let detail = "an instance is no proxy";
         return Err(Problem::new(Code::MethodNotAllowed, detail));
+    }
+    if !is_framed(request.headers()) {
+        let detail = "header transfer-encoding must be chunked, and given once";
+        return Err(Problem::new(Code::InvalidRequest, detail));
     }
     check_host(request).map_err(|detail| Problem::new(Code::InvalidRequest, detail))
 }
@@ -215,6 +220,17 @@ fn check_size(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         return Err(Problem::new(Code::HeadersTooLarge, detail));
     }
     Ok(())
+}
+
+/// Whether a body ends where every reader takes it to end: its transfer encoding, if it has one, is `chunked` alone. hyper
+/// reads what ends in `chunked`, whatever else it is (RFC 9112, section 6.1).
+fn is_framed(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (encodings.next(), encodings.next()) {
+        (None, _) => true,
+        (Some(encoding), None) => encoding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// A request of HTTP/1.1 has one `Host`, which is a host and a port (RFC 9112, section 3.2); a target in absolute form names

@@ -449,3 +449,50 @@ async fn nothing_is_smuggled_behind_a_length_and_chunks() {
         }
     }
 }
+
+/// Where two readers could see different ends of a body, none is read, and nothing behind it (RFC 9112, section 6.1).
+#[tokio::test]
+async fn a_transfer_encoding_is_chunked_and_nothing_else() {
+    let directory = TempDir::new().unwrap();
+    let instance = instance(&directory).await;
+    let (size, body) = (GOOD.len(), String::from_utf8_lossy(GOOD));
+    let sent = |path: &str, kind: &str, headers: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\n{headers}\r\n\r\n{size:x}\r\n{body}\r\n\
+             0\r\n\r\nGET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        )
+    };
+    let json = "application/json";
+    for headers in [
+        "transfer-encoding: gzip, chunked",
+        "transfer-encoding: chunked, chunked",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+        "transfer-encoding: gzip\r\ntransfer-encoding: chunked",
+        "transfer-encoding: ,chunked",
+    ] {
+        for (path, kind) in [
+            ("/rpc/iad", json),
+            ("/rpc/iad/String/upcase", json),
+            ("/each/all", json),
+            ("/internal/exec", json),
+            ("/internal/exec", "application/x-ndjson"),
+        ] {
+            let text = sent(path, kind, headers);
+            let answer = raw::answer(instance.address, text.as_bytes()).await;
+            let what = format!("{path} {kind} {headers}");
+            assert_eq!(answer.problem(), (400, "invalid_request", "no"), "{what}");
+            assert_eq!(
+                answer.detail(),
+                "header transfer-encoding must be chunked, and given once"
+            );
+            assert_eq!(answer.headers["connection"], "close", "{what}");
+        }
+    }
+    let text = sent(
+        "/rpc/iad",
+        json,
+        "connection: close\r\ntransfer-encoding: Chunked",
+    );
+    let answer = raw::answer(instance.address, text.as_bytes()).await;
+    assert_eq!(answer.result(), "FLY");
+}
