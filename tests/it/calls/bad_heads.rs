@@ -322,6 +322,21 @@ async fn what_is_no_http() {
 }
 
 #[tokio::test]
+async fn a_length_that_cannot_be_counted_has_a_bare_431() {
+    let directory = TempDir::new().unwrap();
+    let instance = instance(&directory).await;
+    for (length, status) in [(u64::MAX, 431), (u64::MAX - 1, 431), (u64::MAX - 2, 413)] {
+        let text = format!(
+            "POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{{}}"
+        );
+        let answer = raw::answer(instance.address, text.as_bytes()).await;
+        assert_eq!(answer.status, status, "{length}");
+        assert_eq!(answer.body == json!(""), status == 431, "{length}");
+    }
+}
+
+#[tokio::test]
 async fn http_2_is_not_spoken() {
     let directory = TempDir::new().unwrap();
     let instance = instance(&directory).await;
