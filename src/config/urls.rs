@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    os::unix::net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -60,6 +61,7 @@ fn read_url(text: &str) -> Result<AppUrl, &'static str> {
         if !Path::new(socket).is_absolute() {
             return Err("has a socket that is no absolute path");
         }
+        check_socket(Path::new(socket))?;
         return Ok(AppUrl {
             address: AppAddress::Unix(socket.into()),
             base: base(path)?,
@@ -86,6 +88,14 @@ fn read_url(text: &str) -> Result<AppUrl, &'static str> {
         address: AppAddress::Tcp(format!("{host}:{port}")),
         base: base(uri.path())?,
     })
+}
+
+/// Refuses a path that the system takes for no socket.
+fn check_socket(path: &Path) -> Result<(), &'static str> {
+    match SocketAddr::from_pathname(path) {
+        Ok(_) => Ok(()),
+        Err(_) => Err("has a socket whose path is longer than the system takes"),
+    }
 }
 
 fn base(path: &str) -> Result<String, &'static str> {
@@ -139,12 +149,23 @@ impl FromStr for KeyStoreUrl {
             None => wrong("is no URL"),
             #[cfg(not(feature = "redis"))]
             Some(_) => wrong("needs the feature `redis`, which this program was built without"),
+            // The client would ask database 0, whatever it says.
+            #[cfg(feature = "redis")]
+            Some("redis" | "valkey") if text.contains('?') => Err(InvalidUrl {
+                what: "must have its database in the path, and no query",
+                example: "redis://127.0.0.1:6379/5",
+            }),
             #[cfg(feature = "redis")]
             Some("redis" | "valkey" | "redis+unix" | "valkey+unix") => {
-                match redis::Client::open(text) {
-                    Ok(client) => Ok(Self { client }),
-                    Err(_) => wrong("is no URL of a Redis"),
+                let Ok(client) = redis::Client::open(text) else {
+                    return wrong("is no URL of a Redis");
+                };
+                if let redis::ConnectionAddr::Unix(socket) = client.get_connection_info().addr()
+                    && let Err(what) = check_socket(socket)
+                {
+                    return wrong(what);
                 }
+                Ok(Self { client })
             }
             #[cfg(feature = "redis")]
             Some("rediss" | "valkeys") => wrong("needs TLS, which instances do not speak"),
@@ -185,7 +206,7 @@ mod tests {
         for good in [
             "redis://127.0.0.1:6379",
             "valkey://:secret@[::1]/1",
-            "redis+unix:///run/redis.sock",
+            "redis+unix:///run/redis.sock?db=5",
         ] {
             let url: KeyStoreUrl = good.parse().unwrap();
             assert_eq!(format!("{url:?}"), "KeyStoreUrl(…)");
@@ -195,6 +216,10 @@ mod tests {
             ("rediss://host", "needs TLS,"),
             ("postgres://host", "is no store that this program knows;"),
             ("redis://host:port", "is no URL of a Redis;"),
+            (
+                "redis://host?db=5",
+                "must have its database in the path, and no query;",
+            ),
         ] {
             let refusal = bad.parse::<KeyStoreUrl>().unwrap_err().to_string();
             assert!(refusal.starts_with(why), "{bad}: {refusal}");

@@ -22,7 +22,7 @@ type Case = (
 
 #[tokio::test]
 async fn wrong_settings_stop_the_start_with_one_line() {
-    let cases: [Case; 9] = [
+    let cases: [Case; 10] = [
         (
             &[("RPC_LISTEM", "127.0.0.1:0")],
             &[],
@@ -69,6 +69,12 @@ async fn wrong_settings_stop_the_start_with_one_line() {
              http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc\n",
         ),
         (
+            &[("RPC_KEY_STORE", "redis://:secret@127.0.0.1:6379?db=5")],
+            &[],
+            "fly-rpc: RPC_KEY_STORE: must have its database in the path, and no query; write for example \
+             redis://127.0.0.1:6379/5\n",
+        ),
+        (
             &[("RPC_LOG", "warning")],
             &[],
             "fly-rpc: RPC_LOG (--log): \"warning\" is not a filter such as info or fly_rpc=debug: \"warning\" is no \
@@ -82,6 +88,28 @@ async fn wrong_settings_stop_the_start_with_one_line() {
             "{message:?} is not {line:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_socket_whose_path_the_system_does_not_take_stops_the_start() {
+    let socket = format!("/tmp/{}.sock", "x".repeat(110));
+    let line = |setting: &str, shown: &str, example: &str| {
+        format!(
+            "fly-rpc: {setting}: {shown}has a socket whose path is longer than the system takes; write for example {example}\n"
+        )
+    };
+    let app = format!("unix:{socket}:/rpc");
+    let example = "http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc";
+    let shown = format!("\"{app}\" ");
+    assert_eq!(
+        refusal(&[("RPC_APP_URL", &app)], &[]).await,
+        line("RPC_APP_URL (--app-url)", &shown, example)
+    );
+    let store = format!("redis+unix://{socket}?db=5");
+    assert_eq!(
+        refusal(&[("RPC_KEY_STORE", &store)], &[]).await,
+        line("RPC_KEY_STORE", "", "redis://127.0.0.1:6379")
+    );
 }
 
 #[tokio::test]
