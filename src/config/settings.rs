@@ -216,19 +216,24 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "is out of range; write for example 1MiB".to_owned())
 }
 
-/// A value that `fits`; any other text is `wrong`.
-fn fitting<T: FromStr>(text: &str, fits: fn(&T) -> bool, wrong: &str) -> Result<T, String> {
-    let value = text.parse().ok().filter(fits);
-    value.ok_or_else(|| wrong.to_owned())
+/// A value of any kind; any other text is `wrong`.
+fn fitting<T: FromStr>(text: &str, wrong: &str) -> Result<T, String> {
+    text.parse().map_err(|_| wrong.to_owned())
+}
+
+/// The number that `text` is in digits alone: Rust takes a plus before them too.
+pub(crate) fn digits<T: FromStr>(text: &str) -> Option<T> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_plain)
 }
 
 pub(super) fn count(text: &str) -> Result<usize, String> {
-    let fits = |count: &usize| COUNTS.contains(count);
-    fitting(text, fits, "is not a whole number of 1 or more")
+    let count = digits(text).filter(|count| COUNTS.contains(count));
+    count.ok_or_else(|| "is not a whole number of 1 or more".to_owned())
 }
 
 pub(super) fn true_or_false(text: &str) -> Result<bool, String> {
-    fitting(text, |_| true, "is not true or false")
+    fitting(text, "is not true or false")
 }
 
 /// A boolean, as Fly sets it.
@@ -249,12 +254,13 @@ pub(super) fn secrets<T: FromStr<Err = InvalidName>>(text: &str) -> Result<Vec<T
 }
 
 pub(super) fn port(text: &str) -> Result<u16, String> {
-    fitting(text, |port| *port != 0, "is not a port from 1 to 65535")
+    let port = digits(text).filter(|port| *port != 0);
+    port.ok_or_else(|| "is not a port from 1 to 65535".to_owned())
 }
 
 pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     let wrong = "is not an address; write for example fdaa:0:18:a7b::2";
-    fitting(text, |_| true, wrong)
+    fitting(text, wrong)
 }
 
 pub(super) fn host_and_port(text: &str) -> Result<String, String> {
@@ -264,7 +270,7 @@ pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let is_host_name = !host.is_empty() && !host.contains([':', '[', ']', '/', ' ']);
-    if is_host_name && port.parse::<u16>().is_ok() {
+    if is_host_name && digits::<u16>(port).is_some() {
         Ok(text.to_owned())
     } else {
         Err(wrong())

@@ -9,6 +9,8 @@ use std::{
 
 use http::{Uri, uri::Scheme};
 
+use super::settings::port;
+
 /// A text that is no URL of an app or of a store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{what}; write for example {example}")]
@@ -76,11 +78,11 @@ fn read_url(text: &str) -> Result<AppUrl, &'static str> {
         return Err("has more than a host, a port and a path");
     }
     let host = authority.host();
-    // `http` takes any text behind the colon, and gives no port where that is none.
+    // `http` takes any text behind the colon.
     let port = match authority.as_str().strip_prefix(host) {
         Some("" | ":") => 80,
-        _ => {
-            let port = authority.port_u16().filter(|port| *port > 0);
+        rest => {
+            let port = rest.and_then(|rest| port(rest.strip_prefix(':')?).ok());
             port.ok_or("has an invalid port")?
         }
     };
@@ -192,8 +194,8 @@ mod tests {
             assert_eq!(read(text).unwrap(), means);
         }
         let wrong = " 127.0.0.1:3000 https://127.0.0.1/rpc http:///rpc http://user@host/rpc http://host/rpc?x=1 \
-                     http://host/rpc#x http://host:65536/rpc http://host:0/rpc http://host:3OOO/rpc unix:/run/app.sock \
-                     unix:run/app.sock:/rpc unix:/run/app.sock:/rpc?x";
+                     http://host/rpc#x http://host:65536/rpc http://host:0/rpc http://host:3OOO/rpc http://host:+3000/rpc \
+                     unix:/run/app.sock unix:run/app.sock:/rpc unix:/run/app.sock:/rpc?x";
         for text in wrong.split(' ') {
             let refusal = read(text).unwrap_err().to_string();
             assert!(refusal.contains("write for example"), "{text}: {refusal}");

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::{Api, replay};
 use crate::{
     call::{Args, Call, Per, Timeouts},
-    config::Route,
+    config::{Route, settings::digits},
     deadline::Deadline,
     declaration::Policy,
     json, lifecycle,
@@ -191,7 +191,7 @@ fn arguments(body: &[u8]) -> Result<Args, Problem> {
 fn policy(headers: &HeaderMap, max: Duration) -> Result<Policy, Problem> {
     let longest = max.as_millis();
     let timeout = |text: &str| {
-        let timeout = Duration::from_millis(text.parse().ok()?);
+        let timeout = Duration::from_millis(digits(text)?);
         (!timeout.is_zero() && timeout <= max).then_some(timeout)
     };
     let rule = format!("an integer from 1 to {longest}");

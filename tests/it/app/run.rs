@@ -23,7 +23,7 @@ use tokio::{
 
 use crate::support::{
     cluster::Cluster,
-    command::run,
+    command::{run, run_with},
     patience::{eventually, in_time},
     process::Environment,
 };
@@ -551,6 +551,17 @@ async fn the_port_of_the_app_is_not_that_of_the_instance() {
     assert_eq!(
         said,
         "fly-rpc: PORT: 3000 is the port of RPC_LISTEN (--listen); the app needs one of its own\n"
+    );
+}
+
+#[tokio::test]
+async fn the_port_of_the_app_is_a_number() {
+    let variables = [("PORT", "+3000")];
+    let (code, _, said) = run_with(&["run", "--", "true"], &variables).await;
+    assert_eq!(code, 64);
+    assert_eq!(
+        said,
+        "fly-rpc: PORT: \"+3000\" is not a port from 1 to 65535\n"
     );
 }
 

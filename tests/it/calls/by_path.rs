@@ -204,6 +204,7 @@ async fn a_body_path_or_header_of_another_shape_is_refused_by_name() {
         ("rpc-timeout-ms", "0", timeout),
         ("rpc-timeout-ms", "60001", timeout),
         ("rpc-timeout-ms", "5s", timeout),
+        ("rpc-timeout-ms", "+5", timeout),
         ("rpc-timeout-ms", "", timeout),
         ("rpc-idempotent", "yes", idempotent),
         ("rpc-instance", "a/b", instance),

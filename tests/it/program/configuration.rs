@@ -22,7 +22,7 @@ type Case = (
 
 #[tokio::test]
 async fn wrong_settings_stop_the_start_with_one_line() {
-    let cases: [Case; 10] = [
+    let cases: [Case; 12] = [
         (
             &[("RPC_LISTEM", "127.0.0.1:0")],
             &[],
@@ -67,6 +67,17 @@ async fn wrong_settings_stop_the_start_with_one_line() {
             &["--app-url=http://127.0.0.1:3OOO/rpc"],
             "fly-rpc: RPC_APP_URL (--app-url): \"http://127.0.0.1:3OOO/rpc\" has an invalid port; write for example \
              http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc\n",
+        ),
+        (
+            &[("RPC_MAX_IN_FLIGHT", "+5")],
+            &[],
+            "fly-rpc: RPC_MAX_IN_FLIGHT (--max-in-flight): \"+5\" is not a whole number of 1 or more\n",
+        ),
+        (
+            &[("RPC_LISTEN", "localhost:+8080")],
+            &[],
+            "fly-rpc: RPC_LISTEN (--listen): \"localhost:+8080\" is not HOST:PORT; write for example 127.0.0.1:8080 or \
+             [::1]:8080\n",
         ),
         (
             &[("RPC_KEY_STORE", "redis://:secret@127.0.0.1:6379?db=5")],
