@@ -27,8 +27,9 @@ use crate::{
 pub struct CallOptions {
     /// How long to wait; the configured default when `None`, and at most the configured maximum.
     pub timeout: Option<Duration>,
-    /// Whether the function may run twice: allows another attempt after one that may have run.
-    pub idempotent: bool,
+    /// Whether the function may run twice, which allows another attempt after one that may have run; what the function
+    /// declares when `None`, and else `false`.
+    pub idempotent: Option<bool>,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
     /// What the data that the function reads must have seen, as an earlier [`Answer`] gave it.
@@ -381,7 +382,7 @@ impl Rpc {
         };
         let said = Policy {
             timeout: options.timeout,
-            idempotent: options.idempotent.then_some(true),
+            idempotent: options.idempotent,
         };
         Ok(Call {
             instance: options.instance,

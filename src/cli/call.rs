@@ -84,9 +84,9 @@ pub(super) struct CallArgs {
     /// Do not wait for the end: the instance that is asked sees the call through, and its log has what came of it
     #[arg(long = "async", conflicts_with = "each")]
     is_async: bool,
-    /// Allow another attempt after one that may have run
-    #[arg(long)]
-    idempotent: bool,
+    /// Allow another attempt after one that may have run, or with --idempotent=false no other, whatever the function declares
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    idempotent: Option<bool>,
     /// Make every repeat of this call, for ten minutes, get the outcome of the first instead of a second run
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<IdempotencyKey>,
@@ -111,7 +111,8 @@ struct Body<'a> {
     args: Box<RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
-    idempotent: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotent: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     instance: Option<&'a InstanceId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,7 +144,7 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     }
     if args.idempotency_key.is_some() {
         answer.after_maybe = "it may have run: call again with the same --idempotency-key";
-    } else if args.idempotent {
+    } else if args.idempotent == Some(true) {
         answer.after_maybe = "it may have run: it may run twice, so call again";
     }
     if answer.code() == Some(Code::FunctionUnknown) {

@@ -12,6 +12,7 @@ use super::{App, TOKEN, parts, until_state};
 use crate::support::{
     asking::LATE_MS,
     cluster::{Builder, Cluster},
+    command,
     patience::eventually,
     process::{Answer, Process, answer},
     redis::Redis,
@@ -329,19 +330,41 @@ async fn an_app_that_is_down_costs_no_call_where_another_has_the_function() {
     assert_eq!((runs.len(), runs.values().sum()), (80, 80), "{runs:?}");
 }
 
+/// Has all apps offer `App.raw` as idempotent, and waits until `iad` knows.
+async fn offer_idempotent(apps: &[App], iad: &Process) {
+    let list = json!({"functions": {"App.raw": {"idempotent": true}}});
+    apps.iter().for_each(|app| app.offer(&list));
+    let known = async || {
+        let path = "/regions/syd/explain?function=App.raw";
+        iad.get(path).await.body["policy"]["idempotent"].clone()
+    };
+    eventually("the policy", known, |known| known == true).await;
+}
+
+#[tokio::test]
+async fn what_a_function_declares_holds_for_the_command_line_too() {
+    let (cluster, apps) = cluster(2).await;
+    let iad = cluster.instance("iad-1");
+    offer_idempotent(&apps, iad).await;
+    let url = format!("http://{}", iad.address);
+    for (id, more, runs) in [("a", None, 2), ("b", Some("--idempotent=false"), 1)] {
+        let command = ["call", "syd", "App.raw", id, "", "--url", &url];
+        let command: Vec<_> = command.into_iter().chain(more).collect();
+        let (code, _, stderr) = command::run(&command).await;
+        assert_eq!(code, 1);
+        assert!(stderr.contains("function_lost"), "{stderr}");
+        let ran = apps.iter().filter_map(|app| app.runs().get(id).copied());
+        assert_eq!(ran.sum::<u32>(), runs, "{more:?}");
+    }
+}
+
 #[tokio::test]
 async fn further_attempts_are_few_where_every_app_is_ill() {
     const CALLS: u32 = 200;
     let (cluster, apps) = cluster(2).await;
     let iad = cluster.instance("iad-1");
     // What may run twice, and is lost each time.
-    let ill = json!({"functions": {"App.raw": {"idempotent": true}}});
-    apps.iter().for_each(|app| app.offer(&ill));
-    let known = async || {
-        let path = "/regions/syd/explain?function=App.raw";
-        iad.get(path).await.body["policy"]["idempotent"].clone()
-    };
-    eventually("the policy", known, |known| known == true).await;
+    offer_idempotent(&apps, iad).await;
     let (started, before) = (Instant::now(), failovers(iad).await);
     for number in 0..CALLS {
         let lost = call(iad, "syd", "App.raw", json!([number.to_string(), ""])).await;

@@ -283,7 +283,7 @@ async fn a_program_calls_many_instances_and_lists_of_regions() {
     let of = |region: &str, result| (region.to_owned(), true, result);
     assert_eq!(seen(all), [of("iad", Ok(3)), of("syd", Ok(3))]);
     let options = CallOptions {
-        idempotent: true,
+        idempotent: Some(true),
         ..CallOptions::default()
     };
     let some = rpc.each_with(options, Per::Region, "syd,mars", "Math", "div", (1, 0));
@@ -361,7 +361,7 @@ async fn a_call_that_an_instance_cuts_when_it_stops_ends_at_once() {
     let rpc = iad.rpc();
     let call = tokio::spawn(async move {
         let options = CallOptions {
-            idempotent: true,
+            idempotent: Some(true),
             timeout: Some(Duration::from_secs(3600)),
             ..CallOptions::default()
         };
