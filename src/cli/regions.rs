@@ -53,7 +53,12 @@ pub(super) async fn run(args: RegionsArgs) -> Result<(), Failure> {
     match args.watch {
         Some(pause) => watch(ask, pause).await,
         None if ask.json => ask.get("/regions").await?.print_json(),
-        None => print(&shown(&ask.get("/regions").await?)?),
+        None => {
+            let regions = known(&ask.get("/regions").await?)?;
+            print(&shown(&regions))?;
+            warn(&regions);
+            Ok(())
+        }
     }
 }
 
@@ -66,8 +71,10 @@ async fn watch(ask: &AskArgs, pause: Duration) -> Result<(), Failure> {
         };
         // Before the answer is shown: what it has for stderr must stay on the screen too.
         let cleared = write_out(format_args!("{CLEAR}"));
-        let written = cleared.and_then(|()| match answer.and_then(|answer| shown(&answer)) {
-            Ok(table) => write_out(format_args!("{table}\n")),
+        let written = cleared.and_then(|()| match answer.and_then(|answer| known(&answer)) {
+            Ok(regions) => {
+                write_out(format_args!("{}\n", shown(&regions))).map(|()| warn(&regions))
+            }
             Err(Failure::Failed(reason)) => {
                 say(&format!("fly-rpc: {reason}"));
                 Ok(())
@@ -82,12 +89,24 @@ async fn watch(ask: &AskArgs, pause: Duration) -> Result<(), Failure> {
     }
 }
 
-/// The cluster in `answer` as a table; where its discovery is stale, the reason goes to stderr.
-fn shown(answer: &HttpAnswer) -> Result<String, Failure> {
+/// The cluster in `answer`; where its discovery is stale, the reason goes to stderr.
+fn known(answer: &HttpAnswer) -> Result<RegionsDocument, Failure> {
     let regions: RegionsDocument = answer.document()?;
     if let Some(error) = &regions.discovery.last_error {
         say(&format!("stale: {}", printable(error)));
     }
+    Ok(regions)
+}
+
+/// Says what else discovery found wrong, such as who is left out of the table.
+fn warn(regions: &RegionsDocument) {
+    for warning in &regions.discovery.warnings {
+        say(&format!("warning: {}", printable(warning)));
+    }
+}
+
+/// The cluster as a table.
+fn shown(regions: &RegionsDocument) -> String {
     let mut rows = Vec::new();
     for region in &regions.regions {
         let is_primary = region.region == regions.primary;
@@ -103,7 +122,7 @@ fn shown(answer: &HttpAnswer) -> Result<String, Failure> {
     let header = [
         "REGION", "INSTANCE", "STATE", "ADDRESS", "RTT", "SEEN", "RELEASE",
     ];
-    Ok(table(header, rows))
+    table(header, rows)
 }
 
 fn row(region: &str, instance: &InstanceDocument) -> [Cell; 7] {

@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::support::{
     asking::two_regions,
     cluster::{Cluster, NAME, ready_instances},
+    command::run,
     patience::eventually,
     process::Process,
     stranger::{Manner, Stranger},
@@ -127,6 +128,15 @@ async fn who_has_another_secret_is_no_peer() {
     );
     let discovery = iad.get("/regions").await.body["discovery"].clone();
     assert_eq!(discovery["warnings"], json!([warning]));
+    let url = format!("http://{}", iad.address);
+    let (code, table, said) = run(&["regions", "--url", &url]).await;
+    assert_eq!(
+        (code, table.lines().count(), said),
+        (0, 2, format!("warning: {warning}\n")),
+        "{table}"
+    );
+    let (code, _, said) = run(&["regions", "--json", "--url", &url]).await;
+    assert_eq!((code, said.as_str()), (0, ""));
     assert_eq!(ready_instances(syd).await, ["syd-1".to_owned()].into());
 }
 
