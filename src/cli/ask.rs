@@ -37,6 +37,8 @@ const READING: Duration = Duration::from_secs(10);
 const CONNECT: Duration = Duration::from_secs(5);
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
+/// What the account of a call has where nothing ran this time.
+pub(super) const EARLIER: &str = " · outcome of an earlier call";
 
 /// Which instance to ask, and how to show what it says.
 #[derive(Args)]
@@ -257,7 +259,10 @@ impl HttpAnswer {
             }
         }
         let request = &meta.request_id;
-        say(&format!("  executed: {executed} · request {request}"));
+        let replayed = if meta.replayed { EARLIER } else { "" };
+        say(&format!(
+            "  executed: {executed} · request {request}{replayed}"
+        ));
         let next = match &self.meant {
             Some(meant) => format!("did you mean {meant}? `fly-rpc functions` lists them all"),
             None => self.next(problem).to_owned(),

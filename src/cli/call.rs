@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     Failure,
-    ask::{AskArgs, HttpAnswer},
+    ask::{AskArgs, EARLIER, HttpAnswer},
     function, functions, print, say,
     table::{Cell, table},
 };
@@ -198,8 +198,10 @@ fn account(meta: &Meta, took: Duration) -> String {
     let plural = if meta.attempts == 1 { "" } else { "s" };
     let token = meta.consistency.as_ref();
     let token = token.map_or(String::new(), |token| format!(" · consistency {token}"));
+    let replayed = if meta.replayed { EARLIER } else { "" };
     format!(
-        "{dim}{instance} in {region} · {:.1} ms, {took:.1} ms from here · {} attempt{plural} · request {}{token}{dim:#}",
+        "{dim}{instance} in {region} · {:.1} ms, {took:.1} ms from here · {} attempt{plural} · request \
+         {}{token}{replayed}{dim:#}",
         meta.elapsed_ms, meta.attempts, meta.request_id
     )
 }

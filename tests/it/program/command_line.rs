@@ -233,22 +233,28 @@ async fn a_call_under_a_key_runs_once_however_often_it_is_typed() {
     let cluster = two_regions().functions().start().await;
     let iad = cluster.instance("iad-1");
     let call = |id: &'static str, key: &'static str| {
-        [
-            "call",
-            "syd",
-            "Test.run",
-            id,
-            "0",
-            "--idempotency-key",
-            key,
-            "--quiet",
-        ]
+        ["call", "syd", "Test.run", id, "0", "--idempotency-key", key]
     };
-    for _ in 0..3 {
-        let once = fly_rpc(iad, &call("one", "order-1234")).await;
-        assert_eq!(once, (0, "\"one\"\n".to_owned(), String::new()));
+    for is_replayed in [false, true, true] {
+        let (code, stdout, stderr) = fly_rpc(iad, &call("one", "order-1234")).await;
+        assert_eq!((code, stdout.as_str()), (0, "\"one\"\n"));
+        let says_so = stderr.ends_with(" · outcome of an earlier call\n");
+        assert_eq!(says_so, is_replayed, "{stderr}");
     }
     assert_eq!(cluster.runs(), [("one".to_owned(), 1)].into());
+    let raise = [
+        "call",
+        "syd",
+        "Kernel.raise",
+        "boom",
+        "--idempotency-key=raise",
+    ];
+    for is_replayed in [false, true] {
+        let (code, stdout, stderr) = fly_rpc(iad, &raise).await;
+        assert_eq!((code, stdout.as_str()), (1, ""));
+        let says_so = stderr.contains(" · outcome of an earlier call\n");
+        assert_eq!(says_so, is_replayed, "{stderr}");
+    }
     let (code, stdout, stderr) = fly_rpc(iad, &call("two", "order-1234")).await;
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert!(
