@@ -7,7 +7,8 @@ use std::{fmt, str::FromStr};
 use crate::name::{InvalidName, word};
 
 /// What stands where a call is asked to run.
-const RULE: &str = "\"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-' (\"all\" only alone, for a fan-out)";
+const RULE: &str = "\"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-', and not \"all\" or \
+    \"each\" (to run on every instance, POST /each/all)";
 
 const PRIMARY: &str = "primary";
 const ANY: &str = "any";

@@ -243,8 +243,8 @@ fn instances(are_here: bool) -> Router<Arc<Api>> {
 }
 
 async fn not_found() -> Problem {
-    let detail =
-        "no such route here; /docs and /openapi.json of the public listener list those there";
+    let detail = "no such route here; the public listener has /ui, a page that shows the cluster, and /docs and \
+                  /openapi.json, which list its routes";
     Problem::new(Code::NotFound, detail)
 }
 

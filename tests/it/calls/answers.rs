@@ -472,6 +472,22 @@ async fn regions_are_taken_from_the_path_as_it_was_sent() {
             "{path}"
         );
     }
+    let root = iad.get("/").await;
+    assert_eq!(root.problem(), (404, "not_found", "no"));
+    assert_eq!(
+        root.body["detail"],
+        "no such route here; the public listener has /ui, a page that shows the cluster, and /docs and /openapi.json, \
+         which list its routes"
+    );
+    for path in ["/rpc/all/String/upcase", "/rpc/each/String/upcase"] {
+        let answer = iad.post(path, r#"["fly"]"#).await;
+        assert_eq!(answer.problem(), (400, "invalid_region", "no"), "{path}");
+        let detail = answer.body["detail"].as_str().unwrap();
+        assert!(
+            detail.ends_with("(to run on every instance, POST /each/all)"),
+            "{detail}"
+        );
+    }
     let wrong_method = iad.get("/rpc/iad").await;
     assert_eq!(wrong_method.problem(), (405, "method_not_allowed", "no"));
     assert_eq!(wrong_method.headers["allow"], "POST");

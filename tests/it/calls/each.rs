@@ -479,8 +479,8 @@ async fn what_is_no_fan_out_is_refused() {
     let iad = cluster.instance("iad-1");
     let no_any =
         "each item of a fan-out must be a region or \"primary\"; \"any\" does not say which region";
-    let no_region = "a region must be \"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-' (\"all\" \
-                     only alone, for a fan-out)";
+    let no_region = "a region must be \"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-', and not \"all\" \
+                     or \"each\" (to run on every instance, POST /each/all)";
     let many: Vec<_> = (0..33).map(|number| format!("r{number}")).collect();
     for (regions, call, code, detail) in [
         ("any", my_region(), "invalid_region", no_any),

@@ -93,8 +93,8 @@ async fn the_first_region_that_serves_gets_the_call() {
 async fn a_list_that_breaks_the_rule_is_refused() {
     let cluster = two_regions().start().await;
     let iad = cluster.instance("iad-1");
-    let no_region = "a region must be \"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-' (\"all\" \
-                     only alone, for a fan-out)";
+    let no_region = "a region must be \"primary\", \"any\", or 1 to 32 characters of [a-z0-9-], not starting with '-', and not \"all\" \
+                     or \"each\" (to run on every instance, POST /each/all)";
     for (list, detail) in [
         ("syd,", no_region),
         (",syd", no_region),
