@@ -1,7 +1,7 @@
 //! One instance, put together: the registry, discovery, dispatch and the server, started and stopped as one; also inside a
 //! program that has an HTTP server of its own.
 
-use std::{future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use tokio::{
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Why an instance does not start.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum StartError {
     /// Settings that contradict each other.
     #[error(transparent)]
@@ -52,6 +52,13 @@ pub enum StartError {
     /// Discovery cannot start.
     #[error(transparent)]
     Discovery(#[from] DiscoveryError),
+}
+
+/// The text, because this is what `main` prints of an error that it returns.
+impl fmt::Debug for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// A running instance: it serves and discovers until it is shut down.

@@ -75,7 +75,7 @@ pub struct Rpc {
 /// Why a call from this process has no result.
 ///
 /// Its text has all that there is to say: `function_failed (executed: yes): NotForSale: we have no gold (request 01J…)`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CallError {
     problem: Box<Problem>,
     request_id: Option<RequestId>,
@@ -132,6 +132,13 @@ impl fmt::Display for CallError {
             Some(id) => write!(f, " (request {id})"),
             None => Ok(()),
         }
+    }
+}
+
+/// The text, because this is what `main` prints of an error that it returns.
+impl fmt::Debug for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

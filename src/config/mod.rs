@@ -11,6 +11,7 @@ mod tests;
 mod urls;
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
@@ -191,11 +192,18 @@ pub struct Config {
 }
 
 /// A setting that makes the start fail.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("{setting}: {detail}")]
 pub struct ConfigError {
     setting: String,
     detail: String,
+}
+
+/// The text, because this is what `main` prints of an error that it returns.
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl ConfigError {

@@ -65,7 +65,9 @@ async fn limits_that_no_instance_can_have_make_the_start_fail() {
         };
         change(&mut config.limits);
         let started = Instance::start(config, Registry::new()).await;
-        started.unwrap_err().to_string()
+        let error = started.unwrap_err();
+        assert_eq!(format!("{error:?}"), error.to_string());
+        error.to_string()
     };
     let size = "must be from 1 byte to 256 TiB";
     let count = "must be from 1 to usize::MAX / 8";
@@ -130,6 +132,7 @@ async fn a_program_calls_its_own_functions_in_another_region() {
         ("ArithmeticError", "division by zero", "[1,0]")
     );
 
+    assert_eq!(format!("{failed:?}"), failed.to_string());
     let request_id = failed.request_id().unwrap();
     assert_eq!(
         failed.to_string(),
