@@ -38,8 +38,9 @@ use crate::{
 
 const MAX_INSTANCES: usize = 64;
 
-/// How long an instance may take to stop before it is killed.
+/// How long an instance may take to stop, and then to end its app at once, before it is killed.
 const STOP: Duration = Duration::from_secs(10);
+const HURRY: Duration = Duration::from_secs(2);
 
 /// The ports of apps: below those that the kernels of Linux and macOS give to connections, and to who listens at port 0.
 const APP_PORTS: Range<u16> = 10_000..32_768;
@@ -280,8 +281,12 @@ impl Child {
         // One that was stopped cannot drain.
         self.signal(Signal::SIGCONT).await;
         self.drain();
-        if time::timeout(STOP, &mut self.kept).await.is_err() {
-            self.signal(Signal::SIGKILL).await;
+        // Who is killed leaves behind what its app started.
+        for (patience, signal) in [(STOP, Signal::SIGTERM), (HURRY, Signal::SIGKILL)] {
+            if time::timeout(patience, &mut self.kept).await.is_ok() {
+                return;
+            }
+            self.signal(signal).await;
         }
     }
 }

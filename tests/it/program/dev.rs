@@ -175,6 +175,27 @@ async fn what_an_app_left_running_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
+async fn what_an_app_started_ends_with_it_whatever_it_ignores() {
+    let folder = TempDir::new().unwrap();
+    let mark = folder.path().join("started");
+    let started = "echo $$ >$0.new; mv $0.new $0; exec sleep 600";
+    let app = format!(
+        "trap '' TERM; sh -c '{started}' {} & exec sleep 600",
+        mark.display()
+    );
+    let arguments = ["--regions", "iad", "--", "sh", "-c", &app];
+    let mut dev = Dev::start_at(0, &[("RPC_APP_STOP_TIMEOUT", "60s")], &arguments).await;
+    let written = async || fs::read_to_string(&mark).ok();
+    let id = eventually("what was started", written, Option::is_some).await;
+    let id = Pid::from_raw(id.unwrap().trim().parse().unwrap());
+    let _left = scopeguard::guard(id, |id| drop(kill(id, Signal::SIGKILL)));
+    let status = dev.interrupt().await;
+    assert_eq!(status.code(), Some(0));
+    let is_gone = async || kill(id, None).is_err();
+    eventually("its end", is_gone, |is_gone| *is_gone).await;
+}
+
+#[tokio::test]
 async fn an_app_gets_a_port_that_the_kernel_gives_to_nobody_meanwhile() {
     let folder = TempDir::new().unwrap();
     let mark = folder.path().join("port");

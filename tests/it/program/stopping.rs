@@ -253,32 +253,42 @@ async fn a_second_signal_waits_for_no_collector_of_traces() {
     let collector = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", collector.local_addr().unwrap());
     for delay in ["60s", "0s"] {
-        let mut cluster = Cluster::builder()
-            .region("iad", 1)
-            .set("RPC_DRAIN_DELAY", delay)
-            .set("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
-            .start()
-            .await;
-        let iad = cluster.instance("iad-1");
-        assert_eq!(iad.call("iad", "Kernel.+", json!([1, 2])).await.result(), 3);
-        iad.terminate();
-        match delay {
-            "60s" => {
-                let state = async || iad.get("/readyz").await.status;
-                eventually("draining", state, |status| *status == 503).await;
-            }
-            // It has drained, and waits for the collector only.
-            _ => {
-                let is_open = async || TcpStream::connect(iad.address).await.is_ok();
-                eventually("the end of the drain", is_open, |is_open| !is_open).await;
-            }
+        // A busy machine may hold up one of them; a wait holds up all.
+        let mut took = Vec::new();
+        while took.len() < 5 && took.iter().all(|it| *it >= AT_ONCE) {
+            took.push(second_signal_to_end(delay, &endpoint).await);
         }
-        let signalled = Instant::now();
-        iad.terminate();
-        let ended = cluster.instance_mut("iad-1").ended().await;
-        assert!(signalled.elapsed() < AT_ONCE, "{:?}", signalled.elapsed());
-        assert_eq!(ended.code(), Some(0));
+        assert!(took.last().is_some_and(|it| *it < AT_ONCE), "{took:?}");
     }
+}
+
+/// How long an instance that drains for `delay`, and sends its traces to `endpoint`, takes to end after a second signal.
+async fn second_signal_to_end(delay: &str, endpoint: &str) -> Duration {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .set("RPC_DRAIN_DELAY", delay)
+        .set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    assert_eq!(iad.call("iad", "Kernel.+", json!([1, 2])).await.result(), 3);
+    iad.terminate();
+    match delay {
+        "60s" => {
+            let state = async || iad.get("/readyz").await.status;
+            eventually("draining", state, |status| *status == 503).await;
+        }
+        // It has drained, and waits for the collector only.
+        _ => {
+            let is_open = async || TcpStream::connect(iad.address).await.is_ok();
+            eventually("the end of the drain", is_open, |is_open| !is_open).await;
+        }
+    }
+    let signalled = Instant::now();
+    iad.terminate();
+    let ended = cluster.instance_mut("iad-1").ended().await;
+    assert_eq!(ended.code(), Some(0));
+    signalled.elapsed()
 }
 
 #[tokio::test]
