@@ -127,6 +127,13 @@ impl App {
         self.status.borrow().clone()
     }
 
+    /// Tells of the app's status: now, and each time that it changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<AppStatus> {
+        let mut changes = self.status.subscribe();
+        changes.mark_changed();
+        changes
+    }
+
     /// The functions that can be called now; none unless the app is up.
     pub(crate) fn offered(&self) -> Option<Arc<Listing>> {
         let status = self.status.borrow();

@@ -74,6 +74,8 @@ pub(super) struct Poller {
     schedule: ProbeSchedule,
     queries: JoinSet<DnsAnswer>,
     probes: JoinSet<Probed>,
+    /// The addresses whose peers changed while they were probed: what the probe reads may be of before.
+    outdated: BTreeSet<SocketAddr>,
     /// The calls that wait for the next outcome of a probe, by its address.
     waiters: HashMap<SocketAddr, Vec<oneshot::Sender<PeerState>>>,
     /// The regions that changed since they were last published.
@@ -115,6 +117,7 @@ impl Poller {
             schedule: ProbeSchedule::new(now),
             queries: JoinSet::new(),
             probes: JoinSet::new(),
+            outdated: BTreeSet::new(),
             waiters: HashMap::new(),
             changed: BTreeSet::new(),
             round: Round::Over,
@@ -251,6 +254,9 @@ impl Poller {
         }
         // After the event, which counts the failures by which the pause grows.
         self.schedule_next(address);
+        if self.outdated.remove(&address) {
+            self.schedule.add_now(address, self.class(address));
+        }
         self.answer_waiters(address);
     }
 
@@ -277,6 +283,9 @@ impl Poller {
     }
 
     fn called(&mut self, address: SocketAddr, signal: CallSignal) {
+        if signal == CallSignal::Changed && self.schedule.under_way.contains_key(&address) {
+            self.outdated.insert(address);
+        }
         let effects = self.apply(TableEvent::Called(address, signal));
         if !effects.changes.is_empty() {
             self.schedule_next(address);

@@ -80,6 +80,8 @@ pub(crate) enum CallSignal {
     Unanswered,
     /// The peer does not have a function any more that its catalogue has: a reason for a probe.
     Outdated,
+    /// The peer says that its functions changed: a reason for a probe that begins after that.
+    Changed,
 }
 
 /// A change of a peer's state, or a peer that is new or gone.
@@ -414,8 +416,8 @@ impl Table {
         let Some(known) = &mut entry.peer else {
             return effects;
         };
-        // Only these two come from the peer itself.
-        if matches!(signal, CallSignal::Answered | CallSignal::Draining) {
+        // Only these come from the peer itself.
+        if let CallSignal::Answered | CallSignal::Draining | CallSignal::Changed = signal {
             known.last_seen = now;
             known.failed_probes = 0;
         }
@@ -428,11 +430,15 @@ impl Table {
                 entry.set(Condition::Doubtful, "another instance answered a call")
             }
             // A draining peer that answers a call is still draining.
-            CallSignal::Answered | CallSignal::Unanswered | CallSignal::Outdated => Vec::new(),
+            CallSignal::Answered
+            | CallSignal::Unanswered
+            | CallSignal::Outdated
+            | CallSignal::Changed => Vec::new(),
         };
         let needs_probe = match signal {
             CallSignal::WrongInstance | CallSignal::Unreachable => !effects.changes.is_empty(),
             CallSignal::Unanswered | CallSignal::Outdated => !is_current,
+            CallSignal::Changed => true,
             CallSignal::Answered | CallSignal::Draining => false,
         };
         effects.probe.extend(needs_probe.then_some(address));

@@ -39,6 +39,7 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
+    app::AppStatus,
     dispatch::Report,
     gate::{WaitingCalls, in_own_task},
     lifecycle::{self, Phase},
@@ -48,7 +49,10 @@ use crate::{
     protocol::{
         CLOCK, CatalogueDocument, DRAINING, Exec, FUNCTIONS, INTRODUCTION, Introduction, LINES,
         NONCE, PROOF, PROTOCOL, Readiness, STATE, Statement,
-        lines::{DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control, write_answer},
+        lines::{
+            CHANGED_LINE, DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control,
+            write_answer,
+        },
     },
     reply::Meta,
     token::Proof,
@@ -312,6 +316,8 @@ async fn serve(
     mut confirmation: Option<Confirmation>,
     mut connection: impl AsyncRead + AsyncWrite + Unpin,
 ) {
+    // A peer that calls all the time probes rarely, and would learn late what became of the app; also before this connection.
+    let mut app = api.executor.app().map(|app| app.changes());
     let mut exchange = Exchange::new(api, context, Some(clock));
     exchange.announce_phase();
     let mut tick = time::interval(GRACE);
@@ -348,6 +354,7 @@ async fn serve(
                 }
                 exchange.announce_phase();
             }
+            () = changed(&mut app) => exchange.out.extend_from_slice(CHANGED_LINE),
             _ = tick.tick() => {
                 idle += GRACE;
                 exchange.give_back();
@@ -603,11 +610,20 @@ impl Exchange {
     }
 }
 
+/// Waits until the status of an app changes, and for ever where there is no app.
+async fn changed(app: &mut Option<watch::Receiver<AppStatus>>) {
+    match app {
+        // Its sender lives as long as this instance.
+        Some(app) => app.changed().await.unwrap_or_default(),
+        None => future::pending().await,
+    }
+}
+
 /// The next chunk; `None` at the end, or where the sender was cut off. Waits for ever once it has ended.
 async fn next_chunk(body: &mut Option<BodyDataStream>) -> Option<Bytes> {
     match body {
         Some(body) => body.next().await?.ok(),
-        None => std::future::pending().await,
+        None => future::pending().await,
     }
 }
 

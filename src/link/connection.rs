@@ -313,6 +313,7 @@ impl Driver<'_> {
                 }
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
                 Frame::Draining => is_drain_announced = true,
+                Frame::Changed => self.report(CallSignal::Changed),
                 Frame::Pong => {
                     if let Some(asked) = self.asked.take() {
                         let stats = &self.connection.peer.stats;
@@ -371,7 +372,9 @@ impl Driver<'_> {
                 id,
                 Problem::new(Code::PeerLost, format!("a peer's answer {}", why.1)),
             ),
-            Frame::Draining | Frame::Pong | Frame::Other | Frame::Nonsense => return None,
+            Frame::Draining | Frame::Changed | Frame::Pong | Frame::Other | Frame::Nonsense => {
+                return None;
+            }
         };
         Some((id, Ending::Dropped(Box::new(problem))))
     }

@@ -36,6 +36,8 @@ const MAX_START: usize = 2 << 10;
 pub(crate) const NDJSON: &str = "application/x-ndjson";
 /// The line that announces that the instance is draining.
 pub(crate) const DRAINING_LINE: &[u8] = b"{\"state\":\"draining\"}\n";
+/// The line that announces that other functions can be called than before, or with another policy.
+pub(crate) const CHANGED_LINE: &[u8] = b"{\"changed\":1}\n";
 /// The line that asks the other end whether it still reads.
 pub(crate) const PING_LINE: &[u8] = b"{\"ping\":1}\n";
 /// The answer to [`PING_LINE`].
@@ -158,6 +160,8 @@ pub(crate) enum Frame {
     /// A line with this id that is not a valid answer.
     Garbled(u64),
     Draining,
+    /// Its functions changed.
+    Changed,
     Pong,
     /// No answer to any call: a line that a later release added.
     Other,
@@ -199,6 +203,7 @@ struct Line<'a> {
     problem: Option<ProblemDocument>,
     state: Option<String>,
     pong: Option<IgnoredAny>,
+    changed: Option<IgnoredAny>,
 }
 
 /// Keeps a `null`, which is a result like any other.
@@ -235,6 +240,9 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
         }) => Frame::Answer(id, Err(Box::new(document.problem))),
         Ok(Line { id: Some(id), .. }) => Frame::Garbled(id),
         Ok(Line { pong: Some(_), .. }) => Frame::Pong,
+        Ok(Line {
+            changed: Some(_), ..
+        }) => Frame::Changed,
         Ok(Line { state, .. }) if state.as_deref() == Some("draining") => Frame::Draining,
         Ok(_) => Frame::Other,
         Err(_) => id_of(line).map_or(Frame::Nonsense, Frame::Garbled),
@@ -542,6 +550,7 @@ mod tests {
             Frame::Other
         ));
         assert!(matches!(read_answer(DRAINING_LINE), Frame::Draining));
+        assert!(matches!(read_answer(CHANGED_LINE), Frame::Changed));
     }
 
     #[test]

@@ -392,6 +392,7 @@ fn called() -> impl Strategy<Value = TableEvent> {
         Just(CallSignal::WrongInstance),
         Just(CallSignal::Unanswered),
         Just(CallSignal::Outdated),
+        Just(CallSignal::Changed),
     ];
     (PORTS, signal).prop_map(|(port, signal)| TableEvent::Called(address(port), signal))
 }

@@ -1,12 +1,12 @@
 //! Apps beside instances of a cluster: a call finds an instance that has the function, and the policy that a function
 //! declares holds wherever it is called from.
 
-use std::{cell::Cell, collections::BTreeMap};
+use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 
 use super::{App, TOKEN, parts, until_state};
 use crate::support::{
@@ -332,13 +332,41 @@ async fn an_app_that_is_down_costs_no_call_where_another_has_the_function() {
 
 /// Has all apps offer `App.raw` as idempotent, and waits until `iad` knows.
 async fn offer_idempotent(apps: &[App], iad: &Process) {
-    let list = json!({"functions": {"App.raw": {"idempotent": true}}});
+    let list = json!({"functions": {"App.raw": {"idempotent": true}, "App.run": {}}});
     apps.iter().for_each(|app| app.offer(&list));
     let known = async || {
         let path = "/regions/syd/explain?function=App.raw";
         iad.get(path).await.body["policy"]["idempotent"].clone()
     };
     eventually("the policy", known, |known| known == true).await;
+}
+
+#[tokio::test]
+async fn who_calls_all_the_time_learns_of_a_change_by_the_connection() {
+    // Answered calls take the place of twelve probes, so of those of two minutes.
+    let builder = Cluster::builder().set("RPC_POLL_INTERVAL", "10s");
+    let (cluster, apps) = cluster_with(builder, 1).await;
+    let iad = cluster.instance("iad-1");
+    let calling = async {
+        loop {
+            let ran = call(iad, "syd", "App.run", json!(["a"])).await;
+            assert_eq!(parts(&ran).0, "ok");
+        }
+    };
+    // More than an interval and its jitter.
+    let probed = async || {
+        let syd = iad.get("/regions/syd/explain?function=App.run").await.body;
+        syd["candidates"][0]["last_probe_ms"].as_f64().unwrap()
+    };
+    let learning = async {
+        eventually("calls in place of a probe", probed, |ago| *ago > 13_000.0).await;
+        let learned = time::timeout(Duration::from_secs(30), offer_idempotent(&apps, iad));
+        assert!(learned.await.is_ok(), "it learned nothing within 30 s");
+    };
+    tokio::select! {
+        () = calling => {}
+        () = learning => {}
+    }
 }
 
 #[tokio::test]

@@ -188,7 +188,9 @@ async fn what_an_app_started_ends_with_it_whatever_it_ignores() {
     let written = async || fs::read_to_string(&mark).ok();
     let id = eventually("what was started", written, Option::is_some).await;
     let id = Pid::from_raw(id.unwrap().trim().parse().unwrap());
-    let _left = scopeguard::guard(id, |id| drop(kill(id, Signal::SIGKILL)));
+    let _left = scopeguard::guard(id, |id| {
+        let _ = kill(id, Signal::SIGKILL);
+    });
     let status = dev.interrupt().await;
     assert_eq!(status.code(), Some(0));
     let is_gone = async || kill(id, None).is_err();
