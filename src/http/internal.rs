@@ -19,7 +19,7 @@ use axum::{
 };
 use futures_util::{
     FutureExt, StreamExt,
-    future::{self, BoxFuture},
+    future::{self, BoxFuture, OptionFuture},
     stream::{self, FuturesUnordered},
 };
 use hyper_util::rt::TokioIo;
@@ -39,7 +39,6 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
-    app::AppStatus,
     dispatch::Report,
     gate::{WaitingCalls, in_own_task},
     lifecycle::{self, Phase},
@@ -354,7 +353,9 @@ async fn serve(
                 }
                 exchange.announce_phase();
             }
-            () = changed(&mut app) => exchange.out.extend_from_slice(CHANGED_LINE),
+            Some(Ok(())) = OptionFuture::from(app.as_mut().map(|app| app.changed())) => {
+                exchange.out.extend_from_slice(CHANGED_LINE);
+            }
             _ = tick.tick() => {
                 idle += GRACE;
                 exchange.give_back();
@@ -607,15 +608,6 @@ impl Exchange {
             self.is_announced = true;
             self.out.extend_from_slice(DRAINING_LINE);
         }
-    }
-}
-
-/// Waits until the status of an app changes, and for ever where there is no app.
-async fn changed(app: &mut Option<watch::Receiver<AppStatus>>) {
-    match app {
-        // Its sender lives as long as this instance.
-        Some(app) => app.changed().await.unwrap_or_default(),
-        None => future::pending().await,
     }
 }
 

@@ -8,12 +8,12 @@
 //! ping, and silence after that a probe of the peer on another connection, which alone decides whether it is suspect.
 
 use std::{
-    future, io,
+    io,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::{
     io::AsyncReadExt,
     net::tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -281,8 +281,8 @@ impl Driver<'_> {
                     self.flush()?;
                 }
                 _ = tick.tick() => self.look_after()?,
-                () = or_never(self.due.map(Deadline::passed)) => self.expire()?,
-                state = or_never(self.verdict.as_mut()) => self.after_probe(state),
+                Some(()) = OptionFuture::from(self.due.map(Deadline::passed)) => self.expire()?,
+                Some(state) = OptionFuture::from(self.verdict.as_mut()) => self.after_probe(state),
             }
         }
     }
@@ -489,13 +489,5 @@ impl Driver<'_> {
     fn report(&self, signal: CallSignal) {
         let Connection { cluster, peer, .. } = self.connection;
         cluster.report(peer.address, signal);
-    }
-}
-
-/// What `future` gives; waits for ever where there is none.
-async fn or_never<T>(future: Option<impl Future<Output = T>>) -> T {
-    match future {
-        Some(future) => future.await,
-        None => future::pending().await,
     }
 }
