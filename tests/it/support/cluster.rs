@@ -100,6 +100,10 @@ impl Builder {
         for instance in &cluster.instances {
             let status = async || instance.get("/readyz").await.status;
             eventually("ready", status, |status| *status == 200).await;
+            // Where DNS knows the name from the beginning.
+            if cluster.settings["RPC_DNS_NAME"] == NAME {
+                until_all_probed(instance).await;
+            }
         }
         cluster
     }
@@ -141,9 +145,7 @@ impl Cluster {
         let found = in_time("all in one round", async {
             loop {
                 let mut instance = self.process(&environment).await;
-                // Known to be none, once every address was probed.
-                let region = async || instance.get("/regions/none").await.status;
-                eventually("the end of the round", region, |status| *status == 404).await;
+                until_all_probed(&instance).await;
                 if ready_instances(&instance).await == all {
                     return instance;
                 }
@@ -310,6 +312,13 @@ impl Cluster {
     pub(crate) fn is_marked(&self, name: &str) -> bool {
         self.directory.path().join(name).exists()
     }
+}
+
+/// Waits until `instance` has probed every address of a whole DNS answer: only then is a region known to be none, and a call
+/// with a key for the own region not refused where no other instance is in it.
+async fn until_all_probed(instance: &Process) {
+    let region = async || instance.get("/regions/none").await.status;
+    eventually("the end of the round", region, |status| *status == 404).await;
 }
 
 /// The instances that `instance` sees as ready, itself included.
