@@ -74,8 +74,6 @@ pub(super) struct Poller {
     schedule: ProbeSchedule,
     queries: JoinSet<DnsAnswer>,
     probes: JoinSet<Probed>,
-    /// The addresses whose peers changed while they were probed: what the probe reads may be of before.
-    outdated: BTreeSet<SocketAddr>,
     /// The calls that wait for the next outcome of a probe, by its address.
     waiters: HashMap<SocketAddr, Vec<oneshot::Sender<PeerState>>>,
     /// The regions that changed since they were last published.
@@ -117,7 +115,6 @@ impl Poller {
             schedule: ProbeSchedule::new(now),
             queries: JoinSet::new(),
             probes: JoinSet::new(),
-            outdated: BTreeSet::new(),
             waiters: HashMap::new(),
             changed: BTreeSet::new(),
             round: Round::Over,
@@ -234,6 +231,7 @@ impl Poller {
     fn start_probes(&mut self) {
         let now = Instant::now();
         while let Some(address) = self.schedule.start_next(now) {
+            self.table.probe_begins(address);
             let prober = Arc::clone(&self.prober);
             self.probes
                 .spawn(async move { (address, outcome(prober.probe(address)).await) });
@@ -254,9 +252,6 @@ impl Poller {
         }
         // After the event, which counts the failures by which the pause grows.
         self.schedule_next(address);
-        if self.outdated.remove(&address) {
-            self.schedule.add_now(address, self.class(address));
-        }
         self.answer_waiters(address);
     }
 
@@ -283,11 +278,8 @@ impl Poller {
     }
 
     fn called(&mut self, address: SocketAddr, signal: CallSignal) {
-        if signal == CallSignal::Changed && self.schedule.under_way.contains_key(&address) {
-            self.outdated.insert(address);
-        }
         let effects = self.apply(TableEvent::Called(address, signal));
-        if !effects.changes.is_empty() {
+        if !effects.changes.is_empty() || signal == CallSignal::Changed {
             self.schedule_next(address);
         }
         // An answer to a call says more than one to a probe, so that a busy cluster probes little.

@@ -23,7 +23,7 @@ use crate::{
 
 /// The pause before a suspect peer is probed again, at first and at most; it doubles with each probe that fails.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How long the outcome of a probe counts as current for calls that ask for one.
+/// How long the outcome of a probe counts as current: neither a call nor the peer itself has another one begin meanwhile.
 const CURRENT: Duration = Duration::from_millis(250);
 /// For how many poll intervals answered calls may replace probes. Only a probe finds out about a new catalogue.
 const MAX_REPLACED: u32 = 12;
@@ -80,7 +80,7 @@ pub(crate) enum CallSignal {
     Unanswered,
     /// The peer does not have a function any more that its catalogue has: a reason for a probe.
     Outdated,
-    /// The peer says that its functions changed: a reason for a probe that begins after that.
+    /// The peer says that its functions changed: a reason for a probe that begins after it said so.
     Changed,
 }
 
@@ -142,6 +142,8 @@ pub(crate) struct KnownAddress {
     /// Why that found no peer; `None` when it found one.
     pub probe_error: Option<ProbeFailure>,
     pub peer: Option<KnownPeer>,
+    /// Whether the peer said that its functions changed since the last probe began.
+    is_outdated: bool,
     /// Whether this instance itself answers there.
     is_own: bool,
 }
@@ -154,6 +156,7 @@ impl KnownAddress {
             last_probe: None,
             probe_error: None,
             peer: None,
+            is_outdated: false,
             is_own: false,
         }
     }
@@ -429,16 +432,16 @@ impl Table {
             CallSignal::WrongInstance => {
                 entry.set(Condition::Doubtful, "another instance answered a call")
             }
+            CallSignal::Changed => {
+                entry.is_outdated = true;
+                Vec::new()
+            }
             // A draining peer that answers a call is still draining.
-            CallSignal::Answered
-            | CallSignal::Unanswered
-            | CallSignal::Outdated
-            | CallSignal::Changed => Vec::new(),
+            CallSignal::Answered | CallSignal::Unanswered | CallSignal::Outdated => Vec::new(),
         };
         let needs_probe = match signal {
             CallSignal::WrongInstance | CallSignal::Unreachable => !effects.changes.is_empty(),
-            CallSignal::Unanswered | CallSignal::Outdated => !is_current,
-            CallSignal::Changed => true,
+            CallSignal::Unanswered | CallSignal::Outdated | CallSignal::Changed => !is_current,
             CallSignal::Answered | CallSignal::Draining => false,
         };
         effects.probe.extend(needs_probe.then_some(address));
@@ -448,10 +451,19 @@ impl Table {
     /// The pause before `address` is probed again, where others are probed every `interval`; `None` for an address that
     /// is not in the table.
     pub(super) fn pause(&self, address: SocketAddr, interval: Duration) -> Option<Duration> {
-        Some(match &self.entries.get(&address)?.peer {
+        let entry = self.entries.get(&address)?;
+        Some(match &entry.peer {
+            Some(_) if entry.is_outdated => CURRENT,
             Some(known) if known.state() == PeerState::Suspect => backoff(known.failed_probes),
             _ => interval,
         })
+    }
+
+    /// A probe of `address` begins, which reads all that changed until now.
+    pub(super) fn probe_begins(&mut self, address: SocketAddr) {
+        if let Some(entry) = self.entries.get_mut(&address) {
+            entry.is_outdated = false;
+        }
     }
 
     /// Until when an answered call replaces probes of `address`, where others are probed every `interval`.
@@ -461,9 +473,10 @@ impl Table {
         interval: Duration,
         now: Instant,
     ) -> Option<Instant> {
-        let known = self.known(address)?;
-        let is_suspect = known.state() == PeerState::Suspect;
-        (!is_suspect).then(|| (now + interval).min(known.probed + interval * MAX_REPLACED))
+        let entry = self.entries.get(&address)?;
+        let known = entry.peer.as_ref()?;
+        let is_wanted = entry.is_outdated || known.state() == PeerState::Suspect;
+        (!is_wanted).then(|| (now + interval).min(known.probed + interval * MAX_REPLACED))
     }
 
     /// The state of the peer at `address`; `None` when none is there.

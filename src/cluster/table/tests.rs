@@ -363,6 +363,25 @@ fn calls_without_an_answer_are_a_reason_for_a_probe_and_no_verdict() {
 }
 
 #[test]
+fn who_says_that_its_functions_changed_is_probed_after_that_and_four_times_a_second_at_most() {
+    let mut story = Story::new().dns(&[1]).seen(1, "a");
+    let interval = Duration::from_secs(5);
+    let later = Instant::now() + Duration::from_secs(1);
+    let changed = || TableEvent::Called(address(1), CallSignal::Changed);
+    assert_eq!(story.0.apply(changed(), later).probe, [address(1)]);
+    // No answer to a call takes the place of a probe that is wanted.
+    assert_eq!(story.0.replaced_until(address(1), interval, later), None);
+    // What it says during a probe outlasts the probe.
+    story.0.probe_begins(address(1));
+    assert_eq!(story.0.pause(address(1), interval), Some(interval));
+    let mut story = story.called(1, CallSignal::Changed).seen(1, "a");
+    assert_eq!(story.probes(changed()), [0; 0]);
+    assert_eq!(story.0.pause(address(1), interval), Some(CURRENT));
+    story.0.probe_begins(address(1));
+    assert_eq!(story.seen(1, "a").pause(1), Some(5));
+}
+
+#[test]
 fn events_of_addresses_that_are_gone_change_nothing() {
     let story = Story::new().seen(1, "a").no_answer(2).not_a_peer(3);
     let story = story.called(4, CallSignal::Unreachable);
@@ -528,12 +547,12 @@ proptest! {
     }
 
     #[test]
-    fn every_pause_is_an_interval_or_between_a_second_and_a_minute(story in vec(event(), 0..60)) {
+    fn every_pause_is_that_of_a_change_or_between_a_second_and_a_minute(story in vec(event(), 0..60)) {
         let table = table_after(&story, Instant::now());
         for address in table.entries.keys() {
             let pause = table.pause(*address, Duration::from_secs(5));
-            let longest = Duration::from_secs(60);
-            prop_assert!(pause.is_some_and(|pause| pause >= Duration::from_secs(1) && pause <= longest));
+            let regular = Duration::from_secs(1)..=Duration::from_secs(60);
+            prop_assert!(pause.is_some_and(|pause| pause == CURRENT || regular.contains(&pause)));
         }
     }
 }
