@@ -18,7 +18,7 @@ use crate::{
     cluster::{Cluster, DiscoveryError},
     config::{Config, ConfigError, DrainConfig, Identity},
     dispatch::Dispatcher,
-    http::{self, Api, Descriptions},
+    http,
     lifecycle::Lifecycle,
     link::Link,
     local::LocalInstance,
@@ -69,7 +69,7 @@ pub struct Instance {
     address: SocketAddr,
     internal_address: SocketAddr,
     metrics_address: Option<SocketAddr>,
-    api: Arc<Api>,
+    dispatcher: Arc<Dispatcher>,
     server: Server,
     /// What serves a child of this process, and where.
     child: Option<(SocketAddr, Server)>,
@@ -110,13 +110,13 @@ impl Instance {
             tracing::info!("this Machine runs a release command: it joins no cluster");
         }
         let (drain, shares) = (config.drain, config.serves_internal_publicly());
-        let api = assemble(config, registry, internal_address)?;
-        let (server, child) = listeners.serve(&api, shares, drain);
+        let dispatcher = assemble(config, registry, internal_address)?;
+        let (server, child) = listeners.serve(&dispatcher, shares, drain);
         Ok(Self {
             address,
             internal_address,
             metrics_address,
-            api,
+            dispatcher,
             server,
             child,
         })
@@ -146,19 +146,19 @@ impl Instance {
 
     /// Who it is.
     pub fn identity(&self) -> &Identity {
-        &self.api.local.identity
+        &self.dispatcher.local.identity
     }
 
     /// The handle for calls from this process.
     pub fn rpc(&self) -> Rpc {
-        Rpc::new(Arc::clone(&self.api.dispatcher))
+        Rpc::new(Arc::clone(&self.dispatcher))
     }
 
     /// Waits until the first discovery round is over, found or not.
     ///
     /// No call needs this: one for a region that is not known yet waits by itself.
     pub async fn ready(&self) {
-        self.api.cluster.first_round().await;
+        self.dispatcher.cluster.first_round().await;
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once, which is [`Drained::Cut`] where a
@@ -221,7 +221,7 @@ impl Instance {
         if let Some((_, server)) = &self.child {
             server.cut().await;
         }
-        let LocalInstance { tasks, stop, .. } = &*self.api.local;
+        let LocalInstance { tasks, stop, .. } = &*self.dispatcher.local;
         stop.cancel();
         tasks.close();
         tasks.wait().await;
@@ -285,7 +285,7 @@ impl Embedded {
     ) -> Result<Self, StartError> {
         let shares = config.serves_internal_publicly();
         let instance = Instance::launch(config, registry, Some(address), false).await?;
-        let router = http::mounted_router(Arc::clone(&instance.api), shares);
+        let router = http::mounted_router(Arc::clone(&instance.dispatcher), shares);
         Ok(Self { instance, router })
     }
 
@@ -403,23 +403,23 @@ impl Listeners {
         internal.map_or(self.address, |(_, address)| *address)
     }
 
-    /// Serves `api` on every listener; where it `shares` the public one, instances are served there too. The child's listener
+    /// Serves `dispatcher` on every listener; where it `shares` the public one, instances are served there too. The child's listener
     /// has a server of its own, which stops later.
     fn serve(
         self,
-        api: &Arc<Api>,
+        dispatcher: &Arc<Dispatcher>,
         shares: bool,
         drain: DrainConfig,
     ) -> (Server, Option<(SocketAddr, Server)>) {
-        let (memory, lifecycle) = (&api.local.memory, &api.dispatcher.lifecycle);
+        let (memory, lifecycle) = (&dispatcher.local.memory, &dispatcher.lifecycle);
         let places = Shares::of(server::open_files(), memory.limit);
         let clients = match shares {
             true => places.clients,
             false => places.public,
         };
-        let public = http::public_routes(Arc::clone(api), shares);
-        let internal = http::internal_routes(Arc::clone(api));
-        let metrics = http::metrics_routes(Arc::clone(api));
+        let public = http::public_routes(Arc::clone(dispatcher), shares);
+        let internal = http::internal_routes(Arc::clone(dispatcher));
+        let metrics = http::metrics_routes(Arc::clone(dispatcher));
         let of_instances = |(listener, _), routes, most| Door::of_instances(listener, routes, most);
         let doors = [
             self.public
@@ -432,15 +432,11 @@ impl Listeners {
         let doors = doors.into_iter().flatten();
         let server = Server::start(doors, Arc::clone(lifecycle), drain, memory);
         let child = self.child.map(|(listener, address)| {
-            let own = Arc::clone(&api.other_lifecycle);
-            let dispatcher = Dispatcher {
+            let own = Arc::clone(&dispatcher.other_lifecycle);
+            let of_child = Dispatcher {
                 lifecycle: Arc::clone(&own),
-                ..Dispatcher::clone(&api.dispatcher)
-            };
-            let of_child = Api {
-                dispatcher: Arc::new(dispatcher),
                 other_lifecycle: Arc::clone(lifecycle),
-                ..Api::clone(api)
+                ..Dispatcher::clone(dispatcher)
             };
             let routes = http::public_routes(Arc::new(of_child), false);
             let door = Door::of_instances(listener, routes, places.child);
@@ -461,7 +457,7 @@ fn assemble(
     config: Config,
     registry: Registry,
     internal_address: SocketAddr,
-) -> Result<Arc<Api>, StartError> {
+) -> Result<Arc<Dispatcher>, StartError> {
     let Config {
         identity,
         machine,
@@ -490,9 +486,11 @@ fn assemble(
     let boot = BootId::random();
     let metrics = Arc::new(Metrics::new(&identity, &boot, registry.names()));
     let local = Arc::new(LocalInstance {
+        address: machine.reached_at(internal_address),
         identity,
         boot,
         access,
+        route,
         timeouts,
         limits,
         memory,
@@ -526,24 +524,15 @@ fn assemble(
         Arc::clone(&lifecycle),
     ));
     let link = Link::new(Arc::clone(&local), Arc::clone(&cluster), connect_timeout);
-    let dispatcher = Dispatcher {
-        local: Arc::clone(&local),
+    Ok(Arc::new(Dispatcher {
+        local,
         lifecycle,
-        executor: Arc::clone(&executor),
-        cluster: Arc::clone(&cluster),
+        other_lifecycle: Arc::new(Lifecycle::new()),
+        executor,
+        cluster,
         link: Arc::new(link),
         budgets: Arc::default(),
         places: Arc::new(Semaphore::new(limits.max_in_flight)),
-    };
-    Ok(Arc::new(Api {
-        local,
-        address: machine.reached_at(internal_address),
-        route,
-        executor,
-        cluster,
-        dispatcher: Arc::new(dispatcher),
-        other_lifecycle: Arc::new(Lifecycle::new()),
-        descriptions: Descriptions::default(),
     }))
 }
 

@@ -40,11 +40,15 @@ use crate::{
     reply::{Meta, Returned},
 };
 
-/// Where calls come in and answers go out.
+/// Where calls come in and answers go out, and what that takes. Each HTTP handler is given it.
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatcher {
     pub(crate) local: Arc<LocalInstance>,
+    /// How far the listener by which the calls come is on its way to stop.
     pub(crate) lifecycle: Arc<Lifecycle>,
+    /// The lifecycle of the other listeners: for the child's listener, that of all others; for those, that of the child's,
+    /// which goes on until the child has ended.
+    pub(crate) other_lifecycle: Arc<Lifecycle>,
     pub(crate) executor: Arc<Executor>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) link: Arc<Link>,
@@ -77,6 +81,11 @@ impl Report {
 }
 
 impl Dispatcher {
+    /// The calls that were accepted and are not answered yet, run here or forwarded, by whichever listener they came.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.lifecycle.in_flight() + self.other_lifecycle.in_flight()
+    }
+
     /// Runs `call`, which may be `admitted` already, where `targets` say: the answer to a request that arrived at `arrived`.
     pub(crate) async fn dispatch(
         &self,

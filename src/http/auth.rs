@@ -5,9 +5,10 @@ use axum::{
     http::{HeaderMap, header::AUTHORIZATION},
 };
 
-use super::{Api, Crowded, Reached, internal, site};
+use super::{Crowded, Reached, internal, site};
 use crate::{
     access::Caller,
+    dispatch::Dispatcher,
     name::FunctionName,
     problem::{Code, Problem},
     protocol::{Challenge, NONCE, PROOF, PROVABLE, Statement},
@@ -34,15 +35,19 @@ pub(super) struct ProvenToken {
 
 /// Lets a request pass whose sender is one of `audience`, with an extension that says who: a [`Caller`], or a [`ProvenToken`]
 /// of an instance that sent a proof and no token.
-pub(super) fn admit(api: &Api, audience: Audience, request: &mut Request) -> Result<(), Problem> {
+pub(super) fn admit(
+    dispatcher: &Dispatcher,
+    audience: Audience,
+    request: &mut Request,
+) -> Result<(), Problem> {
     match audience {
         Audience::Anyone => {}
         Audience::Clients => {
-            let caller = client(api, request)?;
+            let caller = client(dispatcher, request)?;
             request.extensions_mut().insert(caller);
         }
         Audience::Instances => {
-            if let Some(proven) = instance(api, request)? {
+            if let Some(proven) = instance(dispatcher, request)? {
                 request.extensions_mut().insert(proven);
             }
         }
@@ -51,16 +56,16 @@ pub(super) fn admit(api: &Api, audience: Audience, request: &mut Request) -> Res
 }
 
 /// The client whose token a request has, where there are clients.
-fn client(api: &Api, request: &Request) -> Result<Caller, Problem> {
-    if api.local.access.clients.is_empty() {
-        site::check(request, api.local.access.allow_anonymous)?;
+fn client(dispatcher: &Dispatcher, request: &Request) -> Result<Caller, Problem> {
+    if dispatcher.local.access.clients.is_empty() {
+        site::check(request, dispatcher.local.access.allow_anonymous)?;
     }
     if request.extensions().get::<Crowded>().is_some() {
         let detail = "clients keep as many connections busy as this instance has places for";
         return Err(Problem::new(Code::Overloaded, detail));
     }
     let token = presented_token(request.headers());
-    let caller = api.local.access.caller(token.as_ref());
+    let caller = dispatcher.local.access.caller(token.as_ref());
     caller.ok_or_else(|| match token {
         Some(_) => unauthenticated("no client has the token in header authorization"),
         None => {
@@ -70,9 +75,9 @@ fn client(api: &Api, request: &Request) -> Result<Caller, Problem> {
 }
 
 /// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.
-fn instance(api: &Api, request: &Request) -> Result<Option<ProvenToken>, Problem> {
+fn instance(dispatcher: &Dispatcher, request: &Request) -> Result<Option<ProvenToken>, Problem> {
     // Without a token, whoever reaches this instance is taken for one; a page in a browser that does must not be.
-    if api.local.access.cluster.is_empty() {
+    if dispatcher.local.access.cluster.is_empty() {
         site::check(request, false)?;
     }
     if came_through_fly_proxy(request.headers()) {
@@ -80,7 +85,7 @@ fn instance(api: &Api, request: &Request) -> Result<Option<ProvenToken>, Problem
         return Err(Problem::new(Code::Forbidden, detail));
     }
     let token = presented_token(request.headers());
-    if api.local.access.is_instance(token.as_ref()) {
+    if dispatcher.local.access.is_instance(token.as_ref()) {
         return Ok(None);
     }
     let path = request.uri().path();
@@ -95,7 +100,7 @@ fn instance(api: &Api, request: &Request) -> Result<Option<ProvenToken>, Problem
             "this route requires the cluster's token: `authorization: Bearer TOKEN`",
         ),
     };
-    let proven = says.and_then(|says| proven(api, request, says));
+    let proven = says.and_then(|says| proven(dispatcher, request, says));
     proven.map(Some).ok_or_else(|| unauthenticated(detail))
 }
 
@@ -124,12 +129,12 @@ pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
 }
 
 /// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.
-pub(super) fn known_caller(api: &Api, request: &Request) -> Option<Caller> {
-    if api.local.access.clients.is_empty() {
-        site::check(request, api.local.access.allow_anonymous).ok()?;
+pub(super) fn known_caller(dispatcher: &Dispatcher, request: &Request) -> Option<Caller> {
+    if dispatcher.local.access.clients.is_empty() {
+        site::check(request, dispatcher.local.access.allow_anonymous).ok()?;
     }
     let token = presented_token(request.headers());
-    api.local.access.caller(token.as_ref())
+    dispatcher.local.access.caller(token.as_ref())
 }
 
 /// The token in the headers of a request; `None` without exactly one. The typed header of the crate `headers` would take the
@@ -143,12 +148,12 @@ pub(super) fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
 }
 
 /// The token of the cluster that the sender of a request knows, if its proof of what it `says` is valid.
-fn proven(api: &Api, request: &Request, says: Statement<'_>) -> Option<ProvenToken> {
+fn proven(dispatcher: &Dispatcher, request: &Request, says: Statement<'_>) -> Option<ProvenToken> {
     let text = |header| request.headers().get(header)?.to_str().ok();
     let Reached(address) = request.extensions().get()?;
     let challenge = Challenge::received(text(NONCE)?, *address)?;
     let proof = text(PROOF)?.parse().ok()?;
-    let mut tokens = api.local.access.cluster.iter();
+    let mut tokens = dispatcher.local.access.cluster.iter();
     let token = tokens.find(|token| challenge.is_proven(token, says, &proof))?;
     Some(ProvenToken {
         token: token.clone(),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use axum::{extract::State, response::Result};
 
 use super::{
-    Api, ApiState,
+    DispatcherState,
     documents::{
         AppDocument, DiscoveryDocument, FunctionsDocument, InstanceDocument, RegionDocument,
         RegionsDocument,
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     cluster::{KnownPeer, Overview},
+    dispatch::Dispatcher,
     name::BootId,
     problem::{Code, Problem},
     protocol::{Catalogue, CatalogueDocument, PeerState},
@@ -31,10 +32,10 @@ use crate::{
     responses((status = 200, description = "The cluster as this instance knows it", body = RegionsDocument)),
     security(("client_token" = []), ())
 )]
-pub(super) async fn list_regions(State(api): ApiState) -> Json<RegionsDocument> {
-    let overview = api.cluster.overview().await;
-    let regions = regions(&api, &overview);
-    let identity = &api.local.identity;
+pub(super) async fn list_regions(State(dispatcher): DispatcherState) -> Json<RegionsDocument> {
+    let overview = dispatcher.cluster.overview().await;
+    let regions = regions(&dispatcher, &overview);
+    let identity = &dispatcher.local.identity;
     Json(RegionsDocument {
         local: identity.region.clone(),
         primary: identity.primary.clone(),
@@ -43,7 +44,7 @@ pub(super) async fn list_regions(State(api): ApiState) -> Json<RegionsDocument> 
             .into_iter()
             .map(|(region, instances)| RegionDocument { region, instances })
             .collect(),
-        discovery: discovery(&api, &overview),
+        discovery: discovery(&dispatcher, &overview),
     })
 }
 
@@ -64,18 +65,18 @@ pub(super) async fn list_regions(State(api): ApiState) -> Json<RegionsDocument> 
     security(("client_token" = []), ())
 )]
 pub(super) async fn get_region(
-    State(api): ApiState,
+    State(dispatcher): DispatcherState,
     InPath(target): InPath<Target>,
 ) -> Result<Json<RegionDocument>> {
-    let region = target.region(&api.local.identity.primary);
+    let region = target.region(&dispatcher.local.identity.primary);
     let region = region.cloned().ok_or_else(|| {
         let detail = "\"any\" is where a call may run, and no region; /regions lists them";
         Problem::new(Code::InvalidRegion, detail)
     })?;
-    let overview = api.cluster.overview().await;
-    let instances = match regions(&api, &overview).remove(&region) {
+    let overview = dispatcher.cluster.overview().await;
+    let instances = match regions(&dispatcher, &overview).remove(&region) {
         Some(instances) => instances,
-        None => match api.dispatcher.peers(&region) {
+        None => match dispatcher.peers(&region) {
             // Found since.
             Ok(_) => Vec::new(),
             Err(problem) => return Err(Refusal::new(problem, Some(&region)).into()),
@@ -97,13 +98,13 @@ pub(super) async fn get_region(
     )),
     security(("client_token" = []), ())
 )]
-pub(super) async fn list_functions(State(api): ApiState) -> Json<FunctionsDocument> {
+pub(super) async fn list_functions(State(dispatcher): DispatcherState) -> Json<FunctionsDocument> {
     let CatalogueDocument {
         catalogue,
         functions,
         details,
-    } = CatalogueDocument::from(&*api.executor.catalogue());
-    let beside = api.executor.app().map(|beside| {
+    } = CatalogueDocument::from(&*dispatcher.executor.catalogue());
+    let beside = dispatcher.executor.app().map(|beside| {
         let status = beside.status();
         AppDocument {
             url: beside.url().to_string(),
@@ -120,17 +121,20 @@ pub(super) async fn list_functions(State(api): ApiState) -> Json<FunctionsDocume
 }
 
 /// Every region ever seen, with its instances sorted by id; this one is among them.
-fn regions(api: &Api, overview: &Overview) -> BTreeMap<Region, Vec<InstanceDocument>> {
-    let seen = api.cluster.regions().into_iter();
+fn regions(
+    dispatcher: &Dispatcher,
+    overview: &Overview,
+) -> BTreeMap<Region, Vec<InstanceDocument>> {
+    let seen = dispatcher.cluster.regions().into_iter();
     let mut regions: BTreeMap<_, Vec<_>> = seen.map(|region| (region, Vec::new())).collect();
     let mut add = |region: &Region, boot, instance| {
         let instances = regions.entry(region.clone()).or_default();
         instances.push((boot, instance));
     };
     add(
-        &api.local.identity.region,
-        Some(&api.local.boot),
-        this_instance(api),
+        &dispatcher.local.identity.region,
+        Some(&dispatcher.local.boot),
+        this_instance(dispatcher),
     );
     for known in overview.peers() {
         add(&known.peer.region, known.peer.boot.as_ref(), peer(known));
@@ -161,22 +165,25 @@ fn each_once(mut instances: Vec<(Option<&BootId>, InstanceDocument)>) -> Vec<Ins
     instances.into_iter().map(|(_, it)| it).collect()
 }
 
-pub(super) fn this_instance(api: &Api) -> InstanceDocument {
-    let catalogue = api.executor.catalogue();
+pub(super) fn this_instance(dispatcher: &Dispatcher) -> InstanceDocument {
+    let catalogue = dispatcher.executor.catalogue();
     InstanceDocument {
-        instance: api.local.identity.instance.clone(),
-        address: api.address,
-        state: match api.dispatcher.lifecycle.is_stopping() {
+        instance: dispatcher.local.identity.instance.clone(),
+        address: dispatcher.local.address,
+        state: match dispatcher.lifecycle.is_stopping() {
             true => PeerState::Draining,
             false => PeerState::Ready,
         },
         local: true,
-        release: api.local.identity.release.clone(),
+        release: dispatcher.local.identity.release.clone(),
         rtt_ms: None,
         last_seen_ms: None,
         functions: Some(catalogue.len()),
         catalogue: Some(catalogue.hash().clone()),
-        app: api.executor.app().map(|beside| beside.status().health),
+        app: dispatcher
+            .executor
+            .app()
+            .map(|beside| beside.status().health),
     }
 }
 
@@ -196,11 +203,11 @@ pub(super) fn peer(known: &KnownPeer) -> InstanceDocument {
     }
 }
 
-pub(super) fn discovery(api: &Api, overview: &Overview) -> DiscoveryDocument {
+pub(super) fn discovery(dispatcher: &Dispatcher, overview: &Overview) -> DiscoveryDocument {
     let progress = &overview.progress;
     let last_success = progress.last_success;
     DiscoveryDocument {
-        source: api.cluster.source.clone(),
+        source: dispatcher.cluster.source.clone(),
         last_success_ms: last_success.map(|instant| whole_milliseconds(instant.elapsed())),
         stale: progress.error.is_some(),
         last_error: progress.error.clone(),

@@ -15,7 +15,7 @@ use scopeguard::ScopeGuard;
 use tracing::Instrument;
 
 use super::{
-    ApiState, auth,
+    DispatcherState, auth,
     documents::{CallHeaders, EntryDocument, FanOutMeta, FanOutReply},
     layers::Context,
     request::{self, InPath, lists},
@@ -65,14 +65,14 @@ use crate::{
     security(("client_token" = []), ())
 )]
 pub(super) async fn call_each(
-    State(api): ApiState,
+    State(dispatcher): DispatcherState,
     Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
     InPath(regions): InPath<Regions>,
     request: Request,
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let primary = &api.local.identity.primary;
+    let primary = &dispatcher.local.identity.primary;
     let first = regions.named(primary).next();
     let refuse = |problem| Refusal::new(problem, first);
     if regions == Regions::All && caller.regions().is_some() {
@@ -81,14 +81,14 @@ pub(super) async fn call_each(
     }
     auth::check_regions(&caller, regions.named(primary)).map_err(refuse)?;
     let headers = &parts.headers;
-    let (mut call, per) = request::fan_out(&api, headers, body)
+    let (mut call, per) = request::fan_out(&dispatcher, headers, body)
         .await
         .map_err(refuse)?;
     auth::check_function(&caller, &call.name).map_err(refuse)?;
     call.key_owner = caller.key_owner();
     let span = trace::call_span(&context.request_id, call.trace);
     let log = CallLog {
-        api: Arc::clone(&api),
+        dispatcher: Arc::clone(&dispatcher),
         caller,
         function: call.name.clone(),
         regions: regions.clone(),
@@ -98,7 +98,7 @@ pub(super) async fn call_each(
         request_id,
         arrived,
     } = context;
-    let begun = FanOut::begin(&api.dispatcher, &regions, per, call, request_id, arrived);
+    let begun = FanOut::begin(&dispatcher, &regions, per, call, request_id, arrived);
     let fan_out = begun.instrument(span.clone()).await.map_err(refuse)?;
     // Runs where the request, or the rest of its answer, is dropped because the client went away.
     let awaited = scopeguard::guard(log, |log| log.abandoned());
@@ -117,7 +117,7 @@ impl CallLog<Regions> {
             elapsed_ms: milliseconds(fan_out.arrived.elapsed()),
             request_id: self.request_id.clone(),
         };
-        self.api.local.metrics.calls.fan_outs.inc();
+        self.dispatcher.local.metrics.calls.fan_outs.inc();
         let (client, function, regions) = (self.caller.name(), &self.function, &self.regions);
         let (asked, succeeded, elapsed_ms) = (meta.asked, meta.succeeded, meta.elapsed_ms);
         let request_id = &meta.request_id;

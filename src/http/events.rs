@@ -18,9 +18,10 @@ use tokio::{
 };
 use utoipa::ToSchema;
 
-use super::{Api, ApiState};
+use super::DispatcherState;
 use crate::{
     access::Caller,
+    dispatch::Dispatcher,
     feed::{Event, Listener, PeerChange, RegionCounts, event_text},
     lifecycle::Phase,
     problem::{Code, Problem},
@@ -89,28 +90,35 @@ pub(crate) struct Lagged {
     security(("client_token" = []), ())
 )]
 pub(super) async fn stream_events(
-    State(api): ApiState,
+    State(dispatcher): DispatcherState,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    if api.dispatcher.lifecycle.is_stopping() {
+    if dispatcher.lifecycle.is_stopping() {
         let detail = "this instance is stopping and starts no stream";
         return Err(Problem::new(Code::Draining, detail).into());
     }
-    let listener = api.local.metrics.feed.listen().ok_or_else(|| {
+    let listener = dispatcher.local.metrics.feed.listen().ok_or_else(|| {
         let detail = "as many clients listen as this instance has streams for";
         Problem::new(Code::Overloaded, detail)
     })?;
     let last = headers.get(LAST_EVENT_ID);
-    let missed =
-        last.and_then(|last| Some(api.local.metrics.feed.missed_since(last.to_str().ok()?)));
+    let missed = last.and_then(|last| {
+        Some(
+            dispatcher
+                .local
+                .metrics
+                .feed
+                .missed_since(last.to_str().ok()?),
+        )
+    });
     let mut tick = time::interval(PERIOD);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let events = EventStream {
         lagged: missed.filter(|count| *count != Some(0)).map(lagged),
-        counted: api.local.metrics.feed.totals(),
-        phase: api.dispatcher.lifecycle.watch(),
-        api,
+        counted: dispatcher.local.metrics.feed.totals(),
+        phase: dispatcher.lifecycle.watch(),
+        dispatcher,
         caller,
         listener,
         tick,
@@ -129,7 +137,7 @@ fn lagged(missed: Option<u64>) -> Bytes {
 }
 
 struct EventStream {
-    api: Arc<Api>,
+    dispatcher: Arc<Dispatcher>,
     caller: Caller,
     listener: Listener,
     /// The first event for a client that reconnects and missed some.
@@ -186,16 +194,16 @@ impl EventStream {
     }
 
     fn counts(&mut self) -> Bytes {
-        let totals = self.api.local.metrics.feed.totals();
+        let totals = self.dispatcher.local.metrics.feed.totals();
         let seen = totals
             .iter()
             .filter(|it| self.may_see_in(it.region.as_ref()));
         let regions = seen.map(|it| it.since(&self.counted)).collect();
         self.counted = totals;
         let counts = Counts {
-            in_flight: self.api.in_flight(),
-            running: self.api.executor.running(),
-            queued: self.api.dispatcher.link.queued(),
+            in_flight: self.dispatcher.in_flight(),
+            running: self.dispatcher.executor.running(),
+            queued: self.dispatcher.link.queued(),
             regions,
         };
         event_text(None, "counts", &counts)
@@ -203,11 +211,11 @@ impl EventStream {
 
     /// That this instance is stopping: the state that its peers see too.
     fn stopping(&self) -> Bytes {
-        let identity = &self.api.local.identity;
+        let identity = &self.dispatcher.local.identity;
         let change = PeerChange {
             region: &identity.region,
             instance: &identity.instance,
-            address: self.api.address,
+            address: self.dispatcher.local.address,
             state: Some(PeerState::Draining),
             reason: "it is stopping",
         };

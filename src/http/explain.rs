@@ -8,7 +8,7 @@ use axum::{
 };
 
 use super::{
-    Api, ApiState,
+    DispatcherState,
     cluster::{discovery, peer, this_instance, whole_milliseconds},
     documents::{
         CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, PolicyDocument,
@@ -23,7 +23,7 @@ use crate::{
     cluster::{KnownAddress, KnownPeer, Overview},
     deadline::whole_ms,
     declaration::{Declaration, Policy},
-    dispatch::{Choice, Needs, Standing},
+    dispatch::{Choice, Dispatcher, Needs, Standing},
     name::FunctionName,
     problem::{Code, Problem},
     protocol::PeerState,
@@ -63,47 +63,49 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
     security(("client_token" = []), ())
 )]
 pub(super) async fn explain_region(
-    State(api): ApiState,
+    State(dispatcher): DispatcherState,
     Extension(caller): Extension<Caller>,
     InPath(mut targets): InPath<Targets>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<ExplanationDocument>> {
     targets.within = caller.regions().map(<[_]>::to_vec);
-    let refuse = |problem| Refusal::new(problem, targets.first(&api.local.identity.primary));
+    let refuse = |problem| Refusal::new(problem, targets.first(&dispatcher.local.identity.primary));
     let function = asked_function(query.as_deref()).map_err(refuse)?;
     let needs = Needs {
         function: function.as_ref(),
         instance: None,
     };
-    let choices = api.dispatcher.choices(&targets, needs);
+    let choices = dispatcher.choices(&targets, needs);
     // Without a limit to some regions, there is always one.
-    let region = api.dispatcher.first_of(&choices).ok_or_else(|| {
+    let region = dispatcher.first_of(&choices).ok_or_else(|| {
         let what = function
             .as_ref()
             .map_or("an instance".to_owned(), ToString::to_string);
         let detail = format!("no region that this client may call has {what}");
         refuse(Problem::new(Code::FunctionUnknown, detail))
     })?;
-    is_known(&api, &region).map_err(refuse)?;
-    let overview = api.cluster.overview().await;
-    let candidates = candidates(&api, &overview, &region, function.as_ref());
-    let function_policy = function.as_ref().map(|name| policy(&api, &targets, name));
+    is_known(&dispatcher, &region).map_err(refuse)?;
+    let overview = dispatcher.cluster.overview().await;
+    let candidates = candidates(&dispatcher, &overview, &region, function.as_ref());
+    let function_policy = function
+        .as_ref()
+        .map(|name| policy(&dispatcher, &targets, name));
     Ok(Json(ExplanationDocument {
         choices: explained(&choices, &targets, &region),
         function: function.map(|function| function.to_string()),
         policy: function_policy,
         candidates,
         unplaced: overview.addresses.iter().filter_map(unplaced).collect(),
-        discovery: discovery(&api, &overview),
+        discovery: discovery(&dispatcher, &overview),
         region,
     }))
 }
 
 /// The policy of a call of `name` that has none of its own.
-fn policy(api: &Api, targets: &Targets, name: &FunctionName) -> PolicyDocument {
-    let declared = api.dispatcher.policy(targets, name, Declaration::clone);
+fn policy(dispatcher: &Dispatcher, targets: &Targets, name: &FunctionName) -> PolicyDocument {
+    let declared = dispatcher.policy(targets, name, Declaration::clone);
     let declared = declared.unwrap_or_default();
-    let Timeouts { default, max } = api.local.timeouts;
+    let Timeouts { default, max } = dispatcher.local.timeouts;
     let Policy {
         timeout,
         idempotent,
@@ -123,10 +125,11 @@ fn policy(api: &Api, targets: &Targets, name: &FunctionName) -> PolicyDocument {
 }
 
 /// Refuses a region that no instance was ever seen in, unless discovery has not finished: the explanation says so.
-fn is_known(api: &Api, region: &Region) -> Result<(), Problem> {
-    match api.dispatcher.peers(region) {
+fn is_known(dispatcher: &Dispatcher, region: &Region) -> Result<(), Problem> {
+    match dispatcher.peers(region) {
         Err(problem)
-            if *region != api.local.identity.region && problem.code == Code::RegionUnknown =>
+            if *region != dispatcher.local.identity.region
+                && problem.code == Code::RegionUnknown =>
         {
             Err(problem)
         }
@@ -218,19 +221,19 @@ fn verdicts(
 }
 
 fn candidates(
-    api: &Api,
+    dispatcher: &Dispatcher,
     overview: &Overview,
     region: &Region,
     function: Option<&FunctionName>,
 ) -> Vec<CandidateDocument> {
-    let is_own = *region == api.local.identity.region;
-    let has_it = function.is_none_or(|name| api.executor.catalogue().has(name));
+    let is_own = *region == dispatcher.local.identity.region;
+    let has_it = function.is_none_or(|name| dispatcher.executor.catalogue().has(name));
     let known = overview.addresses.iter();
     let known = known.filter_map(|seen| Some((seen, seen.peer.as_ref()?)));
     let (seen, peers): (Vec<_>, Vec<_>) = known
         .filter(|(_, known)| known.peer.region == *region)
         .unzip();
-    let siblings = api.cluster.region(region).unwrap_or_default();
+    let siblings = dispatcher.cluster.region(region).unwrap_or_default();
     let may_know = |name: &FunctionName| siblings.may_know(name);
     // A call for the own region goes on to a sibling only where that may have the function and this instance has not.
     let is_here = is_own && (has_it || !function.is_some_and(may_know));
@@ -244,8 +247,12 @@ fn candidates(
     });
     let mut candidates: Vec<_> = candidates.collect();
     if is_own {
-        let reason = why_here(api, function.filter(|_| !has_it), is_here);
-        candidates.push(candidate(this_instance(api), (is_here, reason), None));
+        let reason = why_here(dispatcher, function.filter(|_| !has_it), is_here);
+        candidates.push(candidate(
+            this_instance(dispatcher),
+            (is_here, reason),
+            None,
+        ));
     }
     candidates.sort_by(|a, b| (&a.instance, a.address).cmp(&(&b.instance, b.address)));
     candidates
@@ -271,11 +278,11 @@ fn candidate(
 }
 
 /// Why a call runs on this instance, or does not because the function is `missing`.
-fn why_here(api: &Api, missing: Option<&FunctionName>, is_here: bool) -> String {
+fn why_here(dispatcher: &Dispatcher, missing: Option<&FunctionName>, is_here: bool) -> String {
     let Some(name) = missing else {
         return RUNS_HERE.to_owned();
     };
-    let why = match api.executor.app() {
+    let why = match dispatcher.executor.app() {
         Some(beside) => beside.status().missing(name).detail,
         None => format!("no function {name} here"),
     };

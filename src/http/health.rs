@@ -5,11 +5,12 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Api, ApiState,
+    DispatcherState,
     response::{Json, Refusal},
 };
 use crate::{
     app::AppHealth,
+    dispatch::Dispatcher,
     name::InstanceId,
     problem::{Code, Problem},
     region::Region,
@@ -39,8 +40,8 @@ pub(crate) struct StatusDocument {
     responses((status = 200, description = "It does", body = StatusDocument)),
     security()
 )]
-pub(super) async fn get_liveness(State(api): ApiState) -> Json<StatusDocument> {
-    status(&api, "live")
+pub(super) async fn get_liveness(State(dispatcher): DispatcherState) -> Json<StatusDocument> {
+    status(&dispatcher, "live")
 }
 
 /// Check whether the instance takes calls
@@ -56,18 +57,24 @@ pub(super) async fn get_liveness(State(api): ApiState) -> Json<StatusDocument> {
     responses((status = 200, description = "It does", body = StatusDocument)),
     security()
 )]
-pub(super) async fn get_readiness(State(api): ApiState) -> Result<Json<StatusDocument>> {
-    let refuse =
-        |code, detail| Refusal::new(Problem::new(code, detail), Some(&api.local.identity.region));
-    if api.dispatcher.lifecycle.is_stopping() {
+pub(super) async fn get_readiness(
+    State(dispatcher): DispatcherState,
+) -> Result<Json<StatusDocument>> {
+    let refuse = |code, detail| {
+        Refusal::new(
+            Problem::new(code, detail),
+            Some(&dispatcher.local.identity.region),
+        )
+    };
+    if dispatcher.lifecycle.is_stopping() {
         return Err(refuse(Code::Draining, "this instance is stopping").into());
     }
-    if !api.cluster.is_ready() {
+    if !dispatcher.cluster.is_ready() {
         let detail =
             "DNS has not answered yet; without it, this instance is ready 15 s after its start";
         return Err(refuse(Code::DiscoveryPending, detail).into());
     }
-    let beside = api.executor.app();
+    let beside = dispatcher.executor.app();
     let detail = match beside.map(|beside| beside.status().health) {
         Some(AppHealth::Starting) => {
             "the app beside this instance has not listed its functions yet"
@@ -75,15 +82,15 @@ pub(super) async fn get_readiness(State(api): ApiState) -> Result<Json<StatusDoc
         Some(AppHealth::Open) => {
             "the app beside this instance serves its list without checking RPC_APP_TOKEN"
         }
-        Some(AppHealth::Up | AppHealth::Down) | None => return Ok(status(&api, "ready")),
+        Some(AppHealth::Up | AppHealth::Down) | None => return Ok(status(&dispatcher, "ready")),
     };
     Err(refuse(Code::FunctionUnavailable, detail).into())
 }
 
-fn status(api: &Api, status: &'static str) -> Json<StatusDocument> {
+fn status(dispatcher: &Dispatcher, status: &'static str) -> Json<StatusDocument> {
     Json(StatusDocument {
         status,
-        instance: api.local.identity.instance.clone(),
-        region: api.local.identity.region.clone(),
+        instance: dispatcher.local.identity.instance.clone(),
+        region: dispatcher.local.identity.region.clone(),
     })
 }

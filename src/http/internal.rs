@@ -32,14 +32,14 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use super::{
-    Api, ApiState,
+    DispatcherState,
     auth::ProvenToken,
     layers::Context,
     request::{is_ndjson, json_body, lists},
     response::{Json, Refusal},
 };
 use crate::{
-    dispatch::Report,
+    dispatch::{Dispatcher, Report},
     gate::{WaitingCalls, in_own_task},
     lifecycle::{self, Phase},
     memory::{Reserved, Share},
@@ -67,80 +67,88 @@ const DRIFT: i128 = 5_000;
 type Proven = Option<Extension<ProvenToken>>;
 
 /// `GET /internal/region`: who this instance is.
-pub(super) async fn introduce(State(api): ApiState, proven: Proven) -> Response {
-    let identity = api.local.identity.clone();
+pub(super) async fn introduce(State(dispatcher): DispatcherState, proven: Proven) -> Response {
+    let identity = dispatcher.local.identity.clone();
     let introduction = Json(Introduction {
         region: identity.region,
         instance: identity.instance,
-        boot: Some(api.local.boot.clone()),
+        boot: Some(dispatcher.local.boot.clone()),
         app: identity.app,
         release: identity.release,
         primary: identity.primary,
-        state: match api.dispatcher.lifecycle.is_stopping() {
+        state: match dispatcher.lifecycle.is_stopping() {
             true => Readiness::Draining,
             false => Readiness::Ready,
         },
         protocol: PROTOCOL,
-        catalogue: api.executor.catalogue().hash().clone(),
-        app_state: api.executor.app().map(|beside| beside.status().health),
+        catalogue: dispatcher.executor.catalogue().hash().clone(),
+        app_state: dispatcher
+            .executor
+            .app()
+            .map(|beside| beside.status().health),
     });
-    (proof(&api, INTRODUCTION, proven), introduction).into_response()
+    (proof(&dispatcher, INTRODUCTION, proven), introduction).into_response()
 }
 
 /// `GET /internal/functions`: the catalogue behind the hash.
-pub(super) async fn functions(State(api): ApiState, proven: Proven) -> Response {
-    let catalogue = Json(CatalogueDocument::from(&*api.executor.catalogue()));
-    (proof(&api, FUNCTIONS, proven), catalogue).into_response()
+pub(super) async fn functions(State(dispatcher): DispatcherState, proven: Proven) -> Response {
+    let catalogue = Json(CatalogueDocument::from(&*dispatcher.executor.catalogue()));
+    (proof(&dispatcher, FUNCTIONS, proven), catalogue).into_response()
 }
 
 /// The header of an answer at `path` with the proof that the sender of the probe wants in turn.
-fn proof(api: &Api, path: &str, proven: Proven) -> Option<[(&'static str, String); 1]> {
+fn proof(
+    dispatcher: &Dispatcher,
+    path: &str,
+    proven: Proven,
+) -> Option<[(&'static str, String); 1]> {
     let Extension(ProvenToken { token, challenge }) = proven?;
     let answers = Statement::Answers {
         path,
-        instance: &api.local.identity.instance,
-        region: &api.local.identity.region,
-        boot: Some(&api.local.boot),
+        instance: &dispatcher.local.identity.instance,
+        region: &dispatcher.local.identity.region,
+        boot: Some(&dispatcher.local.boot),
     };
     Some([(PROOF, challenge.prove(&token, answers).to_string())])
 }
 
 /// `POST /internal/exec`: one call that a peer forwarded, or many, a line each, or a connection for more.
 pub(super) async fn exec(
-    State(api): ApiState,
+    State(dispatcher): DispatcherState,
     Extension(context): Extension<Context>,
     request: Request,
 ) -> Response {
     if is_upgrade(&request) {
-        return accept(api, context, request);
+        return accept(dispatcher, context, request);
     }
     let (parts, body) = request.into_parts();
     if is_ndjson(&parts.headers) {
-        return body_of_lines(api, context, body);
+        return body_of_lines(dispatcher, context, body);
     }
-    let answer = match run(&api, context, &parts.headers, body).await {
+    let answer = match run(&dispatcher, context, &parts.headers, body).await {
         Ok(report) => report.into_response(),
-        Err(problem) => Refusal::new(problem, Some(&api.local.identity.region)).into_response(),
+        Err(problem) => {
+            Refusal::new(problem, Some(&dispatcher.local.identity.region)).into_response()
+        }
     };
     // No peer of this release reads it: that an instance drains is a line on the connection to it.
-    let is_stopping = api.dispatcher.lifecycle.is_stopping();
+    let is_stopping = dispatcher.lifecycle.is_stopping();
     let state = is_stopping.then_some([(STATE, DRAINING)]);
     (state, answer).into_response()
 }
 
 async fn run(
-    api: &Api,
+    dispatcher: &Dispatcher,
     context: Context,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Report, Problem> {
-    let limit = api.local.limits.max_body + ENVELOPE;
-    let body = json_body(api, headers, body, limit).await?;
-    let mut exec = Exec::from_json(&body.bytes, api.local.timeouts)?;
+    let limit = dispatcher.local.limits.max_body + ENVELOPE;
+    let body = json_body(dispatcher, headers, body, limit).await?;
+    let mut exec = Exec::from_json(&body.bytes, dispatcher.local.timeouts)?;
     exec.call.memory = Some(Arc::new(body.reserved));
     let span = trace::exec_span(&context.request_id, exec.call.trace);
-    let report = api
-        .dispatcher
+    let report = dispatcher
         .exec(&exec, context.request_id, context.arrived)
         .instrument(span.clone())
         .await;
@@ -187,10 +195,10 @@ pub(super) fn is_upgrade(request: &Request) -> bool {
 }
 
 /// Answers a request that asks for a connection, and serves it in the background until either side ends it.
-fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
-    if api.dispatcher.lifecycle.phase() >= Phase::Refusing {
+fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -> Response {
+    if dispatcher.lifecycle.phase() >= Phase::Refusing {
         let problem = lifecycle::refusal();
-        return Refusal::new(problem, Some(&api.local.identity.region)).into_response();
+        return Refusal::new(problem, Some(&dispatcher.local.identity.region)).into_response();
     }
     let clock_us = request
         .headers()
@@ -204,9 +212,9 @@ fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
             proven: proven.clone(),
             nonce: random_word(),
         });
-    let response = switching_protocols(&api, confirmation.as_ref());
+    let response = switching_protocols(&dispatcher, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
-    let lifecycle = Arc::clone(&api.dispatcher.lifecycle);
+    let lifecycle = Arc::clone(&dispatcher.lifecycle);
     // No tracker has this task: the drain waits for the place of the connection, which is in it.
     tokio::spawn(async move {
         match upgraded.await {
@@ -216,7 +224,7 @@ fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
                 tokio::select! {
                     // First what has ended is written.
                     biased;
-                    () = serve(api, context, clock, confirmation, connection) => {}
+                    () = serve(dispatcher, context, clock, confirmation, connection) => {}
                     () = lifecycle.reached(Phase::Cut) => {}
                 }
             }
@@ -227,12 +235,12 @@ fn accept(api: Arc<Api>, context: Context, mut request: Request) -> Response {
 }
 
 /// The answer that switches protocols (RFC 9110, section 15.2.2).
-fn switching_protocols(api: &Api, confirmation: Option<&Confirmation>) -> Response {
+fn switching_protocols(dispatcher: &Dispatcher, confirmation: Option<&Confirmation>) -> Response {
     let proof = confirmation.map(|Confirmation { proven, nonce }| {
         let accepts = Statement::Accepts {
             nonce,
-            instance: &api.local.identity.instance,
-            region: &api.local.identity.region,
+            instance: &dispatcher.local.identity.instance,
+            region: &dispatcher.local.identity.region,
         };
         let proof = proven.challenge.prove(&proven.token, accepts);
         [(NONCE, nonce.clone()), (PROOF, proof.to_string())]
@@ -291,8 +299,8 @@ const PIECE: usize = 256 << 10;
 /// `RPC_MAX_IN_FLIGHT` where that is more, so that calls beyond that limit are refused, and pings answered, at once.
 const MIN_MAX_RUNNING: usize = 2048;
 
-fn body_of_lines(api: Arc<Api>, context: Context, body: Body) -> Response {
-    let mut exchange = Exchange::new(api, context, None);
+fn body_of_lines(dispatcher: Arc<Dispatcher>, context: Context, body: Body) -> Response {
+    let mut exchange = Exchange::new(dispatcher, context, None);
     exchange.announce_phase();
     let request = (exchange, Some(body.into_data_stream()));
     let pieces = stream::unfold(request, async |(mut exchange, mut body)| {
@@ -309,15 +317,15 @@ fn body_of_lines(api: Arc<Api>, context: Context, body: Body) -> Response {
 /// Answers the lines that come on `connection` until either side ends it. Nothing runs before the line of `confirmation`
 /// has come, where one is wanted.
 async fn serve(
-    api: Arc<Api>,
+    dispatcher: Arc<Dispatcher>,
     context: Context,
     clock: Clock,
     mut confirmation: Option<Confirmation>,
     mut connection: impl AsyncRead + AsyncWrite + Unpin,
 ) {
     // A peer that calls all the time probes rarely, and would learn late what became of the app; also before this connection.
-    let mut app = api.executor.app().map(|app| app.changes());
-    let mut exchange = Exchange::new(api, context, Some(clock));
+    let mut app = dispatcher.executor.app().map(|app| app.changes());
+    let mut exchange = Exchange::new(dispatcher, context, Some(clock));
     exchange.announce_phase();
     let mut tick = time::interval(GRACE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -374,7 +382,7 @@ async fn serve(
 }
 
 struct Exchange {
-    api: Arc<Api>,
+    dispatcher: Arc<Dispatcher>,
     context: Context,
     lines: Lines,
     /// Set where lines have the time on the connection's clock.
@@ -392,18 +400,21 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(api: Arc<Api>, context: Context, clock: Option<Clock>) -> Self {
+    fn new(dispatcher: Arc<Dispatcher>, context: Context, clock: Option<Clock>) -> Self {
         Self {
-            lines: Lines::new(api.local.limits.max_body + ENVELOPE, &api.local.memory),
+            lines: Lines::new(
+                dispatcher.local.limits.max_body + ENVELOPE,
+                &dispatcher.local.memory,
+            ),
             clock,
             running: FuturesUnordered::new(),
             waiting: Arc::default(),
-            phase: api.dispatcher.lifecycle.watch(),
+            phase: dispatcher.lifecycle.watch(),
             is_announced: false,
             out: Vec::new(),
-            unwritten: api.local.memory.take(0),
+            unwritten: dispatcher.local.memory.take(0),
             context,
-            api,
+            dispatcher,
         }
     }
 
@@ -429,7 +440,7 @@ impl Exchange {
     }
 
     fn may_read(&self) -> bool {
-        let twice = self.api.local.limits.max_in_flight.saturating_mul(2);
+        let twice = self.dispatcher.local.limits.max_in_flight.saturating_mul(2);
         self.running.len() < twice.max(MIN_MAX_RUNNING)
     }
 
@@ -529,11 +540,16 @@ impl Exchange {
     /// Starts the call of a line, unless it is among the `cancelled`.
     async fn start(&mut self, line: &[u8], cancelled: &HashSet<u64>) {
         let mut arrived = Instant::now();
-        match Exec::from_line(line, self.api.local.timeouts) {
+        match Exec::from_line(line, self.dispatcher.local.timeouts) {
             (Some(id), _) if cancelled.contains(&id) => {}
             (id, Ok(mut exec)) => {
                 if line.len() > SMALL {
-                    match self.api.local.memory.reserve(line.len(), Share::Results) {
+                    match self
+                        .dispatcher
+                        .local
+                        .memory
+                        .reserve(line.len(), Share::Results)
+                    {
                         Ok(reserved) => exec.call.memory = Some(Arc::new(reserved)),
                         Err(problem) => return self.refuse(id, problem),
                     }
@@ -544,12 +560,12 @@ impl Exchange {
                     let delay = clock.delay(at_us, arrived);
                     arrived = arrived.checked_sub(delay).unwrap_or(arrived);
                 }
-                let api = Arc::clone(&self.api);
+                let dispatcher = Arc::clone(&self.dispatcher);
                 let request_id = exec.request_id.clone();
                 let request_id = request_id.unwrap_or_else(|| self.context.request_id.clone());
                 let span = trace::exec_span(&request_id, exec.call.trace);
                 let run = async move {
-                    let report = api.dispatcher.exec(&exec, request_id, arrived).await;
+                    let report = dispatcher.exec(&exec, request_id, arrived).await;
                     ended(&Span::current(), &exec, &report);
                     (id, report)
                 };
@@ -567,8 +583,8 @@ impl Exchange {
     /// Refuses the call of a line, and throws the line away as it comes: those behind it are others' calls.
     fn refuse_line(&mut self, TooLong(id): TooLong) {
         let (instance, most) = (
-            &self.api.local.identity.instance,
-            self.api.local.limits.max_body,
+            &self.dispatcher.local.identity.instance,
+            self.dispatcher.local.limits.max_body,
         );
         let detail =
             format!("instance {instance} takes a body of at most {most} bytes (RPC_MAX_BODY)");
@@ -577,7 +593,7 @@ impl Exchange {
     }
 
     fn refuse(&mut self, id: Option<u64>, problem: Problem) {
-        let region = Some(self.api.local.identity.region.clone());
+        let region = Some(self.dispatcher.local.identity.region.clone());
         let meta = Meta::untried(region, Duration::ZERO, self.context.request_id.clone());
         let result = Err(problem);
         self.put(id, Report { result, meta });

@@ -18,12 +18,12 @@ use axum::{
 use tokio::time::Instant;
 
 use super::{
-    Api,
     auth::{self, Audience},
     response::{Refusal, problem_document},
 };
 use crate::{
     access::Caller,
+    dispatch::Dispatcher,
     memory::Share,
     name::RequestId,
     problem::{Code, Problem},
@@ -71,31 +71,34 @@ impl Context {
 ///
 /// One layer and not one for each purpose: axum boxes a request's future once more for each.
 pub(super) fn around(
-    routes: Router<Arc<Api>>,
-    api: &Arc<Api>,
+    routes: Router<Arc<Dispatcher>>,
+    dispatcher: &Arc<Dispatcher>,
     audience: Audience,
-) -> Router<Arc<Api>> {
+) -> Router<Arc<Dispatcher>> {
     let routes = routes.method_not_allowed_fallback(async || {
         let detail = "this route has other methods; see the header allow";
         Problem::new(Code::MethodNotAllowed, detail)
     });
-    let state = (Arc::clone(api), audience);
-    let layer = async |State((api, audience)): State<(Arc<Api>, Audience)>, request, next: Next| {
-        answer(&api, audience, request, |request| next.run(request)).await
+    let state = (Arc::clone(dispatcher), audience);
+    let layer = async |State((dispatcher, audience)): State<(Arc<Dispatcher>, Audience)>,
+                       request,
+                       next: Next| {
+        answer(&dispatcher, audience, request, |request| next.run(request)).await
     };
     routes.layer(middleware::from_fn_with_state(state, layer))
 }
 
 /// Gives the request its context, has `next` answer it, and finishes the response.
 pub(super) async fn answer<F: Future<Output = Response>>(
-    api: &Api,
+    dispatcher: &Dispatcher,
     audience: Audience,
     mut request: Request,
     next: impl FnOnce(Request) -> F,
 ) -> Response {
     let context = Context::new(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let admitted = check_head(&request).and_then(|()| auth::admit(api, audience, &mut request));
+    let admitted =
+        check_head(&request).and_then(|()| auth::admit(dispatcher, audience, &mut request));
     let caller = request.extensions().get::<Caller>().cloned();
     let mut response = match admitted {
         Ok(()) => {
@@ -105,7 +108,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         Err(problem) => refuse(request.headers(), problem),
     };
     // Before a refusal becomes a document, because this is one.
-    if method == Method::GET && !has_room(api, uri.path(), &response) {
+    if method == Method::GET && !has_room(dispatcher, uri.path(), &response) {
         let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
         response = Problem::new(Code::Overloaded, detail).into_response();
     }
@@ -113,7 +116,14 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
         // Those that it was given, such as `allow`.
         let headers = std::mem::take(response.headers_mut());
-        response = refused(api, context, refusal, caller.as_ref(), &method, uri.path());
+        response = refused(
+            dispatcher,
+            context,
+            refusal,
+            caller.as_ref(),
+            &method,
+            uri.path(),
+        );
         response.headers_mut().extend(headers);
     }
     let is_upgrade = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -125,7 +135,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     // A client must not send its next request on a connection that is about to be closed.
-    if api.dispatcher.lifecycle.is_stopping() && !is_upgrade {
+    if dispatcher.lifecycle.is_stopping() && !is_upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -150,7 +160,7 @@ fn refuse(headers: &HeaderMap, problem: Problem) -> Response {
 
 /// The document of a request that was refused before any instance was tried; counted, and logged without its query and body.
 fn refused(
-    api: &Api,
+    dispatcher: &Dispatcher,
     context: Context,
     refusal: Refusal,
     caller: Option<&Caller>,
@@ -166,7 +176,7 @@ fn refused(
     let path = &path[..path.floor_char_boundary(LOGGED_PATH)];
     let (status, code, executed) = (problem.status(), problem.code, problem.executed);
     let detail = &problem.detail;
-    api.local.metrics.calls.refused(code);
+    dispatcher.local.metrics.calls.refused(code);
     tracing::info!(
         client, %method, path, status, %code, %executed, detail, elapsed_ms, %request_id, "refused"
     );
@@ -174,13 +184,13 @@ fn refused(
 }
 
 /// Whether the memory budget has room for a document that was asked for: anybody may ask for one and not read it.
-fn has_room(api: &Api, path: &str, response: &Response) -> bool {
+fn has_room(dispatcher: &Dispatcher, path: &str, response: &Response) -> bool {
     let size = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
     let share = match path {
         "/metrics" | protocol::FUNCTIONS => Share::Results,
         _ => Share::Strangers,
     };
-    size <= SMALL || api.local.memory.has_room(size, share)
+    size <= SMALL || dispatcher.local.memory.has_room(size, share)
 }
 
 /// Refuses a request that no route can answer: its head is too large, its body is uncertain, or it is for another host.

@@ -18,8 +18,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::{Api, ApiState, request::lists};
+use super::{DispatcherState, request::lists};
 use crate::{
+    dispatch::Dispatcher,
     metrics::{PREFIX, Texts, registered},
     problem::{Code, Problem},
     protocol::PeerState,
@@ -31,8 +32,11 @@ const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Everything that was counted, and the state of the instance now.
-pub(super) async fn show(State(api): ApiState, headers: HeaderMap) -> Result<impl IntoResponse> {
-    let text = api.local.metrics.text(&readings(&api));
+pub(super) async fn show(
+    State(dispatcher): DispatcherState,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse> {
+    let text = dispatcher.local.metrics.text(&readings(&dispatcher));
     let text = text.map_err(|_| Problem::new(Code::Internal, "the metrics cannot be written"))?;
     let (format, text) = match lists(&headers, &ACCEPT, "application/openmetrics-text") {
         true => (OPENMETRICS, text),
@@ -76,32 +80,28 @@ fn in_older_format(text: &str) -> String {
 
 /// What is not counted as it happens, but read at each scrape. It is not kept from one to the next, so a region that is no
 /// longer known leaves no label behind.
-fn readings(api: &Api) -> Registry {
-    let progress = api.cluster.progress();
+fn readings(dispatcher: &Dispatcher) -> Registry {
+    let progress = dispatcher.cluster.progress();
     let mut registry = Registry::with_prefix(PREFIX);
     let mut show = |name, help, value: usize| {
         let gauge: Gauge = registered(&mut registry, name, help);
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
     };
     let help = "Calls that were accepted and are not answered yet, run here or forwarded";
-    show("in_flight", help, api.in_flight());
+    show("in_flight", help, dispatcher.in_flight());
     let help = "Functions that run here now";
-    show("running", help, api.executor.running());
+    show("running", help, dispatcher.executor.running());
     let help = "How many functions may run here at once";
-    show("running_limit", help, api.local.limits.max_in_flight);
+    show("running_limit", help, dispatcher.local.limits.max_in_flight);
     let help = "Calls that wait to leave for a peer";
-    show("queued", help, api.dispatcher.link.queued());
+    show("queued", help, dispatcher.link.queued());
     let help = "1 once the instance is stopping";
-    show(
-        "draining",
-        help,
-        api.dispatcher.lifecycle.is_stopping().into(),
-    );
-    if let Some(app) = api.executor.app() {
+    show("draining", help, dispatcher.lifecycle.is_stopping().into());
+    if let Some(app) = dispatcher.executor.app() {
         let help = "1 while the functions of the app beside the instance are offered";
         show("app_up", help, app.offered().is_some().into());
     }
-    if let Some(is_up) = api.executor.keys.store_is_up() {
+    if let Some(is_up) = dispatcher.executor.keys.store_is_up() {
         let help = "1 while the store of idempotency keys answers";
         show("key_store_up", help, is_up.into());
     }
@@ -121,8 +121,8 @@ fn readings(api: &Api) -> Registry {
     registry.register_with_unit(name, help, Unit::Seconds, timestamp);
     let help = "Peers by region and state";
     let peers: Family<Texts<2>, Gauge> = registered(&mut registry, "peers", help);
-    for region in api.cluster.regions() {
-        let of_region = api.cluster.region(&region).unwrap_or_default();
+    for region in dispatcher.cluster.regions() {
+        let of_region = dispatcher.cluster.region(&region).unwrap_or_default();
         // Zeros too: an alert on a series that is not there never fires.
         for state in PeerState::ALL {
             let labels = [

@@ -42,20 +42,14 @@ use tower::Service;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::auth::Audience;
-pub(crate) use self::openapi::Descriptions;
 #[cfg(feature = "dev")]
 pub(crate) use self::site::check as check_site;
 use crate::{
-    cluster::Cluster,
-    config::Route,
     declaration::Declaration,
     dispatch::Dispatcher,
-    lifecycle::Lifecycle,
-    local::LocalInstance,
     name::FunctionName,
     problem::{Code, Problem},
     protocol,
-    registry::Executor,
 };
 
 /// The paths of the pages, in the words of axum.
@@ -63,30 +57,7 @@ const PAGES: [&str; 4] = ["/docs", "/docs/{*file}", "/ui", "/ui/{*file}"];
 /// Those of the routes of instances.
 const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
-type ApiState = State<Arc<Api>>;
-
-#[derive(Clone, Debug)]
-pub(crate) struct Api {
-    pub local: Arc<LocalInstance>,
-    /// Where it answers its peers, as `/regions` shows it.
-    pub address: std::net::SocketAddr,
-    pub route: Route,
-    pub executor: Arc<Executor>,
-    pub cluster: Arc<Cluster>,
-    /// Its lifecycle says how far this listener is on its way to stop.
-    pub dispatcher: Arc<Dispatcher>,
-    /// The lifecycle of the other listeners: for the child's listener, that of all others; for those, that of the child's, which
-    /// goes on until the child has ended.
-    pub other_lifecycle: Arc<Lifecycle>,
-    pub descriptions: Descriptions,
-}
-
-impl Api {
-    /// The calls that were accepted and are not answered yet, run here or forwarded, by whichever listener they came.
-    fn in_flight(&self) -> usize {
-        self.dispatcher.lifecycle.in_flight() + self.other_lifecycle.in_flight()
-    }
-}
+type DispatcherState = State<Arc<Dispatcher>>;
 
 /// The address by which a request reached this instance, as an extension of the request.
 ///
@@ -112,7 +83,7 @@ pub(crate) struct Crowded;
 pub(crate) struct Routes {
     router: Router,
     /// Set where clients call.
-    calls: Option<Arc<Api>>,
+    calls: Option<Arc<Dispatcher>>,
 }
 
 impl Routes {
@@ -122,9 +93,9 @@ impl Routes {
     /// route, the layer and the handler each, and a move of the request and of its future into each of them.
     pub(crate) async fn answer(mut self, request: Request<Incoming>) -> Response {
         match self.calls {
-            Some(api) if rpc::is_call(&request) => {
-                let call = |request| rpc::call_function.call(request, Arc::clone(&api));
-                layers::answer(&api, Audience::Clients, request.map(Body::new), call).await
+            Some(dispatcher) if rpc::is_call(&request) => {
+                let call = |request| rpc::call_function.call(request, Arc::clone(&dispatcher));
+                layers::answer(&dispatcher, Audience::Clients, request.map(Body::new), call).await
             }
             _ => match Box::pin(self.router.call(request)).await {
                 Ok(response) => response,
@@ -142,39 +113,39 @@ impl From<Router> for Routes {
 }
 
 /// The routes of the public listener: `/internal/*` is among them only where it has no listener of its own.
-pub(crate) fn public_routes(api: Arc<Api>, with_internal: bool) -> Routes {
+pub(crate) fn public_routes(dispatcher: Arc<Dispatcher>, with_internal: bool) -> Routes {
     Routes {
-        calls: Some(Arc::clone(&api)),
-        router: public_router(api, with_internal),
+        calls: Some(Arc::clone(&dispatcher)),
+        router: public_router(dispatcher, with_internal),
     }
 }
 
-fn public_router(api: Arc<Api>, with_internal: bool) -> Router {
+fn public_router(dispatcher: Arc<Dispatcher>, with_internal: bool) -> Router {
     // What is no route is for clients, so that a path that is forgotten below is not open.
     let clients = Router::from(clients()).fallback(not_found);
     let instances = instances(with_internal);
-    layers::around(clients, &api, Audience::Clients)
-        .merge(layers::around(instances, &api, Audience::Instances))
-        .merge(layers::around(open(), &api, Audience::Anyone))
-        .with_state(api)
+    layers::around(clients, &dispatcher, Audience::Clients)
+        .merge(layers::around(instances, &dispatcher, Audience::Instances))
+        .merge(layers::around(open(), &dispatcher, Audience::Anyone))
+        .with_state(dispatcher)
 }
 
-pub(crate) fn internal_routes(api: Arc<Api>) -> Routes {
+pub(crate) fn internal_routes(dispatcher: Arc<Dispatcher>) -> Routes {
     let routes = instances(true).fallback(not_found);
-    layers::around(routes, &api, Audience::Instances)
-        .with_state(api)
+    layers::around(routes, &dispatcher, Audience::Instances)
+        .with_state(dispatcher)
         .into()
 }
 
 /// The routes of the listener for scrapers, which send no token.
-pub(crate) fn metrics_routes(api: Arc<Api>) -> Routes {
+pub(crate) fn metrics_routes(dispatcher: Arc<Dispatcher>) -> Routes {
     let routes = Router::new()
         .route("/metrics", routing::get(metrics::show))
         .route("/healthz", routing::get(health::get_liveness))
         .route("/readyz", routing::get(health::get_readiness))
         .fallback(not_found);
-    layers::around(routes, &api, Audience::Anyone)
-        .with_state(api)
+    layers::around(routes, &dispatcher, Audience::Anyone)
+        .with_state(dispatcher)
         .into()
 }
 
@@ -191,13 +162,13 @@ pub(crate) fn openapi_with<'a>(
     openapi::with_functions(&document, functions)
 }
 
-fn documented() -> OpenApiRouter<Arc<Api>> {
+fn documented() -> OpenApiRouter<Arc<Dispatcher>> {
     OpenApiRouter::with_openapi(openapi::description())
         .merge(clients())
         .merge(documented_open())
 }
 
-fn clients() -> OpenApiRouter<Arc<Api>> {
+fn clients() -> OpenApiRouter<Arc<Dispatcher>> {
     OpenApiRouter::new()
         .routes(routes!(rpc::call_function))
         .routes(routes!(rpc::call_function_by_path))
@@ -210,7 +181,7 @@ fn clients() -> OpenApiRouter<Arc<Api>> {
 }
 
 /// The routes without a token, as far as they are in the OpenAPI document.
-fn documented_open() -> OpenApiRouter<Arc<Api>> {
+fn documented_open() -> OpenApiRouter<Arc<Dispatcher>> {
     OpenApiRouter::new()
         .routes(routes!(health::get_liveness))
         .routes(routes!(health::get_readiness))
@@ -218,7 +189,7 @@ fn documented_open() -> OpenApiRouter<Arc<Api>> {
 }
 
 /// The routes without a token.
-fn open() -> Router<Arc<Api>> {
+fn open() -> Router<Arc<Dispatcher>> {
     let documented = Router::from(documented_open());
     PAGES.into_iter().fold(documented, |router, path| {
         router.route(path, routing::get(pages::show))
@@ -227,7 +198,7 @@ fn open() -> Router<Arc<Api>> {
 
 /// The routes of the cluster's instances. Other paths below `/internal`, and all of them where instances have a listener of
 /// their own, are routes too: an instance gets a 404, and a stranger a 401, so that they show nothing of what is there.
-fn instances(are_here: bool) -> Router<Arc<Api>> {
+fn instances(are_here: bool) -> Router<Arc<Dispatcher>> {
     let unknown = Router::new()
         .route("/internal", routing::any(not_found))
         .route("/internal/", routing::any(not_found))
@@ -249,14 +220,16 @@ async fn not_found() -> Problem {
 }
 
 /// Each path of [`public_routes`] as a route of its own, for a program that has other paths too.
-pub(crate) fn mounted_router(api: Arc<Api>, with_internal: bool) -> Router {
+pub(crate) fn mounted_router(dispatcher: Arc<Dispatcher>, with_internal: bool) -> Router {
     let paths = documented().into_openapi().paths.paths.into_keys();
     let internal: &[&str] = if with_internal { &INTERNAL } else { &[] };
     let others = PAGES.iter().chain(internal);
     let others = others.map(|path| (*path).to_owned());
-    let own = middleware::from_fn_with_state(Arc::clone(&api), reached);
+    let own = middleware::from_fn_with_state(Arc::clone(&dispatcher), reached);
     // A service, because axum takes no router at a path.
-    let whole = public_router(api, with_internal).layer(own).into_service();
+    let whole = public_router(dispatcher, with_internal)
+        .layer(own)
+        .into_service();
     paths.chain(others).fold(Router::new(), |router, path| {
         router.route_service(&path, whole.clone())
     })
@@ -264,11 +237,16 @@ pub(crate) fn mounted_router(api: Arc<Api>, with_internal: bool) -> Router {
 
 /// Puts the address on a request that a program's server accepted: what axum knows of the connection, else where the
 /// program said that it listens.
-async fn reached(State(api): ApiState, mut request: Request<Body>, next: Next) -> Response {
+async fn reached(
+    State(dispatcher): DispatcherState,
+    mut request: Request<Body>,
+    next: Next,
+) -> Response {
     let extensions = request.extensions_mut();
     if extensions.get::<Reached>().is_none() {
         let connection = extensions.get::<ConnectInfo<Reached>>();
-        let reached = connection.map_or(Reached(api.address), |connection| connection.0);
+        let reached =
+            connection.map_or(Reached(dispatcher.local.address), |connection| connection.0);
         extensions.insert(reached);
     }
     next.run(request).await

@@ -8,7 +8,6 @@ use axum::{
 use tokio::time::Instant;
 
 use super::{
-    Api,
     layers::Context,
     request::{CallRequest, header},
     response::Refusal,
@@ -18,7 +17,7 @@ use crate::{
     cluster::Condition,
     config::Route,
     deadline::Deadline,
-    dispatch::Report,
+    dispatch::{Dispatcher, Report},
     problem::{Code, Problem},
     region::{Region, Targets},
     replay::{self, Machines},
@@ -43,7 +42,7 @@ pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Proble
 /// A call whose peers there are all suspect or draining is forwarded: Fly Proxy waits without end for a Machine that takes
 /// a connection and does not answer.
 pub(super) fn ask(
-    api: &Api,
+    dispatcher: &Dispatcher,
     context: &Context,
     head: &Parts,
     request: &CallRequest,
@@ -53,14 +52,14 @@ pub(super) fn ask(
     if !may_be_replayed(*route, head, *size) {
         return None;
     }
-    let region = &api.dispatcher.first_region(targets, call)?;
-    let is_here = *region == api.local.identity.region;
+    let region = &dispatcher.first_region(targets, call)?;
+    let is_here = *region == dispatcher.local.identity.region;
     let deadline = Deadline::since(context.arrived, call.timeout);
     if is_here || !replay::is_fly_region(region) || deadline.has_passed() {
         return None;
     }
     let left = deadline.remaining();
-    let peers = api.cluster.region(region).unwrap_or_default();
+    let peers = dispatcher.cluster.region(region).unwrap_or_default();
     let chosen = match &call.instance {
         Some(instance) => peers.find(instance),
         None => peers.choose(&call.name, &[]),
@@ -74,7 +73,7 @@ pub(super) fn ask(
         Some(_) => return None,
         None => (None, left * 9 / 10),
     };
-    let (regions, or_any) = list(targets, region, &api.local.identity.primary);
+    let (regions, or_any) = list(targets, region, &dispatcher.local.identity.primary);
     let machines = match &call.instance {
         Some(instance) => Machines::Only(region, instance),
         None => Machines::In {
@@ -134,7 +133,7 @@ pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call)
 /// The header that has Fly Proxy try another Machine with a call that this instance, and each sibling that was asked after
 /// it, refused because it drains or is overloaded. A client that is not behind Fly Proxy gets the refusal alone.
 pub(super) fn to_others(
-    api: &Api,
+    dispatcher: &Dispatcher,
     head: &Parts,
     size: usize,
     call: &Call,
@@ -143,10 +142,10 @@ pub(super) fn to_others(
 ) -> Option<HeaderValue> {
     let Report { result, meta } = report;
     let problem = result.as_ref().err()?;
-    let me = &api.local.identity.instance;
+    let me = &dispatcher.local.identity.instance;
     let is_mine = meta.instance.as_ref().is_none_or(|instance| instance == me);
     // A call for the own region is tried here first, unless it names an instance or its key may pick one.
-    let is_ours = meta.region.as_ref() == Some(&api.local.identity.region)
+    let is_ours = meta.region.as_ref() == Some(&dispatcher.local.identity.region)
         && call.instance.is_none()
         && call.key.is_none();
     let is_own_refusal =

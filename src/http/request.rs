@@ -17,12 +17,13 @@ use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
-use super::{Api, replay};
+use super::replay;
 use crate::{
     call::{Args, Call, Per, Timeouts},
     config::{Route, settings::digits},
     deadline::Deadline,
     declaration::Policy,
+    dispatch::Dispatcher,
     json, lifecycle,
     memory::{Reserved, Share},
     name::{ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, Name},
@@ -78,16 +79,24 @@ pub(super) struct CallRequest {
 }
 
 /// The call of `POST /rpc/{region}`, or of one whose path names the function too.
-pub(super) async fn call(api: &Api, head: &Parts, body: Body) -> Result<CallRequest, Problem> {
+pub(super) async fn call(
+    dispatcher: &Dispatcher,
+    head: &Parts,
+    body: Body,
+) -> Result<CallRequest, Problem> {
     let headers = &head.headers;
     // What the head alone is refused for comes before the body is read.
     refuse_forwarded(headers)?;
-    let route = replay::route(headers, api.route)?;
+    let route = replay::route(headers, dispatcher.local.route)?;
     let (call, body) = match function(&head.uri)? {
-        Some(name) => call_by_path(api, name, headers, body).await?,
+        Some(name) => call_by_path(dispatcher, name, headers, body).await?,
         None => {
-            let body = json_body(api, headers, body, api.local.limits.max_body).await?;
-            (Call::from_json(&body.bytes, api.local.timeouts)?, body)
+            let body =
+                json_body(dispatcher, headers, body, dispatcher.local.limits.max_body).await?;
+            (
+                Call::from_json(&body.bytes, dispatcher.local.timeouts)?,
+                body,
+            )
         }
     };
     let size = body.bytes.len();
@@ -97,13 +106,13 @@ pub(super) async fn call(api: &Api, head: &Parts, body: Body) -> Result<CallRequ
 
 /// The call of `POST /each/{regions}`, and on how many instances of each region it is to run.
 pub(super) async fn fan_out(
-    api: &Api,
+    dispatcher: &Dispatcher,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Call, Per), Problem> {
     refuse_forwarded(headers)?;
-    let body = json_body(api, headers, body, api.local.limits.max_body).await?;
-    let (call, per) = Call::from_fan_out(&body.bytes, api.local.timeouts)?;
+    let body = json_body(dispatcher, headers, body, dispatcher.local.limits.max_body).await?;
+    let (call, per) = Call::from_fan_out(&body.bytes, dispatcher.local.timeouts)?;
     Ok((finished(call, headers, body)?, per))
 }
 
@@ -152,12 +161,12 @@ fn name(what: &str, segment: &str) -> Result<Name, Problem> {
 
 /// The call of `name` with the arguments in `body`, as the `headers` have it; the body too, for what it holds.
 async fn call_by_path(
-    api: &Api,
+    dispatcher: &Dispatcher,
     name: FunctionName,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Call, Received), Problem> {
-    let Timeouts { default, max } = api.local.timeouts;
+    let Timeouts { default, max } = dispatcher.local.timeouts;
     let said = policy(headers, max)?;
     let instance = header(headers, &INSTANCE, InstanceId::RULE, |text| {
         text.parse().ok()
@@ -166,9 +175,9 @@ async fn call_by_path(
         // Without arguments it may be left out, whatever the content type.
         true => Received {
             bytes: Vec::new(),
-            reserved: api.local.memory.take(0),
+            reserved: dispatcher.local.memory.take(0),
         },
-        false => json_body(api, headers, body, api.local.limits.max_body).await?,
+        false => json_body(dispatcher, headers, body, dispatcher.local.limits.max_body).await?,
     };
     let args = match body.bytes.as_slice() {
         [] => Args::default(),
@@ -216,7 +225,7 @@ pub(super) struct Received {
 /// [`Code::InvalidJson`] for a body that was cut short or did not arrive within 10 s, or [`Code::Draining`] for one that is
 /// still on its way a second after the instance began to refuse calls.
 pub(super) async fn json_body(
-    api: &Api,
+    dispatcher: &Dispatcher,
     headers: &HeaderMap,
     body: Body,
     limit: usize,
@@ -224,7 +233,10 @@ pub(super) async fn json_body(
     check_type(headers)?;
     let length = length(headers, limit)?;
     // Refused unread where there is no room for all of it.
-    let mut reserved = api.local.memory.reserve(COPIES * length, Share::Clients)?;
+    let mut reserved = dispatcher
+        .local
+        .memory
+        .reserve(COPIES * length, Share::Clients)?;
     let first = length.min(PROMISED);
     reserved.give_back(COPIES * (length - first));
     let mut received = Received {
@@ -238,7 +250,7 @@ pub(super) async fn json_body(
         biased;
         filled = arrival.bound(received.fill(body, limit)) => filled,
         // Whole, it would be refused too, or be asked to go elsewhere; the drain does not wait for more than that.
-        () = api.dispatcher.lifecycle.requests_are_overdue() => return Err(lifecycle::refusal()),
+        () = dispatcher.lifecycle.requests_are_overdue() => return Err(lifecycle::refusal()),
     };
     match filled {
         Some(filled) => filled.map(|()| received),

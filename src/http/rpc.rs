@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, Span};
 
 use super::{
-    Api, ApiState, auth,
+    DispatcherState, auth,
     documents::{Accepted, CallDocument, CallHeaders, OptionHeaders},
     layers::Context,
     replay,
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     access::Caller,
     call::Call,
-    dispatch::Report,
+    dispatch::{Dispatcher, Report},
     name::{FunctionName, InstanceId, RequestId},
     region::{Region, Targets},
     replay::REPLAY,
@@ -87,7 +87,7 @@ const RESPOND_ASYNC: &str = "respond-async";
     security(("client_token" = []), ())
 )]
 pub(super) async fn call_function(
-    State(api): ApiState,
+    State(dispatcher): DispatcherState,
     Extension(context): Extension<Context>,
     Extension(caller): Extension<Caller>,
     InPath(mut targets): InPath<Targets>,
@@ -95,15 +95,17 @@ pub(super) async fn call_function(
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
     targets.within = caller.regions().map(<[_]>::to_vec);
-    let primary = &api.local.identity.primary;
+    let primary = &dispatcher.local.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
     // Before the body is read, which need not be for this.
     auth::check_regions(&caller, targets.named(primary)).map_err(refuse)?;
-    let mut request = request::call(&api, &parts, body).await.map_err(refuse)?;
+    let mut request = request::call(&dispatcher, &parts, body)
+        .await
+        .map_err(refuse)?;
     auth::check_function(&caller, &request.call.name).map_err(refuse)?;
     // Before all that depends on its timeout, a replay among it.
-    api.dispatcher.put_under_policy(&targets, &mut request.call);
-    if let Some(answer) = replay::ask(&api, &context, &parts, &request, &targets) {
+    dispatcher.put_under_policy(&targets, &mut request.call);
+    if let Some(answer) = replay::ask(&dispatcher, &context, &parts, &request, &targets) {
         // The instance that gets it there logs what came of it.
         let (client, function, request_id) =
             (caller.name(), &request.call.name, &context.request_id);
@@ -116,7 +118,7 @@ pub(super) async fn call_function(
     let span = trace::call_span(&context.request_id, call.trace);
     let call = Arc::new(call);
     let log = CallLog {
-        api: Arc::clone(&api),
+        dispatcher: Arc::clone(&dispatcher),
         caller,
         function: call.name.clone(),
         regions: targets,
@@ -132,16 +134,14 @@ pub(super) async fn call_function(
         // Runs where this future is dropped at its await, because the client went away.
         let awaited = scopeguard::guard((), |()| log.abandoned());
         let request_id = log.request_id.clone();
-        let ran = api
-            .dispatcher
-            .dispatch(&log.regions, &call, request_id, arrived, None);
+        let ran = dispatcher.dispatch(&log.regions, &call, request_id, arrived, None);
         let report = ran.instrument(span.clone()).await;
         ScopeGuard::into_inner(awaited);
         report
     };
     replay::came_back(&parts.headers, &mut report);
     log.ended(&report, &span);
-    let others = replay::to_others(&api, &parts, size, &call, arrived, &report);
+    let others = replay::to_others(&dispatcher, &parts, size, &call, arrived, &report);
     let others = others.map(|others| [(REPLAY, others)]);
     Ok((others, report).into_response())
 }
@@ -190,13 +190,13 @@ pub(super) async fn call_function(
     security(("client_token" = []), ())
 )]
 pub(super) async fn call_function_by_path(
-    api: ApiState,
+    dispatcher: DispatcherState,
     context: Extension<Context>,
     caller: Extension<Caller>,
     targets: InPath<Targets>,
     request: Request,
 ) -> Result<Response> {
-    call_function(api, context, caller, targets, request).await
+    call_function(dispatcher, context, caller, targets, request).await
 }
 
 /// Whether `request` is one of [`call_function`], or of [`call_function_by_path`], which hands on to it.
@@ -226,11 +226,12 @@ async fn in_background(
         None => ended_log.abandoned(),
     };
     let (targets, request_id) = (&log.regions, log.request_id.clone());
-    log.api
-        .dispatcher
+    log.dispatcher
         .dispatch_in_background(targets, call, request_id.clone(), arrived, ended)
         .await?;
-    let region = targets.first(&log.api.local.identity.primary).cloned();
+    let region = targets
+        .first(&log.dispatcher.local.identity.primary)
+        .cloned();
     let meta = Meta::untried(region, arrived.elapsed(), request_id);
     let applied = [(PREFERENCE_APPLIED, RESPOND_ASYNC)];
     Ok((StatusCode::ACCEPTED, applied, Json(Accepted { meta })).into_response())
@@ -239,7 +240,7 @@ async fn in_background(
 /// Counts and logs how the call of a client ends, without its arguments and its result.
 #[derive(Clone)]
 pub(super) struct CallLog<R> {
-    pub(super) api: Arc<Api>,
+    pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) caller: Caller,
     pub(super) function: FunctionName,
     pub(super) regions: R,
@@ -253,8 +254,12 @@ impl CallLog<Targets> {
         let (client, function, problem) =
             (self.caller.name(), &self.function, result.as_ref().err());
         trace::ended(span, function, meta.region.as_ref(), problem);
-        self.api.dispatcher.ended(function, report);
-        self.api.local.metrics.calls.of_client(client, problem);
+        self.dispatcher.ended(function, report);
+        self.dispatcher
+            .local
+            .metrics
+            .calls
+            .of_client(client, problem);
         let region = meta.region.as_ref().map_or("", Region::as_str);
         let instance = meta.instance.as_ref().map_or("", InstanceId::as_str);
         let request_id = meta.request_id.as_str();
@@ -275,7 +280,7 @@ impl CallLog<Targets> {
 impl<R: Display> CallLog<R> {
     /// The client went away before there was an answer; what runs, runs on.
     pub(super) fn abandoned(&self) {
-        self.api.local.metrics.calls.abandoned.inc();
+        self.dispatcher.local.metrics.calls.abandoned.inc();
         let (client, function, request_id) = (self.caller.name(), &self.function, &self.request_id);
         tracing::warn!(client, %function, region = %self.regions, executed = "maybe", %request_id, "call abandoned");
     }

@@ -34,7 +34,7 @@ use utoipa::{
 
 pub(super) use self::functions::with_functions;
 use super::{
-    Api, ApiState, auth,
+    DispatcherState, auth,
     events::{Counts, Lagged},
     openapi_json, openapi_with,
     pages::Page,
@@ -43,6 +43,7 @@ use super::{
 use crate::{
     access::{Caller, FunctionPattern},
     declaration::MAX_PARAMS,
+    dispatch::Dispatcher,
     feed::{EndedCall, FailedAttempt, PeerChange},
     problem::Code,
     protocol::{Catalogue, CatalogueHash},
@@ -286,16 +287,11 @@ static STOCK: LazyLock<Page> = LazyLock::new(|| Page::new(JSON, openapi_json()))
 /// What a document is made of: the functions, and those of them that the client may call.
 type Sources = (Vec<CatalogueHash>, Option<Vec<FunctionPattern>>);
 
-/// The last documents with functions.
-#[derive(Clone, Debug)]
-pub(crate) struct Descriptions(Cache<Sources, Arc<Page>>);
-
-impl Default for Descriptions {
-    fn default() -> Self {
-        let cache = Cache::builder().max_capacity(KEPT);
-        Self(cache.eviction_policy(EvictionPolicy::lru()).build())
-    }
-}
+/// The last documents with functions. The sources say all that is in one: instances in one process share them.
+static WITH_FUNCTIONS: LazyLock<Cache<Sources, Arc<Page>>> = LazyLock::new(|| {
+    let cache = Cache::builder().max_capacity(KEPT);
+    cache.eviction_policy(EvictionPolicy::lru()).build()
+});
 
 /// Get this document
 #[utoipa::path(
@@ -319,9 +315,12 @@ impl Default for Descriptions {
     ),
     security()
 )]
-pub(super) async fn get_description(State(api): ApiState, request: Request) -> Response {
-    let document = match auth::known_caller(&api, &request) {
-        Some(caller) => of_functions(&api, caller).await,
+pub(super) async fn get_description(
+    State(dispatcher): DispatcherState,
+    request: Request,
+) -> Response {
+    let document = match auth::known_caller(&dispatcher, &request) {
+        Some(caller) => of_functions(&dispatcher, caller).await,
         None => None,
     };
     let document = document.as_deref().unwrap_or(&STOCK);
@@ -332,9 +331,9 @@ pub(super) async fn get_description(State(api): ApiState, request: Request) -> R
 }
 
 /// The document for `caller`; `None` where no function of the cluster declares its parameters.
-async fn of_functions(api: &Api, caller: Caller) -> Option<Arc<Page>> {
-    let own = api.executor.catalogue();
-    let mut others = api.cluster.catalogues();
+async fn of_functions(dispatcher: &Dispatcher, caller: Caller) -> Option<Arc<Page>> {
+    let own = dispatcher.executor.catalogue();
+    let mut others = dispatcher.cluster.catalogues();
     others.remove(own.hash());
     // What this instance declares comes first, where a peer of another release declares something else.
     let mut catalogues: Vec<_> = iter::once(own).chain(others.into_values()).collect();
@@ -344,13 +343,11 @@ async fn of_functions(api: &Api, caller: Caller) -> Option<Arc<Page>> {
     }
     let hashes = catalogues.iter().map(|it| it.hash().clone()).collect();
     let sources = (hashes, caller.functions().map(<[_]>::to_vec));
-    // A clone shares what is kept; the task below outlives a request whose client goes away.
-    let Descriptions(cache) = api.descriptions.clone();
-    if let Some(known) = cache.get(&sources) {
+    if let Some(known) = WITH_FUNCTIONS.get(&sources) {
         return Some(known);
     }
     // Megabytes may have to be compressed; requests that come meanwhile wait for the same document.
-    let build = move || cache.get_with(sources, || Arc::new(build(&catalogues, &caller)));
+    let build = move || WITH_FUNCTIONS.get_with(sources, || Arc::new(build(&catalogues, &caller)));
     task::spawn_blocking(build).await.ok()
 }
 
