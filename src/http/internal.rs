@@ -46,8 +46,8 @@ use crate::{
     name::random_word,
     problem::{Code, Problem},
     protocol::{
-        CLOCK, CatalogueDocument, DRAINING, Exec, FUNCTIONS, INTRODUCTION, Introduction, LINES,
-        NONCE, PROOF, PROTOCOL, Readiness, STATE, Statement,
+        CLOCK, CatalogueDocument, Exec, FUNCTIONS, INTRODUCTION, Introduction, LINES, NONCE, PROOF,
+        PROTOCOL, Readiness, Statement,
         lines::{
             CHANGED_LINE, DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control,
             write_answer,
@@ -125,16 +125,12 @@ pub(super) async fn exec(
     if is_ndjson(&parts.headers) {
         return body_of_lines(dispatcher, context, body);
     }
-    let answer = match run(&dispatcher, context, &parts.headers, body).await {
+    match run(&dispatcher, context, &parts.headers, body).await {
         Ok(report) => report.into_response(),
         Err(problem) => {
             Refusal::new(problem, Some(&dispatcher.local.identity.region)).into_response()
         }
-    };
-    // No peer of this release reads it: that an instance drains is a line on the connection to it.
-    let is_stopping = dispatcher.lifecycle.is_stopping();
-    let state = is_stopping.then_some([(STATE, DRAINING)]);
-    (state, answer).into_response()
+    }
 }
 
 async fn run(
