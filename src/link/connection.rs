@@ -24,16 +24,17 @@ use tokio::{
 
 use super::{
     open::{Opened, open},
-    outbox::{Ending, Flushed, Idle, Outbox, Request},
+    outbox::{Ending, Flushed, Idle, Outbox},
 };
 use crate::{
+    call::Call,
     cluster::{CallSignal, Cluster, Peer},
     deadline::Deadline,
     local::LocalInstance,
     problem::{Code, Problem},
     protocol::{
         PeerState,
-        lines::{self, Frame, Lines},
+        lines::{self, CallLine, Frame, Lines},
     },
     reply::{NO_ROOM, Returned, TOO_LONG},
 };
@@ -93,9 +94,17 @@ impl Connection {
     ///
     /// # Cancel safety
     /// When this is dropped, a call that has not left never leaves; one that has is cancelled, and its answer is dropped.
-    pub(super) async fn call(&self, request: Request<'_>) -> Ending {
+    pub(super) async fn call(
+        &self,
+        call: &Call,
+        line: &CallLine<'_>,
+        deadline: Deadline,
+    ) -> Ending {
         let socket = self.socket.get();
-        let mut taken = match self.outbox.submit(request, self.started, socket) {
+        let submitted = self
+            .outbox
+            .submit(call, line, deadline, self.started, socket);
+        let mut taken = match submitted {
             Ok(taken) => taken,
             Err(ending) => return ending,
         };
@@ -107,7 +116,7 @@ impl Connection {
         let place = scopeguard::guard(taken.id, |id| self.forget(id));
         let answered = match taken.is_watched {
             true => Some((&mut taken.answer).await),
-            false => request.deadline.bound(&mut taken.answer).await,
+            false => deadline.bound(&mut taken.answer).await,
         };
         let id = scopeguard::ScopeGuard::into_inner(place);
         match answered {

@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use self::{
     connection::{Connection, run},
-    outbox::{Ending, Request},
+    outbox::Ending,
 };
 use crate::{
     call::Call,
@@ -30,7 +30,7 @@ use crate::{
     local::LocalInstance,
     name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
-    protocol::Exec,
+    protocol::{Exec, lines::CallLine},
     reply::Returned,
 };
 
@@ -102,14 +102,9 @@ impl Link {
         request_id: &RequestId,
     ) -> Result<Returned, Problem> {
         let line = Exec::line(&peer.region, call, request_id);
-        let request = Request {
-            line: &line,
-            deadline,
-            may_move: call.idempotent || call.key.is_some(),
-        };
         let ending = match line.len() > LARGE || self.had_large_result(&call.name) {
-            true => self.send_alone(peer, request).await,
-            false => self.send_together(peer, request).await,
+            true => self.send_alone(peer, call, &line, deadline).await,
+            false => self.send_together(peer, call, &line, deadline).await,
         };
         self.outcome(peer, call, ending)
     }
@@ -129,13 +124,19 @@ impl Link {
     }
 
     /// Sends a call with those that wait for the same peer; on a new connection where the old one ended first.
-    async fn send_together(&self, peer: &Peer, request: Request<'_>) -> Ending {
+    async fn send_together(
+        &self,
+        peer: &Peer,
+        call: &Call,
+        line: &CallLine<'_>,
+        deadline: Deadline,
+    ) -> Ending {
         let mut ended = None;
         for _ in 0..=TRIES {
             let connection = self.shared_connection(peer, ended.as_ref());
-            match connection.call(request).await {
+            match connection.call(call, line, deadline).await {
                 Ending::Unsent => {}
-                Ending::Answered(Err(problem)) if is_misjudged(&problem, request.deadline) => {
+                Ending::Answered(Err(problem)) if is_misjudged(&problem, deadline) => {
                     connection.outbox.retire();
                 }
                 answered => return answered,
@@ -146,9 +147,15 @@ impl Link {
     }
 
     /// Sends a large call on a connection of its own, for its bytes would hold up those of others.
-    async fn send_alone(&self, peer: &Peer, request: Request<'_>) -> Ending {
+    async fn send_alone(
+        &self,
+        peer: &Peer,
+        call: &Call,
+        line: &CallLine<'_>,
+        deadline: Deadline,
+    ) -> Ending {
         let large = self.with_peer(peer, |to_peer| Arc::clone(&to_peer.large));
-        let Some(Ok(_place)) = request.deadline.bound(large.acquire_owned()).await else {
+        let Some(Ok(_place)) = deadline.bound(large.acquire_owned()).await else {
             return Ending::ExpiredUnsent;
         };
         for _ in 0..TRIES {
@@ -156,9 +163,9 @@ impl Link {
             let connection = spare.unwrap_or_else(|| self.open(peer));
             // Without an answer, also when the caller goes away, the connection is closed.
             let connection = scopeguard::guard(connection, |connection| connection.cut());
-            match connection.call(request).await {
+            match connection.call(call, line, deadline).await {
                 Ending::Unsent => {}
-                Ending::Answered(Err(problem)) if is_misjudged(&problem, request.deadline) => {
+                Ending::Answered(Err(problem)) if is_misjudged(&problem, deadline) => {
                     // The others are as old as this one, or about as old.
                     self.with_peer(peer, |to_peer| to_peer.spare.clear());
                 }

@@ -14,6 +14,7 @@ use foldhash::HashMap;
 use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 
 use crate::{
+    call::Call,
     deadline::Deadline,
     problem::Problem,
     protocol::lines::{self, CallLine, END_OF_CALL, KEPT},
@@ -55,14 +56,6 @@ pub(super) enum Ending {
     NoConnection,
     /// Who answers at the address did not prove to be the peer.
     WrongInstance,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Request<'a> {
-    pub(super) line: &'a CallLine<'a>,
-    pub(super) deadline: Deadline,
-    /// Whether it ends at once when the peer is found suspect, although its line has left: its caller may try again.
-    pub(super) may_move: bool,
 }
 
 #[derive(Debug)]
@@ -124,20 +117,23 @@ struct PendingCall {
     answer: oneshot::Sender<Ending>,
     /// Where its line begins and ends in everything that the connection ever writes.
     line: std::ops::Range<u64>,
+    /// Whether it ends at once when the peer is found suspect, although its line has left: its caller may try again.
     may_move: bool,
     /// Its deadline, where the connection's task ends it then.
     watched: Option<Deadline>,
 }
 
 impl Outbox {
-    /// Takes a call on a connection whose clock started at `started`. Where nothing else is under way its line goes to
-    /// `socket` at once, and nobody is woken for it.
+    /// Takes `call` as `line`, on a connection whose clock started at `started`. Where nothing else is under way the line goes
+    /// to `socket` at once, and nobody is woken for it.
     ///
     /// # Errors
     /// How it ended, where it is not taken.
     pub(super) fn submit(
         &self,
-        request: Request<'_>,
+        call: &Call,
+        line: &CallLine<'_>,
+        deadline: Deadline,
         started: Instant,
         socket: Option<&OwnedWriteHalf>,
     ) -> Result<Taken, Ending> {
@@ -146,34 +142,34 @@ impl Outbox {
             return Err(Ending::Unsent);
         }
         let waits = queue.bytes.len() - queue.handed;
-        if waits > 0 && waits + request.line.len() > MAX_WAITING {
+        if waits > 0 && waits + line.len() > MAX_WAITING {
             return Err(Ending::Full);
         }
         let now = Instant::now();
-        let timeout_ms = request.deadline.remaining_ms(now);
+        let timeout_ms = deadline.remaining_ms(now);
         let timeout_ms = timeout_ms.ok_or(Ending::ExpiredUnsent)?;
         let (answer, receiver) = oneshot::channel();
         let id = queue.next_id;
         queue.next_id += 1;
         let start = queue.end();
         let at_us = u64::try_from((now - started).as_micros()).unwrap_or(u64::MAX);
-        lines::begin_call(&mut queue.bytes, id, timeout_ms, at_us, request.line);
+        lines::begin_call(&mut queue.bytes, id, timeout_ms, at_us, line);
         let is_alone = queue.calls.is_empty() && waits == 0;
         let is_open = queue.status == Status::Open;
-        let args = request.line.args();
+        let args = line.args();
         let written = match socket.filter(|_| is_alone && is_open) {
             // An error shows when the socket is read.
             Some(socket) => queue.flush_with(args, socket).unwrap_or(Flushed::Later),
             None => queue.flush_later(args),
         };
         let is_watched = is_open && timeout_ms > WATCHED_ABOVE;
-        let call = PendingCall {
+        let pending = PendingCall {
             answer,
             line: start..queue.end(),
-            may_move: request.may_move,
-            watched: is_watched.then_some(request.deadline),
+            may_move: call.idempotent || call.key.is_some(),
+            watched: is_watched.then_some(deadline),
         };
-        queue.calls.insert(id, call);
+        queue.calls.insert(id, pending);
         Ok(Taken {
             id,
             answer: receiver,
