@@ -7,11 +7,7 @@ use axum::{
 };
 use tokio::time::Instant;
 
-use super::{
-    layers::Context,
-    request::{CallRequest, header},
-    response::Refusal,
-};
+use super::{layers::Context, request::header, response::Refusal};
 use crate::{
     call::Call,
     cluster::Condition,
@@ -36,22 +32,17 @@ pub(super) fn route(headers: &HeaderMap, default: Route) -> Result<Route, Proble
     Ok(asked.unwrap_or(default))
 }
 
-/// The answer that has Fly Proxy replay a call in the first region of `targets`; `None` where the call runs here or is
-/// forwarded from here.
+/// The answer that has Fly Proxy replay `call`, which may be replayed, in the first region of `targets`; `None` where it runs
+/// here or is forwarded from here.
 ///
 /// A call whose peers there are all suspect or draining is forwarded: Fly Proxy waits without end for a Machine that takes
 /// a connection and does not answer.
 pub(super) fn ask(
     dispatcher: &Dispatcher,
     context: &Context,
-    head: &Parts,
-    request: &CallRequest,
+    call: &Call,
     targets: &Targets,
 ) -> Option<Response> {
-    let CallRequest { call, route, size } = request;
-    if !may_be_replayed(*route, head, *size) {
-        return None;
-    }
     let region = &dispatcher.first_region(targets, call)?;
     let is_here = *region == dispatcher.local.identity.region;
     let deadline = Deadline::since(context.arrived, call.timeout);
@@ -93,7 +84,7 @@ pub(super) fn ask(
 
 /// Whether Fly Proxy would replay a request with a body of `size` bytes that is to take `route`. One that says that it is a
 /// replay is never replayed again.
-fn may_be_replayed(route: Route, head: &Parts, size: usize) -> bool {
+pub(super) fn may_be_replayed(route: Route, head: &Parts, size: usize) -> bool {
     let headers = &head.headers;
     let is_wanted = match route {
         Route::Proxy => false,

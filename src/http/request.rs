@@ -17,10 +17,9 @@ use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
-use super::replay;
 use crate::{
     call::{Args, Call, Per, Timeouts},
-    config::{Route, settings::digits},
+    config::settings::digits,
     deadline::Deadline,
     declaration::Policy,
     dispatch::Dispatcher,
@@ -70,24 +69,15 @@ impl<S: Sync, T: FromStr<Err = InvalidName>> FromRequestParts<S> for InPath<T> {
     }
 }
 
-/// A call as a client asks for it.
-pub(super) struct CallRequest {
-    pub(super) call: Call,
-    pub(super) route: Route,
-    /// The size of its body in bytes.
-    pub(super) size: usize,
-}
-
-/// The call of `POST /rpc/{region}`, or of one whose path names the function too.
+/// The call of `POST /rpc/{region}`, or of one whose path names the function too; and the size of its body in bytes.
 pub(super) async fn call(
     dispatcher: &Dispatcher,
     head: &Parts,
     body: Body,
-) -> Result<CallRequest, Problem> {
+) -> Result<(Call, usize), Problem> {
     let headers = &head.headers;
     // What the head alone is refused for comes before the body is read.
     refuse_forwarded(headers)?;
-    let route = replay::route(headers, dispatcher.local.route)?;
     let (call, body) = match function(&head.uri)? {
         Some(name) => call_by_path(dispatcher, name, headers, body).await?,
         None => {
@@ -100,8 +90,7 @@ pub(super) async fn call(
         }
     };
     let size = body.bytes.len();
-    let call = finished(call, headers, body)?;
-    Ok(CallRequest { call, route, size })
+    Ok((finished(call, headers, body)?, size))
 }
 
 /// The call of `POST /each/{regions}`, and on how many instances of each region it is to run.

@@ -17,7 +17,7 @@ use super::{
     documents::{Accepted, CallDocument, CallHeaders, OptionHeaders},
     layers::Context,
     replay,
-    request::{self, CallRequest, InPath, lists},
+    request::{self, InPath, lists},
     response::{Json, Refusal},
 };
 use crate::{
@@ -97,22 +97,23 @@ pub(super) async fn call_function(
     targets.within = caller.regions().map(<[_]>::to_vec);
     let primary = &dispatcher.local.identity.primary;
     let refuse = |problem| Refusal::new(problem, targets.first(primary));
-    // Before the body is read, which need not be for this.
+    // Before the body is read, which need not be for these.
     auth::check_regions(&caller, targets.named(primary)).map_err(refuse)?;
-    let mut request = request::call(&dispatcher, &parts, body)
+    let route = replay::route(&parts.headers, dispatcher.local.route).map_err(refuse)?;
+    let (mut call, size) = request::call(&dispatcher, &parts, body)
         .await
         .map_err(refuse)?;
-    auth::check_function(&caller, &request.call.name).map_err(refuse)?;
+    auth::check_function(&caller, &call.name).map_err(refuse)?;
     // Before all that depends on its timeout, a replay among it.
-    dispatcher.put_under_policy(&targets, &mut request.call);
-    if let Some(answer) = replay::ask(&dispatcher, &context, &parts, &request, &targets) {
+    dispatcher.put_under_policy(&targets, &mut call);
+    if replay::may_be_replayed(route, &parts, size)
+        && let Some(answer) = replay::ask(&dispatcher, &context, &call, &targets)
+    {
         // The instance that gets it there logs what came of it.
-        let (client, function, request_id) =
-            (caller.name(), &request.call.name, &context.request_id);
+        let (client, function, request_id) = (caller.name(), &call.name, &context.request_id);
         tracing::info!(client, %function, region = %targets, %request_id, "replay");
         return Ok(answer);
     }
-    let CallRequest { mut call, size, .. } = request;
     call.key_owner = caller.key_owner();
     let arrived = replay::first_arrival(&context, &parts.headers, &call);
     let span = trace::call_span(&context.request_id, call.trace);
