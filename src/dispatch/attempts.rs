@@ -41,8 +41,8 @@ pub(super) struct Attempts {
     pub(super) request_id: RequestId,
     /// When all of them must have ended.
     pub(super) deadline: Deadline,
-    /// Whether any instance knows what another has run under a key.
-    shares_keys: bool,
+    /// Whether any instance knows whether another ran the call, by its key.
+    is_known_to_all: bool,
     /// The call in flight, once it was admitted.
     pub(super) in_flight: Option<InFlight>,
     pub(super) count: u32,
@@ -75,13 +75,13 @@ impl Attempts {
     pub(super) fn new(
         request_id: RequestId,
         deadline: Deadline,
-        shares_keys: bool,
+        is_known_to_all: bool,
         in_flight: Option<InFlight>,
     ) -> Self {
         Self {
             request_id,
             deadline,
-            shares_keys,
+            is_known_to_all,
             in_flight,
             count: 0,
             last: None,
@@ -177,7 +177,7 @@ impl Attempts {
     /// share what they remember, it may go anywhere, because none runs it twice. An outcome that is remembered
     /// is not asked for again.
     fn allowed(&self, problem: &Problem, call: &Call, condition: Condition) -> Retry {
-        let is_known_to_all = self.shares_keys && call.key.is_some();
+        let is_known_to_all = self.is_known_to_all;
         let stays = call.key.is_some() && !call.idempotent && !is_known_to_all;
         let may_have_run = self.ran.is_some() || problem.executed == Executed::Maybe;
         match problem.executed {

@@ -96,8 +96,8 @@ impl Dispatcher {
         admitted: Option<InFlight>,
     ) -> Report {
         let deadline = Deadline::since(arrived, call.timeout);
-        let shares_keys = self.executor.keys.are_shared();
-        let mut attempts = Attempts::new(request_id, deadline, shares_keys, admitted);
+        let is_known_to_all = call.key.is_some() && self.executor.keys.are_shared();
+        let mut attempts = Attempts::new(request_id, deadline, is_known_to_all, admitted);
         let (region, result) = match targets.only(&self.local.identity.primary) {
             Some(region) => {
                 let ran = self.run_in(region, call, &mut attempts).await;
