@@ -36,7 +36,8 @@ impl Access {
 
     /// The client whose token this is.
     pub(crate) fn caller(&self, presented: Option<&PresentedToken>) -> Option<Caller> {
-        // Such an instance starts only on loopback, or where anonymous callers are allowed: a token counts for nothing there.
+        // Without client tokens, an instance starts only on loopback or with RPC_ALLOW_ANONYMOUS; a token means nothing
+        // there.
         if self.clients.is_empty() {
             return Some(Caller(None));
         }
@@ -122,7 +123,7 @@ impl FromStr for FunctionPattern {
             "Module.function, or Module.* for all of a module",
         );
         let (module, function) = text.rsplit_once('.').ok_or(rule)?;
-        // It would match no module, and look as if it matched all.
+        // A `*` in the module would match no module, although it looks as if it matched every one.
         if module.contains('*') {
             return Err(rule);
         }
@@ -149,7 +150,7 @@ impl Caller {
     /// The owner of its idempotency keys; `None` without a client.
     pub(crate) fn key_owner(&self) -> Option<KeyOwner> {
         let client = self.0.as_ref()?;
-        // A client's name is one of an owner: the rule of owners is the wider one.
+        // Every client's name is a valid owner: the rule for owners allows more.
         client.name.as_str().parse().ok()
     }
 

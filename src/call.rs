@@ -1,6 +1,6 @@
-//! A call: what is asked, in JSON and in memory. Owns the rules of its members; the registry decides whether the function exists
-//! and whether its arguments fit. These are kept as they came: counted, never rebuilt, but where the function that takes them
-//! puts those given by name in order.
+//! A call: what is asked, in JSON and in memory. Owns the rules of its members; the registry decides whether the function
+//! exists and whether its arguments fit. Arguments stay as they came. They are counted, and rebuilt only to put arguments
+//! given by name into the order of the function's parameters.
 
 use std::{
     borrow::Cow,
@@ -48,7 +48,7 @@ pub(crate) struct Call {
     pub timeout: Duration,
     /// Whether it may run twice: allows another attempt after one that may have run.
     pub idempotent: bool,
-    /// What its caller said of these two; the rest is the function's to say.
+    /// What the caller said of the timeout and of `idempotent`; for the rest, what the function declares holds.
     pub said: Policy,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
@@ -56,15 +56,15 @@ pub(crate) struct Call {
     pub key: Option<IdempotencyKey>,
     /// Whose key it is; `None` for callers without a name.
     pub key_owner: Option<KeyOwner>,
-    /// What the data that the function reads must have seen.
+    /// The consistency token that the data which the function reads must have seen.
     pub after: Option<ConsistencyToken>,
-    /// Only in this process of the instance, which may have run it before.
+    /// Only in this process of the instance, which may have run the call before.
     pub boot: Option<BootId>,
     /// What called it, in a trace.
     pub trace: Option<TraceParent>,
-    /// What its arguments take of the memory budget, until the last who has them is done.
+    /// What the arguments take of the memory budget, until their last holder drops them.
     pub memory: Option<Arc<Reserved>>,
-    /// Lets a caller on another instance give it up while it waits; a caller here drops the future.
+    /// Lets a caller on another instance cancel the call while it waits; a caller here drops the future.
     pub ticket: Option<Ticket>,
 }
 
@@ -85,7 +85,7 @@ pub enum Per {
     /// Every instance.
     #[default]
     Instance,
-    /// One instance of each region: the call runs there as one for the region does.
+    /// One instance of each region, chosen as for a call to that region.
     Region,
 }
 
@@ -95,7 +95,7 @@ const EACH_MEMBERS: &[&str; MEMBERS.len() + 1] = &[
 ];
 
 impl Call {
-    /// The call of `name` with `args`, of which its caller `said` so much; `default` is its timeout where that says none.
+    /// A call of `name` with `args`, under what its caller `said`; `default` is its timeout if the caller named none.
     pub(crate) fn new(name: FunctionName, args: Args, said: Policy, default: Duration) -> Self {
         Self {
             name,
@@ -117,7 +117,7 @@ impl Call {
     /// Waits for what the call needs before it starts, such as its turn; no longer than its caller does.
     ///
     /// # Errors
-    /// Its own, or [`Code::DeadlineExceeded`] where the caller gave up first.
+    /// The error of `wait`, or [`Code::DeadlineExceeded`] if the caller gave up first.
     pub(crate) async fn unless_given_up<T>(
         &self,
         wait: impl Future<Output = Result<T, Problem>>,
@@ -133,8 +133,8 @@ impl Call {
         waited.unwrap_or_else(|| Err(given_up()))
     }
 
-    /// Puts the call under the policy that its function `declared`: what its caller said comes first, and no timeout is above
-    /// `max`.
+    /// Applies the policy that the function `declared`, where the caller said nothing; a declared timeout above `max`
+    /// becomes `max`.
     pub(crate) fn put_under(&mut self, declared: Policy, max: Duration) {
         if let (None, Some(timeout)) = (self.said.timeout, declared.timeout) {
             self.timeout = timeout.min(max);
@@ -209,7 +209,7 @@ fn name(member: &'static str, raw: Option<&RawValue>) -> Result<Name, Problem> {
 /// A timeout in whole milliseconds; 5e3 and 5000.0 are whole numbers, as JSON Schema has it (draft 2020-12, 6.1.1).
 fn timeout(raw: &RawValue, max: Duration) -> Result<Duration, Problem> {
     let max_ms = max.as_millis();
-    // Of the values of JSON, only numbers are numbers to Rust.
+    // Of all JSON values, only numbers parse as a number.
     match raw.get().parse::<f64>() {
         Ok(ms) if ms.fract() == 0.0 && (1.0..=max_ms as f64).contains(&ms) => {
             Ok(Duration::from_secs_f64(ms / 1e3))
@@ -230,7 +230,7 @@ pub(crate) fn parsed<T: FromStr>(member: &str, raw: &RawValue, rule: &str) -> Re
     value.ok_or_else(|| wrong(member, rule))
 }
 
-/// The value of a member that need not be there.
+/// The value of an optional member.
 pub(crate) fn optional<T: FromStr>(
     member: &str,
     raw: Option<&RawValue>,
@@ -302,7 +302,8 @@ impl Args {
         if !text.starts_with(['[', '{']) {
             return None;
         }
-        // So few commas, inside strings and arrays too, cannot part more items; then the text is not read once more.
+        // With so few commas, those inside strings and arrays included, there cannot be more items, and the text is not
+        // read again.
         let is_short = memchr_iter(b',', text.as_bytes()).count() < MAX_ARGS;
         (is_short || count(text) <= MAX_ARGS).then_some(Self(raw))
     }
@@ -325,7 +326,7 @@ impl Args {
     /// The arguments as an array, for a function that declares `params`, or does not say.
     ///
     /// # Errors
-    /// Which argument does not fit, in words: one that is missing, unknown or given twice, or another number of them.
+    /// What does not fit, in words: an argument that is missing, unknown or given twice, or the number of arguments.
     pub(crate) fn in_order(&self, params: Option<&[Param]>) -> Result<Cow<'_, Self>, String> {
         let text = self.0.get();
         if text.starts_with('{') {
@@ -381,7 +382,7 @@ fn by_name(text: &str, params: &[Param]) -> Result<Args, String> {
         array.push(if array.is_empty() { '[' } else { ',' });
         array.push_str(value.get());
     }
-    // Without parameters there was no bracket to open.
+    // Without parameters, no bracket was opened.
     array.push_str(if params.is_empty() { "[]" } else { "]" });
     let raw = RawValue::from_string(array).map_err(|error| error.to_string())?;
     Ok(Args(raw))
@@ -410,7 +411,7 @@ fn count(text: &str) -> usize {
     counted.unwrap_or_else(|error| unreachable!("args are JSON: {error}"))
 }
 
-/// The members of an object in order; one that is given twice is there twice.
+/// The members of an object in order, duplicates included.
 struct Members<K, V>(Vec<(K, V)>);
 
 impl<'de, K: Deserialize<'de>, V: Deserialize<'de>> Deserialize<'de> for Members<K, V> {

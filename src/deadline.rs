@@ -38,14 +38,15 @@ impl Deadline {
 
     /// What `future` gives, or `None` when the deadline passes first; the future is dropped then.
     ///
-    /// It has a timer, on the heap, only once the future has to wait: most calls need none, and would carry it along.
+    /// The timer is made, on the heap, only once the future has to wait: most calls need none, and would carry its size
+    /// along.
     pub(crate) async fn bound<F: Future>(self, future: F) -> Option<F::Output> {
         let (mut future, mut timer) = (pin!(future), None);
         future::poll_fn(|context| {
             if let Poll::Ready(output) = future.as_mut().poll(context) {
                 return Poll::Ready(Some(output));
             }
-            // Unconstrained, for the future may have used up what its task may do at once, each time.
+            // Unconstrained: the future may use up the budget of its task each time, and the timer would then never fire.
             let new = || Box::pin(task::unconstrained(self.passed()));
             let timer = timer.get_or_insert_with(new);
             timer.as_mut().poll(context).map(|()| None)

@@ -38,7 +38,7 @@ pub(crate) type Gates = [Option<Arc<Gate>>; 2];
 /// What a call holds while it runs: its places, and its turns.
 pub(crate) type Turn = Vec<OwnedSemaphorePermit>;
 
-/// The calls of one connection that wait, by their ids there; each until its caller gives it up.
+/// The waiting calls of one connection by their ids. Dropping the sender of a call tells it that its caller gave up.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingCalls(Mutex<HashMap<u64, oneshot::Sender<Infallible>>>);
 
@@ -49,9 +49,9 @@ pub(crate) struct Ticket {
     id: u64,
 }
 
-/// Runs `call` in a task of its own: it goes on also while the future that is returned is not polled, and is dropped with it.
-/// Otherwise a call that got its turn, while its connection waits for a peer or a client that does not read, would keep the turn
-/// from all others, beyond its own deadline.
+/// Runs `call` in a task of its own, which goes on while the returned future is not polled, and is dropped with it.
+/// Otherwise a call that has its turn would keep it from all others, beyond its own deadline, while its connection waits
+/// for a peer or a client that does not read.
 pub(crate) fn in_own_task<T: Send + 'static>(
     call: impl Future<Output = T> + Send + 'static,
 ) -> impl Future<Output = T> {
@@ -83,7 +83,7 @@ impl WaitingCalls {
 }
 
 impl Ticket {
-    /// What the call waits for; `None` where it was given up first.
+    /// The output of `wait`; `None` if the caller gave up first.
     pub(crate) async fn wait<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
         let mut wait = pin!(wait);
         if let Some(at_once) = future::poll_immediate(&mut wait).await {
@@ -125,7 +125,7 @@ impl Gate {
             return Err(Problem::new(Code::Overloaded, detail));
         };
         let turn = deadline.bound(Arc::clone(&self.running).acquire_owned());
-        // Nobody closes the semaphore. A turn may come late: when those that ran until now ended at the same deadline.
+        // Nobody closes the semaphore. A turn may come too late: when the calls before it ended at the same deadline.
         let running = turn.await.and_then(Result::ok);
         let running = running.filter(|_| !deadline.has_passed());
         let running = running.ok_or_else(|| Problem::not_started(name))?;

@@ -58,7 +58,7 @@ impl Budget {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Reserves `bytes` for whom `share` names.
+    /// Reserves `bytes` of the part of the budget that `share` may use.
     ///
     /// # Errors
     /// [`Code::Overloaded`] when so much is held that this share has no room for them.
@@ -108,7 +108,8 @@ impl Reserved {
         self.bytes -= bytes;
     }
 
-    /// Gives all of it back. Where it is nothing, what all threads count in is not touched: connections do this at every read.
+    /// Gives all of it back. If that is nothing, the counter that all threads share is not touched: connections do this at
+    /// every read.
     pub(crate) fn clear(&mut self) {
         if self.bytes > 0 {
             self.give_back(self.bytes);
@@ -121,7 +122,7 @@ impl Reserved {
         self.bytes += bytes;
     }
 
-    /// Reserves `bytes` more; there is always room for none. Where there is no room, what was reserved before stays so.
+    /// Reserves `bytes` more; there is always room for 0. If there is no room, what was reserved before stays reserved.
     pub(crate) fn grow(&mut self, bytes: usize, share: Share) -> Result<(), Problem> {
         if bytes == 0 {
             return Ok(());

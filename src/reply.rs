@@ -143,7 +143,7 @@ impl Returned {
         }
     }
 
-    /// The bytes of what `outcome` has of the function: its result or its error.
+    /// The size in bytes of the function's result or error in `outcome`.
     pub(crate) fn size(outcome: &Outcome) -> usize {
         match outcome {
             Ok(returned) => returned.json.get().len(),

@@ -125,7 +125,7 @@ async fn switch(handle: reload::Handle<EnvFilter, Registry>, usual: String, mut 
         if more.recv().await.is_none() {
             return;
         }
-        // Said while the filter lets it through that lets more through.
+        // Logged while the filter that lets more through holds.
         if !is_loud {
             tracing::info!(filter, "log filter changed");
         }
@@ -159,7 +159,7 @@ fn write_lines(
     lost: &AtomicU64,
 ) {
     let mut together = Vec::with_capacity(TOGETHER);
-    // What cannot be written is lost, for there is no other place to say so.
+    // What cannot be written is lost, and there is no other place to say so.
     let mut put = |lines: &mut Vec<u8>| {
         let _ = write_whole(&mut output, lines);
         lines.clear();
@@ -191,7 +191,7 @@ fn write_lines(
     }
 }
 
-/// Writes all of `lines`, also to a pipe that another process which has it too made one that does not block.
+/// Writes all of `lines`, also to a pipe that another process, which shares it, has made non-blocking.
 fn write_whole(output: &mut impl Write, mut lines: &[u8]) -> io::Result<()> {
     while !lines.is_empty() {
         match output.write(lines) {

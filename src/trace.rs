@@ -23,8 +23,8 @@ pub(crate) struct TraceParent {
     flags: u8,
 }
 
-/// Whether spans are recorded, which is never in a build without the feature `otlp`; spares every call the look for a trace
-/// where they are not.
+/// Whether spans are recorded, which they never are in a build without the feature `otlp`. Where they are not, no call
+/// looks for its trace.
 static ARE_RECORDED: AtomicBool = AtomicBool::new(false);
 
 /// Lets calls continue the traces in their requests, and hand on their own; does nothing in a build without the feature
@@ -40,8 +40,8 @@ fn are_recorded() -> bool {
     ARE_RECORDED.load(Ordering::Relaxed)
 }
 
-/// The span around a call from its arrival to its answer, a part of the trace of `parent`. Where spans are not recorded there
-/// is none: it would cost 1 to 2 µs, and the lines that this crate logs of a call name the request themselves.
+/// The span around a call from its arrival to its answer, a part of the trace of `parent`. There is none where spans are
+/// not recorded: it would cost 1 to 2 µs, and the lines that this crate logs of a call name the request themselves.
 pub(crate) fn call_span(request_id: &RequestId, parent: Option<TraceParent>) -> Span {
     let id = request_id.as_str();
     part_of(parent, || {
@@ -70,7 +70,7 @@ fn part_of(parent: Option<TraceParent>, span: impl FnOnce() -> Span) -> Span {
 pub(crate) fn function_span(request_id: &RequestId, logs: bool) -> Span {
     match (are_recorded(), logs) {
         (true, _) => Span::current(),
-        // There whatever the level of the filter.
+        // An error, so that the span is there at every level of the filter.
         (false, true) => error_span!("function", request_id = request_id.as_str()),
         (false, false) => Span::none(),
     }
@@ -79,7 +79,7 @@ pub(crate) fn function_span(request_id: &RequestId, logs: bool) -> Span {
 impl FromStr for TraceParent {
     type Err = InvalidName;
 
-    /// Later versions may have more behind the flags, which is ignored, as the specification asks.
+    /// A later version may have more behind the flags, which is ignored, as the specification asks.
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         const RULE: InvalidName = InvalidName::new(
             "traceparent",
@@ -164,7 +164,7 @@ mod recorded {
         span
     }
 
-    /// Notes on `span` what was called and what came of it.
+    /// Notes on `span` which function was called, and how the call ended.
     pub(crate) fn ended(
         span: &Span,
         function: &FunctionName,

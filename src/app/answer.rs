@@ -35,7 +35,7 @@ pub(super) fn outcome(name: &FunctionName, answer: &AppAnswer, limit: usize) -> 
 }
 
 /// Whether an app that does not have this path, or does not accept the token, would give the same answer. The app's list
-/// then shows whether it is the function's own.
+/// then shows whether the answer is the function's own.
 pub(super) fn may_be_missing(answer: &AppAnswer) -> bool {
     let status = answer.status.as_u16();
     matches!(status, 401 | 403 | 404 | 405) && !says_not_executed(&answer.headers)
@@ -163,7 +163,7 @@ struct AppError {
     data: Option<Box<RawValue>>,
 }
 
-/// A text, or nothing where it is another value.
+/// A string; `None` for any other value.
 fn if_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let raw = Box::<RawValue>::deserialize(from)?;
     Ok(serde_json::from_str(raw.get()).ok())
@@ -175,7 +175,7 @@ impl AppError {
     }
 }
 
-/// The JSON of an error; `None` where there is none. Where it has neither a text nor data, the whole of it is the data.
+/// The JSON body of an error; `None` if the body is not JSON. A document with neither a text nor data is itself the data.
 fn document(answer: &AppAnswer) -> Option<AppError> {
     let body = answer.body.as_deref().ok();
     let whole = json::value(body.filter(|_| is_json(&answer.headers))?).ok()?;

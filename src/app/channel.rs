@@ -35,10 +35,10 @@ use crate::{
 /// How long an idle connection is kept. Measured: gunicorn's sync worker closes at once and says so, its gthread after
 /// 2 s, uvicorn after 5 s, Node after 5 s, Puma after 20 s.
 const IDLE: Duration = Duration::from_secs(1);
-/// How long a connection may take. The app is on this machine; but where as many wait as its listener has places for, Python's
-/// has five, the kernel asks again a second later.
+/// How long connecting may take. The app is on this machine, but while the queue of its listener is full (Python's holds
+/// five), the kernel tries again only a second later.
 const CONNECT: Duration = Duration::from_secs(3);
-/// The pause before a unix socket is tried again whose queue is full: the kernel waits for a place at a TCP listener only.
+/// The pause before the next try at a unix socket whose queue is full: the kernel tries again by itself only with TCP.
 const AGAIN: Duration = Duration::from_millis(10);
 /// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 64 << 10;
@@ -129,7 +129,7 @@ impl Channel {
         limit: usize,
         build: impl Fn() -> Request<Full<Bytes>>,
     ) -> Result<AppAnswer, Broken> {
-        // The one that was used last is the least likely to be closed just now; those that are not needed grow old.
+        // The connection that was used last is the least likely to have been closed; those that are not needed grow old.
         while let Some(connection) = self.last_used() {
             // `None`: it was closed before anything was sent, so the next one is tried.
             if let Some(answered) = self.exchange_over(connection, &build, limit).await {
@@ -156,7 +156,7 @@ impl Channel {
             .headers_mut()
             .insert(header::HOST, self.host.clone());
         let answered = connection.send(request, limit, self.memory.take(0)).await?;
-        // One whose answer was not read to its end is closed.
+        // A connection whose answer was not read to its end is closed.
         if answered.as_ref().is_ok_and(|answer| answer.body.is_ok()) {
             self.idle().push((connection, Instant::now()));
         }
@@ -221,7 +221,7 @@ impl AppConnection {
 
     /// The same connection, if it can send; `None` when it is closed, or still busy with what was sent before.
     fn ready(mut self) -> Option<Self> {
-        // It sees then whether the app has closed it.
+        // This shows whether the app has closed the connection.
         let _ = (&mut self.driver).now_or_never();
         (!self.driver.is_terminated() && self.sender.is_ready()).then_some(self)
     }
@@ -254,7 +254,7 @@ impl AppConnection {
             }
         });
         tokio::select! {
-            // First, so that the answer that it reads is taken at once.
+            // The driver comes first, so that an answer that it reads is taken at once.
             biased;
             // An error reaches the caller that waits for the answer.
             _ = &mut self.driver => answered.await,
@@ -269,7 +269,7 @@ async fn read(
     limit: usize,
     memory: &mut Reserved,
 ) -> Result<Result<Vec<u8>, Unread>, Broken> {
-    // One that says that it is too long is not read at all.
+    // A body whose announced length is too long is not read at all.
     let promised = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if promised > limit {
         return Ok(Err(Unread::TooLong));
@@ -286,7 +286,7 @@ async fn read(
         if bytes.len() + data.len() > limit {
             return Ok(Err(Unread::TooLong));
         }
-        // What is promised is counted already.
+        // The announced length is counted already.
         let more = (bytes.len() + data.len()).saturating_sub(memory.bytes());
         if memory.grow(more, Share::Results).is_err() {
             return Ok(Err(Unread::NoRoom));

@@ -125,7 +125,7 @@ impl Watch {
             }
             false => was.listing,
         };
-        // Tried before anything new is offered.
+        // Asked before anything new is offered.
         let is_open = self.app.channel.is_open().await?;
         if is_open && !is_new && was.health == AppHealth::Open {
             return Ok(());
@@ -165,7 +165,7 @@ impl Watch {
             AppHealth::Up | AppHealth::Open | AppHealth::Down => AppHealth::Down,
         };
         let reason = Some(why.to_string());
-        // The log has it already, and so have the peers: this comes again every second.
+        // The log and the peers have this reason already: the list is asked for every second.
         if was.reason == reason {
             return;
         }
@@ -289,7 +289,7 @@ impl Listing {
     /// The list in `body`.
     ///
     /// # Errors
-    /// Why it is no list, in words.
+    /// Why it is not a list, in words.
     pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
         let list: Map<String, Value> = serde_json::from_slice(body)
             .map_err(|error| format!("the list is no JSON object: {error}"))?;
@@ -329,7 +329,7 @@ impl Listing {
             self.remark(format!("a function has an unknown member {member:?}"));
         }
         let read = |declared| serde_json::from_value::<Declaration>(declared);
-        // Each by itself, because the error does not say which it is about.
+        // Each member by itself, because the error does not name the member.
         for (member, value) in members {
             read(json!({member: value})).map_err(|error| format!("{member}: {error}"))?;
         }
@@ -344,7 +344,8 @@ impl Listing {
         }
     }
 
-    /// The same list with gates as it declares them. One of the `former` list whose limit stays keeps the calls in it.
+    /// The same list with a gate for each function that declares a concurrency. A gate of the `former` list with the same
+    /// limit is kept, with the calls in it.
     fn with_gates_of(mut self, former: &Self) -> Self {
         let limits = self.functions.iter();
         let limits = limits.filter_map(|(name, declared)| Some((name, declared.concurrency?)));

@@ -48,7 +48,7 @@ use crate::{
 /// How many calls may wait for the list to be asked again.
 const ASKS: usize = 1024;
 
-/// How an app is.
+/// The state of an app.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AppHealth {
@@ -71,7 +71,7 @@ pub(crate) struct AppStatus {
     pub(crate) listing: Arc<Listing>,
 }
 
-/// The outcome of a call in the app, and how long that says that it waited until its data had seen what the call names.
+/// The outcome of a call in the app, and how long the app says that it waited for the call's consistency token.
 type Answered = (Outcome, Option<Duration>);
 
 #[derive(Debug)]
@@ -176,7 +176,7 @@ impl App {
     /// Asks for the list again, and returns whether there is one.
     async fn ask_again(&self) -> Asked {
         let (done, wait) = oneshot::channel();
-        // When as many wait as may, this one is dropped with its channel.
+        // When too many calls wait, the sender is dropped here, which ends the wait below.
         let _ = self.asks.try_send(done);
         wait.await
             .unwrap_or_else(|_| Err(NoList::Unusable("too many calls wait for it".to_owned())))
@@ -284,7 +284,7 @@ impl AppCall {
     /// The app answered as one that does not have the function, or does not let this instance in: its list shows whether
     /// that was the function itself, whose answer is `otherwise`.
     async fn missing(&self, otherwise: Problem) -> Problem {
-        // A 404 is of the function, or of an app without it: what the call may say of a run depends on which.
+        // A 404 comes from the function, or from an app without it: whether the function ran depends on which.
         let (asked, status) = (self.app.ask_again().await, self.app.status());
         let has_it = status.offered(&self.name).is_some();
         match asked {
@@ -302,7 +302,7 @@ impl AppCall {
     }
 
     fn request(&self) -> Request<Full<Bytes>> {
-        // Now, as it is made for a connection that takes it: from here on part of it may have left.
+        // A request is made for a connection that takes it: from here on, part of it may have been sent.
         self.was_sent.store(true, Ordering::Relaxed);
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = Method::POST;
@@ -312,7 +312,7 @@ impl AppCall {
         if let Some(token) = &self.app.channel.token {
             headers.insert(header::AUTHORIZATION, token.bearer());
         }
-        // The deadline may pass at this very moment; then the call ends all the same.
+        // The deadline may pass at this very moment; the call then ends anyway.
         let left = self.deadline.remaining_ms(Instant::now()).unwrap_or(1);
         headers.insert("rpc-timeout-ms", HeaderValue::from(left));
         request

@@ -227,7 +227,8 @@ impl Cluster {
 }
 
 /// How many regions without peers stay known, so that a call for one of them gets another problem than a call for a region
-/// that never existed. Of more, the one that has been empty for longest is forgotten. Regions with peers have no bound.
+/// that never existed. Beyond that, the region that has been empty for longest is forgotten. Regions with peers are not
+/// bounded.
 const MAX_EMPTY_REGIONS: usize = 256;
 
 /// The problem of two processes that use one id, and its consequence.
@@ -246,11 +247,12 @@ pub(crate) struct Snapshot {
 
 /// What one thread has read of a snapshot since its last change.
 ///
-/// A call reads a region two or three times. Of a read of the cache, 100 to 200 ns, most goes into the log by which moka
-/// decides what to evict, which all threads write; nothing is evicted here. What a thread has read before takes 5 ns.
+/// A call reads a region two or three times. A read of the cache takes 100 to 200 ns. Most of that goes into a log that all
+/// threads write, from which moka decides what to evict, although nothing is evicted here. A region that the thread has
+/// read before takes 5 ns.
 #[derive(Default)]
 struct Read {
-    /// Whose changes these are: those of the snapshot that was read last.
+    /// The counter of the snapshot that was read last.
     changes: Arc<AtomicU64>,
     as_of: u64,
     regions: BTreeMap<Region, Arc<RegionPeers>>,
@@ -270,7 +272,7 @@ impl Snapshot {
 
     /// The peers of `region`; `None` when no instance was ever seen in it.
     pub(crate) fn region(&self, region: &Region) -> Option<Arc<RegionPeers>> {
-        // Before the peers: what is published in between is read anew by the next call.
+        // Read before the peers: if they change in between, the next call reads them again.
         let as_of = self.changes.load(Ordering::Acquire);
         READ.with_borrow_mut(|read| {
             // A program may have several instances, so several snapshots, whose numbers of changes may be equal.
@@ -349,7 +351,7 @@ impl Publisher {
         {
             regions.invalidate(&oldest);
         }
-        // After the peers: who reads the new number reads them too.
+        // After the peers: whoever reads the new number reads the new peers too.
         self.snapshot.changes.fetch_add(1, Ordering::Release);
     }
 }

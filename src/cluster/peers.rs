@@ -62,7 +62,7 @@ impl Peer {
         self.catalogue.is_some() && self.may_have(name)
     }
 
-    /// Whether the app beside it does not offer its functions now; their instance still knows their names.
+    /// Whether the app beside it does not offer its functions now; the instance still knows their names.
     pub(crate) fn app_is_out(&self) -> bool {
         self.app_state.is_some_and(|state| state != AppHealth::Up)
     }
@@ -94,7 +94,7 @@ pub(crate) struct RegionPeers {
     pub last_seen: Option<Instant>,
 }
 
-/// How many peers the distance of a region is measured to, of which the nearest counts: they are in one place.
+/// The distance of a region is that of the nearest of so many of its peers: they are all in one place.
 const NEAREST_OF: usize = 8;
 
 /// The condition of a peer, from which follows what a call may expect of it.

@@ -1,5 +1,5 @@
-//! What the program reads from variables that are no settings of an instance: where its commands find one, the app that they
-//! start or check, and whether traces are exported.
+//! What the program reads from variables that are not settings of an instance: where its commands find one, the app that
+//! they start or check, and whether traces are exported.
 
 use super::{
     ConfigError,

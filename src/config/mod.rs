@@ -186,8 +186,8 @@ pub struct Config {
     pub drain: DrainConfig,
     /// The `tracing` filter of `fly-rpc serve`; a program that embeds the crate sets up its own logs.
     pub log: String,
-    /// Prefixes of the variables that Kubernetes sets for a Service, such as `RPC_PUBLIC` for `rpc-public`: they are no
-    /// settings, which is logged at start.
+    /// Prefixes of the variables that Kubernetes sets for a Service, such as `RPC_PUBLIC` for `rpc-public`: they are not
+    /// settings, and a line at start says so.
     pub service_links: Vec<String>,
 }
 
@@ -245,7 +245,7 @@ impl Config {
     /// What each setting means: its parser, and its place in the configuration.
     fn from_values(values: &Values) -> Result<Self, ConfigError> {
         values.refuse_unknown()?;
-        // Both are read: a wrong one is refused even where it does not count.
+        // Both are read, so that a wrong value is refused even where the other one counts.
         let own_region = values.given(FLY_REGION, word)?;
         let other_region = values.given(MY_REGION, word)?;
         let names = match values.given(RPC_DNS_NAME, dns_names)? {

@@ -27,7 +27,7 @@ pub struct Setting {
     pub flag: &'static str,
     /// What stands for the value in help texts.
     pub value: &'static str,
-    /// The default, in words where it is no constant.
+    /// The default; in words if it is not a constant.
     pub default: &'static str,
     /// One line of help.
     pub help: &'static str,
@@ -216,12 +216,12 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "is out of range; write for example 1MiB".to_owned())
 }
 
-/// A value of any kind; any other text is `wrong`.
+/// A value of any type; the error of a text that does not parse is `wrong`.
 fn fitting<T: FromStr>(text: &str, wrong: &str) -> Result<T, String> {
     text.parse().map_err(|_| wrong.to_owned())
 }
 
-/// The number that `text` is in digits alone: Rust takes a plus before them too.
+/// The number in `text`, which must be digits alone: Rust's own parser takes a plus before them too.
 pub(crate) fn digits<T: FromStr>(text: &str) -> Option<T> {
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| is_plain)
@@ -347,7 +347,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
         if let Err(error) = EnvFilter::try_new(text) {
             return wrong(&error);
         }
-        // A word that is no level would be read as a target: all of its lines would be logged, and no others.
+        // A word that is not a level would be read as a target: its lines would be logged, and no others.
         let is_word = |part: &&str| part.bytes().all(|byte| byte.is_ascii_alphanumeric());
         let mut words = text.split(',').filter(is_word);
         if let Some(word) = words.find(|word| word.parse::<LevelFilter>().is_err()) {

@@ -11,7 +11,7 @@ use http::{Uri, uri::Scheme};
 
 use super::settings::port;
 
-/// A text that is no URL of an app or of a store.
+/// A text that is not the URL of an app or of a store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{what}; write for example {example}")]
 pub struct InvalidUrl {
@@ -151,7 +151,7 @@ impl FromStr for KeyStoreUrl {
             None => wrong("is no URL"),
             #[cfg(not(feature = "redis"))]
             Some(_) => wrong("needs the feature `redis`, which this program was built without"),
-            // The client would ask database 0, whatever it says.
+            // The client would ignore the query and use database 0.
             #[cfg(feature = "redis")]
             Some("redis" | "valkey") if text.contains('?') => Err(InvalidUrl {
                 what: "must have its database in the path, and no query",

@@ -41,21 +41,21 @@ pub(super) struct Attempts {
     pub(super) request_id: RequestId,
     /// When all of them must have ended.
     pub(super) deadline: Deadline,
-    /// Whether any instance knows whether another ran the call, by its key.
+    /// Whether the call has a key, and every instance knows which calls the others ran under it.
     is_known_to_all: bool,
     /// The call in flight, once it was admitted.
     pub(super) in_flight: Option<InFlight>,
     pub(super) count: u32,
     last: Option<InstanceId>,
-    /// How many of those that remain are kept for other regions.
+    /// How many of the remaining attempts are kept for other regions.
     pub(super) kept_for_others: u32,
     /// Whether an instance that may remember the call's key does not answer, so that no other may run it.
     pub(super) is_held: bool,
-    /// The first one that may have run, or the one that did.
+    /// The problem of the first attempt that may have run, or of the one that did.
     ran: Option<Problem>,
-    /// Of those in this region that did not run, the one that says most.
+    /// Of the problems in this region without a run, the one that says most.
     refused: Option<Problem>,
-    /// Of the regions before in which it did not run, the one that says most.
+    /// Of the earlier regions, in which the call did not run, the one whose problem says most.
     refused_before: Option<RefusedRegion>,
 }
 
@@ -101,8 +101,8 @@ impl Attempts {
         Ok(())
     }
 
-    /// What a call that was for `region` came to after `elapsed`; `asked` is the instance that it was for, where none was
-    /// tried.
+    /// The report of a call for `region` that took `elapsed`. Where no instance was tried, it names `asked`, for which the
+    /// call was.
     pub(super) fn into_report(
         self,
         region: Option<Region>,
@@ -154,24 +154,24 @@ impl Attempts {
         });
     }
 
-    /// Lets the same instance recover, by a random time so that its callers do not come back all at once.
+    /// Gives the same instance time to recover; a random time, so that its callers do not come back all at once.
     pub(super) async fn pause(&self) {
         let pause = Duration::from_millis(rand::rng().random_range(PAUSE_MS));
         time::sleep(pause.min(self.deadline.remaining())).await;
     }
 
-    /// How many there may still be.
+    /// How many attempts may still be made.
     pub(super) fn remaining(&self) -> u32 {
         MAX_ATTEMPTS.saturating_sub(self.count)
     }
 
-    /// How many of them may be made in this region.
+    /// How many attempts may still be made in this region.
     pub(super) fn remaining_here(&self) -> u32 {
         self.remaining().saturating_sub(self.kept_for_others)
     }
 
-    /// Which attempt of `call` the contract allows after one that ended with `problem` where `condition` is known of the
-    /// instance: the only place that decides it.
+    /// Which attempt of `call` the contract allows after one that ended with `problem`, on an instance in `condition`. No
+    /// other place decides it.
     ///
     /// A call with a key stays with the instance that remembers it, unless it is idempotent as well. Where all instances
     /// share what they remember, it may go anywhere, because none runs it twice. An outcome that is remembered
@@ -184,7 +184,7 @@ impl Attempts {
             Executed::Yes => Retry::No,
             _ if self.is_held => Retry::No,
             Executed::Maybe if (stays || is_known_to_all) && is_remembered(problem) => Retry::No,
-            // Another process than the one that may have run it, or one that does not answer.
+            // A process other than the one that may have run the call, or an instance that does not answer.
             _ if stays
                 && may_have_run
                 && (problem.code == Code::WrongRegion || condition == Condition::Hanging) =>
@@ -194,7 +194,7 @@ impl Attempts {
             _ if stays && may_have_run => Retry::Same,
             Executed::Maybe if call.idempotent || is_known_to_all => Retry::Next,
             Executed::Maybe => Retry::No,
-            // Who may have run it is full, or not known yet.
+            // The instance that may have run the call is full, or not known yet.
             Executed::No
                 if stays && matches!(problem.code, Code::Overloaded | Code::DiscoveryPending) =>
             {
@@ -205,8 +205,8 @@ impl Attempts {
         }
     }
 
-    /// Whether `call` goes on to the next region of its list after those in one came to `problem`. No budget is asked: a
-    /// region gets no more first attempts than there are calls.
+    /// Whether `call` goes on to the next region of its list after the attempts in one ended with `problem`. No budget is
+    /// asked: a region gets no more first attempts than there are calls.
     pub(super) fn goes_on(&self, problem: &Problem, call: &Call) -> bool {
         self.allowed(problem, call, Condition::Doubtful) == Retry::Next
             && self.remaining() > 0
@@ -237,8 +237,8 @@ impl Attempts {
         if left == 0 || self.deadline.has_passed() {
             return Retry::No;
         }
-        // The budget bounds the extra load on a region that fails. It is not needed where only the instance that was tried
-        // is left out from now on, by every later call too: the others have room.
+        // The budget bounds the extra load on a region that fails. It is not needed where later calls leave out the
+        // instance that was tried too, and the others have room.
         let is_free = !is_spent && is_room;
         match is_free || budget.withdraw() {
             true => retry,
@@ -297,7 +297,7 @@ impl Attempts {
     }
 }
 
-/// What the attempts in a region came to, none of which ran.
+/// How the attempts in a region ended, none of which ran.
 #[derive(Debug)]
 struct RefusedRegion {
     problem: Problem,
@@ -326,14 +326,14 @@ impl Budgets {
     }
 }
 
-/// Whether `problem`, of a call with a key that may have run, is the outcome that is remembered for the key. One that the link
-/// made is not, and neither is that of a repeat that could not wait for the outcome.
+/// Whether `problem`, of a call with a key that may have run, is the outcome that is remembered for the key. A problem that
+/// the link made is not, and neither is that of a repeat which could not wait for the outcome.
 fn is_remembered(problem: &Problem) -> bool {
     problem.replayed || !matches!(problem.code, Code::PeerLost | Code::Overloaded)
 }
 
-/// How much a refusal says when attempts ended in different ones; `None` for what any instance would refuse, so that no
-/// other is asked.
+/// How much a refusal says, when attempts ended with different ones. `None` for a refusal that every instance would give:
+/// no other is asked.
 fn weight(code: Code) -> Option<u8> {
     match code {
         Code::Overloaded | Code::Draining => Some(5),
@@ -346,7 +346,7 @@ fn weight(code: Code) -> Option<u8> {
     }
 }
 
-/// Of two refusals, the one that says more; of equal ones the later.
+/// Of two refusals, the one that says more; the later one if they say as much.
 fn more_telling(was: Option<Problem>, now: Problem) -> Problem {
     was.filter(|was| says_more(was, &now)).unwrap_or(now)
 }

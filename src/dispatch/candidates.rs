@@ -19,7 +19,7 @@ pub(super) enum Candidate {
 }
 
 impl Candidate {
-    /// The process there, where it said so; this one needs no name.
+    /// The process there, if it named itself; this process needs no name.
     pub(super) fn boot(&self) -> Option<BootId> {
         match self {
             Self::Here => None,
@@ -27,7 +27,7 @@ impl Candidate {
         }
     }
 
-    /// What is known of the instance there, where `peers` are in the region.
+    /// What the `peers` of the region know of the instance.
     pub(super) fn condition(&self, peers: &RegionPeers) -> Condition {
         match self {
             Self::Here => Condition::Ready,
@@ -38,15 +38,16 @@ impl Candidate {
 
 #[derive(Debug)]
 pub(super) enum Candidates {
-    /// On any peer of the region that was not tried, the less busy of two at random.
+    /// Any peer of the region that was not tried: of two at random, the less busy one.
     Any { tried: Vec<SocketAddr> },
-    /// On the first of these, and on the next one only if that one did not run it: on the only instance that was asked for, or
-    /// on the one that the call's key picks.
+    /// The first of these, and the next only if the first did not run the call: the one instance that was asked for, or all
+    /// in the order in which the call's key ranks them.
     Ranked(std::vec::IntoIter<(Candidate, Condition)>),
 }
 
 impl Candidates {
-    /// The candidates for `call` among `peers`, and this instance `me` when it is in the region; whether the `key_picks` one.
+    /// The candidates for `call`: `peers`, and this instance `me` if it is in the region. `key_picks` says whether the
+    /// call's key ranks them.
     ///
     /// # Errors
     /// [`Code::InstanceUnknown`] when the call asks for an instance that is not in the region.
@@ -66,7 +67,7 @@ impl Candidates {
                 false => format!("instance \"{instance}\" is not in this region"),
             };
             let candidate = found.ok_or_else(|| Problem::new(Code::InstanceUnknown, detail()))?;
-            // It is tried whatever is known of it.
+            // It is tried whatever its condition.
             return Ok(Self::Ranked(
                 vec![(candidate, Condition::Ready)].into_iter(),
             ));
@@ -79,7 +80,7 @@ impl Candidates {
         })
     }
 
-    /// The next candidate for `call`, where `peers` are in the region now; none is given twice.
+    /// The next candidate for `call`, with the `peers` that are in the region now; none is returned twice.
     ///
     /// # Errors
     /// [`Code::PeerUnreachable`] when it is an instance that may remember the call's key and does not answer: no other is tried.
@@ -118,7 +119,7 @@ impl Candidates {
     }
 }
 
-/// The instance that may have run the call does not answer, and no other knows.
+/// The instance that may have run the call does not answer, and no other knows whether it did.
 fn hangs(instance: &InstanceId) -> Problem {
     let detail = format!(
         "instance {instance}, which remembers this idempotency key, does not answer; with idempotent: true the call runs on \
@@ -136,7 +137,7 @@ fn ranked(
     key: &IdempotencyKey,
     is_idempotent: bool,
 ) -> Vec<(Candidate, Condition)> {
-    // Another process that bears this one's id would be picked as well, elsewhere.
+    // Where another process has the same id, other instances would pick that one.
     let me = me.filter(|me| !peers.duplicates.contains(*me));
     let here = me.map(|me| (me, Candidate::Here, Condition::Ready));
     let there = peers.identified().map(|peer| {

@@ -52,7 +52,7 @@ pub(crate) struct Dispatcher {
     pub(crate) executor: Arc<Executor>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) link: Arc<Link>,
-    /// Of attempts after the first.
+    /// For attempts after the first.
     pub(crate) budgets: Arc<Budgets>,
     /// A place for each call for which nobody waits.
     pub(crate) places: Arc<Semaphore>,
@@ -86,7 +86,8 @@ impl Dispatcher {
         self.lifecycle.in_flight() + self.other_lifecycle.in_flight()
     }
 
-    /// Runs `call`, which may be `admitted` already, where `targets` say: the answer to a request that arrived at `arrived`.
+    /// Runs `call` where `targets` say, and reports how it ended. Its request arrived at `arrived`, and may be `admitted`
+    /// already.
     pub(crate) async fn dispatch(
         &self,
         targets: &Targets,
@@ -108,8 +109,8 @@ impl Dispatcher {
         attempts.into_report(region, None, result, arrived.elapsed())
     }
 
-    /// Runs `call` where `targets` say without a caller who waits for it. `ended` is given what came of it, or `None` where
-    /// this instance stopped before: it may have run.
+    /// Runs `call` where `targets` say, although no caller waits for it. `ended` is given the report, or `None` if this
+    /// instance stopped first: the call may have run.
     ///
     /// # Errors
     /// What came of a call that was refused at once, and did not run: it is not admitted, and `ended` is not called.
@@ -161,8 +162,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Counts a call that has ended with `report`, as its caller gets it, and sends its event. One that failed may name a region
-    /// that its client invented, which becomes no label.
+    /// Counts a call that ended with `report`, and sends its event. A call that failed may name a region that its client
+    /// invented; that does not become a label.
     pub(crate) fn ended(&self, name: &FunctionName, report: &Report) {
         let Report { result, meta } = report;
         let problem = result.as_ref().err();
@@ -178,7 +179,8 @@ impl Dispatcher {
         feed.call_ended(name, meta, problem);
     }
 
-    /// Runs a call in the first region of a list that takes it: where it ran, or was tried last, and what came of it.
+    /// Runs a call in the first region of a list that takes it. Returns the region in which it ran, or was tried last, and
+    /// the outcome.
     async fn run_in_one_of(
         &self,
         targets: &Targets,
@@ -252,7 +254,7 @@ impl Dispatcher {
         {
             return choices;
         }
-        // What is known when the deadline passes has to do.
+        // At the deadline, what is known by then has to do.
         let _ = deadline.bound(self.cluster.first_round()).await;
         self.choices(targets, Needs::of(call))
     }
@@ -287,8 +289,8 @@ impl Dispatcher {
         }
     }
 
-    /// Runs a call for the own region here, or on a sibling where this instance has not the function, or not any more (it
-    /// refuses new calls while its own app, which stops after it, may still call others), or is full.
+    /// Runs a call for this region here, or on a sibling if this instance lacks the function, is full, or refuses new calls
+    /// while it stops: its own app, which stops later, may still call others.
     async fn run_here(
         &self,
         region: &Region,
@@ -321,7 +323,8 @@ impl Dispatcher {
         let Some(siblings) = self.siblings_for(call) else {
             return false;
         };
-        // A sibling is asked instead of this instance, not as well: as with first attempts, no budget bounds that.
+        // The sibling is asked instead of this instance, and not in addition to it: like a first attempt, that takes
+        // nothing from a budget.
         if lacks_function(problem) || problem.code == Code::Draining {
             return attempts.remaining_here() > 0;
         }
@@ -339,8 +342,8 @@ impl Dispatcher {
         siblings.may_know(&call.name).then_some(siblings)
     }
 
-    /// Puts `call`, before it is dispatched, under the policy of its function, as the first region of `targets` declares it
-    /// that does.
+    /// Applies the policy of its function to `call`, before it is dispatched: that in the first region of `targets` which
+    /// has the function.
     pub(crate) fn put_under_policy(&self, targets: &Targets, call: &mut Call) {
         let is_unsaid = call.said.timeout.is_none() || call.said.idempotent.is_none();
         if is_unsaid && let Some(policy) = self.policy(targets, &call.name, Declaration::policy) {
@@ -348,7 +351,8 @@ impl Dispatcher {
         }
     }
 
-    /// What `read` makes of the declaration of the function `name`, as the first region of `targets` has it that does.
+    /// What `read` takes from the declaration of the function `name`, in the first region of `targets` that has the
+    /// function.
     pub(crate) fn policy<T>(
         &self,
         targets: &Targets,
@@ -365,7 +369,7 @@ impl Dispatcher {
         })
     }
 
-    /// What `read` makes of the declaration of the function `name` in `region`, if one has it there.
+    /// What `read` takes from the declaration of the function `name` in `region`, if an instance there has the function.
     fn policy_in<T>(
         &self,
         region: &Region,
@@ -463,7 +467,7 @@ impl Dispatcher {
                 Ok(result) => return Ok(result),
                 Err(problem) => problem,
             };
-            // The attempt may have taken so long that others are there now.
+            // The attempt may have taken so long that other peers are there now.
             let peers = self.cluster.region(region).unwrap_or_default();
             let condition = candidate.condition(&peers);
             let is_room = candidates.has_room(&peers, &call);
@@ -490,7 +494,8 @@ impl Dispatcher {
         attempts.begin(&self.local.identity.instance);
         let (request_id, deadline) = (&attempts.request_id, attempts.deadline);
         let counted = &mut attempts.in_flight;
-        // On the heap, because it would be most of what a call to another instance carries along.
+        // On the heap: else it would be most of the size of each call's future, also where the call goes to another
+        // instance.
         Box::pin(self.executor.run(call, request_id, deadline, counted)).await
     }
 
@@ -532,8 +537,8 @@ impl Dispatcher {
         if lacks_function(problem) && peer.says_it_has(&call.name) {
             self.cluster.report(peer.address, CallSignal::Outdated);
         }
-        // A client's own share of keys, and a token that the peer's data has not seen, say nothing about how busy the peer
-        // is.
+        // A peer that refuses because a client's share of keys is full, or because its data has not seen a token, need not
+        // be busy.
         if let (Code::Overloaded, Some(pause), None, None) =
             (code, code.retry_after(), &call.key, &call.after)
         {
@@ -541,8 +546,8 @@ impl Dispatcher {
         }
     }
 
-    /// The peers in `region`, for `call`. What is not known yet may be known when the first round is over; which instance a
-    /// key picks, only then.
+    /// The peers in `region`, for `call`. What is not known yet may be known when the first round is over. Which instance a
+    /// key picks is known only then.
     async fn peers_to_ask(
         &self,
         region: &Region,

@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
-    /// The place of the target that stands for it, from 0.
+    /// The index of the target that stands for it.
     pub item: usize,
     pub is_any: bool,
     pub region: Region,

@@ -76,7 +76,7 @@ fn client(dispatcher: &Dispatcher, request: &Request) -> Result<Caller, Problem>
 
 /// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.
 fn instance(dispatcher: &Dispatcher, request: &Request) -> Result<Option<ProvenToken>, Problem> {
-    // Without a token, whoever reaches this instance is taken for one; a page in a browser that does must not be.
+    // Without a cluster's token, whoever reaches this instance counts as an instance; a page in a browser must not.
     if dispatcher.local.access.cluster.is_empty() {
         site::check(request, false)?;
     }

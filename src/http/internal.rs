@@ -63,7 +63,7 @@ const ENVELOPE: usize = 4 << 10;
 /// By how much two clocks may run apart: 200 millionths, twice what ordinary quartz does.
 const DRIFT: i128 = 5_000;
 
-/// Set where a probe came with a proof in place of the token: its answer has one in turn, made of that very token.
+/// Set where a probe came with a proof instead of the token: its answer bears a proof too, made with the same token.
 type Proven = Option<Extension<ProvenToken>>;
 
 /// `GET /internal/region`: who this instance is.
@@ -211,14 +211,14 @@ fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -
     let response = switching_protocols(&dispatcher, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
     let lifecycle = Arc::clone(&dispatcher.lifecycle);
-    // No tracker has this task: the drain waits for the place of the connection, which is in it.
+    // This task needs no tracker: it holds the connection's place, for which the drain waits.
     tokio::spawn(async move {
         match upgraded.await {
             Ok(upgraded) => {
                 let connection = TokioIo::new(upgraded);
-                // A peer that does not read holds up the end no longer than a client does.
+                // A peer that does not read delays the stop no longer than a client does.
                 tokio::select! {
-                    // First what has ended is written.
+                    // The answers of calls that have ended are written first.
                     biased;
                     () = serve(dispatcher, context, clock, confirmation, connection) => {}
                     () = lifecycle.reached(Phase::Cut) => {}
@@ -291,7 +291,7 @@ const SMALL: usize = 1 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
 const PIECE: usize = 256 << 10;
 
-/// How many calls of one exchange may be at work or wait to be written before no further line is read, at the least; twice
+/// No further line is read while this many calls of one exchange are at work or wait to be written. It is twice
 /// `RPC_MAX_IN_FLIGHT` where that is more, so that calls beyond that limit are refused, and pings answered, at once.
 const MIN_MAX_RUNNING: usize = 2048;
 
@@ -391,7 +391,7 @@ struct Exchange {
     /// Whether the peer knows that this instance is draining.
     is_announced: bool,
     out: Vec<u8>,
-    /// What `out` takes of the memory budget, so that the next of many results finds no room for it.
+    /// What `out` takes of the memory budget, so that of many results the next may find no room.
     unwritten: Reserved,
 }
 
@@ -430,7 +430,7 @@ impl Exchange {
             }
         }
         self.put_ready();
-        // From here on it counts as part of the answer.
+        // From here on, the connection counts it as part of the answer.
         self.unwritten.clear();
         Some(std::mem::take(&mut self.out).into())
     }
@@ -466,7 +466,8 @@ impl Exchange {
         }
     }
 
-    /// Reads on as long as there is something: what arrived together is read before the first of it runs.
+    /// Reads on as long as there is something: all lines that arrived together are read before the first of their calls
+    /// runs.
     fn gather(&mut self, connection: &mut (impl AsyncRead + Unpin)) {
         let mut gathered = 0;
         while gathered < PIECE
@@ -486,15 +487,15 @@ impl Exchange {
         }
     }
 
-    /// Gives the memory back that nothing is in.
+    /// Gives the memory of empty buffers back.
     fn give_back(&mut self) {
         self.lines.give_back();
         self.out.shrink_to_fit();
         self.unwritten.clear();
     }
 
-    /// Starts the calls of the lines that arrived together, unless they were taken back meanwhile, and gives up those that wait
-    /// and were taken back now; `false` where the connection was to be confirmed first and was not.
+    /// Starts the calls of the lines that arrived together, except those that one of the lines cancels; a call that waits
+    /// is given up when it is cancelled. Returns `false` if the connection was to be confirmed first and was not.
     async fn take_together(&mut self, confirmation: &mut Option<Confirmation>) -> bool {
         let (mut calls, mut cancelled) = (Vec::new(), HashSet::new());
         loop {
@@ -552,7 +553,7 @@ impl Exchange {
                 }
                 exec.call.ticket = id.map(|id| self.waiting.ticket(id));
                 if let (Some(clock), Some(at_us)) = (&mut self.clock, exec.at_us) {
-                    // What the line took longer than others counts against its deadline.
+                    // What the line took longer than the fastest ones counts against its deadline.
                     let delay = clock.delay(at_us, arrived);
                     arrived = arrived.checked_sub(delay).unwrap_or(arrived);
                 }
@@ -576,7 +577,7 @@ impl Exchange {
         }
     }
 
-    /// Refuses the call of a line, and throws the line away as it comes: those behind it are others' calls.
+    /// Refuses the call of a line that is too long, and discards the line as it comes: those behind it are other calls.
     fn refuse_line(&mut self, TooLong(id): TooLong) {
         let (instance, most) = (
             &self.dispatcher.local.identity.instance,
@@ -605,7 +606,7 @@ impl Exchange {
         self.unwritten.take(self.out.len() - before);
     }
 
-    /// What else is ready travels along.
+    /// Adds the other answers that are ready.
     fn put_ready(&mut self) {
         while self.out.len() < PIECE
             && let Some(Some((id, report))) = self.running.next().now_or_never()

@@ -107,14 +107,14 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         }
         Err(problem) => refuse(request.headers(), problem),
     };
-    // Before a refusal becomes a document, because this is one.
+    // Before refusals become documents, because this makes one.
     if method == Method::GET && !has_room(dispatcher, uri.path(), &response) {
         let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
         response = Problem::new(Code::Overloaded, detail).into_response();
     }
     let id = HeaderValue::from_str(context.request_id.as_str());
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
-        // Those that it was given, such as `allow`.
+        // It keeps the headers that it was given, such as `allow`.
         let headers = std::mem::take(response.headers_mut());
         response = refused(
             dispatcher,
@@ -232,8 +232,8 @@ fn check_size(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Whether a body ends where every reader takes it to end: its transfer encoding, if it has one, is `chunked` alone. hyper
-/// reads what ends in `chunked`, whatever else it is (RFC 9112, section 6.1).
+/// Whether every reader agrees where the body ends: its transfer encoding, if it has one, is `chunked` alone. hyper reads
+/// any list that ends in `chunked` (RFC 9112, section 6.1).
 fn is_framed(headers: &HeaderMap) -> bool {
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
     match (encodings.next(), encodings.next()) {
@@ -284,7 +284,7 @@ fn is_host(text: &[u8]) -> bool {
     is_name && is_port && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether `name` is one of the characters that RFC 3986 allows, section 3.2.2; an IPv4 address is one too.
+/// Whether `name` has only characters that RFC 3986 allows in a name, section 3.2.2; so has an IPv4 address.
 fn is_registered_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     while let Some(byte) = bytes.next() {

@@ -45,8 +45,8 @@ pub(super) async fn show(
     Ok(([(CONTENT_TYPE, format)], text))
 }
 
-/// What is in `text`, of OpenMetrics, in the format before it: there a metric bears the name of its samples, an info is a gauge,
-/// and there are neither units nor an end.
+/// Turns `text`, in the format of OpenMetrics, into the older one: there a metric has the name of its samples, an info is a
+/// gauge, and there are neither units nor an end.
 fn in_older_format(text: &str) -> String {
     let mut older = String::with_capacity(text.len());
     let mut help = None;
@@ -123,7 +123,7 @@ fn readings(dispatcher: &Dispatcher) -> Registry {
     let peers: Family<Texts<2>, Gauge> = registered(&mut registry, "peers", help);
     for region in dispatcher.cluster.regions() {
         let of_region = dispatcher.cluster.region(&region).unwrap_or_default();
-        // Zeros too: an alert on a series that is not there never fires.
+        // Zeros too: an alert on a missing series never fires.
         for state in PeerState::ALL {
             let labels = [
                 ("peer_region", region.to_string()),

@@ -54,7 +54,7 @@ use crate::{
 
 /// The paths of the pages, in the words of axum.
 const PAGES: [&str; 4] = ["/docs", "/docs/{*file}", "/ui", "/ui/{*file}"];
-/// Those of the routes of instances.
+/// The paths of the routes for instances, in the words of axum.
 const INTERNAL: [&str; 2] = ["/internal/{*rest}", "/metrics"];
 
 type DispatcherState = State<Arc<Dispatcher>>;
@@ -74,7 +74,7 @@ impl Connected<IncomingStream<'_, TcpListener>> for Reached {
     }
 }
 
-/// Marks a request on one of the connections that are left for instances and health checks: clients keep busy as many as they
+/// Marks a request on a connection that is kept for instances and health checks, while clients keep busy as many as they
 /// may.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crowded;
@@ -82,15 +82,15 @@ pub(crate) struct Crowded;
 #[derive(Clone, Debug)]
 pub(crate) struct Routes {
     router: Router,
-    /// Set where clients call.
+    /// Set on listeners for clients.
     calls: Option<Arc<Dispatcher>>,
 }
 
 impl Routes {
     /// Answers `request`.
     ///
-    /// A call is given straight to its handler, inside the same layer. axum's router would come to the same, with a box for the
-    /// route, the layer and the handler each, and a move of the request and of its future into each of them.
+    /// A call is given straight to its handler, inside the same layer. axum's router would do the same with three boxes,
+    /// for the route, the layer and the handler, and would move the request and its future into each.
     pub(crate) async fn answer(mut self, request: Request<Incoming>) -> Response {
         match self.calls {
             Some(dispatcher) if rpc::is_call(&request) => {
@@ -121,7 +121,7 @@ pub(crate) fn public_routes(dispatcher: Arc<Dispatcher>, with_internal: bool) ->
 }
 
 fn public_router(dispatcher: Arc<Dispatcher>, with_internal: bool) -> Router {
-    // What is no route is for clients, so that a path that is forgotten below is not open.
+    // An unknown path counts as a route for clients, so that one that is forgotten below is not open.
     let clients = Router::from(clients()).fallback(not_found);
     let instances = instances(with_internal);
     layers::around(clients, &dispatcher, Audience::Clients)

@@ -55,8 +55,8 @@ pub(super) fn ask(
         Some(instance) => peers.find(instance),
         None => peers.choose(&call.name, &[]),
     };
-    // What is not spent on the replay is for what follows one that reaches no Machine: forwarding the call from here, or
-    // only saying why it cannot be.
+    // The time that is not given to the replay is for what follows if it reaches no Machine: the call is forwarded from
+    // here, or answered with the reason why not.
     let (preferred, timeout) = match chosen {
         Some(peer) if peers.condition(peer.address) == Condition::Ready => {
             (Some(&peer.instance), left / 2)

@@ -43,17 +43,17 @@ const TRACEPARENT: HeaderName = HeaderName::from_static(trace::TRACEPARENT);
 /// How long a body may take to arrive; hyper has no limit of its own.
 const ARRIVAL: Duration = Duration::from_secs(10);
 
-/// How often a body is in memory at once: as it came, and what was read from it.
+/// How many copies of a body are in memory at once: the body as it came, and what was read from it.
 const COPIES: usize = 2;
-/// The room for a body whose length is not given, to begin with.
+/// The first size of the buffer for a body without a length.
 const FIRST: usize = 4 << 10;
-/// The most room for one whose length is given, to begin with: a length is a promise that costs its sender nothing.
+/// The largest first size of the buffer for a body with a length: a length costs its sender nothing.
 const PROMISED: usize = 64 << 10;
 
 /// What the path names behind its first segment: a region, or a list of some.
 ///
-/// It is taken as it was sent: an encoded character is no character of a region, and axum's own `Path` would decode it. Only
-/// a comma may be encoded: clients that are generated from the OpenAPI document encode it.
+/// It is read as it was sent: an encoded character is not one of a region, and axum's own `Path` would decode it. Only a
+/// comma may be encoded: clients that are generated from the OpenAPI document encode it.
 pub(super) struct InPath<T>(pub(super) T);
 
 impl<S: Sync, T: FromStr<Err = InvalidName>> FromRequestParts<S> for InPath<T> {
@@ -114,8 +114,8 @@ fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Code::LoopDetected, detail))
 }
 
-/// `call` with what the headers of a request say of it, its key, its token and what called it; and with what its body holds of
-/// the memory budget.
+/// `call` with its key, its consistency token and its trace from the headers of the request, and with what its body takes
+/// of the memory budget.
 fn finished(mut call: Call, headers: &HeaderMap, body: Received) -> Result<Call, Problem> {
     call.key = word(headers, &IDEMPOTENCY_KEY, IdempotencyKey::RULE, unquoted)?;
     call.after = word(headers, &AFTER, ConsistencyToken::RULE, |text| text)?;
@@ -127,7 +127,7 @@ fn finished(mut call: Call, headers: &HeaderMap, body: Received) -> Result<Call,
 
 /// The function that a path names behind its region, if it names one.
 ///
-/// It is taken as it was sent, so that a slash in a name, which is encoded, is no part of the path.
+/// It is read as it was sent, so that an encoded slash in a name does not split the path.
 fn function(uri: &Uri) -> Result<Option<FunctionName>, Problem> {
     let mut segments = uri.path().split('/').skip(3);
     let (Some(module), Some(function)) = (segments.next(), segments.next()) else {
@@ -238,7 +238,7 @@ pub(super) async fn json_body(
     let filled = tokio::select! {
         biased;
         filled = arrival.bound(received.fill(body, limit)) => filled,
-        // Whole, it would be refused too, or be asked to go elsewhere; the drain does not wait for more than that.
+        // A whole body would be refused or replayed elsewhere too; the drain waits no longer for it.
         () = dispatcher.lifecycle.requests_are_overdue() => return Err(lifecycle::refusal()),
     };
     match filled {
@@ -260,7 +260,7 @@ impl Received {
             }
             if length > capacity {
                 let wanted = length.max(FIRST.max(2 * capacity).min(limit));
-                // Before the allocation, which may be what there is no room for.
+                // Before the allocation, for which there may be no room.
                 let more = COPIES * (wanted - capacity);
                 self.reserved.grow(more, Share::Clients)?;
                 self.bytes.reserve_exact(wanted - self.bytes.len());
@@ -326,7 +326,7 @@ fn too_large(limit: usize) -> Problem {
     )
 }
 
-/// What `read` makes of the header `name`, where it is given.
+/// What `read` takes from the value of the header `name`; `None` if it is not given.
 ///
 /// # Errors
 /// [`Code::InvalidRequest`] with the `rule` that the value breaks, or that it is given twice.
@@ -350,7 +350,7 @@ pub(super) fn header<T>(
     }
 }
 
-/// The word in a header that may be given once, as `bare` leaves it.
+/// The word in a header that may be given once: what `bare` leaves of the value.
 fn word<T: FromStr>(
     headers: &HeaderMap,
     name: &HeaderName,
@@ -371,7 +371,7 @@ fn word<T: FromStr>(
     }
 }
 
-/// `text` without the quotes in which it may stand.
+/// `text` without the quotes around it, if it has them.
 fn unquoted(text: &str) -> &str {
     let inner = text
         .strip_prefix('"')

@@ -36,10 +36,10 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// That a request is refused before any instance was tried.
+/// A request that is refused before any instance was tried.
 ///
-/// Its document names the request's id and the time it took, which a handler need not know: as a response it is empty, and
-/// an extension of it has the outermost layer write the document.
+/// Its document has the request's id and the time that it took, which a handler need not know: it becomes an empty response
+/// with itself as an extension, and the outermost layer writes the document.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub(super) problem: Problem,
@@ -72,7 +72,7 @@ impl IntoResponse for Problem {
 impl IntoResponse for Report {
     fn into_response(self) -> Response {
         let Self { result, meta } = self;
-        // Before the account becomes a part of the body.
+        // Before `meta` is moved into the body.
         let (is_replayed, consistency) = (meta.replayed, meta.consistency.clone());
         let mut response = match result {
             Ok(Returned { json, .. }) => {

@@ -104,12 +104,12 @@ pub(super) async fn call_function(
         .await
         .map_err(refuse)?;
     auth::check_function(&caller, &call.name).map_err(refuse)?;
-    // Before all that depends on its timeout, a replay among it.
+    // Before everything that depends on the timeout, such as a replay.
     dispatcher.put_under_policy(&targets, &mut call);
     if replay::may_be_replayed(route, &parts, size)
         && let Some(answer) = replay::ask(&dispatcher, &context, &call, &targets)
     {
-        // The instance that gets it there logs what came of it.
+        // The instance that gets the replay logs how the call ended.
         let (client, function, request_id) = (caller.name(), &call.name, &context.request_id);
         tracing::info!(client, %function, region = %targets, %request_id, "replay");
         return Ok(answer);
@@ -132,7 +132,7 @@ pub(super) async fn call_function(
             Err(refused) => refused,
         }
     } else {
-        // Runs where this future is dropped at its await, because the client went away.
+        // Runs if this future is dropped while it waits, because the client went away.
         let awaited = scopeguard::guard((), |()| log.abandoned());
         let request_id = log.request_id.clone();
         let ran = dispatcher.dispatch(&log.regions, &call, request_id, arrived, None);
@@ -249,7 +249,7 @@ pub(super) struct CallLog<R> {
 }
 
 impl CallLog<Targets> {
-    /// What a call came to; its `span` is closed with it.
+    /// Counts and logs how a call ended, and notes it on its `span`.
     fn ended(&self, report: &Report, span: &Span) {
         let Report { result, meta } = report;
         let (client, function, problem) =

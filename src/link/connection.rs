@@ -129,7 +129,7 @@ impl Connection {
         }
     }
 
-    /// Forgets the caller of a call that was taken, and cancels it at once where it left.
+    /// Forgets the caller of a call, and cancels the call at once if it left.
     fn forget(&self, id: u64) {
         self.outbox.forget(id);
         let flushed = self.socket.get().map(|socket| self.outbox.flush(socket));
@@ -296,7 +296,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Gives the lines that came to those who wait for them; how many answers they were.
+    /// Gives the lines that came to the callers who wait for them; returns how many were answers.
     fn take_lines(&mut self) -> Result<usize, Over> {
         let mut answers = Vec::new();
         let (mut is_drain_announced, mut is_refusing) = (false, false);
@@ -336,12 +336,14 @@ impl Driver<'_> {
         answers.extend(self.without_room());
         let answered = answers.len();
         if is_drain_announced {
-            // One without calls ends before the peer ends it. One that was made for a call has that until it is answered.
+            // A connection without calls ends here before the peer ends it. One that was made for a call stays until that
+            // is answered.
             self.connection.outbox.ends_idle(true);
         }
         self.connection.outbox.answer(answers.into_iter());
         if is_refusing {
-            // It ends when it has answered what it took, and waits for that until this end closes what it does not need.
+            // The peer stops when it has answered the calls that it took, and keeps its connections until this end closes
+            // those that it does not need.
             self.connection.outbox.retire();
         }
         self.is_draining |= is_drain_announced;
@@ -358,7 +360,7 @@ impl Driver<'_> {
         outcome.map(|()| answered).map_err(Over::Nonsense)
     }
 
-    /// A result that is there, if the memory budget has room for it.
+    /// How a call with this result ends: with it, if the memory budget has room for it.
     fn counted(&self, returned: Returned) -> Ending {
         match returned.counted(&self.connection.local.memory) {
             Ok(returned) => Ending::Answered(Ok(returned)),
@@ -366,14 +368,13 @@ impl Driver<'_> {
         }
     }
 
-    /// Counts what came of a long line, of which the rest is still to come; where it finds no room, nothing is read of it any
-    /// more, and its call ends.
+    /// Counts what has come of a long line. If there is no room for it, the rest is discarded, and its call ends.
     fn without_room(&mut self) -> Option<(u64, Ending)> {
         self.lines.count().err()?;
         self.skip(NO_ROOM)
     }
 
-    /// Reads nothing more of the first line, and ends the call that it answers with `why`; `None` where it answers none.
+    /// Discards the first line, and ends the call that it answers with `why`; `None` if it answers no call.
     fn skip(&mut self, why: (&str, &str)) -> Option<(u64, Ending)> {
         let (id, problem) = match self.lines.skip() {
             Frame::Answer(id, Ok(returned)) => (id, returned.dropped(why)),

@@ -49,13 +49,13 @@ const CLOCK_ERROR: Duration = Duration::from_millis(100);
 pub(crate) struct Link {
     local: Arc<LocalInstance>,
     cluster: Arc<Cluster>,
-    /// How long a connection may take to stand.
+    /// How long opening a connection may take.
     connect_timeout: Duration,
     peers: Mutex<BTreeMap<SocketAddr, PeerConnections>>,
     /// The functions whose last result was large: their calls travel alone, so that their results hold up no others. The next
     /// result that is small ends it.
     large_results: Cache<FunctionName, ()>,
-    /// Spares the look into the cache as long as there was none.
+    /// False until a result was large: until then, no call looks into the cache.
     is_any_large: AtomicBool,
 }
 
@@ -67,7 +67,7 @@ struct PeerConnections {
     /// The one before it, while calls are under way there. Never a third, so that a peer that hangs costs two connections,
     /// however many calls wait for it.
     retired: Weak<Connection>,
-    /// Those for large calls that carry none now.
+    /// Connections for large calls that carry no call now.
     spare: Vec<Arc<Connection>>,
     large: Arc<Semaphore>,
 }
@@ -180,8 +180,8 @@ impl Link {
         Ending::Unsent
     }
 
-    /// The connection that calls to `peer` share; another one than `ended`, opened where there is none. Whether it still takes
-    /// calls shows when it is given one: to ask it first would have all callers wait for its lock in that of the link.
+    /// The connection that calls to `peer` share; another one than `ended`, opened where there is none. Whether it still
+    /// takes calls shows when it is given one: to ask first, each caller would wait for its lock while it holds the link's.
     fn shared_connection(&self, peer: &Peer, ended: Option<&Arc<Connection>>) -> Arc<Connection> {
         let is_other =
             |shared: &&Arc<Connection>| ended.is_none_or(|ended| !Arc::ptr_eq(ended, shared));
@@ -195,8 +195,8 @@ impl Link {
         let to_peer = peers.entry(peer.address).or_default();
         let shared = self.open(peer);
         let old = to_peer.shared.replace(Arc::clone(&shared));
-        // One that is over leaves the one before it in peace: a peer that drains refuses each new one while it answers what
-        // it took.
+        // If the old one is over, the one before it goes on: a peer that drains refuses each new connection while it
+        // answers the calls that it took.
         if let Some(old) = old.filter(|old| !old.outbox.is_over()) {
             let older = std::mem::replace(&mut to_peer.retired, Arc::downgrade(&old));
             if let Some(older) = older.upgrade() {
@@ -234,7 +234,7 @@ impl Link {
         shared.map(|connection| connection.outbox.queued()).sum()
     }
 
-    /// What the end of a call says: to its caller, and to discovery about the peer.
+    /// What the end of a call means for its caller; discovery is told what it means for the peer.
     fn outcome(&self, peer: &Peer, call: &Call, ending: Ending) -> Result<Returned, Problem> {
         let instance = &peer.instance;
         let maybe_late =
@@ -290,8 +290,7 @@ impl Link {
         })
     }
 
-    /// A peer's problem as the caller may see it: a refusal of the request that this instance made says nothing to the
-    /// caller.
+    /// A peer's problem as the caller may see it: one with the request that this instance made means nothing to the caller.
     fn peer_problem(&self, peer: &Peer, problem: Problem) -> Problem {
         if problem.later.is_some() {
             return problem;
@@ -314,7 +313,7 @@ impl Link {
             | Code::IdempotencyMismatch
             | Code::FunctionFailed
             | Code::ResultNotKept
-            // Of a process that had the call's key: a peer forwards nothing.
+            // It is about a process that had the call's key: a peer forwards nothing.
             | Code::PeerLost
             | Code::FunctionPanicked
             | Code::DeadlineExceeded
@@ -359,8 +358,8 @@ impl Default for PeerConnections {
     }
 }
 
-/// Whether a peer refused a call as too late that has much time left: one of the two machines stood still while its clock
-/// did not, and a new connection starts with new clocks.
+/// Whether a peer refused a call as too late, although the call has much time left: one of the two machines stood still
+/// while its clock did not. A new connection starts with new clocks.
 fn is_misjudged(problem: &Problem, deadline: Deadline) -> bool {
     problem.code == Code::DeadlineExceeded
         && problem.executed == Executed::No

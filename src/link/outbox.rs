@@ -186,7 +186,7 @@ impl Outbox {
         self.lock().flush(socket)
     }
 
-    /// The connection stands: `first` goes before every call.
+    /// The connection is open: `first` goes before every call.
     pub(super) fn open(&self, first: &[u8]) {
         let mut queue = self.lock();
         queue.bytes.splice(0..0, first.iter().copied());
@@ -216,7 +216,8 @@ impl Outbox {
         }
     }
 
-    /// Takes back the call `id` at its deadline: its answer if that came at the last moment, else whether it left.
+    /// Takes back the call `id` at its deadline. Returns its answer, if that came at the last moment, else an ending that
+    /// says whether it left.
     pub(super) fn give_up(&self, id: u64, answer: &mut oneshot::Receiver<Ending>) -> Ending {
         match self.lock().expire(id) {
             Some((_, ending)) => ending,
@@ -305,8 +306,8 @@ impl Outbox {
         lines.filter(|line| !queue.has_left(line)).count()
     }
 
-    /// Whether no call is under way. If so, and it `may_end` or takes no further calls, as after a cut, it is over: under the
-    /// lock, so that no call enters meanwhile.
+    /// Whether a call is under way. If none is, and the connection `may_end` or takes no further calls, as after a cut, it
+    /// is over from now on: under one lock, so that no call enters meanwhile.
     pub(super) fn ends_idle(&self, may_end: bool) -> Idle {
         let mut queue = self.lock();
         if !queue.calls.is_empty() {
@@ -319,7 +320,7 @@ impl Outbox {
         Idle::Waiting
     }
 
-    /// Ends it: what left ends with `left`, what did not with `unsent`, and no call is taken any more.
+    /// Ends the connection: calls that left end with `left`, the others with `unsent`, and no further call is taken.
     pub(super) fn end(&self, left: &Ending, unsent: &Ending) {
         let mut queue = self.lock();
         queue.status = Status::Over;
@@ -351,7 +352,7 @@ pub(super) enum Idle {
 }
 
 impl Queue {
-    /// The place behind everything that was ever added.
+    /// The place behind all bytes that were ever added.
     fn end(&self) -> u64 {
         self.base + self.bytes.len() as u64
     }
@@ -366,7 +367,7 @@ impl Queue {
         }
     }
 
-    /// Takes the call `id` from those that wait; whether it left. If so the peer is asked not to start it any more.
+    /// Removes the call `id`, and returns it with whether it left. If it did, the peer is asked not to start it.
     fn take_back(&mut self, id: u64) -> Option<(PendingCall, bool)> {
         let call = self.calls.remove(&id)?;
         let has_left = self.has_left(&call.line);
@@ -378,7 +379,7 @@ impl Queue {
         Some((call, has_left))
     }
 
-    /// Takes the call `id`, whose deadline has passed, from those that wait, and how it ended.
+    /// Removes the call `id`, whose deadline has passed, and returns it with how it ended.
     fn expire(&mut self, id: u64) -> Option<(PendingCall, Ending)> {
         let (call, has_left) = self.take_back(id)?;
         self.is_unanswered |= has_left;
@@ -389,7 +390,7 @@ impl Queue {
         Some((call, ending))
     }
 
-    /// Makes a line that was not handed over an empty one.
+    /// Overwrites a line that was not handed over with blanks.
     fn blank(&mut self, line: &std::ops::Range<u64>) {
         let place = |at: u64| usize::try_from(at - self.base).unwrap_or(usize::MAX);
         let (start, end) = (place(line.start), place(line.end));
@@ -398,14 +399,14 @@ impl Queue {
         }
     }
 
-    /// Adds what ends a call that was begun.
+    /// Adds the rest of a call whose line was begun.
     fn end_call(&mut self, args: &[u8]) {
         self.added += 1;
         self.bytes.extend_from_slice(args);
         self.bytes.extend_from_slice(END_OF_CALL);
     }
 
-    /// Ends a call, and leaves it to the connection's task to write it.
+    /// Ends the line of a call, and leaves it to the connection's task to write it.
     fn flush_later(&mut self, args: &[u8]) -> Flushed {
         self.end_call(args);
         match std::mem::replace(&mut self.is_flush_due, true) {
@@ -414,12 +415,13 @@ impl Queue {
         }
     }
 
-    /// Ends the only call, and hands it to the kernel: of large `args`, only what the kernel does not take is copied.
+    /// Ends the line of the only call, and hands it to the kernel. Of large `args`, only what the kernel does not take is
+    /// copied.
     fn flush_with(&mut self, mut args: &[u8], socket: &OwnedWriteHalf) -> io::Result<Flushed> {
         if args.len() > COPIED {
             let begun = self.bytes.len();
             let slices = [IoSlice::new(&self.bytes), IoSlice::new(args)];
-            // What is wrong shows again in the flush.
+            // An error shows again in the flush.
             let written = socket.try_write_vectored(&slices).unwrap_or(0);
             if written > begun {
                 args = &args[written - begun..];
@@ -453,8 +455,8 @@ impl Queue {
         Ok(Flushed::All(std::mem::take(&mut self.added)))
     }
 
-    /// Keeps the room that was needed since the last time: to make it anew for each large call costs more than its copy. Without
-    /// calls, none is kept.
+    /// Keeps as much room as was needed since the last time: to allocate it again for each large call costs more than to
+    /// copy the call. Without calls, none is kept.
     fn shrink(&mut self) {
         let least = if self.calls.is_empty() { 0 } else { KEPT };
         let most = std::mem::take(&mut self.most).max(least);

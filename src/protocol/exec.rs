@@ -56,7 +56,7 @@ impl Exec {
         Self::from_line(body, timeouts).1
     }
 
-    /// The call in one of many lines, in a box, for it is handed on several times; and the line's id if it has one.
+    /// The call in one of many lines, in a box, because it is passed on several times; and the line's id, if it has one.
     pub(crate) fn from_line(
         line: &[u8],
         timeouts: Timeouts,
@@ -72,8 +72,8 @@ impl Exec {
         (id, Self::from_members(members, timeouts).map(Box::new))
     }
 
-    /// The id and the call of a line with no more members than most have, as [`begin_call`](lines::begin_call) and
-    /// [`Exec::line`] write them.
+    /// The id and the call of a line with exactly the members that most lines have, as [`begin_call`](lines::begin_call)
+    /// and [`Exec::line`] write them.
     fn plain(line: &[u8]) -> Option<(u64, Box<Self>)> {
         let mut line = PlainLine(line);
         let id = line.number(ID)?;
@@ -154,7 +154,7 @@ impl Exec {
         put("function", call.name.function.as_str());
         put("request_id", request_id.as_str());
         let key = call.key.as_ref();
-        // Whose key it is; a call without one says nothing of its client.
+        // The owner of the key; a call without a key does not name its client.
         let owner = key.and(call.key_owner.as_ref());
         let some_have = [
             ("instance", call.instance.as_ref().map(InstanceId::as_str)),

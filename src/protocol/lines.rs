@@ -21,8 +21,8 @@ use crate::{
 const ROOM: usize = 8 << 10;
 /// The largest buffer of a connection that is kept uncounted while nothing is in it, in bytes.
 pub(crate) const KEPT: usize = 256 << 10;
-/// The size of what came of a line that is not counted in the memory budget, in bytes: where it is full, small calls are
-/// still answered, if only by a refusal.
+/// The size, in bytes, up to which the beginning of a line is not counted in the memory budget: where that is full, small
+/// calls are still answered, if only by a refusal.
 const UNCOUNTED: usize = 8 << 10;
 
 /// What stands before the id of a call or an answer.
@@ -47,7 +47,7 @@ pub(crate) const PONG_LINE: &[u8] = b"{\"pong\":1}\n";
 /// be large, and [`END_OF_CALL`].
 #[derive(Debug)]
 pub(crate) struct CallLine<'a> {
-    /// All members but the arguments, and but what is known only when the call leaves, each behind a comma.
+    /// All members, each behind a comma, except the arguments and what is known only when the call leaves.
     pub(super) members: Vec<u8>,
     pub(super) args: Cow<'a, str>,
 }
@@ -58,7 +58,7 @@ impl CallLine<'_> {
         self.args.as_bytes()
     }
 
-    /// How long the line is, in bytes, but for what is known only when it leaves.
+    /// The length of the line in bytes, without what is known only when it leaves.
     pub(crate) fn len(&self) -> usize {
         self.members.len() + self.args.len()
     }
@@ -87,7 +87,7 @@ pub(crate) fn begin_call(
     out.extend_from_slice(b",\"args\":");
 }
 
-/// Appends a member behind a comma. Its value is a word of ours, of visible ASCII, in which JSON escapes only two characters.
+/// Appends a comma and a member. Its value is visible ASCII, in which JSON escapes only two characters.
 pub(super) fn put(out: &mut Vec<u8>, member: &str, word: &str) {
     for part in [",\"", member, "\":\""] {
         out.extend_from_slice(part.as_bytes());
@@ -138,7 +138,7 @@ pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome,
             if replayed {
                 out.extend_from_slice(b"\"replayed\":true,");
             }
-            // With what ends the line, for which a buffer that is full would be made twice as large.
+            // With room for the end of the line: for those two bytes a full buffer would double.
             out.reserve(RESULT.len() + json.get().len() + 2);
             out.extend_from_slice(RESULT);
             out.extend_from_slice(json.get().as_bytes());
@@ -152,7 +152,7 @@ pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome,
     out.extend_from_slice(b"}\n");
 }
 
-/// What a line from the instance that runs calls means.
+/// A line from the instance that runs calls.
 #[derive(Debug)]
 pub(crate) enum Frame {
     /// The answer to the call with this id.
@@ -262,8 +262,8 @@ pub(super) fn id_of(line: &[u8]) -> Option<u64> {
     PlainLine(line).number(ID)
 }
 
-/// What is left of a line whose members stand as this release writes them, each of which is known by the text before its value:
-/// less than half of the work of a reader that takes any JSON, which reads a line that is not so.
+/// The rest of a line whose members stand exactly as this release writes them, so that the text before a value tells which
+/// it is. It takes less than half of the work of a reader of any JSON, which reads all other lines.
 pub(super) struct PlainLine<'a>(pub(super) &'a [u8]);
 
 impl<'a> PlainLine<'a> {
@@ -280,7 +280,7 @@ impl<'a> PlainLine<'a> {
         (rest.len() < value.len()).then_some(number)
     }
 
-    /// The word behind `start`, which ends with its quote.
+    /// The word behind `start`, up to its closing quote.
     pub(super) fn word<T: FromStr>(&mut self, start: &[u8]) -> Option<T> {
         let value = self.0.strip_prefix(start)?;
         let (word, rest) = value.split_at(memchr2(b'"', b'\\', value)?);
@@ -355,7 +355,7 @@ impl Lines {
             let line = self.buffer.split_to(end).freeze();
             self.buffer.advance(1);
             self.searched = 0;
-            // Who takes a line counts it as long as it is needed.
+            // Whoever takes a line counts it for as long as it is needed.
             self.reserved.clear();
             if std::mem::take(&mut self.is_skipping) {
                 continue;
@@ -377,8 +377,8 @@ impl Lines {
         &mut self.buffer
     }
 
-    /// Counts what came of a line that is not whole. Where there is next to nothing, a large buffer is kept for the next large
-    /// line as long as the budget is little used: to make it anew costs more than to read the line.
+    /// Counts what has come of a line that is not whole. If that is next to nothing, a large buffer is kept for the next
+    /// large line as long as the budget is little used: to allocate it again costs more than to read the line.
     ///
     /// # Errors
     /// [`Code::Overloaded`](crate::problem::Code::Overloaded) when the budget has no room for what came.
@@ -393,8 +393,8 @@ impl Lines {
         Ok(())
     }
 
-    /// Throws away the first line, what came of it and what is still to come; the answer that it is, with `null` in place of
-    /// its result.
+    /// Discards the first line, what has come of it and what is still to come. Returns the answer in it, with `null` in
+    /// place of its result.
     pub(crate) fn skip(&mut self) -> Frame {
         let end = memchr(b'\n', &self.buffer);
         let start = &self.buffer[..end.unwrap_or(self.buffer.len()).min(MAX_START)];
@@ -412,7 +412,7 @@ impl Lines {
         frame
     }
 
-    /// Gives the memory of the buffer back, if nothing is in it.
+    /// Gives the memory of an empty buffer back.
     pub(crate) fn give_back(&mut self) {
         if self.buffer.is_empty() {
             (self.buffer, self.large) = (BytesMut::new(), 0);

@@ -74,12 +74,12 @@ enum Ended {
     Done(Result<Box<RawValue>, FunctionError>),
     NeverStarted,
     TimedOut,
-    /// With this outcome, of an app that waited so long, or of a refusal.
+    /// With this outcome: that of an app, with how long it says that it waited, or a refusal.
     With(Outcome, Option<Duration>),
 }
 
 impl Executor {
-    /// An executor of the functions of `registry`, and of `app` where that has none of the name, on the instance
+    /// An executor of the functions of `registry`, and of those of `app` that `registry` does not have, on the instance
     /// `local`.
     pub(crate) fn new(
         registry: Registry,
@@ -191,7 +191,7 @@ impl Executor {
         settled.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// Starts the function of `call`: what it comes to, at once or in a task of its own.
+    /// Starts the function of `call`. The future gives its outcome, which is there already or comes from a task of its own.
     async fn start(
         &self,
         call: &Call,
@@ -346,7 +346,7 @@ impl RunRecord {
     }
 }
 
-/// `run`, reported when it has ended or panicked. On the heap from the start: it is large, and moved to where it goes on.
+/// `run`, whose end or panic closes `record`. On the heap from the start: it is large, and may move to a task of its own.
 fn recorded(
     run: impl Future<Output = Ended> + Send + 'static,
     record: RunRecord,

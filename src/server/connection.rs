@@ -1,6 +1,6 @@
-//! One client's connection, served by hyper, with what hyper has not: bounds on a client that sends no request, on one that
+//! One client's connection, served by hyper, with what hyper lacks: bounds on a client that sends no request, on one that
 //! does not take its answer, and on the wait, when the connection is closed, for one that still sends what was refused; and
-//! an account of what it holds, in its place and in the memory budget, until the last byte of an answer is with the kernel.
+//! a count of what it holds, in its place and in the memory budget, until the kernel has the last byte of an answer.
 
 use std::{
     convert::Infallible,
@@ -78,7 +78,7 @@ pub(super) fn serve(
     };
     let (routes, memory) = (routes.clone(), Arc::clone(memory));
     let lifecycle = Arc::clone(lifecycle);
-    // A connection that comes later gets one answer: hyper would close it unanswered when asked to shut it down.
+    // A connection that comes after that gets one answer: asked to shut it down, hyper would close it unanswered.
     let is_late = lifecycle.phase() >= Phase::Refusing;
     // Small answers must not wait for the client's acknowledgement of the previous one.
     let _ = tcp.set_nodelay(true);
@@ -187,12 +187,13 @@ async fn is_overdue(lifecycle: &Lifecycle, usage: &Usage) {
     }
 }
 
-/// A client's socket, which has its place for as long as it is open, in whose hands it may be.
+/// A client's socket, which holds its place for as long as it is open, whoever owns it.
 #[derive(Debug)]
 struct Stream {
     tcp: TcpStream,
     place: Place,
-    /// What came of heads since the last answer, and what it takes of the memory budget.
+    /// How many bytes of heads came since the last answer, how many of them are counted, and what they take of the memory
+    /// budget.
     head: usize,
     counted: usize,
     reserved: Reserved,
@@ -216,14 +217,14 @@ impl Stream {
         }
     }
 
-    /// Counts `bytes` that came, unless they are of a body, which its reader counts. They are reserved once more come and
-    /// the head is still not whole: what comes at once may be a head with its body.
+    /// Counts `bytes` that came, unless they belong to a body, which its reader counts. They are reserved when more bytes
+    /// come and the head is still not whole: what comes first may be a head with its body.
     fn count_head(&mut self, bytes: usize) -> io::Result<()> {
         let usage = &self.place.usage;
         if usage.is_busy() || usage.is_passed_over() {
             return Ok(());
         }
-        // What came before was no whole head: a request would be at work.
+        // What came before was not a whole head, or a request would be at work.
         let (whole, before) = (self.head, self.counted);
         self.head += bytes;
         if whole <= before.max(FIRST_BUFFER) {
@@ -235,7 +236,7 @@ impl Stream {
         room.map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Waits for the end of the time that the next head has, while no request is being answered.
+    /// While no request is being answered, waits for the end of the time in which the next head must come.
     fn poll_headless(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let usage = &self.place.usage;
         if usage.is_passed_over() {
@@ -351,7 +352,7 @@ impl AsyncWrite for Stream {
 
 /// The body of an answer, whose bytes each hold `serving`, and count in `memory`.
 ///
-/// `MapFrame` of http-body-util knows no size of what it maps, and so would have each answer sent in chunks.
+/// `MapFrame` of http-body-util does not know the size of what it maps, so that each answer would be sent in chunks.
 #[derive(Debug)]
 struct Answering {
     body: body::Body,
@@ -407,9 +408,9 @@ const POLLED: u8 = 1;
 /// The future was woken since its last poll began.
 const WOKEN: u8 = 2;
 
-/// The wakes of one future, which is polled again at once where it woke itself while it was polled, as hyper's connections do
-/// for each request with a body. tokio would put the task at the end of its queue and wake another thread for it: two context
-/// switches for each request on an instance that is otherwise idle.
+/// The wakes of one future, which is polled again at once if it woke itself while it was polled, as hyper's connections do
+/// for each request with a body. tokio would put the task at the end of its queue and wake another thread for it: two
+/// context switches for each request on an instance that is otherwise idle.
 #[derive(Debug)]
 struct SelfWakes {
     wakes: Arc<Wakes>,
@@ -440,7 +441,7 @@ impl SelfWakes {
         // Before the poll: a wake that comes between the end of the poll and the return is for the task.
         task.register(context.waker());
         for _ in 0..POLLS {
-            // A swap, to see what was written before a wake that this one takes the place of.
+            // A swap and not a store, to see what was written before a wake that this replaces.
             state.swap(POLLED, Ordering::SeqCst);
             let polled = future.as_mut().poll(&mut Context::from_waker(&self.waker));
             let was_not_woken = || {
@@ -464,7 +465,7 @@ impl Wake for Wakes {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // While it is polled, the loop sees the word; once woken, the task has been or will be.
+        // While the future is polled, its loop sees this; if it was woken before, its task has been or will be.
         if self.state.swap(WOKEN, Ordering::SeqCst) == IDLE {
             self.task.wake();
         }

@@ -66,7 +66,7 @@ pub(super) struct Place {
 pub(super) struct Serving(Arc<Usage>);
 
 impl Places {
-    /// As many as `most`, of which clients may keep `for_clients` busy.
+    /// `most` places, of which clients may keep `for_clients` busy.
     pub(super) fn new(most: usize, for_clients: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
@@ -124,7 +124,7 @@ impl Places {
         idle.select_nth_unstable_by_key(count - 1, |(since, _)| *since);
         for (_, usage) in &idle[..count] {
             usage.is_passed_over.store(true, Ordering::Relaxed);
-            // Kept for a connection that is just being polled.
+            // A connection that is being polled right now finds this later.
             usage.asked_to_give_way.notify_one();
         }
     }

@@ -1,5 +1,5 @@
-//! What stands in a line of the log: its fields as JSON, written as they come, since the library's own forms go through a map
-//! and read those of the span anew for each line; and for a terminal without what it would obey.
+//! The text of a line of the log. As JSON, its fields are written as they come: the library's own format goes through a
+//! map, and parses those of the span again for each line. For a terminal, the characters that it would obey are escaped.
 
 use std::{
     borrow::Cow,
@@ -20,13 +20,13 @@ use tracing_subscriber::{
 /// What most lines need, in bytes.
 const USUAL_LINE: usize = 512;
 
-/// `text` with what a terminal obeys escaped: what others sent moves no cursor, makes no second line, and changes the order of
-/// no other text.
+/// `text` with the characters that a terminal obeys escaped: what others sent cannot move the cursor, begin a line, or
+/// change the order of other text.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, is_obeyed, |it| it.escape_default().to_string())
 }
 
-/// JSON text with the same escaped that JSON allows in a string, which changes nothing in its value.
+/// JSON text with those of these characters escaped that may stand in a string; its value stays the same.
 pub(crate) fn printable_json(text: &str) -> Cow<'_, str> {
     let is_in_string = |character: char| is_obeyed(character) && !"\n\r\t".contains(character);
     escaped(text, is_in_string, |it| {
@@ -76,8 +76,8 @@ pub(super) fn put_printable(
     }
 }
 
-/// Writes a line as a JSON object: when, how grave, its fields, and those of the span around it as `span`, which are an object
-/// already since the span began.
+/// Writes a line as a JSON object: its time, its level, its fields, and as `span` those of the span around it, which became
+/// an object when the span began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JsonLine;
 
