@@ -1,11 +1,12 @@
 //! Instances of other releases: what a newer one says beyond what this one knows, and what an older one leaves out.
 
-use std::{net::SocketAddr, time::Instant};
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    time::Instant,
 };
 
 use crate::support::{
