@@ -21,7 +21,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     region::Region,
-    reply::{Meta, Returned},
+    reply::{Meta, Outcome},
 };
 
 /// How many attempts one call may have.
@@ -107,7 +107,7 @@ impl Attempts {
         self,
         region: Option<Region>,
         asked: Option<InstanceId>,
-        result: Result<Returned, Problem>,
+        result: Outcome,
         elapsed: Duration,
     ) -> Report {
         let meta = Meta {

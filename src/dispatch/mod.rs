@@ -37,7 +37,7 @@ use crate::{
     protocol::Exec,
     region::{Region, Targets},
     registry::Executor,
-    reply::{Meta, Returned},
+    reply::{Meta, Outcome},
 };
 
 /// Where calls come in and answers go out, and what that takes. Each HTTP handler is given it.
@@ -60,13 +60,13 @@ pub(crate) struct Dispatcher {
 
 #[derive(Debug)]
 pub(crate) struct Report {
-    pub(crate) result: Result<Returned, Problem>,
+    pub(crate) result: Outcome,
     pub(crate) meta: Meta,
 }
 
 impl Report {
     /// `result`, of which the account `meta` has what it says of itself.
-    fn new(result: Result<Returned, Problem>, meta: Meta) -> Self {
+    fn new(result: Outcome, meta: Meta) -> Self {
         let (replayed, consistency) = match &result {
             Ok(returned) => (returned.replayed, returned.consistency.clone()),
             Err(problem) => (problem.replayed, problem.consistency.clone()),
@@ -186,7 +186,7 @@ impl Dispatcher {
         targets: &Targets,
         call: &Call,
         attempts: &mut Attempts,
-    ) -> (Option<Region>, Result<Returned, Problem>) {
+    ) -> (Option<Region>, Outcome) {
         if let Err(draining) = attempts.admit(&self.lifecycle) {
             let first = targets.first(&self.local.identity.primary);
             return (first.cloned(), Err(draining));
@@ -276,12 +276,7 @@ impl Dispatcher {
     }
 
     /// Runs a call in `region`: here if it may, else on an instance there.
-    async fn run_in(
-        &self,
-        region: &Region,
-        call: &Call,
-        attempts: &mut Attempts,
-    ) -> Result<Returned, Problem> {
+    async fn run_in(&self, region: &Region, call: &Call, attempts: &mut Attempts) -> Outcome {
         if self.runs_here(region, call) {
             self.run_here(region, call, attempts).await
         } else {
@@ -291,12 +286,7 @@ impl Dispatcher {
 
     /// Runs a call for this region here, or on a sibling if this instance lacks the function, is full, or refuses new calls
     /// while it stops: its own app, which stops later, may still call others.
-    async fn run_here(
-        &self,
-        region: &Region,
-        call: &Call,
-        attempts: &mut Attempts,
-    ) -> Result<Returned, Problem> {
+    async fn run_here(&self, region: &Region, call: &Call, attempts: &mut Attempts) -> Outcome {
         // The last attempt is made where the function is.
         let is_elsewhere =
             attempts.remaining_here() == 1 && !self.executor.catalogue().has(&call.name);
@@ -444,12 +434,7 @@ impl Dispatcher {
 
     /// Runs a call on an instance of `region` that is chosen, and on the next as long as `attempts` allow it. This instance is
     /// among them where the region is its own: a call's key may pick it.
-    async fn forward(
-        &self,
-        region: &Region,
-        call: &Call,
-        attempts: &mut Attempts,
-    ) -> Result<Returned, Problem> {
+    async fn forward(&self, region: &Region, call: &Call, attempts: &mut Attempts) -> Outcome {
         attempts.admit(&self.lifecycle)?;
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
         let me = (*region == self.local.identity.region).then_some(&self.local.identity.instance);
@@ -486,11 +471,7 @@ impl Dispatcher {
         Err(attempts.to_problem(region, &known))
     }
 
-    async fn attempt_here(
-        &self,
-        call: &Call,
-        attempts: &mut Attempts,
-    ) -> Result<Returned, Problem> {
+    async fn attempt_here(&self, call: &Call, attempts: &mut Attempts) -> Outcome {
         attempts.begin(&self.local.identity.instance);
         let (request_id, deadline) = (&attempts.request_id, attempts.deadline);
         let counted = &mut attempts.in_flight;
@@ -499,12 +480,7 @@ impl Dispatcher {
         Box::pin(self.executor.run(call, request_id, deadline, counted)).await
     }
 
-    async fn attempt_there(
-        &self,
-        peer: &Peer,
-        call: &Call,
-        attempts: &mut Attempts,
-    ) -> Result<Returned, Problem> {
+    async fn attempt_there(&self, peer: &Peer, call: &Call, attempts: &mut Attempts) -> Outcome {
         attempts.begin(&peer.instance);
         let (request_id, deadline) = (&attempts.request_id, attempts.deadline);
         let started = Instant::now();

@@ -31,7 +31,7 @@ use crate::{
     name::{FunctionName, RequestId},
     problem::{Code, Executed, Problem},
     protocol::{Exec, lines::CallLine},
-    reply::Returned,
+    reply::Outcome,
 };
 
 /// The size, in bytes, above which a call, or a function's result, travels alone: it would hold up others.
@@ -100,7 +100,7 @@ impl Link {
         call: &Call,
         deadline: Deadline,
         request_id: &RequestId,
-    ) -> Result<Returned, Problem> {
+    ) -> Outcome {
         let line = Exec::line(&peer.region, call, request_id);
         let ending = match line.len() > LARGE || self.had_large_result(&call.name) {
             true => self.send_alone(peer, call, &line, deadline).await,
@@ -235,7 +235,7 @@ impl Link {
     }
 
     /// What the end of a call means for its caller; discovery is told what it means for the peer.
-    fn outcome(&self, peer: &Peer, call: &Call, ending: Ending) -> Result<Returned, Problem> {
+    fn outcome(&self, peer: &Peer, call: &Call, ending: Ending) -> Outcome {
         let instance = &peer.instance;
         let maybe_late =
             |detail: String| Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
