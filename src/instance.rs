@@ -532,7 +532,7 @@ fn assemble(
         cluster,
         link: Arc::new(link),
         budgets: Arc::default(),
-        places: Arc::new(Semaphore::new(limits.max_in_flight)),
+        in_background: Arc::new(Semaphore::new(limits.max_in_flight)),
     }))
 }
 

@@ -54,8 +54,8 @@ pub(crate) struct Dispatcher {
     pub(crate) link: Arc<Link>,
     /// For attempts after the first.
     pub(crate) budgets: Arc<Budgets>,
-    /// A place for each call for which nobody waits.
-    pub(crate) places: Arc<Semaphore>,
+    /// A permit for each call for which nobody waits.
+    pub(crate) in_background: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Dispatcher {
             Report::new(Err(problem), meta)
         };
         let in_flight = self.lifecycle.admit().map_err(refused)?;
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+        let permit = Arc::clone(&self.in_background).try_acquire_owned().map_err(|_| {
             let most = self.local.limits.max_in_flight;
             let detail = format!(
                 "{most} calls run here for which nobody waits, as many as RPC_MAX_IN_FLIGHT allows"
@@ -155,7 +155,7 @@ impl Dispatcher {
                         report = run => Some(report),
                     };
                     ended(report);
-                    drop((in_flight, place));
+                    drop((in_flight, permit));
                 });
             }
         }
