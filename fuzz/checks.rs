@@ -20,7 +20,7 @@ use crate::{
         lines::{self, Frame, Lines},
     },
     region::{Target, Targets},
-    reply::Meta,
+    reply::{Meta, Report},
     token::{PresentedToken, Proof, Token},
 };
 
@@ -90,7 +90,7 @@ fn answer(line: &[u8]) {
     };
     let mut written = Vec::new();
     let meta = Meta::untried(None, Duration::ZERO, request_id);
-    lines::write_answer(&mut written, Some(id), sent, meta);
+    lines::write_answer(&mut written, Some(id), Report::new(sent, meta));
     assert_eq!(
         written.iter().position(|byte| *byte == b'\n'),
         Some(written.len() - 1)

@@ -104,6 +104,29 @@ pub(crate) struct Returned {
     pub reserved: Option<Arc<Reserved>>,
 }
 
+/// What came of a call, and the account of where it ran.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub result: Outcome,
+    pub meta: Meta,
+}
+
+impl Report {
+    /// The report of `result`, and of `meta` with what `result` says of itself.
+    pub(crate) fn new(result: Outcome, meta: Meta) -> Self {
+        let (replayed, consistency) = match &result {
+            Ok(returned) => (returned.replayed, returned.consistency.clone()),
+            Err(problem) => (problem.replayed, problem.consistency.clone()),
+        };
+        let meta = Meta {
+            replayed,
+            consistency,
+            ..meta
+        };
+        Self { result, meta }
+    }
+}
+
 impl Returned {
     /// The result of a function that ran now.
     pub(crate) fn fresh(json: Box<RawValue>) -> Self {

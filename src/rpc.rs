@@ -12,13 +12,14 @@ use tracing::Instrument;
 use crate::{
     call::{Args, Call, Per, Timeouts},
     declaration::Policy,
-    dispatch::{Dispatcher, FanOut, Report},
+    dispatch::{Dispatcher, FanOut},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
         RequestId,
     },
     problem::{Code, Executed, FunctionError, Problem},
     region::{Region, Regions, Targets},
+    reply::Report,
     trace,
 };
 

@@ -12,7 +12,6 @@ use rand::RngExt;
 use tokio::time;
 use tower::retry::budget::{Budget, TpsBudget};
 
-use super::Report;
 use crate::{
     call::Call,
     cluster::{Condition, RegionPeers},
@@ -21,7 +20,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, Executed, Problem},
     region::Region,
-    reply::{Meta, Outcome},
+    reply::{Meta, Outcome, Report},
 };
 
 /// How many attempts one call may have.

@@ -13,7 +13,7 @@ use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{self, Instant};
 use tracing::Instrument;
 
-use super::{Dispatcher, Report, attempts::Attempts};
+use super::{Dispatcher, attempts::Attempts};
 use crate::{
     call::{Call, Per},
     cluster::Peer,
@@ -25,7 +25,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, Problem},
     region::{Region, Regions},
-    reply::RESULT_DROPPED,
+    reply::{RESULT_DROPPED, Report},
 };
 
 /// How many calls begin before anything is known of the size of results.

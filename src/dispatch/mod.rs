@@ -37,7 +37,7 @@ use crate::{
     protocol::Exec,
     region::{Region, Targets},
     registry::Executor,
-    reply::{Meta, Outcome},
+    reply::{Meta, Outcome, Report},
 };
 
 /// Where calls come in and answers go out, and what that takes. Each HTTP handler is given it.
@@ -56,28 +56,6 @@ pub(crate) struct Dispatcher {
     pub(crate) budgets: Arc<Budgets>,
     /// A permit for each call for which nobody waits.
     pub(crate) in_background: Arc<Semaphore>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) result: Outcome,
-    pub(crate) meta: Meta,
-}
-
-impl Report {
-    /// `result`, of which the account `meta` has what it says of itself.
-    fn new(result: Outcome, meta: Meta) -> Self {
-        let (replayed, consistency) = match &result {
-            Ok(returned) => (returned.replayed, returned.consistency.clone()),
-            Err(problem) => (problem.replayed, problem.consistency.clone()),
-        };
-        let meta = Meta {
-            replayed,
-            consistency,
-            ..meta
-        };
-        Self { result, meta }
-    }
 }
 
 impl Dispatcher {

@@ -24,12 +24,12 @@ use super::{
 };
 use crate::{
     access::Caller,
-    dispatch::{FanOut, Report},
+    dispatch::FanOut,
     json,
     memory::Reserved,
     protocol::lines::NDJSON,
     region::{Region, Regions},
-    reply::{ProblemDocument, milliseconds},
+    reply::{ProblemDocument, Report, milliseconds},
     trace,
 };
 

@@ -39,7 +39,7 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
-    dispatch::{Dispatcher, Report},
+    dispatch::Dispatcher,
     gate::{WaitingCalls, in_own_task},
     lifecycle::{self, Phase},
     memory::{Reserved, Share},
@@ -53,7 +53,7 @@ use crate::{
             write_answer,
         },
     },
-    reply::Meta,
+    reply::{Meta, Report},
     token::Proof,
     trace,
 };
@@ -592,8 +592,7 @@ impl Exchange {
     fn refuse(&mut self, id: Option<u64>, problem: Problem) {
         let region = Some(self.dispatcher.local.identity.region.clone());
         let meta = Meta::untried(region, Duration::ZERO, self.context.request_id.clone());
-        let result = Err(problem);
-        self.put(id, Report { result, meta });
+        self.put(id, Report::new(Err(problem), meta));
     }
 
     /// Adds an answer to those that are to be written.
@@ -602,7 +601,7 @@ impl Exchange {
         if before == 0 {
             self.unwritten.clear();
         }
-        write_answer(&mut self.out, id, report.result, report.meta);
+        write_answer(&mut self.out, id, report);
         self.unwritten.take(self.out.len() - before);
     }
 

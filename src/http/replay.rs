@@ -13,10 +13,11 @@ use crate::{
     cluster::Condition,
     config::Route,
     deadline::Deadline,
-    dispatch::{Dispatcher, Report},
+    dispatch::Dispatcher,
     problem::{Code, Problem},
     region::{Region, Targets},
     replay::{self, Machines},
+    reply::Report,
 };
 
 const ROUTE: HeaderName = HeaderName::from_static("rpc-route");

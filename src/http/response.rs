@@ -12,12 +12,11 @@ use axum::{
 use serde::Serialize;
 
 use crate::{
-    dispatch::Report,
     json,
     name::ConsistencyToken,
     problem::Problem,
     region::Region,
-    reply::{ProblemDocument, Reply, Returned},
+    reply::{ProblemDocument, Reply, Report, Returned},
 };
 
 /// The media type of documents.

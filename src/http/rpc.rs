@@ -23,11 +23,11 @@ use super::{
 use crate::{
     access::Caller,
     call::Call,
-    dispatch::{Dispatcher, Report},
+    dispatch::Dispatcher,
     name::{FunctionName, InstanceId, RequestId},
     region::{Region, Targets},
     replay::REPLAY,
-    reply::{Meta, Reply},
+    reply::{Meta, Reply, Report},
     trace,
 };
 

@@ -13,7 +13,7 @@ use crate::{
     json,
     memory::{Budget, Reserved, Share},
     problem::Problem,
-    reply::{Meta, Outcome, ProblemDocument, Returned},
+    reply::{ProblemDocument, Report, Returned},
     token::Proof,
 };
 
@@ -115,7 +115,7 @@ pub(crate) fn proof_line(proof: &Proof) -> Vec<u8> {
 }
 
 /// Appends the line that answers the call `id`; the id is `null` when that of the call could not be read.
-pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome, meta: Meta) {
+pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, report: Report) {
     out.extend_from_slice(ID);
     match id {
         Some(id) => put_number(out, id),
@@ -123,7 +123,8 @@ pub(crate) fn write_answer(out: &mut Vec<u8>, id: Option<u64>, outcome: Outcome,
     }
     out.push(b',');
     let start = out.len();
-    match outcome {
+    let Report { result, meta } = report;
+    match result {
         Ok(Returned {
             json,
             replayed,
@@ -431,7 +432,10 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::{Code, Problem};
+    use crate::{
+        problem::{Code, Problem},
+        reply::Meta,
+    };
 
     /// However the bytes come in: see `fuzz/checks.rs`.
     #[test]
@@ -507,7 +511,7 @@ mod tests {
         let meta = || Meta::untried(None, std::time::Duration::ZERO, "r".parse().unwrap());
         let line = |id, result| {
             let mut line = Vec::new();
-            write_answer(&mut line, id, result, meta());
+            write_answer(&mut line, id, Report::new(result, meta()));
             assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
             line
         };
