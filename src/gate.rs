@@ -109,6 +109,11 @@ impl Gate {
         }
     }
 
+    /// Whether a call runs or waits: each holds its place.
+    pub(crate) fn is_used(&self) -> bool {
+        Arc::strong_count(&self.places) > 1
+    }
+
     /// Waits for the turn of a call of `name`.
     ///
     /// # Errors

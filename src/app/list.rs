@@ -279,7 +279,7 @@ pub(crate) async fn check(url: &AppUrl, token: Option<Token>) -> Result<(Listing
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     pub(crate) functions: BTreeMap<FunctionName, Declaration>,
-    /// What bounds the calls of each function that declares a concurrency.
+    /// What bounds the calls of each function that declares a concurrency, or did while calls began that still run.
     pub(super) gates: BTreeMap<FunctionName, Arc<Gate>>,
     /// What was left out or ignored, a line each.
     pub(crate) remarks: Vec<String>,
@@ -345,16 +345,23 @@ impl Listing {
     }
 
     /// The same list with a gate for each function that declares a concurrency. A gate of the `former` list with the same
-    /// limit is kept, with the calls in it.
+    /// limit is kept, with the calls in it. So is one that is not declared now and has calls in it: where servers of two
+    /// releases answer in turn, it is declared again.
     fn with_gates_of(mut self, former: &Self) -> Self {
         let limits = self.functions.iter();
         let limits = limits.filter_map(|(name, declared)| Some((name, declared.concurrency?)));
-        let gates = limits.map(|(name, limit)| {
+        let declared = limits.map(|(name, limit)| {
             let kept = former.gates.get(name).filter(|gate| gate.limit == limit);
             let gate = kept.map_or_else(|| Arc::new(Gate::new(limit)), Arc::clone);
             (name.clone(), gate)
         });
-        self.gates = gates.collect();
+        let mut gates: BTreeMap<_, _> = declared.collect();
+        for (name, gate) in former.gates.iter().filter(|(_, gate)| gate.is_used()) {
+            gates
+                .entry(name.clone())
+                .or_insert_with(|| Arc::clone(gate));
+        }
+        self.gates = gates;
         self
     }
 }

@@ -160,7 +160,8 @@ impl App {
             .args
             .in_order(declared.params.as_deref())
             .map_err(|misfit| Problem::new(Code::InvalidArguments, format!("{name}: {misfit}")))?;
-        let own = status.listing.gates.get(name).map(Arc::clone);
+        let own = declared.concurrency.and(status.listing.gates.get(name));
+        let own = own.map(Arc::clone);
         let prepared = AppCall {
             app: Arc::clone(self),
             name: name.clone(),

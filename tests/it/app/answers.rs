@@ -439,6 +439,33 @@ async fn a_function_that_declares_a_concurrency_leaves_room_for_others() {
 }
 
 #[tokio::test]
+async fn a_function_that_is_listed_again_has_its_calls_still() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let mut calls = started(&instance, "one", &["a"]);
+    app.until_runs("a").await;
+    let outcome_of = async |id: &str| parts(&call(&instance, "App.one", json!([id]), 300).await);
+    // As when servers of two releases answer in turn.
+    for other in [
+        json!({"functions": {"App.run": {}}}),
+        json!({"functions": {"App.one": {"concurrency": 1}, "App.run": {}}}),
+    ] {
+        app.offer(&other);
+        let listed = async || instance.get("/functions").await.body["details"].clone();
+        let is_taken = |now: &Value| now["App.one"] == other["functions"]["App.one"];
+        eventually("the new list", listed, is_taken).await;
+    }
+    assert_eq!(outcome_of("b").await, pair("deadline_exceeded", "no"));
+    app.set("release");
+    assert_eq!(next(&mut calls).await, pair("ok", "\"a\""));
+    assert_eq!(outcome_of("c").await, pair("ok", "\"c\""));
+    assert_eq!(
+        app.runs(),
+        [("a".to_owned(), 1), ("c".to_owned(), 1)].into()
+    );
+}
+
+#[tokio::test]
 async fn over_a_unix_socket_it_is_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("app.sock");
