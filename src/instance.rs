@@ -1,7 +1,7 @@
 //! One instance, put together: the registry, discovery, dispatch and the server, started and stopped as one; also inside a
 //! program that has an HTTP server of its own.
 
-use std::{fmt, future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use tokio::{
@@ -24,7 +24,7 @@ use crate::{
     local::LocalInstance,
     memory::{self, Budget},
     metrics::Metrics,
-    name::BootId,
+    name::{BootId, debug_as_text},
     registry::{Executor, Keys, Registry, RegistryError},
     rpc::Rpc,
     server::{self, Door, Drained, Server, Shares},
@@ -54,12 +54,7 @@ pub enum StartError {
     Discovery(#[from] DiscoveryError),
 }
 
-/// The text, because this is what `main` prints of an error that it returns.
-impl fmt::Debug for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+debug_as_text!(StartError);
 
 /// A running instance: it serves and discovers until it is shut down.
 ///

@@ -6,13 +6,27 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
+/// Makes the text of an error its Debug form too, because that is what `main` prints of an error that it returns.
+macro_rules! debug_as_text {
+    ($error:ty) => {
+        impl std::fmt::Debug for $error {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+pub(crate) use debug_as_text;
+
 /// A text that breaks the rule of the word it was meant to be.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Copy, Eq, PartialEq, thiserror::Error)]
 #[error("{what} must be {rule}")]
 pub struct InvalidName {
     what: &'static str,
     rule: &'static str,
 }
+
+debug_as_text!(InvalidName);
 
 impl InvalidName {
     pub(crate) const fn new(what: &'static str, rule: &'static str) -> Self {

@@ -214,7 +214,7 @@ impl fmt::Display for Code {
 /// let error = serde_json::from_str::<u8>("").unwrap_err();
 /// assert_eq!(FunctionError::public(error).kind, "serde_json::Error");
 /// ```
-#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+#[derive(Clone, Deserialize, Serialize, ToSchema)]
 #[schema(
     description = "An error that a function returned, as the function gave it; null in every other problem."
 )]
@@ -282,6 +282,20 @@ impl FunctionError {
             data: serde_json::value::to_raw_value(data).ok(),
             ..self
         }
+    }
+}
+
+/// What there is to say, because a test of a function, or `main`, prints this form.
+impl fmt::Debug for FunctionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind, self.message)?;
+        if let Some(data) = &self.data {
+            write!(f, "; data: {data}")?;
+        }
+        if let Some(cause) = &self.cause {
+            write!(f, "; cause: {cause}")?;
+        }
+        Ok(())
     }
 }
 

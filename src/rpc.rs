@@ -15,7 +15,7 @@ use crate::{
     dispatch::{Dispatcher, FanOut},
     name::{
         ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, KeyOwner,
-        RequestId,
+        RequestId, debug_as_text,
     },
     problem::{Code, Executed, FunctionError, Problem},
     region::{Region, Regions, Targets},
@@ -136,12 +136,7 @@ impl fmt::Display for CallError {
     }
 }
 
-/// The text, because this is what `main` prints of an error that it returns.
-impl fmt::Debug for CallError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+debug_as_text!(CallError);
 
 impl std::error::Error for CallError {}
 

@@ -45,7 +45,7 @@ pub(crate) use self::{
 use crate::{
     config::DiscoveryConfig,
     local::LocalInstance,
-    name::InstanceId,
+    name::{InstanceId, debug_as_text},
     problem::{Code, Problem},
     protocol::{Catalogue, CatalogueHash, PeerState},
     region::Region,
@@ -55,7 +55,7 @@ use crate::{
 const READY_WITHOUT_DNS: Duration = Duration::from_secs(15);
 
 /// Why discovery cannot start.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum DiscoveryError {
     /// The system's resolver configuration cannot be read.
     #[error("the system's DNS configuration cannot be used; set RPC_DNS_SERVER: {0}")]
@@ -64,6 +64,8 @@ pub enum DiscoveryError {
     #[error("the HTTP client for probes cannot be built: {0}")]
     Client(#[from] reqwest::Error),
 }
+
+debug_as_text!(DiscoveryError);
 
 #[derive(Debug)]
 pub(crate) struct Cluster {

@@ -11,7 +11,6 @@ mod tests;
 mod urls;
 
 use std::{
-    fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
     sync::Arc,
@@ -28,7 +27,7 @@ pub use self::{
 use crate::{
     access::{Access, Client},
     call::Timeouts,
-    name::{InstanceId, InvalidName},
+    name::{InstanceId, InvalidName, debug_as_text},
     region::Region,
     token::Token,
 };
@@ -199,12 +198,7 @@ pub struct ConfigError {
     detail: String,
 }
 
-/// The text, because this is what `main` prints of an error that it returns.
-impl fmt::Debug for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+debug_as_text!(ConfigError);
 
 impl ConfigError {
     fn new(setting: impl Into<String>, detail: impl Into<String>) -> Self {

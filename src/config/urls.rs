@@ -10,14 +10,17 @@ use std::{
 use http::{Uri, uri::Scheme};
 
 use super::settings::port;
+use crate::name::debug_as_text;
 
 /// A text that is not the URL of an app or of a store.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Clone, Copy, Eq, PartialEq, thiserror::Error)]
 #[error("{what}; write for example {example}")]
 pub struct InvalidUrl {
     what: &'static str,
     example: &'static str,
 }
+
+debug_as_text!(InvalidUrl);
 
 /// Where an app serves its functions: `http://127.0.0.1:3000/rpc` or `unix:/run/app.sock:/rpc`.
 #[derive(Clone, Debug, Eq, PartialEq)]

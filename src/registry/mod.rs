@@ -31,7 +31,7 @@ use crate::{
     deadline::Deadline,
     declaration::Declaration,
     gate::{Gate, Gates},
-    name::{ConsistencyToken, FunctionName, RequestId},
+    name::{ConsistencyToken, FunctionName, RequestId, debug_as_text},
     problem::{Code, FunctionError, Problem},
     protocol::Catalogue,
     reply::Outcome,
@@ -87,9 +87,11 @@ pub struct Registry {
 }
 
 /// A function that cannot be registered.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("the registry does not stand: {0}")]
 pub struct RegistryError(String);
+
+debug_as_text!(RegistryError);
 
 impl Registry {
     /// A registry without functions; an instance adds those of the module `Fly.RPC`, which describe itself.

@@ -131,6 +131,10 @@ async fn a_program_calls_its_own_functions_in_another_region() {
         (error.kind.as_str(), error.message.as_str(), data),
         ("ArithmeticError", "division by zero", "[1,0]")
     );
+    assert_eq!(
+        format!("{error:?}"),
+        "ArithmeticError: division by zero; data: [1,0]"
+    );
 
     assert_eq!(format!("{failed:?}"), failed.to_string());
     let request_id = failed.request_id().unwrap();
