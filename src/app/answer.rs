@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::channel::{AppAnswer, Unread};
 use crate::{
+    config::settings::digits,
     json,
     name::{ConsistencyToken, FunctionName},
     problem::{Code, FunctionError, Problem},
@@ -57,8 +58,8 @@ pub(super) fn consistency(headers: &HeaderMap) -> Result<Option<ConsistencyToken
 
 /// How long the app says that it waited until its data had seen what the call names.
 pub(super) fn waited(headers: &HeaderMap) -> Option<Duration> {
-    let milliseconds = headers.get(WAITED)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_millis(milliseconds))
+    let milliseconds = headers.get(WAITED)?.to_str().ok()?;
+    digits(milliseconds).map(Duration::from_millis)
 }
 
 fn says_not_executed(headers: &HeaderMap) -> bool {

@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 pub use self::layer::{ReplayToPrimary, ReplayToPrimaryService};
 use crate::{
+    config::settings::digits,
     name::{InstanceId, RequestId},
     region::Region,
 };
@@ -134,7 +135,7 @@ pub(crate) fn request_id(headers: &HeaderMap) -> Option<RequestId> {
 /// The time that a replayed call had left when its replay was asked for. A client can invent it: it may only shorten.
 pub(crate) fn time_left(headers: &HeaderMap) -> Option<Duration> {
     let (_, milliseconds) = state(headers)?.split_once('~')?;
-    milliseconds.parse().ok().map(Duration::from_millis)
+    digits(milliseconds).map(Duration::from_millis)
 }
 
 /// The `state` that was given where a replay was asked for, as far as a client did not invent it.
@@ -154,7 +155,7 @@ pub(crate) fn was_unreached(headers: &HeaderMap) -> bool {
 /// How long Fly Proxy tried to replay a request that came back; zero where it does not say.
 pub(crate) fn time_lost(headers: &HeaderMap) -> Duration {
     let elapsed = failure(headers, "elapsed_ms");
-    let milliseconds = elapsed.and_then(|elapsed| elapsed.parse().ok());
+    let milliseconds = elapsed.and_then(digits);
     Duration::from_millis(milliseconds.unwrap_or(0))
 }
 

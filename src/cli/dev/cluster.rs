@@ -101,10 +101,7 @@ impl FromStr for Shape {
             let region: Region = region
                 .parse()
                 .map_err(|invalid| format!("{region:?}: {invalid}"))?;
-            let count = count
-                .parse()
-                .ok()
-                .filter(|count| (1..=MAX_INSTANCES).contains(count));
+            let count = digits(count).filter(|count| (1..=MAX_INSTANCES).contains(count));
             let count = count.ok_or_else(|| {
                 format!("{part:?} needs a count from 1 to {MAX_INSTANCES}, as in syd:2")
             })?;

@@ -325,6 +325,7 @@ async fn a_replay_brings_the_time_that_is_left_and_no_more() {
         "one",
         "one~",
         "one~-1",
+        "one~+0",
         "one~1e3",
         "~",
         "one~99999999999999999999",

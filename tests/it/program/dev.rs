@@ -430,6 +430,7 @@ async fn a_cluster_that_cannot_be_is_wrong_usage() {
             "\"iad:0\" needs a count from 1 to 64, as in syd:2",
         ),
         (&["--regions", "iad:x"], "\"iad:x\" needs a count"),
+        (&["--regions", "iad:+2"], "\"iad:+2\" needs a count"),
         (&["--regions", "iad:65"], "\"iad:65\" needs a count"),
         (&["--regions", ""], "\"\": a region must be"),
         (&["--regions", "IAD"], "\"IAD\": a region must be"),
