@@ -142,9 +142,9 @@ impl FromStr for FunctionPattern {
 pub(crate) struct Caller(Option<Arc<Client>>);
 
 impl Caller {
-    /// The client's name; empty for anybody.
-    pub(crate) fn name(&self) -> &str {
-        self.0.as_ref().map_or("", |client| client.name.as_str())
+    /// The client's name; `None` for anybody.
+    pub(crate) fn name(&self) -> Option<&str> {
+        Some(self.0.as_ref()?.name.as_str())
     }
 
     /// The owner of its idempotency keys; `None` without a client.

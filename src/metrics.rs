@@ -198,17 +198,17 @@ impl CallMetrics {
         self.passed_on.get_or_create(&target(Some(region))).inc();
     }
 
-    /// Counts a call of the client `name`, which is empty where no token is asked for.
-    pub(crate) fn of_client(&self, name: &str, problem: Option<&Problem>) {
-        if problem.is_none() && self.served.find(name, |served| _ = served.inc()) {
+    /// Counts a call of the client `name`; `None` where no token is asked for.
+    pub(crate) fn of_client(&self, name: Option<&str>, problem: Option<&Problem>) {
+        let client = name.unwrap_or(ANONYMOUS);
+        if problem.is_none() && self.served.find(client, |served| _ = served.inc()) {
             return;
         }
-        let client = if name.is_empty() { ANONYMOUS } else { name };
         let labels = ([("client", client.to_owned())], outcome(problem));
         let counter = self.clients.get_or_create_owned(&labels);
         counter.inc();
         if problem.is_none() {
-            self.served.keep(name.to_owned(), counter);
+            self.served.keep(client.to_owned(), counter);
         }
     }
 

@@ -172,7 +172,7 @@ fn refused(
     let document = ProblemDocument::new(problem, meta);
     let (problem, meta) = (&document.problem, &document.meta);
     let (elapsed_ms, request_id) = (meta.elapsed_ms, &meta.request_id);
-    let client = caller.map_or("", Caller::name);
+    let client = caller.and_then(Caller::name);
     let path = &path[..path.floor_char_boundary(LOGGED_PATH)];
     let (status, code, executed) = (problem.status(), problem.code, problem.executed);
     let detail = &problem.detail;

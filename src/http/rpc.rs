@@ -261,8 +261,8 @@ impl CallLog<Targets> {
             .metrics
             .calls
             .of_client(client, problem);
-        let region = meta.region.as_ref().map_or("", Region::as_str);
-        let instance = meta.instance.as_ref().map_or("", InstanceId::as_str);
+        let region = meta.region.as_ref().map(Region::as_str);
+        let instance = meta.instance.as_ref().map(InstanceId::as_str);
         let request_id = meta.request_id.as_str();
         let (attempts, elapsed_ms) = (meta.attempts, meta.elapsed_ms);
         let Some(problem) = problem else {

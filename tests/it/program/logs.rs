@@ -179,25 +179,31 @@ async fn a_call_and_a_refusal_are_a_line_each() {
     iad.get("/nowhere").await;
     let call = seen(iad, "call").await.into_iter().map(timeless);
     let expected = json!({
-        "level": "INFO", "message": "call", "client": "", "function": "String.upcase", "region": "syd",
+        "level": "INFO", "message": "call", "function": "String.upcase", "region": "syd",
         "instance": "syd-1", "executed": "yes", "attempts": 1,
     });
     assert_eq!(call.collect::<Vec<_>>(), [expected]);
     let failed = seen(iad, "call failed").await.into_iter().map(timeless);
     let expected = json!({
-        "level": "WARN", "message": "call failed", "client": "", "function": "Kernel.raise", "region": "syd",
+        "level": "WARN", "message": "call failed", "function": "Kernel.raise", "region": "syd",
         "instance": "syd-1", "code": "function_failed", "executed": "yes", "attempts": 1,
         "detail": "the function returned an error of kind \"RuntimeError\"",
     });
     assert_eq!(failed.collect::<Vec<_>>(), [expected]);
+    iad.call("mars", "String.upcase", json!(["fly"])).await;
+    let untried = lines_where(iad, "call failed", |line| line["region"] == "mars").await;
+    let expected = json!({
+        "level": "WARN", "message": "call failed", "function": "String.upcase", "region": "mars",
+        "code": "region_unknown", "executed": "no", "attempts": 0,
+        "detail": "no instance was ever seen in region \"mars\"; known regions: iad, syd",
+    });
+    assert_eq!(timeless(untried[0].clone()), expected);
     let paths = async || {
         let refused = seen(iad, "refused").await;
         let seen = |line: &Value| {
-            (
-                line["path"].clone(),
-                line["code"].clone(),
-                line["status"].clone(),
-            )
+            assert_eq!(line.get("client"), None);
+            let [path, code, status] = ["path", "code", "status"].map(|name| line[name].clone());
+            (path, code, status)
         };
         refused.iter().map(seen).collect::<Vec<_>>()
     };
