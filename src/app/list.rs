@@ -1,5 +1,5 @@
-//! The list of an app's functions. It is asked for every second, which shows whether the app answers, and whether it refuses
-//! requests without its token. A function whose entry is wrong is left out with a remark, and the others are offered. The
+//! The list of an app's functions. It is asked for every second, sooner while the app starts, which shows whether the app
+//! answers, and whether it refuses requests without its token. A function whose entry is wrong is left out with a remark, and the others are offered. The
 //! only writer of an app's status.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -10,7 +10,7 @@ use http_body_util::Full;
 use serde_json::{Map, Value, json};
 use tokio::{
     sync::{mpsc, oneshot},
-    time,
+    time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,9 +29,11 @@ use crate::{
 
 /// How long the app has to answer with its list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause until the first list.
-const FIRST: Duration = Duration::from_millis(100);
-/// The pause after it.
+/// The pause while the app starts: until the first list, and where nothing listens any more.
+const SOON: Duration = Duration::from_millis(100);
+/// How long an app may be gone, and be expected back at any moment.
+const RESTART: Duration = Duration::from_secs(10);
+/// The pause otherwise.
 const LATER: Duration = Duration::from_secs(1);
 /// How many failures in a row make an app down.
 const FAILURES: u32 = 3;
@@ -56,6 +58,8 @@ pub(super) struct Watch {
     /// The last list, as it came.
     pub(super) body: Option<Vec<u8>>,
     pub(super) failures: u32,
+    /// Since when nothing listens there.
+    pub(super) gone_since: Option<Instant>,
 }
 
 /// Why there is no list, in words, and what that says of a call which the app refused.
@@ -86,12 +90,8 @@ impl Watch {
                 let _ = waiter.send(asked.clone());
             }
             self.app.channel.close_idle();
-            let pause = match self.body {
-                Some(_) => LATER,
-                None => FIRST,
-            };
             tokio::select! {
-                () = time::sleep(pause) => {}
+                () = time::sleep(self.pause()) => {}
                 // Calls that were refused before the list is asked for: only a later list can explain their refusal.
                 _ = self.asked.recv_many(&mut waiting, ASKS) => {}
                 () = stop.cancelled() => return,
@@ -99,10 +99,22 @@ impl Watch {
         }
     }
 
+    fn pause(&self) -> Duration {
+        let is_restarting = |since: Instant| since.elapsed() < RESTART;
+        match self.body.is_none() || self.gone_since.is_some_and(is_restarting) {
+            true => SOON,
+            false => LATER,
+        }
+    }
+
     async fn ask(&mut self) -> Asked {
         let asked = match self.app.channel.list().await {
             Ok(body) => self.listed(body).await,
             Err(why) => Err(why),
+        };
+        self.gone_since = match asked {
+            Err(NoList::Unreachable(_)) => self.gone_since.or(Some(Instant::now())),
+            _ => None,
         };
         match &asked {
             Ok(()) => self.failures = 0,

@@ -114,6 +114,7 @@ impl App {
             asked,
             body: None,
             failures: 0,
+            gone_since: None,
         };
         tasks.spawn(watch.run(stop));
         app

@@ -1,6 +1,6 @@
 //! Apps that crash, hang, start late and come back: what callers get meanwhile, and what is offered.
 
-use std::{cell::Cell, collections::BTreeMap, io::ErrorKind, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, fs, io::ErrorKind, time::Duration};
 
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
@@ -69,6 +69,27 @@ async fn a_kill_loses_what_runs_and_refuses_what_comes() {
         app.runs(),
         [("a".to_owned(), 1), ("c".to_owned(), 1)].into()
     );
+}
+
+#[tokio::test]
+async fn an_app_that_listens_again_is_found_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("app.sock");
+    let away = folder.path().join("away.sock");
+    let app = App::start_at(folder, socket.to_str().unwrap()).await;
+    let instance = app.instance(&[]).await;
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        fs::rename(&socket, &away).unwrap();
+        until_state(&instance, "down").await;
+        fs::rename(&away, &socket).unwrap();
+        let listens = Instant::now();
+        until_state(&instance, "up").await;
+        waits.push(listens.elapsed());
+    }
+    // On a busy machine, any of them may take its time.
+    let quickest = *waits.iter().min().unwrap();
+    assert!(quickest < Duration::from_millis(500), "{waits:?}");
 }
 
 #[tokio::test]
