@@ -318,7 +318,7 @@ pub(crate) struct DiscoveryDocument {
 }
 
 /// The functions of this instance.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[schema(as = FunctionList)]
 pub(crate) struct FunctionsDocument {
     /// A hash of what peers read: equal for equal sets of functions that declare the same.
@@ -336,7 +336,7 @@ pub(crate) struct FunctionsDocument {
 }
 
 /// The app beside an instance.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[schema(
     as = AppStatus,
     description = "The app beside an instance, whose functions it offers; null without one."

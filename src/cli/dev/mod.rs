@@ -1,5 +1,6 @@
 //! `fly-rpc dev`: a whole cluster on this machine, of real processes that find each other through a real DNS server.
 
+mod apps;
 mod cluster;
 mod control;
 mod dns;
@@ -13,8 +14,10 @@ use std::{
 };
 
 use clap::Args;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time};
+use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     cluster::{Child, DevCluster, Plan, Shape},
@@ -134,6 +137,7 @@ async fn run_cluster(
             "the instances did not see each other within {PATIENCE:?}"
         ))
     })?;
+    let watched = (!args.app.is_empty()).then(|| apps::watch(addresses(cluster), client.clone()));
     let plans: Vec<&Plan> = cluster.children.iter().map(|child| &child.plan).collect();
     let mut page = None;
     if let Some(first) = plans.first().filter(|_| args.chaos) {
@@ -141,6 +145,8 @@ async fn run_cluster(
         page = Some(control::start(&first.name, addresses(cluster), client, sender).await?);
     }
     print(&welcome(args, &plans, page, taken))?;
+    // As long as this future is.
+    let _watched = watched.map(|watched| AbortOnDropHandle::new(tokio::spawn(watched)));
     loop {
         // An end is noted before the order that may be its consequence.
         tokio::select! {
@@ -241,14 +247,21 @@ async fn until_all_see_all(cluster: &DevCluster, client: &reqwest::Client) {
 
 /// The instances that the one at `address` would call, itself included.
 async fn instances_seen(client: &reqwest::Client, address: SocketAddr) -> Option<BTreeSet<String>> {
-    let asked = client.get(format!("http://{address}/regions"));
-    let asked = asked.timeout(CONNECT);
-    let body = client::body(asked.send().await.ok()?, 16 << 20)
-        .await
-        .ok()?;
-    let seen: RegionsDocument = serde_json::from_slice(&body).ok()?;
+    let seen: RegionsDocument = asked(client, address, "/regions").await?;
     let instances = seen.regions.into_iter().flat_map(|region| region.instances);
     Some(instances.map(|it| it.instance.to_string()).collect())
+}
+
+/// What the instance at `address` answers to `GET` of `path`; `None` where it does not.
+async fn asked<T: DeserializeOwned>(
+    client: &reqwest::Client,
+    address: SocketAddr,
+    path: &str,
+) -> Option<T> {
+    let asked = client.get(format!("http://{address}{path}"));
+    let asked = asked.timeout(CONNECT).send().await.ok()?;
+    let body = client::body(asked, 16 << 20).await.ok()?;
+    serde_json::from_slice(&body).ok()
 }
 
 fn welcome(args: &DevArgs, plans: &[&Plan], page: Option<String>, taken: Option<String>) -> String {

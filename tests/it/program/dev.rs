@@ -198,6 +198,29 @@ async fn what_an_app_started_ends_with_it_whatever_it_ignores() {
 }
 
 #[tokio::test]
+async fn an_app_that_does_not_start_is_said_once_and_so_is_that_it_does() {
+    let folder = TempDir::new().unwrap();
+    let mark = folder.path().join("go");
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/apps/python/app.py");
+    // One waits, the other ends again and again.
+    let app = format!(
+        r#"[ "$FLY_REGION" = iad ] || [ -e {0} ] || exit 3
+        until [ -e {0} ]; do sleep 0.05; done
+        exec python3 {example}"#,
+        mark.display()
+    );
+    let mut dev = Dev::start(&["--regions", "iad,syd", "--", "sh", "-c", &app]).await;
+    let missing = "does not serve its functions: cannot connect to the app: Connection refused";
+    dev.until_said(missing).await;
+    fs::write(&mark, "").unwrap();
+    dev.until_said("the app serves its functions beside every instance")
+        .await;
+    assert_eq!(dev.interrupt().await.code(), Some(0));
+    let said = dev.said.lock().unwrap().join("\n");
+    assert_eq!(said.matches(missing).count(), 1, "{said}");
+}
+
+#[tokio::test]
 async fn an_app_gets_a_port_that_the_kernel_gives_to_nobody_meanwhile() {
     let folder = TempDir::new().unwrap();
     let mark = folder.path().join("port");
