@@ -159,6 +159,11 @@ impl Caller {
         self.0.as_ref()?.regions.as_deref()
     }
 
+    /// Whether it may call every function in every region.
+    pub(crate) fn is_unlimited(&self) -> bool {
+        self.regions().is_none() && self.functions().is_none()
+    }
+
     pub(crate) fn may_call_in(&self, region: &Region) -> bool {
         self.regions()
             .is_none_or(|regions| regions.contains(region))

@@ -371,6 +371,13 @@ impl Problem {
         }
     }
 
+    /// Adds `more` to the detail, where there is room for all of it.
+    pub(crate) fn add(&mut self, more: &str) {
+        if self.detail.len() + more.len() <= MAX_DETAIL {
+            self.detail.push_str(more);
+        }
+    }
+
     /// The code's word on the wire.
     pub fn word(&self) -> &str {
         self.later

@@ -58,8 +58,6 @@ pub(super) struct HttpAnswer {
     with_token: bool,
     /// What to do next about a call that may have run.
     pub(super) after_maybe: &'static str,
-    /// The known function whose name is most like the unknown one.
-    pub(super) meant: Option<String>,
 }
 
 impl AskArgs {
@@ -93,7 +91,6 @@ impl AskArgs {
             body,
             with_token: token.is_some(),
             after_maybe: "it may have run: call again only if it may run twice, then with --idempotent",
-            meant: None,
         })
     }
 
@@ -263,11 +260,7 @@ impl HttpAnswer {
         say(&format!(
             "  executed: {executed} · request {request}{replayed}"
         ));
-        let next = match &self.meant {
-            Some(meant) => format!("did you mean {meant}? `fly-rpc functions` lists them all"),
-            None => self.next(problem).to_owned(),
-        };
-        say(&format!("  next: {next}"));
+        say(&format!("  next: {}", self.next(problem)));
     }
 
     fn next(&self, problem: &Problem) -> &'static str {

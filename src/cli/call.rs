@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{
     Failure,
     ask::{AskArgs, EARLIER, HttpAnswer},
-    function, functions, print, say,
+    function, print, say,
     table::{Cell, table},
 };
 use crate::{
@@ -27,7 +27,6 @@ use crate::{
     http::documents::{Accepted, EntryDocument, FanOutMeta, FanOutReply},
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName, Name},
-    problem::Code,
     region::{Regions, Targets},
     reply::{Meta, Reply, milliseconds},
     telemetry::printable_json,
@@ -146,9 +145,6 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
         answer.after_maybe = "it may have run: call again with the same --idempotency-key";
     } else if args.idempotent == Some(true) {
         answer.after_maybe = "it may have run: it may run twice, so call again";
-    }
-    if answer.code() == Some(Code::FunctionUnknown) {
-        answer.meant = functions::nearest(&args.ask, &args.function).await;
     }
     let Reply { result, meta } = answer.document()?;
     print(&printable_json(result.get()))?;

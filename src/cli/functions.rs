@@ -9,9 +9,7 @@ use crate::{
     app::{self, Listing},
     config,
     http::openapi_with,
-    json,
-    name::FunctionName,
-    openapi_json,
+    json, openapi_json,
     protocol::Catalogue,
 };
 
@@ -102,18 +100,4 @@ async fn list(args: AskArgs) -> Result<(), Failure> {
     let catalogue: Catalogue = answer.document()?;
     let names: Vec<_> = catalogue.iter().map(|(name, _)| name.to_string()).collect();
     print(&names.join("\n"))
-}
-
-/// The function of the instance asked whose name is most like `name`, if one is much like it.
-pub(super) async fn nearest(ask: &AskArgs, name: &str) -> Option<String> {
-    let catalogue: Catalogue = ask.get("/functions").await.ok()?.found()?;
-    let likeness = |function: &FunctionName| {
-        let function = function.to_string().to_lowercase();
-        strsim::jaro_winkler(&function, &name.to_lowercase())
-    };
-    let all = catalogue
-        .iter()
-        .map(|(function, _)| (likeness(function), function));
-    let (likeness, nearest) = all.max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (likeness > 0.9).then(|| nearest.to_string())
 }

@@ -4,6 +4,7 @@
 mod attempts;
 mod candidates;
 mod fan_out;
+mod nearest;
 mod regions;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};

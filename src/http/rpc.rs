@@ -141,6 +141,9 @@ pub(super) async fn call_function(
         report
     };
     replay::came_back(&parts.headers, &mut report);
+    if log.caller.is_unlimited() {
+        dispatcher.add_nearest(&log.function, &mut report);
+    }
     log.ended(&report, &span);
     let others = replay::to_others(&dispatcher, &parts, size, &call, arrived, &report);
     let others = others.map(|others| [(REPLAY, others)]);

@@ -299,6 +299,16 @@ async fn a_client_calls_what_its_limits_name() {
     assert_eq!(good.result(), "FLY");
     let good = call(&instance, DESK, "iad", "Fly.RPC.my_region", json!([])).await;
     assert_eq!(good.result(), "iad");
+    // Only who may call all is told of a name.
+    let hint = "; did you mean String.upcase?";
+    for (token, hint) in [(DESK, ""), (SHOP, hint)] {
+        let mistyped = call(&instance, token, "iad", "String.upcas", json!(["fly"])).await;
+        assert_eq!(mistyped.problem(), (404, "function_unknown", "no"));
+        assert_eq!(
+            mistyped.detail(),
+            format!("no function String.upcas here{hint}")
+        );
+    }
     for (region, function, detail) in [
         (
             "syd",
@@ -323,7 +333,7 @@ async fn a_client_calls_what_its_limits_name() {
         log.lines().filter(|line| line.contains(what)).count()
     };
     let counts = async || (lines(r#""client":"desk""#), lines(r#""code":"forbidden""#));
-    eventually("a line for each call", counts, |counts| *counts == (6, 4)).await;
+    eventually("a line for each call", counts, |counts| *counts == (7, 4)).await;
     let log = instance.log();
     assert!(!log.contains(DESK) && !log.contains(SHOP), "{log}");
 }
