@@ -135,9 +135,14 @@ impl Cluster {
     fn unknown(&self, region: &Region) -> Problem {
         let progress = self.progress.borrow();
         if progress.complete {
+            let strangers = match progress.strangers {
+                0 => String::new(),
+                1 => "; 1 address is not a peer, and GET /regions says why".to_owned(),
+                count => format!("; {count} addresses are not peers, and GET /regions says why"),
+            };
             return Problem::new(
                 Code::RegionUnknown,
-                format!("no instance was ever seen in region \"{region}\""),
+                format!("no instance was ever seen in region \"{region}\"{strangers}"),
             );
         }
         let why = match &progress.error {
@@ -367,6 +372,9 @@ pub(crate) struct Progress {
     /// Whether a round is over in which DNS answered completely and every new address was probed, so that a region without an
     /// instance does not exist.
     pub complete: bool,
+    /// At how many addresses something answered in the last round that is not of this cluster, such as an instance with
+    /// another token.
+    pub strangers: usize,
     pub last_success: Option<Instant>,
     /// What went wrong with the last queries; `None` when nothing did.
     pub error: Option<String>,

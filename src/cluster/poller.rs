@@ -175,7 +175,9 @@ impl Poller {
         };
         let complete = complete && !self.schedule.has_new();
         self.round = Round::Over;
+        let strangers = self.table.strangers();
         self.progress.send_modify(|progress| {
+            progress.strangers = strangers;
             progress.rounds += 1;
             progress.answered |= answered;
             progress.complete |= complete;
@@ -422,11 +424,7 @@ fn left_out_warning(left_out: usize) -> String {
 fn stranger_warning(addresses: &[KnownAddress]) -> Option<String> {
     let mut strangers = addresses.iter().filter_map(|known| {
         let failure = known.probe_error.as_ref()?;
-        let is_stranger = matches!(
-            failure,
-            ProbeFailure::NotAPeer(_) | ProbeFailure::Namesake { .. }
-        );
-        is_stranger.then_some((known.address, failure))
+        failure.is_of_stranger().then_some((known.address, failure))
     });
     let (address, failure) = strangers.next()?;
     Some(match strangers.count() {

@@ -68,6 +68,13 @@ pub(crate) enum ProbeFailure {
     Namesake { id: InstanceId, region: Region },
 }
 
+impl ProbeFailure {
+    /// Whether something answered that is not of this cluster, such as an instance with another token.
+    pub(super) fn is_of_stranger(&self) -> bool {
+        matches!(self, Self::NotAPeer(_) | Self::Namesake { .. })
+    }
+}
+
 /// What a call found out about a peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum CallSignal {
@@ -508,6 +515,15 @@ impl Table {
     pub(super) fn addresses(&self) -> impl Iterator<Item = KnownAddress> {
         let others = self.entries.values().filter(|entry| !entry.is_own);
         others.cloned()
+    }
+
+    /// At how many addresses something answers that is not of this cluster.
+    pub(super) fn strangers(&self) -> usize {
+        let failures = self
+            .entries
+            .values()
+            .map(|entry| entry.probe_error.as_ref());
+        failures.flatten().filter(|it| it.is_of_stranger()).count()
     }
 
     /// The peers of `region` as calls read them: each process once, although it may have two addresses.

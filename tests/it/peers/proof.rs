@@ -128,6 +128,14 @@ async fn who_has_another_secret_is_no_peer() {
     );
     let discovery = iad.get("/regions").await.body["discovery"].clone();
     assert_eq!(discovery["warnings"], json!([warning]));
+    let detail = async || {
+        let unknown = iad.call("syd", "String.upcase", json!(["fly"])).await;
+        unknown.detail().to_owned()
+    };
+    // At the end of the round.
+    let says = "no instance was ever seen in region \"syd\"; 1 address is not a peer, and GET /regions says why; known \
+                regions: iad";
+    eventually("what is wrong", detail, |detail| detail == says).await;
     let url = format!("http://{}", iad.address);
     let (code, table, said) = run(&["regions", "--url", &url]).await;
     assert_eq!(
