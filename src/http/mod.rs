@@ -29,7 +29,7 @@ use axum::{
     body::Body,
     extract::{ConnectInfo, State, connect_info::Connected},
     handler::Handler,
-    http::Request,
+    http::{Request, Uri},
     middleware::{self, Next},
     response::Response,
     routing,
@@ -213,9 +213,22 @@ fn instances(are_here: bool) -> Router<Arc<Dispatcher>> {
         .route("/metrics", routing::get(metrics::show))
 }
 
-async fn not_found() -> Problem {
-    let detail = "no such route here; the public listener has /ui, a page that shows the cluster, and /docs and \
-                  /openapi.json, which list its routes";
+async fn not_found(uri: Uri) -> Problem {
+    // Those that are most like it.
+    let routes = match uri.path().split('/').nth(1).unwrap_or_default() {
+        "rpc" => {
+            "POST /rpc/{region} and POST /rpc/{region}/{module}/{function}, which run a function"
+        }
+        "each" => {
+            "POST /each/{regions}, which runs the function that its body names on every instance"
+        }
+        "regions" => "GET /regions, /regions/{region} and /regions/{region}/explain",
+        "functions" => "GET /functions, the functions of the instance that is asked",
+        _ => {
+            "/ui, a page that shows the cluster, and /docs and /openapi.json, which list its routes"
+        }
+    };
+    let detail = format!("no such route here; the public listener has {routes}");
     Problem::new(Code::NotFound, detail)
 }
 

@@ -494,6 +494,34 @@ async fn regions_are_taken_from_the_path_as_it_was_sent() {
             "{detail}"
         );
     }
+    let calls =
+        "POST /rpc/{region} and POST /rpc/{region}/{module}/{function}, which run a function";
+    let each =
+        "POST /each/{regions}, which runs the function that its body names on every instance";
+    for (path, routes) in [
+        ("/rpc", calls),
+        ("/rpc/iad/", calls),
+        ("/rpc/iad/String", calls),
+        ("/rpc/iad/String/upcase/", calls),
+        ("/each", each),
+        ("/each/all/String/upcase", each),
+        (
+            "/regions/iad/x",
+            "GET /regions, /regions/{region} and /regions/{region}/explain",
+        ),
+        (
+            "/functions/iad",
+            "GET /functions, the functions of the instance that is asked",
+        ),
+    ] {
+        let none = iad.post(path, call).await;
+        assert_eq!(none.problem(), (404, "not_found", "no"), "{path}");
+        assert_eq!(
+            none.body["detail"],
+            format!("no such route here; the public listener has {routes}"),
+            "{path}"
+        );
+    }
     let wrong_method = iad.get("/rpc/iad").await;
     assert_eq!(wrong_method.problem(), (405, "method_not_allowed", "no"));
     assert_eq!(wrong_method.headers["allow"], "POST");
