@@ -20,7 +20,7 @@ use crate::{
     reply::Report,
 };
 
-const ROUTE: HeaderName = HeaderName::from_static("rpc-route");
+pub(super) const ROUTE: HeaderName = HeaderName::from_static("rpc-route");
 
 /// The route that a request asks for, else the instance's.
 ///

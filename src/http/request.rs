@@ -17,6 +17,7 @@ use http_body_util::BodyExt;
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
+use super::replay::ROUTE;
 use crate::{
     call::{Args, Call, Per, Timeouts},
     config::settings::digits,
@@ -39,6 +40,15 @@ const TIMEOUT: HeaderName = HeaderName::from_static("rpc-timeout-ms");
 const IDEMPOTENT: HeaderName = HeaderName::from_static("rpc-idempotent");
 const INSTANCE: HeaderName = HeaderName::from_static("rpc-instance");
 const TRACEPARENT: HeaderName = HeaderName::from_static(trace::TRACEPARENT);
+
+/// How the names of our own headers begin.
+const OWN: &str = "rpc-";
+/// Those that stand for members of the body, where the path names the function.
+static IN_PLACE_OF: [(HeaderName, &str); 3] = [
+    (TIMEOUT, "timeout_ms"),
+    (IDEMPOTENT, "idempotent"),
+    (INSTANCE, "instance"),
+];
 
 /// How long a body may take to arrive; hyper has no limit of its own.
 const ARRIVAL: Duration = Duration::from_secs(10);
@@ -78,7 +88,9 @@ pub(super) async fn call(
     let headers = &head.headers;
     // What the head alone is refused for comes before the body is read.
     refuse_forwarded(headers)?;
-    let (call, body) = match function(&head.uri)? {
+    let function = function(&head.uri)?;
+    check_own(headers, function.is_some())?;
+    let (call, body) = match function {
         Some(name) => call_by_path(dispatcher, name, headers, body).await?,
         None => {
             let body =
@@ -100,6 +112,7 @@ pub(super) async fn fan_out(
     body: Body,
 ) -> Result<(Call, Per), Problem> {
     refuse_forwarded(headers)?;
+    check_own(headers, false)?;
     let body = json_body(dispatcher, headers, body, dispatcher.local.limits.max_body).await?;
     let (call, per) = Call::from_fan_out(&body.bytes, dispatcher.local.timeouts)?;
     Ok((finished(call, headers, body)?, per))
@@ -112,6 +125,27 @@ fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
     }
     let detail = "an instance forwarded this call to /rpc; peers take calls at /internal/exec";
     Err(Problem::new(Code::LoopDetected, detail))
+}
+
+/// Refuses a header of our own that would have no effect, as an unknown member of the body is refused: a client that
+/// mistypes a name would get another call than it asked for.
+fn check_own(headers: &HeaderMap, is_by_path: bool) -> Result<(), Problem> {
+    let own = headers.keys().filter(|name| name.as_str().starts_with(OWN));
+    for name in own.filter(|name| ![AFTER, ROUTE].contains(name)) {
+        let in_place_of = IN_PLACE_OF.iter().find(|(header, _)| header == name);
+        let detail = match in_place_of {
+            Some(_) if is_by_path => continue,
+            Some((_, member)) => format!(
+                "header {name} is for a path that names the function; here it is the member {member} of the body"
+            ),
+            None => format!(
+                "unknown header {name:.64}; a call may have {AFTER} and {ROUTE}, and {TIMEOUT}, {IDEMPOTENT} and \
+                 {INSTANCE} where its path names the function"
+            ),
+        };
+        return Err(Problem::new(Code::InvalidRequest, detail));
+    }
+    Ok(())
 }
 
 /// `call` with its key, its consistency token and its trace from the headers of the request, and with what its body takes

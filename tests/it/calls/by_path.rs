@@ -225,6 +225,61 @@ async fn a_body_path_or_header_of_another_shape_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_header_of_ours_that_would_have_no_effect_is_refused() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    let whole = r#"{"module":"String","function":"upcase","args":["fly"]}"#;
+    let (by_path, by_body) = (
+        ("/rpc/syd/String/upcase", r#"["fly"]"#),
+        ("/rpc/syd", whole),
+    );
+    let each = ("/each/all", whole);
+    let member = |name: &str, member: &str| {
+        format!(
+            "header {name} is for a path that names the function; here it is the member {member} of the body"
+        )
+    };
+    let unknown = |name: &str| {
+        format!(
+            "unknown header {name}; a call may have rpc-after and rpc-route, and rpc-timeout-ms, rpc-idempotent and \
+             rpc-instance where its path names the function"
+        )
+    };
+    for ((path, body), name, detail) in [
+        (
+            by_body,
+            "rpc-timeout-ms",
+            member("rpc-timeout-ms", "timeout_ms"),
+        ),
+        (
+            by_body,
+            "rpc-idempotent",
+            member("rpc-idempotent", "idempotent"),
+        ),
+        (each, "rpc-instance", member("rpc-instance", "instance")),
+        (by_path, "rpc-timeout", unknown("rpc-timeout")),
+        (by_body, "RPC-Consistency", unknown("rpc-consistency")),
+        // What only peers say.
+        (by_body, "rpc-proof", unknown("rpc-proof")),
+        (each, "rpc-per", unknown("rpc-per")),
+        (
+            by_body,
+            &format!("rpc-{}", "x".repeat(200)),
+            unknown(&format!("rpc-{}", "x".repeat(60))),
+        ),
+    ] {
+        let refused = posted(iad, path, &[(name, "100")], body).await;
+        let expected = (400, "invalid_request", "no", detail.as_str());
+        assert_eq!(refusal(&refused), expected, "{path} {name}");
+    }
+    for (path, body) in [by_path, by_body, each] {
+        let headers = [("rpc-route", "proxy"), ("x-rpc-timeout", "1")];
+        let answer = posted(iad, path, &headers, body).await;
+        assert_eq!(answer.status, 200, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn options_are_headers() {
     let cluster = two_regions().functions().start().await;
     let iad = cluster.instance("iad-1");
