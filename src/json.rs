@@ -10,7 +10,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// What most documents of ours take besides a large part, in bytes.
+/// The size of most of our documents without their large part, in bytes.
 const ENVELOPE: usize = 512;
 
 /// The deepest nesting of arrays and objects that is accepted.
@@ -54,7 +54,8 @@ pub(crate) fn members<'a, const N: usize>(
 ) -> Result<[Option<&'a RawValue>; N], BadJson> {
     // Arguments that were a body of their own stand one deeper in the line of a peer.
     scan(text, MAX_DEPTH + usize::from(unknown == Unknown::Ignored))?;
-    // Once for the whole text, not for each member. Text that is not UTF-8 gets the error of the reader that meets it.
+    // Checked once for the whole text, and not for each member. Text that is not UTF-8 gets the error of the reader of
+    // JSON.
     let Ok(text) = str::from_utf8(text) else {
         serde_json::from_slice::<&RawValue>(text)?;
         return Err(BadJson::NotAnObject);
@@ -181,7 +182,7 @@ pub(crate) fn check(text: &[u8]) -> Result<(), BadJson> {
 }
 
 fn scan(text: &[u8], most: usize) -> Result<(), BadJson> {
-    // Nearly every call: without a backslash and with so few brackets, there is nothing to find.
+    // Nearly every text ends here: without a backslash and with so few brackets, there is nothing to find.
     let brackets = memchr2_iter(b'[', b'{', text).take(most + 1).count();
     if brackets <= most && memchr(b'\\', text).is_none() {
         return Ok(());

@@ -23,7 +23,7 @@ pub(crate) enum Phase {
     Cut,
 }
 
-/// That it takes no new calls.
+/// The problem of a call to an instance that takes no new calls.
 pub(crate) fn refusal() -> Problem {
     let detail = "this instance is stopping and takes no new calls";
     Problem::new(Code::Draining, detail)
@@ -65,7 +65,7 @@ impl Lifecycle {
     /// # Errors
     /// [`Code::Draining`] when the instance refuses new calls.
     pub(crate) fn admit(&self) -> Result<InFlight, Problem> {
-        // Before the look at the phase: a drain that begins now either refuses the call or waits for it.
+        // Counted before the phase is read: a drain that begins now either refuses the call or waits for it.
         let token = self.in_flight.token();
         if self.phase() >= Phase::Refusing {
             return Err(refusal());
@@ -73,7 +73,8 @@ impl Lifecycle {
         Ok(Arc::new(token))
     }
 
-    /// Counts a call in this lifecycle only. One that is `counted` here already goes on, also when new calls are refused.
+    /// Counts a call in this lifecycle, and in no other. A call that is `counted` here already goes on, also when new calls
+    /// are refused.
     pub(crate) fn take_over(&self, counted: &mut Option<InFlight>) -> Result<InFlight, Problem> {
         let is_here =
             |token: &&InFlight| TaskTracker::ptr_eq(token.task_tracker(), &self.in_flight);
@@ -99,7 +100,7 @@ impl Lifecycle {
     }
 
     pub(crate) async fn reached(&self, phase: Phase) {
-        // The sender is part of this, and so never gone before.
+        // The sender is a part of `self`, and cannot be gone.
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
     }
 

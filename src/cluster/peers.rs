@@ -36,7 +36,7 @@ pub(crate) struct Peer {
     pub boot: Option<BootId>,
     /// Its functions; `None` when it did not list them.
     pub catalogue: Option<Arc<Catalogue>>,
-    /// How the app beside it is; `None` without one.
+    /// The state of the app beside it; `None` without one.
     pub app_state: Option<AppHealth>,
     /// What this instance measures of it.
     pub stats: Arc<PeerStats>,

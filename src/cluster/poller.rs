@@ -55,7 +55,7 @@ type Probed = (SocketAddr, Result<ProbeAnswer, ProbeFailure>);
 enum Round {
     Over,
     Resolving,
-    /// With what [`Progress`] says of the answer from the end of the round on.
+    /// With what [`Progress`] says of the answer once the round is over.
     Probing {
         answered: bool,
         complete: bool,
@@ -139,13 +139,13 @@ impl Poller {
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.start_probes(),
                 Some(answer) = self.queries.join_next() => self.resolved(answer),
                 Some(Ok(probed)) = self.probes.join_next() => {
-                    // All that has ended, before the regions are published once.
+                    // All probes that have ended are taken, so that the regions are published once.
                     self.probed(probed);
                     while let Some(Ok(probed)) = self.probes.try_join_next() {
                         self.probed(probed);
                     }
                 }
-                // All that wait now, before the regions are published once.
+                // All messages that wait are taken, so that the regions are published once.
                 1.. = self.inbox.recv_many(&mut messages, INBOX) => {
                     messages.drain(..).for_each(|message| self.handle(message));
                 }
@@ -159,7 +159,7 @@ impl Poller {
     }
 
     fn start_round(&mut self) {
-        // One whose new addresses are not all probed by now ends too, without being complete.
+        // A round whose new addresses are not all probed by now ends too, but is not complete.
         self.end_round();
         self.round = Round::Resolving;
         self.next_round = Instant::now() + jittered(self.poll_interval);
@@ -588,7 +588,7 @@ impl ProbeSchedule {
     }
 
     fn has_room(&self, class: Class) -> bool {
-        // Counted anew: at most 96 are under way, and a count that is kept beside them could go wrong.
+        // Counted each time: at most 96 are under way, and a counter beside them could go wrong.
         let count = |class| {
             let probes = self.under_way.values();
             probes.filter(|(other, _)| *other == class).count()

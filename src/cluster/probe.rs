@@ -61,8 +61,8 @@ impl Prober {
         })
     }
 
-    /// The peer at `address`, within a second. Where this process itself stood still meanwhile, as on a machine that was
-    /// paused, the silence is its own: it asks once more.
+    /// The peer at `address`, within a second. If this process itself stood still meanwhile, as on a machine that was
+    /// paused, the peer may have answered in time: it is asked once more.
     pub(super) async fn probe(&self, address: SocketAddr) -> Result<ProbeAnswer, ProbeFailure> {
         let started = Instant::now();
         let outcome = self.ask(address).await;
@@ -81,7 +81,7 @@ impl Prober {
         let (introduction, rtt) = time::timeout_at(deadline, asked).await.map_err(no_answer)?;
         let mut introduction = introduction?;
         let described = self.described(address, &mut introduction);
-        // Without its functions it is a peer all the same: one that may have any.
+        // Without its list it is a peer all the same, which may have any function.
         let catalogue = time::timeout_at(deadline, described).await.ok().flatten();
         let peer = Peer {
             release: introduction.release,
@@ -120,7 +120,7 @@ impl Prober {
         let not_a_peer = |why: String| Err(ProbeFailure::NotAPeer(why));
         let (response, is_proven_by) = self.get(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
-        // First of all: nothing else that a stranger says is believed, or shown to people.
+        // Checked first: nothing else that a stranger says is believed, or shown to people.
         if !is_proven_by(&introduction) {
             let why = "it did not prove that it knows RPC_TOKEN and answers at this very address";
             return not_a_peer(why.to_owned());
@@ -180,7 +180,7 @@ impl Prober {
         let response = send(request).await?;
         let proof = response.headers().get(PROOF);
         let proof: Option<Proof> = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
-        // Checked later, because the proof is also of who answers, which only the body says.
+        // Checked later, because the proof covers who answers, which only the body says.
         let is_proven_by = move |introduction: &Introduction| {
             let Some((challenge, token)) = &challenge else {
                 return true;
@@ -203,7 +203,7 @@ tokio::task_local! {
     static CONNECTED: Cell<Instant>;
 }
 
-/// What `asking` gives, and how long that took on its connection; as long as from `started` where there was none.
+/// The output of `asking`, and how long it took since its connection was established, or since `started` if there was none.
 async fn timed<T>(started: Instant, asking: impl Future<Output = T>) -> (T, Duration) {
     let timed = async {
         let answer = asking.await;

@@ -323,13 +323,14 @@ impl Table {
         let is_new = |address: &&SocketAddr| !self.entries.contains_key(*address);
         let mut new: Vec<_> = addresses.iter().filter(is_new).copied().collect();
         if self.room() < new.len() {
-            // Where answers are incomplete, addresses of this one take the room of those of earlier ones.
+            // If the answer is incomplete, its addresses take the room of those of earlier answers.
             self.retain(&mut effects, |entry| {
                 entry.peer.is_some() || addresses.contains(&entry.address)
             });
         }
         let room = self.room();
-        // The lowest get the room, in each round the same, so that each is left in peace until it is known what it is.
+        // The lowest addresses get the room, the same ones in each round, so that each stays until a probe has shown what
+        // it is.
         effects.left_out = new.len().saturating_sub(room);
         new.truncate(room);
         effects.probe.extend(&new);
@@ -341,7 +342,7 @@ impl Table {
                 entry.listed = true;
             }
         }
-        // One that had no peer was removed above.
+        // An address without a peer was removed above.
         effects
             .probe
             .retain(|address| self.entries.contains_key(address));

@@ -117,7 +117,7 @@ pub(crate) struct Feed {
 struct Gathered {
     tally: Tally,
     number: u64,
-    /// The number of the last event before the time in which there was no listener for the last time.
+    /// The number of the last event before the latest time without a listener.
     last_before_gap: u64,
 }
 
@@ -200,7 +200,7 @@ impl Feed {
         }
     }
 
-    // Apart: nearly all calls have no listener, and are not to pay for this.
+    // Apart from the look whether there are listeners: nearly all calls have none.
     #[cold]
     fn gather(&self, function: &FunctionName, meta: &Meta, problem: Option<&Problem>) {
         let now = self.now();

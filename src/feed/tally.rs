@@ -168,7 +168,7 @@ impl RegionTally {
 }
 
 impl RegionCounts {
-    /// What of it came after the counts of `before`, with the times as they are.
+    /// What was counted since `before`, with the times as they are.
     pub(crate) fn since(&self, before: &[Self]) -> Self {
         let mut before = before.iter();
         let Some(before) = before.find(|before| before.region == self.region) else {

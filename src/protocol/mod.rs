@@ -93,7 +93,7 @@ pub(crate) struct Introduction {
     /// Its version of [`PROTOCOL`].
     pub protocol: u32,
     pub catalogue: CatalogueHash,
-    /// How the app beside it is; `None` without one, and where it says what this release does not know.
+    /// The state of the app beside it; `None` without one, and for a state that this release does not know.
     #[serde(
         default,
         deserialize_with = "if_known",

@@ -278,7 +278,7 @@ impl Child {
         // One that was stopped cannot drain.
         self.signal(Signal::SIGCONT).await;
         self.drain();
-        // Who is killed leaves behind what its app started.
+        // An instance that is killed leaves behind what its app started.
         for (patience, signal) in [(STOP, Signal::SIGTERM), (HURRY, Signal::SIGKILL)] {
             if time::timeout(patience, &mut self.kept).await.is_ok() {
                 return;

@@ -174,7 +174,7 @@ fn illustrate<'a>(mut contents: impl Iterator<Item = &'a mut RefOr<Content>>, ex
     }
 }
 
-/// Moves the problems of a call to where each operation refers to them.
+/// Moves the problems of a call to what operations share, and leaves references to them.
 fn share_problems(
     answers: &mut Responses,
     shared: &mut BTreeMap<String, RefOr<DocumentedResponse>>,

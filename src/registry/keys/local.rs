@@ -27,7 +27,7 @@ const OVERHEAD: usize = 192;
 
 /// How many keys of all owners are remembered.
 const MAX_KEYS: usize = 1 << 18;
-/// How many bytes of results are.
+/// How many bytes of results are remembered.
 const MAX_RESULTS: usize = 32 << 20;
 /// How many repeats wait for one running call.
 const MAX_WAITERS: usize = 64;
@@ -122,7 +122,7 @@ impl LocalKeys {
                 Recall::Refused(problem) => return Known::Outcome(Err(problem)),
                 Recall::Ended(outcome) => outcome.as_ref().clone(),
                 Recall::Running(outcome) => match deadline.bound(awaited(outcome)).await {
-                    // It did not run: this one may.
+                    // The first call did not run, so this one may.
                     Some(Err(problem)) if problem.executed == Executed::No => continue,
                     Some(outcome) => outcome,
                     None => Err(Problem::still_running(&call.name)),
@@ -133,7 +133,7 @@ impl LocalKeys {
     }
 
     fn recall(self: &Arc<Self>, key: &IdempotencyKey, call: &Call) -> Recall {
-        // Before the lock: the time it takes grows with the arguments.
+        // Before the lock, because the time it takes grows with the arguments.
         let fingerprint = Fingerprint::of_call(call);
         let key = Fingerprint::of_key(key);
         let mut contents = self.lock();

@@ -33,7 +33,7 @@ use crate::{
     reply::{Meta, Outcome, ProblemDocument, Returned},
 };
 
-/// How long the lease of a process lasts: as long, others take it to be alive.
+/// How long the lease of a process lasts: until it ends, others take the process to be alive.
 const LEASE: Duration = Duration::from_secs(4);
 /// How often it is renewed.
 const RENEWAL: Duration = Duration::from_secs(1);
@@ -55,12 +55,12 @@ const MAX_KEPT: usize = 1 << 20;
 /// take.
 const MAX_PENDING: (usize, usize) = (32 << 20, 8);
 
-/// Makes a lease last from now on. Only one that is not there needs room: a store that is full takes nobody for dead.
+/// Renews a lease. Only one that is not there needs room, so that a full store takes no process for dead.
 const RENEW: &str = "if redis.call('PEXPIRE',KEYS[1],ARGV[1])==0 then \
                      redis.call('SET',KEYS[1],1,'PX',ARGV[1]) end \
                      return 1";
-/// Replaces a value by another, or by nothing, if it is still the same; it may be the other already, where nobody saw the
-/// answer of an earlier try.
+/// Replaces a value by another, or by nothing, if it is still the same. It may be the other already, if the answer to an
+/// earlier try was lost.
 const REPLACE: &str = "local now=redis.call('GET',KEYS[1]) \
                        if now==ARGV[2] then return 1 end \
                        if now~=ARGV[1] then return 0 end \
@@ -83,7 +83,7 @@ pub(crate) struct Store {
     boot: BootId,
     /// The connection, and when the lease of this process was renewed over it.
     live: watch::Sender<Option<Live>>,
-    /// That a command found the connection broken.
+    /// Notified when a command found the connection broken.
     broken: Notify,
     waiters: Semaphore,
     /// For looks at what is stored.
@@ -92,7 +92,7 @@ pub(crate) struct Store {
     memory: Arc<Budget>,
 }
 
-/// Not its client, which has the password.
+/// Without its client, which has the password.
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store")
@@ -259,7 +259,7 @@ impl Store {
         }
     }
 
-    /// By a script, as outcomes are stored: a user that may run none claims nothing.
+    /// By a script, as outcomes are stored: a user of the store that may run no scripts claims nothing.
     async fn renew(&self, connection: &mut MultiplexedConnection) -> Result<(), redis::RedisError> {
         let renewed = Instant::now();
         let mut lease = redis::cmd("EVAL");
@@ -318,7 +318,7 @@ impl Store {
         Ok(())
     }
 
-    /// Has the lease renewed now, if `why` says that the connection ended: where it did, that finds it out.
+    /// Has the lease renewed now, if `why` says that the connection ended: the renewal shows whether it did.
     fn doubt(&self, why: &redis::RedisError) {
         if why.is_connection_dropped() {
             self.broken.notify_one();
@@ -385,7 +385,7 @@ impl Store {
         deadline: Deadline,
         is_found: &mut bool,
     ) -> Result<Known, Away> {
-        // It may run until its deadline, and is remembered for longer than that.
+        // The call may run until its deadline, and its key is remembered for longer than that.
         let life = LIFE + deadline.remaining();
         let mut pause = LOOKS.0;
         let mut waits = None;
@@ -394,7 +394,8 @@ impl Store {
             false => Err(Problem::not_started(&call.name)),
         };
         let outcome = loop {
-            // Where this fails, or ends here, it may have been claimed all the same, which the drop of the claim undoes.
+            // If this fails, or ends at the deadline, the key may have been claimed all the same: the drop of the claim
+            // undoes that.
             let found = deadline.bound(self.claim_or_look(&mut claim, life)).await;
             let Some(found) = found.transpose()? else {
                 return Ok(Known::Outcome(late(*is_found)));
@@ -455,17 +456,17 @@ impl Store {
             let refused = match made {
                 Ok(Some(_)) => return Ok(None),
                 Ok(None) => None,
-                // It is full, and may still have this key.
+                // The store is full, and may have this key all the same.
                 Err(why) if is_full(&why) => Some(why),
                 Err(why) => return Err(why.into()),
             };
-            // What comes may be large, and is not counted before it is there.
+            // The value may be large, and is not counted before it is there.
             let _place = self.looks.acquire().await;
             let found: Option<String> = get.query_async(&mut connection).await?;
             let Some(found) = found else {
                 match refused {
                     Some(why) => return Err(why.into()),
-                    // It may have ended, and be free, since.
+                    // The key may have become free since.
                     None => continue,
                 }
             };
