@@ -135,12 +135,13 @@ pub(super) fn serve(
             .keep_alive(!is_late)
             .serve_connection(io, service)
             .with_upgrades();
-        let (mut connection, self_wakes) = (pin!(connection), SelfWakes::new());
+        let (mut connection, wakes) = (pin!(connection), Arc::<Wakes>::default());
+        let waker = Waker::from(Arc::clone(&wakes));
         let ended = loop {
             tokio::select! {
                 // A request that came together with a signal is read before the signal is.
                 biased;
-                ended = future::poll_fn(|cx| self_wakes.poll(connection.as_mut(), cx)) => break ended,
+                ended = future::poll_fn(|cx| wakes.poll(&waker, connection.as_mut(), cx)) => break ended,
                 Some(signal) = signals.next() => match signal {
                     Signal::Cut => return,
                     // A request that has just come is answered; whatever else there is of one is let go.
@@ -411,39 +412,27 @@ const WOKEN: u8 = 2;
 /// The wakes of one future, which is polled again at once if it woke itself while it was polled, as hyper's connections do
 /// for each request with a body. tokio would put the task at the end of its queue and wake another thread for it: two
 /// context switches for each request on an instance that is otherwise idle.
-#[derive(Debug)]
-struct SelfWakes {
-    wakes: Arc<Wakes>,
-    waker: Waker,
-}
-
 #[derive(Debug, Default)]
 struct Wakes {
     state: AtomicU8,
     task: AtomicWaker,
 }
 
-impl SelfWakes {
-    /// Of a future that is yet to be polled.
-    fn new() -> Self {
-        let wakes = Arc::<Wakes>::default();
-        let waker = Waker::from(Arc::clone(&wakes));
-        Self { wakes, waker }
-    }
-
-    /// Polls `future`, which is always the same, until it is done or waits for something.
+impl Wakes {
+    /// Polls `future`, which is always the same, until it is done or waits for something; `waker` is made of these wakes.
     fn poll<F: Future>(
         &self,
+        waker: &Waker,
         mut future: Pin<&mut F>,
         context: &mut Context<'_>,
     ) -> Poll<F::Output> {
-        let Wakes { state, task } = &*self.wakes;
+        let Self { state, task } = self;
         // Before the poll: a wake that comes between the end of the poll and the return is for the task.
         task.register(context.waker());
         for _ in 0..POLLS {
             // A swap and not a store, to see what was written before a wake that this replaces.
             state.swap(POLLED, Ordering::SeqCst);
-            let polled = future.as_mut().poll(&mut Context::from_waker(&self.waker));
+            let polled = future.as_mut().poll(&mut Context::from_waker(waker));
             let was_not_woken = || {
                 let idle = state.compare_exchange(POLLED, IDLE, Ordering::SeqCst, Ordering::SeqCst);
                 idle.is_ok()
@@ -505,7 +494,8 @@ mod tests {
             }));
             let waker = Waker::from(Arc::clone(&count));
             let mut context = Context::from_waker(&waker);
-            let polled = SelfWakes::new().poll(future, &mut context);
+            let wakes = Arc::<Wakes>::default();
+            let polled = wakes.poll(&Arc::clone(&wakes).into(), future, &mut context);
             assert!(polled.is_pending());
         }
         (polls, count.0.load(Ordering::SeqCst))
@@ -524,18 +514,20 @@ mod tests {
         let count = Arc::<Count>::default();
         let waker = Waker::from(Arc::clone(&count));
         let mut inner = None;
-        let self_wakes = SelfWakes::new();
+        let own = Arc::<Wakes>::default();
+        let own_waker = Waker::from(Arc::clone(&own));
         let mut future = pin!(future::poll_fn(|context| {
             inner = Some(context.waker().clone());
             Poll::<()>::Pending
         }));
         let mut context = Context::from_waker(&waker);
         for wakes in 1..=2 {
-            assert!(self_wakes.poll(future.as_mut(), &mut context).is_pending());
-            self_wakes.waker.wake_by_ref();
-            self_wakes.waker.wake_by_ref();
+            let polled = own.poll(&own_waker, future.as_mut(), &mut context);
+            assert!(polled.is_pending());
+            own_waker.wake_by_ref();
+            own_waker.wake_by_ref();
             assert_eq!(count.0.load(Ordering::SeqCst), wakes);
         }
-        assert!(inner.is_some_and(|inner| inner.will_wake(&self_wakes.waker)));
+        assert!(inner.is_some_and(|inner| inner.will_wake(&own_waker)));
     }
 }
