@@ -1,11 +1,16 @@
 //! Who may use a route: clients, or the cluster's instances.
 
+use std::net::IpAddr;
+
 use axum::{
     extract::Request,
-    http::{HeaderMap, header::AUTHORIZATION},
+    http::{
+        HeaderMap, HeaderName,
+        header::{AUTHORIZATION, HOST, ORIGIN},
+    },
 };
 
-use super::{Crowded, Reached, internal, site};
+use super::{Crowded, Reached, internal};
 use crate::{
     access::Caller,
     dispatch::Dispatcher,
@@ -16,6 +21,9 @@ use crate::{
     replay::came_through_fly_proxy,
     token::{PresentedToken, Token},
 };
+
+/// Set by browsers alone, and by no page: <https://www.w3.org/TR/fetch-metadata/>.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Audience {
@@ -58,7 +66,7 @@ pub(super) fn admit(
 /// The client whose token a request has, where there are clients.
 fn client(dispatcher: &Dispatcher, request: &Request) -> Result<Caller, Problem> {
     if dispatcher.local.access.clients.is_empty() {
-        site::check(request, dispatcher.local.access.allow_anonymous)?;
+        check_site(request, dispatcher.local.access.allow_anonymous)?;
     }
     if request.extensions().get::<Crowded>().is_some() {
         let detail = "clients keep as many connections busy as this instance has places for";
@@ -78,7 +86,7 @@ fn client(dispatcher: &Dispatcher, request: &Request) -> Result<Caller, Problem>
 fn instance(dispatcher: &Dispatcher, request: &Request) -> Result<Option<ProvenToken>, Problem> {
     // Without a cluster's token, whoever reaches this instance counts as an instance; a page in a browser must not.
     if dispatcher.local.access.cluster.is_empty() {
-        site::check(request, false)?;
+        check_site(request, false)?;
     }
     if came_through_fly_proxy(request.headers()) {
         let detail = "this route is for instances, and not to be reached through Fly Proxy";
@@ -133,7 +141,7 @@ pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
 /// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.
 pub(super) fn known_caller(dispatcher: &Dispatcher, request: &Request) -> Option<Caller> {
     if dispatcher.local.access.clients.is_empty() {
-        site::check(request, dispatcher.local.access.allow_anonymous).ok()?;
+        check_site(request, dispatcher.local.access.allow_anonymous).ok()?;
     }
     let token = presented_token(request.headers());
     dispatcher.local.access.caller(token.as_ref())
@@ -165,4 +173,71 @@ fn proven(dispatcher: &Dispatcher, request: &Request, says: Statement<'_>) -> Op
 
 fn unauthenticated(detail: &str) -> Problem {
     Problem::new(Code::Unauthenticated, detail)
+}
+
+/// Checks which page is behind a request that needs no token: a page of another site must not call functions, neither
+/// openly nor under a host name of its own that resolves to this instance (DNS rebinding). With `any_host`, its host may be any: a proxy in front has a name
+/// that this instance does not know.
+///
+/// # Errors
+/// [`Code::Forbidden`] for a page of another site, or a host that is neither a loopback name or address nor the one at which
+/// this instance was reached.
+pub(crate) fn check_site(request: &Request, any_host: bool) -> Result<(), Problem> {
+    let text = |header: HeaderName| request.headers().get(header)?.to_str().ok();
+    let host = text(HOST);
+    let is_own_site = match (text(SEC_FETCH_SITE), text(ORIGIN)) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => origin.split_once("://").map(|(_, authority)| authority) == host,
+        (None, None) => true,
+    };
+    if !is_own_site {
+        return Err(forbidden(
+            "a page of another site may not use this instance, which has no client tokens",
+        ));
+    }
+    let reached = request.extensions().get();
+    if any_host || host.is_none_or(|host| is_here(host, reached)) {
+        return Ok(());
+    }
+    Err(forbidden(
+        "header host must be localhost or the address of this instance, which has no client tokens; set \
+         RPC_CLIENT_TOKENS, or RPC_ALLOW_ANONYMOUS=true to serve every host",
+    ))
+}
+
+fn is_here(host: &str, reached: Option<&Reached>) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    if let Ok(address) = name.parse::<IpAddr>() {
+        let reached = reached.map(|Reached(reached)| reached.ip().to_canonical());
+        let address = address.to_canonical();
+        return address.is_loopback() || Some(address) == reached;
+    }
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+fn forbidden(detail: &str) -> Problem {
+    Problem::new(Code::Forbidden, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// That of a machine, which is no loopback address as in `tests/it/http/security.rs`.
+    #[test]
+    fn the_address_at_which_an_instance_is_reached_is_its_own() {
+        let is_served = |host: &str| {
+            let mut request = Request::default();
+            request.headers_mut().insert(HOST, host.parse().unwrap());
+            let reached = Reached("10.0.0.7:8080".parse().unwrap());
+            request.extensions_mut().insert(reached);
+            check_site(&request, false).is_ok()
+        };
+        assert!(is_served("10.0.0.7") && is_served("[::ffff:10.0.0.7]:1"));
+        assert!(!is_served("10.0.0.8"));
+    }
 }

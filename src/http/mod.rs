@@ -20,7 +20,6 @@ mod replay;
 mod request;
 mod response;
 mod rpc;
-mod site;
 
 use std::sync::Arc;
 
@@ -43,7 +42,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::auth::Audience;
 #[cfg(feature = "dev")]
-pub(crate) use self::site::check as check_site;
+pub(crate) use self::auth::check_site;
 use crate::{
     declaration::Declaration,
     dispatch::Dispatcher,
