@@ -78,7 +78,7 @@ macro_rules! codes {
                 match self { $(Self::$code => concat!($($doc),+).trim_ascii(),)* }
             }
 
-            /// What `executed` may be with it, what it is unless said otherwise first.
+            /// What `executed` may be with it; the first is the one unless said otherwise.
             pub const fn executed(self) -> &'static [Executed] {
                 match self { $(Self::$code => &[$(Executed::$executed),+],)* }
             }
@@ -228,7 +228,7 @@ pub struct FunctionError {
     /// Anything else the function says about it, as JSON.
     #[schema(value_type = Value, required)]
     pub data: Option<Box<RawValue>>,
-    /// What only the log has.
+    /// What is for the log only.
     #[serde(skip)]
     #[schema(ignore)]
     pub(crate) cause: Option<String>,
@@ -263,7 +263,7 @@ impl FunctionError {
         }
     }
 
-    /// `error` with its text for the caller, of the kind that its type is called; one that is called `Error` has the name
+    /// `error` with its text for the caller. Its kind is the name of its type; a type that is called `Error` has the name
     /// of its crate before it, as in `rusqlite::Error`.
     pub fn public<E: std::error::Error>(error: E) -> Self {
         let path = std::any::type_name::<E>();
@@ -349,9 +349,9 @@ pub struct Problem {
     pub detail: String,
     /// The function's own error, with [`Code::FunctionFailed`] only.
     pub error: Option<Box<FunctionError>>,
-    /// Whether it is what came of an earlier call with the same idempotency key.
+    /// Whether it is the outcome of an earlier call with the same idempotency key.
     pub replayed: bool,
-    /// What the function, which ran, said of its data.
+    /// What the function said of its data, if it ran.
     pub consistency: Option<ConsistencyToken>,
 }
 

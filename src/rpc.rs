@@ -43,25 +43,25 @@ pub struct CallOptions {
     pub by_name: bool,
 }
 
-/// What came of a call that has a result.
+/// The answer to a call that has a result.
 #[derive(Clone, Debug)]
 pub struct Answer<R> {
     /// What the function returned.
     pub result: R,
     /// What the function said of its data: a later call that names it as [`CallOptions::after`] reads nothing older.
     pub consistency: Option<ConsistencyToken>,
-    /// Whether it is what came of an earlier call with the same idempotency key.
+    /// Whether it is the outcome of an earlier call with the same idempotency key.
     pub replayed: bool,
 }
 
-/// What came of a fan-out on one instance.
+/// The answer of one instance to a fan-out.
 #[derive(Clone, Debug)]
 pub struct EachAnswer<R> {
     /// Its region.
     pub region: Region,
     /// The instance; `None` where nobody was found in the region.
     pub instance: Option<InstanceId>,
-    /// What the function returned, or why there is nothing.
+    /// What the function returned, or why there is no result.
     pub result: Result<R, CallError>,
     /// What the function said of its data.
     pub consistency: Option<ConsistencyToken>,
@@ -75,7 +75,7 @@ pub struct Rpc {
 
 /// Why a call from this process has no result.
 ///
-/// Its text has all that there is to say: `function_failed (executed: yes): NotForSale: we have no gold (request 01J…)`.
+/// Its text says everything: `function_failed (executed: yes): NotForSale: we have no gold (request 01J…)`.
 #[derive(Clone)]
 pub struct CallError {
     problem: Box<Problem>,
@@ -99,7 +99,7 @@ impl CallError {
         &self.problem.detail
     }
 
-    /// Whether it is what came of an earlier call with the same idempotency key.
+    /// Whether it is the outcome of an earlier call with the same idempotency key.
     pub fn is_replayed(&self) -> bool {
         self.problem.replayed
     }
@@ -114,7 +114,7 @@ impl CallError {
         self.problem.error.as_deref()
     }
 
-    /// The id under which the logs of the instances have the call; `None` for a call that was none.
+    /// The id under which the logs of the instances have the call; `None` for a call that was refused before it had one.
     pub fn request_id(&self) -> Option<&str> {
         self.request_id.as_ref().map(RequestId::as_str)
     }
@@ -170,7 +170,7 @@ impl Rpc {
     /// [`CallOptions::by_name`] gives them by name.
     ///
     /// # Errors
-    /// As `POST /rpc/{region}`: the error has a code and says whether the function ran. A result that is no `R` is
+    /// As `POST /rpc/{region}`: the error has a code and says whether the function ran. A result that is not an `R` is
     /// [`Code::FunctionFailed`] of the kind `UnexpectedResult`.
     pub async fn call<R: DeserializeOwned>(
         &self,
@@ -302,8 +302,8 @@ impl Rpc {
     /// Runs `module.function(args)` on every instance of `regions`, at the same time, and waits for all of them up to the
     /// default timeout: in every region when it is `"all"`, else in those of a list such as `"syd,primary"`.
     ///
-    /// Asked is who is known when this is called, this instance and those that do not answer included; who is silent has
-    /// [`Code::DeadlineExceeded`]. The answers are sorted by region and instance.
+    /// It asks every instance that is known when this is called, this one and those that do not answer included. An
+    /// instance that stays silent has [`Code::DeadlineExceeded`]. The answers are sorted by region and instance.
     ///
     /// # Errors
     /// Nobody was asked: a bad name, [`Code::InvalidRegion`], [`Code::Draining`], [`Code::DiscoveryPending`].

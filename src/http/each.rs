@@ -1,5 +1,5 @@
-//! `POST /each/{regions}`: a call from a client that many instances run. What came of each is an entry of one answer, or a
-//! line as soon as it is there.
+//! `POST /each/{regions}`: a call from a client that many instances run. The outcome of each is an entry of one answer, or
+//! a line as soon as it is there.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -76,7 +76,7 @@ pub(super) async fn call_each(
     let first = regions.named(primary).next();
     let refuse = |problem| Refusal::new(problem, first);
     if regions == Regions::All && caller.regions().is_some() {
-        // It would promise what this client cannot have.
+        // "all" would promise regions that this client may not call.
         return Err(refuse(auth::beyond(&caller, "in all regions")).into());
     }
     auth::check_regions(&caller, regions.named(primary)).map_err(refuse)?;
@@ -100,7 +100,7 @@ pub(super) async fn call_each(
     } = context;
     let begun = FanOut::begin(&dispatcher, &regions, per, call, request_id, arrived);
     let fan_out = begun.instrument(span.clone()).await.map_err(refuse)?;
-    // Runs where the request, or the rest of its answer, is dropped because the client went away.
+    // Runs if the request, or the rest of its answer, is dropped because the client went away.
     let awaited = scopeguard::guard(log, |log| log.abandoned());
     Ok(match lists(headers, &ACCEPT, NDJSON) {
         true => lines(fan_out, awaited),
@@ -109,7 +109,8 @@ pub(super) async fn call_each(
 }
 
 impl CallLog<Regions> {
-    /// What a fan-out came to, also for the end of its answer; each of its calls is in the log of the instance that ran it.
+    /// Counts and logs how a fan-out ended, and returns it for the end of the answer. Each of its calls is in the log of
+    /// the instance that ran it.
     fn ended(&self, fan_out: &FanOut) -> FanOutMeta {
         let meta = FanOutMeta {
             asked: fan_out.asked,
@@ -152,7 +153,8 @@ async fn whole(
     }
     let end = [&b"],\"meta\":"[..], &json::to_vec(&meta), b"}"].concat();
     pieces.push((end, None));
-    // What a piece holds of the memory budget is free once hyper has it: there it is counted by the connection.
+    // What a piece holds of the memory budget is given back once hyper has the piece: from then on, the connection counts
+    // it.
     let pieces = pieces.into_iter().map(|(bytes, _held)| bytes);
     streamed(JSON, stream::iter(pieces))
 }

@@ -101,7 +101,7 @@ pub(super) async fn explain_region(
     }))
 }
 
-/// The policy of a call of `name` that has none of its own.
+/// The policy of a call of `name` that says nothing itself.
 fn policy(dispatcher: &Dispatcher, targets: &Targets, name: &FunctionName) -> PolicyDocument {
     let declared = dispatcher.policy(targets, name, Declaration::clone);
     let declared = declared.unwrap_or_default();
@@ -192,7 +192,7 @@ fn verdicts(
     move |known| {
         let state = known.state();
         let is_ready = state == PeerState::Ready;
-        // The app beside it, where it is not up and so may have functions that it does not list now.
+        // The app beside it, if that is not up: it may have functions that are not listed now.
         let app = known.peer.app_state.filter(|_| known.peer.app_is_out());
         match function {
             Some(name) if !one_has_it && (is_ready || !one_is_ready) => {

@@ -41,7 +41,7 @@ use crate::{
 /// A function at work: its result as JSON, or its own error.
 type Run = BoxFuture<'static, Result<Box<RawValue>, FunctionError>>;
 
-/// A call in the app, which knows what came of it, and how long it waited until its data had seen what the call names.
+/// A call in the app: its outcome, and how long the app says that it waited for the call's consistency token.
 type InApp = BoxFuture<'static, (Outcome, Option<Duration>)>;
 
 /// A function that blocks its thread, ready to be run on one of its own.
@@ -269,7 +269,7 @@ impl Registry {
         self.functions.keys().cloned()
     }
 
-    /// The functions and those of an app; where both have one, the registry's counts.
+    /// The functions of the registry and of an app; where both have one of the same name, the registry's counts.
     fn catalogue(&self, app: &Listing) -> Catalogue {
         let own = self.functions.iter();
         let own = own.map(|(name, function)| (name, &function.declaration));
