@@ -61,10 +61,8 @@ async fn serve(connection: TcpStream, introduction: String, reply: fn(u64) -> Ve
         let Some(id) = call["id"].as_u64() else {
             continue;
         };
-        for answer in reply(id) {
-            let answer = format!("{answer}\n");
-            connection.write_all(answer.as_bytes()).await.unwrap();
-        }
+        let lines: String = reply(id).iter().map(|line| format!("{line}\n")).collect();
+        connection.write_all(lines.as_bytes()).await.unwrap();
     }
 }
 
@@ -234,14 +232,14 @@ async fn answered_probes(instance: &Process) -> f64 {
 #[tokio::test]
 async fn a_peer_that_changes_without_end_is_not_probed_without_end() {
     let cluster = cluster_with(introduction(), |id| {
-        let mut lines = vec![json!({"changed": 1}); 2_000];
+        let mut lines = vec![json!({"changed": 1}); 20];
         lines.push(json!({"id": id, "result": "FLY"}));
         lines
     });
     let cluster = cluster.await;
     let iad = cluster.instance("iad-1");
     let (started, before) = (Instant::now(), answered_probes(iad).await);
-    for _ in 0..100 {
+    for _ in 0..1_000 {
         let upper = iad.call("syd", "String.upcase", json!(["fly"])).await;
         assert_eq!(upper.result(), "FLY");
     }
