@@ -203,6 +203,13 @@ impl Started {
     }
 }
 
+/// Says on stdout where the instance listens. It serves also where that cannot be said, as on a disk that is full.
+fn announce(text: &str) {
+    if let Err(Failure::Failed(error)) = print(text) {
+        tracing::warn!(%error, text, "stdout cannot be written");
+    }
+}
+
 /// Starts to serve, also to a child of this process where it has one.
 pub(super) async fn start(
     args: ServeArgs,
@@ -227,21 +234,21 @@ pub(super) async fn start(
         StartError::Listen { .. } | StartError::Discovery(_) => Failure::Failed(error.to_string()),
     })?;
     let identity = instance.identity();
-    print(&format!(
+    announce(&format!(
         "listening on http://{} (region {}, primary {}, instance {})",
         instance.address(),
         identity.region,
         identity.primary,
         identity.instance
-    ))?;
+    ));
     if instance.internal_address() != instance.address() {
-        print(&format!(
+        announce(&format!(
             "listening for instances on http://{}",
             instance.internal_address()
-        ))?;
+        ));
     }
     if let Some(address) = instance.metrics_address() {
-        print(&format!("listening for scrapers on http://{address}"))?;
+        announce(&format!("listening for scrapers on http://{address}"));
     }
     Ok(Started {
         instance,

@@ -1,18 +1,29 @@
 //! The log: it never stops or slows the service, whatever becomes of its reader.
 
 use std::{
+    fs::File,
     io::{BufRead, BufReader, PipeWriter, Write},
     process::{ExitStatus, Stdio},
     thread,
 };
 
 use futures_util::future::join_all;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
-use tokio::{io::AsyncReadExt, net::unix::pipe, process::Command, task};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpStream, unix::pipe},
+    process::Command,
+    task,
+};
 
 use crate::support::{
     asking::two_regions,
     cluster::Cluster,
+    network::Network,
     patience::{eventually, in_time},
     process::{Environment, Process, answer},
 };
@@ -45,6 +56,32 @@ async fn a_closed_log_harms_nothing() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     assert_eq!(serves_with(writer).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_full_disk_keeps_no_instance_from_its_start() {
+    let address = Network::free().next_address();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fly-rpc"));
+    command
+        .args([
+            "serve",
+            "--listen",
+            &address.to_string(),
+            "--drain-delay",
+            "0s",
+        ])
+        .env_clear()
+        .stdout(full())
+        .stderr(full())
+        .kill_on_drop(true);
+    let mut child = command.spawn().unwrap();
+    let listens = async || TcpStream::connect(address).await.is_ok();
+    eventually("a listener", listens, |listens| *listens).await;
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    let ended = in_time("the end", child.wait()).await.unwrap();
+    assert_eq!(ended.code(), Some(0));
 }
 
 #[tokio::test]
