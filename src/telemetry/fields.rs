@@ -76,8 +76,8 @@ pub(super) fn put_printable(
     }
 }
 
-/// Writes a line as a JSON object: its time, its level, its fields, and as `span` those of the span around it, which became
-/// an object when the span began.
+/// Writes a line as a JSON object: its time, its level, the `target` where a library wrote it, its fields, and as `span` those
+/// of the span around it, which became an object when the span began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JsonLine;
 
@@ -101,6 +101,11 @@ where
         line.push_str("\",\"level\":\"");
         line.push_str(event.metadata().level().as_str());
         line.push('"');
+        // What a library says does not name what it is about.
+        let target = event.metadata().target();
+        if !target.starts_with(env!("CARGO_CRATE_NAME")) {
+            LineMembers(&mut line).put_text("target", |text| text.write_str(target));
+        }
         event.record(&mut LineMembers(&mut line));
         if let Some(span) = context.lookup_current() {
             let extensions = span.extensions();

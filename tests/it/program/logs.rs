@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader, PipeWriter, Write},
+    net::Ipv4Addr,
     process::{ExitStatus, Stdio},
     thread,
 };
@@ -15,7 +16,7 @@ use nix::{
 use serde_json::{Value, json};
 use tokio::{
     io::AsyncReadExt,
-    net::{TcpStream, unix::pipe},
+    net::{TcpStream, UdpSocket, unix::pipe},
     process::Command,
     task,
 };
@@ -147,6 +148,34 @@ async fn one_request_id_is_in_the_logs_of_both_instances_and_of_the_function() {
     let exec = lines(syd, "exec", "the-one").await;
     assert_eq!((exec.len(), &exec[0]["function"]), (1, &json!("Test.log")));
     assert_eq!(lines(syd, "from the function", "the-one").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_line_of_a_library_says_of_which() {
+    let dns = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DNS_NAME", "fly.test".to_owned()),
+        ("RPC_DNS_SERVER", dns.local_addr().unwrap().to_string()),
+    ]);
+    // Answers each question under another id.
+    task::spawn(async move {
+        let mut message = [0; 512];
+        while let Ok((length, asker)) = dns.recv_from(&mut message).await {
+            message[0] ^= 1;
+            message[2] |= 0x80;
+            let _ = dns.send_to(&message[..length], asker).await;
+        }
+    });
+    let instance = Process::start(&environment).await;
+    let its = lines_where(&instance, "ignoring response with wrong message id", |_| {
+        true
+    })
+    .await;
+    assert_eq!(its[0]["target"], "hickory_net::udp::udp_client_stream");
+    let message = "DNS gave no whole answer; known peers keep serving";
+    let ours = lines_where(&instance, message, |_| true).await;
+    assert_eq!(ours[0].get("target"), None);
 }
 
 #[tokio::test]
