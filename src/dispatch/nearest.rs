@@ -39,14 +39,15 @@ impl Dispatcher {
     }
 }
 
-/// Of the `known` functions the one whose name is most like `asked`; `None` where none is much like it.
+/// Of the `known` functions the one whose name is most like `asked`; `None` where none is much like it, or `asked` itself is
+/// known: the instance that was asked lacks it, and another has it.
 fn nearest<'a>(
     asked: &FunctionName,
     known: impl Iterator<Item = &'a FunctionName>,
 ) -> Option<&'a FunctionName> {
     let alike = known.filter_map(|known| Some((difference(asked, known)?, known)));
-    let (_, nearest) = alike.min_by_key(|(difference, _)| *difference)?;
-    Some(nearest)
+    let (_, nearest) = alike.min_by_key(|(difference, known)| (*difference, *known != asked))?;
+    (nearest != asked).then_some(nearest)
 }
 
 /// In how many characters two names differ of which one may be meant by the other; the case of letters does not count.
@@ -90,6 +91,7 @@ mod tests {
             ("math.AND", Some("Math.and")),
             ("Maths.add", Some("Math.add")),
             ("Notes.craete", Some("Notes.create")),
+            ("Math.add", None),
             ("Notes.update", None),
             ("Kernel.-", None),
             ("Maths.ad", None),
