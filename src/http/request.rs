@@ -28,7 +28,7 @@ use crate::{
     memory::{Reserved, Share},
     name::{ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, Name},
     problem::{Code, Problem},
-    protocol::{FORWARDED, lines::NDJSON},
+    protocol::{CLOCK, FORWARDED, NONCE, PROOF, lines::NDJSON},
     trace,
 };
 
@@ -128,10 +128,12 @@ fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// Refuses a header of our own that would have no effect, as an unknown member of the body is refused: a client that
-/// mistypes a name would get another call than it asked for.
+/// mistypes a name would get another call than it asked for. What peers say to each other means nothing here, whoever
+/// sends it.
 fn check_own(headers: &HeaderMap, is_by_path: bool) -> Result<(), Problem> {
     let own = headers.keys().filter(|name| name.as_str().starts_with(OWN));
-    for name in own.filter(|name| ![AFTER, ROUTE].contains(name)) {
+    let is_of_peers = |name: &HeaderName| [NONCE, PROOF, CLOCK].contains(&name.as_str());
+    for name in own.filter(|name| ![AFTER, ROUTE].contains(name) && !is_of_peers(name)) {
         let in_place_of = IN_PLACE_OF.iter().find(|(header, _)| header == name);
         let detail = match in_place_of {
             Some(_) if is_by_path => continue,

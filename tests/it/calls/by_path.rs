@@ -259,8 +259,6 @@ async fn a_header_of_ours_that_would_have_no_effect_is_refused() {
         (each, "rpc-instance", member("rpc-instance", "instance")),
         (by_path, "rpc-timeout", unknown("rpc-timeout")),
         (by_body, "RPC-Consistency", unknown("rpc-consistency")),
-        // What only peers say.
-        (by_body, "rpc-proof", unknown("rpc-proof")),
         (each, "rpc-per", unknown("rpc-per")),
         (
             by_body,
