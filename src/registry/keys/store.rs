@@ -531,9 +531,14 @@ impl Pending {
         Some(change)
     }
 
-    /// Keeps `change` for later; where there is no room for it, it is given up.
+    /// Keeps `change` for later; where there is no room for it, without the result of its call, and where there is none for
+    /// that either, not at all.
     fn put(&mut self, change: Change) {
-        if self.reserved.bytes() + change.size() > self.most {
+        let change = match self.has_room(&change) {
+            true => change,
+            false => change.without_result(),
+        };
+        if !self.has_room(&change) {
             tracing::warn!(
                 "an outcome is not kept: the store of idempotency keys is away for too long"
             );
@@ -541,6 +546,10 @@ impl Pending {
         }
         self.reserved.take(change.size());
         self.changes.push(change);
+    }
+
+    fn has_room(&self, change: &Change) -> bool {
+        self.reserved.bytes() + change.size() <= self.most
     }
 }
 
@@ -576,6 +585,18 @@ impl Change {
         };
         let name = &self.name;
         tracing::warn!(%why, name, "the store of idempotency keys refuses a change: {lost}");
+    }
+
+    /// The same without the result that it would store: then a repeat learns that the call ran, and nothing else.
+    fn without_result(mut self) -> Self {
+        if let To::Value(text) = &self.to
+            && let Ok(record) = serde_json::from_str::<Record>(text)
+            && record.has_result()
+        {
+            let state = State::NotKept;
+            self.to = To::Value(Record { state, ..record }.text());
+        }
+        self
     }
 
     fn size(&self) -> usize {
@@ -691,6 +712,15 @@ impl Record {
             _ => 0,
         };
         String::from_utf8(json::to_vec_around(size, self)).unwrap_or_default()
+    }
+
+    /// Whether it is of a call that ran, and what came of it may be large.
+    fn has_result(&self) -> bool {
+        match &self.state {
+            State::Returned(_) => true,
+            State::Failed(document) => document.problem.executed == Executed::Yes,
+            State::Running { .. } | State::NotKept | State::Lost | State::GivenUp(_) => false,
+        }
     }
 
     fn outcome(self) -> Outcome {

@@ -613,6 +613,37 @@ async fn what_ended_while_the_store_was_away_is_stored_however_slow_it_is_when_i
     assert_eq!(cluster.starts("latch").len(), OWED);
 }
 
+#[tokio::test]
+async fn a_result_that_finds_no_room_while_the_store_is_away_is_known_to_be_lost() {
+    let redis = Redis::start().await;
+    let proxy = redis.proxy().await;
+    let cluster = Cluster::builder().region("iad", 1).region("syd", 1);
+    let cluster = cluster
+        .functions()
+        .set("RPC_KEY_STORE", &format!("redis://{}", proxy.address))
+        // An eighth of it is for what waits for the store.
+        .set("RPC_MAX_MEMORY", "4MiB");
+    let cluster = cluster.start().await;
+    until_all_up(&cluster, 1.0).await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let call = json!({
+        "module": "Test", "function": "block_large", "args": ["latch", 600_000], "timeout_ms": 30_000,
+    });
+    let losing = async {
+        cluster.until_started("latch").await;
+        proxy.break_all(Fault::Refuse).await;
+        until_all_up(&cluster, 0.0).await;
+        cluster.release("latch");
+    };
+    let (first, ()) = tokio::join!(keyed(iad, "iad", "key", &call), losing);
+    assert_eq!(first.result(), &"x".repeat(600_000));
+    proxy.heal().await;
+    until_all_up(&cluster, 1.0).await;
+    let again = keyed(syd, "syd", "key", &call).await;
+    assert_eq!(again.problem(), (410, "result_not_kept", "yes"));
+    assert_eq!(cluster.starts("latch").len(), 1);
+}
+
 /// Keys, each sent twice.
 const KEYS: usize = 4_000;
 /// How many send them at once.

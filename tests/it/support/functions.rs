@@ -70,6 +70,7 @@ fn registry(directory: &Path, instance: String) -> Registry {
     let (failures, panics, threads) = (runs.clone(), runs.clone(), runs.clone());
     let larges = runs.clone();
     let (latches, behind) = (directory.to_owned(), instance.clone());
+    let (large_blocks, large_here) = (directory.to_owned(), instance.clone());
     let (held_in, held_here) = (directory.to_owned(), instance.clone());
     Registry::builtin()
         .function(
@@ -106,14 +107,22 @@ fn registry(directory: &Path, instance: String) -> Registry {
         .function("Test", "block", move |(name,): (String,)| {
             let (directory, instance) = (blocks.clone(), instance.clone());
             async move {
-                append(&directory.join(format!("{name}.started")), &instance)?;
-                while !directory.join(format!("{name}.released")).exists() {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
-                }
+                held(&directory, &name, &instance).await?;
                 touch(&directory, &format!("{name}.finished"));
                 Ok("released")
             }
         })
+        .function(
+            "Test",
+            "block_large",
+            move |(name, bytes): (String, usize)| {
+                let (directory, instance) = (large_blocks.clone(), large_here.clone());
+                async move {
+                    held(&directory, &name, &instance).await?;
+                    Ok("x".repeat(bytes))
+                }
+            },
+        )
         .function(
             "Test",
             "block_in",
@@ -123,10 +132,7 @@ fn registry(directory: &Path, instance: String) -> Registry {
                     if !instance.starts_with(&region) {
                         return Ok("passed");
                     }
-                    append(&directory.join(format!("{name}.started")), &instance)?;
-                    while !directory.join(format!("{name}.released")).exists() {
-                        tokio::time::sleep(Duration::from_millis(2)).await;
-                    }
+                    held(&directory, &name, &instance).await?;
                     Ok("released")
                 }
             },
@@ -234,6 +240,15 @@ fn registry(directory: &Path, instance: String) -> Registry {
             assert!(std::hint::black_box(false), "a test's panic");
             Ok(())
         })
+}
+
+/// Notes that a call has started on `instance`, and waits until the test releases it.
+async fn held(directory: &Path, name: &str, instance: &str) -> Result<(), FunctionError> {
+    append(&directory.join(format!("{name}.started")), instance)?;
+    while !directory.join(format!("{name}.released")).exists() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
 }
 
 /// Notes that it was dropped.
