@@ -333,7 +333,7 @@ impl PeerMetrics {
     }
 }
 
-/// What came of a call: `ok`, or the code of `problem`; and whether the function ran.
+/// The labels of an outcome: `ok`, or the code of `problem`; and whether the function ran.
 fn outcome(problem: Option<&Problem>) -> Words<2> {
     let ok = ("ok", Executed::Yes);
     let (code, executed) = problem.map_or(ok, |problem| (problem.code.as_str(), problem.executed));

@@ -86,7 +86,7 @@ fn if_valid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ConsistencyToke
     Ok(token.and_then(|token| token.parse().ok()))
 }
 
-/// What came of a call.
+/// The outcome of a call: what its function returned, or a problem.
 pub(crate) type Outcome = Result<Returned, Problem>;
 
 /// What a function returned; as JSON, what a store of idempotency keys has of it.
@@ -104,7 +104,7 @@ pub(crate) struct Returned {
     pub reserved: Option<Arc<Reserved>>,
 }
 
-/// What came of a call, and the account of where it ran.
+/// The outcome of a call, and the account of where it ran.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub result: Outcome,

@@ -133,7 +133,7 @@ impl Attempts {
         }
     }
 
-    /// Notes that the attempts in `region`, if one `was_made`, came to `problem`: the next region follows, or none.
+    /// Notes that the attempts in `region`, if one `was_made`, ended with `problem`: the next region follows, or none.
     pub(super) fn note_region(&mut self, region: &Region, problem: Problem, was_made: bool) {
         self.refused = None;
         if problem.executed != Executed::No {

@@ -45,7 +45,7 @@ enum Recipient {
     Nobody(Region, Problem),
 }
 
-/// What came of the call that one instance, or region, was asked for; the report has the instance, where one was asked.
+/// The region and the report of the call that one instance, or one region, was asked to run.
 type Entry = (Region, Report);
 /// A call at work, with what it holds.
 type Asking = BoxFuture<'static, Entry>;
@@ -111,7 +111,7 @@ impl FanOut {
         })
     }
 
-    /// What came of the next call that ends; `None` when all have.
+    /// The region and the report of the next call that ends; `None` when all have ended.
     pub(crate) async fn next(&mut self) -> Option<(Region, Report)> {
         loop {
             while self.may_begin()

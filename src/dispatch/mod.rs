@@ -92,7 +92,7 @@ impl Dispatcher {
     /// instance stopped first: the call may have run.
     ///
     /// # Errors
-    /// What came of a call that was refused at once, and did not run: it is not admitted, and `ended` is not called.
+    /// The report of a call that was refused at once, and did not run: it is not admitted, and `ended` is not called.
     pub(crate) async fn dispatch_in_background(
         &self,
         targets: &Targets,

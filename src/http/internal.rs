@@ -319,7 +319,8 @@ async fn serve(
     mut confirmation: Option<Confirmation>,
     mut connection: impl AsyncRead + AsyncWrite + Unpin,
 ) {
-    // A peer that calls all the time probes rarely, and would learn late what became of the app; also before this connection.
+    // A peer that calls all the time probes rarely, and would learn late that the app changed, also if it did before this
+    // connection.
     let mut app = dispatcher.executor.app().map(|app| app.changes());
     let mut exchange = Exchange::new(dispatcher, context, Some(clock));
     exchange.announce_phase();

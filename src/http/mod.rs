@@ -1,5 +1,5 @@
-//! The HTTP side of one instance: every route and every layer, in one list each. Turns requests into calls and what
-//! came of them into answers; decides nothing about where a call runs.
+//! The HTTP side of one instance: every route and every layer, in one list each. Turns requests into calls, and their
+//! outcomes into answers; decides nothing about where a call runs.
 //!
 //! A client's call passes `layers.rs` and `auth.rs` on its way to `rpc.rs`, which reads it with `request.rs` and answers with
 //! `response.rs`. One that a peer forwarded is a line in `internal.rs`.

@@ -64,7 +64,7 @@ pub(super) struct Taken {
     pub(super) answer: oneshot::Receiver<Ending>,
     /// Whether the connection's task ends it at its deadline; else its caller does.
     pub(super) is_watched: bool,
-    /// What became of its line; the connection's task has to be woken where that is blocked.
+    /// Whether its line was written; where it is `Blocked`, the connection's task has to be woken.
     pub(super) written: Flushed,
 }
 

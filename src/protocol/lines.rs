@@ -228,7 +228,7 @@ pub(crate) fn read_answer(line: &[u8]) -> Frame {
             let returned = Returned {
                 json: result.to_owned(),
                 replayed,
-                // What came of the call is worth more than a token that this release does not take.
+                // The result is worth more than a token that this release does not take.
                 consistency: consistency.and_then(|raw| serde_json::from_str(raw.get()).ok()),
                 reserved: None,
             };
@@ -305,7 +305,7 @@ pub(crate) struct Lines {
     large: usize,
     /// Whether the rest of a line is thrown away as it comes.
     is_skipping: bool,
-    /// For what came of a line, or for a large buffer that waits for the next one.
+    /// For what has come of a line, or for a large buffer that waits for the next line.
     reserved: Reserved,
 }
 

@@ -260,7 +260,7 @@ impl Stream {
         Poll::Pending
     }
 
-    /// What became of a write, unless the client has taken nothing for too long.
+    /// The result of a write, or an error if the client has taken nothing for too long.
     fn unless_stalled(
         &mut self,
         written: Poll<io::Result<usize>>,

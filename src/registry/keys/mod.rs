@@ -35,7 +35,7 @@ pub(crate) enum Keys {
 pub(super) enum Known {
     /// Nothing: whoever holds the claim runs it.
     Nothing(Claim),
-    /// What came of it before, or why it is not to be run now.
+    /// The outcome of an earlier run, or why it is not to be run now.
     Outcome(Outcome),
 }
 

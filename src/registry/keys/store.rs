@@ -157,7 +157,7 @@ enum State {
     },
     Returned(Returned),
     Failed(Box<ProblemDocument>),
-    /// It ran, and what came of it was too large to be kept.
+    /// It ran, and its outcome was too large to be kept.
     NotKept,
     /// Its task ended without an outcome, and may have run it.
     Lost,
@@ -777,7 +777,7 @@ fn passes(why: &redis::RedisError) -> bool {
     why.code().is_some_and(|code| passing.contains(&code))
 }
 
-/// Without the store nobody knows what came of the call: it is not run here, and may have run where a claim `is_found`, or
+/// Without the store nobody knows how the call ended: it is not run here, and may have run where a claim `is_found`, or
 /// what only another release can read.
 fn away(why: &Away, is_found: bool) -> Problem {
     tracing::debug!(%why, "a call with an idempotency key is refused");
