@@ -284,7 +284,7 @@ impl Args {
     /// The arguments that the members of `values`, a struct or a map, are by their names.
     ///
     /// # Errors
-    /// [`Code::InvalidRequest`] when `values` has no JSON form, is no object, or has more than 256 members.
+    /// [`Code::InvalidRequest`] when `values` has no JSON form, is not an object, or has more than 256 members.
     pub(crate) fn from_members(values: &impl Serialize) -> Result<Self, Problem> {
         let raw = to_raw_value(values).map_err(|error| no_form(&error))?;
         match raw.get().starts_with('{') {

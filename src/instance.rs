@@ -378,7 +378,7 @@ impl Listeners {
         };
         let child = has_child.then_some("127.0.0.1:0");
         let child = listen_if("FLY_RPC_URL, which the app gets", child).await?;
-        // Without /internal/*, it is no peer.
+        // A release command has no /internal/*: it is not a peer.
         let internal = config.internal_listen.as_deref();
         let internal = internal.filter(|_| !config.machine.runs_release_command);
         let internal = listen_if("RPC_INTERNAL_LISTEN (--internal-listen)", internal).await?;

@@ -61,7 +61,7 @@ impl FromStr for Target {
         match text {
             PRIMARY => Ok(Self::Primary),
             ANY => Ok(Self::Any),
-            // Without the words that are no region's name and may stand here.
+            // The rule of a region alone would leave out "primary" and "any", which may stand here.
             region => region
                 .parse()
                 .map(Self::Region)
@@ -180,8 +180,8 @@ impl fmt::Display for Regions {
     }
 }
 
-/// The targets in a list of at most `most`, each once. That one is named twice is no error, because no pattern in the
-/// OpenAPI document can forbid it.
+/// The targets in a list of at most `most`, each once. To name one twice is not an error, because no pattern in the OpenAPI
+/// document can forbid it.
 fn distinct(text: &str, most: usize, too_many: InvalidName) -> Result<Vec<Target>, InvalidName> {
     let mut targets = Vec::with_capacity(1);
     for (number, target) in text.split(',').enumerate() {

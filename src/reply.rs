@@ -285,7 +285,7 @@ impl Serialize for ProblemDocument {
 }
 
 impl TryFrom<ProblemMembers<'_>> for ProblemDocument {
-    /// Why it is no valid problem.
+    /// Why it is not a valid problem.
     type Error = String;
 
     fn try_from(members: ProblemMembers<'_>) -> Result<Self, String> {

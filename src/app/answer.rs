@@ -45,7 +45,7 @@ pub(super) fn may_be_missing(answer: &AppAnswer) -> bool {
 /// The consistency token of the answer.
 ///
 /// # Errors
-/// The header is given twice, or is no token. The answer itself is still good.
+/// The header is given twice, or is not a token. The answer itself is still good.
 pub(super) fn consistency(headers: &HeaderMap) -> Result<Option<ConsistencyToken>, ()> {
     let mut given = headers.get_all(ConsistencyToken::HEADER).iter();
     let token = match (given.next(), given.next()) {

@@ -316,7 +316,7 @@ impl AppChild {
     }
 }
 
-/// Waits until a group of processes is empty. It looks again and again: most of them are no children of this process.
+/// Waits until a group of processes is empty. It looks again and again: most of them are not children of this process.
 async fn until_empty(group: Pid) {
     while !is_empty(group) {
         time::sleep(LOOK).await;

@@ -27,7 +27,7 @@ fn flags() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().filter(|setting| !setting.flag.is_empty())
 }
 
-/// For the end of the help: the variables that are no flags.
+/// For the end of the help: the variables that are not flags.
 pub(super) fn variables() -> String {
     let row = |setting: &Setting| {
         let Setting {

@@ -303,7 +303,8 @@ impl Config {
         Ok(config)
     }
 
-    /// Whether `/internal/*` is among the routes of the public listener. A release command serves none: it is no peer.
+    /// Whether `/internal/*` is among the routes of the public listener. A release command does not serve it, because it is
+    /// not a peer.
     pub(crate) fn serves_internal_publicly(&self) -> bool {
         self.internal_listen.is_none() && !self.machine.runs_release_command
     }

@@ -227,7 +227,7 @@ fn forbidden(detail: &str) -> Problem {
 mod tests {
     use super::*;
 
-    /// That of a machine, which is no loopback address as in `tests/it/http/security.rs`.
+    /// With the address of a machine; `tests/it/http/security.rs` can only use loopback.
     #[test]
     fn the_address_at_which_an_instance_is_reached_is_its_own() {
         let is_served = |host: &str| {

@@ -31,7 +31,7 @@ use crate::{
     reply::{Meta, ProblemDocument},
 };
 
-// These limits are below hyper's own, whose bare 431 and 414 are no problem documents.
+// These limits are below hyper's own, whose bare 431 and 414 are not problem documents.
 /// The most headers of a request.
 const MAX_HEADERS: usize = 100;
 /// The most bytes of all headers.

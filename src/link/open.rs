@@ -44,7 +44,7 @@ pub(super) struct Opened {
     pub(super) round_trip: Duration,
 }
 
-/// Opens `connection`, which may take so long to stand; nothing of a call is sent.
+/// Opens `connection`, within `timeout` for TCP and a second for the upgrade; nothing of a call is sent.
 ///
 /// # Errors
 /// How the calls end that wait for it.
@@ -59,7 +59,7 @@ pub(super) async fn open(connection: &Connection, timeout: Duration) -> Result<O
     }
 }
 
-/// There is no connection, or no answer of ours, in time.
+/// Logs why there is no connection, and returns how the calls that wait for it end.
 fn none(connection: &Connection, cause: impl Display) -> Ending {
     tracing::warn!(address = %connection.peer.address, %cause, "no connection");
     Ending::NoConnection
@@ -155,7 +155,7 @@ fn confirmation(
     is_proven.then(|| lines::proof_line(&challenge.prove(token, confirms)))
 }
 
-/// How calls end where the answer is no upgrade.
+/// How calls end if the answer is not an upgrade.
 async fn refusal(connection: &Connection, response: Response<Incoming>) -> Ending {
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_REFUSAL)

@@ -199,7 +199,7 @@ impl Outbox {
         }
     }
 
-    /// Adds a line that is no call.
+    /// Adds a line that is not a call.
     pub(super) fn add(&self, line: &[u8]) {
         self.lock().bytes.extend_from_slice(line);
     }

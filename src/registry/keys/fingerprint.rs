@@ -116,7 +116,7 @@ impl JsonCursor<'_> {
         self.at += length.max(1);
     }
 
-    /// The next byte that is no white space.
+    /// The next byte that is not white space.
     fn peek(&mut self) -> Option<u8> {
         while let Some(byte) = self.text.get(self.at) {
             if !byte.is_ascii_whitespace() {
