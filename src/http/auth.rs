@@ -12,8 +12,7 @@ use axum::{
 
 use super::{Crowded, Reached, internal};
 use crate::{
-    access::Caller,
-    dispatch::Dispatcher,
+    access::{Access, Caller},
     name::FunctionName,
     problem::{Code, Problem},
     protocol::{Challenge, NONCE, PROOF, PROVABLE, Statement},
@@ -44,18 +43,18 @@ pub(super) struct ProvenToken {
 /// Lets a request pass whose sender is one of `audience`, with an extension that says who: a [`Caller`], or a [`ProvenToken`]
 /// of an instance that sent a proof and no token.
 pub(super) fn admit(
-    dispatcher: &Dispatcher,
+    access: &Access,
     audience: Audience,
     request: &mut Request,
 ) -> Result<(), Problem> {
     match audience {
         Audience::Anyone => {}
         Audience::Clients => {
-            let caller = client(dispatcher, request)?;
+            let caller = client(access, request)?;
             request.extensions_mut().insert(caller);
         }
         Audience::Instances => {
-            if let Some(proven) = instance(dispatcher, request)? {
+            if let Some(proven) = instance(access, request)? {
                 request.extensions_mut().insert(proven);
             }
         }
@@ -64,16 +63,16 @@ pub(super) fn admit(
 }
 
 /// The client whose token a request has, where there are clients.
-fn client(dispatcher: &Dispatcher, request: &Request) -> Result<Caller, Problem> {
-    if dispatcher.local.access.clients.is_empty() {
-        check_site(request, dispatcher.local.access.allow_anonymous)?;
+fn client(access: &Access, request: &Request) -> Result<Caller, Problem> {
+    if access.clients.is_empty() {
+        check_site(request, access.allow_anonymous)?;
     }
     if request.extensions().get::<Crowded>().is_some() {
         let detail = "clients keep as many connections busy as this instance has places for";
         return Err(Problem::new(Code::Overloaded, detail));
     }
     let token = presented_token(request.headers());
-    let caller = dispatcher.local.access.caller(token.as_ref());
+    let caller = access.caller(token.as_ref());
     caller.ok_or_else(|| match token {
         Some(_) => unauthenticated("no client has the token in header authorization"),
         None => {
@@ -83,9 +82,9 @@ fn client(dispatcher: &Dispatcher, request: &Request) -> Result<Caller, Problem>
 }
 
 /// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.
-fn instance(dispatcher: &Dispatcher, request: &Request) -> Result<Option<ProvenToken>, Problem> {
+fn instance(access: &Access, request: &Request) -> Result<Option<ProvenToken>, Problem> {
     // Without a cluster's token, whoever reaches this instance counts as an instance; a page in a browser must not.
-    if dispatcher.local.access.cluster.is_empty() {
+    if access.cluster.is_empty() {
         check_site(request, false)?;
     }
     if came_through_fly_proxy(request.headers()) {
@@ -93,7 +92,7 @@ fn instance(dispatcher: &Dispatcher, request: &Request) -> Result<Option<ProvenT
         return Err(Problem::new(Code::Forbidden, detail));
     }
     let token = presented_token(request.headers());
-    if dispatcher.local.access.is_instance(token.as_ref()) {
+    if access.is_instance(token.as_ref()) {
         return Ok(None);
     }
     let path = request.uri().path();
@@ -108,7 +107,7 @@ fn instance(dispatcher: &Dispatcher, request: &Request) -> Result<Option<ProvenT
             "this route requires the cluster's token: `authorization: Bearer TOKEN`",
         ),
     };
-    let proven = says.and_then(|says| proven(dispatcher, request, says));
+    let proven = says.and_then(|says| proven(access, request, says));
     proven.map(Some).ok_or_else(|| unauthenticated(detail))
 }
 
@@ -139,12 +138,12 @@ pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
 }
 
 /// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.
-pub(super) fn known_caller(dispatcher: &Dispatcher, request: &Request) -> Option<Caller> {
-    if dispatcher.local.access.clients.is_empty() {
-        check_site(request, dispatcher.local.access.allow_anonymous).ok()?;
+pub(super) fn known_caller(access: &Access, request: &Request) -> Option<Caller> {
+    if access.clients.is_empty() {
+        check_site(request, access.allow_anonymous).ok()?;
     }
     let token = presented_token(request.headers());
-    dispatcher.local.access.caller(token.as_ref())
+    access.caller(token.as_ref())
 }
 
 /// The token in the headers of a request; `None` without exactly one. The typed header of the crate `headers` would take the
@@ -158,12 +157,12 @@ pub(super) fn presented_token(headers: &HeaderMap) -> Option<PresentedToken> {
 }
 
 /// The token of the cluster that the sender of a request knows, if its proof of what it `says` is valid.
-fn proven(dispatcher: &Dispatcher, request: &Request, says: Statement<'_>) -> Option<ProvenToken> {
+fn proven(access: &Access, request: &Request, says: Statement<'_>) -> Option<ProvenToken> {
     let text = |header| request.headers().get(header)?.to_str().ok();
     let Reached(address) = request.extensions().get()?;
     let challenge = Challenge::received(text(NONCE)?, *address)?;
     let proof = text(PROOF)?.parse().ok()?;
-    let mut tokens = dispatcher.local.access.cluster.iter();
+    let mut tokens = access.cluster.iter();
     let token = tokens.find(|token| challenge.is_proven(token, says, &proof))?;
     Some(ProvenToken {
         token: token.clone(),

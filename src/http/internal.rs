@@ -42,6 +42,7 @@ use crate::{
     dispatch::Dispatcher,
     gate::{WaitingCalls, in_own_task},
     lifecycle::{self, Phase},
+    local::LocalInstance,
     memory::{Reserved, Share},
     name::random_word,
     problem::{Code, Problem},
@@ -87,27 +88,23 @@ pub(super) async fn introduce(State(dispatcher): DispatcherState, proven: Proven
             .app()
             .map(|beside| beside.status().health),
     });
-    (proof(&dispatcher, INTRODUCTION, proven), introduction).into_response()
+    (proof(&dispatcher.local, INTRODUCTION, proven), introduction).into_response()
 }
 
 /// `GET /internal/functions`: the catalogue behind the hash.
 pub(super) async fn functions(State(dispatcher): DispatcherState, proven: Proven) -> Response {
     let catalogue = Json(CatalogueDocument::from(&*dispatcher.executor.catalogue()));
-    (proof(&dispatcher, FUNCTIONS, proven), catalogue).into_response()
+    (proof(&dispatcher.local, FUNCTIONS, proven), catalogue).into_response()
 }
 
 /// The header of an answer at `path` with the proof that the sender of the probe wants in turn.
-fn proof(
-    dispatcher: &Dispatcher,
-    path: &str,
-    proven: Proven,
-) -> Option<[(&'static str, String); 1]> {
+fn proof(local: &LocalInstance, path: &str, proven: Proven) -> Option<[(&'static str, String); 1]> {
     let Extension(ProvenToken { token, challenge }) = proven?;
     let answers = Statement::Answers {
         path,
-        instance: &dispatcher.local.identity.instance,
-        region: &dispatcher.local.identity.region,
-        boot: Some(&dispatcher.local.boot),
+        instance: &local.identity.instance,
+        region: &local.identity.region,
+        boot: Some(&local.boot),
     };
     Some([(PROOF, challenge.prove(&token, answers).to_string())])
 }
@@ -208,7 +205,7 @@ fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -
             proven: proven.clone(),
             nonce: random_word(),
         });
-    let response = switching_protocols(&dispatcher, confirmation.as_ref());
+    let response = switching_protocols(&dispatcher.local, confirmation.as_ref());
     let upgraded = hyper::upgrade::on(&mut request);
     let lifecycle = Arc::clone(&dispatcher.lifecycle);
     // This task needs no tracker: it holds the connection's place, for which the drain waits.
@@ -231,12 +228,12 @@ fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -
 }
 
 /// The answer that switches protocols (RFC 9110, section 15.2.2).
-fn switching_protocols(dispatcher: &Dispatcher, confirmation: Option<&Confirmation>) -> Response {
+fn switching_protocols(local: &LocalInstance, confirmation: Option<&Confirmation>) -> Response {
     let proof = confirmation.map(|Confirmation { proven, nonce }| {
         let accepts = Statement::Accepts {
             nonce,
-            instance: &dispatcher.local.identity.instance,
-            region: &dispatcher.local.identity.region,
+            instance: &local.identity.instance,
+            region: &local.identity.region,
         };
         let proof = proven.challenge.prove(&proven.token, accepts);
         [(NONCE, nonce.clone()), (PROOF, proof.to_string())]
@@ -580,10 +577,8 @@ impl Exchange {
 
     /// Refuses the call of a line that is too long, and discards the line as it comes: those behind it are other calls.
     fn refuse_line(&mut self, TooLong(id): TooLong) {
-        let (instance, most) = (
-            &self.dispatcher.local.identity.instance,
-            self.dispatcher.local.limits.max_body,
-        );
+        let local = &self.dispatcher.local;
+        let (instance, most) = (&local.identity.instance, local.limits.max_body);
         let detail =
             format!("instance {instance} takes a body of at most {most} bytes (RPC_MAX_BODY)");
         self.refuse(id, Problem::new(Code::BodyTooLarge, detail));

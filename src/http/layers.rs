@@ -24,7 +24,8 @@ use super::{
 use crate::{
     access::Caller,
     dispatch::Dispatcher,
-    memory::Share,
+    local::LocalInstance,
+    memory::{Budget, Share},
     name::RequestId,
     problem::{Code, Problem},
     protocol, replay,
@@ -95,10 +96,10 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     mut request: Request,
     next: impl FnOnce(Request) -> F,
 ) -> Response {
-    let context = Context::new(request.headers());
+    let (context, local) = (Context::new(request.headers()), &dispatcher.local);
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let admitted =
-        check_head(&request).and_then(|()| auth::admit(dispatcher, audience, &mut request));
+        check_head(&request).and_then(|()| auth::admit(&local.access, audience, &mut request));
     let caller = request.extensions().get::<Caller>().cloned();
     let mut response = match admitted {
         Ok(()) => {
@@ -108,7 +109,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         Err(problem) => refuse(request.headers(), problem),
     };
     // Before refusals become documents, because this makes one.
-    if method == Method::GET && !has_room(dispatcher, uri.path(), &response) {
+    if method == Method::GET && !has_room(&local.memory, uri.path(), &response) {
         let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
         response = Problem::new(Code::Overloaded, detail).into_response();
     }
@@ -117,7 +118,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         // It keeps the headers that it was given, such as `allow`.
         let headers = std::mem::take(response.headers_mut());
         response = refused(
-            dispatcher,
+            local,
             context,
             refusal,
             caller.as_ref(),
@@ -160,7 +161,7 @@ fn refuse(headers: &HeaderMap, problem: Problem) -> Response {
 
 /// The document of a request that was refused before any instance was tried; counted, and logged without its query and body.
 fn refused(
-    dispatcher: &Dispatcher,
+    local: &LocalInstance,
     context: Context,
     refusal: Refusal,
     caller: Option<&Caller>,
@@ -176,7 +177,7 @@ fn refused(
     let path = &path[..path.floor_char_boundary(LOGGED_PATH)];
     let (status, code, executed) = (problem.status(), problem.code, problem.executed);
     let detail = &problem.detail;
-    dispatcher.local.metrics.calls.refused(code);
+    local.metrics.calls.refused(code);
     tracing::info!(
         client, %method, path, status, %code, %executed, detail, elapsed_ms, %request_id, "refused"
     );
@@ -184,13 +185,13 @@ fn refused(
 }
 
 /// Whether the memory budget has room for a document that was asked for: anybody may ask for one and not read it.
-fn has_room(dispatcher: &Dispatcher, path: &str, response: &Response) -> bool {
+fn has_room(memory: &Budget, path: &str, response: &Response) -> bool {
     let size = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
     let share = match path {
         "/metrics" | protocol::FUNCTIONS => Share::Results,
         _ => Share::Strangers,
     };
-    size <= SMALL || dispatcher.local.memory.has_room(size, share)
+    size <= SMALL || memory.has_room(size, share)
 }
 
 /// Refuses a request that no route can answer: its head is too large, its body is uncertain, or it is for another host.

@@ -11,7 +11,7 @@ use super::{layers::Context, request::header, response::Refusal};
 use crate::{
     call::Call,
     cluster::Condition,
-    config::Route,
+    config::{Identity, Route},
     deadline::Deadline,
     dispatch::Dispatcher,
     problem::{Code, Problem},
@@ -125,7 +125,7 @@ pub(super) fn first_arrival(context: &Context, headers: &HeaderMap, call: &Call)
 /// The header that has Fly Proxy try another Machine with a call that this instance, and each sibling that was asked after
 /// it, refused because it drains or is overloaded. A client that is not behind Fly Proxy gets the refusal alone.
 pub(super) fn to_others(
-    dispatcher: &Dispatcher,
+    identity: &Identity,
     head: &Parts,
     size: usize,
     call: &Call,
@@ -134,10 +134,10 @@ pub(super) fn to_others(
 ) -> Option<HeaderValue> {
     let Report { result, meta } = report;
     let problem = result.as_ref().err()?;
-    let me = &dispatcher.local.identity.instance;
+    let me = &identity.instance;
     let is_mine = meta.instance.as_ref().is_none_or(|instance| instance == me);
     // A call for the own region is tried here first, unless it names an instance or its key may pick one.
-    let is_ours = meta.region.as_ref() == Some(&dispatcher.local.identity.region)
+    let is_ours = meta.region.as_ref() == Some(&identity.region)
         && call.instance.is_none()
         && call.key.is_none();
     let is_own_refusal =

@@ -95,10 +95,10 @@ pub(super) async fn call_function(
 ) -> Result<Response> {
     let (parts, body) = request.into_parts();
     targets.within = caller.regions().map(<[_]>::to_vec);
-    let primary = &dispatcher.local.identity.primary;
-    let refuse = |problem| Refusal::new(problem, targets.first(primary));
+    let identity = &dispatcher.local.identity;
+    let refuse = |problem| Refusal::new(problem, targets.first(&identity.primary));
     // Before the body is read, which need not be for these.
-    auth::check_regions(&caller, targets.named(primary)).map_err(refuse)?;
+    auth::check_regions(&caller, targets.named(&identity.primary)).map_err(refuse)?;
     let route = replay::route(&parts.headers, dispatcher.local.route).map_err(refuse)?;
     let (mut call, size) = request::call(&dispatcher, &parts, body)
         .await
@@ -145,7 +145,7 @@ pub(super) async fn call_function(
         dispatcher.add_nearest(&log.function, &mut report);
     }
     log.ended(&report, &span);
-    let others = replay::to_others(&dispatcher, &parts, size, &call, arrived, &report);
+    let others = replay::to_others(identity, &parts, size, &call, arrived, &report);
     let others = others.map(|others| [(REPLAY, others)]);
     Ok((others, report).into_response())
 }

@@ -319,7 +319,7 @@ pub(super) async fn get_description(
     State(dispatcher): DispatcherState,
     request: Request,
 ) -> Response {
-    let document = match auth::known_caller(&dispatcher, &request) {
+    let document = match auth::known_caller(&dispatcher.local.access, &request) {
         Some(caller) => of_functions(&dispatcher, caller).await,
         None => None,
     };
