@@ -175,8 +175,8 @@ fn unauthenticated(detail: &str) -> Problem {
 }
 
 /// Checks which page is behind a request that needs no token: a page of another site must not call functions, neither
-/// openly nor under a host name of its own that resolves to this instance (DNS rebinding). With `any_host`, its host may be any: a proxy in front has a name
-/// that this instance does not know.
+/// openly nor under a host name of its own that resolves to this instance (DNS rebinding). With `any_host` every host is
+/// served: a proxy in front has a name that this instance does not know.
 ///
 /// # Errors
 /// [`Code::Forbidden`] for a page of another site, or a host that is neither a loopback name or address nor the one at which
