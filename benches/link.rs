@@ -1,5 +1,6 @@
 //! One hop between two instances, called in-process: calls that wait together travel together, against one reqwest
-//! request for each call to the same server. Both write the arguments as JSON and read the result from it. In one run, interleaved, the median of five; both share this machine.
+//! request for each call to the same server. Both write the arguments as JSON and read the result from it. In one run,
+//! interleaved, the median of five; both share this machine.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 #![expect(
     clippy::unwrap_used,

@@ -398,8 +398,8 @@ impl Listeners {
         internal.map_or(self.address, |(_, address)| *address)
     }
 
-    /// Serves `dispatcher` on every listener; where it `shares` the public one, instances are served there too. The child's listener
-    /// has a server of its own, which stops later.
+    /// Serves `dispatcher` on every listener; where it `shares` the public one, instances are served there too. The child's
+    /// listener has a server of its own, which stops later.
     fn serve(
         self,
         dispatcher: &Arc<Dispatcher>,

@@ -1,6 +1,6 @@
 //! The list of an app's functions. It is asked for every second, sooner while the app starts, which shows whether the app
-//! answers, and whether it refuses requests without its token. A function whose entry is wrong is left out with a remark, and the others are offered. The
-//! only writer of an app's status.
+//! answers, and whether it refuses requests without its token. A function whose entry is wrong is left out with a remark,
+//! and the others are offered. The only writer of an app's status.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

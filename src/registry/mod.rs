@@ -108,7 +108,8 @@ impl Registry {
     ///
     /// The JSON array of a call's arguments becomes `A`: a tuple takes an argument for each of its items, `()` takes
     /// none, and any other type, such as a struct, takes the only one. An error that the function returns reaches the
-    /// caller as `function_failed`; [`FunctionError`] says how much of it. The function's future is dropped at the call's deadline, at its next await.
+    /// caller as `function_failed`; [`FunctionError`] says how much of it. The function's future is dropped at the call's
+    /// deadline, at its next await.
     ///
     /// An invalid name, or one that is registered twice, makes the start of the instance fail.
     #[must_use]
