@@ -59,12 +59,16 @@ impl Missing {
         apps: impl IntoIterator<Item = (&'a str, Option<AppDocument>)>,
         now: Instant,
     ) -> Option<String> {
-        let (mut late, mut reason) = (Vec::new(), None);
+        let (mut late, mut reason, mut are_all_known) = (Vec::new(), None, true);
         for (name, app) in apps {
-            let Some(app) = app.filter(|app| app.state != AppHealth::Up) else {
-                self.since.remove(name);
+            let Some(app) = app else {
+                are_all_known = false;
                 continue;
             };
+            if app.state == AppHealth::Up {
+                self.since.remove(name);
+                continue;
+            }
             let since = self.since.entry(name.to_owned()).or_insert(now);
             if now.duration_since(*since) >= PATIENCE {
                 late.push(name);
@@ -77,7 +81,7 @@ impl Missing {
                 let reason = reason.unwrap_or_else(|| "no answer yet".to_owned());
                 Some(not_there(&late.join(", "), &printable(&reason)))
             }
-            true if self.since.is_empty() => {
+            true if self.since.is_empty() && are_all_known => {
                 self.is_said = false;
                 let there = "the app serves its functions beside every instance";
                 Some(coloured(AnsiColor::Green, there))
@@ -100,4 +104,33 @@ fn not_there(instances: &str, reason: &str) -> String {
 fn coloured(colour: AnsiColor, text: &str) -> String {
     let style: Style = colour.on_default().bold();
     format!("{style}{text}{style:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_that_does_not_answer_is_not_one_whose_app_serves() {
+        let app = |state: AppHealth| {
+            Some(AppDocument {
+                url: String::new(),
+                state,
+                reason: None,
+            })
+        };
+        let (down, up) = (|| app(AppHealth::Down), || app(AppHealth::Up));
+        let (start, mut missing) = (Instant::now(), Missing::default());
+        let mut look = |iad, syd, seconds| {
+            let now = start + Duration::from_secs(seconds);
+            missing.look([("iad", iad), ("syd", syd)], now)
+        };
+        assert_eq!(look(down(), up(), 0), None);
+        assert!(look(down(), up(), 5).is_some_and(|line| line.contains("beside iad does not")));
+        // Such as one that was killed, or is slow.
+        for (iad, syd) in [(None, up()), (None, None), (up(), None), (down(), up())] {
+            assert_eq!(look(iad, syd, 6), None);
+        }
+        assert!(look(up(), up(), 7).is_some_and(|line| line.contains("beside every instance")));
+    }
 }
