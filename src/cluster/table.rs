@@ -69,7 +69,7 @@ pub(crate) enum ProbeFailure {
 }
 
 impl ProbeFailure {
-    /// Whether something answered that is not of this cluster, such as an instance with another token.
+    /// Whether something answered that is not a peer, such as an instance with another token, or with this instance's id.
     pub(super) fn is_of_stranger(&self) -> bool {
         matches!(self, Self::NotAPeer(_) | Self::Namesake { .. })
     }
@@ -138,6 +138,17 @@ impl KnownPeer {
     }
 }
 
+/// How far what the peer said of its functions was followed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Functions {
+    /// A probe read them after the peer last said that they changed.
+    Read,
+    /// A probe began after that, and has not read them yet, or could not.
+    Reading,
+    /// They changed since the last probe began.
+    Changed,
+}
+
 /// An address that discovery knows.
 #[derive(Clone, Debug)]
 pub(crate) struct KnownAddress {
@@ -149,8 +160,7 @@ pub(crate) struct KnownAddress {
     /// Why that found no peer; `None` when it found one.
     pub probe_error: Option<ProbeFailure>,
     pub peer: Option<KnownPeer>,
-    /// Whether the peer said that its functions changed since the last probe began.
-    is_outdated: bool,
+    functions: Functions,
     /// Whether this instance itself answers there.
     is_own: bool,
 }
@@ -163,7 +173,7 @@ impl KnownAddress {
             last_probe: None,
             probe_error: None,
             peer: None,
-            is_outdated: false,
+            functions: Functions::Read,
             is_own: false,
         }
     }
@@ -179,6 +189,9 @@ impl KnownAddress {
             true => Condition::Draining,
             false => Condition::Ready,
         };
+        if peer.catalogue.is_some() && self.functions == Functions::Reading {
+            self.functions = Functions::Read;
+        }
         let mut changes = Vec::new();
         // Under another id or in another region it is another peer: nothing that is known of the old one holds for it.
         let old = self.peer.take().filter(|old| {
@@ -441,7 +454,7 @@ impl Table {
                 entry.set(Condition::Doubtful, "another instance answered a call")
             }
             CallSignal::Changed => {
-                entry.is_outdated = true;
+                entry.functions = Functions::Changed;
                 Vec::new()
             }
             // A draining peer that answers a call is still draining.
@@ -461,7 +474,7 @@ impl Table {
     pub(super) fn pause(&self, address: SocketAddr, interval: Duration) -> Option<Duration> {
         let entry = self.entries.get(&address)?;
         Some(match &entry.peer {
-            Some(_) if entry.is_outdated => CURRENT,
+            Some(_) if entry.functions == Functions::Changed => CURRENT,
             Some(known) if known.state() == PeerState::Suspect => backoff(known.failed_probes),
             _ => interval,
         })
@@ -469,8 +482,10 @@ impl Table {
 
     /// A probe of `address` begins, which reads all that changed until now.
     pub(super) fn probe_begins(&mut self, address: SocketAddr) {
-        if let Some(entry) = self.entries.get_mut(&address) {
-            entry.is_outdated = false;
+        if let Some(entry) = self.entries.get_mut(&address)
+            && entry.functions == Functions::Changed
+        {
+            entry.functions = Functions::Reading;
         }
     }
 
@@ -483,7 +498,7 @@ impl Table {
     ) -> Option<Instant> {
         let entry = self.entries.get(&address)?;
         let known = entry.peer.as_ref()?;
-        let is_wanted = entry.is_outdated || known.state() == PeerState::Suspect;
+        let is_wanted = entry.functions != Functions::Read || known.state() == PeerState::Suspect;
         (!is_wanted).then(|| (now + interval).min(known.probed + interval * MAX_REPLACED))
     }
 

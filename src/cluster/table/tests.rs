@@ -349,36 +349,58 @@ fn a_peer_to_which_a_call_cannot_connect_is_suspect_at_once() {
 #[test]
 fn calls_without_an_answer_are_a_reason_for_a_probe_and_no_verdict() {
     let mut story = Story::new().dns(&[1]).seen(1, "a");
-    let later = Instant::now() + Duration::from_secs(1);
+    let now = Instant::now();
+    let later = now + Duration::from_secs(1);
     for _ in 0..5 {
         let unanswered = TableEvent::Called(address(1), CallSignal::Unanswered);
         assert_eq!(story.0.apply(unanswered, later).probe, [address(1)]);
     }
     is(&story, "a", "");
     assert_eq!(story.0.state(address(1)), Some(PeerState::Ready));
-    let story = story.no_answer(1);
+    let failure = ProbeFailure::NoAnswer("connection refused".into());
+    story
+        .0
+        .apply(TableEvent::Probed(address(1), Err(failure)), now);
     is(&story, "", "a");
-    assert!(story.0.is_current(address(1), Instant::now()));
+    assert!(story.0.is_current(address(1), now));
     assert!(!story.0.is_current(address(1), later));
 }
 
 #[test]
-fn who_says_that_its_functions_changed_is_probed_after_that_and_four_times_a_second_at_most() {
+fn who_says_that_its_functions_changed_is_probed_after_that_but_not_without_end() {
     let mut story = Story::new().dns(&[1]).seen(1, "a");
     let interval = Duration::from_secs(5);
-    let later = Instant::now() + Duration::from_secs(1);
+    let now = Instant::now() + Duration::from_secs(1);
     let changed = || TableEvent::Called(address(1), CallSignal::Changed);
-    assert_eq!(story.0.apply(changed(), later).probe, [address(1)]);
+    let probed = |with_list: bool| {
+        let mut answer = answer(1, "a");
+        let list = || Arc::new(Catalogue::new([]));
+        answer.peer.catalogue = with_list.then(list);
+        TableEvent::Probed(address(1), Ok(answer))
+    };
+    let pause_and_replaced = |story: &Story| {
+        let replaced = story.0.replaced_until(address(1), interval, now);
+        (
+            story.0.pause(address(1), interval).unwrap(),
+            replaced.is_some(),
+        )
+    };
+    assert_eq!(story.0.apply(changed(), now).probe, [address(1)]);
     // No answer to a call takes the place of a probe that is wanted.
-    assert_eq!(story.0.replaced_until(address(1), interval, later), None);
+    assert_eq!(pause_and_replaced(&story), (CURRENT, false));
     // What it says during a probe outlasts the probe.
     story.0.probe_begins(address(1));
-    assert_eq!(story.0.pause(address(1), interval), Some(interval));
-    let mut story = story.called(1, CallSignal::Changed).seen(1, "a");
-    assert_eq!(story.probes(changed()), [0; 0]);
-    assert_eq!(story.0.pause(address(1), interval), Some(CURRENT));
+    story.0.apply(changed(), now);
+    story.0.apply(probed(true), now);
+    assert_eq!(story.0.apply(changed(), now).probe, []);
+    assert_eq!(pause_and_replaced(&story), (CURRENT, false));
+    // A probe that could not read the list is followed by the next regular one.
     story.0.probe_begins(address(1));
-    assert_eq!(story.seen(1, "a").pause(1), Some(5));
+    story.0.apply(probed(false), now);
+    assert_eq!(pause_and_replaced(&story), (interval, false));
+    story.0.probe_begins(address(1));
+    story.0.apply(probed(true), now);
+    assert_eq!(pause_and_replaced(&story), (interval, true));
 }
 
 #[test]
