@@ -14,6 +14,8 @@ use crate::{
 const TYPED_WRONGLY: usize = 2;
 /// How many functions are compared.
 const MOST: usize = 1000;
+/// The most bytes of a name that is compared: what it costs grows with the product of two lengths.
+const LONGEST: usize = 64;
 
 impl Dispatcher {
     /// Adds to a `report` that no instance has the function `name` the one that may be meant, if there is one. Only for a
@@ -29,7 +31,11 @@ impl Dispatcher {
         let region = report.meta.region.as_ref().unwrap_or(own);
         let here = (region == own).then(|| self.executor.catalogue());
         let peers = self.cluster.region(region).unwrap_or_default();
-        let there = peers.ready.first().and_then(|peer| peer.catalogue.clone());
+        // Another instance may have it, as during a deploy.
+        if peers.all().any(|peer| peer.says_it_has(name)) {
+            return;
+        }
+        let there = peers.all().find_map(|peer| peer.catalogue.clone());
         let catalogues: Vec<Arc<Catalogue>> = here.into_iter().chain(there).collect();
         let known = catalogues.iter().flat_map(|catalogue| catalogue.iter());
         let known = known.map(|(function, _)| function).take(MOST);
@@ -62,7 +68,7 @@ fn difference(asked: &FunctionName, known: &FunctionName) -> Option<usize> {
         (false, false) => return None,
     };
     let (asked, known) = (asked.as_str(), known.as_str());
-    if asked.len().abs_diff(known.len()) > TYPED_WRONGLY {
+    if asked.len() > LONGEST || asked.len().abs_diff(known.len()) > TYPED_WRONGLY {
         return None;
     }
     let difference = strsim::osa_distance(&asked.to_lowercase(), &known.to_lowercase());
