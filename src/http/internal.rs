@@ -47,8 +47,8 @@ use crate::{
     name::random_word,
     problem::{Code, Problem},
     protocol::{
-        CLOCK, CatalogueDocument, Exec, FUNCTIONS, INTRODUCTION, Introduction, LINES, NONCE, PROOF,
-        PROTOCOL, Readiness, Statement,
+        CLOCK, CatalogueDocument, DRAINING, Exec, FUNCTIONS, INTRODUCTION, Introduction, LINES,
+        NONCE, PROOF, PROTOCOL, Readiness, STATE, Statement,
         lines::{
             CHANGED_LINE, DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control,
             write_answer,
@@ -122,12 +122,16 @@ pub(super) async fn exec(
     if is_ndjson(&parts.headers) {
         return body_of_lines(dispatcher, context, body);
     }
-    match run(&dispatcher, context, &parts.headers, body).await {
+    let answer = match run(&dispatcher, context, &parts.headers, body).await {
         Ok(report) => report.into_response(),
         Err(problem) => {
             Refusal::new(problem, Some(&dispatcher.local.identity.region)).into_response()
         }
-    }
+    };
+    // For other clients: to a peer, a line on the connection says that this instance drains.
+    let is_stopping = dispatcher.lifecycle.is_stopping();
+    let state = is_stopping.then_some([(STATE, DRAINING)]);
+    (state, answer).into_response()
 }
 
 async fn run(

@@ -46,6 +46,10 @@ pub(crate) const PROOF: &str = "rpc-proof";
 pub(crate) const CLOCK: &str = "rpc-clock-us";
 /// The header of a call that was already forwarded, so that it is not forwarded again.
 pub(crate) const FORWARDED: HeaderName = HeaderName::from_static("rpc-forwarded");
+/// The header of an answer that carries the state of the instance.
+pub(crate) const STATE: &str = "rpc-state";
+/// The value of [`STATE`] on a draining instance.
+pub(crate) const DRAINING: &str = "draining";
 
 /// Whether an instance takes calls, by its own account.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -404,7 +404,7 @@ async fn what_is_odd_and_harmless_is_served() {
                 .into_bytes(),
         ),
         ("what only a proxy says", with_header("fly-client-ip: 1.2.3.4\r\nforwarded: for=1.2.3.4\r\nx-forwarded-for: ::1")),
-        ("what only peers say", with_header("rpc-nonce: x\r\nrpc-proof: x")),
+        ("what only peers say", with_header("rpc-nonce: x\r\nrpc-proof: x\r\nrpc-state: draining")),
         ("a malformed trace", with_header("traceparent: 00-zz")),
     ];
     for (what, bytes) in cases {
