@@ -28,7 +28,7 @@ use crate::{
     memory::{Reserved, Share},
     name::{ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, InvalidName, Name},
     problem::{Code, Problem},
-    protocol::{CLOCK, FORWARDED, NONCE, PROOF, lines::NDJSON},
+    protocol::{CLOCK, FORWARDED, NONCE, PROOF, STATE, lines::NDJSON},
     trace,
 };
 
@@ -89,7 +89,12 @@ pub(super) async fn call(
     // What the head alone is refused for comes before the body is read.
     refuse_forwarded(headers)?;
     let function = function(&head.uri)?;
-    check_own(headers, function.is_some())?;
+    let form = if function.is_some() {
+        Form::Path
+    } else {
+        Form::Body
+    };
+    check_own(headers, form)?;
     let (call, body) = match function {
         Some(name) => call_by_path(dispatcher, name, headers, body).await?,
         None => {
@@ -112,7 +117,7 @@ pub(super) async fn fan_out(
     body: Body,
 ) -> Result<(Call, Per), Problem> {
     refuse_forwarded(headers)?;
-    check_own(headers, false)?;
+    check_own(headers, Form::FanOut)?;
     let body = json_body(dispatcher, headers, body, dispatcher.local.limits.max_body).await?;
     let (call, per) = Call::from_fan_out(&body.bytes, dispatcher.local.timeouts)?;
     Ok((finished(call, headers, body)?, per))
@@ -127,22 +132,36 @@ fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Code::LoopDetected, detail))
 }
 
+/// The form of a call, by which the headers differ that it may have.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Form {
+    /// The body names the function.
+    Body,
+    /// The path does.
+    Path,
+    FanOut,
+}
+
 /// Refuses a header of our own that would have no effect, as an unknown member of the body is refused: a client that
 /// mistypes a name would get another call than it asked for. What peers say to each other means nothing here, whoever
 /// sends it.
-fn check_own(headers: &HeaderMap, is_by_path: bool) -> Result<(), Problem> {
+fn check_own(headers: &HeaderMap, form: Form) -> Result<(), Problem> {
+    let is_of_peers = |name: &HeaderName| [NONCE, PROOF, CLOCK, STATE].contains(&name.as_str());
     let own = headers.keys().filter(|name| name.as_str().starts_with(OWN));
-    let is_of_peers = |name: &HeaderName| [NONCE, PROOF, CLOCK].contains(&name.as_str());
-    for name in own.filter(|name| ![AFTER, ROUTE].contains(name) && !is_of_peers(name)) {
+    for name in own.filter(|name| *name != AFTER && !is_of_peers(name)) {
         let in_place_of = IN_PLACE_OF.iter().find(|(header, _)| header == name);
-        let detail = match in_place_of {
-            Some(_) if is_by_path => continue,
-            Some((_, member)) => format!(
+        let detail = match (form, in_place_of) {
+            (Form::Body | Form::Path, _) if name == ROUTE => continue,
+            (Form::Path, Some(_)) => continue,
+            (Form::Body, Some((_, member))) => format!(
                 "header {name} is for a path that names the function; here it is the member {member} of the body"
             ),
-            None => format!(
+            (Form::Body | Form::Path, None) => format!(
                 "unknown header {name:.64}; a call may have {AFTER} and {ROUTE}, and {TIMEOUT}, {IDEMPOTENT} and \
                  {INSTANCE} where its path names the function"
+            ),
+            (Form::FanOut, _) => format!(
+                "header {name:.64} means nothing on /each, where a call may have {AFTER}; its options are members of the body"
             ),
         };
         return Err(Problem::new(Code::InvalidRequest, detail));
