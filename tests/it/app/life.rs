@@ -79,7 +79,7 @@ async fn an_app_that_listens_again_is_found_at_once() {
     let app = App::start_at(folder, socket.to_str().unwrap()).await;
     let instance = app.instance(&[]).await;
     let mut waits = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..5 {
         fs::rename(&socket, &away).unwrap();
         until_state(&instance, "down").await;
         fs::rename(&away, &socket).unwrap();
@@ -89,7 +89,7 @@ async fn an_app_that_listens_again_is_found_at_once() {
     }
     // On a busy machine, any of them may take its time.
     let quickest = *waits.iter().min().unwrap();
-    assert!(quickest < Duration::from_millis(500), "{waits:?}");
+    assert!(quickest < Duration::from_millis(800), "{waits:?}");
 }
 
 #[tokio::test]

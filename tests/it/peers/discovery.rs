@@ -103,7 +103,7 @@ async fn addresses_of_others_are_no_harm() {
         .dns
         .set_addresses(NAME, cluster.addresses().into_iter().chain(strangers));
     let iad = cluster.instance("iad-1");
-    let logged = async || iad.log().matches("not a peer").count();
+    let logged = async || iad.log().matches("not a peer; it is asked again").count();
     eventually("four addresses are mentioned", logged, |count| *count == 4).await;
     let rounds = async || {
         iad.get("/regions").await.body["discovery"]["rounds"]
