@@ -63,11 +63,19 @@ async fn calls_in_flight_are_finished_and_new_ones_refused() {
 async fn calls_are_still_served_during_the_drain_delay() {
     let cluster = two_regions().set("RPC_DRAIN_DELAY", "60s").start().await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let single = json!({"region": "syd", "module": "Kernel", "function": "+", "args": [1, 2]});
+    let single = async || {
+        let answer = syd.post("/internal/exec", &single.to_string()).await;
+        assert_eq!(answer.result(), 3);
+        answer.headers.get("rpc-state").cloned()
+    };
+    assert_eq!(single().await, None);
     syd.terminate();
     let seen = async || syd.get("/internal/region").await.body["state"].clone();
     eventually("the peers know", seen, |state| state == "draining").await;
     assert_eq!(syd.get("/readyz").await.problem(), (503, "draining", "no"));
     assert_eq!(iad.call("syd", "Kernel.+", json!([1, 2])).await.result(), 3);
+    assert_eq!(single().await.unwrap(), "draining");
 }
 
 #[tokio::test]
