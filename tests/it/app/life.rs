@@ -24,13 +24,6 @@ async fn offered(instance: &Process) -> Value {
     instance.get("/functions").await.body["functions"]["App"].clone()
 }
 
-async fn app_up(instance: &Process) -> String {
-    let metrics = instance.get("/metrics").await.body;
-    let mut lines = metrics.as_str().unwrap().lines();
-    let value = lines.find_map(|line| line.strip_prefix("fly_rpc_app_up "));
-    value.unwrap().to_owned()
-}
-
 #[tokio::test]
 async fn a_kill_loses_what_runs_and_refuses_what_comes() {
     let mut app = App::start().await;
@@ -48,7 +41,7 @@ async fn a_kill_loses_what_runs_and_refuses_what_comes() {
     assert_eq!(refused, pair("function_unavailable", "no"));
     until_state(&instance, "down").await;
     assert_eq!(offered(&instance).await, Value::Null);
-    assert_eq!(app_up(&instance).await, "0");
+    assert_eq!(instance.metric("fly_rpc_app_up").await, Some(0));
     // Its names are remembered; another name is none of its.
     assert_eq!(
         outcome(&instance, "App.run", json!(["b"])).await,
@@ -60,7 +53,7 @@ async fn a_kill_loses_what_runs_and_refuses_what_comes() {
     );
     app.restart().await;
     until_state(&instance, "up").await;
-    assert_eq!(app_up(&instance).await, "1");
+    assert_eq!(instance.metric("fly_rpc_app_up").await, Some(1));
     assert_eq!(
         outcome(&instance, "App.run", json!(["c"])).await,
         pair("ok", "\"c\"")

@@ -253,11 +253,8 @@ impl Callers<'_> {
 
 /// The attempts in `syd` after the first one of a call.
 async fn failovers(via: &Process) -> u64 {
-    let metrics = via.get("/metrics").await.body;
-    let mut lines = metrics.as_str().unwrap().lines();
-    let line =
-        lines.find_map(|line| line.strip_prefix("fly_rpc_failovers_total{target_region=\"syd\"} "));
-    line.map_or(0, |count| count.parse().unwrap())
+    let failovers = "fly_rpc_failovers_total{target_region=\"syd\"}";
+    via.metric(failovers).await.unwrap_or(0)
 }
 
 #[tokio::test]

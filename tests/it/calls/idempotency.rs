@@ -374,19 +374,14 @@ async fn a_repeat_runs_the_call_that_it_waited_for_and_that_did_not_run() {
     let few = |name: &str, timeout: u32| json!({"module": "Test", "function": "few", "args": [name], "timeout_ms": timeout});
     for region in ["iad", "syd"] {
         let place = cluster.instance(&format!("{region}-1"));
-        let running = async || {
-            let metrics = place.get("/metrics").await.body;
-            let mut lines = metrics.as_str().unwrap().lines();
-            let running = lines.find_map(|line| line.strip_prefix("fly_rpc_running "));
-            running.unwrap().to_owned()
-        };
+        let running = async || place.running().await;
         let busy = ["a", "b"].map(|name| {
             let name = format!("{region}-{name}");
             under_way(iad, region, &name, &few(&name, 60_000))
         });
-        eventually("both run", running, |running| running == "2").await;
+        eventually("both run", running, |running| *running == 2).await;
         let first = under_way(iad, region, "key", &few(region, 6_000));
-        eventually("the first waits", running, |running| running == "3").await;
+        eventually("the first waits", running, |running| *running == 3).await;
         let repeats = [0; 3].map(|_| under_way(iad, region, "key", &few(region, 60_000)));
         let first = first.await.unwrap();
         assert_eq!(first.problem().1, "deadline_exceeded");

@@ -33,25 +33,20 @@ async fn cluster_with(url: &str) -> Cluster {
     let cluster = Cluster::builder().region("iad", 1).region("syd", 2);
     let cluster = cluster.functions().set("RPC_KEY_STORE", url);
     let cluster = cluster.start().await;
-    until_all_up(&cluster, 1.0).await;
+    until_all_up(&cluster, 1).await;
     cluster
 }
 
 /// Each instance finds out by itself, when it renews its lease.
-async fn until_all_up(cluster: &Cluster, up: f64) {
+async fn until_all_up(cluster: &Cluster, up: u64) {
     for instance in &cluster.instances {
         until_up(instance, up).await;
     }
 }
 
-async fn until_up(instance: &Process, up: f64) {
-    let look = async || {
-        let metrics = instance.get("/metrics").await.body;
-        let mut lines = metrics.as_str().unwrap().lines();
-        let line = lines.find_map(|line| line.strip_prefix("fly_rpc_key_store_up "));
-        line.unwrap().parse::<f64>().unwrap()
-    };
-    eventually("the store's state", look, |now| (*now - up).abs() < 0.1).await;
+async fn until_up(instance: &Process, up: u64) {
+    let look = async || instance.metric("fly_rpc_key_store_up").await;
+    eventually("the store's state", look, |now| *now == Some(up)).await;
 }
 
 async fn keyed(via: &Process, region: &str, key: &str, call: &Value) -> Answer {
@@ -59,6 +54,12 @@ async fn keyed(via: &Process, region: &str, key: &str, call: &Value) -> Answer {
     answer(request.header("idempotency-key", key))
         .await
         .unwrap()
+}
+
+/// The same on a busy machine: a store is away for whom it keeps waiting for a second, and such calls are sent once more.
+async fn keyed_until_answered(via: &Process, region: &str, key: &str, call: &Value) -> Answer {
+    let sent = async || keyed(via, region, key, call).await;
+    eventually("an answer", sent, |answer| answer.status != 503).await
 }
 
 fn is_replayed(answer: &Answer) -> bool {
@@ -194,7 +195,7 @@ async fn a_store_that_was_away_makes_nobody_dead() {
     let mut cluster = cluster_with(&format!("redis://{}", proxy.address)).await;
     cluster.add_with("fra", "RPC_KEY_STORE", &redis.url()).await;
     let (syd, fra) = (cluster.instance("syd-1"), cluster.instance("fra-1"));
-    until_up(fra, 1.0).await;
+    until_up(fra, 1).await;
     let block =
         json!({"module": "Test", "function": "block", "args": ["latch"], "timeout_ms": 60_000});
     let away = async {
@@ -221,7 +222,7 @@ async fn a_store_that_was_away_makes_nobody_dead() {
         let waited = async {
             eventually("looks of one that waits", looks, |now| *now > before + 5).await;
             proxy.heal().await;
-            until_up(syd, 1.0).await;
+            until_up(syd, 1).await;
             cluster.release("latch");
         };
         tokio::join!(keyed(fra, "fra", "key", &block), waited).0
@@ -307,7 +308,7 @@ async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
     let standing = async {
         cluster.until_started("latch").await;
         redis.signal(Signal::SIGSTOP);
-        until_all_up(&cluster, 0.0).await;
+        until_all_up(&cluster, 0).await;
         let refused = keyed(iad, "syd", "other", &run("c", &json!({}))).await;
         assert_eq!(refused.problem(), (503, "overloaded", "no"));
         cluster.release("latch");
@@ -315,7 +316,7 @@ async fn without_the_store_no_call_with_a_key_runs_and_all_others_do() {
     let (first, ()) = tokio::join!(keyed(iad, "syd", "block", &block), standing);
     assert_eq!(first.result(), "released");
     redis.signal(Signal::SIGCONT);
-    until_all_up(&cluster, 1.0).await;
+    until_all_up(&cluster, 1).await;
     // Whoever looked first may have taken the process for dead.
     let again = keyed(iad, "iad", "block", &block).await;
     assert!(again.status == 200 || again.problem() == (502, "peer_lost", "maybe"));
@@ -403,8 +404,8 @@ async fn an_outcome_whose_storing_nobody_saw_is_stored_once_and_no_claim_is_lost
         assert_eq!(first.result(), "released");
         redis.signal(Signal::SIGCONT);
         eventually("a try", tries, |now| *now > before).await;
-        until_up(iad, 1.0).await;
-        until_up(syd, 1.0).await;
+        until_up(iad, 1).await;
+        until_up(syd, 1).await;
         let again = keyed(syd, "syd", &latch, &block).await;
         assert_eq!(
             (again.result(), is_replayed(&again)),
@@ -443,7 +444,7 @@ async fn a_claim_that_arrives_after_it_was_given_up_holds_up_no_repeat() {
     let before = connections().await;
     proxy.heal().await;
     eventually("what was on its way", connections, |now| *now < before).await;
-    until_all_up(&cluster, 1.0).await;
+    until_all_up(&cluster, 1).await;
     let again = keyed(iad, "syd", "key", &call).await;
     assert_eq!((again.result(), is_replayed(&again)), (&json!("a"), false));
     let repeat = keyed(iad, "iad", "key", &call).await;
@@ -475,7 +476,7 @@ async fn a_change_that_the_store_refuses_is_given_up_and_holds_up_nothing() {
             cluster.until_started("bad").await;
             let replaced = stored_name(&redis, &[kept]).await;
             proxy.break_all(Fault::Refuse).await;
-            until_all_up(&cluster, 0.0).await;
+            until_all_up(&cluster, 0).await;
             redis.ask(&format!("DEL {replaced}")).await;
             let stored = redis.ask(&format!("HSET {replaced} field 1")).await;
             assert!(stored.starts_with(":1"), "{stored}");
@@ -495,7 +496,7 @@ async fn a_change_that_the_store_refuses_is_given_up_and_holds_up_nothing() {
         (&json!("released"), &json!("released"))
     );
     proxy.heal().await;
-    until_all_up(&cluster, 1.0).await;
+    until_all_up(&cluster, 1).await;
     let again = keyed(syd, "syd", "good", &good).await;
     assert_eq!(
         (again.result(), is_replayed(&again)),
@@ -532,7 +533,7 @@ async fn a_user_that_may_run_no_script_is_refused() {
     let iad = cluster.instance("iad-1");
     let denied = redis.ask("ACL SETUSER default -eval").await;
     assert!(denied.starts_with("+OK"), "{denied}");
-    until_all_up(&cluster, 0.0).await;
+    until_all_up(&cluster, 0).await;
     let refused = keyed(iad, "iad", "a", &run("a", &json!({}))).await;
     assert_eq!(refused.problem(), (503, "overloaded", "no"));
     let log = async || iad.log();
@@ -540,7 +541,7 @@ async fn a_user_that_may_run_no_script_is_refused() {
     let log = eventually("the refusal", log, |log| log.contains(why)).await;
     assert!(log.contains("'eval' command"), "{log}");
     redis.ask("ACL SETUSER default +eval").await;
-    until_all_up(&cluster, 1.0).await;
+    until_all_up(&cluster, 1).await;
     let ran = keyed(iad, "iad", "a", &run("a", &json!({}))).await;
     assert_eq!(ran.result(), "a");
     assert_eq!(cluster.runs()["a"], 1);
@@ -560,11 +561,11 @@ async fn what_a_store_refuses_that_became_a_replica_is_stored_when_it_is_none_an
     };
     let (first, ()) = tokio::join!(keyed(iad, "iad", "key", &block), demoting);
     assert_eq!(first.result(), "released");
-    until_all_up(&cluster, 0.0).await;
+    until_all_up(&cluster, 0).await;
     let refused = keyed(iad, "iad", "other", &run("a", &json!({}))).await;
     assert_eq!(refused.problem(), (503, "overloaded", "no"));
     redis.ask("REPLICAOF NO ONE").await;
-    until_all_up(&cluster, 1.0).await;
+    until_all_up(&cluster, 1).await;
     let again = keyed(syd, "syd", "key", &block).await;
     assert_eq!(
         (again.result(), is_replayed(&again)),
@@ -583,18 +584,15 @@ async fn what_ended_while_the_store_was_away_is_stored_however_slow_it_is_when_i
     let cluster = cluster_with(&format!("redis://{}", proxy.address)).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     let call = blocking("latch", &json!({"instance": "syd-1"}));
-    // A busy store is away for whom it keeps waiting for a second; such calls are sent once more.
     let one = async |via: &Process, key: usize, call: &Value| {
-        let key = format!("key-{key}");
-        let sent = async || keyed(via, "syd", &key, call).await;
-        eventually("an answer", sent, |answer| answer.status != 503).await
+        keyed_until_answered(via, "syd", &format!("key-{key}"), call).await
     };
     let all = async |via, call| join_all((0..OWED).map(|key| one(via, key, call))).await;
     let losing = async {
         let starts = async || cluster.starts("latch").len();
         eventually("all calls", starts, |starts| *starts == OWED).await;
         proxy.break_all(Fault::Refuse).await;
-        until_all_up(&cluster, 0.0).await;
+        until_all_up(&cluster, 0).await;
         cluster.release("latch");
     };
     let (first, ()) = tokio::join!(all(syd, &call), losing);
@@ -602,7 +600,7 @@ async fn what_ended_while_the_store_was_away_is_stored_however_slow_it_is_when_i
     // All of them together take longer than a process is taken to live that does not say so.
     let slow = Fault::Delay(Duration::from_millis(50));
     proxy.break_all(slow).await;
-    until_all_up(&cluster, 1.0).await;
+    until_all_up(&cluster, 1).await;
     let elsewhere = blocking("latch", &json!({"instance": "syd-2"}));
     for again in all(iad, &elsewhere).await {
         assert_eq!(
@@ -624,7 +622,7 @@ async fn a_result_that_finds_no_room_while_the_store_is_away_is_known_to_be_lost
         // An eighth of it is for what waits for the store.
         .set("RPC_MAX_MEMORY", "4MiB");
     let cluster = cluster.start().await;
-    until_all_up(&cluster, 1.0).await;
+    until_all_up(&cluster, 1).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     let call = json!({
         "module": "Test", "function": "block_large", "args": ["latch", 600_000], "timeout_ms": 60_000,
@@ -632,19 +630,15 @@ async fn a_result_that_finds_no_room_while_the_store_is_away_is_known_to_be_lost
     let losing = async {
         cluster.until_started("latch").await;
         proxy.break_all(Fault::Refuse).await;
-        until_all_up(&cluster, 0.0).await;
+        until_all_up(&cluster, 0).await;
         cluster.release("latch");
     };
-    // A busy store is away for whom it keeps waiting for a second; such calls are sent once more.
-    let sent = async |via: &Process, region: &str| {
-        let sent = async || keyed(via, region, "key", &call).await;
-        eventually("an answer", sent, |answer| answer.status != 503).await
-    };
-    let (first, ()) = tokio::join!(sent(iad, "iad"), losing);
+    let first = keyed_until_answered(iad, "iad", "key", &call);
+    let (first, ()) = tokio::join!(first, losing);
     assert_eq!(first.result(), &"x".repeat(600_000));
     proxy.heal().await;
-    until_all_up(&cluster, 1.0).await;
-    let again = sent(syd, "syd").await;
+    until_all_up(&cluster, 1).await;
+    let again = keyed_until_answered(syd, "syd", "key", &call).await;
     assert_eq!(again.problem(), (410, "result_not_kept", "yes"));
     assert_eq!(cluster.starts("latch").len(), 1);
 }
@@ -743,7 +737,7 @@ async fn a_store_that_stands_still_keeps_no_call_beyond_its_deadline() {
     let cluster = cluster(&redis).await;
     let iad = cluster.instance("iad-1");
     let late = async || {
-        until_up(iad, 1.0).await;
+        until_up(iad, 1).await;
         redis.signal(Signal::SIGSTOP);
         let late = keyed(iad, "iad", "k", &run("a", &json!({"timeout_ms": 100}))).await;
         redis.signal(Signal::SIGCONT);
@@ -754,7 +748,7 @@ async fn a_store_that_stands_still_keeps_no_call_beyond_its_deadline() {
     // On a busy machine, it may be known already that the store is away.
     let late = eventually("a deadline", late, |code| code != "overloaded").await;
     assert_eq!(late, "deadline_exceeded");
-    until_up(iad, 1.0).await;
+    until_up(iad, 1).await;
     let again = keyed(iad, "iad", "k", &run("a", &json!({}))).await;
     assert_eq!(again.result(), "a");
 }

@@ -220,19 +220,20 @@ impl Process {
 
     /// How many calls are in flight there.
     pub(crate) async fn in_flight(&self) -> u64 {
-        self.count("fly_rpc_in_flight ").await
+        self.metric("fly_rpc_in_flight").await.unwrap()
     }
 
     /// How many calls have a place there, those that wait for their turn included.
     pub(crate) async fn running(&self) -> u64 {
-        self.count("fly_rpc_running ").await
+        self.metric("fly_rpc_running").await.unwrap()
     }
 
-    async fn count(&self, metric: &str) -> u64 {
+    /// The value of the metric `name`, with its labels if it has any; `None` where it is not shown.
+    pub(crate) async fn metric(&self, name: &str) -> Option<u64> {
         let metrics = self.get("/metrics").await.body;
         let mut lines = metrics.as_str().unwrap().lines();
-        let value = lines.find_map(|line| line.strip_prefix(metric));
-        value.unwrap().parse().unwrap()
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map(|value| value.parse().unwrap())
     }
 
     /// The most memory that it had so far, in KiB (`VmHWM` of proc(5)).
