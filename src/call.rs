@@ -5,6 +5,7 @@
 use std::{
     borrow::Cow,
     fmt::{self, Write},
+    pin::Pin,
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -114,13 +115,14 @@ impl Call {
         }
     }
 
-    /// Waits for what the call needs before it starts, such as its turn; no longer than its caller does.
+    /// Waits for what the call needs before it starts, such as its turn; no longer than its caller does. By reference,
+    /// because a future has the size of what it is given twice.
     ///
     /// # Errors
     /// The error of `wait`, or [`Code::DeadlineExceeded`] if the caller gave up first.
     pub(crate) async fn unless_given_up<T>(
         &self,
-        wait: impl Future<Output = Result<T, Problem>>,
+        wait: Pin<&mut impl Future<Output = Result<T, Problem>>>,
     ) -> Result<T, Problem> {
         let Some(ticket) = &self.ticket else {
             return wait.await;

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     panic,
-    pin::pin,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -84,8 +84,7 @@ impl WaitingCalls {
 
 impl Ticket {
     /// The output of `wait`; `None` if the caller gave up first.
-    pub(crate) async fn wait<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
-        let mut wait = pin!(wait);
+    pub(crate) async fn wait<T>(&self, mut wait: Pin<&mut impl Future<Output = T>>) -> Option<T> {
         if let Some(at_once) = future::poll_immediate(&mut wait).await {
             return Some(at_once);
         }

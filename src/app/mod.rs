@@ -7,6 +7,7 @@ mod list;
 
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,6 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, HeaderValue, Method, Request, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
@@ -73,6 +75,9 @@ pub(crate) struct AppStatus {
 
 /// The outcome of a call in the app, and how long the app says that it waited for the call's consistency token.
 type Answered = (Outcome, Option<Duration>);
+
+/// A call that goes to the app when it is polled.
+pub(crate) type InApp = BoxFuture<'static, Answered>;
 
 #[derive(Debug)]
 pub(crate) struct App {
@@ -151,7 +156,7 @@ impl App {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
-    ) -> Result<(impl Future<Output = Answered> + Send + use<>, Gates), Problem> {
+    ) -> Result<(InApp, Gates), Problem> {
         let name = &call.name;
         let status = self.status.borrow();
         let Some(declared) = status.offered(name) else {
@@ -172,7 +177,7 @@ impl App {
             deadline,
             was_sent: AtomicBool::new(false),
         };
-        Ok((prepared.run(), [own, Some(Arc::clone(&self.gate))]))
+        Ok((prepared.run().boxed(), [own, Some(Arc::clone(&self.gate))]))
     }
 
     /// Asks for the list again, and returns whether there is one.
@@ -235,7 +240,7 @@ struct AppCall {
 impl AppCall {
     async fn run(self) -> Answered {
         // Dropped at the deadline, which closes the connection: most servers then cancel the request.
-        let answered = self.deadline.bound(self.answer()).await;
+        let answered = self.deadline.bound(pin!(self.answer())).await;
         answered.unwrap_or_else(|| {
             let late = match self.was_sent.load(Ordering::Relaxed) {
                 true => Problem::still_running(&self.name),

@@ -3,6 +3,7 @@
 
 use std::{
     panic::{self, AssertUnwindSafe},
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,11 +21,11 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 use super::{
-    Block, CallContext, InApp, Prepared, Registry, Run,
-    keys::{Claim, Keys, Known},
+    Block, CallContext, Prepared, Registry, Run,
+    keys::{Keys, Known},
 };
 use crate::{
-    app::{App, Listing},
+    app::{App, InApp, Listing},
     call::Call,
     deadline::Deadline,
     gate::{Gates, Turn},
@@ -33,7 +34,7 @@ use crate::{
     local::LocalInstance,
     memory::Reserved,
     metrics::Metrics,
-    name::{FunctionName, RequestId},
+    name::{FunctionName, IdempotencyKey, RequestId},
     problem::{Code, FunctionError, Problem},
     protocol::Catalogue,
     reply::{Outcome, Returned},
@@ -149,27 +150,27 @@ impl Executor {
                 let running = self.start(call, request_id, deadline, counted).await?;
                 running.await?.counted(&self.local.memory)
             }
+            // On the heap, because calls without a key would carry its size along.
             Some(key) => {
-                let claim = self.keys.claim(key, call, deadline).map(Ok);
-                match call.unless_given_up(claim).await? {
-                    Known::Nothing(claim) => {
-                        self.run_claimed(claim, call, request_id, deadline, counted)
-                            .await
-                    }
-                    Known::Outcome(outcome) => outcome?.counted(&self.local.memory),
-                }
+                let run = self.run_once(key, call, request_id, deadline, counted);
+                run.boxed().await
             }
         }
     }
 
-    async fn run_claimed(
+    async fn run_once(
         &self,
-        mut claim: Claim,
+        key: &IdempotencyKey,
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
         counted: &mut Option<InFlight>,
     ) -> Outcome {
+        let known = pin!(self.keys.claim(key, call, deadline).map(Ok));
+        let mut claim = match call.unless_given_up(known).await? {
+            Known::Nothing(claim) => claim,
+            Known::Outcome(outcome) => return outcome?.counted(&self.local.memory),
+        };
         let running = match self.start(call, request_id, deadline, counted).await {
             Ok(running) => running,
             Err(problem) => {
@@ -214,7 +215,7 @@ impl Executor {
         };
         let needs_thread = matches!(prepared, Prepared::Blocking(_));
         let turn = self.turn(&call.name, gates, needs_thread, deadline);
-        match call.unless_given_up(turn).await {
+        match call.unless_given_up(pin!(turn)).await {
             Ok(turn) => held._turn = turn,
             Err(problem) => {
                 let refused = Ended::With(Err(problem), None);
@@ -257,7 +258,7 @@ impl Executor {
             let (run, gates) = app.prepare(call, request_id, deadline)?;
             self.local.metrics.functions.know(&call.name);
             let span = trace::function_span(request_id, false);
-            return Ok((Prepared::App(Box::pin(run)), gates, span));
+            return Ok((Prepared::App(run), gates, span));
         }
         // Reads the arguments: code of the function's author as well, when a type brings its own `Deserialize`.
         let prepare = AssertUnwindSafe(|| self.registry.prepare(call, request_id, deadline));

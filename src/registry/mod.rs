@@ -25,7 +25,7 @@ use tracing::Span;
 pub(crate) use self::keys::Store;
 pub(crate) use self::{executor::Executor, keys::Keys};
 use crate::{
-    app::Listing,
+    app::{InApp, Listing},
     call::{Args, Call},
     config::Identity,
     deadline::Deadline,
@@ -34,15 +34,11 @@ use crate::{
     name::{ConsistencyToken, FunctionName, RequestId, debug_as_text},
     problem::{Code, FunctionError, Problem},
     protocol::Catalogue,
-    reply::Outcome,
     trace,
 };
 
 /// A function at work: its result as JSON, or its own error.
 type Run = BoxFuture<'static, Result<Box<RawValue>, FunctionError>>;
-
-/// A call in the app: its outcome, and how long the app says that it waited for the call's consistency token.
-type InApp = BoxFuture<'static, (Outcome, Option<Duration>)>;
 
 /// A function that blocks its thread, ready to be run on one of its own.
 type Block = Box<dyn FnOnce() -> Result<Box<RawValue>, FunctionError> + Send>;
