@@ -1,6 +1,7 @@
 //! One hop between two instances, called in-process: calls that wait together travel together, against one reqwest
-//! request for each call to the same server. Both write the arguments as JSON and read the result from it. In one run,
-//! interleaved, the median of five; both share this machine.
+//! request for each call to the same server. Both write the arguments as JSON and read the result from it. Beside them the
+//! floor: lines of the same size that travel together as those of calls do, to a thread that sends back what it reads. In one
+//! run, interleaved, the median of five; all share this machine.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 #![expect(
     clippy::unwrap_used,
@@ -9,12 +10,28 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    collections::VecDeque,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
 
 use fly_rpc::{Config, DnsName, Registry, Rpc};
 use reqwest::Client;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Notify, oneshot},
+    task,
+    time::Instant,
+};
 
 use self::support::{Instance, client, median};
 
@@ -46,39 +63,41 @@ async fn main() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let requests = Way::Requests(client(), peer.address);
+    let ways = [link, requests, Way::Floor(Lines::start().await)];
 
     println!(
-        "{:>8} {:>12} {:>12} {:>7}   {:>22} {:>22}",
-        "callers", "link", "requests", "ratio", "link p50/p99 ms", "requests p50/p99 ms"
+        "{:>8} {:>12} {:>12} {:>12} {:>7} {:>7}   p50/p99 ms of each",
+        "callers", "link", "requests", "floor", "link", "floor"
     );
     for callers in CALLERS {
-        compare(&format!("{callers:>8}"), &link, &requests, callers, "fly").await;
+        compare(&format!("{callers:>8}"), &ways, callers, "fly").await;
     }
     println!("{SIZE_CALLERS} callers, by size of the argument and of the result");
     for size in SIZES {
         let label = format!("{size:>7}B");
-        compare(&label, &link, &requests, SIZE_CALLERS, &"x".repeat(size)).await;
+        compare(&label, &ways, SIZE_CALLERS, &"x".repeat(size)).await;
     }
     here.shutdown().await;
 }
 
-async fn compare(label: &str, link: &Way, requests: &Way, callers: usize, text: &str) {
-    let (mut by_link, mut by_requests) = (Vec::new(), Vec::new());
-    let (mut link_latency, mut requests_latency) = (Vec::new(), Vec::new());
+/// Prints calls/s by each way, what the link and the floor do over requests, and how long calls took.
+async fn compare(label: &str, ways: &[Way; 3], callers: usize, text: &str) {
+    let (mut rates, mut latencies) = ([(); 3].map(|()| Vec::new()), [(); 3].map(|()| Vec::new()));
     for _ in 0..ROUNDS {
-        by_link.push(link.round(callers, text, &mut link_latency).await);
-        by_requests.push(requests.round(callers, text, &mut requests_latency).await);
+        for ((way, rates), latencies) in ways.iter().zip(&mut rates).zip(&mut latencies) {
+            rates.push(way.round(callers, text, latencies).await);
+        }
     }
-    let (by_link, by_requests) = (median(by_link), median(by_requests));
+    let [link, requests, floor] = rates.map(median);
     println!(
-        "{label} {by_link:>10.0}/s {by_requests:>10.0}/s {:>6.2}x   {:>22} {:>22}",
-        by_link / by_requests,
-        percentiles(&mut link_latency),
-        percentiles(&mut requests_latency)
+        "{label} {link:>10.0}/s {requests:>10.0}/s {floor:>10.0}/s {:>6.2}x {:>6.2}x   {}",
+        link / requests,
+        floor / requests,
+        latencies.map(percentiles).join("  ")
     );
 }
 
-fn percentiles(latencies: &mut [f64]) -> String {
+fn percentiles(mut latencies: Vec<f64>) -> String {
     latencies.sort_by(f64::total_cmp);
     let at = |share: usize| latencies[(latencies.len() - 1) * share / 100];
     format!("{:.3}/{:.3}", at(50), at(99))
@@ -89,6 +108,7 @@ fn percentiles(latencies: &mut [f64]) -> String {
 enum Way {
     Link(Rpc),
     Requests(Client, SocketAddr),
+    Floor(Arc<Lines>),
 }
 
 impl Way {
@@ -139,6 +159,7 @@ impl Way {
                 let reply: Reply = serde_json::from_slice(&answer).unwrap();
                 Ok(reply.result)
             }
+            Self::Floor(lines) => Ok(lines.send(text).await.unwrap()),
         }
     }
 }
@@ -154,4 +175,80 @@ struct Body<'a> {
 #[derive(Deserialize)]
 struct Reply {
     result: String,
+}
+
+/// What a line between instances has besides its argument, about as long.
+const FRAME: &str = "{\"id\":123456,\"timeout_ms\":5000,\"at_us\":123456789,\"region\":\"syd\",\"module\":\"String\",\"function\":\"upcase\"}";
+
+/// Lines that travel together and come back in their order: no JSON is read, no deadline and no caller is looked at.
+struct Lines {
+    queue: Mutex<Queue>,
+    more: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    unwritten: Vec<u8>,
+    waiting: VecDeque<oneshot::Sender<String>>,
+}
+
+impl Lines {
+    async fn start() -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || send_back(&listener));
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (answers, socket) = stream.into_split();
+        let lines = Arc::new(Self {
+            queue: Mutex::default(),
+            more: Notify::new(),
+        });
+        tokio::spawn(Arc::clone(&lines).write(socket));
+        tokio::spawn(Arc::clone(&lines).read(answers));
+        lines
+    }
+
+    /// What comes back of `text`.
+    fn send(&self, text: &str) -> oneshot::Receiver<String> {
+        let (answer, wait) = oneshot::channel();
+        let mut queue = self.queue.lock().unwrap();
+        queue.unwritten.extend_from_slice(FRAME.as_bytes());
+        queue.unwritten.extend_from_slice(text.as_bytes());
+        queue.unwritten.push(b'\n');
+        queue.waiting.push_back(answer);
+        drop(queue);
+        self.more.notify_one();
+        wait
+    }
+
+    async fn write(self: Arc<Self>, mut socket: OwnedWriteHalf) {
+        loop {
+            self.more.notified().await;
+            task::yield_now().await;
+            let lines = std::mem::take(&mut self.queue.lock().unwrap().unwritten);
+            socket.write_all(&lines).await.unwrap();
+        }
+    }
+
+    async fn read(self: Arc<Self>, answers: OwnedReadHalf) {
+        let mut lines = BufReader::with_capacity(64 << 10, answers).lines();
+        while let Some(mut line) = lines.next_line().await.unwrap() {
+            let text = line.split_off(FRAME.len());
+            let caller = self.queue.lock().unwrap().waiting.pop_front();
+            caller.unwrap().send(text).unwrap();
+        }
+    }
+}
+
+fn send_back(listener: &TcpListener) {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match stream.read(&mut buffer).unwrap() {
+            0 => return,
+            size => stream.write_all(&buffer[..size]).unwrap(),
+        }
+    }
 }
