@@ -50,8 +50,8 @@ pub(crate) struct Ticket {
 }
 
 /// Runs `call` in a task of its own, which goes on while the returned future is not polled, and is dropped with it.
-/// Otherwise a call that has its turn would keep it from all others, beyond its own deadline, while its connection waits
-/// for a peer or a client that does not read.
+/// Without a task, a call that has its turn would not be polled while its connection waits for a slow reader, and would
+/// block the gate even after its deadline.
 pub(crate) fn in_own_task<T: Send + 'static>(
     call: impl Future<Output = T> + Send + 'static,
 ) -> impl Future<Output = T> {

@@ -73,8 +73,8 @@ impl Lifecycle {
         Ok(Arc::new(token))
     }
 
-    /// Counts a call in this lifecycle, and in no other. A call that is `counted` here already goes on, also when new calls
-    /// are refused.
+    /// Counts a call in this lifecycle, and in no other. One that is `counted` here already is not refused, whatever the
+    /// phase.
     pub(crate) fn take_over(&self, counted: &mut Option<InFlight>) -> Result<InFlight, Problem> {
         let is_here =
             |token: &&InFlight| TaskTracker::ptr_eq(token.task_tracker(), &self.in_flight);
@@ -104,7 +104,7 @@ impl Lifecycle {
         let _ = self.phase.subscribe().wait_for(|now| *now >= phase).await;
     }
 
-    /// Waits until a request that is not whole is waited for no longer, because the instance stops.
+    /// Waits until a stopping instance gives up on requests that have arrived only in part.
     pub(crate) async fn requests_are_overdue(&self) {
         self.reached(Phase::Refusing).await;
         time::sleep(LATE).await;

@@ -12,8 +12,8 @@ use std::{
 
 use crate::problem::{Code, Problem};
 
-/// What part of the memory that the process may use the budget is by default: what is counted has copies that are not,
-/// and the allocator keeps what was freed.
+/// The default budget is one part in so many of the available memory: counted bytes have uncounted copies, and the allocator
+/// keeps freed memory.
 const PART: usize = 4;
 /// The smallest default, in bytes.
 const LEAST: usize = 16 << 20;

@@ -100,8 +100,7 @@ impl Attempts {
         Ok(())
     }
 
-    /// The report of a call for `region` that took `elapsed`. Where no instance was tried, it names `asked`, for which the
-    /// call was.
+    /// Makes the report. It names the instance that was tried last; if none was, `asked`, the instance that the call named.
     pub(super) fn into_report(
         self,
         region: Option<Region>,
@@ -236,8 +235,8 @@ impl Attempts {
         if left == 0 || self.deadline.has_passed() {
             return Retry::No;
         }
-        // The budget bounds the extra load on a region that fails. It is not needed where later calls leave out the
-        // instance that was tried too, and the others have room.
+        // The budget bounds the extra load on a region that fails. An attempt takes nothing from it if later calls avoid the
+        // instance that failed, and another one has room.
         let is_free = !is_spent && is_room;
         match is_free || budget.withdraw() {
             true => retry,

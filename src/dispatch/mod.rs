@@ -45,10 +45,10 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatcher {
     pub(crate) local: Arc<LocalInstance>,
-    /// How far the listener by which the calls come is on its way to stop.
+    /// The lifecycle of the listener that took the call.
     pub(crate) lifecycle: Arc<Lifecycle>,
-    /// The lifecycle of the other listeners: for the child's listener, that of all others; for those, that of the child's,
-    /// which goes on until the child has ended.
+    /// The lifecycle of the other listeners. The app's own listener has one of its own, because it stays open until the app
+    /// has ended.
     pub(crate) other_lifecycle: Arc<Lifecycle>,
     pub(crate) executor: Arc<Executor>,
     pub(crate) cluster: Arc<Cluster>,

@@ -120,11 +120,12 @@ fn standing(peers: &RegionPeers, needs: Needs<'_>) -> Standing {
     }
 }
 
-/// The next of `choices` for a call that was `tried` in some regions and may have `left` attempts, and how many of these are
-/// kept for other regions: one for each later target. It is the first that serves the call, else the first; with `is_strict`
-/// always the first, because a call with a key must not run elsewhere only because an instance is silent. A region that only
-/// `any` stands for is skipped if nobody there has the function, unless it is the own one and no other was tried: its refusal
-/// says so.
+/// Chooses the next region of a call that was `tried` in some, and how many of the `left` attempts to keep for later targets,
+/// one each.
+///
+/// Takes the first region that serves the function, else the first. With `is_strict`, always takes the first: an instance
+/// there that is silent may have run the call. Skips a region that only `any` stands for if nobody there has the function.
+/// The own region is the exception, if no other was tried: its refusal says so.
 pub(super) fn next_choice<'a>(
     choices: &'a [Choice],
     tried: &[Region],

@@ -203,7 +203,8 @@ fn name(what: &str, segment: &str) -> Result<Name, Problem> {
     })
 }
 
-/// The call of `name` with the arguments in `body`, as the `headers` have it; the body too, for what it holds.
+/// Reads a call whose path names the function: the arguments from the body, the options from the headers. Returns the body
+/// as well, because it holds memory of the budget.
 async fn call_by_path(
     dispatcher: &Dispatcher,
     name: FunctionName,

@@ -37,8 +37,8 @@ impl<T: Serialize> IntoResponse for Json<T> {
 
 /// A request that is refused before any instance was tried.
 ///
-/// Its document has the request's id and the time that it took, which a handler need not know: it becomes an empty response
-/// with itself as an extension, and the outermost layer writes the document.
+/// A handler does not know the request's id, or how long it took. So the response is empty and carries the refusal as an
+/// extension, from which the outermost layer writes the document.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
     pub(super) problem: Problem,

@@ -180,8 +180,9 @@ impl Link {
         Ending::Unsent
     }
 
-    /// The connection that calls to `peer` share; another one than `ended`, opened where there is none. Whether it still
-    /// takes calls shows when it is given one: to ask first, each caller would wait for its lock while it holds the link's.
+    /// The connection that calls to `peer` share; another one than `ended`, opened where there is none. It may be one that
+    /// takes no calls any more, which the caller finds out when it submits: a check here would take the connection's lock
+    /// while it holds the link's.
     fn shared_connection(&self, peer: &Peer, ended: Option<&Arc<Connection>>) -> Arc<Connection> {
         let is_other =
             |shared: &&Arc<Connection>| ended.is_none_or(|ended| !Arc::ptr_eq(ended, shared));

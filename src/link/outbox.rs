@@ -225,8 +225,8 @@ impl Outbox {
         }
     }
 
-    /// At each tick, and when a deadline has passed: gives memory back, and ends the calls that are watched and whose deadline
-    /// has passed; the first deadline of the others.
+    /// Gives memory back, ends the watched calls whose deadline has passed, and returns the next deadline. Called at each tick
+    /// and when a deadline passes.
     pub(super) fn expire(&self) -> Option<Deadline> {
         let mut queue = self.lock();
         queue.shrink();

@@ -127,8 +127,8 @@ impl Executor {
     }
 
     /// Runs `call` and waits for its result until `deadline`, when the function is dropped. A repeat of a call with
-    /// the same key does not run again: it gets the outcome of the first. Where it runs, the call is `counted` here from then
-    /// on.
+    /// the same key does not run again: it gets the outcome of the first. A call that may start is counted in flight:
+    /// `counted` becomes its token, unless it is one of this lifecycle already.
     ///
     /// # Errors
     /// Before it ran: [`Code::Draining`], [`Code::Overloaded`], [`Code::DeadlineExceeded`], [`Code::FunctionUnknown`],
@@ -242,7 +242,7 @@ impl Executor {
         })
     }
 
-    /// The call, ready to be polled in the span once the gates are open to it.
+    /// Finds the function and reads its arguments. Returns what to run, the gates to pass first, and the span to run it in.
     fn prepare(
         &self,
         call: &Call,

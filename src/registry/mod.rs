@@ -278,7 +278,7 @@ impl Registry {
         self.functions.contains_key(name)
     }
 
-    /// The call, ready to be polled in the span once the gates are open to it.
+    /// Finds the function and reads its arguments. Returns what to run, the gate to pass first, and the span to run it in.
     fn prepare(
         &self,
         call: &Call,

@@ -63,8 +63,8 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How often a connection is polled before its task makes way for others.
 const POLLS: u32 = 8;
 
-/// Serves what comes on `tcp` until it ends. The drain waits for its place, which the socket has: an upgraded one outlives
-/// the task that begins here, in other hands.
+/// Serves what comes on `tcp` until it ends. The place belongs to the socket, and the drain waits for it. An upgraded socket
+/// outlives the task that begins here: whoever took it over holds the place.
 pub(super) fn serve(
     tcp: TcpStream,
     place: Place,
@@ -78,7 +78,8 @@ pub(super) fn serve(
     };
     let (routes, memory) = (routes.clone(), Arc::clone(memory));
     let lifecycle = Arc::clone(lifecycle);
-    // A connection that comes after that gets one answer: asked to shut it down, hyper would close it unanswered.
+    // A connection that is made while the instance refuses calls gets one answer. It is not sent the signal to close, at
+    // which hyper would close it without one.
     let is_late = lifecycle.phase() >= Phase::Refusing;
     // Small answers must not wait for the client's acknowledgement of the previous one.
     let _ = tcp.set_nodelay(true);
@@ -111,7 +112,8 @@ pub(super) fn serve(
         }
     });
     tokio::spawn(async move {
-        // Dropped after the connection, and so after what its request still logs: the socket, which is counted too, goes before.
+        // Keeps the drain waiting until the last request has written its log line: the socket has a token too, but is dropped
+        // earlier.
         let _counted = counted;
         // Of these, only one that was woken is polled: together they would cost each request more than its parsing.
         let mut signals = FuturesUnordered::from_iter([

@@ -37,7 +37,8 @@ pub(super) struct Places {
 #[derive(Debug)]
 pub(super) struct Usage {
     places: Arc<Places>,
-    /// Requests whose answer is not written yet, each as often as parts of it are held.
+    /// The number of live [`Serving`]s. A request counts once for itself, and once for each part of its answer that is not
+    /// written yet.
     requests: AtomicUsize,
     /// When the last answer was written, in milliseconds since the places were made.
     idle_since: AtomicU64,
