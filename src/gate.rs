@@ -124,8 +124,7 @@ impl Gate {
     ) -> Result<[OwnedSemaphorePermit; 2], Problem> {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             let limit = self.limit;
-            let detail =
-                format!("{name}: as many calls run as may at once ({limit}), and as many wait");
+            let detail = format!("{name}: {limit} calls run and {limit} wait, which is the limit");
             return Err(Problem::new(Code::Overloaded, detail));
         };
         let turn = deadline.bound(Arc::clone(&self.running).acquire_owned());

@@ -214,7 +214,7 @@ impl Dispatcher {
         }
         self.local.metrics.calls.chosen(None, None);
         let (problem, of) = attempts.take_problem().unwrap_or_else(|| {
-            let detail = format!("no region that may be meant has {}", call.name);
+            let detail = format!("no region that \"any\" may mean has {}", call.name);
             (Problem::new(Code::FunctionUnknown, detail), None)
         });
         (of.or(region), Err(problem))

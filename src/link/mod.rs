@@ -273,7 +273,7 @@ impl Link {
                 self.cluster.report(peer.address, CallSignal::WrongInstance);
                 Problem::new(
                     Code::PeerUnreachable,
-                    format!("who answers at the address of instance {instance} is not it"),
+                    format!("another process answers at the address of instance {instance}"),
                 )
             }
             Ending::Full => Problem::new(

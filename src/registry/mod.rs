@@ -84,7 +84,7 @@ pub struct Registry {
 
 /// A function that cannot be registered.
 #[derive(thiserror::Error)]
-#[error("the registry does not stand: {0}")]
+#[error("invalid registry: {0}")]
 pub struct RegistryError(String);
 
 debug_as_text!(RegistryError);
@@ -423,7 +423,7 @@ mod tests {
             ),
         ] {
             let error = registered(names).to_string();
-            assert_eq!(error, format!("the registry does not stand: {reason}"));
+            assert_eq!(error, format!("invalid registry: {reason}"));
         }
     }
 }
