@@ -2,20 +2,10 @@
 //! exists and whether its arguments fit. Arguments stay as they came. They are counted, and rebuilt only to put arguments
 //! given by name into the order of the function's parameters.
 
-use std::{
-    borrow::Cow,
-    fmt::{self, Write},
-    pin::Pin,
-    str::FromStr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, fmt::Write, pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
 use memchr::memchr_iter;
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{IgnoredAny, MapAccess, Visitor},
-};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
@@ -364,10 +354,11 @@ fn no_form(error: &serde_json::Error) -> Problem {
 
 /// The members of the object `text` as an array in the order of `params`.
 fn by_name(text: &str, params: &[Param]) -> Result<Args, String> {
-    let members: Members<String, &RawValue> =
-        serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let mut members = Vec::new();
+    json::each_member(text, |name, value| members.push((name, value)))
+        .map_err(|error| error.to_string())?;
     let mut values = vec![None; params.len()];
-    for (name, value) in members.0 {
+    for (name, value) in members {
         let Some(place) = params.iter().position(|param| param.name == name) else {
             return Err(format!(
                 "argument {name:?} is unknown; expected {}",
@@ -403,38 +394,16 @@ fn names(params: &[Param]) -> String {
     }
 }
 
-/// How many items an array has, or members an object. Nothing is kept of them: `IgnoredAny` has no size.
+/// How many items an array has, or members an object.
 fn count(text: &str) -> usize {
-    let counted = match text.starts_with('[') {
-        true => serde_json::from_str(text).map(|items: Vec<IgnoredAny>| items.len()),
-        false => serde_json::from_str(text)
-            .map(|members: Members<IgnoredAny, IgnoredAny>| members.0.len()),
+    let counted = if text.starts_with('[') {
+        // Nothing is kept of the items: `IgnoredAny` has no size.
+        serde_json::from_str(text).map(|items: Vec<IgnoredAny>| items.len())
+    } else {
+        let mut count = 0;
+        json::each_member(text, |_, _| count += 1).map(|()| count)
     };
     counted.unwrap_or_else(|error| unreachable!("args are JSON: {error}"))
-}
-
-/// The members of an object in order, duplicates included.
-struct Members<K, V>(Vec<(K, V)>);
-
-impl<'de, K: Deserialize<'de>, V: Deserialize<'de>> Deserialize<'de> for Members<K, V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Self(Vec::new()))
-    }
-}
-
-impl<'de, K: Deserialize<'de>, V: Deserialize<'de>> Visitor<'de> for Members<K, V> {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
-        while let Some(member) = map.next_entry()? {
-            self.0.push(member);
-        }
-        Ok(self)
-    }
 }
 
 impl From<BadJson> for Problem {

@@ -60,29 +60,42 @@ pub(crate) fn members<'a, const N: usize>(
         serde_json::from_slice::<&RawValue>(text)?;
         return Err(BadJson::NotAnObject);
     };
-    let mut json = serde_json::Deserializer::from_str(text);
-    let members = Members {
-        names,
-        values: [None; N],
-        unknown: None,
-        duplicate: None,
-    };
-    let found = match json.deserialize_map(members) {
-        Ok(found) => found,
-        Err(error) if error.is_data() => {
-            serde_json::from_str::<IgnoredAny>(text)?;
-            return Err(BadJson::NotAnObject);
+    let (mut values, mut stranger, mut duplicate) = ([None; N], None, None);
+    let read = each_member(text, |name, value| {
+        match names.iter().position(|known| *known == name) {
+            Some(at) if values[at].is_some() => duplicate = Some(names[at]),
+            Some(at) => values[at] = Some(value),
+            None => _ = stranger.get_or_insert(name),
         }
-        Err(error) => return Err(error.into()),
-    };
-    json.end()?;
-    if let Some(name) = found.duplicate {
+    });
+    if let Err(error) = read {
+        if !error.is_data() {
+            return Err(error.into());
+        }
+        // Of another kind, unless it breaks off further on.
+        serde_json::from_str::<IgnoredAny>(text)?;
+        return Err(BadJson::NotAnObject);
+    }
+    if let Some(name) = duplicate {
         return Err(BadJson::DuplicateMember(name));
     }
-    match found.unknown {
+    match stranger {
         Some(name) if unknown == Unknown::Refused => Err(BadJson::UnknownMember(name.into_owned())),
-        _ => Ok(found.values),
+        _ => Ok(values),
     }
+}
+
+/// Gives `each` the name and the value of every member of the JSON object `text`, in order, duplicates included.
+///
+/// # Errors
+/// The text is not one JSON value, or is no object; what was read before that was given.
+pub(crate) fn each_member<'a>(
+    text: &'a str,
+    each: impl FnMut(Cow<'a, str>, &'a RawValue),
+) -> serde_json::Result<()> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    json.deserialize_map(Members(each))?;
+    json.end()
 }
 
 /// The only JSON value in `text`, as it stands there.
@@ -140,31 +153,21 @@ pub(crate) fn empty_array() -> Box<RawValue> {
         .unwrap_or_else(|error| unreachable!("[] is JSON: {error}"))
 }
 
-/// The members of an object, as far as it is read.
-struct Members<'a, const N: usize> {
-    names: &'static [&'static str; N],
-    values: [Option<&'a RawValue>; N],
-    unknown: Option<Cow<'a, str>>,
-    duplicate: Option<&'static str>,
-}
+/// A reader of an object, with what is to be done with each member.
+struct Members<F>(F);
 
-impl<'de, const N: usize> Visitor<'de> for Members<'de, N> {
-    type Value = Self;
+impl<'de, F: FnMut(Cow<'de, str>, &'de RawValue)> Visitor<'de> for Members<F> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
-        while let Some(key) = map.next_key::<Key<'de>>()? {
-            let value: &'de RawValue = map.next_value()?;
-            match self.names.iter().position(|name| *name == key.0) {
-                Some(at) if self.values[at].is_some() => self.duplicate = Some(self.names[at]),
-                Some(at) => self.values[at] = Some(value),
-                None => self.unknown = self.unknown.or(Some(key.0)),
-            }
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Key(name)) = map.next_key()? {
+            (self.0)(name, map.next_value()?);
         }
-        Ok(self)
+        Ok(())
     }
 }
 
