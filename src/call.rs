@@ -11,7 +11,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use crate::{
     declaration::{MAX_PARAMS, Param, Policy},
     gate::Ticket,
-    json::{self, BadJson, Unknown},
+    json::{self, Unknown},
     memory::Reserved,
     name::{BootId, ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, KeyOwner, Name},
     problem::{Code, Problem},
@@ -404,16 +404,4 @@ fn count(text: &str) -> usize {
         json::each_member(text, |_, _| count += 1).map(|()| count)
     };
     counted.unwrap_or_else(|error| unreachable!("args are JSON: {error}"))
-}
-
-impl From<BadJson> for Problem {
-    fn from(bad: BadJson) -> Self {
-        let code = match bad {
-            BadJson::Syntax(_) | BadJson::LoneSurrogate | BadJson::TooDeep => Code::InvalidJson,
-            BadJson::NotAnObject | BadJson::UnknownMember(_) | BadJson::DuplicateMember(_) => {
-                Code::InvalidRequest
-            }
-        };
-        Self::new(code, bad.to_string())
-    }
 }

@@ -10,29 +10,13 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use crate::problem::{Code, Problem};
+
 /// The size of most of our documents without their large part, in bytes.
 const ENVELOPE: usize = 512;
 
 /// The deepest nesting of arrays and objects that is accepted.
 pub(crate) const MAX_DEPTH: usize = 64;
-
-/// Why a text is not the JSON object asked for; none of these repeats a value from it.
-#[derive(Debug, thiserror::Error)]
-pub enum BadJson {
-    #[error("the body is not one JSON value: {0}")]
-    Syntax(#[from] serde_json::Error),
-    /// A `\u` escape that is half of a surrogate pair, which no text in UTF-8 can hold.
-    #[error("the body is not one JSON value: lone surrogate in a string")]
-    LoneSurrogate,
-    #[error("the body is nested deeper than {MAX_DEPTH}")]
-    TooDeep,
-    #[error("the body must be a JSON object")]
-    NotAnObject,
-    #[error("unknown member {0:?}")]
-    UnknownMember(String),
-    #[error("member {0:?} is given twice")]
-    DuplicateMember(&'static str),
-}
 
 /// What to do with members that are not among the names.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,19 +30,20 @@ pub(crate) enum Unknown {
 /// The members of the JSON object `text` by `names`, in the order of `names`, each as its raw text.
 ///
 /// # Errors
-/// See [`BadJson`]; a syntax error anywhere in the text comes before anything about its members.
+/// [`Code::InvalidJson`]; in whole JSON, [`Code::InvalidRequest`] for another value than an object, or a member that is
+/// unknown or given twice. The detail repeats no value.
 pub(crate) fn members<'a, const N: usize>(
     text: &'a [u8],
     names: &'static [&'static str; N],
     unknown: Unknown,
-) -> Result<[Option<&'a RawValue>; N], BadJson> {
+) -> Result<[Option<&'a RawValue>; N], Problem> {
     // Arguments that were a body of their own stand one deeper in the line of a peer.
     scan(text, MAX_DEPTH + usize::from(unknown == Unknown::Ignored))?;
     // Checked once for the whole text, and not for each member. Text that is not UTF-8 gets the error of the reader of
     // JSON.
     let Ok(text) = str::from_utf8(text) else {
-        serde_json::from_slice::<&RawValue>(text)?;
-        return Err(BadJson::NotAnObject);
+        let read = serde_json::from_slice::<&RawValue>(text);
+        return Err(read.map_or_else(not_json, |_| not_an_object()));
     };
     let (mut values, mut stranger, mut duplicate) = ([None; N], None, None);
     let read = each_member(text, |name, value| {
@@ -70,19 +55,29 @@ pub(crate) fn members<'a, const N: usize>(
     });
     if let Err(error) = read {
         if !error.is_data() {
-            return Err(error.into());
+            return Err(not_json(error));
         }
-        // Of another kind, unless it breaks off further on.
-        serde_json::from_str::<IgnoredAny>(text)?;
-        return Err(BadJson::NotAnObject);
+        // Another value, if the rest of it is JSON too.
+        let read = serde_json::from_str::<IgnoredAny>(text);
+        return Err(read.map_or_else(not_json, |_| not_an_object()));
     }
+    let wrong = |detail: String| Err(Problem::new(Code::InvalidRequest, detail));
     if let Some(name) = duplicate {
-        return Err(BadJson::DuplicateMember(name));
+        return wrong(format!("member {name:?} is given twice"));
     }
     match stranger {
-        Some(name) if unknown == Unknown::Refused => Err(BadJson::UnknownMember(name.into_owned())),
+        Some(name) if unknown == Unknown::Refused => wrong(format!("unknown member {name:?}")),
         _ => Ok(values),
     }
+}
+
+fn not_json(error: impl fmt::Display) -> Problem {
+    let detail = format!("the body is not one JSON value: {error}");
+    Problem::new(Code::InvalidJson, detail)
+}
+
+fn not_an_object() -> Problem {
+    Problem::new(Code::InvalidRequest, "the body must be a JSON object")
 }
 
 /// Gives `each` the name and the value of every member of the JSON object `text`, in order, duplicates included.
@@ -101,10 +96,10 @@ pub(crate) fn each_member<'a>(
 /// The only JSON value in `text`, as it stands there.
 ///
 /// # Errors
-/// [`BadJson::Syntax`], [`BadJson::LoneSurrogate`] or [`BadJson::TooDeep`].
-pub(crate) fn value(text: &[u8]) -> Result<Box<RawValue>, BadJson> {
+/// [`Code::InvalidJson`].
+pub(crate) fn value(text: &[u8]) -> Result<Box<RawValue>, Problem> {
     check(text)?;
-    Ok(serde_json::from_slice(text)?)
+    serde_json::from_slice(text).map_err(not_json)
 }
 
 /// What stands in a JSON string; `None` for another value.
@@ -179,12 +174,12 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 /// Finds what the raw values of `serde_json` let through: any depth, and lone surrogates.
 ///
 /// # Errors
-/// [`BadJson::LoneSurrogate`] or [`BadJson::TooDeep`].
-pub(crate) fn check(text: &[u8]) -> Result<(), BadJson> {
+/// [`Code::InvalidJson`].
+pub(crate) fn check(text: &[u8]) -> Result<(), Problem> {
     scan(text, MAX_DEPTH)
 }
 
-fn scan(text: &[u8], most: usize) -> Result<(), BadJson> {
+fn scan(text: &[u8], most: usize) -> Result<(), Problem> {
     // Nearly every text ends here: without a backslash and with so few brackets, there is nothing to find.
     let brackets = memchr2_iter(b'[', b'{', text).take(most + 1).count();
     if brackets <= most && memchr(b'\\', text).is_none() {
@@ -200,14 +195,15 @@ fn scan(text: &[u8], most: usize) -> Result<(), BadJson> {
             _ => {}
         }
         if depth > most {
-            return Err(BadJson::TooDeep);
+            let detail = format!("the body is nested deeper than {MAX_DEPTH}");
+            return Err(Problem::new(Code::InvalidJson, detail));
         }
     }
     Ok(())
 }
 
 /// The position behind the string whose content starts at `at`.
-fn end_of_string(text: &[u8], mut at: usize) -> Result<usize, BadJson> {
+fn end_of_string(text: &[u8], mut at: usize) -> Result<usize, Problem> {
     while let Some(plain) = text.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
         at += plain;
         if text[at] == b'"' {
@@ -215,7 +211,8 @@ fn end_of_string(text: &[u8], mut at: usize) -> Result<usize, BadJson> {
         }
         at += match surrogate(text, at) {
             Some(0xD800..0xDC00) if matches!(surrogate(text, at + 6), Some(0xDC00..0xE000)) => 12,
-            Some(0xD800..0xE000) => return Err(BadJson::LoneSurrogate),
+            // Half of a pair, which no text in UTF-8 can hold.
+            Some(0xD800..0xE000) => return Err(not_json("lone surrogate in a string")),
             _ => 2,
         };
     }

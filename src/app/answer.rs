@@ -99,7 +99,7 @@ fn result(name: &FunctionName, answer: &AppAnswer, limit: usize) -> Outcome {
     }
     let json = json::value(body);
     json.map(Returned::fresh)
-        .map_err(|wrong| lost(format!("the app's answer to {name}: {wrong}")))
+        .map_err(|problem| lost(format!("the app's answer to {name}: {}", problem.detail)))
 }
 
 /// A 5xx.

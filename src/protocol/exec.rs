@@ -66,7 +66,7 @@ impl Exec {
         }
         let members = match json::members(line, EXEC_MEMBERS, Unknown::Ignored) {
             Ok(members) => members,
-            Err(bad) => return (id_of(line), Err(bad.into())),
+            Err(problem) => return (id_of(line), Err(problem)),
         };
         let id = members[EXEC_MEMBERS.len() - 1].and_then(|id| id.get().parse().ok());
         (id, Self::from_members(members, timeouts).map(Box::new))
