@@ -27,7 +27,7 @@ use crate::{
     name::{BootId, debug_as_text},
     registry::{Executor, Keys, Registry, RegistryError},
     rpc::Rpc,
-    server::{self, Door, Drained, Server, Shares},
+    server::{self, Drained, Server, Shares},
 };
 
 /// Why an instance does not start.
@@ -412,20 +412,19 @@ impl Listeners {
             true => places.clients,
             false => places.public,
         };
-        let public = http::public_routes(Arc::clone(dispatcher), shares);
-        let internal = http::internal_routes(Arc::clone(dispatcher));
-        let metrics = http::metrics_routes(Arc::clone(dispatcher));
-        let of_instances = |(listener, _), routes, most| Door::of_instances(listener, routes, most);
-        let doors = [
-            self.public
-                .map(|listener| Door::new(listener, public, places.public, clients)),
-            self.internal
-                .map(|bound| of_instances(bound, internal, places.internal)),
-            self.scrapers
-                .map(|bound| of_instances(bound, metrics, places.scrapers)),
-        ];
-        let doors = doors.into_iter().flatten();
-        let server = Server::start(doors, Arc::clone(lifecycle), drain, memory);
+        let mut server = Server::new(Arc::clone(lifecycle), drain, memory);
+        if let Some(listener) = self.public {
+            let routes = http::public_routes(Arc::clone(dispatcher), shares);
+            server.open(listener, routes, places.public, clients);
+        }
+        if let Some((listener, _)) = self.internal {
+            let routes = http::internal_routes(Arc::clone(dispatcher));
+            server.open(listener, routes, places.internal, places.internal);
+        }
+        if let Some((listener, _)) = self.scrapers {
+            let routes = http::metrics_routes(Arc::clone(dispatcher));
+            server.open(listener, routes, places.scrapers, places.scrapers);
+        }
         let child = self.child.map(|(listener, address)| {
             let own = Arc::clone(&dispatcher.other_lifecycle);
             let of_child = Dispatcher {
@@ -434,13 +433,13 @@ impl Listeners {
                 ..Dispatcher::clone(dispatcher)
             };
             let routes = http::public_routes(Arc::new(of_child), false);
-            let door = Door::of_instances(listener, routes, places.child);
             // By then its peers know that it stops.
             let drain = DrainConfig {
                 delay: Duration::ZERO,
                 ..drain
             };
-            let server = Server::start([door].into_iter(), own, drain, memory);
+            let mut server = Server::new(own, drain, memory);
+            server.open(listener, routes, places.child, places.child);
             (address, server)
         });
         (server, child)

@@ -38,36 +38,6 @@ pub enum Drained {
     Cut,
 }
 
-/// What is served where, on as many connections as have places.
-#[derive(Debug)]
-pub(crate) struct Door {
-    listener: TcpListener,
-    routes: Routes,
-    places: Arc<Places>,
-}
-
-impl Door {
-    /// A door at which `most` connections are held, `for_clients` of them for clients' requests; the others are for
-    /// instances and health checks.
-    pub(crate) fn new(
-        listener: TcpListener,
-        routes: Routes,
-        most: usize,
-        for_clients: usize,
-    ) -> Self {
-        Self {
-            listener,
-            routes,
-            places: Places::new(most, for_clients),
-        }
-    }
-
-    /// A door that is not for clients.
-    pub(crate) fn of_instances(listener: TcpListener, routes: Routes, most: usize) -> Self {
-        Self::new(listener, routes, most, most)
-    }
-}
-
 /// Listeners that serve until they are drained.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
@@ -77,41 +47,42 @@ pub(crate) struct Server {
     /// The accept loops, and every connection for as long as its socket is open, upgraded or not.
     connections: TaskTracker,
     accepting: CancellationToken,
-    /// Of each door.
-    places: Arc<[Arc<Places>]>,
+    /// Those of each listener, for the drain.
+    places: Vec<Arc<Places>>,
 }
 
 impl Server {
-    pub(crate) fn start(
-        doors: impl Iterator<Item = Door>,
-        lifecycle: Arc<Lifecycle>,
-        drain: DrainConfig,
-        memory: &Arc<Budget>,
-    ) -> Self {
-        let doors: Vec<Door> = doors.collect();
-        let server = Self {
+    /// A server without a listener.
+    pub(crate) fn new(lifecycle: Arc<Lifecycle>, drain: DrainConfig, memory: &Arc<Budget>) -> Self {
+        Self {
             lifecycle,
             drain,
             memory: Arc::clone(memory),
             connections: TaskTracker::new(),
             accepting: CancellationToken::new(),
-            places: doors.iter().map(|door| Arc::clone(&door.places)).collect(),
-        };
-        for door in doors {
-            let this = server.clone();
-            server.connections.spawn(async move {
-                this.accepting.run_until_cancelled(this.accept(door)).await;
-            });
+            places: Vec::new(),
         }
-        server
     }
 
-    async fn accept(&self, door: Door) {
-        let Door {
-            listener,
-            routes,
-            places,
-        } = door;
+    /// Serves `routes` on `listener`, which holds at most `most` connections. Clients may keep `for_clients` of them busy; the
+    /// others are for instances and health checks.
+    pub(crate) fn open(
+        &mut self,
+        listener: TcpListener,
+        routes: Routes,
+        most: usize,
+        for_clients: usize,
+    ) {
+        let places = Places::new(most, for_clients);
+        self.places.push(Arc::clone(&places));
+        let this = self.clone();
+        self.connections.spawn(async move {
+            let accept = this.accept(listener, routes, places);
+            this.accepting.run_until_cancelled(accept).await;
+        });
+    }
+
+    async fn accept(&self, listener: TcpListener, routes: Routes, places: Arc<Places>) {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
