@@ -70,15 +70,6 @@ struct Held {
     _turn: Turn,
 }
 
-/// How a function ended.
-enum Ended {
-    Done(Result<Box<RawValue>, FunctionError>),
-    NeverStarted,
-    TimedOut,
-    /// With this outcome: that of an app, with how long it says that it waited, or a refusal.
-    With(Outcome, Option<Duration>),
-}
-
 impl Executor {
     /// An executor of the functions of `registry`, and of those of `app` that `registry` does not have, on the instance
     /// `local`.
@@ -218,19 +209,17 @@ impl Executor {
         match call.unless_given_up(pin!(turn)).await {
             Ok(turn) => held._turn = turn,
             Err(problem) => {
-                let refused = Ended::With(Err(problem), None);
-                return Ok(Either::Left(future::ready(record.close(Some(refused)))));
+                let refused = record.close(Err(problem), None);
+                return Ok(Either::Left(future::ready(refused)));
             }
         }
         let mut run = match prepared {
             Prepared::Async(run, context) => {
                 record.context = context;
-                recorded(run_async(run, held, deadline), record, span)
+                run_async(run, held, deadline, record, span)
             }
-            Prepared::App(run) => recorded(run_in_app(run, held), record, span),
-            Prepared::Blocking(block) => {
-                recorded(run_blocking(block, held, deadline), record, span)
-            }
+            Prepared::App(run) => run_in_app(run, held, record, span),
+            Prepared::Blocking(block) => run_blocking(block, held, deadline, record, span),
         };
         // Most functions need not wait, and a task costs more than they do.
         Ok(match future::poll_immediate(&mut run).await {
@@ -318,44 +307,30 @@ struct RunRecord {
 }
 
 impl RunRecord {
-    /// The outcome of a function that `ended`, or panicked.
-    fn close(self, ended: Option<Ended>) -> Outcome {
-        let (name, max_result) = (&self.name, self.max_result);
+    /// The outcome of a function that returned `result`, within the limit of results.
+    fn bounded(&self, result: Result<Box<RawValue>, FunctionError>) -> Outcome {
+        match result {
+            Ok(json) => bounded(json, self.max_result),
+            Err(error) => failed(&self.name, error, self.max_result),
+        }
+    }
+
+    /// Counts the `outcome`, and returns it with the consistency token that the function gave. An app itself says how long
+    /// it waited for the call's token.
+    fn close(self, outcome: Outcome, app_waited: Option<Duration>) -> Outcome {
         let said = self.context.map(|context| context.said);
-        let mut waited = said.as_ref().and_then(|said| said.waited.get().copied());
-        let outcome = match ended {
-            Some(Ended::Done(Ok(result))) => bounded(result, max_result),
-            Some(Ended::Done(Err(error))) => failed(name, error, max_result),
-            Some(Ended::NeverStarted) => Err(Problem::not_started(name)),
-            Some(Ended::TimedOut) => Err(Problem::still_running(name)),
-            Some(Ended::With(outcome, app_waited)) => {
-                waited = app_waited;
-                outcome
-            }
-            None => Err(panicked(name)),
-        };
+        let waited = said.as_ref().and_then(|said| said.waited.get().copied());
         let outcome = match said.and_then(|said| said.consistency.get().cloned()) {
             Some(said) => Returned::with_consistency(outcome, Some(said)),
             None => outcome,
         };
         let (functions, problem) = (&self.metrics.functions, outcome.as_ref().err());
         if self.has_token {
-            functions.with_token(problem, waited);
+            functions.with_token(problem, waited.or(app_waited));
         }
-        functions.ended(name, problem, self.started.elapsed());
+        functions.ended(&self.name, problem, self.started.elapsed());
         outcome
     }
-}
-
-/// `run`, whose end or panic closes `record`. On the heap from the start: it is large, and may move to a task of its own.
-fn recorded(
-    run: impl Future<Output = Ended> + Send + 'static,
-    record: RunRecord,
-    span: Span,
-) -> BoxFuture<'static, Outcome> {
-    let run = AssertUnwindSafe(run).catch_unwind();
-    let run = run.map(|ended| record.close(ended.ok()));
-    Box::pin(run.instrument(span))
 }
 
 fn bounded(result: Box<RawValue>, limit: usize) -> Outcome {
@@ -395,36 +370,69 @@ fn stopped() -> Problem {
     Problem::new(Code::Internal, "the runtime stopped while the function ran")
 }
 
-async fn run_async(run: Run, held: Held, deadline: Deadline) -> Ended {
-    let ended = deadline
-        .bound(run)
-        .await
-        .map_or(Ended::TimedOut, Ended::Done);
-    drop(held);
-    ended
+/// Runs an async function until it ends, panics, or is dropped at the deadline.
+///
+/// This and the next two are on the heap from the start, because they are large and may move to a task of their own. They are
+/// no `async fn`, which would have room for each argument twice.
+fn run_async(
+    run: Run,
+    held: Held,
+    deadline: Deadline,
+    record: RunRecord,
+    span: Span,
+) -> BoxFuture<'static, Outcome> {
+    let run = async move {
+        let ended = AssertUnwindSafe(deadline.bound(run)).catch_unwind().await;
+        drop(held);
+        let outcome = match ended {
+            Ok(Some(result)) => record.bounded(result),
+            Ok(None) => Err(Problem::still_running(&record.name)),
+            Err(_) => Err(panicked(&record.name)),
+        };
+        record.close(outcome, None)
+    };
+    run.instrument(span).boxed()
 }
 
 /// Without a bound: the call of an app ends itself at its deadline, and knows whether the app may have run it.
-async fn run_in_app(run: InApp, held: Held) -> Ended {
-    let (outcome, waited) = run.await;
-    drop(held);
-    Ended::With(outcome, waited)
+fn run_in_app(
+    run: InApp,
+    held: Held,
+    record: RunRecord,
+    span: Span,
+) -> BoxFuture<'static, Outcome> {
+    let run = async move {
+        let ended = AssertUnwindSafe(run).catch_unwind().await;
+        drop(held);
+        let (outcome, waited) = ended.unwrap_or_else(|_| (Err(panicked(&record.name)), None));
+        record.close(outcome, waited)
+    };
+    run.instrument(span).boxed()
 }
 
 /// A thread cannot be stopped: at the deadline the caller gets its answer, and the call stays in flight until the
 /// function has returned.
-async fn run_blocking(block: Block, held: Held, deadline: Deadline) -> Ended {
-    let span = Span::current();
-    let ran = task::spawn_blocking(move || {
-        let _held = held;
-        // The thread may have come late.
-        (!deadline.has_passed()).then(|| span.in_scope(block))
-    });
-    match deadline.bound(ran).await {
-        Some(Ok(Some(result))) => Ended::Done(result),
-        Some(Ok(None)) => Ended::NeverStarted,
-        // Passed on, so that the task that waits for it sees the panic as its own.
-        Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        Some(Err(_)) | None => Ended::TimedOut,
-    }
+fn run_blocking(
+    block: Block,
+    held: Held,
+    deadline: Deadline,
+    record: RunRecord,
+    span: Span,
+) -> BoxFuture<'static, Outcome> {
+    let in_span = span.clone();
+    let run = async move {
+        let ran = task::spawn_blocking(move || {
+            let _held = held;
+            // The thread may have come late.
+            (!deadline.has_passed()).then(|| in_span.in_scope(block))
+        });
+        let outcome = match deadline.bound(ran).await {
+            Some(Ok(Some(result))) => record.bounded(result),
+            Some(Ok(None)) => Err(Problem::not_started(&record.name)),
+            Some(Err(error)) if error.is_panic() => Err(panicked(&record.name)),
+            Some(Err(_)) | None => Err(Problem::still_running(&record.name)),
+        };
+        record.close(outcome, None)
+    };
+    run.instrument(span).boxed()
 }
