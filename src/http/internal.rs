@@ -453,15 +453,15 @@ impl Exchange {
     async fn take(&mut self, chunk: Option<&Bytes>, body: &mut Option<BodyDataStream>) {
         match chunk {
             Some(chunk) => self.lines.push(chunk),
-            None => *body = None,
+            None => {
+                // The last line may have no end of its own.
+                self.lines.push(b"\n");
+                *body = None;
+            }
         }
         loop {
             match self.lines.next() {
                 Ok(Some(line)) => self.start(&line, &HashSet::new()).await,
-                Ok(None) if chunk.is_none() => match self.lines.rest() {
-                    Some(rest) => self.start(&rest, &HashSet::new()).await,
-                    None => return,
-                },
                 Ok(None) => return,
                 Err(too_long) => self.refuse_line(too_long),
             }

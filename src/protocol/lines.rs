@@ -420,13 +420,6 @@ impl Lines {
             self.reserved.clear();
         }
     }
-
-    /// What follows the last complete line.
-    pub(crate) fn rest(&mut self) -> Option<Bytes> {
-        let rest = self.buffer.split().freeze();
-        self.searched = 0;
-        (!rest.trim_ascii().is_empty()).then_some(rest)
-    }
 }
 
 #[cfg(test)]
