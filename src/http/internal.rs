@@ -167,22 +167,6 @@ fn ended(span: &Span, exec: &Exec, report: &Report) {
     }
 }
 
-/// What the first line of a connection must prove.
-#[derive(Debug)]
-struct Confirmation {
-    proven: ProvenToken,
-    nonce: String,
-}
-
-impl Confirmation {
-    fn is_given_by(&self, line: &[u8]) -> bool {
-        let ProvenToken { token, challenge } = &self.proven;
-        let proof = control(line).and_then(|control| control.proof?.parse().ok());
-        let confirms = Statement::Confirms { nonce: &self.nonce };
-        proof.is_some_and(|proof: Proof| challenge.is_proven(token, confirms, &proof))
-    }
-}
-
 /// Whether a request asks for a connection of lines (RFC 9110, section 7.8).
 pub(super) fn is_upgrade(request: &Request) -> bool {
     let headers = request.headers();
@@ -202,14 +186,9 @@ fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -
         .get(CLOCK)
         .and_then(|at| at.to_str().ok()?.parse().ok());
     let clock = Clock::new(clock_us.unwrap_or(0), context.arrived);
-    let confirmation = request
-        .extensions()
-        .get::<ProvenToken>()
-        .map(|proven| Confirmation {
-            proven: proven.clone(),
-            nonce: random_word(),
-        });
-    let response = switching_protocols(&dispatcher.local, confirmation.as_ref());
+    let proven = request.extensions().get::<ProvenToken>();
+    let proofs = proven.map(|proven| proofs(&dispatcher.local, proven));
+    let (own, awaited) = proofs.unzip();
     let upgraded = hyper::upgrade::on(&mut request);
     let lifecycle = Arc::clone(&dispatcher.lifecycle);
     // This task needs no tracker: it holds the connection's place, for which the drain waits.
@@ -221,29 +200,31 @@ fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -
                 tokio::select! {
                     // The answers of calls that have ended are written first.
                     biased;
-                    () = serve(dispatcher, context, clock, confirmation, connection) => {}
+                    () = serve(dispatcher, context, clock, awaited, connection) => {}
                     () = lifecycle.reached(Phase::Cut) => {}
                 }
             }
             Err(error) => tracing::debug!(%error, "a connection for calls was not made"),
         }
     });
-    response
+    // RFC 9110, section 15.2.2.
+    let upgrade = [(CONNECTION, "upgrade"), (UPGRADE, LINES)];
+    (StatusCode::SWITCHING_PROTOCOLS, upgrade, own, ()).into_response()
 }
 
-/// The answer that switches protocols (RFC 9110, section 15.2.2).
-fn switching_protocols(local: &LocalInstance, confirmation: Option<&Confirmation>) -> Response {
-    let proof = confirmation.map(|Confirmation { proven, nonce }| {
-        let accepts = Statement::Accepts {
-            nonce,
-            instance: &local.identity.instance,
-            region: &local.identity.region,
-        };
-        let proof = proven.challenge.prove(&proven.token, accepts);
-        [(NONCE, nonce.clone()), (PROOF, proof.to_string())]
-    });
-    let upgrade = [(CONNECTION, "upgrade"), (UPGRADE, LINES)];
-    (StatusCode::SWITCHING_PROTOCOLS, upgrade, proof, ()).into_response()
+/// The proof that this instance accepts a connection, in headers with a nonce; and the proof that the other end must make of
+/// that nonce in its first line.
+fn proofs(local: &LocalInstance, proven: &ProvenToken) -> ([(&'static str, String); 2], Proof) {
+    let ProvenToken { token, challenge } = proven;
+    let nonce = random_word();
+    let accepts = Statement::Accepts {
+        nonce: &nonce,
+        instance: &local.identity.instance,
+        region: &local.identity.region,
+    };
+    let accepts = challenge.prove(token, accepts).to_string();
+    let confirms = challenge.prove(token, Statement::Confirms { nonce: &nonce });
+    ([(NONCE, nonce), (PROOF, accepts)], confirms)
 }
 
 /// How long the lines of one connection were on their way, without comparing clocks.
@@ -297,7 +278,7 @@ const PIECE: usize = 256 << 10;
 const MIN_MAX_RUNNING: usize = 2048;
 
 fn body_of_lines(dispatcher: Arc<Dispatcher>, context: Context, body: Body) -> Response {
-    let mut exchange = Exchange::new(dispatcher, context, None);
+    let mut exchange = Exchange::new(dispatcher, context);
     exchange.announce_phase();
     let request = (exchange, Some(body.into_data_stream()));
     let pieces = stream::unfold(request, async |(mut exchange, mut body)| {
@@ -311,19 +292,23 @@ fn body_of_lines(dispatcher: Arc<Dispatcher>, context: Context, body: Body) -> R
     response
 }
 
-/// Answers the lines that come on `connection` until either side ends it. Nothing runs before the line of `confirmation`
-/// has come, where one is wanted.
+/// Answers the lines that come on `connection` until either side ends it. The first line must give the proof that is
+/// `awaited`, if one is.
 async fn serve(
     dispatcher: Arc<Dispatcher>,
     context: Context,
     clock: Clock,
-    mut confirmation: Option<Confirmation>,
+    awaited: Option<Proof>,
     mut connection: impl AsyncRead + AsyncWrite + Unpin,
 ) {
     // A peer that calls all the time probes rarely, and would learn late that the app changed, also if it did before this
     // connection.
     let mut app = dispatcher.executor.app().map(|app| app.changes());
-    let mut exchange = Exchange::new(dispatcher, context, Some(clock));
+    let mut exchange = Exchange {
+        clock: Some(clock),
+        awaited,
+        ..Exchange::new(dispatcher, context)
+    };
     exchange.announce_phase();
     let mut tick = time::interval(GRACE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -347,7 +332,7 @@ async fn serve(
                 if exchange.lines.count().is_err() {
                     return;
                 }
-                if !exchange.take_together(&mut confirmation).await {
+                if !exchange.take_together().await {
                     return;
                 }
                 // What is left of a line and finds no room now is counted again at the next read.
@@ -385,6 +370,8 @@ struct Exchange {
     lines: Lines,
     /// Set where lines have the time on the connection's clock.
     clock: Option<Clock>,
+    /// What the next line must prove before any call runs.
+    awaited: Option<Proof>,
     /// The calls at work, each with the id of its line.
     running: FuturesUnordered<BoxFuture<'static, (Option<u64>, Report)>>,
     /// Those of them that have not started.
@@ -398,13 +385,14 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(dispatcher: Arc<Dispatcher>, context: Context, clock: Option<Clock>) -> Self {
+    fn new(dispatcher: Arc<Dispatcher>, context: Context) -> Self {
         Self {
             lines: Lines::new(
                 dispatcher.local.limits.max_body + ENVELOPE,
                 &dispatcher.local.memory,
             ),
-            clock,
+            clock: None,
+            awaited: None,
             running: FuturesUnordered::new(),
             waiting: Arc::default(),
             phase: dispatcher.lifecycle.watch(),
@@ -498,20 +486,21 @@ impl Exchange {
 
     /// Starts the calls of the lines that arrived together, except those that one of the lines cancels; a call that waits
     /// is given up when it is cancelled. Returns `false` if the connection was to be confirmed first and was not.
-    async fn take_together(&mut self, confirmation: &mut Option<Confirmation>) -> bool {
+    async fn take_together(&mut self) -> bool {
         let (mut calls, mut cancelled) = (Vec::new(), HashSet::new());
         loop {
             let line = match self.lines.next() {
                 Ok(Some(line)) => line,
                 Ok(None) => break,
-                Err(_) if confirmation.is_some() => return false,
+                Err(_) if self.awaited.is_some() => return false,
                 Err(too_long) => {
                     self.refuse_line(too_long);
                     continue;
                 }
             };
-            if let Some(wanted) = confirmation.take() {
-                if !wanted.is_given_by(&line) {
+            if let Some(awaited) = self.awaited.take() {
+                let given = control(&line).and_then(|control| control.proof?.parse().ok());
+                if given != Some(awaited) {
                     tracing::warn!("a connection for calls was not confirmed");
                     return false;
                 }

@@ -70,7 +70,7 @@ impl Challenge {
 
     /// Whether `proof` is from one who knows `token` and says this about this very challenge.
     pub(crate) fn is_proven(&self, token: &Token, says: Statement<'_>, proof: &Proof) -> bool {
-        token.is_proven(&self.text(says), proof)
+        self.prove(token, says) == *proof
     }
 
     /// One part per line. No part can contain a line break, so different statements are different texts.

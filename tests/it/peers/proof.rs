@@ -1,12 +1,21 @@
 //! Proof before trust: only who proves to know the cluster's secret is a peer, and nobody else is ever sent it.
 
+use std::net::SocketAddr;
+
+use data_encoding::HEXLOWER;
+use hmac::{Hmac, KeyInit, Mac};
 use serde_json::json;
+use sha2::Sha256;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::support::{
     asking::two_regions,
     cluster::{Cluster, NAME, ready_instances},
     command::run,
-    patience::eventually,
+    patience::{eventually, in_time},
     process::Process,
     stranger::{Manner, Stranger},
 };
@@ -225,4 +234,66 @@ async fn a_proxy_of_the_environment_is_never_asked() {
         (&json!("FLY"), "syd-1")
     );
     assert_eq!(proxy.heard(), "");
+}
+
+/// The proof of a statement by one who knows the cluster's secret.
+fn proof(statement: &str) -> String {
+    let mut mac = Hmac::<Sha256>::new_from_slice(TOKEN.as_bytes()).unwrap();
+    mac.update(format!("fly-rpc 1 {statement}").as_bytes());
+    HEXLOWER.encode(&mac.finalize().into_bytes())
+}
+
+/// What the instance at `address` sends on a connection for calls, whose first line is made from the instance's nonce and
+/// goes before a call; until the call is answered, or the connection ends.
+async fn heard(address: SocketAddr, first: impl FnOnce(&str) -> String) -> String {
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    let own = "0".repeat(32);
+    let opens = proof(&format!("opens\n{own}\n{address}"));
+    let head = format!(
+        "POST /internal/exec HTTP/1.1\r\nhost: {address}\r\nconnection: upgrade\r\nupgrade: fly-rpc-lines\r\n\
+         rpc-nonce: {own}\r\nrpc-proof: {opens}\r\n\r\n"
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let read = in_time("the answer's head", connection.read_buf(&mut bytes)).await;
+        assert_ne!(read.unwrap(), 0);
+    }
+    let head = String::from_utf8(std::mem::take(&mut bytes)).unwrap();
+    let nonce = head
+        .lines()
+        .find_map(|line| line.strip_prefix("rpc-nonce: "));
+    let call = r#"{"id":1,"region":"iad","module":"String","function":"upcase","args":["a"]}"#;
+    let lines = format!("{}{call}\n", first(nonce.unwrap()));
+    connection.write_all(lines.as_bytes()).await.unwrap();
+    while !bytes.ends_with(b"\n") {
+        // Closed with the call unread, the connection may be reset.
+        let read = in_time("the end of the connection", connection.read_buf(&mut bytes)).await;
+        if !matches!(read, Ok(1..)) {
+            break;
+        }
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_recorded_connection_sent_once_more_runs_no_call() {
+    let cluster = cluster().await;
+    let address = cluster.instance("iad-1").address;
+    let own = "0".repeat(32);
+    let mut recorded = String::new();
+    let honest = heard(address, |nonce| {
+        let confirms = proof(&format!("confirms\n{own}\n{nonce}\n{address}"));
+        recorded = format!("{{\"proof\":\"{confirms}\"}}\n");
+        recorded.clone()
+    });
+    assert_eq!(honest.await, "{\"id\":1,\"result\":\"A\"}\n");
+    for first in [
+        recorded.as_str(),
+        "{\"proof\":\"x\"}\n",
+        "{\"ping\":1}\n",
+        "",
+    ] {
+        assert_eq!(heard(address, |_| first.to_owned()).await, "", "{first}");
+    }
 }
