@@ -130,8 +130,7 @@ impl Reserved {
         let before = self.budget.held.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.budget.most(share) {
             self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
-            let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
-            return Err(Problem::new(Code::Overloaded, detail));
+            return Err(refusal());
         }
         self.bytes += bytes;
         Ok(())
@@ -144,8 +143,14 @@ impl Drop for Reserved {
     }
 }
 
-/// The limit where no setting says otherwise: a quarter of what the process may use, by its control group (version 2 or
-/// 1) or what the machine has to spare, whichever is less.
+/// The problem of a request for which there is no room.
+pub(crate) fn refusal() -> Problem {
+    let detail = "this instance has no room left for what waits (RPC_MAX_MEMORY)";
+    Problem::new(Code::Overloaded, detail)
+}
+
+/// The limit where no setting says otherwise: a quarter of what the process may use. That is the limit of its control group
+/// (version 2 or 1) or what the machine has to spare, whichever is less.
 pub(crate) fn default_limit() -> usize {
     let root = Path::new("/");
     let bounds = [of_cgroups(root), available(root)];

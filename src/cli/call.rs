@@ -83,10 +83,10 @@ pub(super) struct CallArgs {
     /// Do not wait for the end: the instance that is asked sees the call through, and its log has what came of it
     #[arg(long = "async", conflicts_with = "each")]
     is_async: bool,
-    /// Allow another attempt after one that may have run, or with --idempotent=false no other, whatever the function declares
+    /// Allow another attempt after one that may have run, whatever the function declares; --idempotent=false forbids it
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     idempotent: Option<bool>,
-    /// Make every repeat of this call, for ten minutes, get the outcome of the first instead of a second run
+    /// Run it once: for ten minutes, a repeat with the same key gets the outcome of the first call
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<IdempotencyKey>,
     /// Read nothing older than this: the consistency token of an earlier answer
@@ -144,7 +144,7 @@ pub(super) async fn run(args: CallArgs) -> Result<(), Failure> {
     if args.idempotency_key.is_some() {
         answer.after_maybe = "it may have run: call again with the same --idempotency-key";
     } else if args.idempotent == Some(true) {
-        answer.after_maybe = "it may have run: it may run twice, so call again";
+        answer.after_maybe = "it may have run: call again, because it may run twice";
     }
     let Reply { result, meta } = answer.document()?;
     print(&printable_json(result.get()))?;
@@ -202,7 +202,10 @@ fn account(meta: &Meta, took: Duration) -> String {
     )
 }
 
-/// Prints `answer`, which took so long; a failure if one of the calls is.
+/// Prints `answer`, which `took` so long.
+///
+/// # Errors
+/// One of the calls has no result.
 fn show_each(answer: &HttpAnswer, took: Duration, is_quiet: bool) -> Result<(), Failure> {
     let FanOutReply { results, meta } = answer.document()?;
     print(&table(

@@ -67,7 +67,7 @@ settings! {
     PRIMARY_REGION "primary" "REGION" "local", "the primary region";
     FLY_MACHINE_ID "instance" "ID" "random, printed at start", "this instance's id";
     FLY_APP_NAME "app" "APP" "none",
-        "the application; an address that answers for another is not a peer, and keys in a store are of one application";
+        "the application: only instances of the same one are peers, and share the keys in a store";
     FLY_IMAGE_REF "release" "RELEASE" "none", "the release, shown to people";
     FLY_PRIVATE_IP "" "ADDRESS" "none",
         "the address that /regions shows for an instance that listens on all of its addresses";
@@ -90,11 +90,11 @@ settings! {
         "how calls for other regions get there: forwarded, or replayed by Fly Proxy";
     RPC_APP_URL "app-url" "URL" "none",
         "where an app serves its functions: http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc";
-    RPC_APP_TOKEN "" "TOKEN" "none", "what every request to the app carries; the app answers 401 to one that does not";
+    RPC_APP_TOKEN "" "TOKEN" "none", "the token in every request to the app, which answers 401 to a request without it";
     RPC_APP_CONCURRENCY "app-concurrency" "COUNT" "64", "calls in the app at once; as many again wait for their turn";
     RPC_APP_STOP_TIMEOUT "app-stop-timeout" "DURATION" "10s", "how long the command of fly-rpc run may take to stop";
     RPC_APP_ALLOW_ANONYMOUS "app-allow-anonymous" "true|false" "false",
-        "offer the functions of an app that gives its list without RPC_APP_TOKEN too";
+        "offer the functions of an app even if it gives its list without RPC_APP_TOKEN";
     RPC_KEY_STORE "" "URL" "none: each instance remembers by itself",
         "where all instances remember idempotency keys: redis://HOST:PORT of a Redis 7 or a Valkey";
     RPC_TOKEN "" "TOKEN,…" "none", "the cluster's secret: the first is used, all are accepted";

@@ -25,7 +25,7 @@ use crate::{
     access::Caller,
     dispatch::Dispatcher,
     local::LocalInstance,
-    memory::{Budget, Share},
+    memory::{self, Budget, Share},
     name::RequestId,
     problem::{Code, Problem},
     protocol, replay,
@@ -110,8 +110,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     };
     // Before refusals become documents, because this makes one.
     if method == Method::GET && !has_room(&local.memory, uri.path(), &response) {
-        let detail = "what waits in this instance takes as much of RPC_MAX_MEMORY as it may";
-        response = Problem::new(Code::Overloaded, detail).into_response();
+        response = memory::refusal().into_response();
     }
     let id = HeaderValue::from_str(context.request_id.as_str());
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {

@@ -1,5 +1,5 @@
-//! Says when the app beside an instance does not serve its functions, and when it does again: the instances of an app that
-//! never starts look as those of one that does, and what it printed itself stands somewhere in the log.
+//! Says when the app beside an instance does not serve its functions, and when it does again: an instance looks the same
+//! whether or not its app starts, and what the app printed is somewhere in the log.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -96,8 +96,8 @@ fn not_there(instances: &str, reason: &str) -> String {
     let what = coloured(AnsiColor::Red, &what);
     format!(
         "{what}
-  look at what it printed above: it has to run on, listen at 127.0.0.1:$PORT, and answer GET /rpc with its list, as the
-  whole app does that `fly-rpc example python` prints; dev says when it is there"
+  look at what it printed above: it must keep running, listen at 127.0.0.1:$PORT, and answer GET /rpc with its list;
+  `fly-rpc example python` prints a whole app that does; dev says when it is there"
     )
 }
 

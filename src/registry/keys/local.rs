@@ -181,7 +181,7 @@ impl LocalClaim {
     }
 
     fn end(&mut self, outcome: &Outcome) {
-        // Where it is dropped then, the key may be another's again.
+        // A claim that was settled is dropped too, when another call may have the key already.
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
@@ -306,8 +306,9 @@ impl KnownKey {
         }
         match &self.state {
             KeyState::Running(waiting) if waiting.receiver_count() >= MAX_WAITERS => {
-                let detail =
-                    format!("the call with this key runs, and {MAX_WAITERS} repeats wait for it");
+                let detail = format!(
+                    "the call with this key runs, and {MAX_WAITERS} repeats wait for it, which is the limit"
+                );
                 Recall::Refused(Problem::new(Code::Overloaded, detail).executed(Executed::Maybe))
             }
             KeyState::Running(waiting) => Recall::Running(waiting.subscribe()),
@@ -339,8 +340,7 @@ fn given_up() -> Problem {
 
 fn share_is_used(keys: usize) -> Problem {
     let detail = format!(
-        "this client has {keys} idempotency keys of the last ten minutes here, as many as it may; none of them is forgotten \
-         early"
+        "this client has {keys} idempotency keys of the last ten minutes here, which is the limit; none is forgotten early"
     );
     Problem::new(Code::Overloaded, detail)
 }

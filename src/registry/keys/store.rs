@@ -179,7 +179,7 @@ pub(in crate::registry) struct StoredClaim {
 }
 
 impl Store {
-    /// The store at `url` for the instance `local`, and what keeps it up until that stops.
+    /// The store at `url` for the instance `local`, and the task that keeps this process connected until that stops.
     pub(crate) fn new(
         url: KeyStoreUrl,
         local: &LocalInstance,
@@ -300,7 +300,7 @@ impl Store {
         Ok(())
     }
 
-    /// Makes `change`, or gives it up where the store answers that it never will; otherwise it is pending.
+    /// Makes `change`. If the store refuses it for good, it is given up; if it fails otherwise, it is pending.
     async fn try_to_make(
         &self,
         change: Change,
@@ -480,7 +480,7 @@ impl Store {
         }
     }
 
-    /// Claims a key in the place of a mark; whether that was still there.
+    /// Replaces a mark by the claim. Returns whether the mark was still there.
     async fn claim_instead(
         &self,
         claim: &StoredClaim,
@@ -496,8 +496,8 @@ impl Store {
         Ok(change.make(&mut self.live()?.connection).await?)
     }
 
-    /// Whether the process `boot` may be alive. Where the store was away, all leases have run out: those who live have as long
-    /// as a lease lasts to renew theirs.
+    /// Whether the process `boot` may be alive. All leases have run out if the store was away: each process that lives then
+    /// has as long as a lease lasts to renew its own.
     async fn lives(&self, boot: &BootId) -> Result<bool, Away> {
         let mut live = self.live()?;
         if *boot == self.boot || live.since.elapsed() < LEASE {
@@ -554,7 +554,7 @@ impl Pending {
 }
 
 impl Change {
-    /// Makes it; whether the value was still `from`.
+    /// Makes it. Returns whether the value was still `from`.
     async fn make(
         &self,
         connection: &mut MultiplexedConnection,
@@ -570,7 +570,7 @@ impl Change {
         change.query_async(connection).await
     }
 
-    /// Warns of an outcome that was not stored: the change was not `made`.
+    /// Warns of an outcome that was not stored, because the change was not `made`.
     fn note(&self, made: bool) {
         if !made && matches!(self.to, To::Value(_)) {
             tracing::warn!("a call with an idempotency key ended after its claim was gone");
@@ -745,7 +745,7 @@ enum Away {
     Silent,
     #[error("{0}")]
     Failed(#[from] redis::RedisError),
-    #[error("what it has is of another release")]
+    #[error("another release wrote what it has")]
     Strange,
 }
 
@@ -782,7 +782,7 @@ fn passes(why: &redis::RedisError) -> bool {
 fn away(why: &Away, is_found: bool) -> Problem {
     tracing::debug!(%why, "a call with an idempotency key is refused");
     let detail = match why {
-        Away::Strange => "what the store of RPC_KEY_STORE has of this key is of another release",
+        Away::Strange => "another release wrote what the store of RPC_KEY_STORE has of this key",
         Away::Failed(why) if is_full(why) => {
             "the store of RPC_KEY_STORE is full and takes no new key; calls without an idempotency key run"
         }
@@ -798,6 +798,7 @@ fn away(why: &Away, is_found: bool) -> Problem {
 }
 
 fn too_many_wait() -> Problem {
-    let detail = format!("the call with this key runs, and {WAITERS} repeats wait here already");
+    let detail =
+        format!("the call with this key runs, and {WAITERS} repeats wait here, which is the limit");
     Problem::new(Code::Overloaded, detail).executed(Executed::Maybe)
 }

@@ -589,7 +589,7 @@ async fn what_comes_next_depends_on_what_was_asked() {
         ),
         (
             &["--idempotent"],
-            "it may have run: it may run twice, so call again",
+            "it may have run: call again, because it may run twice",
         ),
         (
             &["--idempotency-key=order-1234"],
