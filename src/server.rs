@@ -86,9 +86,7 @@ impl Server {
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let Some(place) = places.take(self.connections.token()).await else {
-                        return;
-                    };
+                    let place = places.take(self.connections.token()).await;
                     connection::serve(stream, place, &routes, &self.lifecycle, &self.memory);
                 }
                 Err(error) if is_about_one_connection(&error) => {}
@@ -106,13 +104,13 @@ impl Server {
     /// in flight, at most for the drain timeout; then closes every connection.
     pub(crate) async fn drain(&self) -> Drained {
         self.lifecycle.advance(Phase::Draining);
-        // Whoever stops it again waits for what is left of the delay.
+        // A second drain waits only for what is left of the delay.
         let _ = time::timeout(self.drain.delay, self.lifecycle.reached(Phase::Refusing)).await;
         self.lifecycle.advance(Phase::Refusing);
         self.connections.close();
         let deadline = Instant::now() + self.drain.timeout;
         let finished = time::timeout_at(deadline, async {
-            // Until then it accepts: whoever comes gets the answer that it stops, which a closed port would not say.
+            // Until then it accepts connections, to answer that it stops: a closed port would not say so.
             self.lifecycle.idle().await;
             self.accepting.cancel();
             self.connections.wait().await;
@@ -120,7 +118,7 @@ impl Server {
         if finished.await.is_ok() {
             return Drained::Whole;
         }
-        // Also an answer that its client takes too slowly; not a connection without a request.
+        // An answer that its client takes too slowly is cut too; a connection without a request is only closed.
         let is_answering = self.places.iter().any(|places| places.are_busy());
         match self.cut().await {
             Drained::Whole if !is_answering => Drained::Whole,
@@ -128,7 +126,7 @@ impl Server {
         }
     }
 
-    /// Closes every connection, whatever is in flight: whether any call was.
+    /// Closes every connection, whatever is in flight: [`Drained::Cut`] if any call was.
     pub(crate) async fn cut(&self) -> Drained {
         let in_flight = self.lifecycle.in_flight();
         self.accepting.cancel();

@@ -1,6 +1,6 @@
-//! One client's connection, served by hyper, with what hyper lacks: bounds on a client that sends no request, on one that
-//! does not take its answer, and on the wait, when the connection is closed, for one that still sends what was refused; and
-//! a count of what it holds, in its place and in the memory budget, until the kernel has the last byte of an answer.
+//! One client's connection, served by hyper, with what hyper lacks. Bounds: on a client that sends no request, on one that does
+//! not take its answer, and on one that goes on sending a body that was refused. Counts: what a connection holds counts in its
+//! place and in the memory budget until the kernel has the last byte of an answer.
 
 use std::{
     convert::Infallible,
@@ -115,7 +115,7 @@ pub(super) fn serve(
         // Keeps the drain waiting until the last request has written its log line: the socket has a token too, but is dropped
         // earlier.
         let _counted = counted;
-        // Of these, only one that was woken is polled: together they would cost each request more than its parsing.
+        // Only a signal that was woken is polled: to poll all of them would cost each request more than its parsing.
         let mut signals = FuturesUnordered::from_iter([
             lifecycle.reached(Phase::Cut).map(|()| Signal::Cut).boxed(),
             usage
@@ -146,7 +146,7 @@ pub(super) fn serve(
                 ended = future::poll_fn(|cx| wakes.poll(&waker, connection.as_mut(), cx)) => break ended,
                 Some(signal) = signals.next() => match signal {
                     Signal::Cut => return,
-                    // A request that has just come is answered; whatever else there is of one is let go.
+                    // A request that has just come is answered; one that is not whole is not waited for.
                     Signal::GiveWay if !usage.is_busy() => return,
                     Signal::GiveWay | Signal::Close => connection.as_mut().graceful_shutdown(),
                 },
@@ -173,18 +173,18 @@ fn is_refusal(status: StatusCode) -> bool {
     status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE
 }
 
-/// Waits until a connection may be asked to close: hyper closes one at once that is between two requests, and so also one
-/// whose first request is on its way.
+/// Waits until a connection may be asked to close. hyper closes a connection at once that is between two requests, and one
+/// whose first request is on its way is the same to it.
 async fn may_close(lifecycle: &Lifecycle, usage: &Usage) {
     lifecycle.reached(Phase::Refusing).await;
-    // Notified before, of a first request that came long ago. A connection that nobody uses closes unanswered when this passes.
+    // Over at once if the first request came long ago. A connection that nobody uses is closed when the time is over.
     let _ = time::timeout(FIRST_REQUEST, usage.asked.notified()).await;
 }
 
 /// Waits until a connection whose request has not come may be closed unanswered, because the instance stops.
 async fn is_overdue(lifecycle: &Lifecycle, usage: &Usage) {
     lifecycle.requests_are_overdue().await;
-    // Closed earlier, it might reset under its answer.
+    // Closed earlier, it might be reset before the client has read the refusal.
     if usage.is_refused() {
         time::sleep(LINGER).await;
     }
@@ -200,7 +200,7 @@ struct Stream {
     head: usize,
     counted: usize,
     reserved: Reserved,
-    /// Set for the end of the time that a head has, or for earlier.
+    /// Fires when the time for a head is over, or earlier: requests do not move it, it is moved when it fires.
     headless: Pin<Box<Sleep>>,
     stalled: Option<Pin<Box<Sleep>>>,
     lingering: Option<Pin<Box<Sleep>>>,
@@ -220,8 +220,8 @@ impl Stream {
         }
     }
 
-    /// Counts `bytes` that came, unless they belong to a body, which its reader counts. They are reserved when more bytes
-    /// come and the head is still not whole: what comes first may be a head with its body.
+    /// Counts `bytes` that came of a head; the reader of a body counts that. They are reserved only when more come and the
+    /// head is still not whole, because what comes first may be a head with its body.
     fn count_head(&mut self, bytes: usize) -> io::Result<()> {
         let usage = &self.place.usage;
         if usage.is_busy() || usage.is_passed_over() {
@@ -256,7 +256,7 @@ impl Stream {
             if end <= now {
                 return Poll::Ready(());
             }
-            // A request came meanwhile: the timer is moved once, not by each of them.
+            // A request came meanwhile.
             self.headless.as_mut().reset(end);
         }
         Poll::Pending

@@ -11,7 +11,7 @@ const EACH: usize = 16 << 10;
 /// The most connections of the listener for scrapers.
 const MOST_SCRAPERS: usize = 64;
 
-/// Raises the soft limit of open files to the hard one. For programs that start no others which count on the usual limit.
+/// Raises the soft limit of open files to the hard one. Only for a program whose children do not rely on the usual limit.
 ///
 /// # Errors
 /// The system does not let it.

@@ -80,9 +80,9 @@ impl Places {
         })
     }
 
-    /// A place for one more connection. Where there is none, those that have been idle longest give way; while none is
-    /// idle, this waits.
-    pub(super) async fn take(self: &Arc<Self>, connection: TaskTrackerToken) -> Option<Place> {
+    /// A place for one more connection. If there is none, those that have been idle longest give way; while none is idle,
+    /// this waits.
+    pub(super) async fn take(self: &Arc<Self>, connection: TaskTrackerToken) -> Place {
         let permit = loop {
             if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
                 break permit;
@@ -90,10 +90,9 @@ impl Places {
             self.make_room();
             // Nobody says when a connection becomes idle, so they are looked at again.
             let freed = time::timeout(LOOK_AGAIN, Arc::clone(&self.free).acquire_owned());
-            match freed.await {
-                Ok(Ok(permit)) => break permit,
-                Ok(Err(_)) => return None,
-                Err(_) => {}
+            // Nobody closes the semaphore.
+            if let Ok(Ok(permit)) = freed.await {
+                break permit;
             }
         };
         let usage = Arc::new(Usage {
@@ -107,15 +106,15 @@ impl Places {
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.held().insert(number, Arc::clone(&usage));
-        Some(Place {
+        Place {
             number,
             usage,
             _permit: permit,
             connection,
-        })
+        }
     }
 
-    /// Asks connections to give way that have been idle longest, or sent no whole head for longest.
+    /// Asks those connections to give way that have been idle, or without a whole head, for longest.
     pub(super) fn make_room(&self) {
         let mut idle: Vec<_> = self.held().values().filter_map(Usage::if_idle).collect();
         let count = (self.most / PART).max(1).min(idle.len());
