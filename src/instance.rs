@@ -82,9 +82,9 @@ impl Instance {
         Self::launch(config, registry, None, false).await
     }
 
-    /// Starts it. A program that serves the public routes itself says at which address, `mounted_at`. With a child they are
-    /// served at an address of its own as well, which stays open until [`Instance::end`]: the app's calls are forwarded
-    /// while it stops, when no others are taken any more.
+    /// Starts it. A program that serves the public routes itself says at which address: `mounted_at`. With a child, they are
+    /// also served on a listener for the child alone. That stays open until [`Instance::end`], because the app may still
+    /// call other instances while it stops, when nobody else's calls are taken any more.
     pub(crate) async fn launch(
         config: Config,
         registry: Registry,
@@ -199,7 +199,8 @@ impl Instance {
         }
     }
 
-    /// Stops in order what is served to a child of this process, once that has ended: what it began may go on until `hurry`.
+    /// Drains the child's listener, once the child has ended: the calls that it began go on for the drain timeout, or until
+    /// `hurry`.
     #[cfg(feature = "cli")]
     pub(crate) async fn drain_child(&self, hurry: &CancellationToken) -> Drained {
         let Some((_, server)) = &self.child else {

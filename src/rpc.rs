@@ -28,8 +28,8 @@ use crate::{
 pub struct CallOptions {
     /// How long to wait; the configured default when `None`, and at most the configured maximum.
     pub timeout: Option<Duration>,
-    /// Whether the function may run twice, which allows another attempt after one that may have run; what the function
-    /// declares when `None`, and else `false`.
+    /// Whether the function may run twice, which allows another attempt after one that may have run; when `None`, what the
+    /// function declares, or `false` if it declares nothing.
     pub idempotent: Option<bool>,
     /// Only on this instance of the region.
     pub instance: Option<InstanceId>,
@@ -38,8 +38,8 @@ pub struct CallOptions {
     /// Makes a repeat of this call the same call: within ten minutes it is not run again, and gets the outcome of the
     /// first.
     pub idempotency_key: Option<IdempotencyKey>,
-    /// Whether the members of `args`, a struct or a map, are the arguments by the names of the function's parameters,
-    /// rather than `args` the only argument.
+    /// Whether `args`, a struct or a map, has the arguments by the names of the function's parameters; when `false`, such
+    /// an `args` is itself the only argument.
     pub by_name: bool,
 }
 

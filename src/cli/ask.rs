@@ -37,7 +37,7 @@ const READING: Duration = Duration::from_secs(10);
 const CONNECT: Duration = Duration::from_secs(5);
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
-/// What the account of a call has where nothing ran this time.
+/// Ends the account of a repeat, for which nothing ran this time.
 pub(super) const EARLIER: &str = " · outcome of an earlier call";
 
 /// Which instance to ask, and how to show what it says.
@@ -127,8 +127,8 @@ fn is_base(url: &Url) -> bool {
     is_anonymous && url.query().is_none() && url.fragment().is_none()
 }
 
-/// The answer at `base` to `request`, within `timeout` from when there is a connection to `uri`. Nothing can have been done
-/// without one; once the request was sent, it may have been.
+/// Sends `request` over a connection to `uri`, and waits at most `timeout` for the answer. Without a connection nothing was
+/// done; once the request was sent, it may have been.
 async fn exchange(
     base: &str,
     uri: Uri,

@@ -46,9 +46,9 @@ const MYSELF: &str = "/proc/self/exe";
 const PAUSE: Duration = Duration::from_millis(200);
 /// The longest of these.
 const LONGEST: Duration = Duration::from_secs(10);
-/// How long an app runs that did not end because of how it starts: the next pause is the first again.
+/// An app that ran for so long did not end because of how it starts: the next pause is the first again.
 const STEADY: Duration = Duration::from_secs(10);
-/// The pause before another look at processes that nothing tells the end of.
+/// The pause before another look at processes whose end nothing announces.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long what was killed may take to be gone; what another user runs cannot be killed.
 const KILLED: Duration = Duration::from_secs(1);
@@ -130,7 +130,8 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     }
 }
 
-/// Serves with `app` beside the instance, until a signal or the end of the app: how that ended, and how the instance did.
+/// Serves with `app` beside the instance, until a signal or the end of the app. Returns how the app ended, and how the
+/// instance did.
 async fn beside(
     serving: Started,
     app: AppChild,
@@ -173,7 +174,7 @@ fn check_port(config: &Config, port: u16) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The token by which the app calls its own instance, where that knows its clients.
+/// The token by which the app calls its own instance, if that asks its clients for one.
 fn own_client(config: &mut Config) -> Result<Option<(&'static str, String)>, Failure> {
     if config.access.clients.is_empty() {
         return Ok(None);
@@ -199,8 +200,8 @@ struct AppChild {
 }
 
 impl AppChild {
-    /// Runs it until it ends, or is to `stop` within its time, or, as soon as the program is in a `hurry`, at once; how it
-    /// ended.
+    /// Runs the app until it ends. It is ended by `stop`, for which it has its stop timeout, and by `hurry` at once. Returns
+    /// how it ended.
     async fn keep(
         self,
         stop: CancellationToken,
@@ -232,8 +233,8 @@ impl AppChild {
         }
     }
 
-    /// Waits until it ends or is to `stop`, and then for all of its `group`: how it ended, and after how long where it did so by
-    /// itself.
+    /// Waits until the app ends or is to `stop`, and then stops what is left of its `group`. Returns how it ended, and how
+    /// long it ran if it ended by itself.
     async fn run(
         &self,
         mut child: Child,
@@ -323,8 +324,8 @@ async fn until_empty(group: Pid) {
     }
 }
 
-/// Whether nobody is in a group of processes, not even one that has ended and was not waited for. Its id is given to no other
-/// process before.
+/// Whether a group of processes is empty. A process that has ended counts until it was waited for. No other process gets the
+/// id of a group that is not empty.
 fn is_empty(group: Pid) -> bool {
     killpg(group, None) == Err(Errno::ESRCH)
 }
@@ -335,8 +336,8 @@ pub(super) fn pid_of(child: &Child) -> Option<Pid> {
     Some(Pid::from_raw(i32::try_from(id).ok()?))
 }
 
-/// Takes the orphans of the `app` as children of this process, as those of process 1 of a container are, and reaps each that
-/// has ended: until then it is in its group, and another process 1 may take its time.
+/// Adopts the orphans of the `app`, as process 1 of a container does, and reaps each that has ended. Until it is reaped it
+/// counts in its group, and whoever is process 1 may take its time.
 ///
 /// # Errors
 /// Orphans cannot be taken, or signals cannot be listened for.
@@ -370,8 +371,8 @@ async fn reap_orphans(_: Pid) -> io::Result<Infallible> {
     std::future::pending().await
 }
 
-/// Becomes the app, which the system ends when its parent has ended, however that did: an app that was left behind would
-/// hold the port that its next one needs.
+/// Becomes the app, in a process that the system kills when its parent ends, however that ends: an app that was left behind
+/// would hold the port that the next one needs.
 pub(super) fn become_app(parent: u32, command: &[OsString]) -> Result<(), Failure> {
     end_with_parent(parent)?;
     let Some((program, rest)) = command.split_first() else {

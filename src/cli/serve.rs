@@ -119,8 +119,8 @@ impl ServeArgs {
 }
 
 impl Started {
-    /// Serves until a signal or `stop`, then drains, and lets `last` happen before everything else ends. Another signal,
-    /// whenever it comes, puts what is left of that in a hurry.
+    /// Serves until a signal or `stop`, then drains, and waits for `last` before everything else ends. Another signal hurries
+    /// whatever of that is left.
     pub(super) async fn until(
         mut self,
         stop: impl Future<Output = ()> + Send,
@@ -169,8 +169,8 @@ impl Started {
         }
     }
 
-    /// Waits for the last lines and spans to be written: in a hurry for the lines only, and not for long. For neither beyond
-    /// another signal.
+    /// Waits until the last lines and spans are written; in a hurry only for the lines, and not for long. Another signal ends
+    /// the wait.
     async fn end_log(self) {
         let Self {
             log,

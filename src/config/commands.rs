@@ -13,8 +13,8 @@ const ENDPOINTS: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
 
-/// Variables of OpenTelemetry of which each has one of few values, the first that is set before the others, and the values
-/// that hold here; the exporter ignores another one in silence.
+/// Variables of OpenTelemetry, with the values that are supported here: the exporter ignores any other in silence. Of the
+/// variables that mean the same, the first that is set counts.
 /// <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/>
 const CHOICES: [(&[&str], &[&str]); 4] = [
     (&["OTEL_TRACES_EXPORTER"], &["otlp"]),

@@ -38,8 +38,8 @@ pub(super) fn read() -> Result<(BTreeMap<String, String>, Vec<String>), ConfigEr
     Ok((values, service_links))
 }
 
-/// Takes the variables of every Service out of `values`, and returns the prefix of each. What has such a name and not such
-/// a value, or belongs to no whole set, stays: a setting that was mistyped still makes the start fail.
+/// Removes the variables of every Service from `values`, and returns the prefix of each Service. A variable stays if only its
+/// name fits, or if its set is not whole: a mistyped setting still makes the start fail.
 fn take_service_links(values: &mut BTreeMap<String, String>) -> Vec<String> {
     let services = values.keys().filter_map(|name| Service::at(name, values));
     let services: Vec<Service> = services.collect();

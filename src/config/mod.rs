@@ -77,7 +77,7 @@ pub enum DnsName {
     Address(SocketAddr),
 }
 
-/// How a call that a client asks of one region gets to another.
+/// How a call for another region gets there.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Route {
     /// Over a link: the instance asked forwards it.
@@ -139,7 +139,7 @@ pub struct Limits {
     pub max_result: usize,
     /// Calls that may run here at once; more are refused.
     pub max_in_flight: usize,
-    /// The bytes of heads, bodies and answers that may wait here; from the memory that the process may use when `None`.
+    /// The bytes of heads, bodies and answers that may wait here; a quarter of the memory that the process may use when `None`.
     pub max_memory: Option<usize>,
 }
 

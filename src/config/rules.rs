@@ -172,8 +172,8 @@ impl Config {
         warnings
     }
 
-    /// The `kill_timeout` that a stop needs, on Fly. An app that is a child gets its time after the calls, and what it began
-    /// as much as they.
+    /// On Fly, the `kill_timeout` that a stop needs. A child has its stop timeout once the calls have ended; then the calls
+    /// that it began have the drain timeout once more.
     pub(super) fn kill_timeout(&self, has_child: bool) -> Option<Duration> {
         let DrainConfig { delay, timeout } = self.drain;
         let child = self.app.as_ref().filter(|_| has_child);
@@ -184,8 +184,8 @@ impl Config {
 }
 
 impl Limits {
-    /// The least that `max_memory` must be for the largest body: a client's takes its size twice, of the half that is for
-    /// clients.
+    /// The least `max_memory` that has room for the largest body: a client's body takes twice its size, and clients have half
+    /// of the memory.
     pub(crate) fn least_memory(&self) -> usize {
         self.max_body.saturating_mul(4)
     }

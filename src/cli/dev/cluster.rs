@@ -42,7 +42,7 @@ const MAX_INSTANCES: usize = 64;
 const STOP: Duration = Duration::from_secs(10);
 const HURRY: Duration = Duration::from_secs(2);
 
-/// The ports of apps: below those that the kernels of Linux and macOS give to connections, and to who listens at port 0.
+/// The ports of apps: below those that the kernels of Linux and macOS give to connections and to listeners at port 0.
 const APP_PORTS: Range<u16> = 10_000..32_768;
 
 /// How many of them are tried.

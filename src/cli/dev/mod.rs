@@ -31,7 +31,7 @@ use crate::{client, http::documents::RegionsDocument, instance::Signals, region:
 /// How long the instances may take to see each other.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long a connection to an instance may take, and whether it sees the others.
+/// How long a connection to an instance may take, and an answer on it.
 const CONNECT: Duration = Duration::from_secs(1);
 /// Log lines that wait to be printed.
 const LOG_LINES: usize = 1024;
@@ -211,8 +211,8 @@ fn check_latency(args: &DevArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where each instance is to listen: at the port behind that of the one before, or at any free one (0) where another program
-/// has it; and what that means for the commands in the documents.
+/// Where each instance is to listen: at one port after the other, or at any free one (0) if another program has its port.
+/// Returns also what to say of the ports that are taken, because the documents have commands with them.
 fn free_addresses(args: &DevArgs) -> (Vec<SocketAddr>, Option<String>) {
     let (mut addresses, mut taken) = (Vec::new(), Vec::new());
     for number in 0..args.regions.instances().count() {
