@@ -313,6 +313,9 @@ impl HttpAnswer {
             Code::DeadlineExceeded if executed == Executed::No => {
                 "nothing ran: call again, with a longer --timeout"
             }
+            Code::PeerLost | Code::FunctionLost | Code::DeadlineExceeded if problem.replayed => {
+                "it may have run, and that stays so under this key for ten minutes: read what it did"
+            }
             Code::PeerLost | Code::FunctionLost | Code::DeadlineExceeded => self.after_maybe,
         }
     }

@@ -125,7 +125,8 @@ impl LocalKeys {
                     // The first call did not run, so this one may.
                     Some(Err(problem)) if problem.executed == Executed::No => continue,
                     Some(outcome) => outcome,
-                    None => Err(Problem::still_running(&call.name)),
+                    // That it still runs is no outcome of it.
+                    None => return Known::Outcome(Err(Problem::still_running(&call.name))),
                 },
             };
             return Known::Outcome(Returned::replayed(outcome));

@@ -390,7 +390,7 @@ impl Store {
         let mut pause = LOOKS.0;
         let mut waits = None;
         let late = |is_found: bool| match is_found {
-            true => Returned::replayed(Err(Problem::still_running(&call.name))),
+            true => Err(Problem::still_running(&call.name)),
             false => Err(Problem::not_started(&call.name)),
         };
         let outcome = loop {

@@ -107,6 +107,8 @@ async fn repeats_wait_for_the_one_that_runs() {
         let hasty = keyed(cluster.instance("iad-2"), region, region, &hasty).await;
         assert_eq!(failure(&hasty).0, "deadline_exceeded");
         assert_eq!(failure(&hasty).1, "maybe");
+        // That the first one still runs is no outcome of it.
+        assert!(!is_replayed(&hasty), "{hasty:?}");
         assert!(!cluster.is_marked(&format!("{region}.finished")));
         cluster.release(region);
         for answer in [first].into_iter().chain(repeats) {
@@ -207,9 +209,12 @@ async fn a_function_that_outlived_its_deadline_is_not_run_again() {
     let late = async |instance| {
         let answer = keyed(instance, "syd", "key", &call).await;
         assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
+        is_replayed(&answer)
     };
-    late(cluster.instance("iad-1")).await;
-    join_all(cluster.instances.iter().map(late)).await;
+    assert!(!late(cluster.instance("iad-1")).await);
+    // Its deadline is the outcome that is remembered.
+    let repeats = join_all(cluster.instances.iter().map(late)).await;
+    assert_eq!(repeats, [true; 5]);
     assert_eq!(cluster.runs(), [("late".to_owned(), 1)].into());
 }
 

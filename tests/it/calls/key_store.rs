@@ -119,6 +119,7 @@ async fn a_repeat_waits_for_the_call_that_runs_on_another_instance() {
         let early = blocking("latch", &json!({"timeout_ms": LATE_MS}));
         let late = keyed(syd, "syd", "key", &early).await;
         assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
+        assert!(!is_replayed(&late), "the first one still runs");
         let repeat = keyed(iad, "iad", "key", &block);
         let release = async {
             sleep(Duration::from_millis(20)).await;

@@ -601,6 +601,11 @@ async fn what_comes_next_depends_on_what_was_asked() {
         assert_eq!(next(&arguments, Some(token)).await, advice);
     });
     join_all(late).await;
+    let again = [&sleep[..], &["--idempotency-key=order-1234"]].concat();
+    assert_eq!(
+        next(&again, Some(token)).await,
+        "it may have run, and that stays so under this key for ten minutes: read what it did"
+    );
     let unknown = ["call", "local", "Notes.create", "fly"];
     assert_eq!(
         next(&unknown, Some(token)).await,
