@@ -135,6 +135,8 @@ pub(crate) struct CallMetrics {
     pub(crate) abandoned: Counter,
     passed_on: Family<Texts<1>, Counter>,
     pub(crate) fan_outs: Counter,
+    /// Calls that Fly Proxy was asked to replay.
+    pub(crate) replays_asked: Counter,
 }
 
 impl CallMetrics {
@@ -157,6 +159,8 @@ impl CallMetrics {
         let passed_on = registered(registry, "token_passed_on", help);
         let help = "Fan-outs by HTTP; each of their calls is counted as one by its region";
         let fan_outs = registered(registry, "fan_outs", help);
+        let help = "Calls by HTTP that Fly Proxy was asked to replay in their region";
+        let replays_asked = registered(registry, "replays_asked", help);
         Self {
             calls,
             failovers,
@@ -167,6 +171,7 @@ impl CallMetrics {
             abandoned,
             passed_on,
             fan_outs,
+            replays_asked,
         }
     }
 

@@ -159,6 +159,7 @@ fn refuse(headers: &HeaderMap, problem: Problem) -> Response {
 }
 
 /// The document of a request that was refused before any instance was tried; counted, and logged without its query and body.
+/// One that Fly Proxy is to replay was not refused, and has its line and count already.
 fn refused(
     local: &LocalInstance,
     context: Context,
@@ -171,6 +172,9 @@ fn refused(
     let meta = Meta::untried(region, context.arrived.elapsed(), context.request_id);
     let document = ProblemDocument::new(problem, meta);
     let (problem, meta) = (&document.problem, &document.meta);
+    if problem.code == Code::Replay {
+        return problem_document(&document);
+    }
     let (elapsed_ms, request_id) = (meta.elapsed_ms, &meta.request_id);
     let client = caller.and_then(Caller::name);
     let path = &path[..path.floor_char_boundary(LOGGED_PATH)];

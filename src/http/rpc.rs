@@ -111,6 +111,7 @@ pub(super) async fn call_function(
     {
         // The instance that gets the replay logs how the call ended.
         let (client, function, request_id) = (caller.name(), &call.name, &context.request_id);
+        dispatcher.local.metrics.calls.replays_asked.inc();
         tracing::info!(client, %function, region = %targets, %request_id, "replay");
         return Ok(answer);
     }

@@ -100,6 +100,7 @@ impl<'a> Asked<'a> {
 #[tokio::test]
 async fn a_call_is_replayed_in_its_region_under_one_request_id() {
     let cluster = regions().start().await;
+    let iad = cluster.instance("iad-1");
     for separator in [Separator::Semicolon, Separator::Comma] {
         let proxy = FlyProxy::start_with("iad", machines(&cluster), separator).await;
         let replied =
@@ -125,6 +126,14 @@ async fn a_call_is_replayed_in_its_region_under_one_request_id() {
             (&json!(1), None)
         );
     }
+    // A call that is on its way was not refused.
+    let replays = iad.metric("fly_rpc_replays_asked_total").await;
+    let refused = iad.metric("fly_rpc_refused_requests_total{code=\"replay\"}");
+    assert_eq!((replays, refused.await), (Some(2), None));
+    let log = async || iad.log();
+    let replays = |log: &String| log.matches(r#""message":"replay""#).count() == 2;
+    let log = eventually("a line for each", log, replays).await;
+    assert!(!log.contains(r#""code":"replay""#), "{log}");
 }
 
 #[tokio::test]
