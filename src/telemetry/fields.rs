@@ -19,6 +19,11 @@ use tracing_subscriber::{
 
 /// What most lines need, in bytes.
 const USUAL_LINE: usize = 512;
+/// The target of a line that a library wrote through the crate `log`.
+const LOG: &str = "log";
+/// What such a line has as fields: its own target, and where it was written on the machine that built this program.
+const OF_LOG: [&str; 4] = [LOG_TARGET, "log.module_path", "log.file", "log.line"];
+const LOG_TARGET: &str = "log.target";
 
 /// `text` with the characters that a terminal obeys escaped: what others sent cannot move the cursor, begin a line, or
 /// change the order of other text.
@@ -72,6 +77,7 @@ pub(super) fn put_printable(
     let text = format!("{value:?}");
     match field.name() {
         "message" => writer.write_str(&printable(&text)),
+        name if OF_LOG.contains(&name) => Ok(()),
         name => write!(writer, "{name}={}", printable(&text)),
     }
 }
@@ -103,7 +109,7 @@ where
         line.push('"');
         // What a library says does not name what it is about.
         let target = event.metadata().target();
-        if !target.starts_with(env!("CARGO_CRATE_NAME")) {
+        if !target.starts_with(env!("CARGO_CRATE_NAME")) && target != LOG {
             LineMembers(&mut line).put_text("target", |text| text.write_str(target));
         }
         event.record(&mut LineMembers(&mut line));
@@ -197,7 +203,9 @@ impl Visit for LineMembers<'_> {
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field.name(), value);
+        if !OF_LOG.contains(&field.name()) {
+            self.put(field.name(), value);
+        }
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
@@ -205,7 +213,12 @@ impl Visit for LineMembers<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put_text(field.name(), |text| text.write_str(value));
+        let name = match field.name() {
+            LOG_TARGET => "target",
+            name if OF_LOG.contains(&name) => return,
+            name => name,
+        };
+        self.put_text(name, |text| text.write_str(value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {

@@ -173,6 +173,19 @@ async fn a_line_of_a_library_says_of_which() {
     })
     .await;
     assert_eq!(its[0]["target"], "hickory_net::udp::udp_client_stream");
+    // One that writes through `log`, which knows the file as it was on the machine that built it.
+    let nobody = Network::free().next_address();
+    let local = Process::start(&Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DNS_NAME", nobody.to_string()),
+        ("RPC_LOG", "info,reqwest=debug".to_owned()),
+    ]))
+    .await;
+    let message = format!("starting new connection 'Some(\"{}\")'", nobody.ip());
+    let mut its = lines_where(&local, &message, |_| true).await.remove(0);
+    assert!(its.as_object_mut().unwrap().remove("timestamp").is_some());
+    let expected = json!({"level": "DEBUG", "target": "reqwest::connect", "message": message});
+    assert_eq!(its, expected);
     let message = "DNS gave no whole answer; known peers keep serving";
     let ours = lines_where(&instance, message, |_| true).await;
     assert_eq!(ours[0].get("target"), None);
