@@ -337,7 +337,7 @@ impl Poller {
         }
     }
 
-    /// Applies the rules to `event`, logs the changes and schedules the probes that follow from it.
+    /// Applies the rules to `event`, logs what is new and schedules the probes that follow from it.
     fn apply(&mut self, event: TableEvent) -> Effects {
         let namesakes = self.table.namesakes().clone();
         let effects = self.table.apply(event, Instant::now());
@@ -346,7 +346,9 @@ impl Poller {
             self.changed.extend(regions.cloned());
         }
         for change in &effects.changes {
-            self.report(change);
+            if change.is_news {
+                self.report(change);
+            }
             self.changed.insert(change.peer.region.clone());
         }
         for address in &effects.removed {
@@ -364,6 +366,7 @@ impl Poller {
             peer,
             state,
             reason,
+            ..
         } = change;
         let word = state.map_or_else(|| "gone".to_owned(), |state| state.to_string());
         let (instance, region, address) = (&peer.instance, &peer.region, peer.address);

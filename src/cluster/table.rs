@@ -91,13 +91,15 @@ pub(crate) enum CallSignal {
     Changed,
 }
 
-/// A change of a peer's state, or a peer that is new or gone.
+/// A change of what calls read of a peer, or a peer that is new or gone.
 #[derive(Debug)]
 pub(crate) struct TableChange {
     pub peer: Arc<Peer>,
     /// Its new state; `None` when it is no longer a peer.
     pub state: Option<PeerState>,
     pub reason: String,
+    /// Whether it is to be logged and published as an event; another cause of the same state is not.
+    pub is_news: bool,
 }
 
 impl TableChange {
@@ -106,6 +108,7 @@ impl TableChange {
             peer: Arc::clone(peer),
             state,
             reason: reason.to_owned(),
+            is_news: true,
         }
     }
 }
@@ -113,7 +116,7 @@ impl TableChange {
 /// What follows from an event.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    /// What to log and to publish.
+    /// What calls are to read, and what of it is to be logged.
     pub changes: Vec<TableChange>,
     pub probe: Vec<SocketAddr>,
     /// The addresses without a peer that were removed.
@@ -264,12 +267,13 @@ impl KnownAddress {
         if is_explained || known.condition == condition {
             return Vec::new();
         }
+        let is_news = known.state() != condition.state();
         known.condition = condition;
-        vec![TableChange::new(
-            &known.peer,
-            Some(condition.state()),
-            reason,
-        )]
+        let state = Some(condition.state());
+        vec![TableChange {
+            is_news,
+            ..TableChange::new(&known.peer, state, reason)
+        }]
     }
 
     fn remove_peer(&mut self, reason: &str) -> Vec<TableChange> {

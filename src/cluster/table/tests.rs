@@ -260,6 +260,37 @@ fn a_change_has_its_reason() {
 }
 
 #[test]
+fn another_cause_of_the_same_state_is_for_calls_and_no_news() {
+    let mut table = Story::new().dns(&[1]).seen(1, "a").0;
+    let mut changes = |event| {
+        let changes = table.apply(event, Instant::now()).changes;
+        let changes = changes
+            .into_iter()
+            .map(|change| (change.is_news, change.reason));
+        (
+            changes.collect::<Vec<_>>(),
+            table.region(&"syd".parse().unwrap()).condition(address(1)),
+        )
+    };
+    let called = |signal| TableEvent::Called(address(1), signal);
+    let refused = ProbeFailure::Refused("refused".to_owned());
+    let refused = TableEvent::Probed(address(1), Err(refused));
+    let doubtful = vec![(true, "a call could not connect".to_owned())];
+    assert_eq!(
+        changes(called(CallSignal::Unreachable)),
+        (doubtful, Condition::Doubtful)
+    );
+    let refusing = vec![(false, "refused".to_owned())];
+    assert_eq!(changes(refused.clone()), (refusing, Condition::Refusing));
+    assert_eq!(changes(refused), (Vec::new(), Condition::Refusing));
+    let ready = vec![(true, "it answered a call".to_owned())];
+    assert_eq!(
+        changes(called(CallSignal::Answered)),
+        (ready, Condition::Ready)
+    );
+}
+
+#[test]
 fn an_instance_with_two_addresses_counts_once_and_by_its_better_one() {
     let story = Story::new().dns(&[1, 2, 3]).seen(1, "a").seen(2, "a");
     is(&story.seen(3, "b").no_answer(1), "a b", "");
