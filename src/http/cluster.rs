@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use axum::{extract::State, response::Result};
+use axum::{Extension, extract::State, response::Result};
 
 use super::{
     DispatcherState,
@@ -14,6 +14,7 @@ use super::{
     response::{Json, Refusal},
 };
 use crate::{
+    access::Caller,
     cluster::{KnownPeer, Overview},
     dispatch::Dispatcher,
     name::BootId,
@@ -86,6 +87,8 @@ pub(super) async fn get_region(
 }
 
 /// List the functions of this instance
+///
+/// Those that the client may call.
 #[utoipa::path(
     get,
     path = "/functions",
@@ -98,12 +101,17 @@ pub(super) async fn get_region(
     )),
     security(("client_token" = []), ())
 )]
-pub(super) async fn list_functions(State(dispatcher): DispatcherState) -> Json<FunctionsDocument> {
+pub(super) async fn list_functions(
+    State(dispatcher): DispatcherState,
+    Extension(caller): Extension<Caller>,
+) -> Json<FunctionsDocument> {
+    let all = dispatcher.executor.catalogue();
     let CatalogueDocument {
-        catalogue,
-        functions,
-        details,
-    } = CatalogueDocument::from(&*dispatcher.executor.catalogue());
+        functions, details, ..
+    } = match caller.functions() {
+        Some(_) => CatalogueDocument::from(&all.only(|name| caller.may_call(name))),
+        None => CatalogueDocument::from(&*all),
+    };
     let beside = dispatcher.executor.app().map(|beside| {
         let status = beside.status();
         AppDocument {
@@ -113,7 +121,8 @@ pub(super) async fn list_functions(State(dispatcher): DispatcherState) -> Json<F
         }
     });
     Json(FunctionsDocument {
-        catalogue,
+        // As /regions and other instances have it.
+        catalogue: all.hash().clone(),
         functions,
         details,
         app: beside,

@@ -321,7 +321,8 @@ pub(crate) struct DiscoveryDocument {
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[schema(as = FunctionList)]
 pub(crate) struct FunctionsDocument {
-    /// A hash of what peers read: equal for equal sets of functions that declare the same.
+    /// A hash of what peers read, functions that the client may not call included: equal for equal sets of functions that
+    /// declare the same.
     #[schema(value_type = String, example = "5d41402abc4b2a76b9719d911017c592")]
     pub catalogue: CatalogueHash,
     /// The functions of each module that can be called now.

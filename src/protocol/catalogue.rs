@@ -62,6 +62,12 @@ impl Catalogue {
         self.functions.iter()
     }
 
+    /// The catalogue of the functions that `is_meant` names.
+    pub(crate) fn only(&self, is_meant: impl Fn(&FunctionName) -> bool) -> Self {
+        let meant = self.iter().filter(|(name, _)| is_meant(name));
+        Self::new(meant.map(|(name, declared)| (name.clone(), declared.clone())))
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.functions.len()
     }

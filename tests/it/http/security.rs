@@ -339,6 +339,25 @@ async fn a_client_calls_what_its_limits_name() {
 }
 
 #[tokio::test]
+async fn a_client_is_shown_the_functions_that_it_may_call() {
+    let instance = with_clients().await;
+    let functions = async |token| {
+        let listed = request(&instance, "GET", "/functions").bearer_auth(token);
+        answer(listed).await.unwrap().body["functions"].clone()
+    };
+    let modules = |functions: Value| Vec::from_iter(functions.as_object().unwrap().keys().cloned());
+    let all = ["Fly.RPC", "Kernel", "Process", "String"];
+    assert_eq!(modules(functions(SHOP).await), all);
+    assert_eq!(
+        functions(DESK).await,
+        json!({
+            "Fly.RPC": ["my_region"],
+            "String": ["capitalize", "downcase", "length", "reverse", "split", "trim", "upcase"],
+        })
+    );
+}
+
+#[tokio::test]
 async fn commands_bear_the_token_of_their_environment() {
     let instance = with_clients().await;
     let url = format!("http://{}", instance.address);
