@@ -101,6 +101,16 @@ fn readings(dispatcher: &Dispatcher) -> Registry {
         let help = "1 while the functions of the app beside the instance are offered";
         show("app_up", help, app.offered().is_some().into());
     }
+    let memory = &dispatcher.local.memory;
+    let help = "Bytes of heads, bodies and answers that wait here, as RPC_MAX_MEMORY counts them";
+    show("memory_bytes", help, memory.held());
+    let help = "How many of them may wait: RPC_MAX_MEMORY";
+    show("memory_limit_bytes", help, memory.limit);
+    if let Some(keys) = dispatcher.executor.keys.count() {
+        let help =
+            "Idempotency keys that this instance remembers, those of calls that run included";
+        show("keys", help, keys);
+    }
     if let Some(is_up) = dispatcher.executor.keys.store_is_up() {
         let help = "1 while the store of idempotency keys answers";
         show("key_store_up", help, is_up.into());

@@ -109,6 +109,13 @@ impl LocalKeys {
         }
     }
 
+    /// How many keys are remembered, those of calls that run included.
+    pub(super) fn count(&self) -> usize {
+        let mut contents = self.lock();
+        contents.forget_old(Instant::now());
+        contents.keys
+    }
+
     /// What is known of `call` under `key`; waits until `deadline` for one that runs.
     pub(super) async fn claim(
         self: &Arc<Self>,

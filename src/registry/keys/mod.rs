@@ -56,6 +56,15 @@ impl Keys {
         !matches!(self, Self::Here(_))
     }
 
+    /// How many keys this process remembers; `None` with a store.
+    pub(crate) fn count(&self) -> Option<usize> {
+        match self {
+            Self::Here(keys) => Some(keys.count()),
+            #[cfg(feature = "redis")]
+            Self::Stored(_) => None,
+        }
+    }
+
     /// Whether the store answers; `None` without one.
     pub(crate) fn store_is_up(&self) -> Option<bool> {
         match self {

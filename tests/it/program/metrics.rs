@@ -440,6 +440,8 @@ async fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
     for down in ["fly_rpc_app_up", "fly_rpc_key_store_up"] {
         assert_eq!(of_both[down], 0.0);
     }
+    // The store's keys are not those of this instance.
+    assert_eq!(of_both.get("fly_rpc_keys"), None);
     samples.extend(of_both);
     let exists = |name: &str| {
         samples
@@ -542,4 +544,28 @@ async fn a_scraper_that_prefers_openmetrics_gets_it_by_that_name() {
         text.contains(r#"fly_rpc_build_info{version="0.1.0",release="",local_region="local"} 1"#)
     );
     assert!(text.ends_with("# EOF\n"), "{text}");
+}
+
+#[tokio::test]
+async fn what_memory_and_keys_take_of_their_bounds_is_shown() {
+    const BYTES: usize = 300_000;
+    let cluster = Cluster::builder().region("iad", 1).functions();
+    let cluster = cluster.set("RPC_MAX_MEMORY", "16MiB").start().await;
+    let iad = cluster.instance("iad-1");
+    let limit = iad.metric("fly_rpc_memory_limit_bytes").await;
+    assert_eq!(limit, Some(16 << 20));
+    let call = json!({"module": "Test", "function": "few", "args": ["x".repeat(BYTES)], "timeout_ms": 60_000});
+    assert_eq!(iad.metric("fly_rpc_keys").await, Some(0));
+    let held = iad.request("/rpc/iad", &call.to_string());
+    let held = held.header("idempotency-key", "key");
+    let held = tokio::spawn(async { answer(held).await.unwrap() });
+    let bytes = async || iad.metric("fly_rpc_memory_bytes").await.unwrap();
+    let has_it = |bytes: &u64| *bytes >= BYTES as u64;
+    eventually("its arguments", bytes, has_it).await;
+    let keys = async || iad.metric("fly_rpc_keys").await;
+    eventually("its key", keys, |keys| *keys == Some(1)).await;
+    cluster.release("few");
+    assert_eq!(held.await.unwrap().status, 200);
+    eventually("room", bytes, |bytes| *bytes < BYTES as u64).await;
+    assert_eq!(keys().await, Some(1));
 }
