@@ -135,6 +135,8 @@ pub(crate) struct CallMetrics {
     pub(crate) abandoned: Counter,
     passed_on: Family<Texts<1>, Counter>,
     pub(crate) fan_outs: Counter,
+    /// Those that got the outcome of an earlier call with the same idempotency key.
+    pub(crate) replayed: Counter,
     /// Calls that Fly Proxy was asked to replay.
     pub(crate) replays_asked: Counter,
 }
@@ -159,6 +161,8 @@ impl CallMetrics {
         let passed_on = registered(registry, "token_passed_on", help);
         let help = "Fan-outs by HTTP; each of their calls is counted as one by its region";
         let fan_outs = registered(registry, "fan_outs", help);
+        let help = "Calls that got the outcome of an earlier call with the same idempotency key";
+        let replayed = registered(registry, "replayed", help);
         let help = "Calls by HTTP that Fly Proxy was asked to replay in their region";
         let replays_asked = registered(registry, "replays_asked", help);
         Self {
@@ -171,6 +175,7 @@ impl CallMetrics {
             abandoned,
             passed_on,
             fan_outs,
+            replayed,
             replays_asked,
         }
     }

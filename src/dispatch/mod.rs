@@ -155,6 +155,9 @@ impl Dispatcher {
         let elapsed = Duration::from_secs_f64(meta.elapsed_ms / 1e3);
         let Metrics { calls, feed, .. } = &*self.local.metrics;
         calls.ended(known, problem, meta.attempts, elapsed);
+        if meta.replayed {
+            calls.replayed.inc();
+        }
         feed.call_ended(name, meta, problem);
     }
 

@@ -269,15 +269,18 @@ impl CallLog<Targets> {
         let instance = meta.instance.as_ref().map(InstanceId::as_str);
         let request_id = meta.request_id.as_str();
         let (attempts, elapsed_ms) = (meta.attempts, meta.elapsed_ms);
+        // Left out of the line where it is not.
+        let replayed = meta.replayed.then_some(true);
         let Some(problem) = problem else {
             tracing::info!(
-                client, %function, region, instance, executed = "yes", attempts, elapsed_ms, request_id, "call"
+                client, %function, region, instance, executed = "yes", replayed, attempts, elapsed_ms, request_id, "call"
             );
             return;
         };
         let (code, executed, detail) = (problem.word(), problem.executed, &problem.detail);
         tracing::warn!(
-            client, %function, region, instance, code, %executed, detail, attempts, elapsed_ms, request_id, "call failed"
+            client, %function, region, instance, code, %executed, replayed, detail, attempts, elapsed_ms, request_id,
+            "call failed"
         );
     }
 }

@@ -341,6 +341,32 @@ async fn what_a_client_gets_is_what_is_counted_and_logged() {
     eventually("both in the log", log, has_all).await;
 }
 
+#[tokio::test]
+async fn what_a_repeat_gets_is_counted_and_its_line_says_so() {
+    let cluster = two_regions().start().await;
+    let iad = cluster.instance("iad-1");
+    let call = r#"{"module":"String","function":"upcase","args":["fly"]}"#;
+    let keyed = async |id: &str| {
+        let request = iad.request("/rpc/syd", call).header("x-request-id", id);
+        let answer = answer(request.header("idempotency-key", "key")).await;
+        assert_eq!(answer.unwrap().result(), "FLY");
+    };
+    for id in ["first", "second"] {
+        keyed(id).await;
+    }
+    assert_eq!(iad.metric("fly_rpc_replayed_total").await, Some(1));
+    let marks = async || {
+        let log = iad.log();
+        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+        let calls = lines.filter(|line: &Value| line["message"] == "call");
+        let mark = |line: Value| (line["request_id"].clone(), line.get("replayed").cloned());
+        calls.map(mark).collect::<Vec<_>>()
+    };
+    let marks = eventually("a line for each", marks, |marks| marks.len() == 2).await;
+    let expected = [(json!("first"), None), (json!("second"), Some(json!(true)))];
+    assert_eq!(marks, expected);
+}
+
 /// The calls in a stream of events, without the counts that stand between them.
 fn calls_in(events: &str) -> Vec<Value> {
     events
