@@ -65,6 +65,8 @@ pub struct EachAnswer<R> {
     pub result: Result<R, CallError>,
     /// What the function said of its data.
     pub consistency: Option<ConsistencyToken>,
+    /// Whether it is the outcome of an earlier call with the same idempotency key.
+    pub replayed: bool,
 }
 
 /// Calls functions in other regions, or in this one, from this process; cheap to clone.
@@ -353,6 +355,7 @@ impl Rpc {
                     region,
                     instance: report.meta.instance.clone(),
                     consistency: report.meta.consistency.clone(),
+                    replayed: report.meta.replayed,
                     result: read(report),
                 });
             }

@@ -31,7 +31,7 @@ use crate::{
     deadline::Deadline,
     declaration::Declaration,
     gate::{Gate, Gates},
-    name::{ConsistencyToken, FunctionName, RequestId, debug_as_text},
+    name::{ConsistencyToken, FunctionName, IdempotencyKey, RequestId, debug_as_text},
     problem::{Code, FunctionError, Problem},
     protocol::Catalogue,
     trace,
@@ -51,9 +51,12 @@ enum Prepared {
     App(InApp),
 }
 
-/// A function with its types erased: takes a call and its args in order, returns what is to be run, or what is wrong with
-/// the args.
-type Prepare = Box<dyn Fn(&Call, &Args, Deadline) -> Result<Prepared, String> + Send + Sync>;
+/// Makes the context of a call, for a function that takes one.
+type Context<'a> = &'a dyn Fn() -> CallContext;
+
+/// A function with its types erased: takes a call's args in order and its context, returns what is to be run, or what is wrong
+/// with the args.
+type Prepare = Box<dyn Fn(&Args, Context<'_>) -> Result<Prepared, String> + Send + Sync>;
 
 struct Function {
     prepare: Prepare,
@@ -118,15 +121,15 @@ impl Registry {
         A: Send + 'static,
     {
         let run = Arc::new(run);
-        self.with(module, function, move |args: A, _, _| {
+        self.with(module, function, move |args: A, _| {
             let run = Arc::clone(&run);
             let run = async move { to_json(&run(args).await?) };
             Prepared::Async(Box::pin(run), None)
         })
     }
 
-    /// The same registry with an async function that knows its call: what its data must have seen, and how much time is
-    /// left. Through [`CallContext`] it reports more than its result.
+    /// The same registry with an async function that knows its call: its request id and idempotency key, what its data must
+    /// have seen, and how much time is left. Through [`CallContext`] it reports more than its result.
     ///
     /// As [`Registry::function`] in all else.
     #[must_use]
@@ -139,8 +142,8 @@ impl Registry {
         A: Send + 'static,
     {
         let run = Arc::new(run);
-        self.with(module, function, move |args: A, call, deadline| {
-            let context = CallContext::new(call, deadline);
+        self.with(module, function, move |args: A, context| {
+            let context = context();
             let (run, given) = (Arc::clone(&run), context.clone());
             let run = async move { to_json(&run(given, args).await?) };
             Prepared::Async(Box::pin(run), Some(context))
@@ -162,7 +165,7 @@ impl Registry {
         F: Fn(A) -> Result<R, FunctionError> + Send + Sync + 'static,
     {
         let run = Arc::new(run);
-        self.with(module, function, move |args: A, _, _| {
+        self.with(module, function, move |args: A, _| {
             let run = Arc::clone(&run);
             Prepared::Blocking(Box::new(move || to_json(&run(args)?)))
         })
@@ -173,7 +176,7 @@ impl Registry {
         mut self,
         module: &str,
         function: &str,
-        prepare: impl Fn(A, &Call, Deadline) -> Prepared + Send + Sync + 'static,
+        prepare: impl Fn(A, Context<'_>) -> Prepared + Send + Sync + 'static,
     ) -> Self {
         let Ok(name) = FunctionName::new(module, function) else {
             let refusal = format!("{module:?} {function:?} is not a pair of names");
@@ -181,7 +184,7 @@ impl Registry {
             return self;
         };
         let prepare: Prepare =
-            Box::new(move |call, args, deadline| Ok(prepare(args::parse(args)?, call, deadline)));
+            Box::new(move |args, context| Ok(prepare(args::parse(args)?, context)));
         let function = Function {
             prepare,
             declaration: Declaration::default(),
@@ -292,7 +295,8 @@ impl Registry {
         };
         let span = trace::function_span(request_id, function.logs);
         let args = call.args.in_order(function.declaration.params.as_deref());
-        let prepare = |args: Cow<'_, Args>| (function.prepare)(call, &args, deadline);
+        let context = || CallContext::new(call, request_id, deadline);
+        let prepare = |args: Cow<'_, Args>| (function.prepare)(&args, &context);
         match args.and_then(|args| span.in_scope(|| prepare(args))) {
             Ok(prepared) => Ok((prepared, [function.gate.clone(), None], span)),
             Err(misfit) => {
@@ -341,6 +345,8 @@ fn to_json(result: &impl Serialize) -> Result<Box<RawValue>, FunctionError> {
 /// ```
 #[derive(Clone, Debug)]
 pub struct CallContext {
+    request_id: RequestId,
+    key: Option<IdempotencyKey>,
     after: Option<ConsistencyToken>,
     deadline: Deadline,
     said: Arc<Said>,
@@ -354,12 +360,25 @@ struct Said {
 }
 
 impl CallContext {
-    fn new(call: &Call, deadline: Deadline) -> Self {
+    fn new(call: &Call, request_id: &RequestId, deadline: Deadline) -> Self {
         Self {
+            request_id: request_id.clone(),
+            key: call.key.clone(),
             after: call.after.clone(),
             deadline,
             said: Arc::default(),
         }
+    }
+
+    /// The id under which the logs of the instances have the call, as its caller gave it or has it in the answer.
+    pub fn request_id(&self) -> &str {
+        self.request_id.as_str()
+    }
+
+    /// The call's idempotency key, where it has one: the same for each repeat, also for one that comes after the ten minutes for
+    /// which it is remembered, or after the process that remembered it.
+    pub fn idempotency_key(&self) -> Option<&IdempotencyKey> {
+        self.key.as_ref()
     }
 
     /// What the data that the function reads must have seen, where the caller named that.

@@ -52,6 +52,10 @@ async fn start(region: &str, others: &[&Instance]) -> Instance {
             let error =
                 || FunctionError::new("ArithmeticError", "division by zero").with_data(&(a, b));
             a.checked_div(b).ok_or_else(error)
+        })
+        .function_with_context("Call", "named", |call, (): ()| async move {
+            let key = call.idempotency_key().map(ToString::to_string);
+            Ok((call.request_id().to_owned(), key))
         });
     Instance::start(config, registry).await.unwrap()
 }
@@ -330,6 +334,32 @@ async fn a_program_casts_and_asks_later_by_the_key() {
         (refused.code(), refused.executed()),
         (Code::RegionUnknown, Executed::No)
     );
+}
+
+#[tokio::test]
+async fn a_function_knows_its_request_and_key_and_a_fan_out_what_was_replayed() {
+    let syd = start("syd", &[]).await;
+    let iad = start("iad", &[&syd]).await;
+    iad.ready().await;
+    let rpc = iad.rpc();
+    let options = || CallOptions {
+        idempotency_key: Some("key".parse().unwrap()),
+        ..CallOptions::default()
+    };
+    for region in ["iad", "syd"] {
+        let id = rpc.cast_with(options(), region, "Call", "named", ()).await;
+        let named = rpc.call_with(options(), region, "Call", "named", ()).await;
+        let named: (String, Option<String>) = named.unwrap();
+        assert_eq!(named, (id.unwrap(), Some("key".to_owned())));
+        let (_, key): (String, Option<String>) =
+            rpc.call(region, "Call", "named", ()).await.unwrap();
+        assert_eq!(key, None);
+    }
+    for is_repeat in [false, true] {
+        let all = rpc.each_with::<i64>(options(), Per::Region, "all", "Math", "div", (1, 0));
+        let replayed = all.await.unwrap().into_iter().map(|it| it.replayed);
+        assert_eq!(replayed.collect::<Vec<_>>(), [is_repeat; 2]);
+    }
 }
 
 #[tokio::test]
