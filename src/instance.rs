@@ -498,7 +498,8 @@ fn assemble(
     let cluster = Arc::new(cluster);
     let app = app.map(|app| {
         let (memory, stop) = (Arc::clone(&local.memory), local.stop.clone());
-        app::App::start(&app, limits.max_result, memory, &local.tasks, stop)
+        let (instance, tasks) = (local.identity.instance.clone(), &local.tasks);
+        app::App::start(instance, &app, limits.max_result, memory, tasks, stop)
     });
     let keys = match key_store {
         #[cfg(feature = "redis")]

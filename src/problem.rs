@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::name::{ConsistencyToken, FunctionName, InvalidName};
+use crate::name::{ConsistencyToken, FunctionName, InstanceId, InvalidName};
 
 /// The longest `detail`, in bytes.
 const MAX_DETAIL: usize = 256;
@@ -403,6 +403,11 @@ impl Problem {
 
     pub(crate) fn invalid_region(invalid: InvalidName) -> Self {
         Self::new(Code::InvalidRegion, invalid.to_string())
+    }
+
+    pub(crate) fn no_function(name: &FunctionName, instance: &InstanceId) -> Self {
+        let detail = format!("no function {name} on {instance}");
+        Self::new(Code::FunctionUnknown, detail)
     }
 
     pub(crate) fn not_started(name: &FunctionName) -> Self {

@@ -41,7 +41,7 @@ use crate::{
     declaration::Declaration,
     gate::{Gate, Gates},
     memory::Budget,
-    name::{ConsistencyToken, FunctionName, RequestId},
+    name::{ConsistencyToken, FunctionName, InstanceId, RequestId},
     problem::{Code, Problem},
     reply::{Outcome, Returned},
     trace::{self, TRACEPARENT},
@@ -81,6 +81,8 @@ pub(crate) type InApp = BoxFuture<'static, Answered>;
 
 #[derive(Debug)]
 pub(crate) struct App {
+    /// Beside which it runs.
+    instance: InstanceId,
     channel: Channel,
     max_result: usize,
     gate: Arc<Gate>,
@@ -92,8 +94,9 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// The app that `config` describes, whose list is asked for in `tasks` until `stop`; returns at once.
+    /// The app beside `instance` that `config` describes, whose list is asked for in `tasks` until `stop`; returns at once.
     pub(crate) fn start(
+        instance: InstanceId,
         config: &AppConfig,
         max_result: usize,
         memory: Arc<Budget>,
@@ -102,6 +105,7 @@ impl App {
     ) -> Arc<Self> {
         let (asks, asked) = mpsc::channel(ASKS);
         let app = Arc::new(Self {
+            instance,
             channel: Channel::new(&config.url, config.token.clone(), memory),
             max_result,
             gate: Arc::new(Gate::new(config.concurrency)),
@@ -160,7 +164,7 @@ impl App {
         let name = &call.name;
         let status = self.status.borrow();
         let Some(declared) = status.offered(name) else {
-            return Err(status.missing(name));
+            return Err(status.missing(name, &self.instance));
         };
         let args = call
             .args
@@ -210,15 +214,15 @@ impl AppStatus {
         listed.filter(|_| self.health == AppHealth::Up)
     }
 
-    /// Why the function `name` cannot be called.
-    pub(crate) fn missing(&self, name: &FunctionName) -> Problem {
+    /// Why the function `name` cannot be called on `instance`.
+    pub(crate) fn missing(&self, name: &FunctionName, instance: &InstanceId) -> Problem {
         let is_known = self.listing.functions.contains_key(name);
         let why = match self.health {
             AppHealth::Starting => "the app has not listed its functions yet",
             AppHealth::Down if is_known => "the app does not answer",
             AppHealth::Open if is_known => "the app serves its list without checking RPC_APP_TOKEN",
             AppHealth::Up | AppHealth::Down | AppHealth::Open => {
-                return Problem::new(Code::FunctionUnknown, format!("no function {name} here"));
+                return Problem::no_function(name, instance);
             }
         };
         Problem::new(Code::FunctionUnavailable, format!("{name}: {why}"))
@@ -296,7 +300,7 @@ impl AppCall {
         let has_it = status.offered(&self.name).is_some();
         match asked {
             Ok(()) if has_it => otherwise,
-            Ok(()) => status.missing(&self.name),
+            Ok(()) => status.missing(&self.name, &self.app.instance),
             Err(NoList::Refused(_)) => {
                 let detail = format!("{}: the app refuses the call and its list", self.name);
                 Problem::new(Code::FunctionUnavailable, detail)

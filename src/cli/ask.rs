@@ -276,7 +276,7 @@ impl HttpAnswer {
             }
             Code::InstanceUnknown => "`fly-rpc regions` lists the instances of each region",
             Code::FunctionUnknown => {
-                "`fly-rpc functions` lists the functions of the instance asked"
+                "`fly-rpc explain REGION FUNCTION` shows which instances have it; `fly-rpc functions` lists those of the instance asked"
             }
             Code::InvalidArguments => "correct the arguments; nothing ran",
             Code::Unauthenticated if self.with_token => {

@@ -282,9 +282,10 @@ fn why_here(dispatcher: &Dispatcher, missing: Option<&FunctionName>, is_here: bo
     let Some(name) = missing else {
         return RUNS_HERE.to_owned();
     };
+    let instance = &dispatcher.local.identity.instance;
     let why = match dispatcher.executor.app() {
-        Some(beside) => beside.status().missing(name).detail,
-        None => format!("no function {name} here"),
+        Some(beside) => beside.status().missing(name, instance).detail,
+        None => Problem::no_function(name, instance).detail,
     };
     match is_here {
         true => format!("{RUNS_HERE}: {why}"),

@@ -250,7 +250,9 @@ impl Executor {
             return Ok((Prepared::App(run), gates, span));
         }
         // Reads the arguments: code of the function's author as well, when a type brings its own `Deserialize`.
-        let prepare = AssertUnwindSafe(|| self.registry.prepare(call, request_id, deadline));
+        let instance = &self.local.identity.instance;
+        let prepare = || self.registry.prepare(call, request_id, deadline, instance);
+        let prepare = AssertUnwindSafe(prepare);
         panic::catch_unwind(prepare).unwrap_or_else(|_| Err(panicked(&call.name)))
     }
 

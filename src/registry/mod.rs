@@ -31,7 +31,7 @@ use crate::{
     deadline::Deadline,
     declaration::Declaration,
     gate::{Gate, Gates},
-    name::{ConsistencyToken, FunctionName, IdempotencyKey, RequestId, debug_as_text},
+    name::{ConsistencyToken, FunctionName, IdempotencyKey, InstanceId, RequestId, debug_as_text},
     problem::{Code, FunctionError, Problem},
     protocol::Catalogue,
     trace,
@@ -287,11 +287,11 @@ impl Registry {
         call: &Call,
         request_id: &RequestId,
         deadline: Deadline,
+        instance: &InstanceId,
     ) -> Result<(Prepared, Gates, Span), Problem> {
         let name = &call.name;
         let Some(function) = self.functions.get(name) else {
-            let detail = format!("no function {name} here");
-            return Err(Problem::new(Code::FunctionUnknown, detail));
+            return Err(Problem::no_function(name, instance));
         };
         let span = trace::function_span(request_id, function.logs);
         let args = call.args.in_order(function.declaration.params.as_deref());

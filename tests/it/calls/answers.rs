@@ -189,10 +189,12 @@ async fn what_a_function_does_reaches_the_caller_from_here_and_from_there() {
 
         let unknown = iad.call(region, "String.shout", json!(["fly"])).await;
         assert_eq!(unknown.problem(), (404, "function_unknown", "no"));
-        assert_eq!(unknown.detail(), "no function String.shout here");
+        let nowhere = format!("no function String.shout on {region}-1");
+        assert_eq!(unknown.detail(), nowhere);
         // Once the list of a peer was read.
         let mistyped = async || iad.call(region, "String.upcas", json!(["fly"])).await;
-        let is_meant = "no function String.upcas here; did you mean String.upcase?";
+        let is_meant =
+            format!("no function String.upcas on {region}-1; did you mean String.upcase?");
         let mistyped = eventually("a hint", mistyped, |answer| answer.detail() == is_meant).await;
         assert_eq!(mistyped.problem(), (404, "function_unknown", "no"));
 

@@ -170,7 +170,7 @@ async fn the_own_region_an_unknown_one_and_what_is_no_question() {
         )
     };
     let here = "a call for the own region runs on the instance that it reaches";
-    let missing = format!("{here}: no function None.such here");
+    let missing = format!("{here}: no function None.such on iad-1");
     assert_eq!(
         (shown(0), shown(1)),
         ((true, true, missing.as_str()), (false, false, here))

@@ -25,6 +25,7 @@ fn environment(settings: &[(&'static str, String)]) -> Environment {
     let mut environment = Environment::from([
         ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
         ("FLY_REGION", "iad".to_owned()),
+        ("FLY_MACHINE_ID", "iad-1".to_owned()),
         ("PRIMARY_REGION", "iad".to_owned()),
         ("RPC_LOG", "debug".to_owned()),
     ]);
@@ -306,7 +307,7 @@ async fn a_client_calls_what_its_limits_name() {
         assert_eq!(mistyped.problem(), (404, "function_unknown", "no"));
         assert_eq!(
             mistyped.detail(),
-            format!("no function String.upcas here{hint}")
+            format!("no function String.upcas on iad-1{hint}")
         );
     }
     for (region, function, detail) in [

@@ -245,7 +245,7 @@ async fn a_function_that_only_some_instances_have_runs_on_those() {
         (pinned.status, failure(&pinned)),
         (404, ("function_unknown", "no", 1))
     );
-    assert_eq!(pinned.detail(), "no function Test.run here");
+    assert_eq!(pinned.detail(), "no function Test.run on syd-2");
     let nowhere = iad.call("syd", "Test.nothing", json!([])).await;
     assert_eq!(
         (nowhere.status, failure(&nowhere).0, failure(&nowhere).1),

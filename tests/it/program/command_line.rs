@@ -609,7 +609,7 @@ async fn what_comes_next_depends_on_what_was_asked() {
     let unknown = ["call", "local", "Notes.create", "fly"];
     assert_eq!(
         next(&unknown, Some(token)).await,
-        "`fly-rpc functions` lists the functions of the instance asked"
+        "`fly-rpc explain REGION FUNCTION` shows which instances have it; `fly-rpc functions` lists those of the instance asked"
     );
 }
 
