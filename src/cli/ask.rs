@@ -6,7 +6,7 @@ use std::{error::Error, time::Duration};
 use bytes::Bytes;
 use clap::Args;
 use http::{
-    HeaderValue, Request, StatusCode, Uri,
+    HeaderName, HeaderValue, Request, StatusCode, Uri,
     header::{AUTHORIZATION, HOST},
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -37,6 +37,8 @@ const READING: Duration = Duration::from_secs(10);
 const CONNECT: Duration = Duration::from_secs(5);
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
+/// The id of the request, where it has one: the log of the instance has what became of it.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Ends the account of a repeat, for which nothing ran this time.
 pub(super) const EARLIER: &str = " · outcome of an earlier call";
 
@@ -156,6 +158,10 @@ async fn exchange(
         }
         _ => Either::Left(socket),
     };
+    let id = request.headers().get(REQUEST_ID);
+    let id = id.and_then(|id| id.to_str().ok());
+    let id = id.map_or(String::new(), |id| format!(" (request {id})"));
+    let may_have_run = format!("what was asked may have been done{id}");
     let sent = async {
         let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
         let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
@@ -164,7 +170,6 @@ async fn exchange(
         let body = Limited::new(response.into_body(), MAX_ANSWER);
         Ok::<_, Box<dyn Error + Send + Sync>>((status, body.collect().await?.to_bytes()))
     };
-    let may_have_run = "what was asked may have been done";
     Err(Failure::Failed(match time::timeout(timeout, sent).await {
         Ok(Ok(answer)) => return Ok(answer),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {

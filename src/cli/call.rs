@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{
     Failure,
-    ask::{AskArgs, EARLIER, HttpAnswer},
+    ask::{AskArgs, EARLIER, HttpAnswer, REQUEST_ID},
     function, print, say,
     table::{Cell, table},
 };
@@ -26,7 +26,7 @@ use crate::{
     deadline::whole_ms,
     http::documents::{Accepted, EntryDocument, FanOutMeta, FanOutReply},
     json,
-    name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName, Name},
+    name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName, Name, RequestId},
     region::{Regions, Targets},
     reply::{Meta, Reply, milliseconds},
     telemetry::printable_json,
@@ -77,7 +77,8 @@ pub(super) struct CallArgs {
         conflicts_with = "instance"
     )]
     each: Option<Per>,
-    /// How long to wait, such as 500ms or 5s, from 1ms to 24h
+    /// How long to wait, such as 500ms or 5s, from 1ms to 24h; without it, the call has the timeout that its function declares,
+    /// else `RPC_DEFAULT_TIMEOUT` of the instance, and this command waits for 65 s
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
     /// Do not wait for the end: the instance that is asked runs the call to its end, and logs how it ended
@@ -169,7 +170,10 @@ fn request(args: &CallArgs) -> Result<Request<Full<Bytes>>, Failure> {
         instance: args.instance.as_ref(),
         per: args.each,
     });
-    let mut request = Request::post(path(args)?).header(CONTENT_TYPE, "application/json");
+    let mut request = Request::post(path(args)?)
+        .header(CONTENT_TYPE, "application/json")
+        // Made here, to be named where there is no answer.
+        .header(REQUEST_ID, RequestId::fresh().as_str());
     let options = [
         (
             "idempotency-key",
