@@ -5,6 +5,7 @@ mod call;
 #[cfg(feature = "dev")]
 mod dev;
 mod functions;
+mod ready;
 mod regions;
 mod run;
 mod serve;
@@ -69,6 +70,8 @@ enum Command {
     Explain(regions::ExplainArgs),
     /// List the functions of an instance, or check an app
     Functions(functions::FunctionsArgs),
+    /// Check whether an instance takes calls
+    Ready(ready::ReadyArgs),
     /// Print the OpenAPI document, of the service or of an app
     Openapi(functions::OpenapiArgs),
     /// Print a script by which a shell completes commands and flags
@@ -172,6 +175,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Regions(args) => regions::run(args).await,
         Command::Explain(args) => regions::explain(args).await,
         Command::Functions(args) => functions::run(args).await,
+        Command::Ready(args) => ready::run(args).await,
         Command::Openapi(args) => functions::openapi(args).await,
         Command::Completions { shell } => completions(shell),
     }

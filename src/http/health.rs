@@ -1,7 +1,9 @@
 //! Whether this instance lives, and whether it is ready: `GET /healthz` and `GET /readyz`.
 
+use std::borrow::Cow;
+
 use axum::{extract::State, response::Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
@@ -17,12 +19,12 @@ use crate::{
 };
 
 /// Whether an instance lives, or is ready.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[schema(as = Health)]
 pub(crate) struct StatusDocument {
     /// `live` or `ready`.
-    #[schema(example = "ready")]
-    pub status: &'static str,
+    #[schema(value_type = String, example = "ready")]
+    pub status: Cow<'static, str>,
     /// The instance's id.
     #[schema(value_type = String, example = "148e21dad76789")]
     pub instance: InstanceId,
@@ -89,7 +91,7 @@ pub(super) async fn get_readiness(
 
 fn status(dispatcher: &Dispatcher, status: &'static str) -> Json<StatusDocument> {
     Json(StatusDocument {
-        status,
+        status: status.into(),
         instance: dispatcher.local.identity.instance.clone(),
         region: dispatcher.local.identity.region.clone(),
     })

@@ -10,7 +10,7 @@ pub(crate) mod documents;
 mod each;
 mod events;
 mod explain;
-mod health;
+pub(crate) mod health;
 mod internal;
 mod layers;
 mod metrics;

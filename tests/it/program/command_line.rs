@@ -275,6 +275,35 @@ async fn a_call_under_a_key_runs_once_however_often_it_is_typed() {
 }
 
 #[tokio::test]
+async fn ready_says_whether_an_instance_takes_calls() {
+    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let instance = Process::start(&Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        // Whoever asks whether it is ready needs no token.
+        ("RPC_CLIENT_TOKENS", format!("shop:{}", "0".repeat(32))),
+        ("RPC_DNS_NAME", NAME.to_owned()),
+        ("RPC_DNS_SERVER", nobody.local_addr().unwrap().to_string()),
+    ]))
+    .await;
+    let why = "DNS has not answered yet; without it, this instance is ready 15 s after its start";
+    let (code, stdout, stderr) = fly_rpc(&instance, &["ready"]).await;
+    assert_eq!(
+        (code, stdout.as_str(), stderr),
+        (1, "", format!("fly-rpc: not ready: {why}\n"))
+    );
+    let (code, stdout, _) = fly_rpc(&instance, &["ready", "--json"]).await;
+    let document: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &document["code"]), (1, &json!("discovery_pending")));
+    let cluster = Cluster::builder().region("iad", 1).start().await;
+    let ready = (0, "iad-1 in iad is ready\n".to_owned(), String::new());
+    assert_eq!(fly_rpc(cluster.instance("iad-1"), &["ready"]).await, ready);
+    let nothing = Network::free().next_address();
+    let (code, stdout, stderr) = run(&["ready", "--url", &format!("http://{nothing}")]).await;
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.starts_with("fly-rpc: cannot reach "), "{stderr}");
+}
+
+#[tokio::test]
 async fn what_can_be_no_call_is_wrong_usage() {
     for (arguments, what) in [
         (
@@ -409,6 +438,7 @@ async fn every_command_explains_itself() {
         "regions",
         "explain",
         "functions",
+        "ready",
         "openapi",
         "completions",
     ] {
@@ -447,7 +477,7 @@ async fn completions_are_scripts_that_name_every_command() {
     let output = bash
         .args(["-c", offers, env!("CARGO_BIN_EXE_fly-rpc")])
         .output();
-    assert_eq!(output.await.unwrap().stdout, b"regions\n");
+    assert_eq!(output.await.unwrap().stdout, b"regions ready\n");
 }
 
 #[tokio::test]
