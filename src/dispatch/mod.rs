@@ -175,8 +175,8 @@ impl Dispatcher {
         }
         let is_strict = self.key_picks(call) && !call.idempotent;
         if is_strict && targets.has_any() {
-            let detail = "a call with an idempotency key needs regions by name, or idempotent: true: \"any\" may mean another \
-                          region when the call is repeated";
+            let detail = "a call with an idempotency key needs regions by name, idempotent: true, or an RPC_KEY_STORE: \"any\" \
+                          may mean another region when the call is repeated";
             return (None, Err(Problem::new(Code::InvalidRequest, detail)));
         }
         let (mut tried, mut region) = (Vec::new(), None);

@@ -277,8 +277,8 @@ async fn a_key_needs_regions_by_name() {
     assert_eq!(failure(&refused), ("invalid_request", "no", 0));
     assert_eq!(
         refused.detail(),
-        "a call with an idempotency key needs regions by name, or idempotent: true: \"any\" may mean another region when the \
-         call is repeated"
+        "a call with an idempotency key needs regions by name, idempotent: true, or an RPC_KEY_STORE: \"any\" may mean another \
+         region when the call is repeated"
     );
     for (list, id, more) in [
         ("syd,iad", "named", json!({})),
