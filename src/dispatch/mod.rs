@@ -171,7 +171,11 @@ impl Dispatcher {
     ) -> (Option<Region>, Outcome) {
         if let Err(draining) = attempts.admit(&self.lifecycle) {
             let first = targets.first(&self.local.identity.primary);
-            return (first.cloned(), Err(draining));
+            let recalled = match first {
+                Some(region) => self.recall(region, call, attempts, draining).await,
+                None => Err(draining),
+            };
+            return (first.cloned(), recalled);
         }
         let is_strict = self.key_picks(call) && !call.idempotent;
         if is_strict && targets.has_any() {
@@ -417,7 +421,9 @@ impl Dispatcher {
     /// Runs a call on an instance of `region` that is chosen, and on the next as long as `attempts` allow it. This instance is
     /// among them where the region is its own: a call's key may pick it.
     async fn forward(&self, region: &Region, call: &Call, attempts: &mut Attempts) -> Outcome {
-        attempts.admit(&self.lifecycle)?;
+        if let Err(draining) = attempts.admit(&self.lifecycle) {
+            return self.recall(region, call, attempts, draining).await;
+        }
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
         let me = (*region == self.local.identity.region).then_some(&self.local.identity.instance);
         let mut candidates = Candidates::new(&known, me, call, self.key_picks(call))?;
@@ -451,6 +457,25 @@ impl Dispatcher {
             };
         }
         Err(attempts.to_problem(region, &known))
+    }
+
+    /// How a call for `region` ends that came when this instance takes no new ones: like the one whose key it repeats, if
+    /// that ran here, else as `draining`. Another instance, which its caller would ask next, may not know that it ran.
+    async fn recall(
+        &self,
+        region: &Region,
+        call: &Call,
+        attempts: &mut Attempts,
+        draining: Problem,
+    ) -> Outcome {
+        let may_have_run = *region == self.local.identity.region
+            && call.instance.is_none()
+            && self.key_picks(call);
+        match may_have_run {
+            // The executor looks for the key before it refuses the call.
+            true => self.attempt_here(call, attempts).await,
+            false => Err(draining),
+        }
     }
 
     async fn attempt_here(&self, call: &Call, attempts: &mut Attempts) -> Outcome {

@@ -41,7 +41,7 @@ use super::{
 use crate::{
     dispatch::Dispatcher,
     gate::{WaitingCalls, in_own_task},
-    lifecycle::{self, Phase},
+    lifecycle::Phase,
     local::LocalInstance,
     memory::{Reserved, Share},
     name::random_word,
@@ -175,12 +175,9 @@ pub(super) fn is_upgrade(request: &Request) -> bool {
         && lists(headers, &CONNECTION, "upgrade")
 }
 
-/// Answers a request that asks for a connection, and serves it in the background until either side ends it.
+/// Answers a request that asks for a connection, and serves it in the background until either side ends it. Also while the
+/// instance refuses new calls: a repeat of a call that it took is not a new one, and only the executor knows which are.
 fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -> Response {
-    if dispatcher.lifecycle.phase() >= Phase::Refusing {
-        let problem = lifecycle::refusal();
-        return Refusal::new(problem, Some(&dispatcher.local.identity.region)).into_response();
-    }
     let clock_us = request
         .headers()
         .get(CLOCK)

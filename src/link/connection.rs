@@ -340,12 +340,12 @@ impl Driver<'_> {
             // is answered.
             self.connection.outbox.ends_idle(true);
         }
-        self.connection.outbox.answer(answers.into_iter());
         if is_refusing {
             // The peer stops when it has answered the calls that it took, and keeps its connections until this end closes
-            // those that it does not need.
+            // those that it does not need. Before the answers are given, so that no caller sends its next call here.
             self.connection.outbox.retire();
         }
+        self.connection.outbox.answer(answers.into_iter());
         self.is_draining |= is_drain_announced;
         let is_due = self.was_answered
             && self.since_mention >= MENTION_AFTER
@@ -357,7 +357,13 @@ impl Driver<'_> {
                 false => CallSignal::Answered,
             });
         }
-        outcome.map(|()| answered).map_err(Over::Nonsense)
+        outcome.map_err(Over::Nonsense)?;
+        if is_refusing {
+            // Over at once where nothing is under way: the next connection is then no reason to give up the one before it,
+            // on which calls may be.
+            self.check_idle(false)?;
+        }
+        Ok(answered)
     }
 
     /// How a call with this result ends: with it, if the memory budget has room for it.

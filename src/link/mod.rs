@@ -196,8 +196,8 @@ impl Link {
         let to_peer = peers.entry(peer.address).or_default();
         let shared = self.open(peer);
         let old = to_peer.shared.replace(Arc::clone(&shared));
-        // If the old one is over, the one before it goes on: a peer that drains refuses each new connection while it
-        // answers the calls that it took.
+        // If the old one is over, the one before it goes on: a peer that drains refuses the calls on each new connection while
+        // it answers those that it took.
         if let Some(old) = old.filter(|old| !old.outbox.is_over()) {
             let older = std::mem::replace(&mut to_peer.retired, Arc::downgrade(&old));
             if let Some(older) = older.upgrade() {

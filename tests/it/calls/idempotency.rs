@@ -404,3 +404,70 @@ async fn a_repeat_runs_the_call_that_it_waited_for_and_that_did_not_run() {
         cluster.hold("few");
     }
 }
+
+#[tokio::test]
+async fn a_repeat_waits_for_the_one_that_runs_also_where_its_instance_refuses_new_calls() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 2)
+        .region("syd", 2)
+        .functions()
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let call = |timeout_ms: u64| blocking("held", &json!({"timeout_ms": timeout_ms}));
+    let first = under_way(iad, "syd", "key", &call(60_000));
+    let ran_on = cluster.until_started("held").await;
+    let drains = cluster.instance(&ran_on);
+    drains.terminate();
+    let other = json!({"module": "Kernel", "function": "+", "args": [1, 2], "instance": ran_on});
+    let refused = async || drains.rpc("syd", &other).await;
+    eventually("refusal", refused, |answer| answer.status == 503).await;
+    let sibling = ["syd-1", "syd-2"].into_iter().find(|name| *name != ran_on);
+
+    // Each has to make a connection first.
+    let ways = ["iad-2", sibling.unwrap()].map(|name| cluster.instance(name));
+    let repeats = ways.map(|way| under_way(way, "syd", "key", &call(60_000)));
+    for way in ways {
+        let in_flight = async || way.in_flight().await;
+        eventually("the repeat", in_flight, |calls| *calls == 1).await;
+    }
+    // Calls that are refused meanwhile, on the connection of the first too, end none of those that wait.
+    for way in [iad, ways[0], ways[1]] {
+        for _ in 0..5 {
+            let refused = way.rpc("syd", &other).await;
+            assert_eq!(refused.problem(), (503, "draining", "no"));
+        }
+    }
+    // Behind the repeats; also where the instance itself is asked.
+    let asked = [
+        (ways[0], "syd"),
+        (ways[1], "syd"),
+        (drains, "syd"),
+        (drains, "syd,iad"),
+    ];
+    for (way, region) in asked {
+        let hasty = async || keyed(way, region, "key", &call(300)).await;
+        // On a busy machine, the time of some is over before they leave.
+        let hasty = eventually("a repeat that waited", hasty, |answer| {
+            let (_, code, executed) = answer.problem();
+            assert_eq!(code, "deadline_exceeded");
+            executed == "maybe"
+        });
+        assert_eq!(hasty.await.instance(), ran_on);
+        let new = run("new", &json!({"instance": ran_on}));
+        let new = keyed(way, "syd", "new", &new).await;
+        assert_eq!(new.problem(), (503, "draining", "no"));
+    }
+    cluster.release("held");
+    assert_eq!(first.await.unwrap().result(), "released");
+    for repeat in repeats {
+        let repeat = repeat.await.unwrap();
+        assert_eq!(
+            (repeat.result(), repeat.instance(), is_replayed(&repeat)),
+            (&json!("released"), &*ran_on, true)
+        );
+    }
+    assert_eq!(cluster.starts("held"), [&*ran_on]);
+    let drained = cluster.instance_mut(&ran_on).ended().await;
+    assert_eq!(drained.code(), Some(0));
+}
