@@ -9,7 +9,10 @@
 
 use std::{
     io,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,6 +26,7 @@ use tokio::{
 };
 
 use super::{
+    LARGE, LargeResults,
     open::{Opened, open},
     outbox::{Ending, Flushed, Idle, Outbox},
 };
@@ -69,24 +73,34 @@ pub(super) struct Connection {
     pub(super) peer: Peer,
     pub(super) local: Arc<LocalInstance>,
     cluster: Arc<Cluster>,
+    large_results: Arc<LargeResults>,
     /// When its clock started.
     pub(super) started: Instant,
     pub(super) outbox: Outbox,
     socket: OnceLock<OwnedWriteHalf>,
     woken: Notify,
+    /// Whether calls wait and nothing was heard for long.
+    is_silent: AtomicBool,
 }
 
 impl Connection {
     /// A connection to `peer`, for [`run`] to open.
-    pub(super) fn new(peer: Peer, local: Arc<LocalInstance>, cluster: Arc<Cluster>) -> Self {
+    pub(super) fn new(
+        peer: Peer,
+        local: Arc<LocalInstance>,
+        cluster: Arc<Cluster>,
+        large_results: Arc<LargeResults>,
+    ) -> Self {
         Self {
             peer,
             local,
             cluster,
+            large_results,
             started: Instant::now(),
             outbox: Outbox::default(),
             socket: OnceLock::new(),
             woken: Notify::new(),
+            is_silent: AtomicBool::new(false),
         }
     }
 
@@ -138,6 +152,11 @@ impl Connection {
             // The connection's task goes on with it, or finds out what is wrong.
             Some(Ok(Flushed::Blocked | Flushed::Later) | Err(_)) | None => self.woken.notify_one(),
         }
+    }
+
+    /// Whether bytes came lately, or none are waited for.
+    pub(super) fn is_heard(&self) -> bool {
+        !self.is_silent.load(Ordering::Relaxed)
     }
 
     /// Ends it now: calls under way may have run.
@@ -440,7 +459,28 @@ impl Driver<'_> {
             self.quiet += 1;
             self.after_silence()?;
         }
+        let is_silent = self.quiet >= DEAD_AFTER;
+        self.connection
+            .is_silent
+            .store(is_silent, Ordering::Relaxed);
+        self.note_large();
         self.check_idle(true)
+    }
+
+    /// Notes the function whose result is large as soon as what has come of it says so: on a slow path its end is far, and the
+    /// next ones would wait behind it.
+    fn note_large(&self) {
+        let Connection {
+            outbox,
+            large_results,
+            ..
+        } = self.connection;
+        if let Some((id, came)) = self.lines.begun()
+            && came > LARGE
+            && let Some(name) = outbox.function(id)
+        {
+            large_results.note(&name, came);
+        }
     }
 
     /// Ends a connection without calls that is retired, or that had none for long.

@@ -40,6 +40,8 @@ const LARGE: usize = 64 << 10;
 const LARGE_FUNCTIONS: u64 = 1024;
 /// How many large calls travel to one peer at once, each on a connection of its own; more wait.
 const LARGE_AT_ONCE: usize = 64;
+/// The most connections on which calls are still under way besides the one that further calls share.
+const MAX_RETIRED: usize = 8;
 /// How often a call that never left because its connection ended is given to a new one.
 const TRIES: usize = 3;
 /// A call that a peer refuses as too late with so much time left was delayed by nothing but a wrong clock.
@@ -52,11 +54,16 @@ pub(crate) struct Link {
     /// How long opening a connection may take.
     connect_timeout: Duration,
     peers: Mutex<BTreeMap<SocketAddr, PeerConnections>>,
-    /// The functions whose last result was large: their calls travel alone, so that their results hold up no others. The next
-    /// result that is small ends it.
-    large_results: Cache<FunctionName, ()>,
+    large_results: Arc<LargeResults>,
+}
+
+/// The functions whose last result was large: their calls travel alone, so that their results hold up no others. The next
+/// result that is small ends it.
+#[derive(Debug)]
+struct LargeResults {
+    functions: Cache<FunctionName, ()>,
     /// False until a result was large: until then, no call looks into the cache.
-    is_any_large: AtomicBool,
+    is_any: AtomicBool,
 }
 
 /// The connections to one peer.
@@ -64,9 +71,8 @@ pub(crate) struct Link {
 struct PeerConnections {
     /// The one that calls share.
     shared: Option<Arc<Connection>>,
-    /// The one before it, while calls are under way there. Never a third, so that a peer that hangs costs two connections,
-    /// however many calls wait for it.
-    retired: Weak<Connection>,
+    /// Those before it, the oldest first, while calls are under way there.
+    retired: Vec<Weak<Connection>>,
     /// Connections for large calls that carry no call now.
     spare: Vec<Arc<Connection>>,
     large: Arc<Semaphore>,
@@ -83,8 +89,10 @@ impl Link {
             cluster,
             connect_timeout,
             peers: Mutex::default(),
-            large_results: Cache::new(LARGE_FUNCTIONS),
-            is_any_large: AtomicBool::new(false),
+            large_results: Arc::new(LargeResults {
+                functions: Cache::new(LARGE_FUNCTIONS),
+                is_any: AtomicBool::new(false),
+            }),
         }
     }
 
@@ -102,25 +110,11 @@ impl Link {
         request_id: &RequestId,
     ) -> Outcome {
         let line = Exec::line(&peer.region, call, request_id);
-        let ending = match line.len() > LARGE || self.had_large_result(&call.name) {
+        let ending = match line.len() > LARGE || self.large_results.has(&call.name) {
             true => self.send_alone(peer, call, &line, deadline).await,
             false => self.send_together(peer, call, &line, deadline).await,
         };
         self.outcome(peer, call, ending)
-    }
-
-    fn had_large_result(&self, name: &FunctionName) -> bool {
-        self.is_any_large.load(Ordering::Relaxed) && self.large_results.contains_key(name)
-    }
-
-    /// Notes the size of a function's result, in bytes.
-    fn note_result(&self, name: &FunctionName, size: usize) {
-        if size > LARGE {
-            self.is_any_large.store(true, Ordering::Relaxed);
-            self.large_results.insert(name.clone(), ());
-        } else if self.had_large_result(name) {
-            self.large_results.invalidate(name);
-        }
     }
 
     /// Sends a call with those that wait for the same peer; on a new connection where the old one ended first.
@@ -199,17 +193,16 @@ impl Link {
         // If the old one is over, the one before it goes on: a peer that drains refuses the calls on each new connection while
         // it answers those that it took.
         if let Some(old) = old.filter(|old| !old.outbox.is_over()) {
-            let older = std::mem::replace(&mut to_peer.retired, Arc::downgrade(&old));
-            if let Some(older) = older.upgrade() {
-                older.cut();
-            }
+            to_peer.retire(&old);
         }
         shared
     }
 
     fn open(&self, peer: &Peer) -> Arc<Connection> {
         let (local, cluster) = (Arc::clone(&self.local), Arc::clone(&self.cluster));
-        let connection = Arc::new(Connection::new(peer.clone(), local, cluster));
+        let large_results = Arc::clone(&self.large_results);
+        let connection = Connection::new(peer.clone(), local, cluster, large_results);
+        let connection = Arc::new(connection);
         let (stop, timeout) = (self.local.stop.clone(), self.connect_timeout);
         // However the task ends, also where the link or the runtime stops before it begins: what left and was not answered is
         // lost, and nothing leaves any more.
@@ -242,7 +235,8 @@ impl Link {
             |detail: String| Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe);
         Err(match ending {
             Ending::Answered(Ok(result)) => {
-                self.note_result(&call.name, result.json.get().len());
+                let size = result.json.get().len();
+                self.large_results.note(&call.name, size);
                 return Ok(result);
             }
             Ending::Answered(Err(problem)) => self.peer_problem(peer, *problem),
@@ -251,7 +245,7 @@ impl Link {
                 format!("instance {instance} answered with something else than our contract"),
             ),
             Ending::Dropped(problem) => {
-                self.note_result(&call.name, usize::MAX);
+                self.large_results.note(&call.name, usize::MAX);
                 *problem
             }
             Ending::Lost => Problem::new(
@@ -331,7 +325,38 @@ impl Link {
     }
 }
 
+impl LargeResults {
+    fn has(&self, name: &FunctionName) -> bool {
+        self.is_any.load(Ordering::Relaxed) && self.functions.contains_key(name)
+    }
+
+    /// Notes the size of a function's result, in bytes.
+    fn note(&self, name: &FunctionName, size: usize) {
+        if size > LARGE {
+            self.is_any.store(true, Ordering::Relaxed);
+            self.functions.insert(name.clone(), ());
+        } else if self.has(name) {
+            self.functions.invalidate(name);
+        }
+    }
+}
+
 impl PeerConnections {
+    /// Keeps `old` until its calls have ended. Of those before it, only ones on which bytes come are kept, as over a slow path:
+    /// a peer that hangs costs two connections, however many calls wait for it.
+    fn retire(&mut self, old: &Arc<Connection>) {
+        let others = std::mem::take(&mut self.retired);
+        let others: Vec<_> = others.iter().filter_map(Weak::upgrade).collect();
+        let (mut heard, silent): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|older| older.is_heard());
+        let beyond = (heard.len() + 1).saturating_sub(MAX_RETIRED);
+        for older in heard.drain(..beyond).chain(silent) {
+            older.cut();
+        }
+        heard.push(Arc::clone(old));
+        self.retired = heard.iter().map(Arc::downgrade).collect();
+    }
+
     /// A connection for a large call, if one carries none now.
     fn spare(&mut self) -> Option<Arc<Connection>> {
         self.spare.retain(|connection| connection.outbox.is_open());
@@ -352,7 +377,7 @@ impl Default for PeerConnections {
     fn default() -> Self {
         Self {
             shared: None,
-            retired: Weak::new(),
+            retired: Vec::new(),
             spare: Vec::new(),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
         }

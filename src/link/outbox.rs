@@ -16,6 +16,7 @@ use tokio::{net::tcp::OwnedWriteHalf, sync::oneshot, time::Instant};
 use crate::{
     call::Call,
     deadline::Deadline,
+    name::FunctionName,
     problem::Problem,
     protocol::lines::{self, CallLine, END_OF_CALL, KEPT},
     reply::Returned,
@@ -115,6 +116,7 @@ enum Status {
 #[derive(Debug)]
 struct PendingCall {
     answer: oneshot::Sender<Ending>,
+    name: FunctionName,
     /// Where its line begins and ends in everything that the connection ever writes.
     line: std::ops::Range<u64>,
     /// Whether it ends at once when the peer is found suspect, although its line has left: its caller may try again.
@@ -165,6 +167,7 @@ impl Outbox {
         let is_watched = is_open && timeout_ms > WATCHED_ABOVE;
         let pending = PendingCall {
             answer,
+            name: call.name.clone(),
             line: start..queue.end(),
             may_move: call.idempotent || call.key.is_some(),
             watched: is_watched.then_some(deadline),
@@ -298,6 +301,11 @@ impl Outbox {
         }
         let mut lines = queue.calls.values().map(|call| &call.line);
         lines.any(|line| queue.has_left(line))
+    }
+
+    /// The function of the call `id`, if that is under way.
+    pub(super) fn function(&self, id: u64) -> Option<FunctionName> {
+        self.lock().calls.get(&id).map(|call| call.name.clone())
     }
 
     pub(super) fn queued(&self) -> usize {

@@ -413,6 +413,11 @@ impl Lines {
         frame
     }
 
+    /// The id of the answer whose line has begun and is not whole, and how many bytes of it came.
+    pub(crate) fn begun(&self) -> Option<(u64, usize)> {
+        Some((id_of(&self.buffer)?, self.buffer.len()))
+    }
+
     /// Gives the memory of an empty buffer back.
     pub(crate) fn give_back(&mut self) {
         if self.buffer.is_empty() {

@@ -5,6 +5,7 @@ mod bad_bodies;
 mod bad_heads;
 mod blocking;
 mod by_path;
+mod connections;
 mod each;
 mod executed;
 mod hanging;

@@ -50,6 +50,8 @@ pub(crate) enum Fault {
     Delay(Duration),
     /// Answers come byte by byte, with so much time between two.
     Drip(Duration),
+    /// Of an answer, so many bytes come in a second.
+    Narrow(usize),
     /// Nothing arrives; somebody else answers this and closes.
     Answer(&'static str),
 }
@@ -280,6 +282,12 @@ impl Way {
                     for byte in bytes {
                         sleep(time).await;
                         to.write_all(&[*byte]).await?;
+                    }
+                }
+                Fault::Narrow(rate) => {
+                    for piece in bytes.chunks(rate / 50) {
+                        sleep(Duration::from_millis(20)).await;
+                        to.write_all(piece).await?;
                     }
                 }
                 _ => to.write_all(bytes).await?,
