@@ -228,7 +228,7 @@ struct Driver<'a> {
     quiet: u32,
     /// Ticks for which calls waited and no whole line came.
     clogged: u32,
-    /// Ticks without a call.
+    /// Ticks without a call under way since the last answer.
     idle: u32,
     since_mention: u32,
     since_measured: u32,
@@ -354,6 +354,10 @@ impl Driver<'_> {
         };
         answers.extend(self.without_room());
         let answered = answers.len();
+        if answered > 0 {
+            // Of short calls one after the other, few are under way at a tick.
+            self.idle = 0;
+        }
         if is_drain_announced {
             // A connection without calls ends here before the peer ends it. One that was made for a call stays until that
             // is answered.

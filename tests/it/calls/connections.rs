@@ -1,7 +1,12 @@
 //! The connections between two instances: what makes another one, what ends one, and what that means for the calls.
 
+use std::time::Duration;
+
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, interval},
+};
 
 use crate::support::{
     asking::{broken_cluster, run},
@@ -90,4 +95,23 @@ async fn lost_on_three_connections() -> usize {
         }
     }
     lost
+}
+
+/// Longer than a connection stays without calls.
+const STEADY: Duration = Duration::from_secs(6);
+
+#[tokio::test]
+async fn short_calls_one_after_the_other_keep_their_connection() {
+    let cluster = broken_cluster(1).await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.proxy("syd-1"));
+    let call = async || iad.call("syd", "Test.echo", json!(["short"])).await;
+    assert_eq!(call().await.result(), "short");
+    let (before, started) = (syd.posts(), Instant::now());
+    // Few enough that hardly any is under way when the connection looks.
+    let mut beat = interval(Duration::from_millis(50));
+    while started.elapsed() < STEADY {
+        beat.tick().await;
+        assert_eq!(call().await.result(), "short");
+    }
+    assert_eq!(syd.posts(), before);
 }
