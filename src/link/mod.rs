@@ -42,6 +42,8 @@ const LARGE_FUNCTIONS: u64 = 1024;
 const LARGE_AT_ONCE: usize = 64;
 /// The most connections on which calls are still under way besides the one that further calls share.
 const MAX_RETIRED: usize = 8;
+/// How many peers are known before those without a connection are forgotten.
+const UNSWEPT: usize = 64;
 /// How often a call that never left because its connection ended is given to a new one.
 const TRIES: usize = 3;
 /// A call that a peer refuses as too late with so much time left was delayed by nothing but a wrong clock.
@@ -53,7 +55,7 @@ pub(crate) struct Link {
     cluster: Arc<Cluster>,
     /// How long opening a connection may take.
     connect_timeout: Duration,
-    peers: Mutex<BTreeMap<SocketAddr, PeerConnections>>,
+    peers: Mutex<Peers>,
     large_results: Arc<LargeResults>,
 }
 
@@ -64,6 +66,14 @@ struct LargeResults {
     functions: Cache<FunctionName, ()>,
     /// False until a result was large: until then, no call looks into the cache.
     is_any: AtomicBool,
+}
+
+/// The connections to all peers.
+#[derive(Debug, Default)]
+struct Peers {
+    by_address: BTreeMap<SocketAddr, PeerConnections>,
+    /// How many were left when those without a connection were last forgotten.
+    left: usize,
 }
 
 /// The connections to one peer.
@@ -181,13 +191,12 @@ impl Link {
         let is_other =
             |shared: &&Arc<Connection>| ended.is_none_or(|ended| !Arc::ptr_eq(ended, shared));
         let mut peers = self.lock();
-        if let Some(to_peer) = peers.get(&peer.address)
+        if let Some(to_peer) = peers.by_address.get(&peer.address)
             && let Some(shared) = to_peer.shared.as_ref().filter(is_other)
         {
             return Arc::clone(shared);
         }
-        peers.retain(|address, to_peer| *address == peer.address || to_peer.is_used());
-        let to_peer = peers.entry(peer.address).or_default();
+        let to_peer = peers.to(peer.address);
         let shared = self.open(peer);
         let old = to_peer.shared.replace(Arc::clone(&shared));
         // If the old one is over, the one before it goes on: a peer that drains refuses the calls on each new connection while
@@ -214,17 +223,18 @@ impl Link {
     }
 
     fn with_peer<T>(&self, peer: &Peer, what: impl FnOnce(&mut PeerConnections) -> T) -> T {
-        what(self.lock().entry(peer.address).or_default())
+        what(self.lock().to(peer.address))
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, PeerConnections>> {
+    fn lock(&self) -> MutexGuard<'_, Peers> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many calls wait to leave for peers.
     pub(crate) fn queued(&self) -> usize {
         let peers = self.lock();
-        let shared = peers.values().filter_map(|to_peer| to_peer.shared.as_ref());
+        let to_peers = peers.by_address.values();
+        let shared = to_peers.filter_map(|to_peer| to_peer.shared.as_ref());
         shared.map(|connection| connection.outbox.queued()).sum()
     }
 
@@ -341,6 +351,19 @@ impl LargeResults {
     }
 }
 
+impl Peers {
+    /// The connections to the peer at `address`. Peers without one are forgotten when another is added and as many were added
+    /// as were left the last time: to look at all of them for each would cost a large fan-out their number squared.
+    fn to(&mut self, address: SocketAddr) -> &mut PeerConnections {
+        let is_due = self.by_address.len() >= UNSWEPT.max(2 * self.left);
+        if is_due && !self.by_address.contains_key(&address) {
+            self.by_address.retain(|_, to_peer| to_peer.is_used());
+            self.left = self.by_address.len();
+        }
+        self.by_address.entry(address).or_default()
+    }
+}
+
 impl PeerConnections {
     /// Keeps `old` until its calls have ended. Of those before it, only ones on which bytes come are kept, as over a slow path:
     /// a peer that hangs costs two connections, however many calls wait for it.
@@ -390,4 +413,29 @@ fn is_misjudged(problem: &Problem, deadline: Deadline) -> bool {
     problem.code == Code::DeadlineExceeded
         && problem.executed == Executed::No
         && deadline.remaining() > CLOCK_ERROR
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn peers_without_a_connection_are_forgotten_when_they_are_half_of_all() {
+        let mut peers = Peers::default();
+        let address = |number: u32| SocketAddr::from((Ipv4Addr::from(number), 1));
+        let large_call = |number| Arc::clone(&peers.to(address(number)).large).try_acquire_owned();
+        let used: Vec<_> = (0..100).map(large_call).collect();
+        for departed in 100..10_000 {
+            peers.to(address(departed));
+            assert!(peers.by_address.len() <= 2 * used.len());
+        }
+        assert!((0..100).all(|number| peers.by_address.contains_key(&address(number))));
+        drop(used);
+        for departed in 10_000..10_200 {
+            peers.to(address(departed));
+        }
+        assert!(peers.by_address.len() <= UNSWEPT);
+    }
 }
