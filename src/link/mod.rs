@@ -135,19 +135,20 @@ impl Link {
         line: &CallLine<'_>,
         deadline: Deadline,
     ) -> Ending {
-        let mut ended = None;
+        let (mut last, mut ended) = (Ending::Unsent, None);
         for _ in 0..=TRIES {
             let connection = self.shared_connection(peer, ended.as_ref());
-            match connection.call(call, line, deadline).await {
+            last = connection.call(call, line, deadline).await;
+            match &last {
                 Ending::Unsent => {}
-                Ending::Answered(Err(problem)) if is_misjudged(&problem, deadline) => {
+                Ending::Answered(Err(problem)) if is_misjudged(problem, deadline) => {
                     connection.outbox.retire();
                 }
-                answered => return answered,
+                _ => return last,
             }
             ended = Some(connection);
         }
-        Ending::Unsent
+        last
     }
 
     /// Sends a large call on a connection of its own, for its bytes would hold up those of others.
@@ -162,26 +163,28 @@ impl Link {
         let Some(Ok(_place)) = deadline.bound(large.acquire_owned()).await else {
             return Ending::ExpiredUnsent;
         };
+        let mut last = Ending::Unsent;
         for _ in 0..TRIES {
             let spare = self.with_peer(peer, PeerConnections::spare);
             let connection = spare.unwrap_or_else(|| self.open(peer));
             // Without an answer, also when the caller goes away, the connection is closed.
             let connection = scopeguard::guard(connection, |connection| connection.cut());
-            match connection.call(call, line, deadline).await {
+            last = connection.call(call, line, deadline).await;
+            match &last {
                 Ending::Unsent => {}
-                Ending::Answered(Err(problem)) if is_misjudged(&problem, deadline) => {
+                Ending::Answered(Err(problem)) if is_misjudged(problem, deadline) => {
                     // The others are as old as this one, or about as old.
                     self.with_peer(peer, |to_peer| to_peer.spare.clear());
                 }
-                Ending::Answered(answer) => {
+                Ending::Answered(_) => {
                     let connection = ScopeGuard::into_inner(connection);
                     self.with_peer(peer, |to_peer| to_peer.spare.push(connection));
-                    return Ending::Answered(answer);
+                    return last;
                 }
-                ended => return ended,
+                _ => return last,
             }
         }
-        Ending::Unsent
+        last
     }
 
     /// The connection that calls to `peer` share; another one than `ended`, opened where there is none. It may be one that

@@ -196,18 +196,22 @@ async fn a_call_that_is_too_large_for_a_peer_is_refused_and_harms_no_other() {
     assert!(!iad.log().contains("connection lost"));
 }
 
+/// The answer of a peer that finds the call `id` too late.
+fn too_late(id: u64) -> Value {
+    json!({"id": id, "problem": {
+        "type": "/docs/problems#deadline_exceeded", "title": "Deadline passed", "status": 504, "detail": "too late",
+        "code": "deadline_exceeded", "executed": "no", "error": null,
+        "meta": {"region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 1.0, "request_id": "r"},
+    }})
+}
+
 /// A peer that finds every call too late but the first on each connection, as after one of the two machines stood still.
 #[tokio::test]
 async fn a_call_that_a_peer_finds_too_late_by_its_clock_alone_goes_on_a_new_connection() {
     let cluster = cluster_with(introduction(), |id| {
-        let late = json!({
-            "type": "/docs/problems#deadline_exceeded", "title": "Deadline passed", "status": 504, "detail": "too late",
-            "code": "deadline_exceeded", "executed": "no", "error": null,
-            "meta": {"region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 1.0, "request_id": "r"},
-        });
         vec![match id {
             0 => json!({"id": id, "result": "in time"}),
-            _ => json!({"id": id, "problem": late}),
+            _ => too_late(id),
         }]
     });
     let cluster = cluster.await;
@@ -218,6 +222,19 @@ async fn a_call_that_a_peer_finds_too_late_by_its_clock_alone_goes_on_a_new_conn
             let answer = iad.call("syd", "String.upcase", text).await;
             assert_eq!(answer.result(), "in time");
         }
+    }
+}
+
+/// One that finds every call too late answers all the same.
+#[tokio::test]
+async fn a_call_that_a_peer_finds_too_late_on_every_connection_ends_with_its_answer() {
+    let cluster = cluster_with(introduction(), |id| vec![too_late(id)]).await;
+    let iad = cluster.instance("iad-1");
+    for size in [1, 100 << 10] {
+        let text = json!(["x".repeat(size)]);
+        let answer = iad.call("syd", "String.upcase", text).await;
+        assert_eq!(answer.problem(), (504, "deadline_exceeded", "no"));
+        assert_eq!(answer.detail(), "too late");
     }
 }
 
