@@ -105,24 +105,16 @@ impl Call {
         }
     }
 
-    /// Waits for what the call needs before it starts, such as its turn; no longer than its caller does. By reference,
+    /// Waits for what the call needs before it starts, such as its turn; `None` if its caller gave up first. By reference,
     /// because a future has the size of what it is given twice.
-    ///
-    /// # Errors
-    /// The error of `wait`, or [`Code::DeadlineExceeded`] if the caller gave up first.
     pub(crate) async fn unless_given_up<T>(
         &self,
-        wait: Pin<&mut impl Future<Output = Result<T, Problem>>>,
-    ) -> Result<T, Problem> {
-        let Some(ticket) = &self.ticket else {
-            return wait.await;
-        };
-        let given_up = || {
-            let detail = format!("the caller gave up before {} started", self.name);
-            Problem::new(Code::DeadlineExceeded, detail)
-        };
-        let waited = ticket.wait(wait).await;
-        waited.unwrap_or_else(|| Err(given_up()))
+        wait: Pin<&mut impl Future<Output = T>>,
+    ) -> Option<T> {
+        match &self.ticket {
+            Some(ticket) => ticket.wait(wait).await,
+            None => Some(wait.await),
+        }
     }
 
     /// Applies the policy that the function `declared`, where the caller said nothing; a declared timeout above `max`

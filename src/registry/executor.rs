@@ -35,7 +35,7 @@ use crate::{
     memory::Reserved,
     metrics::Metrics,
     name::{FunctionName, IdempotencyKey, RequestId},
-    problem::{Code, FunctionError, Problem},
+    problem::{Code, Executed, FunctionError, Problem},
     protocol::Catalogue,
     reply::{Outcome, Returned},
     trace,
@@ -157,10 +157,11 @@ impl Executor {
         deadline: Deadline,
         counted: &mut Option<InFlight>,
     ) -> Outcome {
-        let known = pin!(self.keys.claim(key, call, deadline).map(Ok));
-        let mut claim = match call.unless_given_up(known).await? {
-            Known::Nothing(claim) => claim,
-            Known::Outcome(outcome) => return outcome?.counted(&self.local.memory),
+        let known = pin!(self.keys.claim(key, call, deadline));
+        let mut claim = match call.unless_given_up(known).await {
+            Some(Known::Nothing(claim)) => claim,
+            Some(Known::Outcome(outcome)) => return outcome?.counted(&self.local.memory),
+            None => return Err(given_up_repeat(&call.name)),
         };
         let running = match self.start(call, request_id, deadline, counted).await {
             Ok(running) => running,
@@ -206,7 +207,8 @@ impl Executor {
         };
         let needs_thread = matches!(prepared, Prepared::Blocking(_));
         let turn = self.turn(&call.name, gates, needs_thread, deadline);
-        match call.unless_given_up(pin!(turn)).await {
+        let turn = call.unless_given_up(pin!(turn)).await;
+        match turn.unwrap_or_else(|| Err(given_up(&call.name))) {
             Ok(turn) => held._turn = turn,
             Err(problem) => {
                 let refused = record.close(Err(problem), None);
@@ -366,6 +368,17 @@ fn failed(name: &FunctionName, mut error: FunctionError, limit: usize) -> Outcom
 fn panicked(name: &FunctionName) -> Problem {
     let detail = format!("{name} panicked; the instance's log has the cause");
     Problem::new(Code::FunctionPanicked, detail)
+}
+
+fn given_up(name: &FunctionName) -> Problem {
+    let detail = format!("the caller gave up before {name} started");
+    Problem::new(Code::DeadlineExceeded, detail)
+}
+
+/// The caller of a call with a key gave up while it waited for the first one with that key, or for the store's word on it.
+fn given_up_repeat(name: &FunctionName) -> Problem {
+    let detail = format!("the caller gave up while {name} may have run under the same key");
+    Problem::new(Code::DeadlineExceeded, detail).executed(Executed::Maybe)
 }
 
 fn stopped() -> Problem {

@@ -471,3 +471,31 @@ async fn a_repeat_waits_for_the_one_that_runs_also_where_its_instance_refuses_ne
     let drained = cluster.instance_mut(&ran_on).ended().await;
     assert_eq!(drained.code(), Some(0));
 }
+
+/// Whoever executes it logs it as it is told to nobody.
+#[tokio::test]
+async fn a_repeat_whose_caller_gives_up_may_have_run() {
+    let cluster = two_regions().functions().start().await;
+    let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
+    let call = blocking("held", &json!({}));
+    let first = under_way(syd, "syd", "key", &call);
+    cluster.until_started("held").await;
+    let repeat = under_way(iad, "syd", "key", &call);
+    let in_flight = async || iad.in_flight().await;
+    eventually("the repeat", in_flight, |calls| *calls == 1).await;
+    // Behind it: a call whose end arrives with it never begins.
+    let behind = iad.call("syd", "Kernel.+", json!([1, 2])).await;
+    assert_eq!(behind.result(), 3);
+    repeat.abort();
+    let given_up = async || {
+        let log = syd.log();
+        let mut ended = log
+            .lines()
+            .map(|line| -> Value { serde_json::from_str(line).unwrap() });
+        ended.find(|line| line["message"] == "exec" && line["code"] == "deadline_exceeded")
+    };
+    let given_up = eventually("its end", given_up, Option::is_some).await;
+    assert_eq!(given_up.unwrap()["executed"], "maybe");
+    cluster.release("held");
+    assert_eq!(first.await.unwrap().result(), "released");
+}
