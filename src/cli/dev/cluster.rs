@@ -17,7 +17,7 @@ use nix::sys::signal::{self, Signal};
 use rand::RngExt;
 use serde_json::{Map, Value};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
     process::{self, ChildStdin, Command},
     sync::mpsc,
     time,
@@ -37,6 +37,9 @@ use crate::{
 };
 
 const MAX_INSTANCES: usize = 64;
+
+/// The longest line that is passed on whole, in bytes.
+const MAX_LINE: u64 = 64 << 10;
 
 /// How long an instance may take to stop, and then to end its app at once, before it is killed.
 const STOP: Duration = Duration::from_secs(10);
@@ -369,14 +372,23 @@ async fn listening_address(stdout: impl AsyncRead + Unpin) -> Option<SocketAddr>
         .ok()
 }
 
+/// Passes on what an instance, and an app beside it, print: bytes of any kind, in lines of at most [`MAX_LINE`]. It reads on as
+/// long as there is a writer, whom a closed pipe would end.
 async fn pass_on(stderr: impl AsyncRead + Unpin, plan: Plan) {
-    let mut lines = BufReader::new(stderr).lines();
-    while let Ok(Some(text)) = lines.next_line().await {
+    let mut stderr = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while let Ok(1..) = (&mut stderr)
+        .take(MAX_LINE)
+        .read_until(b'\n', &mut line)
+        .await
+    {
+        let text = String::from_utf8_lossy(line.trim_ascii_end());
         let (name, style, text) = (&plan.name, plan.style, readable(&text));
-        let line = format!("{style}{name:>8}{style:#} {}", printable(&text));
-        if plan.log.send(line).await.is_err() {
+        let text = format!("{style}{name:>8}{style:#} {}", printable(&text));
+        if plan.log.send(text).await.is_err() {
             return;
         }
+        line.clear();
     }
 }
 

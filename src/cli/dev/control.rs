@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    io::BufRead,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
 };
@@ -109,9 +110,9 @@ async fn try_to(cluster: &mut DevCluster, line: &str) -> Result<String, Failure>
 /// Sends the lines of stdin. In a thread of its own, because a read of stdin cannot be cancelled.
 pub(super) fn read_stdin(orders: mpsc::Sender<Order>) {
     std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
+        for line in std::io::stdin().lock().split(b'\n').map_while(Result::ok) {
             let (answer, _) = oneshot::channel();
-            let line = Some(line);
+            let line = Some(String::from_utf8_lossy(&line).into_owned());
             if orders.blocking_send(Order { line, answer }).is_err() {
                 return;
             }

@@ -9,11 +9,14 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::region::Region;
+
+/// The pause after a connection that could not be accepted.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How many pieces may be on their way in one direction of a connection, and how large each is.
 const PIECES: usize = 256;
@@ -60,8 +63,12 @@ async fn relay_all(listener: TcpListener, target: SocketAddr, delay: Duration) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept() => if let Ok((near, _)) = accepted {
-                connections.spawn(relay(near, target, delay));
+            accepted = listener.accept() => match accepted {
+                Ok((near, _)) => {
+                    connections.spawn(relay(near, target, delay));
+                }
+                // Such as too many open files, which other connections have to give back.
+                Err(_) => sleep(PAUSE).await,
             },
             Some(_) = connections.join_next() => {}
         }

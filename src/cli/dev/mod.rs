@@ -54,8 +54,7 @@ pub(super) struct DevArgs {
     /// The regions, each with its number of instances, such as `syd:2,iad`; the first is the primary
     #[arg(long, value_name = "REGION[:COUNT],…", default_value = "iad,syd,fra")]
     regions: Shape,
-    /// The first port: instances take one port after the other, and any free one in place of a port that is taken; with 0,
-    /// all take a free one
+    /// The first port; each instance takes the next one, or any free one where that is taken; 0 is any free one for all
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// The time between two discovery rounds
@@ -64,8 +63,7 @@ pub(super) struct DevArgs {
     /// The tracing filter of the instances
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
-    /// How long a packet takes from one region to another: `realistic`, by the distance of their cities, or a duration such
-    /// as 50ms
+    /// How long packets take between two regions, one way: `realistic`, by the distance of their cities, or such as 50ms
     #[arg(long, value_name = "realistic|DURATION")]
     latency: Option<Latency>,
     /// Take commands, on stdin and from the page, that kill, stop, drain and start instances, and take DNS down

@@ -198,6 +198,18 @@ async fn what_an_app_started_ends_with_it_whatever_it_ignores() {
 }
 
 #[tokio::test]
+async fn an_app_may_print_anything() {
+    let app = r"head -c 100000 /dev/zero | tr '\0' x; echo; printf 'caf\351\n'; echo and so on; exec sleep 600";
+    let mut dev = Dev::start(&["--regions", "iad", "--", "sh", "-c", app]).await;
+    dev.until_said("and so on").await;
+    assert_eq!(dev.interrupt().await.code(), Some(0));
+    let said = dev.said.lock().unwrap().join("\n");
+    assert!(said.contains("caf\u{fffd}"), "{said}");
+    let longest = said.lines().map(|line| line.matches('x').count()).max();
+    assert_eq!(longest, Some(64 << 10));
+}
+
+#[tokio::test]
 async fn an_app_that_does_not_start_is_said_once_and_so_is_that_it_does() {
     let folder = TempDir::new().unwrap();
     let mark = folder.path().join("go");
