@@ -13,9 +13,9 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-#[cfg(feature = "cli")]
-pub(crate) use self::open_files::raise as raise_open_files;
 pub(crate) use self::open_files::{Shares, now as open_files};
+#[cfg(feature = "cli")]
+pub(crate) use self::open_files::{lower as lower_open_files, raise as raise_open_files};
 use self::places::Places;
 use crate::{
     config::DrainConfig,

@@ -46,6 +46,8 @@ enum Command {
     Become {
         /// The process that starts it
         parent: u32,
+        /// How many files it may have open
+        files: Option<u64>,
         /// The command of the app
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
@@ -167,7 +169,11 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(args).await,
         Command::Run(args) => run::run(args).await,
-        Command::Become { parent, command } => run::become_app(parent, &command),
+        Command::Become {
+            parent,
+            files,
+            command,
+        } => run::become_app(parent, files, &command),
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args).await,
         Command::Example { language } => example(language),

@@ -36,6 +36,7 @@ use super::{
 use crate::{
     Config, InvalidName,
     config::{self, SETTINGS},
+    server::lower_open_files,
 };
 
 /// The subcommand that becomes the app.
@@ -116,6 +117,7 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
     let app = AppChild {
         command,
         environment,
+        files: serving.files,
         again,
         stop_timeout: stop_timeout.unwrap_or_default(),
     };
@@ -163,9 +165,9 @@ fn check_port(config: &Config, port: u16) -> Result<(), Failure> {
         ("RPC_INTERNAL_LISTEN (--internal-listen)", internal.as_ref()),
         ("RPC_METRICS_LISTEN (--metrics-listen)", metrics.as_ref()),
     ];
-    let end = format!(":{port}");
     for (setting, address) in own {
-        if address.is_some_and(|address| address.ends_with(&end)) {
+        let own_port = address.and_then(|address| address.rsplit(':').next()?.parse().ok());
+        if own_port == Some(port) {
             return Err(Failure::Usage(format!(
                 "PORT: {port} is the port of {setting}; the app needs one of its own"
             )));
@@ -178,6 +180,17 @@ fn check_port(config: &Config, port: u16) -> Result<(), Failure> {
 fn own_client(config: &mut Config) -> Result<Option<(&'static str, String)>, Failure> {
     if config.access.clients.is_empty() {
         return Ok(None);
+    }
+    if config
+        .access
+        .clients
+        .iter()
+        .any(|client| client.name.as_str() == CLIENT)
+    {
+        let wrong = format!(
+            "RPC_CLIENT_TOKENS: {CLIENT} is what the app's own client is called; choose another name"
+        );
+        return Err(Failure::Usage(wrong));
     }
     let secret = secret();
     let client = format!("{CLIENT}:{secret}").parse();
@@ -194,6 +207,8 @@ pub(super) fn secret() -> String {
 struct AppChild {
     command: Vec<OsString>,
     environment: Vec<(&'static str, String)>,
+    /// How many files it may have open, where that is less than this process may.
+    files: Option<u64>,
     /// For `dev`: it is started again when it ends, and what it prints goes to stderr.
     again: bool,
     stop_timeout: Duration,
@@ -263,7 +278,10 @@ impl AppChild {
             true => Command::new(MYSELF),
             false => Command::new(env::current_exe()?),
         };
-        command.arg(BECOME).arg(process::id().to_string()).arg("--");
+        command.arg(BECOME).arg(process::id().to_string());
+        command
+            .args(self.files.map(|files| files.to_string()))
+            .arg("--");
         // The instance's own settings, and the secrets among them, are not for the app; nor is a token for another instance than
         // the app is told to ask. What exporters of traces read is for both.
         let settings = SETTINGS.iter().map(|setting| setting.variable);
@@ -373,8 +391,13 @@ async fn reap_orphans(_: Pid) -> io::Result<Infallible> {
 
 /// Becomes the app, in a process that the system kills when its parent ends, however that ends: an app that was left behind
 /// would hold the port that the next one needs.
-pub(super) fn become_app(parent: u32, command: &[OsString]) -> Result<(), Failure> {
+pub(super) fn become_app(
+    parent: u32,
+    files: Option<u64>,
+    command: &[OsString],
+) -> Result<(), Failure> {
     end_with_parent(parent)?;
+    files.map(lower_open_files).transpose()?;
     let Some((program, rest)) = command.split_first() else {
         return Err(Failure::Reported(NOT_RUN));
     };

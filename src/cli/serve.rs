@@ -91,6 +91,8 @@ impl FromArgMatches for ServeArgs {
 /// An instance that serves, and what must last as long.
 pub(super) struct Started {
     pub(super) instance: Instance,
+    /// How many files the process might have open before it started, if it may have more now.
+    pub(super) files: Option<u64>,
     /// Cancelled by a signal while it stops: what is left ends at once.
     pub(super) hurry: CancellationToken,
     signals: Signals,
@@ -216,11 +218,17 @@ pub(super) async fn start(
     config: Config,
     has_child: bool,
 ) -> Result<Started, Failure> {
-    let service = config::traced_service()?;
+    let (service, untraced) = match config::traced_service() {
+        // An app may export its traces as this program cannot.
+        Err(why) if has_child => (None, Some(why)),
+        service => (service?, None),
+    };
     let log = telemetry::init(&config, service).map_err(Failure::Failed)?;
-    if let Err(error) = raise_open_files() {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
+    if let Some(why) = untraced {
+        tracing::warn!(%why, "the app may export traces, the instance does not");
     }
+    let files = raise_open_files()
+        .inspect_err(|error| tracing::warn!(%error, "the limit of open files cannot be raised"));
     // Before the address is printed, so that a signal which comes then drains the instance.
     let signals = Signals::listen()?;
     // The functions of an app take the place of the built-in ones.
@@ -252,6 +260,7 @@ pub(super) async fn start(
     }
     Ok(Started {
         instance,
+        files: files.ok(),
         hurry: CancellationToken::new(),
         signals,
         until_stdin_closes: args.until_stdin_closes,

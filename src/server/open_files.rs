@@ -1,5 +1,7 @@
 //! How many files the process may have open, and what share of them each listener's connections may take.
 
+#[cfg(feature = "cli")]
+use nix::sys::resource::setrlimit;
 use nix::sys::resource::{Resource, getrlimit};
 
 /// What is assumed where the limit cannot be read.
@@ -11,18 +13,26 @@ const EACH: usize = 16 << 10;
 /// The most connections of the listener for scrapers.
 const MOST_SCRAPERS: usize = 64;
 
-/// Raises the soft limit of open files to the hard one. Only for a program whose children do not rely on the usual limit.
+/// Raises the soft limit of open files to the hard one, and returns what it was: a program that this one starts may count on the
+/// usual limit, as one does that closes all files that it might have, or that waits for them by `select`.
 ///
 /// # Errors
 /// The system does not let it.
 #[cfg(feature = "cli")]
-pub(crate) fn raise() -> std::io::Result<()> {
+pub(crate) fn raise() -> std::io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(soft)
+}
+
+/// Makes `soft` the soft limit.
+///
+/// # Errors
+/// It is above the hard one.
+#[cfg(feature = "cli")]
+pub(crate) fn lower(soft: u64) -> std::io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(nix::sys::resource::setrlimit(
-        Resource::RLIMIT_NOFILE,
-        hard,
-        hard,
-    )?)
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?)
 }
 
 /// How many files the process may have open now.

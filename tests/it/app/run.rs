@@ -139,6 +139,48 @@ async fn what_is_secret_in_the_environment_is_not_for_the_app() {
 }
 
 #[tokio::test]
+async fn the_app_may_open_as_many_files_as_usual() {
+    let mut command = Command::new("sh");
+    let run = "ulimit -Sn 250; exec \"$0\" run --listen 127.0.0.1:0 -- sh -c 'ulimit -Sn'";
+    command.args(["-c", run, env!("CARGO_BIN_EXE_fly-rpc")]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut run = Run::of(command);
+    run.until("250").await;
+    assert_eq!(run.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn an_app_may_export_traces_as_its_instance_cannot() {
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.test"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+    ];
+    let script = "echo $OTEL_EXPORTER_OTLP_ENDPOINT $OTEL_EXPORTER_OTLP_PROTOCOL";
+    let run = ["run", "--listen=127.0.0.1:0", "--", "sh", "-c", script];
+    let (code, said, log) = run_with(&run, &variables).await;
+    assert_eq!(
+        (code, said.lines().last()),
+        (0, Some("https://collector.test grpc"))
+    );
+    assert!(
+        log.contains("the app may export traces, the instance does not"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
+async fn no_client_has_the_name_of_the_app() {
+    let variables = [(
+        "RPC_CLIENT_TOKENS",
+        "fly-rpc-run:0123456789abcdef0123456789abcdef",
+    )];
+    let (code, _, said) =
+        run_with(&["run", "--listen=127.0.0.1:0", "--", "true"], &variables).await;
+    let wrong = "fly-rpc: RPC_CLIENT_TOKENS: fly-rpc-run is what the app's own client is called; choose another name\n";
+    assert_eq!((code, said.as_str()), (64, wrong));
+}
+
+#[tokio::test]
 async fn the_calls_of_the_app_are_forwarded_until_it_has_ended() {
     let mut cluster = Cluster::builder().region("iad", 1).start().await;
     let address = cluster.free_address();
@@ -546,12 +588,14 @@ async fn as_process_1_it_reaps_what_its_app_left_behind_and_ends_with_its_code()
 
 #[tokio::test]
 async fn the_port_of_the_app_is_not_that_of_the_instance() {
-    let (code, _, said) = run(&["run", "--listen=127.0.0.1:3000", "--", "true"]).await;
-    assert_eq!(code, 64);
-    assert_eq!(
-        said,
-        "fly-rpc: PORT: 3000 is the port of RPC_LISTEN (--listen); the app needs one of its own\n"
-    );
+    for listen in ["--listen=127.0.0.1:3000", "--listen=127.0.0.1:03000"] {
+        let (code, _, said) = run(&["run", listen, "--", "true"]).await;
+        assert_eq!(code, 64);
+        assert_eq!(
+            said,
+            "fly-rpc: PORT: 3000 is the port of RPC_LISTEN (--listen); the app needs one of its own\n"
+        );
+    }
 }
 
 #[tokio::test]
