@@ -1,9 +1,10 @@
 //! One instance, put together: the registry, discovery, dispatch and the server, started and stopped as one; also inside a
 //! program that has an HTTP server of its own.
 
-use std::{future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fs, future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
+use futures_util::future::OptionFuture;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -325,11 +326,13 @@ impl Embedded {
     }
 }
 
-/// SIGTERM and SIGINT from now on.
+/// SIGTERM, SIGINT and SIGHUP from now on.
 #[derive(Debug)]
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// `None` where it is ignored, as `nohup` has it.
+    hang_up: Option<Signal>,
 }
 
 impl Signals {
@@ -341,6 +344,10 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: match is_hang_up_ignored() {
+                true => None,
+                false => Some(signal(SignalKind::hangup())?),
+            },
         })
     }
 
@@ -348,8 +355,22 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            Some(_) = OptionFuture::from(self.hang_up.as_mut().map(Signal::recv)) => {}
         }
     }
+}
+
+/// Whether whoever started this process has it ignore SIGHUP, by the mask of Linux (proc(5)); taken to be so where that
+/// cannot be read.
+fn is_hang_up_ignored() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut masks = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = masks
+        .next()
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_none_or(|ignored| ignored & 1 == 1)
 }
 
 type Bound = (TcpListener, SocketAddr);

@@ -6,6 +6,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    process::Command,
     task::JoinHandle,
     time::Instant,
 };
@@ -14,7 +15,7 @@ use crate::support::{
     asking::{block as block_via, blocking, two_regions},
     cluster::{Cluster, instances_in_state},
     patience::{eventually, in_time},
-    process::{Answer, Process, answer},
+    process::{Answer, Environment, Process, answer},
     raw,
 };
 
@@ -28,11 +29,29 @@ fn block(instance: &Process, name: &str) -> JoinHandle<reqwest::Result<Answer>> 
 
 #[tokio::test]
 async fn a_signal_with_nothing_in_flight_ends_with_0() {
-    for signal in [Process::terminate, Process::interrupt] {
+    for signal in [Process::terminate, Process::interrupt, Process::hang_up] {
         let mut cluster = Cluster::builder().region("iad", 1).start().await;
         signal(cluster.instance("iad-1"));
         assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(0));
     }
+}
+
+#[tokio::test]
+async fn a_hang_up_ends_nothing_where_it_is_ignored() {
+    let mut command = Command::new("sh");
+    let serve = "trap '' HUP; exec \"$0\" serve";
+    command.args(["-c", serve, env!("CARGO_BIN_EXE_fly-rpc")]);
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("RPC_DRAIN_DELAY", "0s".to_owned()),
+    ]);
+    let mut local = Process::spawn(command, &environment).await;
+    local.hang_up();
+    let answer = local.call("local", "String.upcase", json!(["fly"])).await;
+    assert_eq!(answer.result(), "FLY");
+    local.terminate();
+    assert_eq!(local.ended().await.code(), Some(0));
+    assert_eq!(local.log().matches("stopping").count(), 1);
 }
 
 #[tokio::test]

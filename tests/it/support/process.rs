@@ -79,7 +79,7 @@ impl Process {
         Self::spawn(command, environment).await
     }
 
-    async fn spawn(command: Command, environment: &Environment) -> Self {
+    pub(crate) async fn spawn(command: Command, environment: &Environment) -> Self {
         Self::spawn_with_stderr(command, environment, Stdio::piped()).await
     }
 
@@ -184,6 +184,11 @@ impl Process {
     /// Sends SIGINT, as Ctrl-C does.
     pub(crate) fn interrupt(&self) {
         self.signal(Signal::SIGINT);
+    }
+
+    /// Sends SIGHUP, as a terminal that is closed does.
+    pub(crate) fn hang_up(&self) {
+        self.signal(Signal::SIGHUP);
     }
 
     /// Sends SIGUSR1: its log lets everything through, or no more than usual again.
