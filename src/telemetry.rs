@@ -159,10 +159,23 @@ fn write_lines(
     lost: &AtomicU64,
 ) {
     let mut together = Vec::with_capacity(TOGETHER);
-    // What cannot be written is lost, and there is no other place to say so.
+    // Whether what was written last is a part of a line.
+    let mut is_torn = false;
+    // Writes lines; whether the output took all of them. Those that it did not, as on a disk that is full, are lost.
     let mut put = |lines: &mut Vec<u8>| {
-        let _ = write_whole(&mut output, lines);
+        if is_torn {
+            lines.insert(0, b'\n');
+        }
+        let written = write_all(&mut output, lines);
+        let left = lines[written..].split(|byte| *byte == b'\n');
+        let left = left.filter(|line| !line.is_empty());
+        let left = u64::try_from(left.count()).unwrap_or(u64::MAX);
+        is_torn = lines[..written]
+            .last()
+            .map_or(is_torn, |last| *last != b'\n');
         lines.clear();
+        lost.fetch_add(left, Ordering::Relaxed);
+        left == 0
     };
     while let Ok(first) = waiting.recv() {
         if first.is_some() {
@@ -180,29 +193,39 @@ fn write_lines(
             }
             together.extend_from_slice(&line);
         }
-        put(&mut together);
+        let is_taken = together.is_empty() || put(&mut together);
         if is_flush_asked {
             let _ = written.send(());
         }
-        let lines = lost.swap(0, Ordering::Relaxed);
+        // Said once the output takes lines: this one would be lost too.
+        let lines = if is_taken {
+            lost.swap(0, Ordering::Relaxed)
+        } else {
+            0
+        };
         if lines > 0 {
-            tracing::warn!(lines, "log lines were lost: stderr is read too slowly");
+            tracing::warn!(
+                lines,
+                "log lines were lost: stderr was full, or read too slowly"
+            );
         }
     }
 }
 
-/// Writes all of `lines`, also to a pipe that another process, which shares it, has made non-blocking.
-fn write_whole(output: &mut impl Write, mut lines: &[u8]) -> io::Result<()> {
-    while !lines.is_empty() {
-        match output.write(lines) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => lines = &lines[written..],
+/// Writes `lines`, also to a pipe that another process, which shares it, has made non-blocking. Returns how many bytes were
+/// written: less than all after an error.
+fn write_all(output: &mut impl Write, lines: &[u8]) -> usize {
+    let mut written = 0;
+    while written < lines.len() {
+        match output.write(&lines[written..]) {
+            Ok(0) => break,
+            Ok(more) => written += more,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(_) => break,
         }
     }
-    Ok(())
+    written
 }
 
 impl Write for Log {
@@ -237,5 +260,68 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk with so much room, which it is given back when it is full for the second time.
+    struct Disk {
+        kept: Vec<u8>,
+        room: usize,
+        refusals: usize,
+    }
+
+    impl Write for &mut Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.room == 0 {
+                self.refusals += 1;
+                if self.refusals == 2 {
+                    self.room = usize::MAX;
+                }
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let size = bytes.len().min(self.room);
+            self.room -= size;
+            self.kept.extend_from_slice(&bytes[..size]);
+            Ok(size)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_was_full_loses_whole_lines_which_are_counted() {
+        let (lines, waiting) = mpsc::sync_channel(WAITING);
+        let (written, flushed) = mpsc::sync_channel(1);
+        let lost = AtomicU64::new(0);
+        let mut disk = Disk {
+            kept: Vec::new(),
+            room: 6,
+            refusals: 0,
+        };
+        let mut counts = Vec::new();
+        thread::scope(|scope| {
+            let (disk, lost) = (&mut disk, &lost);
+            scope.spawn(move || write_lines(disk, &waiting, &written, lost));
+            for line in ["one\n", "two\n", "three\n", "four\n", "five\n"] {
+                lines.send(Some(line.into())).unwrap();
+                lines.send(None).unwrap();
+                flushed.recv().unwrap();
+                counts.push(lost.load(Ordering::Relaxed));
+            }
+            drop(lines);
+        });
+        assert_eq!(
+            String::from_utf8(disk.kept).unwrap(),
+            "one\ntw\nfour\nfive\n"
+        );
+        // They are reported, and no longer counted, when the disk takes lines again.
+        assert_eq!(counts[1..3], [1, 2]);
+        assert_eq!(lost.into_inner(), 0);
     }
 }
