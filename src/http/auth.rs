@@ -15,7 +15,7 @@ use crate::{
     access::{Access, Caller},
     name::FunctionName,
     problem::{Code, Problem},
-    protocol::{Challenge, NONCE, PROOF, PROVABLE, Statement},
+    protocol::{Challenge, EXEC, NONCE, PROOF, PROVABLE, Statement},
     region::Region,
     replay::came_through_fly_proxy,
     token::{PresentedToken, Token},
@@ -97,7 +97,7 @@ fn instance(access: &Access, request: &Request) -> Result<Option<ProvenToken>, P
     }
     let path = request.uri().path();
     let is_provable = PROVABLE.contains(&path);
-    let (says, detail) = match internal::is_upgrade(request) {
+    let (says, detail) = match path == EXEC && internal::is_upgrade(request) {
         true => (
             Some(Statement::Opens),
             "this route requires a proof of the cluster's token",

@@ -1,7 +1,12 @@
 //! Who may do what: start rules, the cluster's token, clients' tokens and their limits.
 
+use std::net::SocketAddr;
+
+use data_encoding::HEXLOWER;
+use hmac::{Hmac, KeyInit, Mac};
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
+use sha2::Sha256;
 
 use crate::support::{
     asking::two_regions,
@@ -31,6 +36,39 @@ fn environment(settings: &[(&'static str, String)]) -> Environment {
     ]);
     environment.extend(settings.iter().cloned());
     environment
+}
+
+/// What proves that its sender opens a connection to `address`, with the cluster's token.
+fn opening(address: SocketAddr) -> [(&'static str, String); 4] {
+    let nonce = "0".repeat(32);
+    let mut proof = Hmac::<Sha256>::new_from_slice(TOKEN.as_bytes()).unwrap();
+    proof.update(format!("fly-rpc 1 opens\n{nonce}\n{address}").as_bytes());
+    let proof = HEXLOWER.encode(&proof.finalize().into_bytes());
+    [
+        ("rpc-nonce", nonce),
+        ("rpc-proof", proof),
+        ("connection", "upgrade".to_owned()),
+        ("upgrade", "fly-rpc-lines".to_owned()),
+    ]
+}
+
+#[tokio::test]
+async fn who_recorded_an_opening_gets_nothing_for_it() {
+    let local = Process::start(&environment(&[("RPC_TOKEN", TOKEN.to_owned())])).await;
+    let opening = opening(local.address);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let asked = async |method: Method, path: &str| {
+        let request = client.request(method, format!("http://{}{path}", local.address));
+        let with =
+            |request: RequestBuilder, (name, value): &(&str, String)| request.header(*name, value);
+        let request = opening.iter().fold(request, with);
+        request.send().await.unwrap().status().as_u16()
+    };
+    // It is one: the connection is accepted, and takes no call before its second proof.
+    assert_eq!(asked(Method::POST, "/internal/exec").await, 101);
+    for path in ["/metrics", "/internal/region", "/internal/functions"] {
+        assert_eq!(asked(Method::GET, path).await, 401, "{path}");
+    }
 }
 
 async fn with_clients() -> Process {
