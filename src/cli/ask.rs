@@ -24,7 +24,7 @@ use tower::ServiceExt;
 use super::tls;
 use super::{Failure, USAGE, print, say};
 use crate::{
-    config,
+    config::{self, settings::shown},
     http::documents::Accepted,
     problem::{Code, Executed, Problem, with_causes},
     reply::ProblemDocument,
@@ -109,7 +109,7 @@ impl AskArgs {
         };
         let wrong = |what| {
             let hint = "write for example http://127.0.0.1:8080";
-            Failure::Usage(format!("{setting}: {text:?} {what}; {hint}"))
+            Failure::Usage(format!("{setting}: {} {what}; {hint}", shown(&text)))
         };
         let url = Url::parse(&text).map_err(|_| wrong("is no URL"))?;
         match url.scheme() {

@@ -3,7 +3,7 @@
 
 use super::{
     ConfigError,
-    settings::{parsed, port},
+    settings::{parsed, port, shown},
 };
 use crate::token::Token;
 
@@ -82,7 +82,8 @@ pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
     };
     if !endpoint.starts_with("http://") {
         let detail = format!(
-            "{endpoint:?} is not http://HOST:PORT; this program speaks no TLS, so run a collector beside it"
+            "{} is not http://HOST:PORT; this program speaks no TLS, so run a collector beside it",
+            shown(&endpoint)
         );
         return Err(ConfigError::new(name, detail));
     }

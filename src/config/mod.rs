@@ -262,7 +262,7 @@ impl Config {
             },
             machine: Machine {
                 private_ip: values.given(FLY_PRIVATE_IP, address)?,
-                runs_release_command: values.get(RELEASE_COMMAND, one_or_zero)?,
+                runs_release_command: values.get(RELEASE_COMMAND, is_one)?,
             },
             listen: values.get(RPC_LISTEN, host_and_port)?,
             internal_listen: values.given(RPC_INTERNAL_LISTEN, host_and_port)?,

@@ -144,7 +144,7 @@ impl Values {
             Some("") => Err(setting.error("is empty; give it a value or unset it")),
             Some(value) => parse(value)
                 .map(Some)
-                .map_err(|detail| setting.error(format!("{value:?} {detail}"))),
+                .map_err(|detail| setting.error(format!("{} {detail}", shown(value)))),
         }
     }
 
@@ -236,13 +236,18 @@ pub(super) fn true_or_false(text: &str) -> Result<bool, String> {
     fitting(text, "is not true or false")
 }
 
-/// A boolean, as Fly sets it.
-pub(super) fn one_or_zero(text: &str) -> Result<bool, String> {
-    match text {
-        "1" => Ok(true),
-        "0" => Ok(false),
-        _ => Err("is not 1 or 0".to_owned()),
-    }
+/// A boolean, as Fly sets it; any other text is somebody else's: releases of Elixir have a variable of the same name.
+pub(super) fn is_one(text: &str) -> Result<bool, String> {
+    Ok(text == "1")
+}
+
+/// `text` in quotes for an error, without what is a password where it is a URL.
+pub(crate) fn shown(text: &str) -> String {
+    let Some((before, after)) = text.rsplit_once('@') else {
+        return format!("{text:?}");
+    };
+    let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
+    format!("{:?}", format!("{scheme}…@{after}"))
 }
 
 /// Each secret of a comma list; an error names one by its place.
@@ -352,6 +357,13 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
         let mut words = text.split(',').filter(is_word);
         if let Some(word) = words.find(|word| word.parse::<LevelFilter>().is_err()) {
             return wrong(&format!("{word:?} is no level"));
+        }
+        // So would one with the name of the program, of which no line is.
+        if text
+            .split(',')
+            .any(|part| part.trim().starts_with("fly-rpc"))
+        {
+            return wrong(&"a target has no '-': fly_rpc");
         }
     }
     Ok(text.to_owned())

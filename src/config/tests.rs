@@ -80,7 +80,6 @@ RPC_DNS_NAME=_rpc._tcp.shop:80: … gives a port to _rpc._tcp.shop, but SRV reco
 RPC_DNS_NAME=a,,b: … has an entry that is no DNS name: ""
 RPC_DNS_NAME=shop.internal,127.0.0.1:0: … has an entry without a port that peers can be at: "127.0.0.1:0"
 FLY_APP_NAME=my shop: … makes no DNS name with .internal: letters, digits and '-' only, at most 63; set RPC_DNS_NAME to find peers by another name
-RELEASE_COMMAND=yes: … is not 1 or 0
 FLY_PRIVATE_IP=fly-local-6pn: … is not an address; write for example fdaa:0:18:a7b::2"#;
     for case in cases.trim().lines() {
         let (given, detail) = case.split_once(": ").unwrap();
@@ -89,7 +88,18 @@ FLY_PRIVATE_IP=fly-local-6pn: … is not an address; write for example fdaa:0:18
         let expected = setting(name).unwrap().error(detail).to_string();
         assert_eq!(error(name, value), expected);
     }
-    for filter in ["fly_rpc=loud", "info,hyper=warn,debugg", "9"] {
+    let refused = error("RPC_APP_URL", "http://shop:hunter2@127.0.0.1:3000/rpc");
+    assert!(
+        refused.contains(": \"http://…@127.0.0.1:3000/rpc\" has more than"),
+        "{refused}"
+    );
+    for filter in [
+        "fly_rpc=loud",
+        "info,hyper=warn,debugg",
+        "9",
+        "fly-rpc",
+        "info, fly-rpc=debug",
+    ] {
         let refused = error("RPC_LOG", filter);
         assert!(
             refused.contains("is not a filter such as info or fly_rpc=debug"),
@@ -124,7 +134,9 @@ fn variables_of_fly_describe_the_machine() {
     let on_fly = machine(&[("FLY_PRIVATE_IP", "fdaa:0:18::2"), ("RELEASE_COMMAND", "1")]);
     assert_eq!(on_fly.private_ip, "fdaa:0:18::2".parse().ok());
     assert!(on_fly.runs_release_command);
-    assert!(!machine(&[("RELEASE_COMMAND", "0")]).runs_release_command);
+    for other in ["0", "start", "eval"] {
+        assert!(!machine(&[("RELEASE_COMMAND", other)]).runs_release_command);
+    }
 }
 
 #[test]

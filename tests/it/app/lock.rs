@@ -153,11 +153,10 @@ async fn the_command_line_says_what_is_wrong_with_an_app() {
     let why =
         format!("fly-rpc: {url}: it answered 401 Unauthorized, and RPC_APP_TOKEN is not set; ");
     assert!(code == 1 && said.starts_with(&why), "{said}");
-    app.offer(&json!({"functions": {"Math.add": {}}}));
-    assert_eq!(
-        check(&app).await,
-        (0, "Math.add {}\n".to_owned(), String::new())
-    );
+    // What a terminal obeys is escaped.
+    app.offer(&json!({"functions": {"Math.add": {"doc": "\u{9b}31m\u{202e}"}}}));
+    let listed = "Math.add {\"doc\":\"\\u009b31m\\u202e\"}\n".to_owned();
+    assert_eq!(check(&app).await, (0, listed, String::new()));
     app.set("open");
     let (code, _, said) = check(&app).await;
     assert_eq!(code, 1);
