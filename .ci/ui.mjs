@@ -209,7 +209,7 @@ async function takePictures() {
         body: JSON.stringify({ module: name.split(".")[0], function: name.split(".")[1], args }),
       });
       const some = [["syd", "String.upcase", ["fly"]], ["nrt", "String.reverse", ["fly"]], ["fra", "String.length", ["fly"]],
-        ["lhr", "Process.sleep", [20]], ["office", "Kernel.+", [1, 2]], ["iad", "String.trim", [" fly "]]];
+        ["lhr", "Process.sleep", [20]], ["constructor", "Kernel.+", [1, 2]], ["iad", "String.trim", [" fly "]]];
       setInterval(() => some.forEach((one) => send(...one)), 140);
     });
     await call(page, "String.upcase", "syd", '["fly"]');

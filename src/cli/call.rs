@@ -49,8 +49,8 @@ const GRACE: Duration = Duration::from_secs(5);
   fly-rpc call syd Notes.create --named title=Milk due=2026-12-01
   fly-rpc call --each all Cache.clear
 
-An argument that is JSON is sent as it stands, any other as a string: 12 is a number, '\"12\"' a string. What begins \
-like an array, an object or a string of JSON must be valid JSON. \
+An argument that is JSON is sent as it stands, any other as a string: 12 is a number, '\"12\"' a string. One that \
+begins like an array, an object or a string of JSON and is not valid is refused. \
 Arguments that begin with two dashes come after a lone --. The token in FLY_RPC_TOKEN is sent, if there is one.")]
 pub(super) struct CallArgs {
     /// A region such as `syd`, `primary`, `any`, or a list such as `syd,iad,any`: the next is tried where nothing ran. With
@@ -66,7 +66,7 @@ pub(super) struct CallArgs {
     /// Take the arguments as NAME=VALUE, by the names of the function's parameters
     #[arg(long)]
     named: bool,
-    /// Call every instance of the regions at the same time; with --each=region, one instance of each region
+    /// Call on every instance of the regions at the same time, or with --each=region on one instance of each
     #[arg(
         long,
         value_name = "PER",
@@ -81,7 +81,7 @@ pub(super) struct CallArgs {
     /// else `RPC_DEFAULT_TIMEOUT` of the instance, and this command waits for 65 s
     #[arg(long, value_parser = duration)]
     timeout: Option<Duration>,
-    /// Do not wait for the end: the instance that is asked runs the call to its end, and logs how it ended
+    /// Do not wait for the end: the instance that is asked sees the call through, and its log has what came of it
     #[arg(long = "async", conflicts_with = "each")]
     is_async: bool,
     /// Allow another attempt after one that may have run, whatever the function declares; --idempotent=false forbids it

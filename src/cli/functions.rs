@@ -11,6 +11,7 @@ use crate::{
     http::openapi_with,
     json, openapi_json,
     protocol::Catalogue,
+    telemetry::printable_json,
 };
 
 #[derive(Args)]
@@ -52,7 +53,7 @@ pub(super) async fn openapi(args: OpenapiArgs) -> Result<(), Failure> {
     remark(&listing);
     let functions = listing.functions.iter();
     let functions = functions.map(|(name, declared)| (name.clone(), declared));
-    print(&format!("{:#}", openapi_with(functions)))
+    print(&printable_json(&format!("{:#}", openapi_with(functions))))
 }
 
 /// What the app at `url` lists; whether it gives its list without the token too.
@@ -76,7 +77,7 @@ async fn check(url: &AppUrl) -> Result<(), Failure> {
     let (listing, is_open) = listed(url).await?;
     for (name, declared) in &listing.functions {
         let declared = String::from_utf8_lossy(&json::to_vec(declared)).into_owned();
-        print(&format!("{name} {declared}"))?;
+        print(&format!("{name} {}", printable_json(&declared)))?;
     }
     remark(&listing);
     if is_open {

@@ -154,8 +154,8 @@ fn regions(
         .collect()
 }
 
-/// Each process once, sorted, at an address at which it can be called. Two ready processes with the same instance id are two,
-/// as they are for calls: their boot ids differ.
+/// Each process once, sorted: of two addresses of one, that by which it can be called. Two ready ones that differ in their
+/// boot id are two, although they have one id, as for calls.
 fn each_once(mut instances: Vec<(Option<&BootId>, InstanceDocument)>) -> Vec<InstanceDocument> {
     let is_ready = |it: &InstanceDocument| it.state == PeerState::Ready;
     let order = |(boot, it): &(Option<&BootId>, InstanceDocument)| {

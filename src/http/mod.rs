@@ -73,8 +73,8 @@ impl Connected<IncomingStream<'_, TcpListener>> for Reached {
     }
 }
 
-/// Marks a request that comes while clients keep as many connections busy as they may: the others are for instances and
-/// health checks.
+/// Marks a request on a connection that is kept for instances and health checks, while clients keep busy as many as they
+/// may.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Crowded;
 

@@ -132,7 +132,7 @@ fn refuse_forwarded(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Code::LoopDetected, detail))
 }
 
-/// The form of a call, which decides what headers it may have.
+/// The form of a call, by which the headers differ that it may have.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Form {
     /// The body names the function.

@@ -10,7 +10,8 @@ def add_in(region: str, a: float, b: float):  # in another region, through the i
     headers = {"content-type": "application/json", "authorization": f"Bearer {os.environ.get('FLY_RPC_TOKEN')}"}
     url = f"{os.environ['FLY_RPC_URL']}/rpc/{region}/Math/add"
     request = urllib.request.Request(url, json.dumps([a, b]).encode(), headers)
-    try: return json.load(urllib.request.urlopen(request))["result"]
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says
+    try: return json.load(direct.open(request))["result"]
     except urllib.error.HTTPError as error: raise Problem(json.load(error))
 
 FUNCTIONS = {"Math.add": add, "Demo.fail": fail, "Demo.sleep": sleep, "Demo.add_in": add_in}

@@ -5,6 +5,7 @@ import { byId, element, ms } from "./dom.js";
 
 /** Arguments to start from, for the functions that every instance has. */
 const EXAMPLES = {
+  __proto__: null,
   "Kernel.*": "[6, 7]", "Kernel.+": "[1, 2]", "Kernel.-": "[3, 2]", "Kernel.raise": '["no"]', "Process.sleep": "[500]",
   "String.capitalize": '["fly"]', "String.downcase": '["FLY"]', "String.length": '["fly"]', "String.reverse": '["fly"]',
   "String.split": '["to fly"]', "String.trim": '[" fly "]', "String.upcase": '["fly"]',

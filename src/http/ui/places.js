@@ -6,6 +6,7 @@ export const LAND = "M898 1378l22 9-16 2-9 7-23-5-18-11-11-12 28 13 7-12 13-3zM9
 
 // Fly's regions by their city, latitude and longitude: <https://fly.io/docs/reference/regions/>, with those of the past.
 export const PLACES = {
+  __proto__: null, // a region may be called "constructor"
   ams: ["Amsterdam", 52.4, 4.9],
   arn: ["Stockholm", 59.3, 18.1],
   atl: ["Atlanta", 33.7, -84.4],
