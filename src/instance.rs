@@ -514,9 +514,6 @@ fn assemble(
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
     });
-    // Before all that runs in the background, because it may fail.
-    let cluster = Cluster::start(&local, &discovery, internal_address.port())?;
-    let cluster = Arc::new(cluster);
     let app = app.map(|app| {
         let (memory, stop) = (Arc::clone(&local.memory), local.stop.clone());
         let (instance, tasks) = (local.identity.instance.clone(), &local.tasks);
@@ -540,6 +537,11 @@ fn assemble(
         Arc::clone(&local),
         Arc::clone(&lifecycle),
     ));
+    let port = internal_address.port();
+    let cluster = Cluster::start(&local, Arc::clone(&executor), &discovery, port)
+        // What runs in the background already.
+        .inspect_err(|_| local.stop.cancel())?;
+    let cluster = Arc::new(cluster);
     let link = Link::new(Arc::clone(&local), Arc::clone(&cluster), connect_timeout);
     Ok(Arc::new(Dispatcher {
         local,

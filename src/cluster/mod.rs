@@ -49,6 +49,7 @@ use crate::{
     problem::{Code, Problem},
     protocol::{Catalogue, CatalogueHash, PeerState},
     region::Region,
+    registry::Executor,
 };
 
 /// After how long an instance is ready although DNS has not answered.
@@ -78,10 +79,11 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts discovery of the names in `config` in the background, and returns at once. Peers are found at `own_port` where
-    /// `config` names none.
+    /// Starts discovery of the names in `config` in the background, for the instance of `executor`, and returns at once. Peers
+    /// are found at `own_port` where `config` names none.
     pub(crate) fn start(
         local: &LocalInstance,
+        executor: Arc<Executor>,
         config: &DiscoveryConfig,
         own_port: u16,
     ) -> Result<Self, DiscoveryError> {
@@ -104,7 +106,7 @@ impl Cluster {
         let (identity, token) = (&local.identity, local.access.cluster.first());
         let (poller, sender, progress) = Poller::new(
             Dns::new(config, config.peer_port.unwrap_or(own_port))?,
-            Prober::new(identity.app.clone(), token.cloned())?,
+            Prober::new(identity.app.clone(), token.cloned(), executor)?,
             Table::new(identity.instance.clone(), local.boot.clone()),
             snapshot.publisher(),
             config.poll_interval,

@@ -21,7 +21,7 @@ use crate::{
     deadline::whole_ms,
     declaration::Declaration,
     name::{BootId, FunctionName, InstanceId},
-    protocol::{Catalogue, PeerState},
+    protocol::{Catalogue, CatalogueHash, PeerState},
     region::Region,
 };
 
@@ -34,9 +34,11 @@ pub(crate) struct Peer {
     pub release: Option<String>,
     /// Its run; `None` when it does not say.
     pub boot: Option<BootId>,
-    /// Its functions; `None` when it did not list them.
+    /// The hash of its functions, as it says.
+    pub listed: CatalogueHash,
+    /// Its functions; `None` as long as they were not read.
     pub catalogue: Option<Arc<Catalogue>>,
-    /// The state of the app beside it; `None` without one.
+    /// The state of the app beside it, as old as its functions; `None` without one.
     pub app_state: Option<AppHealth>,
     /// What this instance measures of it.
     pub stats: Arc<PeerStats>,
@@ -51,6 +53,7 @@ impl Peer {
             instance,
             release: None,
             boot: None,
+            listed: CatalogueHash::default(),
             catalogue: None,
             app_state: None,
             stats: Arc::default(),

@@ -1,9 +1,9 @@
-//! The poller: the background task that asks DNS, probes addresses, and passes what they answer and what calls report to
-//! the rules in `table.rs`. It alone writes the table and the snapshot, and it decides when each address is probed.
-//! It starts with the process and delays neither the start, nor the stop, nor a call.
+//! The poller: the background task that asks DNS, probes addresses, reads the functions of peers, and passes what comes of
+//! that and what calls report to the rules in `table.rs`. It alone writes the table and the snapshot, and it decides when
+//! each address is probed. It starts with the process and delays neither the start, nor the stop, nor a call.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     net::SocketAddr,
     panic::AssertUnwindSafe,
     sync::Arc,
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Overview, Progress, Publisher,
     dns::{Dns, DnsAnswer},
+    peers::Peer,
     probe::Prober,
     table::{
         CallSignal, Effects, KnownAddress, MAX_WITHOUT_PEER, ProbeAnswer, ProbeFailure, Table,
@@ -35,7 +36,9 @@ use crate::{feed::PeerChange, metrics::Metrics, protocol::PeerState, region::Reg
 const INBOX: usize = 1024;
 /// How many calls may wait for the outcome of one probe; further ones get the last known state at once.
 const MAX_WAITERS: usize = 16;
-/// How long an address without a peer is not logged again.
+/// How many peers are asked for their functions at once.
+const MAX_READINGS: usize = 16;
+/// How long an address without a peer, or a peer whose functions cannot be read, is not logged again.
 const LOG_PAUSE: Duration = Duration::from_secs(600);
 
 /// A message to the poller from the rest of the instance.
@@ -49,6 +52,8 @@ pub(super) enum Message {
 }
 
 type Probed = (SocketAddr, Result<ProbeAnswer, ProbeFailure>);
+/// A peer whose functions were to be read, and the same with them.
+type Read = (Arc<Peer>, Result<Peer, ProbeFailure>);
 
 /// How far the current round is: one pass in which DNS is asked and the addresses that it added are probed once.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -74,6 +79,11 @@ pub(super) struct Poller {
     schedule: ProbeSchedule,
     queries: JoinSet<DnsAnswer>,
     probes: JoinSet<Probed>,
+    /// Where peers are whose functions are to be read next, in the order of the probes that found out.
+    unread: VecDeque<SocketAddr>,
+    /// Those, and where peers are whose functions are being read.
+    wanted: HashSet<SocketAddr>,
+    readings: JoinSet<Read>,
     /// The calls that wait for the next outcome of a probe, by its address.
     waiters: HashMap<SocketAddr, Vec<oneshot::Sender<PeerState>>>,
     /// The regions that changed since they were last published.
@@ -82,7 +92,7 @@ pub(super) struct Poller {
     next_round: Instant,
     /// How many addresses of the last DNS answer there was no room for.
     left_out: usize,
-    /// The addresses without a peer that were logged a short while ago.
+    /// What was logged a short while ago.
     logged: Cache<SocketAddr, ()>,
 }
 
@@ -115,6 +125,9 @@ impl Poller {
             schedule: ProbeSchedule::new(now),
             queries: JoinSet::new(),
             probes: JoinSet::new(),
+            unread: VecDeque::new(),
+            wanted: HashSet::new(),
+            readings: JoinSet::new(),
             waiters: HashMap::new(),
             changed: BTreeSet::new(),
             round: Round::Over,
@@ -130,7 +143,7 @@ impl Poller {
         loop {
             let now = Instant::now();
             let wake = self.schedule.wake(now);
-            // No arm waits: what takes time runs in the tasks of the two sets. An empty set has nothing to join, which
+            // No arm waits: what takes time runs in the tasks of the three sets. An empty set has nothing to join, which
             // disables its arm.
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -145,11 +158,13 @@ impl Poller {
                         self.probed(probed);
                     }
                 }
+                Some(Ok(read)) = self.readings.join_next() => self.read(read),
                 // All messages that wait are taken, so that the regions are published once.
                 1.. = self.inbox.recv_many(&mut messages, INBOX) => {
                     messages.drain(..).for_each(|message| self.handle(message));
                 }
             }
+            self.start_readings();
             self.publish();
             // After the regions are published: what waits for the first round reads them next.
             if !self.schedule.has_new() {
@@ -252,6 +267,7 @@ impl Poller {
         if let Some(failure) = failure {
             self.log_failure(address, &failure);
         }
+        self.want_functions(address);
         // After the event, which counts the failures by which the pause grows.
         self.schedule_next(address);
         self.answer_waiters(address);
@@ -264,6 +280,58 @@ impl Poller {
         }
         self.logged.insert(address, ());
         tracing::warn!(%address, %reason, "not a peer; it is asked again in later rounds");
+    }
+
+    /// Has the functions of the peer at `address` read, if they are to be.
+    fn want_functions(&mut self, address: SocketAddr) {
+        if self.table.unread(address).is_some() && self.wanted.insert(address) {
+            self.unread.push_back(address);
+        }
+    }
+
+    /// Apart from the probes, so that a list that takes long makes no peer suspect, and delays none.
+    fn start_readings(&mut self) {
+        while self.readings.len() < MAX_READINGS
+            && let Some(address) = self.unread.pop_front()
+        {
+            let Some(peer) = self.table.unread(address).map(Arc::clone) else {
+                self.wanted.remove(&address);
+                continue;
+            };
+            // Another peer may have listed the same meanwhile: instances of one release do.
+            if let Some(catalogue) = self.prober.known(&peer.listed) {
+                let catalogue = Some(catalogue);
+                let read = Peer {
+                    catalogue,
+                    ..Peer::clone(&peer)
+                };
+                self.read((peer, Ok(read)));
+                continue;
+            }
+            let prober = Arc::clone(&self.prober);
+            self.readings.spawn(async move {
+                let read = outcome(prober.read(&peer)).await;
+                (peer, read)
+            });
+        }
+    }
+
+    fn read(&mut self, (peer, read): Read) {
+        let (address, wanted) = (peer.address, peer.listed.clone());
+        self.wanted.remove(&address);
+        match read {
+            Ok(peer) => {
+                self.apply(TableEvent::Read { wanted, peer });
+                // They may have changed again.
+                self.want_functions(address);
+            }
+            Err(_) if self.logged.contains_key(&address) => {}
+            Err(reason) => {
+                self.logged.insert(address, ());
+                let (instance, region) = (&peer.instance, &peer.region);
+                tracing::warn!(%instance, %region, %address, %reason, "its functions cannot be read; each probe tries again");
+            }
+        }
     }
 
     fn handle(&mut self, message: Message) {
@@ -407,12 +475,12 @@ impl Poller {
     }
 }
 
-/// How `probe` ends, also when it panics: its address is probed again, and the calls that wait for it go on.
-async fn outcome(
-    probe: impl Future<Output = Result<ProbeAnswer, ProbeFailure>>,
-) -> Result<ProbeAnswer, ProbeFailure> {
+/// How `asking` a peer ends, also when it panics: it is asked again, and the calls that wait for it go on.
+async fn outcome<T>(
+    asking: impl Future<Output = Result<T, ProbeFailure>>,
+) -> Result<T, ProbeFailure> {
     let panicked = |_| Err(ProbeFailure::NoAnswer("the probe panicked".to_owned()));
-    let ended = AssertUnwindSafe(probe).catch_unwind().await;
+    let ended = AssertUnwindSafe(asking).catch_unwind().await;
     ended.unwrap_or_else(panicked)
 }
 
@@ -670,7 +738,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_probe_that_panics_has_failed() {
-        let failure = outcome(async { panic!("a bug") }).await.unwrap_err();
+        let failure = outcome::<ProbeAnswer>(async { panic!("a bug") })
+            .await
+            .unwrap_err();
         let expected = ProbeFailure::NoAnswer("the probe panicked".to_owned());
         assert_eq!(failure, expected);
     }

@@ -1,5 +1,5 @@
-//! Probes an address: what runs there, and which functions it has when their hash is new. Where the cluster has a token,
-//! only an instance that proves that it knows it is a peer; the token itself is never sent.
+//! Probes an address: what runs there. Reads the functions of a peer apart from that, when their hash is new. Where the
+//! cluster has a token, only an instance that proves that it knows it is a peer; the token itself is never sent.
 
 use std::{cell::Cell, error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,15 +17,18 @@ use crate::{
     client,
     problem::with_causes,
     protocol::{
-        Catalogue, CatalogueHash, Challenge, FUNCTIONS, INTRODUCTION, Introduction, NONCE, PROOF,
-        PROTOCOL, Readiness, Statement,
+        Catalogue, CatalogueDocument, CatalogueHash, Challenge, FUNCTIONS, INTRODUCTION,
+        Introduction, NONCE, PROOF, PROTOCOL, Readiness, Statement,
     },
+    registry::Executor,
     token::{Proof, Token},
 };
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much later than that a process that runs notices it, at most.
 const NOTICED_AFTER: Duration = Duration::from_millis(250);
+/// How long the functions of a peer may take: a list of a megabyte comes from the other side of the world in three.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest answer to `/internal/region`.
 const MAX_INTRODUCTION: usize = 64 << 10;
 const MAX_CATALOGUE: usize = 8 << 20;
@@ -39,15 +42,21 @@ pub(super) struct Prober {
     client: Client,
     app: Option<String>,
     token: Option<Token>,
+    /// Its functions need not be read from a peer that has the same.
+    executor: Arc<Executor>,
     catalogues: Cache<CatalogueHash, Arc<Catalogue>>,
 }
 
 impl Prober {
-    /// A prober for the instances of `app` that know `token`.
+    /// A prober for the instances of `app` that know `token`, on the instance of `executor`.
     ///
     /// # Errors
     /// The HTTP client cannot be built.
-    pub(super) fn new(app: Option<String>, token: Option<Token>) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(
+        app: Option<String>,
+        token: Option<Token>,
+        executor: Arc<Executor>,
+    ) -> Result<Self, reqwest::Error> {
         // A new connection for each probe shows whether a call that needs one could connect.
         let client = client::builder(PROBE_TIMEOUT)
             .pool_max_idle_per_host(0)
@@ -57,6 +66,7 @@ impl Prober {
             client,
             app,
             token,
+            executor,
             catalogues: Cache::new(CATALOGUES),
         })
     }
@@ -75,53 +85,74 @@ impl Prober {
 
     async fn ask(&self, address: SocketAddr) -> Result<ProbeAnswer, ProbeFailure> {
         let started = Instant::now();
-        let deadline = started + PROBE_TIMEOUT;
-        let no_answer = |_| ProbeFailure::NoAnswer("no answer to the probe within 1 s".to_owned());
         let asked = timed(started, self.introduction(address));
-        let (introduction, rtt) = time::timeout_at(deadline, asked).await.map_err(no_answer)?;
-        let mut introduction = introduction?;
-        let described = self.described(address, &mut introduction);
-        // Without its list it is a peer all the same, which may have any function.
-        let catalogue = time::timeout_at(deadline, described).await.ok().flatten();
-        let peer = Peer {
-            release: introduction.release,
-            boot: introduction.boot,
-            catalogue,
-            app_state: introduction.app_state,
-            ..Peer::new(address, introduction.region, introduction.instance)
-        };
+        let answered = time::timeout_at(started + PROBE_TIMEOUT, asked).await;
+        let no_answer = |_| ProbeFailure::NoAnswer("no answer to the probe within 1 s".to_owned());
+        let (introduction, rtt) = answered.map_err(no_answer)?;
+        let (peer, readiness) = introduction?;
         Ok(ProbeAnswer {
             peer,
-            draining: introduction.state == Readiness::Draining,
+            draining: readiness == Readiness::Draining,
             rtt,
         })
     }
 
-    /// The catalogue that goes with `introduction`, if it can be read now. Where it changed between the two answers, as it does
-    /// when an app ends, the introduction is asked for again: the state of the app must be as new as its functions. Otherwise
-    /// calls for functions of an app that seems to be up would end with `function_unknown`.
-    async fn described(
-        &self,
-        address: SocketAddr,
-        introduction: &mut Introduction,
-    ) -> Option<Arc<Catalogue>> {
-        let catalogue = self.catalogue(address, introduction).await?;
-        if *catalogue.hash() == introduction.catalogue {
-            return Some(catalogue);
+    /// The functions of this hash, if this instance has the same or has read them before.
+    pub(super) fn known(&self, hash: &CatalogueHash) -> Option<Arc<Catalogue>> {
+        let own = self.executor.catalogue();
+        match own.hash() == hash {
+            true => Some(own),
+            false => self.catalogues.get(hash),
         }
-        let Ok(again) = self.introduction(address).await else {
-            return Some(catalogue);
-        };
-        *introduction = again;
-        self.catalogue(address, introduction).await
     }
 
-    async fn introduction(&self, address: SocketAddr) -> Result<Introduction, ProbeFailure> {
+    /// The peer `wanted` with the functions that it has now, within five seconds: apart from the probe, because a long
+    /// list takes longer on a long way than a peer may be silent.
+    pub(super) async fn read(&self, wanted: &Peer) -> Result<Peer, ProbeFailure> {
+        let too_late = |_| {
+            let why = format!("they did not come within {READ_TIMEOUT:?}");
+            Err(ProbeFailure::NoAnswer(why))
+        };
+        let read = time::timeout(READ_TIMEOUT, self.described(wanted)).await;
+        read.unwrap_or_else(too_late)
+    }
+
+    /// Where the functions changed after `wanted` introduced itself, as they do when an app ends, it introduces itself
+    /// once more: the state of the app must be as new as its functions. Otherwise calls for functions of an app that seems
+    /// to be up would end with `function_unknown`.
+    async fn described(&self, wanted: &Peer) -> Result<Peer, ProbeFailure> {
+        let (said, catalogue) = self.catalogue(wanted).await?;
+        // A later release may declare what is not known here, of which the hash that is made here has nothing.
+        let has_it = |peer: &Peer| peer.listed == said || peer.listed == *catalogue.hash();
+        let peer = match has_it(wanted) {
+            true => wanted.clone(),
+            false => self.introduction(wanted.address).await?.0,
+        };
+        if !has_it(&peer) {
+            let why = "what it listed is not what it says it has".to_owned();
+            return Err(ProbeFailure::NotAPeer(why));
+        }
+        Ok(Peer {
+            catalogue: Some(catalogue),
+            ..peer
+        })
+    }
+
+    /// The peer at `address` as it introduces itself, with its functions if they are known.
+    async fn introduction(&self, address: SocketAddr) -> Result<(Peer, Readiness), ProbeFailure> {
         let not_a_peer = |why: String| Err(ProbeFailure::NotAPeer(why));
         let (response, is_proven_by) = self.get(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
+        let peer = Peer {
+            release: introduction.release,
+            boot: introduction.boot,
+            catalogue: self.known(&introduction.catalogue),
+            listed: introduction.catalogue,
+            app_state: introduction.app_state,
+            ..Peer::new(address, introduction.region, introduction.instance)
+        };
         // Checked first: nothing else that a stranger says is believed, or shown to people.
-        if !is_proven_by(&introduction) {
+        if !is_proven_by(&peer) {
             let why = "it did not prove that it knows RPC_TOKEN and answers at this very address";
             return not_a_peer(why.to_owned());
         }
@@ -134,40 +165,35 @@ impl Prober {
             let its = introduction.protocol;
             return not_a_peer(format!("it speaks protocol {its}, not {PROTOCOL}"));
         }
-        Ok(introduction)
+        Ok((peer, introduction.state))
     }
 
-    /// The catalogue of the instance that introduced itself at `address`; `None` when it cannot be read now, or comes from
-    /// another instance: the next probe asks again. It is kept under the hash of what was received, not under the hash in
-    /// the introduction: so no instance can change what is kept for another.
+    /// The functions of `peer`, and the hash under which it lists them. They are kept under the hash of what was received: so
+    /// no instance can change what is kept for another.
     async fn catalogue(
         &self,
-        address: SocketAddr,
-        introduction: &Introduction,
-    ) -> Option<Arc<Catalogue>> {
-        if let Some(catalogue) = self.catalogues.get(&introduction.catalogue) {
-            return Some(catalogue);
+        peer: &Peer,
+    ) -> Result<(CatalogueHash, Arc<Catalogue>), ProbeFailure> {
+        let (response, is_proven_by) = self.get(peer.address, FUNCTIONS).await?;
+        if !is_proven_by(peer) {
+            let why = "another instance answers there".to_owned();
+            return Err(ProbeFailure::NotAPeer(why));
         }
-        let (response, is_proven_by) = self.get(address, FUNCTIONS).await.ok()?;
-        if !is_proven_by(introduction) {
-            return None;
-        }
-        let catalogue: Catalogue = read(response, MAX_CATALOGUE).await.ok()?;
-        let catalogue = Arc::new(catalogue);
-        if *catalogue.hash() == introduction.catalogue {
-            let hash = catalogue.hash().clone();
-            self.catalogues.insert(hash, Arc::clone(&catalogue));
-        }
-        Some(catalogue)
+        let mut document: CatalogueDocument = read(response, MAX_CATALOGUE).await?;
+        let said = std::mem::take(&mut document.catalogue);
+        let catalogue = Arc::new(Catalogue::from(document));
+        let hash = catalogue.hash().clone();
+        self.catalogues.insert(hash, Arc::clone(&catalogue));
+        Ok((said, catalogue))
     }
 
-    /// The answer for `path` at `address`, and whether its proof is that of the instance in an introduction; any will do
-    /// where the cluster has no token.
+    /// The answer for `path` at `address`, and whether its proof is that of a peer; any will do where the cluster has no
+    /// token.
     async fn get(
         &self,
         address: SocketAddr,
         path: &'static str,
-    ) -> Result<(Response, impl Fn(&Introduction) -> bool), ProbeFailure> {
+    ) -> Result<(Response, impl Fn(&Peer) -> bool), ProbeFailure> {
         let mut request = self.client.get(format!("http://{address}{path}"));
         let token = self.token.as_ref();
         let challenge = token.map(|token| (Challenge::new(address), token));
@@ -181,15 +207,15 @@ impl Prober {
         let proof = response.headers().get(PROOF);
         let proof: Option<Proof> = proof.and_then(|proof| proof.to_str().ok()?.parse().ok());
         // Checked later, because the proof covers who answers, which only the body says.
-        let is_proven_by = move |introduction: &Introduction| {
+        let is_proven_by = move |peer: &Peer| {
             let Some((challenge, token)) = &challenge else {
                 return true;
             };
             let answers = Statement::Answers {
                 path,
-                instance: &introduction.instance,
-                region: &introduction.region,
-                boot: introduction.boot.as_ref(),
+                instance: &peer.instance,
+                region: &peer.region,
+                boot: peer.boot.as_ref(),
             };
             let proof = proof.as_ref();
             proof.is_some_and(|proof| challenge.is_proven(token, answers, proof))

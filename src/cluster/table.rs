@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::peers::{Condition, Peer, RegionPeers};
 use crate::{
     name::{BootId, InstanceId},
-    protocol::{Catalogue, PeerState},
+    protocol::{Catalogue, CatalogueHash, PeerState},
     region::Region,
 };
 
@@ -27,6 +27,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 const CURRENT: Duration = Duration::from_millis(250);
 /// For how many poll intervals answered calls may replace probes. Only a probe finds out about a new catalogue.
 const MAX_REPLACED: u32 = 12;
+
+const CHANGED: &str = "its functions, its app or its release changed";
 
 /// How many addresses without a peer are kept and probed: more than the 10,000 peers that are to be found in one round,
 /// of which none is known before it. Of an answer with more new addresses, the highest are left out until there is room:
@@ -41,6 +43,11 @@ pub(crate) enum TableEvent {
         complete: bool,
     },
     Probed(SocketAddr, Result<ProbeAnswer, ProbeFailure>),
+    /// The functions of a peer were read, because it had listed those of the hash `wanted`.
+    Read {
+        wanted: CatalogueHash,
+        peer: Peer,
+    },
     Called(SocketAddr, CallSignal),
 }
 
@@ -133,6 +140,8 @@ pub(crate) struct KnownPeer {
     /// When it last answered a probe.
     probed: Instant,
     failed_probes: u32,
+    /// As it introduced itself last, if its functions are to be read.
+    unread: Option<Arc<Peer>>,
 }
 
 impl KnownPeer {
@@ -144,9 +153,9 @@ impl KnownPeer {
 /// How far what the peer said of its functions was followed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Functions {
-    /// A probe read them after the peer last said that they changed.
+    /// They are those that the peer listed when a probe last asked.
     Read,
-    /// A probe began after that, and has not read them yet, or could not.
+    /// A probe began after they changed, and they are not read yet, or could not be.
     Reading,
     /// They changed since the last probe began.
     Changed,
@@ -192,9 +201,6 @@ impl KnownAddress {
             true => Condition::Draining,
             false => Condition::Ready,
         };
-        if peer.catalogue.is_some() && self.functions == Functions::Reading {
-            self.functions = Functions::Read;
-        }
         let mut changes = Vec::new();
         // Under another id or in another region it is another peer: nothing that is known of the old one holds for it.
         let old = self.peer.take().filter(|old| {
@@ -203,6 +209,13 @@ impl KnownAddress {
             changes.extend(is_other.then(gone));
             !is_other
         });
+        let unread = unread(old.as_ref().map(|old| &*old.peer), &mut peer);
+        if self.functions != Functions::Changed {
+            self.functions = match unread {
+                None => Functions::Read,
+                Some(_) => Functions::Reading,
+            };
+        }
         let (peer, reason) = match old {
             None => (Arc::new(peer), Some("it answered the probe")),
             Some(KnownPeer {
@@ -210,17 +223,13 @@ impl KnownAddress {
                 condition: before,
                 ..
             }) => {
-                if old.boot == peer.boot {
-                    // A process that could not list its functions this time still has those that it listed before.
-                    peer.catalogue = peer.catalogue.or_else(|| old.catalogue.clone());
-                }
                 let is_same = is_same(&old, &peer);
                 let reason = if before != condition {
                     Some("it answered the probe")
                 } else if old.boot != peer.boot {
                     Some("it was started again")
                 } else {
-                    (!is_same).then_some("its functions, its app or its release changed")
+                    (!is_same).then_some(CHANGED)
                 };
                 // A restart changes neither the distance nor the calls that are still under way there.
                 peer.stats = Arc::clone(&old.stats);
@@ -237,8 +246,38 @@ impl KnownAddress {
             last_seen: now,
             probed: now,
             failed_probes: 0,
+            unread,
         });
         changes
+    }
+
+    /// The functions of `peer` were read, because it had listed those of the hash `wanted`.
+    fn read(&mut self, wanted: &CatalogueHash, mut peer: Peer) -> Vec<TableChange> {
+        let Some(known) = &mut self.peer else {
+            return Vec::new();
+        };
+        let old = &known.peer;
+        let is_same_process =
+            (&old.instance, &old.region, &old.boot) == (&peer.instance, &peer.region, &peer.boot);
+        // A later probe may have found that it lists those that are known.
+        let Some(unread) = known.unread.as_ref().filter(|_| is_same_process) else {
+            return Vec::new();
+        };
+        // It may also have found that they changed again.
+        if unread.listed == *wanted || unread.listed == peer.listed {
+            known.unread = None;
+            if self.functions == Functions::Reading {
+                self.functions = Functions::Read;
+            }
+        }
+        let reason = match old.catalogue {
+            None => "its functions were read",
+            Some(_) => CHANGED,
+        };
+        peer.stats = Arc::clone(&old.stats);
+        known.peer = Arc::new(peer);
+        let state = Some(known.state());
+        vec![TableChange::new(&known.peer, state, reason)]
     }
 
     /// A probe found no peer here. One that DNS dropped is removed, whatever it was.
@@ -316,6 +355,10 @@ impl Table {
                 complete,
             } => return self.resolved(&addresses, complete),
             TableEvent::Probed(address, outcome) => self.probed(address, outcome, now),
+            TableEvent::Read { wanted, peer } => {
+                let entry = self.entries.get_mut(&peer.address);
+                entry.map_or_else(Vec::new, |entry| entry.read(&wanted, peer))
+            }
             TableEvent::Called(address, signal) => return self.called(address, signal, now),
         };
         Effects {
@@ -484,7 +527,12 @@ impl Table {
         })
     }
 
-    /// A probe of `address` begins, which reads all that changed until now.
+    /// The peer at `address` as it introduced itself last, if its functions are to be read.
+    pub(super) fn unread(&self, address: SocketAddr) -> Option<&Arc<Peer>> {
+        self.known(address)?.unread.as_ref()
+    }
+
+    /// A probe of `address` begins, which finds out about all that changed until now.
     pub(super) fn probe_begins(&mut self, address: SocketAddr) {
         if let Some(entry) = self.entries.get_mut(&address)
             && entry.functions == Functions::Changed
@@ -588,9 +636,29 @@ impl Table {
     }
 }
 
+/// `peer` as it introduced itself, if its functions are to be read. Until they are, those that the same process listed
+/// before, as `old`, hold, and with them what it said of its app: an app that is up goes with functions that are there.
+fn unread(old: Option<&Peer>, peer: &mut Peer) -> Option<Arc<Peer>> {
+    if peer.catalogue.is_some() {
+        return None;
+    }
+    let unread = Arc::new(peer.clone());
+    let Some(old) = old.filter(|old| old.boot == peer.boot && old.catalogue.is_some()) else {
+        return Some(unread);
+    };
+    peer.catalogue = old.catalogue.clone();
+    if old.listed == peer.listed {
+        return None;
+    }
+    peer.listed = old.listed.clone();
+    peer.app_state = old.app_state;
+    Some(unread)
+}
+
 /// Whether `new` differs from `old`, the same instance, in nothing that calls read.
 fn is_same(old: &Peer, new: &Peer) -> bool {
     old.boot == new.boot
+        && old.listed == new.listed
         && old.release == new.release
         && old.app_state == new.app_state
         && old.catalogue.as_deref().map(Catalogue::hash)

@@ -30,8 +30,8 @@ pub(crate) struct Catalogue {
 /// A catalogue as it travels.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct CatalogueDocument {
-    /// A hash of the rest. Whoever receives it makes it anew.
-    #[serde(skip_deserializing)]
+    /// A hash of the rest. Whoever receives it makes it anew, and compares this one with the introduction alone.
+    #[serde(default)]
     pub catalogue: CatalogueHash,
     pub functions: BTreeMap<Name, BTreeSet<Name>>,
     /// What functions declare, by `Module.function`; those that declare nothing are not in it.

@@ -4,6 +4,7 @@
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::app::AppHealth;
 
 /// A table, the events that happen to it, and what calls for `syd` read of it.
 struct Story(Table);
@@ -77,10 +78,13 @@ fn address(port: u16) -> SocketAddr {
     ([127, 0, 0, 1], port).into()
 }
 
+/// That `instance` answers a probe, ready and in `syd`, without a function.
 fn answer(port: u16, instance: &str) -> ProbeAnswer {
     let (region, instance) = ("syd".parse().unwrap(), instance.parse().unwrap());
+    let mut peer = Peer::new(address(port), region, instance);
+    peer.catalogue = Some(Arc::new(Catalogue::new([])));
     ProbeAnswer {
-        peer: Peer::new(address(port), region, instance),
+        peer,
         draining: false,
         rtt: Duration::ZERO,
     }
@@ -211,24 +215,94 @@ fn an_address_can_change_hands_and_regions() {
     assert_eq!(changes, [("fra", None), ("syd", Some(PeerState::Ready))]);
 }
 
-#[test]
-fn a_process_has_the_functions_that_it_listed_last() {
-    let catalogue = Arc::new(crate::protocol::Catalogue::new([]));
-    let mut first = answer(1, "a");
-    first.peer.boot = Some(boot(1));
-    let mut listed = first.clone();
-    listed.peer.catalogue = Some(Arc::clone(&catalogue));
-    let mut released = first.clone();
-    released.peer.release = Some("2".to_owned());
-    let mut restarted = first.clone();
-    restarted.peer.boot = Some(boot(2));
-    let mut story = Story::new().dns(&[1]).answered(1, listed);
-    for (answer, knows) in [(first, true), (released, true), (restarted, false)] {
-        story = story.answered(1, answer.clone());
-        let peer = Arc::clone(&story.region().ready[0]);
-        assert_eq!(peer.release, answer.peer.release);
-        assert_eq!(peer.catalogue.is_some(), knows, "{answer:?}");
+/// That `instance` in its run 1 answers a probe, and lists the functions of `catalogue`, which are not known yet.
+fn lists(port: u16, instance: &str, catalogue: &Catalogue) -> ProbeAnswer {
+    let mut answer = answer(port, instance);
+    answer.peer.boot = Some(boot(1));
+    answer.peer.listed = catalogue.hash().clone();
+    answer.peer.catalogue = None;
+    answer
+}
+
+/// That the functions of that peer were read.
+fn read(wanted: &Catalogue, answer: ProbeAnswer, catalogue: Catalogue) -> TableEvent {
+    let mut peer = answer.peer;
+    peer.listed = catalogue.hash().clone();
+    peer.catalogue = Some(Arc::new(catalogue));
+    TableEvent::Read {
+        wanted: wanted.hash().clone(),
+        peer,
     }
+}
+
+/// A catalogue with one function, `M.name`.
+fn catalogue(name: &str) -> Catalogue {
+    let name = crate::name::FunctionName::new("M", name).unwrap();
+    Catalogue::new([(name, crate::declaration::Declaration::new())])
+}
+
+/// The one ready peer of `syd`.
+fn only(story: &Story) -> Arc<Peer> {
+    Arc::clone(&story.region().ready[0])
+}
+
+#[test]
+fn a_process_has_the_functions_that_were_read_last() {
+    let [a, b] = ["a", "b"].map(catalogue);
+    let listed = lists(1, "a", &a);
+    let mut released = listed.clone();
+    released.peer.release = Some("2".to_owned());
+    let mut restarted = lists(1, "a", &b);
+    restarted.peer.boot = Some(boot(2));
+    let story = Story::new().dns(&[1]).answered(1, listed.clone());
+    assert!(only(&story).catalogue.is_none());
+    let mut story = story.apply(read(&a, listed.clone(), a.clone()));
+    // Listed again, they need not be read again.
+    for (answer, knows) in [(listed, true), (released, true), (restarted, false)] {
+        story = story.answered(1, answer.clone());
+        assert_eq!(only(&story).release, answer.peer.release);
+        assert_eq!(only(&story).catalogue.is_some(), knows, "{answer:?}");
+        assert_eq!(story.0.unread(address(1)).is_none(), knows, "{answer:?}");
+    }
+}
+
+#[test]
+fn what_a_peer_says_of_its_app_holds_with_its_functions() {
+    let [a, b, c] = ["a", "b", "c"].map(catalogue);
+    let with_app = |catalogue: &Catalogue, state| {
+        let mut answer = lists(1, "a", catalogue);
+        answer.peer.app_state = Some(state);
+        answer
+    };
+    let known = |story: &Story| {
+        let peer = only(story);
+        let hash = peer.catalogue.as_ref().map(|it| it.hash().clone());
+        (hash.unwrap(), peer.app_state.unwrap())
+    };
+    let (up, down) = (AppHealth::Up, AppHealth::Down);
+    let story = Story::new().dns(&[1]).answered(1, with_app(&a, up));
+    let story = story.apply(read(&a, with_app(&a, up), a.clone()));
+    let story = story.answered(1, with_app(&b, down));
+    assert_eq!(known(&story), (a.hash().clone(), up));
+    // Meanwhile a later probe found out more.
+    let story = story.answered(1, with_app(&c, up));
+    let story = story.apply(read(&b, with_app(&b, down), b.clone()));
+    assert_eq!(known(&story), (b.hash().clone(), down));
+    assert_eq!(story.0.unread(address(1)).unwrap().listed, *c.hash());
+    let story = story.apply(read(&c, with_app(&c, up), c.clone()));
+    assert_eq!(known(&story), (c.hash().clone(), up));
+    assert!(story.0.unread(address(1)).is_none());
+    // What was read before it listed the known ones again, or of another run, is out of date.
+    let story = story
+        .answered(1, with_app(&a, down))
+        .answered(1, with_app(&c, up));
+    let story = story.apply(read(&a, with_app(&a, down), a.clone()));
+    let mut other = with_app(&a, down);
+    other.peer.boot = Some(boot(2));
+    let story = story
+        .answered(1, with_app(&b, up))
+        .apply(read(&b, other, b.clone()));
+    assert_eq!(known(&story), (c.hash().clone(), up));
 }
 
 #[test]
@@ -403,10 +477,9 @@ fn who_says_that_its_functions_changed_is_probed_after_that_but_not_without_end(
     let interval = Duration::from_secs(5);
     let now = Instant::now() + Duration::from_secs(1);
     let changed = || TableEvent::Called(address(1), CallSignal::Changed);
-    let probed = |with_list: bool| {
-        let mut answer = answer(1, "a");
-        let list = || Arc::new(Catalogue::new([]));
-        answer.peer.catalogue = with_list.then(list);
+    let known = || {
+        let mut answer = lists(1, "a", &catalogue("a"));
+        answer.peer.catalogue = Some(Arc::new(catalogue("a")));
         TableEvent::Probed(address(1), Ok(answer))
     };
     let pause_and_replaced = |story: &Story| {
@@ -422,15 +495,21 @@ fn who_says_that_its_functions_changed_is_probed_after_that_but_not_without_end(
     // What it says during a probe outlasts the probe.
     story.0.probe_begins(address(1));
     story.0.apply(changed(), now);
-    story.0.apply(probed(true), now);
+    story.0.apply(known(), now);
     assert_eq!(story.0.apply(changed(), now).probe, []);
     assert_eq!(pause_and_replaced(&story), (CURRENT, false));
-    // A probe that could not read the list is followed by the next regular one.
+    // As long as what it lists was not read, no answer does either, and the next regular probe follows.
     story.0.probe_begins(address(1));
-    story.0.apply(probed(false), now);
+    let listed = lists(1, "a", &catalogue("b"));
+    let probed = TableEvent::Probed(address(1), Ok(listed.clone()));
+    story.0.apply(probed, now);
     assert_eq!(pause_and_replaced(&story), (interval, false));
+    story
+        .0
+        .apply(read(&catalogue("b"), listed, catalogue("b")), now);
+    assert_eq!(pause_and_replaced(&story), (interval, true));
     story.0.probe_begins(address(1));
-    story.0.apply(probed(true), now);
+    story.0.apply(known(), now);
     assert_eq!(pause_and_replaced(&story), (interval, true));
 }
 
@@ -456,6 +535,13 @@ fn seen(port: u16, number: u8, region_number: u8, draining: bool) -> TableEvent 
     TableEvent::Probed(address(port), Ok(answer))
 }
 
+/// That the functions of instance `number` were read, in the region of that number.
+fn were_read(port: u16, number: u8, region_number: u8) -> TableEvent {
+    let mut answer = answer(port, &format!("i{number}"));
+    answer.peer.region = region(region_number);
+    read(&Catalogue::new([]), answer, Catalogue::new([]))
+}
+
 fn called() -> impl Strategy<Value = TableEvent> {
     let signal = prop_oneof![
         Just(CallSignal::Answered),
@@ -477,6 +563,8 @@ fn event() -> impl Strategy<Value = TableEvent> {
         (vec(PORTS, 0..5), any::<bool>()).prop_map(|(ports, complete)| resolved(&ports, complete)),
         (PORTS, 0..6_u8, 0..2_u8, any::<bool>())
             .prop_map(|(port, number, region, draining)| seen(port, number, region, draining)),
+        (PORTS, 0..6_u8, 0..2_u8)
+            .prop_map(|(port, number, region)| were_read(port, number, region)),
         failed(ProbeFailure::Refused),
         failed(ProbeFailure::NoAnswer),
         failed(ProbeFailure::NotAPeer),
@@ -489,6 +577,7 @@ fn subject(event: &TableEvent) -> Option<SocketAddr> {
     match event {
         TableEvent::Resolved { .. } => None,
         TableEvent::Probed(address, _) | TableEvent::Called(address, _) => Some(*address),
+        TableEvent::Read { peer, .. } => Some(peer.address),
     }
 }
 

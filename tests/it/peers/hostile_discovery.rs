@@ -260,8 +260,61 @@ async fn what_an_instance_says_of_its_app_goes_with_its_functions() {
     let all = ["iad-1", "syd-9"];
     cluster.add_with_one_round("iad", &all).await;
     let explain = "/regions/syd/explain?function=App.run";
-    let explained = cluster.instance("iad-1").get(explain).await.body;
+    let explained = async || cluster.instance("iad-1").get(explain).await.body;
+    let explained = eventually("its functions", explained, |seen| {
+        seen["candidates"][0]["app"] != "up"
+    });
+    let explained = explained.await;
     assert_eq!(explained["candidates"][0]["app"], "down", "{explained}");
+}
+
+#[tokio::test]
+async fn functions_that_never_come_hold_up_nobody() {
+    let mut cluster = Cluster::builder().functions().start().await;
+    cluster.add_without_functions("iad").await;
+    cluster.add("syd").await;
+    let introduction = cluster.instance("syd-1").get("/internal/region").await.body;
+    let given_up = Arc::<AtomicUsize>::default();
+    let (mut addresses, mut all) = (cluster.addresses(), vec!["iad-1".to_owned()]);
+    for number in 0..10 {
+        let mut introduction = introduction.clone();
+        introduction["instance"] = format!("fra-{number}").into();
+        introduction["region"] = "fra".into();
+        introduction["catalogue"] = "0".repeat(32).into();
+        let introduce = async move || introduction.to_string();
+        let given_up = Arc::clone(&given_up);
+        let keep_silent = async move || {
+            let _guard = scopeguard::guard((), |()| {
+                given_up.fetch_add(1, Ordering::SeqCst);
+            });
+            std::future::pending::<()>().await;
+        };
+        let router = Router::new()
+            .route("/internal/region", get(introduce))
+            .route("/internal/functions", get(keep_silent));
+        let listener = TcpListener::bind(cluster.free_address()).await.unwrap();
+        addresses.push(listener.local_addr().unwrap().ip());
+        all.push(format!("fra-{number}"));
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    }
+    let syd = addresses.remove(1);
+    cluster.dns.set_addresses(NAME, addresses.clone());
+    let all: Vec<_> = all.iter().map(String::as_str).collect();
+    cluster.until_ready("iad-1", &all).await;
+    assert_eq!(given_up.load(Ordering::SeqCst), 0);
+    // Those of another are read meanwhile.
+    addresses.push(syd);
+    cluster.dns.set_addresses(NAME, addresses);
+    let iad = cluster.instance("iad-1");
+    let functions = async |region: &str| {
+        let region = iad.get(&format!("/regions/{region}")).await.body;
+        region["instances"][0]["functions"].clone()
+    };
+    let known = async || functions("syd").await;
+    eventually("the functions of syd", known, Value::is_number).await;
+    assert_eq!(functions("fra").await, Value::Null);
+    let suspects = iad.log().matches(r#""state":"suspect""#).count();
+    assert_eq!((suspects, ready_instances(iad).await.len()), (0, 12));
 }
 
 #[tokio::test]

@@ -457,6 +457,43 @@ async fn between_two_regions_everything_takes_its_way() {
     assert!(later >= 100.0, "{later}");
 }
 
+/// An app with one function, named after its region, whose timeout is in a file: python3 -c APP FILE.
+const APP: &str = r#"
+import http.server, json, os, sys
+
+class App(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        function = "Only." + os.environ["FLY_REGION"]
+        with open(sys.argv[1]) as file:
+            declared = {"timeout_ms": int(file.read())}
+        body = json.dumps({"functions": {function: declared}}).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), App).serve_forever()
+"#;
+
+#[tokio::test]
+async fn what_a_far_region_declares_is_known_and_so_is_each_change() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("timeout");
+    fs::write(&file, "1111").unwrap();
+    let app = ["python3", "-c", APP, file.to_str().unwrap()];
+    // The introduction and the list take a round trip each, and one for the connection: more than a probe may take.
+    let arguments = ["--regions", "iad,syd", "--latency", "130ms", "--"];
+    let dev = Dev::start(&[&arguments[..], &app].concat()).await;
+    let declared = async || {
+        let path = "/regions/syd/explain?function=Only.syd";
+        dev.get("iad-1", path).await["policy"]["timeout_ms"].clone()
+    };
+    eventually("the list", declared, |timeout| *timeout == 1111).await;
+    fs::write(&file, "2222").unwrap();
+    eventually("the next list", declared, |timeout| *timeout == 2222).await;
+}
+
 #[tokio::test]
 async fn a_cluster_that_cannot_be_is_wrong_usage() {
     for (arguments, what) in [
