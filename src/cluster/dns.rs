@@ -132,8 +132,7 @@ impl Dns {
             self.resolver.ipv6_lookup(host),
         )
         .await;
-        let is_answered = [&a, &aaaa].map(|lookup| lookup.as_ref().err().is_none_or(is_an_answer));
-        let is_missed = families.note(is_answered);
+        let is_missed = families.note([&a, &aaaa].map(|lookup| lookup.as_ref().err()));
         match (a, aaaa) {
             // Where one answer is that there are no records, the failure of the other is what people need to know.
             (Err(a), Err(aaaa)) if is_an_answer(&a) => DnsAnswer::failed(&aaaa),
@@ -189,21 +188,24 @@ impl Dns {
     }
 }
 
-/// The address families for which the servers of a name ever gave an answer, even if only that there are no records.
+/// The address families of which the servers of a name ever gave records, or said that the name has none.
 ///
 /// A server may know one family only: that of Fly's private network answers AAAA and fails for A. Were each failure an
 /// error, no answer of such a server would be complete, and no peer that left DNS would ever be removed. So a family
 /// counts from its first answer on: before that, its failures say nothing; after that, they mean that DNS is failing.
+/// That there is no such name, as before the first instance, is an answer about the name and not about a family.
 #[derive(Debug, Default)]
 struct Families([AtomicBool; 2]);
 
 impl Families {
-    /// Notes which of A and AAAA are answered now; returns which of them are not although they were answered before.
-    fn note(&self, is_answered: [bool; 2]) -> [bool; 2] {
+    /// Notes how A and AAAA failed now; returns which of them are not answered although they were before.
+    fn note(&self, failures: [Option<&NetError>; 2]) -> [bool; 2] {
         std::array::from_fn(|family| {
-            let is_answered = is_answered[family];
-            let was_answered = self.0[family].fetch_or(is_answered, Ordering::Relaxed);
-            was_answered && !is_answered
+            let failure = failures[family];
+            let is_known =
+                failure.is_none_or(|error| no_records(error) == Some(ResponseCode::NoError));
+            let was_known = self.0[family].fetch_or(is_known, Ordering::Relaxed);
+            was_known && !failure.is_none_or(is_an_answer)
         })
     }
 }
@@ -276,8 +278,16 @@ pub(crate) fn is_usable(address: &SocketAddr) -> bool {
 
 /// Whether the server answered, and the answer is that there are no such records.
 fn is_an_answer(error: &NetError) -> bool {
-    matches!(error, NetError::Dns(DnsError::NoRecordsFound(none))
-        if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain))
+    let code = no_records(error);
+    code.is_some_and(|code| matches!(code, ResponseCode::NoError | ResponseCode::NXDomain))
+}
+
+/// The code of an answer without records.
+fn no_records(error: &NetError) -> Option<ResponseCode> {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(none)) => Some(none.response_code),
+        _ => None,
+    }
 }
 
 fn name_server(server: SocketAddr) -> NameServerConfig {
@@ -300,15 +310,11 @@ pub(super) fn label(name: &DnsName) -> String {
 fn reason(error: &NetError) -> String {
     match error {
         NetError::Timeout => "the DNS server did not answer in time".to_owned(),
-        NetError::Dns(DnsError::NoRecordsFound(none))
-            if none.response_code == ResponseCode::NoError =>
-        {
-            "the answer has no records".to_owned()
-        }
-        NetError::Dns(DnsError::NoRecordsFound(none)) => {
-            format!("the DNS server answered {}", none.response_code)
-        }
         NetError::Dns(DnsError::ResponseCode(code)) => format!("the DNS server answered {code}"),
-        error => error.to_string(),
+        error => match no_records(error) {
+            Some(ResponseCode::NoError) => "the answer has no records".to_owned(),
+            Some(code) => format!("the DNS server answered {code}"),
+            None => error.to_string(),
+        },
     }
 }

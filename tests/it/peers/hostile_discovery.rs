@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::support::{
     asking::two_regions,
-    cluster::{Cluster, NAME, instances_in_state, ready_instances},
+    cluster::{Cluster, NAME, instances_in_state, ready_instances, rounds},
     dns::Mood,
     patience::eventually,
     process::{Process, answer},
@@ -157,7 +157,7 @@ async fn a_kind_of_address_that_dns_never_answers_does_not_make_discovery_stale(
         cluster.dns.set_mood_of_a(mood);
         cluster.add("iad").await;
         let port = cluster.instance("iad-1").address.port();
-        let listen = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+        let listen = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
         let mut syd = Process::start(&cluster.environment("syd", "syd-1", listen)).await;
         cluster.dns.set_addresses(NAME, [listen.ip()]);
         cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
@@ -184,6 +184,31 @@ async fn a_kind_of_address_that_dns_never_answers_does_not_make_discovery_stale(
         })
         .await;
     }
+}
+
+#[tokio::test]
+async fn that_a_name_is_not_there_yet_is_no_answer_of_a_kind_of_address() {
+    let mut cluster = Cluster::builder().start().await;
+    // Before the name is there, the server says so of both kinds; once it is, it fails for one of them.
+    cluster.dns.set_mood(Mood::Code(ResponseCode::NXDomain));
+    cluster.add("iad").await;
+    let iad = cluster.instance("iad-1");
+    let rounds = async || rounds(iad).await;
+    eventually("a round", rounds, |rounds| *rounds >= 1).await;
+    cluster
+        .dns
+        .set_mood_of_a(Mood::Code(ResponseCode::ServFail));
+    cluster
+        .dns
+        .set_addresses(NAME, [Ipv6Addr::LOCALHOST.into()]);
+    cluster.dns.set_mood(Mood::Well);
+    let mars = async || iad.get("/regions/mars").await.status;
+    eventually("a whole answer", mars, |status| *status == 404).await;
+    let discovery = iad.get("/regions").await.body["discovery"].clone();
+    assert_eq!(
+        (&discovery["stale"], &discovery["last_error"]),
+        (&json!(false), &Value::Null)
+    );
 }
 
 /// What answers at `address` as an instance whose introduction `introduce` makes, with the functions of `catalogue`.
