@@ -83,11 +83,7 @@ fn refused(name: &FunctionName, answer: &AppAnswer) -> Problem {
 }
 
 fn result(name: &FunctionName, answer: &AppAnswer, limit: usize) -> Outcome {
-    let body = match &answer.body {
-        Ok(body) => body,
-        Err(unread) => return Err(dropped("Result", *unread, limit)),
-    };
-    if body.is_empty() {
+    if answer.body.as_ref().is_ok_and(Vec::is_empty) {
         return Ok(Returned::fresh(RawValue::NULL.to_owned()));
     }
     let status = answer.status;
@@ -97,6 +93,10 @@ fn result(name: &FunctionName, answer: &AppAnswer, limit: usize) -> Outcome {
             format!("the app answered {status} to {name} with {content_type}, not with {JSON}");
         return Err(lost(detail));
     }
+    let body = match &answer.body {
+        Ok(body) => body,
+        Err(unread) => return Err(dropped("Result", *unread, limit)),
+    };
     let json = json::value(body);
     json.map(Returned::fresh)
         .map_err(|problem| lost(format!("the app's answer to {name}: {}", problem.detail)))
@@ -105,7 +105,9 @@ fn result(name: &FunctionName, answer: &AppAnswer, limit: usize) -> Outcome {
 /// A 5xx.
 fn error(name: &FunctionName, answer: &AppAnswer, limit: usize) -> Problem {
     let status = answer.status;
-    if answer.body.is_err() || document(answer).is_some() {
+    // A body that was not read is what it is declared to be.
+    let is_unread_json = answer.body.is_err() && is_json(&answer.headers);
+    if is_unread_json || document(answer).is_some() {
         return failed(answer, limit);
     }
     match status {

@@ -365,6 +365,29 @@ async fn an_error_is_cut_at_the_limit_too() {
 }
 
 #[tokio::test]
+async fn what_is_too_long_to_be_read_means_what_its_head_says() {
+    let app = App::start().await;
+    let instance = app.instance(&[("RPC_MAX_RESULT", "1KiB")]).await;
+    let (html, json) = ("text/html", "application/json");
+    for (status, content_type, (code, executed)) in [
+        (200, json, ("function_failed", "yes")),
+        (200, html, ("function_lost", "maybe")),
+        (404, html, ("function_failed", "yes")),
+        (409, json, ("function_failed", "yes")),
+        (500, html, ("function_panicked", "yes")),
+        (500, json, ("function_failed", "yes")),
+        (502, html, ("function_lost", "maybe")),
+        (503, html, ("function_lost", "maybe")),
+        (503, json, ("function_failed", "yes")),
+        (504, html, ("function_lost", "maybe")),
+    ] {
+        let bytes = closing(&said(status, content_type, &"x".repeat(1025)));
+        let got = outcome(&instance, "App.raw", json!(["a", bytes])).await;
+        assert_eq!(got, pair(code, executed), "{status} {content_type}");
+    }
+}
+
+#[tokio::test]
 async fn answers_count_in_the_memory_budget_while_they_are_read() {
     let app = App::start().await;
     let memory = ("RPC_MAX_MEMORY", "32MiB");
