@@ -74,7 +74,8 @@ pub(super) enum NoList {
     Unusable(String),
 }
 
-pub(super) type Asked = Result<(), NoList>;
+/// What came of asking for the list once: whether its functions are offered is another question.
+pub(super) type Asked = Result<Arc<Listing>, NoList>;
 
 impl Watch {
     /// Asks for the list until `stop`.
@@ -117,18 +118,18 @@ impl Watch {
             _ => None,
         };
         match &asked {
-            Ok(()) => self.failures = 0,
+            Ok(_) => self.failures = 0,
             Err(why) => self.failed(why),
         }
         asked
     }
 
-    async fn listed(&mut self, body: Vec<u8>) -> Result<(), NoList> {
+    async fn listed(&mut self, body: Vec<u8>) -> Asked {
         let is_new = self.body.as_ref() != Some(&body);
         let was = self.app.status();
         // The same list changes nothing, except that an app which was down is up again, and one that was open may be locked.
         if !is_new && was.health == AppHealth::Up {
-            return Ok(());
+            return Ok(was.listing);
         }
         let listing = match is_new {
             true => {
@@ -140,7 +141,7 @@ impl Watch {
         // Asked before anything new is offered.
         let is_open = self.app.channel.is_open().await?;
         if is_open && !is_new && was.health == AppHealth::Open {
-            return Ok(());
+            return Ok(listing);
         }
         if is_new {
             for remark in &listing.remarks {
@@ -161,8 +162,8 @@ impl Watch {
         };
         let functions = listing.functions.len();
         tracing::info!(functions, ?health, "the app listed its functions");
-        self.set(health, reason, listing);
-        Ok(())
+        self.set(health, reason, Arc::clone(&listing));
+        Ok(listing)
     }
 
     fn failed(&mut self, why: &NoList) {

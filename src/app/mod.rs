@@ -184,7 +184,7 @@ impl App {
         Ok((prepared.run().boxed(), [own, Some(Arc::clone(&self.gate))]))
     }
 
-    /// Asks for the list again, and returns whether there is one.
+    /// Asks for the list again.
     async fn ask_again(&self) -> Asked {
         let (done, wait) = oneshot::channel();
         // When too many calls wait, the sender is dropped here, which ends the wait below.
@@ -295,12 +295,11 @@ impl AppCall {
     /// The app answered as one that does not have the function, or does not let this instance in: its list shows whether
     /// that was the function itself, whose answer is `otherwise`.
     async fn missing(&self, otherwise: Problem) -> Problem {
-        // A 404 comes from the function, or from an app without it: whether the function ran depends on which.
-        let (asked, status) = (self.app.ask_again().await, self.app.status());
-        let has_it = status.offered(&self.name).is_some();
-        match asked {
-            Ok(()) if has_it => otherwise,
-            Ok(()) => status.missing(&self.name, &self.app.instance),
+        // A 404 comes from the function, or from an app without it: whether the function ran depends on which. That very list
+        // says it: the app may be down, or not be offered any more, by the time that this is read.
+        match self.app.ask_again().await {
+            Ok(listing) if listing.functions.contains_key(&self.name) => otherwise,
+            Ok(_) => Problem::no_function(&self.name, &self.app.instance),
             Err(NoList::Refused(_)) => {
                 let detail = format!("{}: the app refuses the call and its list", self.name);
                 Problem::new(Code::FunctionUnavailable, detail)

@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{App, call, outcome, parts};
+use super::{App, call, outcome, parts, until_state};
 use crate::support::{
     asking::LATE_MS,
     patience::{eventually, in_time},
@@ -271,6 +271,21 @@ async fn the_app_gets_what_the_caller_sent_and_who_asked() {
 }
 
 #[tokio::test]
+async fn a_function_that_answers_404_ran_also_when_the_app_is_not_offered_any_more() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let missing = closing(&said(404, "text/plain", "no such note"));
+    let mut held = started_with(&instance, "hold", &[json!(["a", missing])]);
+    app.until_runs("a").await;
+    // A new list, and from now on to anybody.
+    app.set("open");
+    app.offer(&json!({"functions": {"App.hold": {}}}));
+    until_state(&instance, "open").await;
+    app.set("release");
+    assert_eq!(next(&mut held).await, pair("function_failed", "yes"));
+}
+
+#[tokio::test]
 async fn names_stay_in_their_segments() {
     let app = App::start().await;
     app.offer(
@@ -408,13 +423,19 @@ async fn answers_count_in_the_memory_budget_while_they_are_read() {
 
 /// Calls of `function`, which holds until it is released, one for each of `ids`, under way.
 fn started(instance: &Process, function: &str, ids: &[&str]) -> JoinSet<Answer> {
-    let call = |id: &&str| {
+    let args: Vec<_> = ids.iter().map(|id| json!([id])).collect();
+    started_with(instance, function, &args)
+}
+
+/// The same, one for each of `args`.
+fn started_with(instance: &Process, function: &str, args: &[Value]) -> JoinSet<Answer> {
+    let call = |args: &Value| {
         let body =
-            json!({"module": "App", "function": function, "args": [id], "timeout_ms": 60_000});
+            json!({"module": "App", "function": function, "args": args, "timeout_ms": 60_000});
         let request = instance.request("/rpc/iad", &body.to_string());
         async move { answer(request).await.unwrap() }
     };
-    ids.iter().map(call).collect()
+    args.iter().map(call).collect()
 }
 
 async fn next(calls: &mut JoinSet<Answer>) -> (String, String) {

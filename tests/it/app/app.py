@@ -1,7 +1,7 @@
 """An app that does on the wire what a test asks of it: python3 app.py FOLDER PORT|SOCKET.
 
 It takes what it offers from FOLDER/list.json if that is there, and appends to FOLDER/runs a line for each call that runs.
-App.hold and App.one run until FOLDER/release is there."""
+App.hold and App.one run until FOLDER/release is there; then App.hold answers what it was given."""
 
 import asyncio
 import json
@@ -58,6 +58,9 @@ async def call(function, args, headers, writer, ended):
                 note("cancelled", args[0])
                 return None
             await asyncio.sleep(0.01)
+        if len(args) > 1:
+            writer.write(args[1].encode("latin-1"))
+            return None
         return answer(200, json.dumps(args[0]))
     if function == "App.fail":
         note("runs", args[0])
