@@ -16,7 +16,7 @@ use crate::{
 const MODEL: &str = "/rpc/{region}/{module}/{function}";
 /// The most operations of functions in a document.
 const MAX_OPERATIONS: usize = 1_000;
-/// The most bytes of them, with their schemas.
+/// The most bytes of them, with their schemas; what is beyond may take any JSON, or is left out.
 const MAX_BYTES: usize = 4 << 20;
 
 /// `document` with an operation for each of `functions` that declares its parameters; the first that come, where there are
@@ -150,7 +150,9 @@ impl Typed {
         // Otherwise any object is taken, and the function says what is wrong with it.
         if are_plain(names.iter().copied()) {
             for param in params {
-                let simple = self.simplified(prefix, param.schema.as_ref());
+                // A function may declare more than a document has room for.
+                let declared = param.schema.as_ref().filter(|_| self.bytes < MAX_BYTES);
+                let simple = self.simplified(prefix, declared);
                 schema["properties"][&param.name] = simple;
             }
             schema["required"] = json!(names);

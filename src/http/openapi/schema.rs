@@ -70,20 +70,35 @@ pub(super) fn are_plain<'a>(names: impl IntoIterator<Item = &'a str>) -> bool {
 /// The names of operations or schemas that are taken, as [`squashed`] leaves them: what generators make of two names must
 /// differ too, without case and without the characters that an identifier cannot have.
 #[derive(Debug, Default)]
-pub(super) struct Names(BTreeSet<String>);
+pub(super) struct Names {
+    taken: BTreeSet<String>,
+    /// The number that was given last to those that wanted a name: without it, each would try all numbers before its own.
+    last: BTreeMap<String, u32>,
+}
 
 impl Names {
     /// Those of `taken`.
     pub(super) fn new<'a>(taken: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(taken.into_iter().map(squashed).collect())
+        Self {
+            taken: taken.into_iter().map(squashed).collect(),
+            last: BTreeMap::new(),
+        }
     }
 
     /// Takes `wanted`, or the first of `wanted` with 2, 3, … behind `separator` that is not taken.
     pub(super) fn claim(&mut self, wanted: &str, separator: &str) -> String {
-        let numbered = (2_u32..).map(|number| format!("{wanted}{separator}{number}"));
-        let mut all = std::iter::once(wanted.to_owned()).chain(numbered);
-        all.find(|name| self.0.insert(squashed(name)))
-            .unwrap_or_default()
+        let plain = squashed(wanted);
+        if self.taken.insert(plain.clone()) {
+            return wanted.to_owned();
+        }
+        let last = self.last.entry(plain).or_insert(1);
+        loop {
+            *last += 1;
+            let name = format!("{wanted}{separator}{last}");
+            if self.taken.insert(squashed(&name)) {
+                return name;
+            }
+        }
     }
 }
 

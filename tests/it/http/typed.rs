@@ -1,9 +1,10 @@
 //! The typed operations of functions that declare their parameters: in the document of every instance of the cluster, for
 //! who may list the functions, whatever is declared.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use super::openapi::resolved;
 use crate::{
@@ -229,6 +230,38 @@ async fn the_command_line_writes_the_document_that_an_instance_would() {
     let (code, stdout, stderr) = run_with(&arguments, &[("RPC_APP_TOKEN", &"x".repeat(40))]).await;
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert!(stderr.contains("GET of it must answer 200"), "{stderr}");
+}
+
+#[tokio::test]
+async fn names_that_are_one_in_every_language_cost_no_more_than_others() {
+    const SIGNS: &str = "!%&()*+,-.:;<=>?@[]";
+    // Of no letter and no digit, so that generators cannot tell them apart.
+    let names = SIGNS
+        .chars()
+        .flat_map(|one| SIGNS.chars().map(move |two| format!("{one}{two}")));
+    let names: Vec<_> = names.take(330).collect();
+    let references = names
+        .iter()
+        .map(|name| json!({"$ref": format!("#/$defs/{name}")}));
+    let objects = names
+        .iter()
+        .map(|name| (name.clone(), json!({"properties": {}})));
+    let schema = json!({
+        "anyOf": Vec::from_iter(references), "$defs": Map::from_iter(objects),
+    });
+    let params = (0..62).map(|number| json!({"name": format!("p{number}"), "schema": schema}));
+    let app = App::start().await;
+    app.offer(&json!({"functions": {"Odd.names": {"params": Vec::from_iter(params)}}}));
+    let url = app.environment()["RPC_APP_URL"].clone();
+    let (started, arguments) = (Instant::now(), ["openapi", "--app-url", &url]);
+    let (code, stdout, stderr) = run_with(&arguments, &[("RPC_APP_TOKEN", TOKEN)]).await;
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(started.elapsed() < Duration::from_secs(60));
+    let written: Value = serde_json::from_str(&stdout).unwrap();
+    let schemas = written["components"]["schemas"].as_object().unwrap();
+    let made = schemas.keys().filter(|name| name.starts_with("OddNames"));
+    // Each of them, the arguments, and the reply.
+    assert_eq!(made.count(), 62 * 330 + 2);
 }
 
 #[tokio::test]
