@@ -4,7 +4,10 @@
 use std::{
     io::{self, ErrorKind},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -121,23 +124,26 @@ impl Channel {
     }
 
     /// The whole answer to the request that `build` makes once there is a connection, its body at most `limit` bytes.
+    /// `was_sent` says at any time whether part of the request may have left.
     ///
     /// # Cancel safety
     /// Dropping this future closes the connection, which most servers see as the end of the request.
     pub(super) async fn exchange(
         &self,
         limit: usize,
+        was_sent: &AtomicBool,
         build: impl Fn() -> Request<Full<Bytes>>,
     ) -> Result<AppAnswer, Broken> {
         // The connection that was used last is the least likely to have been closed; those that are not needed grow old.
         while let Some(connection) = self.last_used() {
             // `None`: it was closed before anything was sent, so the next one is tried.
-            if let Some(answered) = self.exchange_over(connection, &build, limit).await {
+            let answered = self.exchange_over(connection, limit, was_sent, &build);
+            if let Some(answered) = answered.await {
                 return answered;
             }
         }
         let connection = self.connect().await.map_err(Broken::Unreachable)?;
-        let answered = self.exchange_over(connection, &build, limit).await;
+        let answered = self.exchange_over(connection, limit, was_sent, build).await;
         answered.unwrap_or_else(|| {
             let closed = ErrorKind::ConnectionReset;
             Err(Broken::Unreachable(closed.into()))
@@ -148,14 +154,19 @@ impl Channel {
     async fn exchange_over(
         &self,
         mut connection: AppConnection,
-        build: impl Fn() -> Request<Full<Bytes>>,
         limit: usize,
+        was_sent: &AtomicBool,
+        build: impl Fn() -> Request<Full<Bytes>>,
     ) -> Option<Result<AppAnswer, Broken>> {
         let mut request = build();
         request
             .headers_mut()
             .insert(header::HOST, self.host.clone());
-        let answered = connection.send(request, limit, self.memory.take(0)).await?;
+        was_sent.store(true, Ordering::Relaxed);
+        let answered = connection.send(request, limit, self.memory.take(0)).await;
+        // The time until the next connection stands is none in which the function may run.
+        was_sent.store(answered.is_some(), Ordering::Relaxed);
+        let answered = answered?;
         // A connection whose answer was not read to its end is closed.
         if answered.as_ref().is_ok_and(|answer| answer.body.is_ok()) {
             self.idle().push((connection, Instant::now()));
@@ -302,4 +313,24 @@ fn lost(error: &hyper::Error) -> Broken {
     } else {
         "the connection to the app was lost after the call".to_owned()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Inside, because nobody outside can close a connection just between the look at it and the request.
+    #[tokio::test]
+    async fn a_request_that_comes_back_was_not_sent() {
+        let url = "unix:/none.sock:/rpc".parse().unwrap();
+        let channel = Channel::new(&url, None, Budget::new(1 << 20));
+        let (near, far) = UnixStream::pair().unwrap();
+        let connection = AppConnection::over(Either::Right(near)).await.unwrap();
+        drop(far);
+        let was_sent = AtomicBool::default();
+        let request = || Request::new(Full::default());
+        let exchanged = channel.exchange_over(connection, 1, &was_sent, request);
+        assert!(exchanged.await.is_none());
+        assert!(!was_sent.load(Ordering::Relaxed));
+    }
 }

@@ -2,7 +2,11 @@
 //! answers, and whether it refuses requests without its token. A function whose entry is wrong is left out with a remark,
 //! and the others are offered. The only writer of an app's status.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, header};
@@ -237,7 +241,8 @@ impl Channel {
     }
 
     async fn get_list(&self, with_token: bool) -> Result<AppAnswer, NoList> {
-        let ask = || self.exchange(MAX_LIST, || self.list_request(with_token));
+        let was_sent = AtomicBool::default();
+        let ask = || self.exchange(MAX_LIST, &was_sent, || self.list_request(with_token));
         let asked = async {
             match ask().await {
                 // A kept connection may have been about to close. To ask twice does no harm.

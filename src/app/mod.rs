@@ -237,7 +237,7 @@ struct AppCall {
     body: Bytes,
     headers: HeaderMap,
     deadline: Deadline,
-    /// Whether a connection was given the request.
+    /// Whether part of the request may have left.
     was_sent: AtomicBool,
 }
 
@@ -256,7 +256,8 @@ impl AppCall {
 
     async fn answer(&self) -> Answered {
         let limit = self.app.max_result;
-        let exchanged = self.app.channel.exchange(limit, || self.request());
+        let channel = &self.app.channel;
+        let exchanged = channel.exchange(limit, &self.was_sent, || self.request());
         let answer = match exchanged.await {
             Ok(answer) => answer,
             Err(broken) => {
@@ -312,8 +313,6 @@ impl AppCall {
     }
 
     fn request(&self) -> Request<Full<Bytes>> {
-        // A request is made for a connection that takes it: from here on, part of it may have been sent.
-        self.was_sent.store(true, Ordering::Relaxed);
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.path.parse().unwrap_or_default();
