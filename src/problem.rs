@@ -335,6 +335,12 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The first bytes of `text`, as many as a detail may have.
+pub(crate) fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_DETAIL));
+    text
+}
+
 /// Why a call has no result, and whether its function ran.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{} (executed: {executed}): {detail}", self.word())]
@@ -358,8 +364,7 @@ pub struct Problem {
 impl Problem {
     /// A problem of `code` with what the table says of `executed`; `detail` is cut at 256 bytes.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        let mut detail = detail.into();
-        detail.truncate(detail.floor_char_boundary(MAX_DETAIL));
+        let detail = cut(detail.into());
         Self {
             code,
             later: None,

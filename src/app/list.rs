@@ -29,6 +29,7 @@ use crate::{
     declaration::Declaration,
     gate::Gate,
     name::{FunctionName, Name},
+    problem::cut,
 };
 
 /// How long the app has to answer with its list.
@@ -299,7 +300,7 @@ pub(crate) struct Listing {
     pub(crate) functions: BTreeMap<FunctionName, Declaration>,
     /// What bounds the calls of each function that declares a concurrency, or did while calls began that still run.
     pub(super) gates: BTreeMap<FunctionName, Arc<Gate>>,
-    /// What was left out or ignored, a line each.
+    /// What was left out or ignored, a line each, cut as the detail of a problem is.
     pub(crate) remarks: Vec<String>,
 }
 
@@ -307,10 +308,11 @@ impl Listing {
     /// The list in `body`.
     ///
     /// # Errors
-    /// Why it is not a list, in words.
+    /// Why it is not a list, in words, cut as the detail of a problem is.
     pub(super) fn parse(body: &[u8]) -> Result<Self, String> {
+        // An error may repeat what is there instead of an object, however long it is.
         let list: Map<String, Value> = serde_json::from_slice(body)
-            .map_err(|error| format!("the list is no JSON object: {error}"))?;
+            .map_err(|error| cut(format!("the list is no JSON object: {error}")))?;
         let Some(Value::Object(entries)) = list.get("functions") else {
             return Err(
                 "the list has no object \"functions\"; answer {\"functions\":{\"Math.add\":{}}}"
@@ -357,6 +359,7 @@ impl Listing {
     }
 
     fn remark(&mut self, remark: String) {
+        let remark = cut(remark);
         if self.remarks.len() < MAX_REMARKS && !self.remarks.contains(&remark) {
             self.remarks.push(remark);
         }

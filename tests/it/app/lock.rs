@@ -98,6 +98,10 @@ async fn what_is_no_list_is_said_and_nothing_is_offered() {
             format!("{{\"functions\":{{}},\"x\":\"{}\"}}", "x".repeat(1 << 20)),
             "more than 1048576 bytes",
         ),
+        (
+            json!("é".repeat(100_000)).to_string(),
+            "the list is no JSON object: invalid type: string \"éé",
+        ),
     ];
     for (list, reason) in cases {
         std::fs::write(app.folder.path().join("list.json"), list).unwrap();
@@ -108,7 +112,9 @@ async fn what_is_no_list_is_said_and_nothing_is_offered() {
                 .as_str()
                 .is_some_and(|got| got.contains(reason))
         };
-        eventually(reason, look, is_reported).await;
+        let app = eventually(reason, look, is_reported).await;
+        assert!((1..=256).contains(&app["reason"].as_str().unwrap().len()));
+        assert!(instance.log().len() < 10_000, "{}", instance.log());
         assert_eq!(instance.get("/readyz").await.status, 503);
     }
 }
@@ -165,4 +171,20 @@ async fn the_command_line_says_what_is_wrong_with_an_app() {
     let (code, _, said) = check(&app).await;
     assert_eq!(code, 1);
     assert!(said.contains("cannot connect to the app"), "{said}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_app_is_said_in_few_words() {
+    let app = App::start().await;
+    let long = "x".repeat(100_000);
+    app.offer(&json!({long.clone(): 1, "functions": {long.clone(): {}, "A.f": {"timeout_ms": long}, "A.g": {"doc": long}}}));
+    let url = &app.environment()["RPC_APP_URL"];
+    let asked = ["functions", "--app-url", url];
+    let (code, _, said) = run_with(&asked, &[("RPC_APP_TOKEN", TOKEN)]).await;
+    assert_eq!((code, said.lines().count()), (1, 3), "{said}");
+    let prefix = "fly-rpc: ".len();
+    assert!(
+        said.lines().all(|line| line.len() <= prefix + 256),
+        "{said}"
+    );
 }
