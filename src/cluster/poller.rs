@@ -16,7 +16,7 @@ use rand::RngExt;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{JoinError, JoinSet},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +40,8 @@ const MAX_WAITERS: usize = 16;
 const MAX_READINGS: usize = 16;
 /// How long an address without a peer, or a peer whose functions cannot be read, is not logged again.
 const LOG_PAUSE: Duration = Duration::from_secs(600);
+/// The pause after a panic of the poller, so that one at each event does not fill the log.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// A message to the poller from the rest of the instance.
 #[derive(Debug)]
@@ -138,7 +140,44 @@ impl Poller {
         (poller, sender, watched)
     }
 
+    /// Polls until `stop`. A panic in here is a bug, after which it goes on with the peers that it knows: without a poller,
+    /// the instance would be ready and never find another one.
     pub(super) async fn run(mut self, stop: CancellationToken) {
+        while AssertUnwindSafe(self.poll(&stop))
+            .catch_unwind()
+            .await
+            .is_err()
+        {
+            const WHY: &str = "discovery panicked, and goes on with the peers that it knows";
+            tracing::error!("{WHY}");
+            self.progress
+                .send_modify(|progress| progress.error = Some(WHY.to_owned()));
+            self.begin_again();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(AFTER_PANIC) => {}
+            }
+        }
+    }
+
+    /// Has every address probed within an interval and every region published: what was begun may not have been ended.
+    fn begin_again(&mut self) {
+        let now = Instant::now();
+        self.round = Round::Over;
+        self.next_round = now + self.poll_interval;
+        self.schedule = ProbeSchedule::new(now);
+        self.unread.clear();
+        self.wanted.clear();
+        self.waiters.clear();
+        for address in self.table.all_addresses() {
+            self.schedule_next(address);
+        }
+        let peers = self.table.peers().map(|known| known.peer.region.clone());
+        self.changed.extend(peers);
+        self.changed.extend(self.publisher.snapshot.regions());
+    }
+
+    async fn poll(&mut self, stop: &CancellationToken) {
         let mut messages = Vec::new();
         loop {
             let now = Instant::now();

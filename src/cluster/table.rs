@@ -579,6 +579,10 @@ impl Table {
         peers.flatten()
     }
 
+    pub(super) fn all_addresses(&self) -> Vec<SocketAddr> {
+        self.entries.keys().copied().collect()
+    }
+
     /// Every address but this instance's own.
     pub(super) fn addresses(&self) -> impl Iterator<Item = KnownAddress> {
         let others = self.entries.values().filter(|entry| !entry.is_own);
