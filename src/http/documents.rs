@@ -157,7 +157,7 @@ pub(crate) struct InstanceDocument {
     /// Milliseconds since it last answered; null for the instance that answers.
     #[schema(required, example = 1204.0)]
     pub last_seen_ms: Option<f64>,
-    /// How many functions it offers; null when it did not list them.
+    /// How many functions it offers; null as long as its list was not read.
     #[schema(required, example = 17)]
     pub functions: Option<usize>,
     /// The hash of its functions and of what they declare, as `GET /functions` has it: equal hashes, equal functions.
