@@ -55,6 +55,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const KILLED: Duration = Duration::from_secs(1);
 /// What a shell says of a command that cannot be run.
 const NOT_RUN: u8 = 127;
+/// What a shell, or the command itself, says of one that SIGTERM ended.
+const TERMINATED: i32 = 128 + 15;
 
 /// The variable with the token by which the app calls its instance.
 const CLIENT_TOKEN: &str = "FLY_RPC_TOKEN";
@@ -121,23 +123,16 @@ pub(super) async fn run(args: RunArgs) -> Result<(), Failure> {
         again,
         stop_timeout: stop_timeout.unwrap_or_default(),
     };
-    let (status, drained) = beside(serving, app).await?;
-    let by_signal = status.signal().map(|signal| 128 + signal);
-    match status.code().or(by_signal) {
-        Some(0) => drained,
-        code => {
-            let code = code.and_then(|code| u8::try_from(code).ok());
-            Err(Failure::Reported(code.unwrap_or(1)))
-        }
+    let (ended, drained) = beside(serving, app).await?;
+    match ended.code() {
+        0 => drained,
+        code => Err(Failure::Reported(code)),
     }
 }
 
 /// Serves with `app` beside the instance, until a signal or the end of the app. Returns how the app ended, and how the
 /// instance did.
-async fn beside(
-    serving: Started,
-    app: AppChild,
-) -> Result<(ExitStatus, Result<(), Failure>), Failure> {
+async fn beside(serving: Started, app: AppChild) -> Result<(AppEnd, Result<(), Failure>), Failure> {
     // `over` is cancelled when the app has ended, however it did: the guard goes with its task.
     let (stop, over) = (CancellationToken::new(), CancellationToken::new());
     let kept = app.keep(stop.clone(), serving.hurry.clone());
@@ -153,8 +148,8 @@ async fn beside(
     };
     let drained = serving.until(over.clone().cancelled_owned(), last).await;
     let ended = kept.await;
-    let status = ended.map_err(|error| Failure::Failed(error.to_string()))??;
-    Ok((status, drained))
+    let ended = ended.map_err(|error| Failure::Failed(error.to_string()))??;
+    Ok((ended, drained))
 }
 
 /// Refuses a port for the app at which this instance listens itself.
@@ -204,6 +199,26 @@ pub(super) fn secret() -> String {
     format!("{high:032x}{low:032x}")
 }
 
+/// How the app ended.
+#[derive(Default)]
+struct AppEnd {
+    status: ExitStatus,
+    /// Whether it was sent SIGTERM before.
+    was_stopped: bool,
+}
+
+impl AppEnd {
+    /// The exit code that says so: its own, or 128 and the number of its signal. An app that ended by the SIGTERM that it was
+    /// sent ended well, as most programs do.
+    fn code(&self) -> u8 {
+        let by_signal = self.status.signal().map(|signal| 128 + signal);
+        match self.status.code().or(by_signal) {
+            Some(TERMINATED) if self.was_stopped => 0,
+            code => code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
+        }
+    }
+}
+
 struct AppChild {
     command: Vec<OsString>,
     environment: Vec<(&'static str, String)>,
@@ -217,11 +232,7 @@ struct AppChild {
 impl AppChild {
     /// Runs the app until it ends. It is ended by `stop`, for which it has its stop timeout, and by `hurry` at once. Returns
     /// how it ended.
-    async fn keep(
-        self,
-        stop: CancellationToken,
-        hurry: CancellationToken,
-    ) -> io::Result<ExitStatus> {
+    async fn keep(self, stop: CancellationToken, hurry: CancellationToken) -> io::Result<AppEnd> {
         let mut pause = PAUSE;
         loop {
             let (child, group) = self.start()?;
@@ -229,12 +240,16 @@ impl AppChild {
                 ended = self.run(child, group, &stop, &hurry) => ended?,
                 Err(error) = reap_orphans(group) => return Err(error),
             };
+            let ended = AppEnd {
+                status,
+                was_stopped: ran.is_none(),
+            };
             let Some(ran) = ran else {
-                return Ok(status);
+                return Ok(ended);
             };
             if !self.again {
                 tracing::error!(%status, "the app has ended");
-                return Ok(status);
+                return Ok(ended);
             }
             if ran >= STEADY {
                 pause = PAUSE;
@@ -242,7 +257,7 @@ impl AppChild {
             tracing::warn!(%status, "the app has ended; it is started again in {pause:?}");
             tokio::select! {
                 () = time::sleep(pause) => {}
-                () = stop.cancelled() => return Ok(ExitStatus::default()),
+                () = stop.cancelled() => return Ok(AppEnd::default()),
             }
             pause = (pause * 2).min(LONGEST);
         }

@@ -331,8 +331,9 @@ async fn all_of_the_app_may_take_its_time_and_call_out_while_it_stops() {
             wait"#
         )
     };
-    // At a signal to the instance, and when the first process ends by itself: with the code of that one.
-    for (once_up, code) in [("", 143), ("kill -KILL $$", 137)] {
+    // At a signal to the instance, and when the first process ends by itself: with the code of that one, but for the SIGTERM
+    // that it was sent.
+    for (once_up, code) in [("", 0), ("kill -KILL $$", 137)] {
         let address = cluster.free_address();
         let environment = cluster.environment("syd", "syd-1", address);
         // Longer than a test waits.
@@ -366,7 +367,7 @@ async fn start_stubborn(stop_timeout: &str) -> (Run, [Pid; 2]) {
 async fn nothing_of_the_app_outlives_the_program() {
     let (mut run, [_, other]) = start_stubborn("300ms").await;
     run.signal(Signal::SIGTERM);
-    assert_eq!(run.ended().await.code(), Some(143));
+    assert_eq!(run.ended().await.code(), Some(0));
     assert_eq!(kill(other, Signal::SIGKILL), Err(Errno::ESRCH));
     // Longer than a test waits: a second signal is what ends it.
     let (mut run, [first, other]) = start_stubborn("10m").await;
@@ -374,7 +375,7 @@ async fn nothing_of_the_app_outlives_the_program() {
     let is_gone = async || kill(first, None).is_err();
     eventually("the end of the first", is_gone, |is_gone| *is_gone).await;
     run.signal(Signal::SIGINT);
-    assert_eq!(run.ended().await.code(), Some(143));
+    assert_eq!(run.ended().await.code(), Some(0));
     assert_eq!(kill(other, Signal::SIGKILL), Err(Errno::ESRCH));
 }
 
@@ -481,26 +482,30 @@ async fn what_the_app_began_and_did_not_wait_for_goes_on_without_it_for_a_while(
         .await;
     let address = cluster.free_address();
     let environment = cluster.environment("syd", "syd-1", address);
-    let script = |name: &str| {
+    let script = |name: &str, at_sigterm: &str| {
         format!(
             r#"
             begin() {{
                 curl -s "$FLY_RPC_URL/rpc/iad/Test/block" -H 'content-type: application/json' -H 'prefer: respond-async' -H 'rpc-timeout-ms: 3600000' -d '["{name}"]'
             }}
             until begin | grep -q request_id; do sleep 0.05; done
-            trap 'exit 0' TERM
+            {at_sigterm}
             echo "up $$"
             while :; do sleep 0.05; done"#
         )
     };
-    // What is cut when the time is up is said.
-    let mut run = Run::start_in(&environment, &["--drain-timeout=200ms"], &script("x")).await;
+    // What is cut when the time is up is said, also where the app ended by the signal.
+    let mut run = Run::start_in(&environment, &["--drain-timeout=200ms"], &script("x", "")).await;
     while !run.line().await.starts_with("up ") {}
     cluster.until_started("x").await;
     run.signal(Signal::SIGTERM);
     assert_eq!(run.ended().await.code(), Some(1));
     // A second signal waits for nothing, also when the app has ended, and the log says what that cut.
-    let mut command = Run::command(&environment, &["--drain-timeout=1h"], &script("y"));
+    let mut command = Run::command(
+        &environment,
+        &["--drain-timeout=1h"],
+        &script("y", "trap 'exit 0' TERM"),
+    );
     command.stderr(Stdio::piped());
     let mut run = Run::of(command);
     let app = loop {
@@ -563,7 +568,7 @@ async fn as_process_1_it_waits_for_all_of_the_app_to_stop_and_for_no_zombie() {
         return;
     };
     run.until("stopped").await;
-    assert_eq!(run.ended().await.code(), Some(143));
+    assert_eq!(run.ended().await.code(), Some(0));
 }
 
 #[cfg(target_os = "linux")]
