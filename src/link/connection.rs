@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     LARGE, LargeResults,
     open::{Opened, open},
-    outbox::{Ending, Flushed, Idle, Outbox},
+    outbox::{Ending, Idle, Outbox},
 };
 use crate::{
     call::Call,
@@ -122,10 +122,9 @@ impl Connection {
             Ok(taken) => taken,
             Err(ending) => return ending,
         };
-        match taken.written {
-            Flushed::All(calls) => self.local.metrics.peers.left_together(calls),
-            Flushed::Blocked => self.woken.notify_one(),
-            Flushed::Later => {}
+        match taken.left {
+            Some(calls) => self.local.metrics.peers.left_together(calls),
+            None => self.woken.notify_one(),
         }
         let place = scopeguard::guard(taken.id, |id| self.forget(id));
         let answered = match taken.is_watched {
@@ -148,9 +147,9 @@ impl Connection {
         self.outbox.forget(id);
         let flushed = self.socket.get().map(|socket| self.outbox.flush(socket));
         match flushed {
-            Some(Ok(Flushed::All(calls))) => self.local.metrics.peers.left_together(calls),
+            Some(Ok(Some(calls))) => self.local.metrics.peers.left_together(calls),
             // The connection's task goes on with it, or finds out what is wrong.
-            Some(Ok(Flushed::Blocked | Flushed::Later) | Err(_)) | None => self.woken.notify_one(),
+            Some(Ok(None) | Err(_)) | None => self.woken.notify_one(),
         }
     }
 
@@ -419,15 +418,11 @@ impl Driver<'_> {
     }
 
     fn flush(&mut self) -> Result<(), Over> {
-        let flushed = self.connection.outbox.flush(self.socket);
-        self.is_blocked = match flushed.map_err(Over::Closed)? {
-            Flushed::All(calls) => {
-                self.connection.local.metrics.peers.left_together(calls);
-                false
-            }
-            Flushed::Blocked => true,
-            Flushed::Later => false,
-        };
+        let left = self.connection.outbox.flush(self.socket);
+        let left = left.map_err(Over::Closed)?;
+        self.is_blocked = left.is_none();
+        let peers = &self.connection.local.metrics.peers;
+        peers.left_together(left.unwrap_or_default());
         Ok(())
     }
 

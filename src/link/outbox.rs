@@ -65,18 +65,8 @@ pub(super) struct Taken {
     pub(super) answer: oneshot::Receiver<Ending>,
     /// Whether the connection's task ends it at its deadline; else its caller does.
     pub(super) is_watched: bool,
-    /// Whether its line was written; where it is `Blocked`, the connection's task has to be woken.
-    pub(super) written: Flushed,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Flushed {
-    /// Everything was handed to the kernel: so many calls since the last time.
-    All(u32),
-    /// Bytes wait, and the connection's task does not know it yet.
-    Blocked,
-    /// The connection's task is about to write it.
-    Later,
+    /// How many calls left now; `None` where bytes wait and the connection's task has to be woken.
+    pub(super) left: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -159,9 +149,9 @@ impl Outbox {
         let is_alone = queue.calls.is_empty() && waits == 0;
         let is_open = queue.status == Status::Open;
         let args = line.args();
-        let written = match socket.filter(|_| is_alone && is_open) {
+        let left = match socket.filter(|_| is_alone && is_open) {
             // An error shows when the socket is read.
-            Some(socket) => queue.flush_with(args, socket).unwrap_or(Flushed::Later),
+            Some(socket) => queue.flush_with(args, socket).unwrap_or(Some(0)),
             None => queue.flush_later(args),
         };
         let is_watched = is_open && timeout_ms > WATCHED_ABOVE;
@@ -177,15 +167,15 @@ impl Outbox {
             id,
             answer: receiver,
             is_watched,
-            written,
+            left,
         })
     }
 
-    /// Hands what waits to the kernel.
+    /// Hands what waits to the kernel: how many calls left now, or `None` where it does not take all.
     ///
     /// # Errors
     /// The connection is broken.
-    pub(super) fn flush(&self, socket: &OwnedWriteHalf) -> io::Result<Flushed> {
+    pub(super) fn flush(&self, socket: &OwnedWriteHalf) -> io::Result<Option<u32>> {
         self.lock().flush(socket)
     }
 
@@ -414,18 +404,15 @@ impl Queue {
         self.bytes.extend_from_slice(END_OF_CALL);
     }
 
-    /// Ends the line of a call, and leaves it to the connection's task to write it.
-    fn flush_later(&mut self, args: &[u8]) -> Flushed {
+    /// Ends the line of a call, and leaves it to the connection's task to write it; `None` if that has to be woken for it.
+    fn flush_later(&mut self, args: &[u8]) -> Option<u32> {
         self.end_call(args);
-        match std::mem::replace(&mut self.is_flush_due, true) {
-            true => Flushed::Later,
-            false => Flushed::Blocked,
-        }
+        std::mem::replace(&mut self.is_flush_due, true).then_some(0)
     }
 
     /// Ends the line of the only call, and hands it to the kernel. Of large `args`, only what the kernel does not take is
     /// copied.
-    fn flush_with(&mut self, mut args: &[u8], socket: &OwnedWriteHalf) -> io::Result<Flushed> {
+    fn flush_with(&mut self, mut args: &[u8], socket: &OwnedWriteHalf) -> io::Result<Option<u32>> {
         if args.len() > COPIED {
             let begun = self.bytes.len();
             let slices = [IoSlice::new(&self.bytes), IoSlice::new(args)];
@@ -443,14 +430,14 @@ impl Queue {
         self.flush(socket)
     }
 
-    fn flush(&mut self, socket: &OwnedWriteHalf) -> io::Result<Flushed> {
+    fn flush(&mut self, socket: &OwnedWriteHalf) -> io::Result<Option<u32>> {
         while self.handed < self.bytes.len() {
             match socket.try_write(&self.bytes[self.handed..]) {
                 Ok(written) => self.handed += written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.is_flush_due = true;
                     self.compact();
-                    return Ok(Flushed::Blocked);
+                    return Ok(None);
                 }
                 Err(error) => return Err(error),
             }
@@ -460,7 +447,7 @@ impl Queue {
         self.most = self.most.max(self.bytes.len());
         self.bytes.clear();
         self.is_flush_due = false;
-        Ok(Flushed::All(std::mem::take(&mut self.added)))
+        Ok(Some(std::mem::take(&mut self.added)))
     }
 
     /// Keeps as much room as was needed since the last time: to allocate it again for each large call costs more than to
