@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     LARGE, LargeResults,
-    open::{Opened, open},
+    open::open,
     outbox::{Ending, Idle, Outbox},
 };
 use crate::{
@@ -43,8 +43,6 @@ use crate::{
     reply::{NO_ROOM, Returned, TOO_LONG},
 };
 
-/// Room for what an answer holds besides the result, in bytes.
-const AROUND_RESULT: usize = 64 << 10;
 /// How often a connection looks after itself.
 const TICK: Duration = Duration::from_millis(100);
 /// Silence, in ticks, after which the peer is asked for a sign of life.
@@ -77,7 +75,7 @@ pub(super) struct Connection {
     /// When its clock started.
     pub(super) started: Instant,
     pub(super) outbox: Outbox,
-    socket: OnceLock<OwnedWriteHalf>,
+    pub(super) socket: OnceLock<OwnedWriteHalf>,
     woken: Notify,
     /// Whether calls wait and nothing was heard for long.
     is_silent: AtomicBool,
@@ -167,25 +165,11 @@ impl Connection {
 
 /// Opens `connection` within `timeout`, and serves it until it ends.
 pub(super) async fn run(connection: &Connection, timeout: Duration) {
-    let opened = match open(connection, timeout).await {
+    let (read, socket, lines, round_trip) = match open(connection, timeout).await {
         Ok(opened) => opened,
         // None of the calls that waited for it left.
         Err(ending) => return connection.outbox.end(&ending, &ending),
     };
-    let Opened {
-        read,
-        write,
-        already,
-        first,
-        round_trip,
-    } = opened;
-    connection.peer.stats.note_round_trip(round_trip);
-    let LocalInstance { limits, memory, .. } = &*connection.local;
-    let max_line = limits.max_result.saturating_add(AROUND_RESULT);
-    let mut lines = Lines::new(max_line, memory);
-    lines.push(&already);
-    connection.outbox.open(&first);
-    let socket = connection.socket.get_or_init(|| write);
     let mut tick = time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let usual = round_trip.as_millis() / TICK.as_millis();

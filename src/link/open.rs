@@ -21,34 +21,32 @@ use tokio::{
 
 use super::{connection::Connection, outbox::Ending};
 use crate::{
+    local::LocalInstance,
     problem::{Executed, with_causes},
-    protocol::{CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement, lines},
+    protocol::{
+        CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, Statement,
+        lines::{self, Lines},
+    },
     reply::ProblemDocument,
     token::Proof,
 };
 
 /// How long the peer may take to answer the upgrade once the connection stands.
 const HANDSHAKE: Duration = Duration::from_secs(1);
+/// Room for what an answer holds besides the result, in bytes.
+const AROUND_RESULT: usize = 64 << 10;
 /// The largest problem document that answers the upgrade, in bytes.
 const MAX_REFUSAL: usize = 64 << 10;
 
-#[derive(Debug)]
-pub(super) struct Opened {
-    pub(super) read: OwnedReadHalf,
-    pub(super) write: OwnedWriteHalf,
-    /// What the peer sent right behind its answer.
-    pub(super) already: Bytes,
-    /// The line that goes before every call; empty without a secret.
-    pub(super) first: Vec<u8>,
-    /// How long the peer took to answer the upgrade.
-    pub(super) round_trip: Duration,
-}
-
-/// Opens `connection`, within `timeout` for TCP and a second for the upgrade; nothing of a call is sent.
+/// Opens `connection`, within `timeout` for TCP and a second for the upgrade: from then on its callers send their calls. Returns
+/// both halves of its socket, the lines that came already, and how long the peer took to answer.
 ///
 /// # Errors
-/// How the calls end that wait for it.
-pub(super) async fn open(connection: &Connection, timeout: Duration) -> Result<Opened, Ending> {
+/// How the calls end that wait for it; nothing of them was sent.
+pub(super) async fn open(
+    connection: &Connection,
+    timeout: Duration,
+) -> Result<(OwnedReadHalf, &OwnedWriteHalf, Lines, Duration), Ending> {
     let connecting = TcpStream::connect(connection.peer.address);
     match time::timeout(timeout, connecting).await {
         Ok(Ok(socket)) => time::timeout(HANDSHAKE, upgraded(connection, socket))
@@ -65,7 +63,10 @@ fn none(connection: &Connection, cause: impl Display) -> Ending {
     Ending::NoConnection
 }
 
-async fn upgraded(connection: &Connection, socket: TcpStream) -> Result<Opened, Ending> {
+async fn upgraded(
+    connection: &Connection,
+    socket: TcpStream,
+) -> Result<(OwnedReadHalf, &OwnedWriteHalf, Lines, Duration), Ending> {
     // Small lines must not wait for the acknowledgement of earlier ones.
     let _ = socket.set_nodelay(true);
     let asked = Instant::now();
@@ -93,13 +94,16 @@ async fn upgraded(connection: &Connection, socket: TcpStream) -> Result<Opened, 
         let parts = upgraded.downcast::<TokioIo<TcpStream>>();
         let parts = parts.map_err(|_| none(connection, "the connection changed its type"))?;
         let (read, write) = parts.io.into_inner().into_split();
-        Ok(Opened {
-            read,
-            write,
-            already: parts.read_buf,
-            first,
-            round_trip: asked.elapsed(),
-        })
+        // Nothing is awaited from here on: given up then, calls that left would end as not sent.
+        let round_trip = asked.elapsed();
+        connection.peer.stats.note_round_trip(round_trip);
+        let LocalInstance { limits, memory, .. } = &*connection.local;
+        let mut lines = Lines::new(limits.max_result.saturating_add(AROUND_RESULT), memory);
+        lines.push(&parts.read_buf);
+        // The line of proof goes before every call, and so into the queue before callers find the socket.
+        connection.outbox.open(&first);
+        let socket = connection.socket.get_or_init(|| write);
+        Ok((read, socket, lines, round_trip))
     };
     tokio::pin!(exchange);
     tokio::select! {
