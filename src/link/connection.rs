@@ -1,88 +1,140 @@
-//! One connection to one peer: an HTTP/1.1 upgrade of `POST /internal/exec`, then lines in both directions.
+//! One connection to one peer, as its callers have it: lines that wait for the kernel, and callers that wait for answers,
+//! under one lock. A caller who finds nothing under way writes its line to the socket itself; where calls are under way it
+//! adds its line, and the connection's task, woken once for all of them, writes them together.
 //!
-//! A caller who finds nothing under way writes its line to the socket itself; where calls are under way it adds its line,
-//! and the connection's task, woken once for all of them, writes them together. The same task reads the answers. Calls
-//! that wait together travel together, and no call waits for another.
-//!
-//! Silence is the signal that something is wrong, not a call that takes long: calls under way and nothing heard cause a
-//! ping, and silence after that a probe of the peer on another connection, which alone decides whether it is suspect.
+//! On that lock hangs `executed`. A call is provably not run as long as no byte of its line was handed to the kernel, and
+//! may have run from then on. Each call knows the place of its line in everything that the connection ever writes, so that
+//! one comparison decides; a line that was not handed over is overwritten with blanks when its caller gives up.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::future::{BoxFuture, OptionFuture};
+use foldhash::HashMap;
 use tokio::{
-    io::AsyncReadExt,
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
-    sync::Notify,
-    task,
-    time::{self, Instant, Interval, MissedTickBehavior},
+    net::tcp::OwnedWriteHalf,
+    sync::{Notify, oneshot},
+    time::Instant,
 };
 
-use super::{
-    LARGE, LargeResults,
-    open::open,
-    outbox::{Ending, Idle, Outbox},
-};
+use super::LargeResults;
 use crate::{
     call::Call,
-    cluster::{CallSignal, Cluster, Peer},
+    cluster::{Cluster, Peer},
     deadline::Deadline,
     local::LocalInstance,
-    problem::{Code, Problem},
-    protocol::{
-        PeerState,
-        lines::{self, CallLine, Frame, Lines},
-    },
-    reply::{NO_ROOM, Returned, TOO_LONG},
+    name::FunctionName,
+    problem::Problem,
+    protocol::lines::{self, CallLine, END_OF_CALL, KEPT},
+    reply::Returned,
 };
 
-/// How often a connection looks after itself.
-const TICK: Duration = Duration::from_millis(100);
-/// Silence, in ticks, after which the peer is asked for a sign of life.
-const PING_AFTER: u32 = 2;
-/// Silence after a ping, in ticks besides the usual round trip, after which the peer is probed on another connection.
-const PROBE_AFTER: u32 = 1;
-/// Silence, in ticks, after which a connection to a peer that answers probes is taken for dead.
-const DEAD_AFTER: u32 = 10;
-/// Ticks for which calls waited and no whole line came, though bytes did, after which the next calls make another connection:
-/// what trickles, or brings one long line, holds up no others.
-const CLOGGED_AFTER: u32 = 20;
-/// How long a connection stays without calls, in ticks: well below the time after which the peer ends it.
-const IDLE_AFTER: u32 = 40;
-/// How long one to a draining peer stays without calls, in ticks: such a peer ends it sooner.
-const IDLE_AFTER_DRAINING: u32 = 5;
-/// Silence, in ticks, after which nothing is waited for any more.
-const LOST_AFTER: u32 = 600;
-/// Ticks between two measurements of the way to a peer that gets calls.
-const MEASURE_AFTER: u32 = 10;
-/// Ticks between two mentions of a peer that answers calls.
-const MENTION_AFTER: u32 = 10;
+/// The most bytes of calls that wait for the kernel; more are refused.
+const MAX_WAITING: usize = 16 << 20;
+/// The size of arguments, in bytes, up to which a copy costs less than to have the kernel gather them.
+const COPIED: usize = 16 << 10;
+
+/// The time left, in milliseconds, above which a call's deadline is watched by the connection's task, which looks at all of them
+/// at each of its ticks: a timer for each call, in the wheel that all threads share, would cost about 1 µs. Well above two
+/// ticks.
+const WATCHED_ABOVE: u64 = 300;
 
 /// A connection to a peer, or one that is being made.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) peer: Peer,
     pub(super) local: Arc<LocalInstance>,
-    cluster: Arc<Cluster>,
-    large_results: Arc<LargeResults>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) large_results: Arc<LargeResults>,
     /// When its clock started.
     pub(super) started: Instant,
-    pub(super) outbox: Outbox,
-    pub(super) socket: OnceLock<OwnedWriteHalf>,
-    woken: Notify,
+    queue: Mutex<Queue>,
+    /// Set once it stands.
+    socket: OnceLock<OwnedWriteHalf>,
+    /// Wakes its task, where that has something to write or an end to see.
+    pub(super) woken: Notify,
     /// Whether calls wait and nothing was heard for long.
-    is_silent: AtomicBool,
+    pub(super) is_silent: AtomicBool,
+}
+
+/// How a call ended.
+#[derive(Clone, Debug)]
+pub(super) enum Ending {
+    /// With the peer's answer.
+    Answered(Result<Returned, Box<Problem>>),
+    /// The peer answered with something else than the contract.
+    Garbled,
+    /// With an answer that is too large, or for which the memory budget has no room.
+    Dropped(Box<Problem>),
+    /// The connection ended after the call left.
+    Lost,
+    /// The peer was found suspect after the call left.
+    Silent,
+    /// The deadline passed after the call left.
+    Expired,
+    /// The deadline passed before it left.
+    ExpiredUnsent,
+    /// The connection takes no further calls, or ended before it left.
+    Unsent,
+    /// Too much waits to be written.
+    Full,
+    /// No connection could be made.
+    NoConnection,
+    /// Who answers at the address did not prove to be the peer.
+    WrongInstance,
+}
+
+/// What waits to be written, and who waits for an answer.
+#[derive(Debug, Default)]
+struct Queue {
+    status: Status,
+    /// What waits to be written, behind what was.
+    bytes: Vec<u8>,
+    /// How many of `bytes` were handed to the kernel.
+    handed: usize,
+    /// How many bytes were handed over before `bytes[0]`.
+    base: u64,
+    /// The most that waited at once since the last tick, in bytes.
+    most: usize,
+    calls: HashMap<u64, PendingCall>,
+    next_id: u64,
+    /// Calls whose lines were added since the last flush.
+    added: u32,
+    is_flush_due: bool,
+    /// Whether a call that left passed its deadline and nothing came since then.
+    is_unanswered: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Status {
+    /// The connection is being made; lines wait.
+    #[default]
+    Opening,
+    Open,
+    /// No further call is taken; those under way may still be answered.
+    Retired,
+    Over,
+}
+
+#[derive(Debug)]
+struct PendingCall {
+    answer: oneshot::Sender<Ending>,
+    name: FunctionName,
+    /// Where its line begins and ends in everything that the connection ever writes.
+    line: std::ops::Range<u64>,
+    /// Whether it ends at once when the peer is found suspect, although its line has left: its caller may try again.
+    may_move: bool,
+    /// Its deadline, where the connection's task ends it then.
+    watched: Option<Deadline>,
 }
 
 impl Connection {
-    /// A connection to `peer`, for [`run`] to open.
+    /// A connection to `peer`, for [`run`](super::task::run) to open.
     pub(super) fn new(
         peer: Peer,
         local: Arc<LocalInstance>,
@@ -95,7 +147,7 @@ impl Connection {
             cluster,
             large_results,
             started: Instant::now(),
-            outbox: Outbox::default(),
+            queue: Mutex::default(),
             socket: OnceLock::new(),
             woken: Notify::new(),
             is_silent: AtomicBool::new(false),
@@ -112,38 +164,85 @@ impl Connection {
         line: &CallLine<'_>,
         deadline: Deadline,
     ) -> Ending {
-        let socket = self.socket.get();
-        let submitted = self
-            .outbox
-            .submit(call, line, deadline, self.started, socket);
-        let mut taken = match submitted {
+        let (id, mut answer, is_watched) = match self.submit(call, line, deadline) {
             Ok(taken) => taken,
             Err(ending) => return ending,
         };
-        match taken.left {
-            Some(calls) => self.local.metrics.peers.left_together(calls),
-            None => self.woken.notify_one(),
-        }
-        let place = scopeguard::guard(taken.id, |id| self.forget(id));
-        let answered = match taken.is_watched {
-            true => Some((&mut taken.answer).await),
-            false => deadline.bound(&mut taken.answer).await,
+        let place = scopeguard::guard(id, |id| self.forget(id));
+        let answered = match is_watched {
+            true => Some((&mut answer).await),
+            false => deadline.bound(&mut answer).await,
         };
         let id = scopeguard::ScopeGuard::into_inner(place);
         match answered {
             Some(ending) => ending.unwrap_or(Ending::Lost),
             None => {
-                let ending = self.outbox.give_up(id, &mut taken.answer);
+                let ending = self.give_up(id, &mut answer);
                 self.woken.notify_one();
                 ending
             }
         }
     }
 
-    /// Forgets the caller of a call, and cancels the call at once if it left.
+    /// Takes `call` as `line`. Where nothing else is under way the line goes to the socket at once, and nobody is woken for it.
+    /// Returns its id, what gets its ending, and whether the connection's task ends it at its deadline; else its caller does.
+    ///
+    /// # Errors
+    /// How it ended, where it is not taken.
+    fn submit(
+        &self,
+        call: &Call,
+        line: &CallLine<'_>,
+        deadline: Deadline,
+    ) -> Result<(u64, oneshot::Receiver<Ending>, bool), Ending> {
+        let mut queue = self.lock();
+        if matches!(queue.status, Status::Retired | Status::Over) {
+            return Err(Ending::Unsent);
+        }
+        let waits = queue.bytes.len() - queue.handed;
+        if waits > 0 && waits + line.len() > MAX_WAITING {
+            return Err(Ending::Full);
+        }
+        let now = Instant::now();
+        let timeout_ms = deadline.remaining_ms(now);
+        let timeout_ms = timeout_ms.ok_or(Ending::ExpiredUnsent)?;
+        let (answer, receiver) = oneshot::channel();
+        let id = queue.next_id;
+        queue.next_id += 1;
+        let start = queue.end();
+        let at_us = u64::try_from((now - self.started).as_micros()).unwrap_or(u64::MAX);
+        lines::begin_call(&mut queue.bytes, id, timeout_ms, at_us, line);
+        let is_alone = queue.calls.is_empty() && waits == 0;
+        let is_open = queue.status == Status::Open;
+        let args = line.args();
+        let left = match self.socket.get().filter(|_| is_alone && is_open) {
+            // An error shows when the socket is read.
+            Some(socket) => queue.flush_with(args, socket).unwrap_or(Some(0)),
+            None => queue.flush_later(args),
+        };
+        let is_watched = is_open && timeout_ms > WATCHED_ABOVE;
+        let pending = PendingCall {
+            answer,
+            name: call.name.clone(),
+            line: start..queue.end(),
+            may_move: call.idempotent || call.key.is_some(),
+            watched: is_watched.then_some(deadline),
+        };
+        queue.calls.insert(id, pending);
+        drop(queue);
+        match left {
+            Some(calls) => self.local.metrics.peers.left_together(calls),
+            None => self.woken.notify_one(),
+        }
+        Ok((id, receiver, is_watched))
+    }
+
+    /// Forgets the caller of the call `id`, which is cancelled at once where it left; where it did not, it never leaves.
     fn forget(&self, id: u64) {
-        self.outbox.forget(id);
-        let flushed = self.socket.get().map(|socket| self.outbox.flush(socket));
+        let mut queue = self.lock();
+        queue.take_back(id);
+        let flushed = self.socket.get().map(|socket| queue.flush(socket));
+        drop(queue);
         match flushed {
             Some(Ok(Some(calls))) => self.local.metrics.peers.left_together(calls),
             // The connection's task goes on with it, or finds out what is wrong.
@@ -158,375 +257,300 @@ impl Connection {
 
     /// Ends it now: calls under way may have run.
     pub(super) fn cut(&self) {
-        self.outbox.end(&Ending::Lost, &Ending::Unsent);
+        self.end(&Ending::Lost, &Ending::Unsent);
         self.woken.notify_one();
     }
-}
 
-/// Opens `connection` within `timeout`, and serves it until it ends.
-pub(super) async fn run(connection: &Connection, timeout: Duration) {
-    let (read, socket, lines, round_trip) = match open(connection, timeout).await {
-        Ok(opened) => opened,
-        // None of the calls that waited for it left.
-        Err(ending) => return connection.outbox.end(&ending, &ending),
-    };
-    let mut tick = time::interval(TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let usual = round_trip.as_millis() / TICK.as_millis();
-    let driver = Driver {
-        connection,
-        socket,
-        lines,
-        is_blocked: false,
-        was_heard: false,
-        was_answered: false,
-        is_draining: false,
-        quiet: 0,
-        clogged: 0,
-        idle: 0,
-        since_mention: MENTION_AFTER,
-        since_measured: 0,
-        asked: None,
-        probe_after: PING_AFTER + PROBE_AFTER + u32::try_from(usual).unwrap_or(0),
-        verdict: None,
-        due: None,
-    };
-    driver.drive(read, tick).await;
-}
+    /// Hands what waits to the kernel: how many calls left now, or `None` where it does not take all.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub(super) fn flush(&self, socket: &OwnedWriteHalf) -> io::Result<Option<u32>> {
+        self.lock().flush(socket)
+    }
 
-/// The task of one connection that stands.
-struct Driver<'a> {
-    connection: &'a Connection,
-    socket: &'a OwnedWriteHalf,
-    lines: Lines,
-    /// Whether the kernel takes nothing more for now.
-    is_blocked: bool,
-    /// Whether a byte came since the last tick.
-    was_heard: bool,
-    /// Whether a whole line came since the last tick.
-    was_answered: bool,
-    /// Whether the peer said that it drains.
-    is_draining: bool,
-    /// Ticks for which calls waited and nothing was heard.
-    quiet: u32,
-    /// Ticks for which calls waited and no whole line came.
-    clogged: u32,
-    /// Ticks without a call under way since the last answer.
-    idle: u32,
-    since_mention: u32,
-    since_measured: u32,
-    /// When the peer was asked for a sign of life that it has not given yet.
-    asked: Option<Instant>,
-    probe_after: u32,
-    /// The probe that decides whether the peer is suspect, while it is under way.
-    verdict: Option<BoxFuture<'static, PeerState>>,
-    /// The first deadline of a call that is watched, once it is so near that the next tick may come too late.
-    due: Option<Deadline>,
-}
+    /// It stands: `first` goes before every call, and so into the queue before callers find the `socket`.
+    pub(super) fn open(&self, first: &[u8], socket: OwnedWriteHalf) -> &OwnedWriteHalf {
+        let mut queue = self.lock();
+        queue.bytes.splice(0..0, first.iter().copied());
+        let shift = first.len() as u64;
+        for call in queue.calls.values_mut() {
+            call.line = call.line.start + shift..call.line.end + shift;
+        }
+        if queue.status == Status::Opening {
+            queue.status = Status::Open;
+        }
+        drop(queue);
+        self.socket.get_or_init(|| socket)
+    }
 
-/// What ends a connection.
-enum Over {
-    /// Nothing is left to do.
-    Done,
-    /// The peer, or the network, ended it.
-    Closed(io::Error),
-    /// What came is nothing of ours, and nothing behind it can be trusted.
-    Nonsense(&'static str),
-}
+    /// Adds a line that is not a call.
+    pub(super) fn add(&self, line: &[u8]) {
+        self.lock().bytes.extend_from_slice(line);
+    }
 
-impl Driver<'_> {
-    async fn drive(mut self, mut read: OwnedReadHalf, mut tick: Interval) {
-        let over = match self.rounds(&mut read, &mut tick).await {
-            Ok(never) => match never {},
-            Err(over) => over,
-        };
-        match over {
-            Over::Done => {}
-            Over::Closed(cause) => {
-                if self.connection.outbox.awaits() {
-                    tracing::warn!(address = %self.connection.peer.address, %cause, "connection lost");
-                    self.report(CallSignal::Unanswered);
-                }
-                self.connection.cut();
-            }
-            Over::Nonsense(what) => {
-                tracing::warn!(address = %self.connection.peer.address, what, "a peer's answer breaks the contract");
-                self.report(CallSignal::Unanswered);
-                let outbox = &self.connection.outbox;
-                outbox.end(&Ending::Garbled, &Ending::Unsent);
+    /// Gives the answers that came to those who wait for them.
+    pub(super) fn answer(&self, answers: impl Iterator<Item = (u64, Ending)>) {
+        let mut queue = self.lock();
+        queue.is_unanswered = false;
+        for (id, ending) in answers {
+            if let Some(call) = queue.calls.remove(&id) {
+                // The caller may have gone away.
+                let _ = call.answer.send(ending);
             }
         }
     }
 
-    async fn rounds(
-        &mut self,
-        read: &mut OwnedReadHalf,
-        tick: &mut Interval,
-    ) -> Result<std::convert::Infallible, Over> {
-        // What came with the answer to the upgrade.
-        self.take_lines()?;
-        self.flush()?;
-        loop {
-            tokio::select! {
-                read = read.read_buf(self.lines.room()) => match read {
-                    Ok(0) => return Err(Over::Closed(io::ErrorKind::UnexpectedEof.into())),
-                    Ok(_) => {
-                        self.was_heard = true;
-                        if self.take_lines()? > 1 {
-                            // Callers whose answers came together are about to call again together. For one alone, a
-                            // yield would only wake another thread.
-                            task::yield_now().await;
-                        }
-                        self.flush()?;
-                    }
-                    Err(error) => return Err(Over::Closed(error)),
-                },
-                () = self.connection.woken.notified() => {
-                    task::yield_now().await;
-                    self.flush()?;
-                    // It may have been cut.
-                    self.check_idle(false)?;
-                }
-                ready = self.socket.writable(), if self.is_blocked => {
-                    ready.map_err(Over::Closed)?;
-                    self.flush()?;
-                }
-                _ = tick.tick() => self.look_after()?,
-                Some(()) = OptionFuture::from(self.due.map(Deadline::passed)) => self.expire()?,
-                Some(state) = OptionFuture::from(self.verdict.as_mut()) => self.after_probe(state),
-            }
+    /// Takes back the call `id` at its deadline. Returns its answer, if that came at the last moment, else an ending that
+    /// says whether it left.
+    fn give_up(&self, id: u64, answer: &mut oneshot::Receiver<Ending>) -> Ending {
+        match self.lock().expire(id) {
+            Some((_, ending)) => ending,
+            None => answer.try_recv().unwrap_or(Ending::Lost),
         }
     }
 
-    /// Gives the lines that came to the callers who wait for them; returns how many were answers.
-    fn take_lines(&mut self) -> Result<usize, Over> {
-        let mut answers = Vec::new();
-        let (mut is_drain_announced, mut is_refusing) = (false, false);
-        let outcome = loop {
-            let line = match self.lines.next() {
-                Ok(Some(line)) => line,
-                Ok(None) => break Ok(()),
-                // The peer may have a larger limit. Other calls on the connection go on.
-                Err(lines::TooLong(_)) => match self.skip(TOO_LONG) {
-                    Some(ended) => {
-                        answers.push(ended);
-                        continue;
-                    }
-                    None => break Err("a line is longer than RPC_MAX_RESULT, and no answer"),
-                },
+    /// Gives memory back, ends the watched calls whose deadline has passed, and returns the next deadline. Called at each tick
+    /// and when a deadline passes.
+    pub(super) fn expire(&self) -> Option<Deadline> {
+        let mut queue = self.lock();
+        queue.shrink();
+        let now = Deadline::since(Instant::now(), Duration::ZERO);
+        let mut next: Option<Deadline> = None;
+        let mut expired = Vec::new();
+        for (id, call) in &queue.calls {
+            let Some(deadline) = call.watched else {
+                continue;
             };
-            self.was_answered = true;
-            match lines::read_answer(&line) {
-                Frame::Answer(id, Ok(returned)) => answers.push((id, self.counted(returned))),
-                Frame::Answer(id, Err(problem)) => {
-                    is_refusing |= problem.code == Code::Draining;
-                    answers.push((id, Ending::Answered(Err(problem))));
+            if deadline <= now {
+                expired.push(*id);
+            } else {
+                next = Some(next.map_or(deadline, |next| next.min(deadline)));
+            }
+        }
+        for id in expired {
+            if let Some((call, ending)) = queue.expire(id) {
+                let _ = call.answer.send(ending);
+            }
+        }
+        next
+    }
+
+    /// Takes no further calls, for the peer was found suspect. Calls that did not leave end, and so do those that may be tried
+    /// again.
+    pub(super) fn release(&self) {
+        let mut queue = self.lock();
+        queue.retire();
+        let released: Vec<u64> = queue
+            .calls
+            .iter()
+            .filter(|(_, call)| call.may_move || !queue.has_left(&call.line))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in released {
+            if let Some((call, has_left)) = queue.take_back(id) {
+                let ending = match has_left {
+                    true => Ending::Silent,
+                    false => Ending::Unsent,
+                };
+                let _ = call.answer.send(ending);
+            }
+        }
+    }
+
+    pub(super) fn retire(&self) {
+        self.lock().retire();
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.lock().status, Status::Opening | Status::Open)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().status == Status::Over
+    }
+
+    /// Whether a call that left has no answer yet, or had none at its deadline.
+    pub(super) fn awaits(&self) -> bool {
+        let queue = self.lock();
+        if queue.is_unanswered {
+            return true;
+        }
+        let mut lines = queue.calls.values().map(|call| &call.line);
+        lines.any(|line| queue.has_left(line))
+    }
+
+    /// The function of the call `id`, if that is under way.
+    pub(super) fn function(&self, id: u64) -> Option<FunctionName> {
+        self.lock().calls.get(&id).map(|call| call.name.clone())
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        let queue = self.lock();
+        let lines = queue.calls.values().map(|call| &call.line);
+        lines.filter(|line| !queue.has_left(line)).count()
+    }
+
+    /// Whether a call is under way. If none is, and the connection `may_end` or takes no further calls, as after a cut, it
+    /// is over from now on: under one lock, so that no call enters meanwhile.
+    pub(super) fn ends_idle(&self, may_end: bool) -> Idle {
+        let mut queue = self.lock();
+        if !queue.calls.is_empty() {
+            return Idle::Busy;
+        }
+        if may_end || matches!(queue.status, Status::Retired | Status::Over) {
+            queue.status = Status::Over;
+            return Idle::Over;
+        }
+        Idle::Waiting
+    }
+
+    /// Ends the connection: calls that left end with `left`, the others with `unsent`, and no further call is taken.
+    pub(super) fn end(&self, left: &Ending, unsent: &Ending) {
+        let mut queue = self.lock();
+        queue.status = Status::Over;
+        for (_, call) in std::mem::take(&mut queue.calls) {
+            let ending = match queue.has_left(&call.line) {
+                true => left,
+                false => unsent,
+            };
+            let _ = call.answer.send(ending.clone());
+        }
+        // The link may keep an ended connection for long, until it opens the next one.
+        (queue.bytes, queue.handed) = (Vec::new(), 0);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a connection has calls under way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Idle {
+    /// It has.
+    Busy,
+    /// It has none.
+    Waiting,
+    /// It has none, and takes none any more.
+    Over,
+}
+
+impl Queue {
+    /// The place behind all bytes that were ever added.
+    fn end(&self) -> u64 {
+        self.base + self.bytes.len() as u64
+    }
+
+    fn has_left(&self, line: &std::ops::Range<u64>) -> bool {
+        line.start < self.base + self.handed as u64
+    }
+
+    fn retire(&mut self) {
+        if matches!(self.status, Status::Opening | Status::Open) {
+            self.status = Status::Retired;
+        }
+    }
+
+    /// Removes the call `id`, and returns it with whether it left. If it did, the peer is asked not to start it.
+    fn take_back(&mut self, id: u64) -> Option<(PendingCall, bool)> {
+        let call = self.calls.remove(&id)?;
+        let has_left = self.has_left(&call.line);
+        if has_left {
+            lines::write_cancel(&mut self.bytes, id);
+        } else {
+            self.blank(&call.line);
+        }
+        Some((call, has_left))
+    }
+
+    /// Removes the call `id`, whose deadline has passed, and returns it with how it ended.
+    fn expire(&mut self, id: u64) -> Option<(PendingCall, Ending)> {
+        let (call, has_left) = self.take_back(id)?;
+        self.is_unanswered |= has_left;
+        let ending = match has_left {
+            true => Ending::Expired,
+            false => Ending::ExpiredUnsent,
+        };
+        Some((call, ending))
+    }
+
+    /// Overwrites a line that was not handed over with blanks.
+    fn blank(&mut self, line: &std::ops::Range<u64>) {
+        let place = |at: u64| usize::try_from(at - self.base).unwrap_or(usize::MAX);
+        let (start, end) = (place(line.start), place(line.end));
+        if let Some(text) = self.bytes.get_mut(start..end.saturating_sub(1)) {
+            text.fill(b' ');
+        }
+    }
+
+    /// Adds the rest of a call whose line was begun.
+    fn end_call(&mut self, args: &[u8]) {
+        self.added += 1;
+        self.bytes.extend_from_slice(args);
+        self.bytes.extend_from_slice(END_OF_CALL);
+    }
+
+    /// Ends the line of a call, and leaves it to the connection's task to write it; `None` if that has to be woken for it.
+    fn flush_later(&mut self, args: &[u8]) -> Option<u32> {
+        self.end_call(args);
+        std::mem::replace(&mut self.is_flush_due, true).then_some(0)
+    }
+
+    /// Ends the line of the only call, and hands it to the kernel. Of large `args`, only what the kernel does not take is
+    /// copied.
+    fn flush_with(&mut self, mut args: &[u8], socket: &OwnedWriteHalf) -> io::Result<Option<u32>> {
+        if args.len() > COPIED {
+            let begun = self.bytes.len();
+            let slices = [IoSlice::new(&self.bytes), IoSlice::new(args)];
+            // An error shows again in the flush.
+            let written = socket.try_write_vectored(&slices).unwrap_or(0);
+            if written > begun {
+                args = &args[written - begun..];
+                self.base += written as u64;
+                self.bytes.clear();
+            } else {
+                self.handed = written;
+            }
+        }
+        self.end_call(args);
+        self.flush(socket)
+    }
+
+    fn flush(&mut self, socket: &OwnedWriteHalf) -> io::Result<Option<u32>> {
+        while self.handed < self.bytes.len() {
+            match socket.try_write(&self.bytes[self.handed..]) {
+                Ok(written) => self.handed += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.is_flush_due = true;
+                    self.compact();
+                    return Ok(None);
                 }
-                Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
-                Frame::Draining => is_drain_announced = true,
-                Frame::Changed => self.report(CallSignal::Changed),
-                Frame::Pong => {
-                    if let Some(asked) = self.asked.take() {
-                        let stats = &self.connection.peer.stats;
-                        stats.note_round_trip(asked.elapsed());
-                    }
-                }
-                Frame::Other => {}
-                Frame::Nonsense => break Err("a line is no answer"),
+                Err(error) => return Err(error),
             }
-        };
-        answers.extend(self.without_room());
-        let answered = answers.len();
-        if answered > 0 {
-            // Of short calls one after the other, few are under way at a tick.
-            self.idle = 0;
         }
-        if is_drain_announced {
-            // A connection without calls ends here before the peer ends it. One that was made for a call stays until that
-            // is answered.
-            self.connection.outbox.ends_idle(true);
-        }
-        if is_refusing {
-            // The peer stops when it has answered the calls that it took, and keeps its connections until this end closes
-            // those that it does not need. Before the answers are given, so that no caller sends its next call here.
-            self.connection.outbox.retire();
-        }
-        self.connection.outbox.answer(answers.into_iter());
-        self.is_draining |= is_drain_announced;
-        let is_due = self.was_answered
-            && self.since_mention >= MENTION_AFTER
-            && self.connection.outbox.is_open();
-        if is_drain_announced || is_due {
-            self.since_mention = 0;
-            self.report(match self.is_draining {
-                true => CallSignal::Draining,
-                false => CallSignal::Answered,
-            });
-        }
-        outcome.map_err(Over::Nonsense)?;
-        if is_refusing {
-            // Over at once where nothing is under way: the next connection is then no reason to give up the one before it,
-            // on which calls may be.
-            self.check_idle(false)?;
-        }
-        Ok(answered)
+        self.base += self.bytes.len() as u64;
+        self.handed = 0;
+        self.most = self.most.max(self.bytes.len());
+        self.bytes.clear();
+        self.is_flush_due = false;
+        Ok(Some(std::mem::take(&mut self.added)))
     }
 
-    /// How a call with this result ends: with it, if the memory budget has room for it.
-    fn counted(&self, returned: Returned) -> Ending {
-        match returned.counted(&self.connection.local.memory) {
-            Ok(returned) => Ending::Answered(Ok(returned)),
-            Err(dropped) => Ending::Dropped(Box::new(dropped)),
-        }
+    /// Keeps as much room as was needed since the last time: to allocate it again for each large call costs more than to
+    /// copy the call. Without calls, none is kept.
+    fn shrink(&mut self) {
+        let least = if self.calls.is_empty() { 0 } else { KEPT };
+        let most = std::mem::take(&mut self.most).max(least);
+        self.bytes.shrink_to(most);
     }
 
-    /// Counts what has come of a long line. If there is no room for it, the rest is discarded, and its call ends.
-    fn without_room(&mut self) -> Option<(u64, Ending)> {
-        self.lines.count().err()?;
-        self.skip(NO_ROOM)
-    }
-
-    /// Discards the first line, and ends the call that it answers with `why`; `None` if it answers no call.
-    fn skip(&mut self, why: (&str, &str)) -> Option<(u64, Ending)> {
-        let (id, problem) = match self.lines.skip() {
-            Frame::Answer(id, Ok(returned)) => (id, returned.dropped(why)),
-            Frame::Answer(id, Err(_)) | Frame::Garbled(id) => (
-                id,
-                Problem::new(Code::PeerLost, format!("a peer's answer {}", why.1)),
-            ),
-            Frame::Draining | Frame::Changed | Frame::Pong | Frame::Other | Frame::Nonsense => {
-                return None;
-            }
-        };
-        Some((id, Ending::Dropped(Box::new(problem))))
-    }
-
-    fn flush(&mut self) -> Result<(), Over> {
-        let left = self.connection.outbox.flush(self.socket);
-        let left = left.map_err(Over::Closed)?;
-        self.is_blocked = left.is_none();
-        let peers = &self.connection.local.metrics.peers;
-        peers.left_together(left.unwrap_or_default());
-        Ok(())
-    }
-
-    /// Ends the calls whose deadline has passed, and notes which comes next.
-    fn expire(&mut self) -> Result<(), Over> {
-        let next = self.connection.outbox.expire();
-        self.due = next.filter(|next| next.remaining() < 2 * TICK);
-        self.flush()
-    }
-
-    /// What there is to do at each tick.
-    fn look_after(&mut self) -> Result<(), Over> {
-        self.expire()?;
-        self.since_mention = self.since_mention.saturating_add(1);
-        let is_heard = std::mem::take(&mut self.was_heard);
-        let awaits = self.connection.outbox.awaits();
-        self.since_measured += 1;
-        if self.since_measured >= MEASURE_AFTER && (awaits || self.was_answered) {
-            self.ping()?;
+    /// Drops what was handed over once that is more than what waits.
+    fn compact(&mut self) {
+        if self.handed > self.bytes.len() / 2 {
+            self.bytes.drain(..self.handed);
+            self.base += self.handed as u64;
+            self.handed = 0;
         }
-        if std::mem::take(&mut self.was_answered) {
-            self.clogged = 0;
-        } else if awaits || self.clogged > 0 {
-            self.clogged += 1;
-        }
-        if self.clogged >= CLOGGED_AFTER {
-            self.connection.outbox.retire();
-        }
-        if is_heard {
-            self.quiet = 0;
-        } else if self.quiet >= PING_AFTER || awaits {
-            // From the ping on, silence counts also when the calls have been given up meanwhile.
-            self.quiet += 1;
-            self.after_silence()?;
-        }
-        let is_silent = self.quiet >= DEAD_AFTER;
-        self.connection
-            .is_silent
-            .store(is_silent, Ordering::Relaxed);
-        self.note_large();
-        self.check_idle(true)
-    }
-
-    /// Notes the function whose result is large as soon as what has come of it says so: on a slow path its end is far, and the
-    /// next ones would wait behind it.
-    fn note_large(&self) {
-        let Connection {
-            outbox,
-            large_results,
-            ..
-        } = self.connection;
-        if let Some((id, came)) = self.lines.begun()
-            && came > LARGE
-            && let Some(name) = outbox.function(id)
-        {
-            large_results.note(&name, came);
-        }
-    }
-
-    /// Ends a connection without calls that is retired, or that had none for long.
-    fn check_idle(&mut self, is_tick: bool) -> Result<(), Over> {
-        let longest = match self.is_draining {
-            true => IDLE_AFTER_DRAINING,
-            false => IDLE_AFTER,
-        };
-        match self.connection.outbox.ends_idle(self.idle >= longest) {
-            Idle::Over => return Err(Over::Done),
-            Idle::Busy => self.idle = 0,
-            Idle::Waiting if is_tick => {
-                self.idle += 1;
-                self.lines.give_back();
-            }
-            Idle::Waiting => {}
-        }
-        Ok(())
-    }
-
-    /// What follows from silence while calls are under way.
-    fn after_silence(&mut self) -> Result<(), Over> {
-        if self.quiet == PING_AFTER {
-            self.ping()?;
-        }
-        let since = self.quiet.checked_sub(self.probe_after);
-        if since.is_some_and(|since| since % DEAD_AFTER == 0) && self.verdict.is_none() {
-            let Connection { cluster, peer, .. } = self.connection;
-            let (cluster, address) = (Arc::clone(cluster), peer.address);
-            self.verdict = Some(Box::pin(async move { cluster.probe(address).await }));
-        }
-        if self.quiet >= LOST_AFTER {
-            return Err(Over::Closed(io::ErrorKind::TimedOut.into()));
-        }
-        Ok(())
-    }
-
-    /// Asks the peer for a sign of life, which is a measurement too.
-    fn ping(&mut self) -> Result<(), Over> {
-        self.since_measured = 0;
-        self.asked.get_or_insert_with(Instant::now);
-        self.connection.outbox.add(lines::PING_LINE);
-        self.flush()
-    }
-
-    /// What follows from the peer's state, as the probe after a silence found it.
-    fn after_probe(&mut self, state: PeerState) {
-        self.verdict = None;
-        match state {
-            PeerState::Suspect => {
-                tracing::warn!(address = %self.connection.peer.address, "a peer does not answer; calls that may move do");
-                self.connection.outbox.release();
-            }
-            // The peer lives and this connection does not, as behind a router that forgot it: the next calls make another.
-            PeerState::Ready | PeerState::Draining if self.quiet >= DEAD_AFTER => {
-                self.connection.outbox.release();
-            }
-            PeerState::Ready | PeerState::Draining => {}
-        }
-    }
-
-    fn report(&self, signal: CallSignal) {
-        let Connection { cluster, peer, .. } = self.connection;
-        cluster.report(peer.address, signal);
     }
 }

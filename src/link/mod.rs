@@ -2,8 +2,7 @@
 //! attempt; whether there is another is dispatch's decision.
 
 mod connection;
-mod open;
-mod outbox;
+mod task;
 
 use std::{
     collections::BTreeMap,
@@ -20,8 +19,8 @@ use scopeguard::ScopeGuard;
 use tokio::sync::Semaphore;
 
 use self::{
-    connection::{Connection, run},
-    outbox::Ending,
+    connection::{Connection, Ending},
+    task::run,
 };
 use crate::{
     call::Call,
@@ -142,7 +141,7 @@ impl Link {
             match &last {
                 Ending::Unsent => {}
                 Ending::Answered(Err(problem)) if is_misjudged(problem, deadline) => {
-                    connection.outbox.retire();
+                    connection.retire();
                 }
                 _ => return last,
             }
@@ -204,7 +203,7 @@ impl Link {
         let old = to_peer.shared.replace(Arc::clone(&shared));
         // If the old one is over, the one before it goes on: a peer that drains refuses the calls on each new connection while
         // it answers those that it took.
-        if let Some(old) = old.filter(|old| !old.outbox.is_over()) {
+        if let Some(old) = old.filter(|old| !old.is_over()) {
             to_peer.retire(&old);
         }
         shared
@@ -238,7 +237,7 @@ impl Link {
         let peers = self.lock();
         let to_peers = peers.by_address.values();
         let shared = to_peers.filter_map(|to_peer| to_peer.shared.as_ref());
-        shared.map(|connection| connection.outbox.queued()).sum()
+        shared.map(|connection| connection.queued()).sum()
     }
 
     /// What the end of a call means for its caller; discovery is told what it means for the peer.
@@ -385,7 +384,7 @@ impl PeerConnections {
 
     /// A connection for a large call, if one carries none now.
     fn spare(&mut self) -> Option<Arc<Connection>> {
-        self.spare.retain(|connection| connection.outbox.is_open());
+        self.spare.retain(|connection| connection.is_open());
         self.spare.pop()
     }
 
@@ -394,7 +393,7 @@ impl PeerConnections {
         self.shared
             .iter()
             .chain(&self.spare)
-            .any(|connection| connection.outbox.is_open())
+            .any(|connection| connection.is_open())
             || self.large.available_permits() < LARGE_AT_ONCE
     }
 }
