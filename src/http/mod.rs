@@ -223,6 +223,9 @@ async fn not_found(uri: Uri) -> Problem {
         }
         "regions" => "GET /regions, /regions/{region} and /regions/{region}/explain",
         "functions" => "GET /functions, the functions of the instance that is asked",
+        "internal" | "metrics" => {
+            "/metrics and what instances ask of each other, unless RPC_INTERNAL_LISTEN is set: then that has them"
+        }
         _ => {
             "/ui, a page that shows the cluster, and /docs and /openapi.json, which list its routes"
         }

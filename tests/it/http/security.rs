@@ -455,6 +455,7 @@ async fn an_own_listener_takes_everything_internal_away_from_the_public_one() {
             "/internal/functions",
             "/internal/exec",
             "/internal/none",
+            "/metrics",
         ] {
             for method in ["GET", "POST"] {
                 let refused = answer(request(&instance, method, path)).await.unwrap();
@@ -462,6 +463,11 @@ async fn an_own_listener_takes_everything_internal_away_from_the_public_one() {
                     refused.problem(),
                     (404, "not_found", "no"),
                     "{method} {path}"
+                );
+                assert_eq!(
+                    refused.detail(),
+                    "no such route here; the public listener has /metrics and what instances ask of each other, unless \
+                     RPC_INTERNAL_LISTEN is set: then that has them"
                 );
             }
         }
