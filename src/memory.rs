@@ -10,8 +10,6 @@ use std::{
     },
 };
 
-use crate::problem::{Code, Problem};
-
 /// The default budget is one part in so many of the available memory: counted bytes have uncounted copies, and the allocator
 /// keeps freed memory.
 const PART: usize = 4;
@@ -39,6 +37,10 @@ pub(crate) struct Budget {
     held: AtomicUsize,
 }
 
+/// What waits takes as much of the budget as a share of it may.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct NoRoom;
+
 /// Bytes of a [`Budget`], given back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reserved {
@@ -61,12 +63,12 @@ impl Budget {
     /// Reserves `bytes` of the part of the budget that `share` may use.
     ///
     /// # Errors
-    /// [`Code::Overloaded`] when so much is held that this share has no room for them.
+    /// So much is held that this share has no room for them.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         bytes: usize,
         share: Share,
-    ) -> Result<Reserved, Problem> {
+    ) -> Result<Reserved, NoRoom> {
         let mut reserved = self.take(0);
         reserved.grow(bytes, share)?;
         Ok(reserved)
@@ -123,14 +125,14 @@ impl Reserved {
     }
 
     /// Reserves `bytes` more; there is always room for 0. If there is no room, what was reserved before stays reserved.
-    pub(crate) fn grow(&mut self, bytes: usize, share: Share) -> Result<(), Problem> {
+    pub(crate) fn grow(&mut self, bytes: usize, share: Share) -> Result<(), NoRoom> {
         if bytes == 0 {
             return Ok(());
         }
         let before = self.budget.held.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.budget.most(share) {
             self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(refusal());
+            return Err(NoRoom);
         }
         self.bytes += bytes;
         Ok(())
@@ -141,12 +143,6 @@ impl Drop for Reserved {
     fn drop(&mut self) {
         self.clear();
     }
-}
-
-/// The problem of a request for which there is no room.
-pub(crate) fn refusal() -> Problem {
-    let detail = "this instance has no room left for what waits (RPC_MAX_MEMORY)";
-    Problem::new(Code::Overloaded, detail)
 }
 
 /// The limit where no setting says otherwise: a quarter of what the process may use. That is the limit of its control group
@@ -202,8 +198,7 @@ mod tests {
     fn what_is_reserved_comes_back() {
         let budget = Budget::new(800);
         let mut held = budget.reserve(300, Share::Clients).unwrap();
-        let refused = budget.reserve(101, Share::Clients).unwrap_err();
-        assert_eq!(refused.code, Code::Overloaded);
+        assert_eq!(budget.reserve(101, Share::Clients).unwrap_err(), NoRoom);
         held.grow(100, Share::Clients).unwrap();
         let results = budget.reserve(300, Share::Results).unwrap();
         assert!(budget.reserve(1, Share::Results).is_err());

@@ -1,13 +1,16 @@
 //! What goes wrong with a call, and whether its function ran: the only table of codes and statuses.
 //! Knows nothing of HTTP beyond a status number; `reply.rs` writes a problem as a document.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::name::{ConsistencyToken, FunctionName, InstanceId, InvalidName};
+use crate::{
+    memory::{NoRoom, Reserved},
+    name::{ConsistencyToken, FunctionName, InstanceId, InvalidName},
+};
 
 /// The longest `detail`, in bytes.
 const MAX_DETAIL: usize = 256;
@@ -236,6 +239,10 @@ pub struct FunctionError {
     #[serde(skip)]
     #[schema(ignore)]
     pub(crate) is_refusal: bool,
+    /// What it takes of the memory budget, unless it is small.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub(crate) reserved: Option<Arc<Reserved>>,
 }
 
 impl FunctionError {
@@ -250,6 +257,7 @@ impl FunctionError {
             data: None,
             cause: None,
             is_refusal: false,
+            reserved: None,
         }
     }
 
@@ -431,6 +439,13 @@ impl Problem {
             error: Some(Box::new(error)),
             ..Self::new(Code::FunctionFailed, detail)
         }
+    }
+}
+
+impl From<NoRoom> for Problem {
+    fn from(NoRoom: NoRoom) -> Self {
+        let detail = "this instance has no room left for what waits (RPC_MAX_MEMORY)";
+        Self::new(Code::Overloaded, detail)
     }
 }
 

@@ -7,20 +7,18 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
-    memory::{Budget, Reserved, Share},
+    memory::{Budget, NoRoom, Reserved, Share},
     name::{ConsistencyToken, InstanceId, RequestId},
     problem::{Code, Executed, FunctionError, LaterCode, Problem},
     region::Region,
 };
 
-/// The kind of error of a function that ran, and for whose result there was no room.
-pub(crate) const RESULT_DROPPED: &str = "ResultDropped";
-/// Why a result, or another answer, is dropped: for want of memory.
-pub(crate) const NO_ROOM: (&str, &str) = (RESULT_DROPPED, "found no room in RPC_MAX_MEMORY");
+/// Why what a function returned is dropped: for want of memory.
+pub(crate) const NO_ROOM: (&str, &str) = ("Dropped", "found no room in RPC_MAX_MEMORY");
 /// Because the instance that ran the function allows longer ones than the one that asked it.
-pub(crate) const TOO_LONG: (&str, &str) =
-    ("ResultTooLarge", "is longer than RPC_MAX_RESULT allows");
-/// The size of results that are not counted in the memory budget, in bytes: where it is full, small calls are still answered.
+pub(crate) const TOO_LONG: (&str, &str) = ("TooLarge", "is longer than RPC_MAX_RESULT allows");
+/// The size of results and errors that are not counted in the memory budget, in bytes: where it is full, small calls are
+/// still answered.
 const UNCOUNTED: usize = 1 << 10;
 /// The longest title that is taken over from a peer, in bytes.
 const MAX_TITLE: usize = 256;
@@ -138,31 +136,56 @@ impl Returned {
         }
     }
 
-    /// This result, counted in `memory` from now on, until it is dropped.
-    ///
-    /// # Errors
-    /// There is no room: the function ran, and its result is lost.
-    pub(crate) fn counted(self, memory: &Arc<Budget>) -> Outcome {
-        let size = self.json.get().len();
-        if size <= UNCOUNTED {
-            return Ok(self);
+    /// Counts the result or the error in `outcome` in `memory` from now on, until it is dropped.
+    pub(crate) fn count(outcome: &mut Outcome, memory: &Arc<Budget>) -> Result<(), NoRoom> {
+        let size = Self::size(outcome);
+        if size > UNCOUNTED {
+            let reserved = memory.reserve(size, Share::Results)?;
+            Self::hold(outcome, Some(Arc::new(reserved)));
         }
-        match memory.reserve(size, Share::Results) {
-            Ok(reserved) => Ok(Self {
-                reserved: Some(Arc::new(reserved)),
-                ..self
-            }),
-            Err(_) => Err(self.dropped(NO_ROOM)),
+        Ok(())
+    }
+
+    /// `outcome`, counted in `memory`. Without room, a problem takes its place: the function ran, and what it returned is
+    /// lost.
+    pub(crate) fn counted(mut outcome: Outcome, memory: &Arc<Budget>) -> Outcome {
+        match Self::count(&mut outcome, memory) {
+            Ok(()) => outcome,
+            Err(NoRoom) => Err(Self::dropped(outcome, NO_ROOM)),
         }
     }
 
-    /// The problem that replaces a result that is not passed on: an error of `kind`, which says `why`.
-    pub(crate) fn dropped(self, (kind, why): (&str, &str)) -> Problem {
-        let message = format!("the result {why}");
+    /// What the result or the error in `outcome` takes of the memory budget.
+    pub(crate) fn reserved(outcome: &Outcome) -> Option<&Arc<Reserved>> {
+        match outcome {
+            Ok(returned) => returned.reserved.as_ref(),
+            Err(problem) => problem.error.as_ref()?.reserved.as_ref(),
+        }
+    }
+
+    /// Has the result or the error in `outcome` hold `reserved`, in place of what it held of the memory budget.
+    pub(crate) fn hold(outcome: &mut Outcome, reserved: Option<Arc<Reserved>>) {
+        match outcome {
+            Ok(returned) => returned.reserved = reserved,
+            Err(problem) => {
+                if let Some(error) = &mut problem.error {
+                    error.reserved = reserved;
+                }
+            }
+        }
+    }
+
+    /// The problem that replaces a result or an error that is not passed on, with an error that says `why`.
+    pub(crate) fn dropped(outcome: Outcome, (kind, why): (&str, &str)) -> Problem {
+        let (what, name, replayed, consistency) = match outcome {
+            Ok(it) => ("Result", "result", it.replayed, it.consistency),
+            Err(problem) => ("Error", "error", problem.replayed, problem.consistency),
+        };
+        let error = FunctionError::new(format!("{what}{kind}"), format!("the {name} {why}"));
         Problem {
-            replayed: self.replayed,
-            consistency: self.consistency,
-            ..Problem::function_failed(FunctionError::new(kind, message))
+            replayed,
+            consistency,
+            ..Problem::function_failed(error)
         }
     }
 

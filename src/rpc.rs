@@ -19,7 +19,7 @@ use crate::{
     },
     problem::{Code, Executed, FunctionError, Problem},
     region::{Region, Regions, Targets},
-    reply::Report,
+    reply::{Report, Returned},
     trace,
 };
 
@@ -402,7 +402,9 @@ impl Rpc {
 
 /// The result of a call, as the type that its caller wants.
 fn read<R: DeserializeOwned>(report: Report) -> Result<R, CallError> {
-    let Report { result, meta } = report;
+    let Report { mut result, meta } = report;
+    // From here on it is the program's.
+    Returned::hold(&mut result, None);
     let read = result.and_then(|returned| {
         serde_json::from_str(returned.json.get()).map_err(|error| unexpected(&error))
     });

@@ -2,8 +2,8 @@
 //! each call runs as any other to a chosen instance does.
 //!
 //! Memory is what is bounded. Arguments on their way and results that came are counted in the memory budget: a call waits
-//! for room for its arguments while other calls may still free some, and a result without room becomes a problem. So that
-//! this is rare, calls begin slowly where results are large: the results of those that began lately may take half of the
+//! for room for its arguments while other calls may still free some, and a result without room becomes a problem; what is
+//! said of results here holds of the errors of functions too. So that this is rare, calls begin slowly where results are large: the results of those that began lately may take half of the
 //! room that is left, as far as their size can be foretold. A call that takes longer counts no more, so that an instance
 //! that hangs does not hold up the others.
 
@@ -25,7 +25,7 @@ use crate::{
     name::{InstanceId, RequestId},
     problem::{Code, Problem},
     region::{Region, Regions},
-    reply::{RESULT_DROPPED, Report},
+    reply::{Report, Returned},
 };
 
 /// How many calls begin before anything is known of the size of results.
@@ -61,7 +61,7 @@ pub(crate) struct FanOut {
     waiting: VecDeque<Recipient>,
     lately: FuturesUnordered<Beginning>,
     running: FuturesUnordered<Asking>,
-    /// The largest result so far, in bytes.
+    /// The largest result or error of the function so far, in bytes.
     largest: Option<usize>,
     /// Whether a result found no room, so that the others come one by one.
     found_no_room: bool,
@@ -202,21 +202,21 @@ impl FanOut {
     }
 
     fn count(&mut self, report: &Report) {
-        match &report.result {
-            Ok(returned) => {
-                self.largest = self.largest.max(Some(returned.json.get().len()));
-                self.succeeded += 1;
-            }
-            Err(problem) => self.found_no_room |= is_dropped(problem),
+        let problem = report.result.as_ref().err();
+        if problem.is_none_or(|problem| problem.error.is_some()) {
+            let size = Returned::size(&report.result);
+            self.largest = self.largest.max(Some(size));
         }
+        self.found_no_room |= problem.is_some_and(is_dropped);
+        self.succeeded += usize::from(problem.is_none());
         self.dispatcher.ended(&self.call.name, report);
     }
 }
 
-/// Whether a result found no room.
+/// Whether what the function returned found no room.
 fn is_dropped(problem: &Problem) -> bool {
-    let error = problem.error.as_deref();
-    error.is_some_and(|error| error.kind == RESULT_DROPPED)
+    let kind = problem.error.as_ref().map(|error| &*error.kind);
+    matches!(kind, Some("ResultDropped" | "ErrorDropped"))
 }
 
 /// `asking`, or what is left of it once it no longer counts as one that began lately.

@@ -29,7 +29,7 @@ use crate::{
     memory::Reserved,
     protocol::lines::NDJSON,
     region::{Region, Regions},
-    reply::{ProblemDocument, Report, milliseconds},
+    reply::{ProblemDocument, Report, Returned, milliseconds},
     trace,
 };
 
@@ -191,7 +191,7 @@ fn streamed(
 fn to_json(region: Region, report: Report) -> (Vec<u8>, Option<Arc<Reserved>>) {
     let Report { result, meta } = report;
     let instance = meta.instance.clone();
-    let reserved = result.as_ref().ok().and_then(|it| it.reserved.clone());
+    let reserved = Returned::reserved(&result).cloned();
     let (result, problem, replayed, consistency) = match result {
         Ok(it) => (Some(it.json), None, it.replayed, it.consistency),
         Err(problem) => (None, Some(ProblemDocument::new(problem, meta)), false, None),

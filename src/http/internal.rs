@@ -536,7 +536,7 @@ impl Exchange {
                         .reserve(line.len(), Share::Results)
                     {
                         Ok(reserved) => exec.call.memory = Some(Arc::new(reserved)),
-                        Err(problem) => return self.refuse(id, problem),
+                        Err(no_room) => return self.refuse(id, no_room.into()),
                     }
                 }
                 exec.call.ticket = id.map(|id| self.waiting.ticket(id));

@@ -25,7 +25,7 @@ use crate::{
     access::Caller,
     dispatch::Dispatcher,
     local::LocalInstance,
-    memory::{self, Budget, Share},
+    memory::{Budget, NoRoom, Share},
     name::RequestId,
     problem::{Code, Problem},
     protocol, replay,
@@ -110,7 +110,7 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     };
     // Before refusals become documents, because this makes one.
     if method == Method::GET && !has_room(&local.memory, uri.path(), &response) {
-        response = memory::refusal().into_response();
+        response = Problem::from(NoRoom).into_response();
     }
     let id = HeaderValue::from_str(context.request_id.as_str());
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {

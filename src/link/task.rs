@@ -39,12 +39,13 @@ use crate::{
     cluster::CallSignal,
     deadline::Deadline,
     local::LocalInstance,
+    memory::NoRoom,
     problem::{Code, Executed, Problem, with_causes},
     protocol::{
         CLOCK, Challenge, EXEC, FORWARDED, LINES, NONCE, PROOF, PeerState, Statement,
         lines::{self, Frame, Lines},
     },
-    reply::{NO_ROOM, ProblemDocument, Returned, TOO_LONG},
+    reply::{NO_ROOM, Outcome, ProblemDocument, Returned, TOO_LONG},
     token::Proof,
 };
 
@@ -370,10 +371,11 @@ impl Driver<'_> {
             };
             self.was_answered = true;
             match lines::read_answer(&line) {
-                Frame::Answer(id, Ok(returned)) => answers.push((id, self.counted(returned))),
-                Frame::Answer(id, Err(problem)) => {
-                    is_refusing |= problem.code == Code::Draining;
-                    answers.push((id, Ending::Answered(Err(problem))));
+                Frame::Answer(id, outcome) => {
+                    let outcome = outcome.map_err(|problem| *problem);
+                    is_refusing |=
+                        matches!(&outcome, Err(problem) if problem.code == Code::Draining);
+                    answers.push((id, self.counted(outcome)));
                 }
                 Frame::Garbled(id) => answers.push((id, Ending::Garbled)),
                 Frame::Draining => is_drain_announced = true,
@@ -424,11 +426,11 @@ impl Driver<'_> {
         Ok(answered)
     }
 
-    /// How a call with this result ends: with it, if the memory budget has room for it.
-    fn counted(&self, returned: Returned) -> Ending {
-        match returned.counted(&self.connection.local.memory) {
-            Ok(returned) => Ending::Answered(Ok(returned)),
-            Err(dropped) => Ending::Dropped(Box::new(dropped)),
+    /// How a call with this outcome ends: with it, if the memory budget has room for it.
+    fn counted(&self, mut outcome: Outcome) -> Ending {
+        match Returned::count(&mut outcome, &self.connection.local.memory) {
+            Ok(()) => Ending::Answered(outcome.map_err(Box::new)),
+            Err(NoRoom) => Ending::Dropped(Box::new(Returned::dropped(outcome, NO_ROOM))),
         }
     }
 
@@ -441,7 +443,10 @@ impl Driver<'_> {
     /// Discards the first line, and ends the call that it answers with `why`; `None` if it answers no call.
     fn skip(&mut self, why: (&str, &str)) -> Option<(u64, Ending)> {
         let (id, problem) = match self.lines.skip() {
-            Frame::Answer(id, Ok(returned)) => (id, returned.dropped(why)),
+            Frame::Answer(id, Ok(returned)) => (id, Returned::dropped(Ok(returned), why)),
+            Frame::Answer(id, Err(problem)) if problem.executed == Executed::Yes => {
+                (id, Returned::dropped(Err(*problem), why))
+            }
             Frame::Answer(id, Err(_)) | Frame::Garbled(id) => (
                 id,
                 Problem::new(Code::PeerLost, format!("a peer's answer {}", why.1)),

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     json,
-    memory::{Budget, Reserved, Share},
+    memory::{Budget, NoRoom, Reserved, Share},
     problem::Problem,
     reply::{ProblemDocument, Report, Returned},
     token::Proof,
@@ -29,7 +29,9 @@ const UNCOUNTED: usize = 8 << 10;
 pub(super) const ID: &[u8] = b"{\"id\":";
 /// What stands before a result.
 const RESULT: &[u8] = b"\"result\":";
-/// The most bytes that stand before a result: an id, and a consistency token.
+/// What stands before a function's error, which is the last member of a problem.
+const ERROR: &[u8] = b"\"error\":";
+/// The most bytes that stand before either: an id, a consistency token, the other members of a problem.
 const MAX_START: usize = 2 << 10;
 
 /// The media type of lines.
@@ -382,8 +384,8 @@ impl Lines {
     /// large line as long as the budget is little used: to allocate it again costs more than to read the line.
     ///
     /// # Errors
-    /// [`Code::Overloaded`](crate::problem::Code::Overloaded) when the budget has no room for what came.
-    pub(crate) fn count(&mut self) -> Result<(), Problem> {
+    /// The budget has no room for what came.
+    pub(crate) fn count(&mut self) -> Result<(), NoRoom> {
         self.reserved.clear();
         if self.buffer.len() > UNCOUNTED {
             return self.reserved.grow(self.buffer.len(), Share::Results);
@@ -395,12 +397,17 @@ impl Lines {
     }
 
     /// Discards the first line, what has come of it and what is still to come. Returns the answer in it, with `null` in
-    /// place of its result.
+    /// place of its result or of its function's error.
     pub(crate) fn skip(&mut self) -> Frame {
         let end = memchr(b'\n', &self.buffer);
         let start = &self.buffer[..end.unwrap_or(self.buffer.len()).min(MAX_START)];
-        let frame = match memmem::find(start, RESULT) {
-            Some(at) => read_answer(&[&start[..at], RESULT, b"null}"].concat()),
+        let cut = |member: &'static [u8], end: &'static [u8]| {
+            memmem::find(start, member).map(|at| (at, member, end))
+        };
+        // What stands in the result or in the error comes behind it, and no text before it has such quotes.
+        let first = [cut(RESULT, b"null}"), cut(ERROR, b"null}}")];
+        let frame = match first.into_iter().flatten().min() {
+            Some((at, member, end)) => read_answer(&[&start[..at], member, end].concat()),
             None => id_of(start).map_or(Frame::Nonsense, Frame::Garbled),
         };
         match end {
@@ -431,7 +438,7 @@ impl Lines {
 mod tests {
     use super::*;
     use crate::{
-        problem::{Code, Problem},
+        problem::{Code, Executed, FunctionError, Problem},
         reply::Meta,
     };
 
@@ -447,22 +454,40 @@ mod tests {
 
     #[test]
     fn a_line_that_is_skipped_leaves_the_next_ones_whole() {
-        let mut lines = Lines::new(100, &Budget::new(0));
+        let mut lines = Lines::new(1000, &Budget::new(0));
+        let error = FunctionError::new("Refusal", "\"result\":")
+            .with_data(&serde_json::json!({"result": 1}));
+        let meta = Meta::untried(None, std::time::Duration::ZERO, "r".parse().unwrap());
+        let problem = Problem {
+            replayed: true,
+            consistency: Some("a".parse().unwrap()),
+            ..Problem::function_failed(error)
+        };
+        let mut failed = Vec::new();
+        write_answer(&mut failed, Some(7), Report::new(Err(problem), meta));
+        let failed = String::from_utf8(failed).unwrap();
         for start in [
-            "\"consistency\":\"a\",\"replayed\":true,\"result\":[1",
-            "\"problem\":{",
+            "{\"id\":7,\"consistency\":\"a\",\"replayed\":true,\"result\":[{\"error\":1",
+            failed.trim_end_matches("}}}}\n"),
+            "{\"id\":7,\"problem\":{",
         ] {
-            lines.push(format!("{{\"id\":7,{start}").as_bytes());
+            lines.push(start.as_bytes());
             assert!(lines.next().unwrap().is_none());
             match lines.skip() {
                 Frame::Answer(7, Ok(returned)) => {
                     let token = returned.consistency.unwrap();
                     assert_eq!((token.as_str(), returned.replayed), ("a", true));
                 }
-                Frame::Garbled(7) => assert!(start.contains("problem")),
+                Frame::Answer(7, Err(problem)) => {
+                    assert_eq!(problem.executed, Executed::Yes);
+                    assert!(problem.error.is_none());
+                    let token = problem.consistency.unwrap();
+                    assert_eq!((token.as_str(), problem.replayed), ("a", true));
+                }
+                Frame::Garbled(7) => assert!(start.ends_with("\"problem\":{")),
                 other => panic!("{other:?}"),
             }
-            lines.push(&[b'x'; 1000]);
+            lines.push(&[b'x'; 2000]);
             assert!(lines.next().unwrap().is_none());
             assert_eq!(lines.buffer.len(), 0);
             lines.push(b"x\n{}\n");

@@ -139,7 +139,7 @@ impl Executor {
         match &call.key {
             None => {
                 let running = self.start(call, request_id, deadline, counted).await?;
-                running.await?.counted(&self.local.memory)
+                Returned::counted(running.await, &self.local.memory)
             }
             // On the heap, because calls without a key would carry its size along.
             Some(key) => {
@@ -160,7 +160,9 @@ impl Executor {
         let known = pin!(self.keys.claim(key, call, deadline));
         let mut claim = match call.unless_given_up(known).await {
             Some(Known::Nothing(claim)) => claim,
-            Some(Known::Outcome(outcome)) => return outcome?.counted(&self.local.memory),
+            Some(Known::Outcome(outcome)) => {
+                return Returned::counted(outcome, &self.local.memory);
+            }
             None => return Err(given_up_repeat(&call.name)),
         };
         let running = match self.start(call, request_id, deadline, counted).await {
@@ -175,8 +177,7 @@ impl Executor {
         // In a task of its own: the outcome is remembered also when the caller goes away, and before the process ends.
         let (in_flight, local) = (counted.clone(), Arc::clone(&self.local));
         let settled = task::spawn(async move {
-            let outcome = running.await;
-            let outcome = outcome.and_then(|returned| returned.counted(&local.memory));
+            let outcome = Returned::counted(running.await, &local.memory);
             // The caller waits for the store until the deadline, the drain to the end.
             let _ = deadline.bound(claim.settle(&outcome, in_flight)).await;
             outcome

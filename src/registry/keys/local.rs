@@ -195,10 +195,8 @@ impl LocalClaim {
         }
         let ran = !matches!(outcome, Err(problem) if problem.executed == Executed::No);
         // Its bytes count in the bounds of what is remembered, not in the memory budget.
-        let outcome = outcome.clone().map(|returned| Returned {
-            reserved: None,
-            ..returned
-        });
+        let mut outcome = outcome.clone();
+        Returned::hold(&mut outcome, None);
         let outcome = Arc::new(outcome);
         let mut contents = self.keys.lock();
         let state = ran.then(|| KeyState::Ended(Arc::clone(&outcome)));

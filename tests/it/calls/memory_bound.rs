@@ -234,26 +234,42 @@ async fn results_that_are_ready_at_once_stay_within_the_budget() {
     const LINES: usize = 80;
     let directory = TempDir::new().unwrap();
     let instance = start(&directory).await;
-    let line = |id| {
-        let call = json!({
-            "id": id, "region": "iad", "module": "Test", "function": "large", "args": ["", MIB],
-        });
-        format!("{call}\n")
-    };
-    let lines: String = (0..LINES).map(line).collect();
-    let request = reqwest::Client::new()
-        .post(format!("http://{}/internal/exec", instance.address))
-        .header("content-type", "application/x-ndjson")
-        .body(lines);
-    let answers = request.send().await.unwrap().text().await.unwrap();
-    let whole = answers.matches("\"result\":\"x").count();
-    let dropped = answers.matches("\"ResultDropped\"").count();
-    assert_eq!(whole + dropped, LINES);
-    assert!(
-        (10..=56).contains(&whole),
-        "{whole} of 1 MiB in a budget of {MAX_MEMORY}"
-    );
-    assert_serves_again(&instance).await;
+    let cases = [
+        (
+            "large",
+            "",
+            "\"result\":\"x",
+            "{\"kind\":\"ResultDropped\",",
+        ),
+        (
+            "fail_large",
+            "x",
+            "\"data\":\"x",
+            "{\"kind\":\"ErrorDropped\",",
+        ),
+    ];
+    for (function, text, whole, dropped) in cases {
+        let line = |id| {
+            let call = json!({
+                "id": id, "region": "iad", "module": "Test", "function": function, "args": [text, MIB],
+            });
+            format!("{call}\n")
+        };
+        let lines: String = (0..LINES).map(line).collect();
+        let request = reqwest::Client::new()
+            .post(format!("http://{}/internal/exec", instance.address))
+            .header("content-type", "application/x-ndjson")
+            .body(lines);
+        let answers = request.send().await.unwrap().text().await.unwrap();
+        let whole = answers.matches(whole).count();
+        let dropped = answers.matches(dropped).count();
+        assert_eq!(whole + dropped, LINES);
+        assert!(
+            (10..=56).contains(&whole),
+            "{whole} of 1 MiB of {function} in a budget of {MAX_MEMORY}"
+        );
+        assert_serves_again(&instance).await;
+    }
 }
 
 /// Each result waits until the store has it, and until then is there as a result, as text and in a command.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{asking::two_regions, cluster::Cluster};
+use crate::support::{asking::two_regions, cluster::Cluster, process::Answer};
 
 const LIMIT: usize = 1024;
 
@@ -97,4 +97,51 @@ async fn a_result_that_only_the_peer_allows_ends_no_other_call() {
         "kind": "ResultTooLarge", "message": "the result is longer than RPC_MAX_RESULT allows", "data": null,
     });
     assert_eq!(large.body["error"], error);
+}
+
+/// The whole answer to a call of `Test.fail_large` in `syd`, whose error became one of this kind on the way.
+fn lost(answer: &Answer, kind: &str, message: &str) -> Value {
+    let meta = &answer.body["meta"];
+    json!({
+        "type": "/docs/problems#function_failed", "title": "Function returned an error", "status": 424,
+        "detail": format!("the function returned an error of kind {kind:?}"), "code": "function_failed",
+        "executed": "yes",
+        "meta": {
+            "region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": meta["elapsed_ms"],
+            "consistency": "failed", "request_id": meta["request_id"],
+        },
+        "error": {"kind": kind, "message": message, "data": null},
+    })
+}
+
+#[tokio::test]
+async fn an_error_that_only_the_peer_allows_or_has_room_for_says_that_the_function_ran() {
+    let builder = Cluster::builder().region("syd", 1).functions();
+    let mut cluster = builder.start().await;
+    cluster.add_with("iad", "RPC_MAX_RESULT", "1KiB").await;
+    cluster.add_with("iad", "RPC_MAX_MEMORY", "4MiB").await;
+    cluster.announce_all();
+    cluster.until_all_see_all().await;
+    let cases = [
+        (
+            "iad-1",
+            256 << 10,
+            "ErrorTooLarge",
+            "the error is longer than RPC_MAX_RESULT allows",
+        ),
+        (
+            "iad-2",
+            6 << 20,
+            "ErrorDropped",
+            "the error found no room in RPC_MAX_MEMORY",
+        ),
+    ];
+    for (via, size, kind, message) in cases {
+        let via = cluster.instance(via);
+        let failed = via.call("syd", "Test.fail_large", json!(["x", size])).await;
+        assert_eq!(failed.problem(), (424, "function_failed", "yes"));
+        assert_eq!(failed.body, lost(&failed, kind, message));
+        let small = via.call("syd", "Fly.RPC.my_region", json!([])).await;
+        assert_eq!(small.result(), "syd");
+    }
 }

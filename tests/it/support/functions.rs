@@ -186,6 +186,15 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 Err::<(), _>(FunctionError::new("Refusal", id).with_data(&[1]))
             }
         })
+        .function_with_context(
+            "Test",
+            "fail_large",
+            |call, (text, times): (String, usize)| {
+                call.set_consistency("failed".parse().unwrap());
+                let error = FunctionError::new("Large", "as large as asked for");
+                async move { Err::<(), _>(error.with_data(&text.repeat(times))) }
+            },
+        )
         .function_with_context("Test", "token", |call, (token,): (String,)| async move {
             call.set_consistency(token.parse()?);
             Ok(call.after().map(ToString::to_string))
