@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeSet,
-    iter,
     net::SocketAddr,
     sync::{
         Arc,
@@ -88,12 +87,10 @@ impl Peer {
 #[derive(Debug, Default)]
 pub(crate) struct RegionPeers {
     pub ready: Vec<Arc<Peer>>,
-    /// Those that are suspect or draining: used only when no ready one is left.
-    pub others: Vec<Arc<Peer>>,
+    /// Those that are suspect or draining, and what is known of them: used only when no ready one is left.
+    pub others: Vec<(Arc<Peer>, Condition)>,
     /// The ids that two processes use at once, which their runs show: a call for such an id could reach either.
     pub duplicates: BTreeSet<InstanceId>,
-    /// The addresses of those that are not ready, and what is known of them.
-    pub conditions: Vec<(SocketAddr, Condition)>,
     pub last_seen: Option<Instant>,
 }
 
@@ -131,35 +128,40 @@ impl RegionPeers {
 
     /// The peer with this id; `None` also when two processes use it.
     pub(crate) fn find(&self, instance: &InstanceId) -> Option<&Arc<Peer>> {
-        self.identified().find(|peer| peer.instance == *instance)
+        let mut identified = self.identified();
+        let (peer, _) = identified.find(|(peer, _)| peer.instance == *instance)?;
+        Some(peer)
     }
 
     /// All of them, the ready ones first.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Peer>> {
-        self.ready.iter().chain(&self.others)
+        self.with_conditions().map(|(peer, _)| peer)
+    }
+
+    /// All of them and what is known of each, the ready ones first.
+    pub(crate) fn with_conditions(&self) -> impl Iterator<Item = (&Arc<Peer>, Condition)> {
+        let ready = self.ready.iter().map(|peer| (peer, Condition::Ready));
+        let others = self.others.iter();
+        ready.chain(others.map(|(peer, condition)| (peer, *condition)))
     }
 
     /// The state of each, the ready ones first.
     pub(crate) fn states(&self) -> impl Iterator<Item = PeerState> {
-        let others = self.conditions.iter();
-        let others = others.map(|(_, condition)| condition.state());
-        iter::repeat_n(PeerState::Ready, self.ready.len()).chain(others)
+        self.with_conditions()
+            .map(|(_, condition)| condition.state())
     }
 
-    /// The peers whose id no other process uses.
-    pub(crate) fn identified(&self) -> impl Iterator<Item = &Arc<Peer>> {
-        self.all()
-            .filter(|peer| !self.duplicates.contains(&peer.instance))
+    /// The peers whose id no other process uses, and what is known of each.
+    pub(crate) fn identified(&self) -> impl Iterator<Item = (&Arc<Peer>, Condition)> {
+        self.with_conditions()
+            .filter(|(peer, _)| !self.duplicates.contains(&peer.instance))
     }
 
     /// What is known of the peer at `address`; one that has left is doubtful.
     pub(crate) fn condition(&self, address: SocketAddr) -> Condition {
-        let mut conditions = self.conditions.iter();
-        match conditions.find(|(other, _)| *other == address) {
-            Some((_, condition)) => *condition,
-            None if self.ready.iter().any(|peer| peer.address == address) => Condition::Ready,
-            None => Condition::Doubtful,
-        }
+        let mut all = self.with_conditions();
+        let found = all.find(|(peer, _)| peer.address == address);
+        found.map_or(Condition::Doubtful, |(_, condition)| condition)
     }
 
     /// A peer that was not tried yet and may have the function: one of the ready ones that have room, else one of the
@@ -170,12 +172,13 @@ impl RegionPeers {
         let has_room = |peer: &Peer| peer.has_room(name, tried);
         let anyone = |_: &Peer| tried.is_empty();
         let knows_more = |peer: &Peer| tried.is_empty() && peer.app_is_out();
+        let others = || self.others.iter().map(|(peer, _)| peer);
         pick(&self.ready, has_room)
             .or_else(|| pick(&self.ready, fits))
-            .or_else(|| pick(&self.others, fits))
+            .or_else(|| pick_of(others(), fits))
             .or_else(|| pick(&self.ready, knows_more))
             .or_else(|| pick(&self.ready, anyone))
-            .or_else(|| pick(&self.others, anyone))
+            .or_else(|| pick_of(others(), anyone))
     }
 
     /// The distance of the region: the shortest round trip to a few of its ready peers.
@@ -206,13 +209,27 @@ impl RegionPeers {
 /// where all are equally busy the choice is uniform. Usually the first two fit, and then nothing is scanned or allocated.
 fn pick(peers: &[Arc<Peer>], fits: impl Fn(&Peer) -> bool) -> Option<&Arc<Peer>> {
     let [first, second] = two(peers)?;
-    let both = if fits(first) && (Arc::ptr_eq(first, second) || fits(second)) {
-        [first, second]
+    if fits(first) && (Arc::ptr_eq(first, second) || fits(second)) {
+        return Some(less_busy([first, second]));
+    }
+    pick_of(peers.iter(), fits)
+}
+
+/// The same, of those among `peers` that fit.
+fn pick_of<'a>(
+    peers: impl Iterator<Item = &'a Arc<Peer>>,
+    fits: impl Fn(&Peer) -> bool,
+) -> Option<&'a Arc<Peer>> {
+    let fitting: Vec<_> = peers.filter(|peer| fits(peer)).collect();
+    Some(less_busy(two(&fitting)?.map(|peer| *peer)))
+}
+
+fn less_busy([one, other]: [&Arc<Peer>; 2]) -> &Arc<Peer> {
+    if other.stats.under_way() < one.stats.under_way() {
+        other
     } else {
-        let fitting: Vec<_> = peers.iter().filter(|peer| fits(peer)).collect();
-        two(&fitting)?.map(|peer| *peer)
-    };
-    both.into_iter().min_by_key(|peer| peer.stats.under_way())
+        one
+    }
 }
 
 /// Two of `items` at random; the same one twice if there is only one.
@@ -374,7 +391,7 @@ mod tests {
     async fn a_full_one_is_left_alone_unless_all_are_full() {
         let peers = RegionPeers {
             ready: (1..=2).map(|port| peer(port, &["f"])).collect(),
-            others: vec![peer(3, &["f"])],
+            others: vec![(peer(3, &["f"]), Condition::Draining)],
             ..Default::default()
         };
         let second = Duration::from_secs(1);
@@ -394,10 +411,10 @@ mod tests {
     fn others_are_used_only_when_no_ready_one_is_left() {
         let peers = RegionPeers {
             ready: vec![peer(1, &["f"])],
-            others: vec![peer(2, &["f"])],
+            others: vec![(peer(2, &["f"]), Condition::Doubtful)],
             ..Default::default()
         };
-        let tried = [peers.ready[0].address, peers.others[0].address];
+        let tried = [peers.ready[0].address, peers.others[0].0.address];
         for (tried, chosen) in [(&[][..], &[1][..]), (&tried[..1], &[2]), (&tried, &[])] {
             assert_eq!(ports(&peers, "f", tried), chosen);
         }

@@ -629,8 +629,7 @@ impl Table {
             if is_ready {
                 found.ready.push(Arc::clone(peer));
             } else {
-                found.others.push(Arc::clone(peer));
-                found.conditions.push((peer.address, known.condition));
+                found.others.push((Arc::clone(peer), known.condition));
             }
         }
         if self.namesakes.values().any(|other| other == region) {

@@ -140,9 +140,9 @@ fn ranked(
     // Where another process has the same id, other instances would pick that one.
     let me = me.filter(|me| !peers.duplicates.contains(*me));
     let here = me.map(|me| (me, Candidate::Here, Condition::Ready));
-    let there = peers.identified().map(|peer| {
+    let there = peers.identified().map(|(peer, condition)| {
         let candidate = Candidate::There(Arc::clone(peer));
-        (&peer.instance, candidate, peers.condition(peer.address))
+        (&peer.instance, candidate, condition)
     });
     let mut candidates: Vec<_> = there.chain(here).collect();
     candidates.sort_by_cached_key(|(instance, _, condition)| {
@@ -219,12 +219,13 @@ mod tests {
             candidates.iter().map(name).collect()
         };
         let well = order(&region, false);
-        let first = region.find(&well[0].parse().unwrap()).unwrap().address;
-        region.conditions = vec![(first, Condition::Hanging)];
+        let is_first = |peer: &mut Arc<Peer>| peer.instance.as_str() == well[0];
+        let first = region.ready.extract_if(.., is_first).next().unwrap();
+        region.others = vec![(Arc::clone(&first), Condition::Hanging)];
         assert_eq!(order(&region, false), well);
         let last = [well[1].clone(), well[2].clone(), well[0].clone()];
         assert_eq!(order(&region, true), last);
-        region.conditions = vec![(first, Condition::Refusing)];
+        region.others = vec![(first, Condition::Refusing)];
         assert_eq!(order(&region, false), last);
     }
 

@@ -113,7 +113,7 @@ fn standing(peers: &RegionPeers, needs: Needs<'_>) -> Standing {
     };
     if peers.ready.iter().any(fits) {
         Standing::Serving
-    } else if peers.others.iter().any(fits) {
+    } else if peers.others.iter().any(|(peer, _)| fits(peer)) {
         Standing::Doubtful
     } else {
         Standing::Without

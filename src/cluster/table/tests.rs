@@ -100,8 +100,10 @@ fn resolved(ports: &[u16], complete: bool) -> TableEvent {
 /// Asserts which instances of `syd` are ready, and which others there are.
 fn is(story: &Story, ready: &str, others: &str) {
     let peers = story.region();
-    let names = [&peers.ready, &peers.others].map(|peers| {
-        let names: Vec<_> = peers.iter().map(|peer| peer.instance.as_str()).collect();
+    let names = [true, false].map(|are_ready| {
+        let all = peers.with_conditions();
+        let found = all.filter(|(_, condition)| (*condition == Condition::Ready) == are_ready);
+        let names: Vec<_> = found.map(|(peer, _)| peer.instance.as_str()).collect();
         names.join(" ")
     });
     assert_eq!(names, [ready, others]);
