@@ -47,6 +47,13 @@ pub(crate) struct Policy {
     pub idempotent: Option<bool>,
 }
 
+impl Policy {
+    /// Whether nothing is left unsaid.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.timeout.is_some() && self.idempotent.is_some()
+    }
+}
+
 /// One parameter of a function.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize, ToSchema)]
 pub struct Param {

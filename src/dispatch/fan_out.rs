@@ -90,10 +90,15 @@ impl FanOut {
         let deadline = Deadline::since(arrived, call.timeout);
         dispatcher.first_round(deadline, "").await?;
         let waiting = dispatcher.recipients(regions, per);
-        let policy_in =
-            |region: &Region| dispatcher.policy_in(region, &call.name, Declaration::policy);
-        if let Some(policy) = waiting.iter().map(Recipient::region).find_map(policy_in) {
-            call.put_under(policy, dispatcher.local.timeouts.max);
+        if !call.said.is_whole() {
+            // They come region by region.
+            let mut regions: Vec<_> = waiting.iter().map(Recipient::region).collect();
+            regions.dedup();
+            let policy_in =
+                |region: &Region| dispatcher.policy_in(region, &call.name, Declaration::policy);
+            if let Some(policy) = regions.into_iter().find_map(policy_in) {
+                call.put_under(policy, dispatcher.local.timeouts.max);
+            }
         }
         Ok(Self {
             dispatcher: Arc::clone(dispatcher),

@@ -321,8 +321,9 @@ impl Dispatcher {
     /// Applies the policy of its function to `call`, before it is dispatched: that in the first region of `targets` which
     /// has the function.
     pub(crate) fn put_under_policy(&self, targets: &Targets, call: &mut Call) {
-        let is_unsaid = call.said.timeout.is_none() || call.said.idempotent.is_none();
-        if is_unsaid && let Some(policy) = self.policy(targets, &call.name, Declaration::policy) {
+        if !call.said.is_whole()
+            && let Some(policy) = self.policy(targets, &call.name, Declaration::policy)
+        {
             call.put_under(policy, self.local.timeouts.max);
         }
     }
