@@ -158,7 +158,7 @@ impl Dispatcher {
         if meta.replayed {
             calls.replayed.inc();
         }
-        feed.call_ended(name, meta, problem);
+        feed.call_ended(name, meta, known, problem);
     }
 
     /// Runs a call in the first region of a list that takes it. Returns the region in which it ran, or was tried last, and

@@ -189,24 +189,32 @@ impl Feed {
         }
     }
 
+    /// Counts a call for the region that is `known`, which is `None` where no instance was ever seen in it, and sends its
+    /// event, which names the region that the call was for.
     pub(crate) fn call_ended(
         &self,
         function: &FunctionName,
         meta: &Meta,
+        known: Option<&Region>,
         problem: Option<&Problem>,
     ) {
         if self.has_listeners() {
-            self.gather(function, meta, problem);
+            self.gather(function, meta, known, problem);
         }
     }
 
     // Apart from the look whether there are listeners: nearly all calls have none.
     #[cold]
-    fn gather(&self, function: &FunctionName, meta: &Meta, problem: Option<&Problem>) {
+    fn gather(
+        &self,
+        function: &FunctionName,
+        meta: &Meta,
+        known: Option<&Region>,
+        problem: Option<&Problem>,
+    ) {
         let now = self.now();
         let mut gathered = self.gathered();
-        let region = meta.region.as_ref();
-        gathered.tally.count(region, problem, meta.elapsed_ms, now);
+        gathered.tally.count(known, problem, meta.elapsed_ms, now);
         let is_failure = problem.is_some();
         if !gathered.tally.shows_another(now.as_secs(), is_failure) {
             return;
@@ -214,7 +222,7 @@ impl Feed {
         let ended = EndedCall {
             request_id: &meta.request_id,
             function: function.to_string(),
-            region,
+            region: meta.region.as_ref(),
             instance: meta.instance.as_ref(),
             attempts: meta.attempts,
             executed: problem.map_or(Executed::Yes, |problem| problem.executed),

@@ -79,7 +79,8 @@ pub(crate) struct FailureCount {
 }
 
 impl Tally {
-    /// Counts a call for `region` that took `elapsed_ms` and ended `now`, so long after the start.
+    /// Counts a call for `region`, which is `None` where no instance was ever seen in it, that took `elapsed_ms` and ended
+    /// `now`, so long after the start.
     pub(super) fn count(
         &mut self,
         region: Option<&Region>,
@@ -87,9 +88,7 @@ impl Tally {
         elapsed_ms: f64,
         now: Duration,
     ) {
-        let region = region
-            .filter(|_| problem.is_none_or(is_about_a_region))
-            .cloned();
+        let region = region.cloned();
         let is_full = self.regions.len() >= MAX_REGIONS && !self.regions.contains_key(&region);
         let region = region.filter(|_| !is_full);
         let counts = self.regions.entry(region).or_default();
@@ -189,11 +188,6 @@ impl RegionCounts {
             ..self.clone()
         }
     }
-}
-
-/// Whether an instance may have been seen in the region that a call with this problem names: a client may invent any.
-fn is_about_a_region(problem: &Problem) -> bool {
-    !matches!(problem.code, Code::RegionUnknown | Code::DiscoveryPending)
 }
 
 fn bucket(elapsed_ms: f64) -> usize {

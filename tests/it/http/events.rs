@@ -202,6 +202,51 @@ async fn a_call_is_an_event_with_its_path_and_counted() {
 }
 
 #[tokio::test]
+async fn a_region_that_a_client_invented_is_counted_under_none_whatever_the_problem_is() {
+    let cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .set("RPC_MAX_IN_FLIGHT", "1")
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let mut events = Events::of(iad).await;
+    let nothing = json!({"in_flight": 0, "running": 0, "queued": 0, "regions": []});
+    assert_eq!(events.next().await.unwrap().data, nothing);
+    let cast = async |region: &str, call: &Value| {
+        let request = iad.request(&format!("/rpc/{region}"), &call.to_string());
+        answer(request.header("prefer", "respond-async"))
+            .await
+            .unwrap()
+    };
+    let held = json!({"module": "Test", "function": "block", "args": ["x"], "timeout_ms": 60_000});
+    assert_eq!(cast("iad", &held).await.status, 202);
+    // No more calls may run for which nobody waits, whichever region this one names.
+    let refused = cast("mars", &held).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    let meta = &refused.body["meta"];
+    let expected = json!({
+        "request_id": meta["request_id"], "function": "Test.block", "region": "mars", "instance": null,
+        "attempts": 0, "executed": "no", "code": "overloaded", "elapsed_ms": meta["elapsed_ms"],
+    });
+    assert_eq!(events.next_of("call").await.data, expected);
+    let mut counts = Value::Null;
+    while counts["regions"].as_array().is_none_or(Vec::is_empty) {
+        counts = events.next_of("counts").await.data;
+    }
+    let region = &counts["regions"][0];
+    let failure = json!({"code": "overloaded", "executed": "no", "calls": 1});
+    let expected = json!({
+        "in_flight": counts["in_flight"], "running": counts["running"], "queued": 0,
+        "regions": [{
+            "region": null, "calls": 1, "failures": [failure], "p50_ms": region["p50_ms"], "p99_ms": region["p99_ms"],
+        }],
+    });
+    assert_eq!(counts, expected);
+    cluster.release("x");
+}
+
+#[tokio::test]
 async fn an_attempt_that_fails_is_an_event_before_its_call() {
     let cluster = Cluster::builder()
         .region("iad", 2)
