@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -80,7 +80,7 @@ impl Peer {
     }
 
     fn has_room(&self, name: &FunctionName, tried: &[SocketAddr]) -> bool {
-        self.fits(name, tried) && !self.stats.is_resting()
+        self.fits(name, tried) && !self.stats.is_resting(name)
     }
 }
 
@@ -247,12 +247,18 @@ fn two<T>(items: &[T]) -> Option<[&T; 2]> {
 /// What part of the known round trip a new measurement replaces: an eighth, as TCP does (RFC 6298, section 2.3).
 const PART: u64 = 8;
 
+/// A peer that refused calls of so many functions lately is full itself, and rests for all.
+const FULL: usize = 8;
+
 /// What this instance measures of a peer.
 #[derive(Debug)]
 pub(crate) struct PeerStats {
     under_way: AtomicUsize,
     since: Instant,
-    /// Until when the peer gets no calls, in milliseconds after `since`; 0 for a peer that never refused one.
+    /// The functions of which it refused calls last, the latest behind, at most [`FULL`]; and until when it gets no more of
+    /// them, in milliseconds after `since`.
+    resting: Mutex<Vec<(FunctionName, u64)>>,
+    /// The last time in `resting`; 0 for a peer that never refused a call.
     rests_until: AtomicU64,
     /// The smoothed round trip in nanoseconds; 0 before the first measurement.
     round_trip: AtomicU64,
@@ -271,16 +277,31 @@ impl PeerStats {
         self.under_way.load(Ordering::Relaxed)
     }
 
-    /// Sends the peer no calls for `time`, if others can take them.
-    pub(crate) fn rest(&self, time: Duration) {
+    /// Sends the peer no calls of the function for `time`, if others can take them.
+    pub(crate) fn rest(&self, name: &FunctionName, time: Duration) {
         let until = whole_ms(self.since.elapsed() + time);
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.retain(|(other, _)| other != name);
+        if resting.len() == FULL {
+            resting.remove(0);
+        }
+        resting.push((name.clone(), until));
         self.rests_until.store(until, Ordering::Relaxed);
     }
 
-    fn is_resting(&self) -> bool {
+    fn is_resting(&self, name: &FunctionName) -> bool {
         let until = self.rests_until.load(Ordering::Relaxed);
         // Most peers never refuse a call: for them, do not read the clock.
-        until > 0 && self.since.elapsed() < Duration::from_millis(until)
+        if until == 0 {
+            return false;
+        }
+        let now = whole_ms(self.since.elapsed());
+        if now >= until {
+            return false;
+        }
+        let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut still = resting.iter().filter(|(_, until)| *until > now);
+        still.clone().count() == FULL || still.any(|(other, _)| other == name)
     }
 
     /// Takes a measured round trip of a few bytes and their answer, on whatever connection they travel.
@@ -310,6 +331,7 @@ impl Default for PeerStats {
         Self {
             under_way: AtomicUsize::new(0),
             since: Instant::now(),
+            resting: Mutex::default(),
             rests_until: AtomicU64::new(0),
             round_trip: AtomicU64::new(0),
         }
@@ -388,23 +410,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_one_is_left_alone_unless_all_are_full() {
+    async fn one_that_is_full_for_a_function_gets_none_of_its_calls_unless_all_are() {
         let peers = RegionPeers {
-            ready: (1..=2).map(|port| peer(port, &["f"])).collect(),
+            ready: (1..=2).map(|port| peer(port, &["f", "g"])).collect(),
             others: vec![(peer(3, &["f"]), Condition::Draining)],
             ..Default::default()
         };
         let second = Duration::from_secs(1);
-        peers.ready[0].stats.rest(second);
+        peers.ready[0].stats.rest(&name("f"), second);
+        assert_eq!(ports(&peers, "g", &[]), [1, 2]);
         assert_eq!(ports(&peers, "f", &[]), [2]);
         assert!(peers.has_room(&name("f"), &[]));
         let tried = [peers.ready[1].address];
         assert!(!peers.has_room(&name("f"), &tried));
         assert_eq!(ports(&peers, "f", &tried), [1]);
-        peers.ready[1].stats.rest(second);
+        peers.ready[1].stats.rest(&name("f"), second);
         assert_eq!(ports(&peers, "f", &[]), [1, 2]);
         time::advance(second).await;
         assert!(peers.has_room(&name("f"), &tried));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_refuses_many_functions_is_full_for_all() {
+        let peers = region_of((1..=2).map(|port| peer(port, &["f"])).collect());
+        let stats = &peers.ready[0].stats;
+        let (second, other) = (Duration::from_secs(1), |number| name(&format!("f{number}")));
+        for number in 1..FULL {
+            stats.rest(&other(number), second);
+            stats.rest(&other(number), second);
+        }
+        assert_eq!(ports(&peers, "f", &[]), [1, 2]);
+        time::advance(second / 2).await;
+        (0..=FULL).for_each(|number| stats.rest(&other(number), second));
+        assert_eq!(ports(&peers, "f", &[]), [2]);
+        time::advance(second / 2).await;
+        assert_eq!(ports(&peers, "f", &[]), [2]);
+        time::advance(second / 2).await;
+        assert_eq!(ports(&peers, "f", &[]), [1, 2]);
     }
 
     #[test]

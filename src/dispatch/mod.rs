@@ -521,12 +521,13 @@ impl Dispatcher {
         if lacks_function(problem) && peer.says_it_has(&call.name) {
             self.cluster.report(peer.address, CallSignal::Outdated);
         }
-        // A peer that refuses because a client's share of keys is full, or because its data has not seen a token, need not
-        // be busy.
+        // Another function need not be at its limit there. A peer that refuses because a client's share of keys is full, or
+        // because its data has not seen a token, need not be busy.
         if let (Code::Overloaded, Some(pause), None, None) =
             (code, code.retry_after(), &call.key, &call.after)
         {
-            peer.stats.rest(Duration::from_secs(pause.into()));
+            let pause = Duration::from_secs(pause.into());
+            peer.stats.rest(&call.name, pause);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Whether another attempt follows, on which instance, and what the caller reads of several.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -99,6 +101,38 @@ async fn an_instance_that_is_full_asks_others_of_its_region_within_the_budget() 
         cluster.release(&instance.name);
         assert_eq!(held.await.unwrap().result(), "released");
     }
+}
+
+#[tokio::test]
+async fn an_instance_that_is_full_for_one_function_gets_calls_of_others() {
+    let cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 3)
+        .functions()
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let busy = json!([["syd-1", "syd-2"]]);
+    let mut attempts = 0;
+    for _ in 0..20 {
+        let answer = iad.call("syd", "Test.busy_on", busy.clone()).await;
+        assert_eq!(
+            (answer.result(), answer.instance()),
+            (&json!("ran"), "syd-3")
+        );
+        attempts += answer.body["meta"]["attempts"].as_u64().unwrap();
+    }
+    // Each of the two refused one call at least.
+    assert!(attempts >= 22, "{attempts}");
+    let mut met = BTreeSet::new();
+    // That these miss one of three has a probability of one in 60 million.
+    for _ in 0..45 {
+        let answer = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
+        assert_eq!(answer.result(), "syd");
+        met.insert(answer.instance().to_owned());
+    }
+    let all = ["syd-1", "syd-2", "syd-3"].map(str::to_owned);
+    assert_eq!(met, all.into());
 }
 
 #[tokio::test]

@@ -72,6 +72,7 @@ fn registry(directory: &Path, instance: String) -> Registry {
     let (latches, behind) = (directory.to_owned(), instance.clone());
     let (large_blocks, large_here) = (directory.to_owned(), instance.clone());
     let (held_in, held_here) = (directory.to_owned(), instance.clone());
+    let busy_here = instance.clone();
     Registry::builtin()
         .function(
             "Test",
@@ -213,6 +214,15 @@ fn registry(directory: &Path, instance: String) -> Registry {
                 match is_behind {
                     true => Err(FunctionError::not_run("behind")),
                     false => Ok("read"),
+                }
+            }
+        })
+        .function("Test", "busy_on", move |(instances,): (Vec<String>,)| {
+            let busy = instances.contains(&busy_here);
+            async move {
+                match busy {
+                    true => Err(FunctionError::not_run("busy")),
+                    false => Ok("ran"),
                 }
             }
         })
