@@ -17,10 +17,7 @@ use std::{
 
 use foldhash::HashMap;
 use prometheus_client::{
-    encoding::{
-        EncodeLabelSet,
-        text::{encode_eof, encode_registry},
-    },
+    encoding::text::{encode_eof, encode_registry},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Metric, Registry, Unit},
 };
@@ -124,7 +121,7 @@ fn registered_times(registry: &mut Registry, name: &str, help: &str) -> Histogra
 /// Calls that this instance took from clients, and from its own program.
 #[derive(Debug)]
 pub(crate) struct CallMetrics {
-    calls: Timed<Option<Region>, Texts<1>>,
+    calls: Timed<Option<Region>>,
     failovers: Family<Texts<1>, Counter>,
     choices: Family<(Words<1>, Texts<1>), Counter>,
     clients: Family<(Texts<1>, Words<2>), Counter>,
@@ -231,7 +228,7 @@ impl CallMetrics {
 /// Calls from all callers that ran here, or were to run here.
 #[derive(Debug)]
 pub(crate) struct FunctionMetrics {
-    executions: Timed<FunctionName, Texts<1>>,
+    executions: Timed<FunctionName>,
     known: RwLock<HashSet<FunctionName>>,
     with_token: Family<Words<2>, Counter>,
     token_wait: Histogram,
@@ -294,7 +291,7 @@ impl FunctionMetrics {
 /// Probes of peers, attempts at them, and how many calls leave for one together.
 #[derive(Debug)]
 pub(crate) struct PeerMetrics {
-    attempts: Timed<Region, Texts<1>>,
+    attempts: Timed<Region>,
     batches: Histogram,
     probes: Family<Words<1>, Counter>,
     probe_durations: Histogram,
@@ -375,18 +372,14 @@ const MAX_KEPT: usize = 4096;
 
 /// What ended and how long it took, by a label that follows from a `By`.
 #[derive(Debug)]
-struct Timed<By, Label> {
-    outcomes: Family<(Label, Words<2>), Counter>,
-    durations: Family<Label, Histogram, fn() -> Histogram>,
+struct Timed<By> {
+    outcomes: Family<(Texts<1>, Words<2>), Counter>,
+    durations: Family<Texts<1>, Histogram, fn() -> Histogram>,
     /// Of what went well.
     kept: Kept<By, (Counter, Histogram)>,
 }
 
-impl<By, Label> Timed<By, Label>
-where
-    By: Clone + Eq + Hash,
-    Label: EncodeLabelSet + Clone + Eq + Hash + Send + Sync + std::fmt::Debug + 'static,
-{
+impl<By: Clone + Eq + Hash> Timed<By> {
     /// Registers the counter of outcomes and the histogram, each by its name and help.
     fn register(
         registry: &mut Registry,
@@ -408,7 +401,7 @@ where
     fn ended(
         &self,
         by: &By,
-        label: impl FnOnce() -> Label,
+        label: impl FnOnce() -> Texts<1>,
         problem: Option<&Problem>,
         elapsed: Duration,
     ) {
@@ -433,7 +426,7 @@ where
     }
 
     /// Counts one that took no time worth measuring.
-    fn refused(&self, label: Label, problem: &Problem) {
+    fn refused(&self, label: Texts<1>, problem: &Problem) {
         let labels = (label, outcome(Some(problem)));
         self.outcomes.get_or_create(&labels).inc();
     }
