@@ -18,7 +18,6 @@ use crate::{
     call::{Call, Per},
     cluster::Peer,
     deadline::Deadline,
-    declaration::Declaration,
     gate::in_own_task,
     lifecycle::InFlight,
     memory::{Reserved, Share},
@@ -94,9 +93,8 @@ impl FanOut {
             // They come region by region.
             let mut regions: Vec<_> = waiting.iter().map(Recipient::region).collect();
             regions.dedup();
-            let policy_in =
-                |region: &Region| dispatcher.policy_in(region, &call.name, Declaration::policy);
-            if let Some(policy) = regions.into_iter().find_map(policy_in) {
+            let policy_in = |region: &Region| dispatcher.policy_in(region, &call.name);
+            if let Some((policy, _)) = regions.into_iter().find_map(policy_in) {
                 call.put_under(policy, dispatcher.local.timeouts.max);
             }
         }

@@ -27,7 +27,7 @@ use crate::{
     call::Call,
     cluster::{CallSignal, Cluster, Condition, Peer, RegionPeers},
     deadline::Deadline,
-    declaration::Declaration,
+    declaration::{Declaration, Policy},
     feed::FailedAttempt,
     lifecycle::{InFlight, Lifecycle},
     link::Link,
@@ -322,21 +322,20 @@ impl Dispatcher {
     /// has the function.
     pub(crate) fn put_under_policy(&self, targets: &Targets, call: &mut Call) {
         if !call.said.is_whole()
-            && let Some(policy) = self.policy(targets, &call.name, Declaration::policy)
+            && let Some((policy, _)) = self.policy(targets, &call.name)
         {
             call.put_under(policy, self.local.timeouts.max);
         }
     }
 
-    /// What `read` takes from the declaration of the function `name`, in the first region of `targets` that has the
-    /// function.
-    pub(crate) fn policy<T>(
+    /// The policy of the function `name`, and how many calls of it run on one instance at once, in the first region of
+    /// `targets` that has the function.
+    pub(crate) fn policy(
         &self,
         targets: &Targets,
         name: &FunctionName,
-        read: impl Fn(&Declaration) -> T,
-    ) -> Option<T> {
-        let in_region = |region: &Region| self.policy_in(region, name, &read);
+    ) -> Option<(Policy, Option<usize>)> {
+        let in_region = |region: &Region| self.policy_in(region, name);
         let has_any = targets.has_any();
         let own = has_any.then_some(&self.local.identity.region);
         let mut near = targets.named(&self.local.identity.primary).chain(own);
@@ -346,20 +345,16 @@ impl Dispatcher {
         })
     }
 
-    /// What `read` takes from the declaration of the function `name` in `region`, if an instance there has the function.
-    fn policy_in<T>(
-        &self,
-        region: &Region,
-        name: &FunctionName,
-        read: impl Fn(&Declaration) -> T,
-    ) -> Option<T> {
+    /// The same in `region`, if an instance there has the function.
+    fn policy_in(&self, region: &Region, name: &FunctionName) -> Option<(Policy, Option<usize>)> {
+        let read = |declared: &Declaration| (declared.policy(), declared.concurrency);
         if *region == self.local.identity.region
             && let Some(declared) = self.executor.catalogue().get(name)
         {
             return Some(read(declared));
         }
         let peers = self.cluster.region(region).ok()?;
-        Some(read(peers.declared(name)?))
+        peers.declared(name).map(read)
     }
 
     /// Runs a call that a peer forwarded: here, or not at all.

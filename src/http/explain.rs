@@ -22,7 +22,7 @@ use crate::{
     call::Timeouts,
     cluster::{KnownAddress, KnownPeer, Overview},
     deadline::whole_ms,
-    declaration::{Declaration, Policy},
+    declaration::Policy,
     dispatch::{Choice, Dispatcher, Needs, Standing},
     name::FunctionName,
     problem::{Code, Problem},
@@ -103,13 +103,12 @@ pub(super) async fn explain_region(
 
 /// The policy of a call of `name` that says nothing itself.
 fn policy(dispatcher: &Dispatcher, targets: &Targets, name: &FunctionName) -> PolicyDocument {
-    let declared = dispatcher.policy(targets, name, Declaration::clone);
-    let declared = declared.unwrap_or_default();
     let Timeouts { default, max } = dispatcher.local.timeouts;
+    let (policy, concurrency) = dispatcher.policy(targets, name).unwrap_or_default();
     let Policy {
         timeout,
         idempotent,
-    } = declared.policy();
+    } = policy;
     let from = |is_declared| match is_declared {
         true => PolicySource::Function,
         false => PolicySource::Setting,
@@ -120,7 +119,7 @@ fn policy(dispatcher: &Dispatcher, targets: &Targets, name: &FunctionName) -> Po
         timeout_from: from(timeout.is_some()),
         idempotent: idempotent.unwrap_or(false),
         idempotent_from: from(idempotent.is_some()),
-        concurrency: declared.concurrency,
+        concurrency,
     }
 }
 
