@@ -172,8 +172,12 @@ fn check_own(headers: &HeaderMap, form: Form) -> Result<(), Problem> {
 /// `call` with its key, its consistency token and its trace from the headers of the request, and with what its body takes
 /// of the memory budget.
 fn finished(mut call: Call, headers: &HeaderMap, body: Received) -> Result<Call, Problem> {
-    call.key = word(headers, &IDEMPOTENCY_KEY, IdempotencyKey::RULE, unquoted)?;
-    call.after = word(headers, &AFTER, ConsistencyToken::RULE, |text| text)?;
+    call.key = header(headers, &IDEMPOTENCY_KEY, IdempotencyKey::RULE, |text| {
+        unquoted(text).parse().ok()
+    })?;
+    call.after = header(headers, &AFTER, ConsistencyToken::RULE, |text| {
+        text.parse().ok()
+    })?;
     let trace = headers.get(TRACEPARENT);
     call.trace = trace.and_then(|trace| trace.to_str().ok()?.parse().ok());
     call.memory = Some(Arc::new(body.reserved));
@@ -393,34 +397,13 @@ pub(super) fn header<T>(
     read: impl FnOnce(&str) -> Option<T>,
 ) -> Result<Option<T>, Problem> {
     let mut values = headers.get_all(name).iter();
-    let (Some(value), another) = (values.next(), values.next()) else {
-        return Ok(None);
-    };
-    let value = value.to_str().ok().and_then(read);
-    match value.filter(|_| another.is_none()) {
-        Some(value) => Ok(Some(value)),
-        None => {
-            let detail = format!("header {name} must be {rule}, and given once");
-            Err(Problem::new(Code::InvalidRequest, detail))
-        }
-    }
-}
-
-/// The word in a header that may be given once: what `bare` leaves of the value.
-fn word<T: FromStr>(
-    headers: &HeaderMap,
-    name: &HeaderName,
-    rule: &str,
-    bare: fn(&str) -> &str,
-) -> Result<Option<T>, Problem> {
-    let mut values = headers.get_all(name).iter();
     let wrong = |what: &str| Problem::new(Code::InvalidRequest, format!("header {name} {what}"));
     match (values.next(), values.next()) {
         (None, _) => Ok(None),
         (Some(value), None) => {
-            let text = value.to_str().ok().map(bare);
-            let word = text.and_then(|text| text.parse().ok());
-            word.map(Some)
+            let value = value.to_str().ok().and_then(read);
+            value
+                .map(Some)
                 .ok_or_else(|| wrong(&format!("must be {rule}")))
         }
         (Some(_), Some(_)) => Err(wrong("is given twice")),
