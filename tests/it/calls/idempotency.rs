@@ -374,6 +374,8 @@ async fn a_call_whose_turn_never_came_did_not_run_with_a_key_too() {
 
 #[tokio::test]
 async fn a_repeat_runs_the_call_that_it_waited_for_and_that_did_not_run() {
+    const EXPIRED: &str =
+        r#"fly_rpc_executions_total{function="Test.few",code="deadline_exceeded",executed="no"}"#;
     let cluster = two_regions().functions().start().await;
     let iad = cluster.instance("iad-1");
     let few = |name: &str, timeout: u32| json!({"module": "Test", "function": "few", "args": [name], "timeout_ms": timeout});
@@ -390,6 +392,9 @@ async fn a_repeat_runs_the_call_that_it_waited_for_and_that_did_not_run() {
         let repeats = [0; 3].map(|_| under_way(iad, region, "key", &few(region, 60_000)));
         let first = first.await.unwrap();
         assert_eq!(first.problem().1, "deadline_exceeded");
+        // Its caller may know that before the instance does.
+        let expired = async || place.metric(EXPIRED).await;
+        eventually("its end there", expired, |expired| *expired == Some(1)).await;
         cluster.release("few");
         let mut replayed = 0;
         for repeat in repeats {
