@@ -56,7 +56,7 @@ async fn a_call_that_did_not_run_on_one_instance_runs_on_another() {
 
 #[tokio::test]
 async fn an_instance_that_is_full_asks_others_of_its_region_within_the_budget() {
-    const CALLS: u64 = 200;
+    const CALLS: u64 = 100;
     let cluster = Cluster::builder()
         .region("syd", 4)
         .functions()
