@@ -357,6 +357,8 @@ impl Signals {
             _ = self.interrupt.recv() => {}
             Some(_) = OptionFuture::from(self.hang_up.as_mut().map(Signal::recv)) => {}
         }
+        // It begins a stop and hurries none: shells and the kernel send it more than once. The handler stays.
+        self.hang_up = None;
     }
 }
 

@@ -193,10 +193,14 @@ impl Returned {
     pub(crate) fn size(outcome: &Outcome) -> usize {
         match outcome {
             Ok(returned) => returned.json.get().len(),
-            Err(problem) => problem.error.as_ref().map_or(0, |error| {
-                let data = error.data.as_ref().map_or(0, |data| data.get().len());
-                error.kind.len() + error.message.len() + data
-            }),
+            // Of a function that ran: one that did not, or may not have, has no error to drop.
+            Err(problem) if problem.executed == Executed::Yes => {
+                problem.error.as_ref().map_or(0, |error| {
+                    let data = error.data.as_ref().map_or(0, |data| data.get().len());
+                    error.kind.len() + error.message.len() + data
+                })
+            }
+            Err(_) => 0,
         }
     }
 

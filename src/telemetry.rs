@@ -177,6 +177,7 @@ fn write_lines(
         lost.fetch_add(left, Ordering::Relaxed);
         left == 0
     };
+    let mut is_taken = true;
     while let Ok(first) = waiting.recv() {
         if first.is_some() {
             thread::sleep(GATHERED);
@@ -193,7 +194,9 @@ fn write_lines(
             }
             together.extend_from_slice(&line);
         }
-        let is_taken = together.is_empty() || put(&mut together);
+        if !together.is_empty() {
+            is_taken = put(&mut together);
+        }
         if is_flush_asked {
             let _ = written.send(());
         }

@@ -317,6 +317,8 @@ fn lost(error: &hyper::Error) -> Broken {
 
 #[cfg(test)]
 mod tests {
+    use tokio::task;
+
     use super::*;
 
     /// Inside, because nobody outside can close a connection just between the look at it and the request.
@@ -327,6 +329,8 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         let connection = AppConnection::over(Either::Right(near)).await.unwrap();
         drop(far);
+        // The runtime learns that it is closed.
+        task::yield_now().await;
         let was_sent = AtomicBool::default();
         let request = || Request::new(Full::default());
         let exchanged = channel.exchange_over(connection, 1, &was_sent, request);

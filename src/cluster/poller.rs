@@ -303,10 +303,10 @@ impl Poller {
             .probed(outcome.as_ref().ok().map(|answer| answer.rtt));
         let failure = outcome.as_ref().err().cloned();
         self.apply(TableEvent::Probed(address, outcome));
-        if let Some(failure) = failure {
-            self.log_failure(address, &failure);
+        match failure {
+            Some(failure) => self.log_failure(address, &failure),
+            None => self.want_functions(address),
         }
-        self.want_functions(address);
         // After the event, which counts the failures by which the pause grows.
         self.schedule_next(address);
         self.answer_waiters(address);
@@ -358,10 +358,15 @@ impl Poller {
     fn read(&mut self, (peer, read): Read) {
         let (address, wanted) = (peer.address, peer.listed.clone());
         self.wanted.remove(&address);
+        let is_another = |now: &Arc<Peer>| now.boot != peer.boot;
         match read {
             Ok(peer) => {
                 self.apply(TableEvent::Read { wanted, peer });
                 // They may have changed again.
+                self.want_functions(address);
+            }
+            // It was of a process that has ended since.
+            Err(_) if self.table.unread(address).is_some_and(is_another) => {
                 self.want_functions(address);
             }
             Err(_) if self.logged.contains_key(&address) => {}

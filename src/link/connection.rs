@@ -9,7 +9,7 @@
 use std::{
     io::{self, IoSlice},
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -54,8 +54,8 @@ pub(super) struct Connection {
     /// When its clock started.
     pub(super) started: Instant,
     queue: Mutex<Queue>,
-    /// Set once it stands.
-    socket: OnceLock<OwnedWriteHalf>,
+    /// Set once it stands. Its task owns it: the socket is closed when that ends, whoever still has this connection.
+    socket: OnceLock<Weak<OwnedWriteHalf>>,
     /// Wakes its task, where that has something to write or an end to see.
     pub(super) woken: Notify,
     /// Whether calls wait and nothing was heard for long.
@@ -215,9 +215,10 @@ impl Connection {
         let is_alone = queue.calls.is_empty() && waits == 0;
         let is_open = queue.status == Status::Open;
         let args = line.args();
-        let left = match self.socket.get().filter(|_| is_alone && is_open) {
+        let socket = self.socket.get().filter(|_| is_alone && is_open);
+        let left = match socket.and_then(Weak::upgrade) {
             // An error shows when the socket is read.
-            Some(socket) => queue.flush_with(args, socket).unwrap_or(Some(0)),
+            Some(socket) => queue.flush_with(args, &socket).unwrap_or(Some(0)),
             None => queue.flush_later(args),
         };
         let is_watched = is_open && timeout_ms > WATCHED_ABOVE;
@@ -241,7 +242,8 @@ impl Connection {
     fn forget(&self, id: u64) {
         let mut queue = self.lock();
         queue.take_back(id);
-        let flushed = self.socket.get().map(|socket| queue.flush(socket));
+        let socket = self.socket.get().and_then(Weak::upgrade);
+        let flushed = socket.map(|socket| queue.flush(&socket));
         drop(queue);
         match flushed {
             Some(Ok(Some(calls))) => self.local.metrics.peers.left_together(calls),
@@ -270,7 +272,7 @@ impl Connection {
     }
 
     /// It stands: `first` goes before every call, and so into the queue before callers find the `socket`.
-    pub(super) fn open(&self, first: &[u8], socket: OwnedWriteHalf) -> &OwnedWriteHalf {
+    pub(super) fn open(&self, first: &[u8], socket: &Arc<OwnedWriteHalf>) {
         let mut queue = self.lock();
         queue.bytes.splice(0..0, first.iter().copied());
         let shift = first.len() as u64;
@@ -281,7 +283,7 @@ impl Connection {
             queue.status = Status::Open;
         }
         drop(queue);
-        self.socket.get_or_init(|| socket)
+        self.socket.get_or_init(|| Arc::downgrade(socket));
     }
 
     /// Adds a line that is not a call.

@@ -117,7 +117,7 @@ pub(super) async fn run(connection: &Connection, timeout: Duration) {
 async fn open(
     connection: &Connection,
     timeout: Duration,
-) -> Result<(OwnedReadHalf, &OwnedWriteHalf, Lines, Duration), Ending> {
+) -> Result<(OwnedReadHalf, Arc<OwnedWriteHalf>, Lines, Duration), Ending> {
     let connecting = TcpStream::connect(connection.peer.address);
     match time::timeout(timeout, connecting).await {
         Ok(Ok(socket)) => time::timeout(HANDSHAKE, upgraded(connection, socket))
@@ -137,7 +137,7 @@ fn none(connection: &Connection, cause: impl Display) -> Ending {
 async fn upgraded(
     connection: &Connection,
     socket: TcpStream,
-) -> Result<(OwnedReadHalf, &OwnedWriteHalf, Lines, Duration), Ending> {
+) -> Result<(OwnedReadHalf, Arc<OwnedWriteHalf>, Lines, Duration), Ending> {
     // Small lines must not wait for the acknowledgement of earlier ones.
     let _ = socket.set_nodelay(true);
     let asked = Instant::now();
@@ -171,7 +171,8 @@ async fn upgraded(
         let LocalInstance { limits, memory, .. } = &*connection.local;
         let mut lines = Lines::new(limits.max_result.saturating_add(AROUND_RESULT), memory);
         lines.push(&parts.read_buf);
-        let socket = connection.open(&first, write);
+        let socket = Arc::new(write);
+        connection.open(&first, &socket);
         Ok((read, socket, lines, round_trip))
     };
     tokio::pin!(exchange);
@@ -252,7 +253,7 @@ async fn refusal(connection: &Connection, response: Response<Incoming>) -> Endin
 /// The task of one connection that stands.
 struct Driver<'a> {
     connection: &'a Connection,
-    socket: &'a OwnedWriteHalf,
+    socket: Arc<OwnedWriteHalf>,
     lines: Lines,
     /// Whether the kernel takes nothing more for now.
     is_blocked: bool,
@@ -459,7 +460,7 @@ impl Driver<'_> {
     }
 
     fn flush(&mut self) -> Result<(), Over> {
-        let left = self.connection.flush(self.socket);
+        let left = self.connection.flush(&self.socket);
         let left = left.map_err(Over::Closed)?;
         self.is_blocked = left.is_none();
         let peers = &self.connection.local.metrics.peers;

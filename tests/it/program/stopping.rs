@@ -37,6 +37,26 @@ async fn a_signal_with_nothing_in_flight_ends_with_0() {
 }
 
 #[tokio::test]
+async fn a_terminal_that_is_closed_cuts_no_call() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .start()
+        .await;
+    let iad = cluster.instance("iad-1");
+    let held = block(iad, "held");
+    cluster.until_marked("held.started").await;
+    iad.hang_up();
+    let refused = async || iad.call("iad", "Kernel.+", json!([1, 2])).await;
+    eventually("refusal", refused, |answer| answer.status == 503).await;
+    // As a shell and the kernel may send one each.
+    iad.hang_up();
+    cluster.release("held");
+    assert_eq!(held.await.unwrap().unwrap().result(), "released");
+    assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_hang_up_ends_nothing_where_it_is_ignored() {
     let mut command = Command::new("sh");
     let serve = "trap '' HUP; exec \"$0\" serve";
