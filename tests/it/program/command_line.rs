@@ -158,7 +158,7 @@ async fn a_url_that_is_none_is_wrong_usage() {
             "has more than a host, a port and a path",
         ),
         (
-            "http://user@localhost",
+            "http://user:secret@localhost",
             "has more than a host, a port and a path",
         ),
         (
@@ -166,7 +166,8 @@ async fn a_url_that_is_none_is_wrong_usage() {
             "has more than a host, a port and a path",
         ),
     ] {
-        let refusal = |setting| format!("fly-rpc: {setting}: {url:?} {what}; {hint}\n");
+        let shown = url.replace("user:secret", "…");
+        let refusal = |setting| format!("fly-rpc: {setting}: {shown:?} {what}; {hint}\n");
         let (code, _, stderr) = run(&["regions", "--url", url]).await;
         assert_eq!((code, stderr), (64, refusal("--url")));
         let (code, _, stderr) = run_with(&["functions"], &[("FLY_RPC_URL", url)]).await;
