@@ -7,6 +7,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     process::Command,
+    signal::unix::{SignalKind, signal},
     task::JoinHandle,
     time::Instant,
 };
@@ -27,17 +28,25 @@ fn block(instance: &Process, name: &str) -> JoinHandle<reqwest::Result<Answer>> 
     ))
 }
 
+/// Has the processes that are started from now on not ignore SIGHUP, as they would where the tests run under `nohup`: what
+/// this process has a handler for is reset in those that it starts.
+fn reset_hang_up() {
+    signal(SignalKind::hangup()).unwrap();
+}
+
 #[tokio::test]
 async fn a_signal_with_nothing_in_flight_ends_with_0() {
-    for signal in [Process::terminate, Process::interrupt, Process::hang_up] {
+    reset_hang_up();
+    for send in [Process::terminate, Process::interrupt, Process::hang_up] {
         let mut cluster = Cluster::builder().region("iad", 1).start().await;
-        signal(cluster.instance("iad-1"));
+        send(cluster.instance("iad-1"));
         assert_eq!(cluster.instance_mut("iad-1").ended().await.code(), Some(0));
     }
 }
 
 #[tokio::test]
 async fn a_terminal_that_is_closed_cuts_no_call() {
+    reset_hang_up();
     let mut cluster = Cluster::builder()
         .region("iad", 1)
         .functions()
