@@ -31,7 +31,8 @@ fn block(instance: &Process, name: &str) -> JoinHandle<reqwest::Result<Answer>> 
 /// Has the processes that are started from now on not ignore SIGHUP, as they would where the tests run under `nohup`: what
 /// this process has a handler for is reset in those that it starts.
 fn reset_hang_up() {
-    signal(SignalKind::hangup()).unwrap();
+    // The handler stays.
+    drop(signal(SignalKind::hangup()).unwrap());
 }
 
 #[tokio::test]
