@@ -189,6 +189,12 @@ impl Returned {
         }
     }
 
+    /// Whether `problem` replaces what a function returned, for want of memory.
+    pub(crate) fn found_no_room(problem: &Problem) -> bool {
+        let kind = problem.error.as_ref().map_or("", |error| &error.kind);
+        matches!(kind.strip_suffix(NO_ROOM.0), Some("Result" | "Error"))
+    }
+
     /// The size in bytes of the function's result or error in `outcome`.
     pub(crate) fn size(outcome: &Outcome) -> usize {
         match outcome {

@@ -3,9 +3,9 @@
 //!
 //! Memory is what is bounded. Arguments on their way and results that came are counted in the memory budget: a call waits
 //! for room for its arguments while other calls may still free some, and a result without room becomes a problem; what is
-//! said of results here holds of the errors of functions too. So that this is rare, calls begin slowly where results are large: the results of those that began lately may take half of the
-//! room that is left, as far as their size can be foretold. A call that takes longer counts no more, so that an instance
-//! that hangs does not hold up the others.
+//! said of results here holds of the errors of functions too. So that this is rare, calls begin slowly where results are
+//! large: the results of those that began lately may take half of the room that is left, as far as their size can be
+//! foretold. A call that takes longer counts no more, so that an instance that hangs does not hold up the others.
 
 use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
 
@@ -210,16 +210,10 @@ impl FanOut {
             let size = Returned::size(&report.result);
             self.largest = self.largest.max(Some(size));
         }
-        self.found_no_room |= problem.is_some_and(is_dropped);
+        self.found_no_room |= problem.is_some_and(Returned::found_no_room);
         self.succeeded += usize::from(problem.is_none());
         self.dispatcher.ended(&self.call.name, report);
     }
-}
-
-/// Whether what the function returned found no room.
-fn is_dropped(problem: &Problem) -> bool {
-    let kind = problem.error.as_ref().map(|error| &*error.kind);
-    matches!(kind, Some("ResultDropped" | "ErrorDropped"))
 }
 
 /// `asking`, or what is left of it once it no longer counts as one that began lately.

@@ -351,15 +351,20 @@ async fn what_was_sent_and_not_read_yet_never_starts_once_its_client_went_away()
     assert_eq!(runs, [3, 2, 3]);
 }
 
-#[tokio::test]
-async fn results_that_find_no_room_become_problems_and_the_room_comes_back() {
-    let cluster = Cluster::builder()
+/// Four instances in `syd`, and one in `iad`, with room for two results of 6 MiB each.
+async fn four_in_little_memory() -> Cluster {
+    Cluster::builder()
         .region("iad", 1)
         .region("syd", 4)
         .functions()
         .set("RPC_MAX_MEMORY", "16MiB")
         .start()
-        .await;
+        .await
+}
+
+#[tokio::test]
+async fn results_that_find_no_room_become_problems_and_the_room_comes_back() {
+    let cluster = four_in_little_memory().await;
     let iad = cluster.instance("iad-1");
     let large = json!({"module": "Test", "function": "large", "args": ["large", 6 << 20], "timeout_ms": 60_000});
     let answer = each(iad, "syd", &large).await;
@@ -410,13 +415,7 @@ fn failed_entry(answer: &Answer, instance: &str, error: &Value, entry: &Value) -
 #[tokio::test]
 async fn errors_that_find_no_room_are_dropped_and_the_room_comes_back() {
     const SIZE: usize = 6 << 20;
-    let cluster = Cluster::builder()
-        .region("iad", 1)
-        .region("syd", 4)
-        .functions()
-        .set("RPC_MAX_MEMORY", "16MiB")
-        .start()
-        .await;
+    let cluster = four_in_little_memory().await;
     let iad = cluster.instance("iad-1");
     let fail = json!({"module": "Test", "function": "fail_large", "args": ["x", SIZE], "timeout_ms": 60_000});
     let answer = each(iad, "syd", &fail).await;

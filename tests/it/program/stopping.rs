@@ -28,6 +28,15 @@ fn block(instance: &Process, name: &str) -> JoinHandle<reqwest::Result<Answer>> 
     ))
 }
 
+/// One instance, and its call `held`, which has started.
+async fn one_that_holds_a_call() -> (Cluster, JoinHandle<reqwest::Result<Answer>>) {
+    let cluster = Cluster::builder().region("iad", 1).functions();
+    let cluster = cluster.start().await;
+    let held = block(cluster.instance("iad-1"), "held");
+    cluster.until_marked("held.started").await;
+    (cluster, held)
+}
+
 /// Has the processes that are started from now on not ignore SIGHUP, as they would where the tests run under `nohup`: what
 /// this process has a handler for is reset in those that it starts.
 fn reset_hang_up() {
@@ -48,14 +57,8 @@ async fn a_signal_with_nothing_in_flight_ends_with_0() {
 #[tokio::test]
 async fn a_terminal_that_is_closed_cuts_no_call() {
     reset_hang_up();
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .functions()
-        .start()
-        .await;
+    let (mut cluster, held) = one_that_holds_a_call().await;
     let iad = cluster.instance("iad-1");
-    let held = block(iad, "held");
-    cluster.until_marked("held.started").await;
     iad.hang_up();
     let refused = async || iad.call("iad", "Kernel.+", json!([1, 2])).await;
     eventually("refusal", refused, |answer| answer.status == 503).await;
@@ -426,14 +429,8 @@ async fn a_connection_without_a_whole_head_is_just_closed() {
 
 #[tokio::test]
 async fn a_second_signal_ends_at_once_also_with_calls_in_flight() {
-    let mut cluster = Cluster::builder()
-        .region("iad", 1)
-        .functions()
-        .start()
-        .await;
+    let (mut cluster, call) = one_that_holds_a_call().await;
     let iad = cluster.instance("iad-1");
-    let call = block(iad, "held");
-    cluster.until_marked("held.started").await;
     iad.terminate();
     let seen = async || iad.get("/readyz").await.status;
     eventually("draining", seen, |status| *status == 503).await;
