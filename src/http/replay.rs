@@ -14,7 +14,7 @@ use crate::{
     config::{Identity, Route},
     deadline::Deadline,
     dispatch::Dispatcher,
-    problem::{Code, Problem},
+    problem::{Code, Executed, Problem},
     region::{Region, Targets},
     replay::{self, Machines},
     reply::Report,
@@ -140,8 +140,10 @@ pub(super) fn to_others(
     let is_ours = meta.region.as_ref() == Some(&identity.region)
         && call.instance.is_none()
         && call.key.is_none();
-    let is_own_refusal =
-        matches!(problem.code, Code::Draining | Code::Overloaded) && (is_mine || is_ours);
+    // Another Machine would run once more what may have run: a repeat is refused too while its first call runs.
+    let is_own_refusal = matches!(problem.code, Code::Draining | Code::Overloaded)
+        && problem.executed == Executed::No
+        && (is_mine || is_ours);
     let left = Deadline::since(arrived, call.timeout).remaining();
     let must_be_here = call.instance.as_ref() == Some(me);
     if !is_own_refusal

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
 use crate::support::{
     asking::{block, blocking, two_regions},
@@ -763,4 +763,39 @@ async fn a_call_that_no_machine_takes_is_refused_once() {
     let refused = answered(proxy.post("/rpc/iad", pinned.to_string())).await;
     assert_eq!(refused.problem(), (503, "overloaded", "no"));
     assert_eq!(way(&proxy.deliveries()), ["iad-1"]);
+}
+
+#[tokio::test]
+async fn a_repeat_whose_first_call_may_have_run_is_sent_to_no_other_machine() {
+    // As many as wait for one call, and one more.
+    const REPEATS: usize = 65;
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .functions()
+        .start()
+        .await;
+    // Fly Proxy reaches it, and `iad-1` has not discovered it.
+    cluster.add("iad").await;
+    let proxy = edge(&cluster).await;
+    let keyed = |via: RequestBuilder| {
+        let request = via.header("idempotency-key", "key");
+        async move { answered(request).await }
+    };
+    let call = blocking("held", &json!({})).to_string();
+    let iad = cluster.instance("iad-1");
+    let mut calls = JoinSet::new();
+    calls.spawn(keyed(iad.request("/rpc/iad", &call)));
+    cluster.until_started("held").await;
+    for _ in 0..REPEATS {
+        calls.spawn(keyed(proxy.post("/rpc/iad", call.clone())));
+    }
+    let refused = in_time("a refusal", calls.join_next()).await.unwrap();
+    let refused = refused.unwrap();
+    assert_eq!(refused.problem(), (503, "overloaded", "maybe"));
+    assert_eq!(refused.headers.get("fly-replay"), None);
+    cluster.release("held");
+    for answer in calls.join_all().await {
+        assert_eq!(answer.result(), "released");
+    }
+    assert_eq!(cluster.starts("held"), ["iad-1"]);
 }
