@@ -67,10 +67,7 @@ fn client(access: &Access, request: &Request) -> Result<Caller, Problem> {
     if access.clients.is_empty() {
         check_site(request, access.allow_anonymous)?;
     }
-    if request.extensions().get::<Crowded>().is_some() {
-        let detail = "clients keep as many connections busy as this instance has places for";
-        return Err(Problem::new(Code::Overloaded, detail));
-    }
+    check_places(request)?;
     let token = presented_token(request.headers());
     let caller = access.caller(token.as_ref());
     caller.ok_or_else(|| match token {
@@ -79,6 +76,15 @@ fn client(access: &Access, request: &Request) -> Result<Caller, Problem> {
             unauthenticated("this route requires a client's token: `authorization: Bearer TOKEN`")
         }
     })
+}
+
+/// Refuses a request on a connection that is kept for instances and health checks.
+pub(super) fn check_places(request: &Request) -> Result<(), Problem> {
+    if request.extensions().get::<Crowded>().is_none() {
+        return Ok(());
+    }
+    let detail = "clients keep as many connections busy as this instance has places for";
+    Err(Problem::new(Code::Overloaded, detail))
 }
 
 /// Checks that a request has the cluster's token, or a proof that its sender knows it, which is returned.

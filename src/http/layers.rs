@@ -101,6 +101,11 @@ pub(super) async fn answer<F: Future<Output = Response>>(
     let admitted =
         check_head(&request).and_then(|()| auth::admit(&local.access, audience, &mut request));
     let caller = request.extensions().get::<Caller>().cloned();
+    let places = match audience {
+        Audience::Anyone => auth::check_places(&request),
+        // A client was refused already, and for instances such connections are kept.
+        Audience::Clients | Audience::Instances => Ok(()),
+    };
     let mut response = match admitted {
         Ok(()) => {
             request.extensions_mut().insert(context.clone());
@@ -109,8 +114,10 @@ pub(super) async fn answer<F: Future<Output = Response>>(
         Err(problem) => refuse(request.headers(), problem),
     };
     // Before refusals become documents, because this makes one.
-    if method == Method::GET && !has_room(&local.memory, uri.path(), &response) {
-        response = Problem::from(NoRoom).into_response();
+    if method == Method::GET
+        && let Err(problem) = check_room(&local.memory, places, uri.path(), &response)
+    {
+        response = problem.into_response();
     }
     let id = HeaderValue::from_str(context.request_id.as_str());
     if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
@@ -187,14 +194,27 @@ fn refused(
     problem_document(&document)
 }
 
-/// Whether the memory budget has room for a document that was asked for: anybody may ask for one and not read it.
-fn has_room(memory: &Budget, path: &str, response: &Response) -> bool {
+/// Refuses a document that was asked for, unless the memory budget and the `places` have room for it: anybody may ask for one
+/// and not read it.
+fn check_room(
+    memory: &Budget,
+    places: Result<(), Problem>,
+    path: &str,
+    response: &Response,
+) -> Result<(), Problem> {
     let size = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
+    if size <= SMALL {
+        return Ok(());
+    }
+    places?;
     let share = match path {
         "/metrics" | protocol::FUNCTIONS => Share::Results,
         _ => Share::Strangers,
     };
-    size <= SMALL || memory.has_room(size, share)
+    match memory.has_room(size, share) {
+        true => Ok(()),
+        false => Err(NoRoom.into()),
+    }
 }
 
 /// Refuses a request that no route can answer: its head is too large, its body is uncertain, or it is for another host.

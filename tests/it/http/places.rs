@@ -2,12 +2,15 @@
 //! forwards, probes and health checks go on.
 
 use serde_json::json;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
+};
 
 use crate::support::{
     cluster::Cluster,
     open_files::open_files,
-    patience::eventually,
+    patience::{eventually, in_time},
     process::{Environment, Process},
     raw,
 };
@@ -100,4 +103,43 @@ async fn clients_that_keep_every_place_busy_leave_some_to_health_checks() {
     drop(busy);
     let again = async || instance.call("iad", "Kernel.+", json!([1, 2])).await.status;
     eventually("served again", again, |status| *status == 200).await;
+}
+
+#[tokio::test]
+async fn strangers_that_do_not_read_large_documents_leave_places_to_health_checks() {
+    let environment = Environment::from([
+        ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
+        ("FLY_REGION", "iad".to_owned()),
+    ]);
+    let instance = Process::start_with_open_files(&environment, FILES).await;
+    for path in ["/openapi.json", "/docs/swagger-ui-bundle.js"] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        let mut strangers = Vec::new();
+        let refused = loop {
+            let socket = TcpSocket::new_v4().unwrap();
+            // What the kernel takes of a document nobody waits for.
+            socket.set_recv_buffer_size(4 << 10).unwrap();
+            let mut stranger = socket.connect(instance.address).await.unwrap();
+            stranger.write_all(request.as_bytes()).await.unwrap();
+            let mut status = [0; b"HTTP/1.1 200".len()];
+            in_time("an answer", stranger.peek(&mut status))
+                .await
+                .unwrap();
+            if status != *b"HTTP/1.1 200" {
+                break raw::next(&mut stranger).await;
+            }
+            strangers.push(stranger);
+            assert!(strangers.len() < FILES, "none is refused");
+        };
+        assert_eq!(refused.problem(), (503, "overloaded", "no"));
+        assert_eq!(
+            refused.detail(),
+            "clients keep as many connections busy as this instance has places for"
+        );
+        assert_eq!(instance.get("/healthz").await.status, 200);
+        assert_eq!(instance.get("/internal/region").await.status, 200);
+        drop(strangers);
+        let again = async || instance.get(path).await.status;
+        eventually("shown again", again, |status| *status == 200).await;
+    }
 }
