@@ -132,8 +132,13 @@ where
     };
     // Not the body itself: what the other side leaves of it is read and thrown away here.
     let (pieces, taken) = mpsc::channel(1);
-    let passed_on = stream::unfold(taken, async |mut taken: mpsc::Receiver<_>| {
-        Some((taken.recv().await?, taken))
+    let passed_on = stream::unfold(taken, async |mut taken: mpsc::Receiver<Option<_>>| {
+        let piece = match taken.recv().await {
+            Some(piece) => Ok(piece?),
+            // Its end did not come: the other side must not take what it has for the whole.
+            None => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+        };
+        Some((piece, taken))
     });
     let request = request(to, head, StreamBody::new(passed_on).boxed_unsync());
     let mut passing = pin!(pass_on(body, pieces, patience));
@@ -181,32 +186,32 @@ where
     Some((sender, AbortOnDropHandle::new(task)))
 }
 
-/// Passes a body on, piece by piece, and reads on where nothing takes them any more, so that the answer arrives.
+/// Passes a body on, piece by piece and `None` after its end, and reads on where nothing takes them any more, so that the
+/// answer arrives.
 ///
 /// # Errors
 /// No piece came in time, or one was not taken in time.
 async fn pass_on<B: Body>(
     body: B,
-    pieces: mpsc::Sender<io::Result<Frame<B::Data>>>,
+    pieces: mpsc::Sender<Option<Frame<B::Data>>>,
     patience: Patience,
 ) -> Result<(), Unanswered> {
     let mut body = pin!(body);
     loop {
         let next = time::timeout(patience.stall, body.frame()).await;
         let next = next.map_err(|_| Unanswered::Stalled(patience.stall))?;
-        let Some(frame) = next else {
+        let Ok(piece) = next.transpose() else {
+            // Cut short: no end is passed on.
             return Ok(());
         };
-        let is_cut = frame.is_err();
-        let frame = frame.map_err(|_| io::ErrorKind::UnexpectedEof.into());
+        let is_end = piece.is_none();
         // Whoever took the pieces has answered, or is gone: an answer that overtakes its request would be lost.
-        let taken = time::timeout(patience.arrival, pieces.send(frame)).await;
-        if !matches!(taken, Ok(Ok(()))) {
-            discard(body, patience).await;
+        let taken = time::timeout(patience.arrival, pieces.send(piece)).await;
+        if is_end || !matches!(taken, Ok(Ok(()))) {
+            if !is_end {
+                discard(body, patience).await;
+            }
             return taken.map(|_| ()).map_err(|_| Unanswered::Late);
-        }
-        if is_cut {
-            return Ok(());
         }
     }
 }

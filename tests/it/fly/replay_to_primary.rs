@@ -21,7 +21,7 @@ use axum::{
     routing::{get, post},
 };
 use fly_rpc::{Config, Identity, ReplayToPrimary};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use reqwest::{Body, Method, RequestBuilder};
@@ -661,6 +661,38 @@ async fn a_forwarded_write_that_stops_coming_is_not_waited_for_without_end() {
             .await
             .unwrap()
             .unwrap_or_default();
+    }
+}
+
+/// The way ends while the connection that takes it is at work on another thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_forwarded_body_that_stops_coming_never_looks_whole() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let primary = listener.local_addr().unwrap();
+    let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
+    let layer = layer
+        .forwards_to(&primary.to_string())
+        .body_timeouts(Duration::from_millis(1), Duration::from_secs(60));
+    // Every other one looked whole where the end of the way was taken for the end of the body.
+    for _ in 0..50 {
+        let taken = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut taken = Vec::new();
+            let _ = stream.read_to_end(&mut taken).await;
+            taken
+        };
+        let syd = application("syd", &Writes::default(), layer.clone());
+        let first = stream::iter([Ok::<_, Infallible>(Frame::data(Bytes::from_static(
+            b"half",
+        )))]);
+        let body = StreamBody::new(first.chain(stream::pending()));
+        let request = Request::post("/notes")
+            .header(HOST, "a")
+            .body(body::Body::new(body))
+            .unwrap();
+        let (taken, answered) = tokio::join!(taken, syd.oneshot(request));
+        assert_eq!(answered.unwrap().status(), 400);
+        assert!(!taken.ends_with(b"0\r\n\r\n"));
     }
 }
 
