@@ -345,11 +345,15 @@ impl ReplayToPrimary {
         if !writes && !self.reads_in_primary(head, now).await {
             return self.read(head, body);
         }
+        if writes
+            && !was_passed_on(head)
+            && !fits(head, body)
+            && let Some(to) = &self.forwards_to
+        {
+            return Step::Forward(Arc::clone(to));
+        }
         match self.refusal(head, body) {
-            None if writes => match self.forwards_to.as_ref().filter(|_| !fits(head, body)) {
-                Some(to) => Step::Forward(Arc::clone(to)),
-                None => Step::Replay("write"),
-            },
+            None if writes => Step::Replay("write"),
             None => Step::Replay("threshold"),
             Some(refusal) if writes => Step::Refuse(refusal),
             // A read loses less by an old answer than by none.
@@ -396,13 +400,13 @@ impl ReplayToPrimary {
         self.cookie_times.cookie(token.as_ref(), now)
     }
 
-    /// Why a request cannot go to the primary region, if so.
+    /// Why a request cannot be replayed in the primary region, as far as its head shows.
     fn refusal(&self, head: &Parts, body: &SizeHint) -> Option<Response<Bytes>> {
-        if was_replayed(&head.headers) || head.headers.contains_key(FORWARDED) {
+        if was_passed_on(head) {
             return Some(self.unreached());
         }
         let is_too_large = size(head, body.lower()) > MAX_REQUEST;
-        (is_too_large && self.forwards_to.is_none()).then(|| self.too_large())
+        is_too_large.then(|| self.too_large())
     }
 
     fn unreached(&self) -> Response<Bytes> {
@@ -457,6 +461,11 @@ impl ReplayToPrimary {
         response.headers_mut().insert(REPLAY, asks);
         response
     }
+}
+
+/// Whether a request came from another region already, or says so: it goes no further.
+fn was_passed_on(head: &Parts) -> bool {
+    was_replayed(&head.headers) || head.headers.contains_key(FORWARDED)
 }
 
 /// Whether a request is known to be small enough to be replayed. HTTP/2 has no header that says of a body that its size is not

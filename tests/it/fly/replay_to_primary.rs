@@ -548,6 +548,31 @@ async fn a_write_too_large_to_be_replayed_goes_to_the_primary_region_over_the_pr
     assert_eq!(application.writes(), [""; 0]);
 }
 
+#[tokio::test]
+async fn a_large_read_is_no_write_that_is_sent_on() {
+    let writes = Writes::default();
+    let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
+    let layer = layer
+        .forwards_to(&nobody().to_string())
+        .captures(|head| head.headers.contains_key("x-read-only"));
+    let syd = serve("syd", &writes, layer).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let read = async |path: &str| {
+        let request = client.get(format!("http://{syd}{path}"));
+        let request = request.body(vec![b'x'; 1_100_000]);
+        sent(request, &[("cookie", &cookie_for(4.0))]).await
+    };
+    // Its client reads old news rather than none.
+    let old = read("/notes").await;
+    assert_eq!((old.status, old.body.as_str()), (200, Some("syd")));
+    // Fly Proxy would not replay it.
+    let captured = read("/count").await;
+    assert_eq!(
+        (captured.status, captured.headers.get("fly-replay")),
+        (413, None)
+    );
+}
+
 /// As HTTP/2 has it, neither the size of the body nor the host is in a header.
 #[tokio::test]
 async fn a_write_without_headers_about_its_body_is_forwarded_too() {
