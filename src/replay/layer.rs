@@ -153,7 +153,8 @@ impl ReplayToPrimary {
 
     /// Sets which answers show that a read turned out to write, none without this: outside the primary region such an answer
     /// is thrown away, and the request replayed there. The application must have written nothing, as where its database is
-    /// a copy that refuses writes.
+    /// a copy that refuses writes, and have read the request's body, if it has one: this layer does not read it any more, and
+    /// a proxy in between may see a reset connection in place of the answer.
     #[must_use]
     pub fn captures(
         mut self,
