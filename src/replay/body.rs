@@ -67,45 +67,41 @@ pub(super) enum Unanswered {
     Stalled(Duration),
 }
 
-/// How far a body was read.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Discarded {
-    /// To its end, after so many bytes.
-    Whole(usize),
-    /// It is larger than what is read.
-    TooLarge,
-    /// It was cut short.
+/// Why a body was not read to its end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(super) enum Incomplete {
+    #[error("its body was cut short")]
     Cut,
-    /// No more of it came in time.
-    Stalled,
-    /// It came, and did not end in time.
-    Late,
+    #[error("no more of its body came for {} s", .0.as_secs_f64())]
+    Stalled(Duration),
+    #[error("its body did not arrive whole within {} s", .0.as_secs_f64())]
+    Late(Duration),
 }
 
-/// Reads `body` to its end, as far as the bounds allow; one that says that it is above them is not read at all.
-pub(super) async fn discard<B: Body>(body: B, patience: Patience) -> Discarded {
-    if body.size_hint().lower() > MAX_BYTES as u64 {
-        return Discarded::TooLarge;
+/// Reads `body` to its end and returns its size in bytes. One that is larger than what is read is left there, with the size
+/// that is known so far; one that says so is not read at all.
+pub(super) async fn discard<B: Body>(body: B, patience: Patience) -> Result<usize, Incomplete> {
+    let said = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if said > MAX_BYTES {
+        return Ok(said);
     }
     time::timeout(patience.arrival, read(body, patience.stall))
         .await
-        .unwrap_or(Discarded::Late)
+        .unwrap_or(Err(Incomplete::Late(patience.arrival)))
 }
 
-async fn read<B: Body>(body: B, stall: Duration) -> Discarded {
+async fn read<B: Body>(body: B, stall: Duration) -> Result<usize, Incomplete> {
     let mut body = pin!(body);
     let mut size = 0;
-    loop {
-        match time::timeout(stall, body.frame()).await {
-            Ok(None) => return Discarded::Whole(size),
-            Ok(Some(Ok(frame))) => size += frame.data_ref().map_or(0, Buf::remaining),
-            Ok(Some(Err(_))) => return Discarded::Cut,
-            Err(_) => return Discarded::Stalled,
-        }
-        if size > MAX_BYTES {
-            return Discarded::TooLarge;
-        }
+    while size <= MAX_BYTES {
+        let next = time::timeout(stall, body.frame()).await;
+        let Some(frame) = next.map_err(|_| Incomplete::Stalled(stall))? else {
+            break;
+        };
+        let frame = frame.map_err(|_| Incomplete::Cut)?;
+        size += frame.data_ref().map_or(0, Buf::remaining);
     }
+    Ok(size)
 }
 
 /// The answer of the application at `to` (`host:port`) to a request, whose body is sent as it comes, as long as `patience` has
@@ -127,7 +123,7 @@ where
     B::Data: Send + 'static,
 {
     let Some((mut sender, task)) = connect(to, within).await else {
-        discard(body, patience).await;
+        let _ = discard(body, patience).await;
         return None;
     };
     // Not the body itself: what the other side leaves of it is read and thrown away here.
@@ -209,7 +205,7 @@ async fn pass_on<B: Body>(
         let taken = time::timeout(patience.arrival, pieces.send(piece)).await;
         if is_end || !matches!(taken, Ok(Ok(()))) {
             if !is_end {
-                discard(body, patience).await;
+                let _ = discard(body, patience).await;
             }
             return taken.map(|_| ()).map_err(|_| Unanswered::Late);
         }
@@ -259,10 +255,13 @@ mod tests {
 
     use super::*;
 
-    async fn discarded<B: Body>(body: B) -> Discarded {
+    const STALL: Duration = Duration::from_secs(10);
+    const ARRIVAL: Duration = Duration::from_secs(60);
+
+    async fn discarded<B: Body>(body: B) -> Result<usize, Incomplete> {
         let patience = Patience {
-            stall: Duration::from_secs(10),
-            arrival: Duration::from_secs(60),
+            stall: STALL,
+            arrival: ARRIVAL,
         };
         discard(body, patience).await
     }
@@ -272,12 +271,12 @@ mod tests {
         const MB: usize = 1_000_000;
         let piece = |_| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; MB])));
         let pieces = |count| StreamBody::new(stream::iter((0..count).map(piece)));
-        assert_eq!(discarded(pieces(10)).await, Discarded::Whole(10 * MB));
-        assert_eq!(discarded(pieces(usize::MAX)).await, Discarded::TooLarge);
+        assert_eq!(discarded(pieces(10)).await, Ok(10 * MB));
+        assert_eq!(discarded(pieces(usize::MAX)).await, Ok(11 * MB));
         let said = Full::new(Bytes::from(vec![0; 10 * MB + 1]));
-        assert_eq!(discarded(said).await, Discarded::TooLarge);
+        assert_eq!(discarded(said).await, Ok(10 * MB + 1));
         let silent = StreamBody::new(stream::once(pending::<Result<Frame<Bytes>, Infallible>>()));
-        assert_eq!(discarded(silent).await, Discarded::Stalled);
+        assert_eq!(discarded(silent).await, Err(Incomplete::Stalled(STALL)));
         let slow = stream::unfold((), |()| async {
             time::sleep(Duration::from_secs(9)).await;
             Some((
@@ -286,8 +285,8 @@ mod tests {
             ))
         });
         let slow = StreamBody::new(Box::pin(slow));
-        assert_eq!(discarded(slow).await, Discarded::Late);
-        let failing = stream::iter([Err::<Frame<Bytes>, _>("reset")]);
-        assert_eq!(discarded(StreamBody::new(failing)).await, Discarded::Cut);
+        assert_eq!(discarded(slow).await, Err(Incomplete::Late(ARRIVAL)));
+        let failing = StreamBody::new(stream::iter([Err::<Frame<Bytes>, _>("reset")]));
+        assert_eq!(discarded(failing).await, Err(Incomplete::Cut));
     }
 }

@@ -23,7 +23,7 @@ use tower::{Layer, Service};
 
 use super::{
     MAX_REQUEST, Machines, REPLAY,
-    body::{Discarded, FORWARDED, Patience, Unanswered, discard, forward},
+    body::{FORWARDED, Incomplete, Patience, Unanswered, discard, forward},
     cookie::CookieTimes,
     header, is_fly_region, request_size, state, was_replayed,
 };
@@ -300,22 +300,13 @@ where
             }
             otherwise
         }
-        Step::Replay(state) => {
-            let head_size = request_size(&head.uri, &head.headers, 0);
-            match discard(body, layer.patience).await {
-                Discarded::Whole(size) if head_size + size <= MAX_REQUEST => layer.replay(state),
-                Discarded::Whole(_) | Discarded::TooLarge => layer.too_large(),
-                Discarded::Cut => layer.cut_short("its body was cut short"),
-                Discarded::Stalled => {
-                    let seconds = layer.patience.stall.as_secs_f64();
-                    layer.cut_short(&format!("no more of its body came for {seconds} s"))
-                }
-                Discarded::Late => {
-                    let seconds = layer.patience.arrival.as_secs_f64();
-                    layer.cut_short(&format!("its body did not arrive whole within {seconds} s"))
-                }
+        Step::Replay(state) => match discard(body, layer.patience).await {
+            Ok(size) if request_size(&head.uri, &head.headers, size) <= MAX_REQUEST => {
+                layer.replay(state)
             }
-        }
+            Ok(_) => layer.too_large(),
+            Err(how) => layer.cut_short(how),
+        },
         Step::Forward(to) => {
             let answered = forward(&to, layer.timeout, head, body, layer.patience).await;
             match answered {
@@ -324,7 +315,7 @@ where
             }
         }
         Step::Refuse(refusal) => {
-            discard(body, layer.patience).await;
+            let _ = discard(body, layer.patience).await;
             refusal
         }
     };
@@ -430,7 +421,7 @@ impl ReplayToPrimary {
         refuse(StatusCode::PAYLOAD_TOO_LARGE, &detail)
     }
 
-    fn cut_short(&self, how: &str) -> Response<Bytes> {
+    fn cut_short(&self, how: Incomplete) -> Response<Bytes> {
         let primary = &self.primary;
         let detail = format!("this writes in region \"{primary}\", and {how}; nothing was written");
         refuse(StatusCode::BAD_REQUEST, &detail)
