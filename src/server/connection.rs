@@ -170,7 +170,7 @@ enum Signal {
 
 /// Whether an answer may come before the request's body was read.
 fn is_refusal(status: StatusCode) -> bool {
-    status.is_client_error() || status == StatusCode::SERVICE_UNAVAILABLE
+    status.is_client_error() || status.is_server_error()
 }
 
 /// Waits until a connection may be asked to close. hyper closes a connection at once that is between two requests, and one

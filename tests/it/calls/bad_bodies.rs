@@ -375,3 +375,21 @@ async fn the_rest_of_a_refused_body_is_taken_for_a_second() {
     let (second, noise) = (Duration::from_secs(1), Duration::from_secs(20));
     assert!((second..second + noise).contains(&lasted), "{lasted:?}");
 }
+
+#[tokio::test]
+async fn a_client_that_goes_on_sending_reads_why_it_was_refused() {
+    const LENGTH: usize = 1 << 20;
+    let directory = TempDir::new().unwrap();
+    let instance = instance(&directory).await;
+    for (header, status) in [("rpc-forwarded", 508), ("rpc-unknown", 400)] {
+        let mut client = TcpStream::connect(instance.address).await.unwrap();
+        let head = format!(
+            "POST /rpc/iad HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+             content-length: {LENGTH}\r\n{header}: 1\r\n\r\n"
+        );
+        client.write_all(head.as_bytes()).await.unwrap();
+        in_time("an answer", client.peek(&mut [0])).await.unwrap();
+        client.write_all(&[b' '; LENGTH]).await.unwrap();
+        assert_eq!(raw::next(&mut client).await.status, status);
+    }
+}
