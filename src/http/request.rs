@@ -5,7 +5,7 @@
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
-    body::{Body, HttpBody},
+    body::Body,
     extract::FromRequestParts,
     http::{
         HeaderMap, HeaderName, HeaderValue, Uri,
@@ -220,17 +220,14 @@ async fn call_by_path(
     let instance = header(headers, &INSTANCE, InstanceId::RULE, |text| {
         text.parse().ok()
     })?;
-    let body = match body.is_end_stream() {
-        // Without arguments it may be left out, whatever the content type.
-        true => Received {
-            bytes: Vec::new(),
-            reserved: dispatcher.local.memory.take(0),
-        },
-        false => json_body(dispatcher, headers, body, dispatcher.local.limits.max_body).await?,
-    };
+    let body = whole(dispatcher, headers, body, dispatcher.local.limits.max_body).await?;
     let args = match body.bytes.as_slice() {
+        // Without arguments it may be left out, whatever the content type; of one in chunks, only its end shows that.
         [] => Args::default(),
-        bytes => arguments(bytes)?,
+        bytes => {
+            check_type(headers)?;
+            arguments(bytes)?
+        }
     };
     let call = Call {
         instance,
@@ -267,12 +264,10 @@ pub(super) struct Received {
     pub(super) reserved: Reserved,
 }
 
-/// The whole body, at most `limit` bytes.
+/// The whole body, which is JSON by its content type, at most `limit` bytes.
 ///
 /// # Errors
-/// [`Code::UnsupportedMediaType`], [`Code::BodyTooLarge`], [`Code::Overloaded`] where the budget has no room for it,
-/// [`Code::InvalidJson`] for a body that was cut short or did not arrive within 10 s, or [`Code::Draining`] for one that is
-/// still on its way a second after the instance began to refuse calls.
+/// [`Code::UnsupportedMediaType`], or what [`whole`] returns.
 pub(super) async fn json_body(
     dispatcher: &Dispatcher,
     headers: &HeaderMap,
@@ -280,6 +275,21 @@ pub(super) async fn json_body(
     limit: usize,
 ) -> Result<Received, Problem> {
     check_type(headers)?;
+    whole(dispatcher, headers, body, limit).await
+}
+
+/// The whole body, at most `limit` bytes.
+///
+/// # Errors
+/// [`Code::BodyTooLarge`], [`Code::Overloaded`] where the budget has no room for it,
+/// [`Code::InvalidJson`] for a body that was cut short or did not arrive within 10 s, or [`Code::Draining`] for one that is
+/// still on its way a second after the instance began to refuse calls.
+async fn whole(
+    dispatcher: &Dispatcher,
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<Received, Problem> {
     let length = length(headers, limit)?;
     // Refused unread where there is no room for all of it.
     let mut reserved = dispatcher
