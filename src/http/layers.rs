@@ -268,8 +268,11 @@ fn is_framed(headers: &HeaderMap) -> bool {
 }
 
 /// A request of HTTP/1.1 has one `Host`, which is a host and a port (RFC 9112, section 3.2); a target in absolute form names
-/// the same host.
+/// the same host. HTTP/2, which the server of a program that embeds an instance may speak, has the host in the target alone.
 fn check_host(request: &Request) -> Result<(), &'static str> {
+    if request.version() > Version::HTTP_11 {
+        return Err("HTTP/2 is not served here; send HTTP/1.1");
+    }
     let mut hosts = request.headers().get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(_), Some(_)) => return Err("header host is given twice"),

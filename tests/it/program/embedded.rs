@@ -2,10 +2,15 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use fly_rpc::{Config, DnsName};
+use axum::{
+    body::{self, Body},
+    http::{Request, Version},
+};
+use fly_rpc::{Config, DnsName, Embedded, Registry};
 use reqwest::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tower::ServiceExt;
 
 use crate::support::{
     patience::{eventually, in_time},
@@ -110,4 +115,23 @@ async fn an_axum_program_serves_an_instance_on_its_own_port() {
     let gone = async || answer(request().bearer_auth(SHOP)).await.unwrap().status;
     eventually("iad is gone", gone, |status| *status == 503).await;
     syd.stop().await;
+}
+
+#[tokio::test]
+async fn a_program_that_speaks_http_2_reads_that_an_instance_does_not() {
+    let address = "127.0.0.1:1".parse().unwrap();
+    let instance = Embedded::start(Config::default(), Registry::builtin(), address).await;
+    let instance = instance.unwrap();
+    // As HTTP/2 has it, the host is in the target alone.
+    let request = Request::get("http://localhost/regions").version(Version::HTTP_2);
+    let request = request.body(Body::empty()).unwrap();
+    let refused = instance.router().oneshot(request).await.unwrap();
+    assert_eq!(refused.status(), 400);
+    let body = body::to_bytes(refused.into_body(), 1 << 16).await.unwrap();
+    let problem: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(
+        problem["detail"],
+        "HTTP/2 is not served here; send HTTP/1.1"
+    );
+    instance.drain().await;
 }
