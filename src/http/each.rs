@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use scopeguard::ScopeGuard;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 use super::{
     DispatcherState, auth,
@@ -103,7 +103,7 @@ pub(super) async fn call_each(
     // Runs if the request, or the rest of its answer, is dropped because the client went away.
     let awaited = scopeguard::guard(log, |log| log.abandoned());
     Ok(match lists(headers, &ACCEPT, NDJSON) {
-        true => lines(fan_out, awaited),
+        true => lines(fan_out, awaited, span),
         false => whole(fan_out, awaited).instrument(span).await,
     })
 }
@@ -163,18 +163,23 @@ async fn whole(
 fn lines(
     fan_out: FanOut,
     awaited: AbandonGuard<impl FnOnce(CallLog<Regions>) + Send + 'static>,
+    span: Span,
 ) -> Response {
-    let pieces = stream::unfold(Some((fan_out, awaited)), async |state| {
-        let (mut fan_out, awaited) = state?;
-        if let Some((region, report)) = fan_out.next().await {
-            let (mut bytes, _held) = to_json(region, report);
-            json::join_lines(&mut bytes);
-            bytes.push(b'\n');
-            return Some((bytes, Some((fan_out, awaited))));
-        }
-        let meta = ScopeGuard::into_inner(awaited).ended(&fan_out);
-        let line = [&b"{\"meta\":"[..], &json::to_vec(&meta), b"}\n"].concat();
-        Some((line, None))
+    let pieces = stream::unfold(Some((fan_out, awaited)), move |state| {
+        let line = async {
+            let (mut fan_out, awaited) = state?;
+            if let Some((region, report)) = fan_out.next().await {
+                let (mut bytes, _held) = to_json(region, report);
+                json::join_lines(&mut bytes);
+                bytes.push(b'\n');
+                return Some((bytes, Some((fan_out, awaited))));
+            }
+            let meta = ScopeGuard::into_inner(awaited).ended(&fan_out);
+            let line = [&b"{\"meta\":"[..], &json::to_vec(&meta), b"}\n"].concat();
+            Some((line, None))
+        };
+        // They are asked for once the handler has returned.
+        line.instrument(span.clone())
     });
     streamed(NDJSON, pieces)
 }

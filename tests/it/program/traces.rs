@@ -87,6 +87,26 @@ async fn a_trace_goes_on_through_both_instances() {
 }
 
 #[tokio::test]
+async fn the_calls_of_a_fan_out_are_parts_of_its_span_in_either_form() {
+    for form in ["application/json", "application/x-ndjson"] {
+        let collector = Collector::start().await;
+        let cluster = traced(&collector).await;
+        let body = r#"{"module":"Kernel","function":"+","args":[1,2]}"#;
+        let request = cluster.instance("iad-1").request("/each/syd", body);
+        let request = request
+            .header("traceparent", TRACEPARENT)
+            .header("accept", form);
+        assert_eq!(answer(request).await.unwrap().status, 200);
+        let calls = collector.spans("call", 1).await;
+        let execs = collector.spans("exec", 1).await;
+        assert_eq!(
+            execs[0].span.parent_span_id, calls[0].span.span_id,
+            "{form}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn without_a_trace_one_begins_and_a_failure_is_recorded_in_it() {
     let collector = Collector::start().await;
     let cluster = traced(&collector).await;
