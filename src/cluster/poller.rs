@@ -148,10 +148,7 @@ impl Poller {
             .await
             .is_err()
         {
-            const WHY: &str = "discovery panicked, and goes on with the peers that it knows";
-            tracing::error!("{WHY}");
-            self.progress
-                .send_modify(|progress| progress.error = Some(WHY.to_owned()));
+            tracing::error!("discovery panicked, and goes on with the peers that it knows");
             self.begin_again();
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -160,7 +157,7 @@ impl Poller {
         }
     }
 
-    /// Has every address probed within an interval and every region published: what was begun may not have been ended.
+    /// Has every address probed and every region published: what was begun may not have been ended.
     fn begin_again(&mut self) {
         let now = Instant::now();
         self.round = Round::Over;
@@ -170,7 +167,7 @@ impl Poller {
         self.wanted.clear();
         self.waiters.clear();
         for address in self.table.all_addresses() {
-            self.schedule_next(address);
+            self.schedule.add_now(address, self.class(address));
         }
         let peers = self.table.peers().map(|known| known.peer.region.clone());
         self.changed.extend(peers);
