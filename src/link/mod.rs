@@ -45,7 +45,7 @@ const MAX_RETIRED: usize = 8;
 const UNSWEPT: usize = 64;
 /// How often a call that never left because its connection ended is given to a new one.
 const TRIES: usize = 3;
-/// A call that a peer refuses as too late with so much time left was delayed by nothing but a wrong clock.
+/// A call that a peer ends as too late with so much time left was delayed by nothing but a wrong clock.
 const CLOCK_ERROR: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -142,6 +142,9 @@ impl Link {
                 Ending::Unsent => {}
                 Ending::Answered(Err(problem)) if is_misjudged(problem, deadline) => {
                     connection.retire();
+                    if problem.executed != Executed::No {
+                        return last;
+                    }
                 }
                 _ => return last,
             }
@@ -174,6 +177,9 @@ impl Link {
                 Ending::Answered(Err(problem)) if is_misjudged(problem, deadline) => {
                     // The others are as old as this one, or about as old.
                     self.with_peer(peer, |to_peer| to_peer.spare.clear());
+                    if problem.executed != Executed::No {
+                        return last;
+                    }
                 }
                 Ending::Answered(_) => {
                     let connection = ScopeGuard::into_inner(connection);
@@ -268,20 +274,14 @@ impl Link {
                 Code::PeerLost,
                 format!("instance {instance} took the call and does not answer any more"),
             ),
-            Ending::NoConnection | Ending::Unsent => {
-                self.cluster.report(peer.address, CallSignal::Unreachable);
-                Problem::new(
-                    Code::PeerUnreachable,
-                    format!("no connection to instance {instance}"),
-                )
-            }
-            Ending::WrongInstance => {
-                self.cluster.report(peer.address, CallSignal::WrongInstance);
-                Problem::new(
-                    Code::PeerUnreachable,
-                    format!("another process answers at the address of instance {instance}"),
-                )
-            }
+            Ending::NoConnection | Ending::Unsent => Problem::new(
+                Code::PeerUnreachable,
+                format!("no connection to instance {instance}"),
+            ),
+            Ending::WrongInstance => Problem::new(
+                Code::PeerUnreachable,
+                format!("another process answers at the address of instance {instance}"),
+            ),
             Ending::Full => Problem::new(
                 Code::Overloaded,
                 format!("too many calls wait to be sent to instance {instance}"),
@@ -409,11 +409,11 @@ impl Default for PeerConnections {
     }
 }
 
-/// Whether a peer refused a call as too late, although the call has much time left: one of the two machines stood still
-/// while its clock did not. A new connection starts with new clocks.
+/// Whether a peer took a call for late, or ended it as late, although it has much time left: one of the two machines stood
+/// still while its clock did not. A new connection starts with new clocks.
 fn is_misjudged(problem: &Problem, deadline: Deadline) -> bool {
     problem.code == Code::DeadlineExceeded
-        && problem.executed == Executed::No
+        && !problem.replayed
         && deadline.remaining() > CLOCK_ERROR
 }
 

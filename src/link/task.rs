@@ -83,7 +83,15 @@ pub(super) async fn run(connection: &Connection, timeout: Duration) {
     let (read, socket, lines, round_trip) = match open(connection, timeout).await {
         Ok(opened) => opened,
         // None of the calls that waited for it left.
-        Err(ending) => return connection.end(&ending, &ending),
+        Err(ending) => {
+            let (address, cluster) = (connection.peer.address, &connection.cluster);
+            match ending {
+                Ending::NoConnection => cluster.report(address, CallSignal::Unreachable),
+                Ending::WrongInstance => cluster.report(address, CallSignal::WrongInstance),
+                _ => {}
+            }
+            return connection.end(&ending, &ending);
+        }
     };
     let mut tick = time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -197,10 +197,10 @@ async fn a_call_that_is_too_large_for_a_peer_is_refused_and_harms_no_other() {
 }
 
 /// The answer of a peer that finds the call `id` too late.
-fn too_late(id: u64) -> Value {
+fn too_late(id: u64, executed: &str) -> Value {
     json!({"id": id, "problem": {
         "type": "/docs/problems#deadline_exceeded", "title": "Deadline passed", "status": 504, "detail": "too late",
-        "code": "deadline_exceeded", "executed": "no", "error": null,
+        "code": "deadline_exceeded", "executed": executed, "error": null,
         "meta": {"region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 1.0, "request_id": "r"},
     }})
 }
@@ -211,7 +211,7 @@ async fn a_call_that_a_peer_finds_too_late_by_its_clock_alone_goes_on_a_new_conn
     let cluster = cluster_with(introduction(), |id| {
         vec![match id {
             0 => json!({"id": id, "result": "in time"}),
-            _ => too_late(id),
+            _ => too_late(id, "no"),
         }]
     });
     let cluster = cluster.await;
@@ -225,10 +225,33 @@ async fn a_call_that_a_peer_finds_too_late_by_its_clock_alone_goes_on_a_new_conn
     }
 }
 
+/// Where it began a call and ended it too early, that one is not sent again, and those after it have their time.
+#[tokio::test]
+async fn after_a_call_that_a_peer_ends_too_early_by_its_clock_the_next_ones_have_a_new_connection()
+{
+    let cluster = cluster_with(introduction(), |id| {
+        vec![match id {
+            0 => json!({"id": id, "result": "in time"}),
+            _ => too_late(id, "maybe"),
+        }]
+    });
+    let cluster = cluster.await;
+    let iad = cluster.instance("iad-1");
+    for size in [1, 100 << 10] {
+        let text = json!(["x".repeat(size)]);
+        for _ in 0..2 {
+            let answer = iad.call("syd", "String.upcase", text.clone()).await;
+            assert_eq!(answer.result(), "in time");
+            let answer = iad.call("syd", "String.upcase", text.clone()).await;
+            assert_eq!(answer.problem(), (504, "deadline_exceeded", "maybe"));
+        }
+    }
+}
+
 /// One that finds every call too late answers all the same.
 #[tokio::test]
 async fn a_call_that_a_peer_finds_too_late_on_every_connection_ends_with_its_answer() {
-    let cluster = cluster_with(introduction(), |id| vec![too_late(id)]).await;
+    let cluster = cluster_with(introduction(), |id| vec![too_late(id, "no")]).await;
     let iad = cluster.instance("iad-1");
     for size in [1, 100 << 10] {
         let text = json!(["x".repeat(size)]);

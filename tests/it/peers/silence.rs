@@ -33,6 +33,7 @@ async fn calls_slower_than_their_deadlines_do_not_make_their_peer_suspect() {
     assert_eq!(by_calls, [""; 0]);
 }
 
+/// Also where a connection has to be made first, and the call does not wait until that fails.
 #[tokio::test]
 async fn one_call_to_a_peer_that_hangs_makes_it_suspect() {
     let mut cluster = Cluster::builder()
@@ -40,17 +41,23 @@ async fn one_call_to_a_peer_that_hangs_makes_it_suspect() {
         .functions()
         .start()
         .await;
-    let all = ["iad-1", "syd-1"];
-    cluster.add_with_one_round("iad", &all).await;
-    let iad = cluster.instance("iad-1");
-    let first = iad.call("syd", "Fly.RPC.my_region", json!([])).await;
+    for name in ["iad-1", "iad-2"] {
+        cluster.add_with_one_round("iad", &[name, "syd-1"]).await;
+    }
+    let with_connection = cluster.instance("iad-1");
+    let first = with_connection
+        .call("syd", "Fly.RPC.my_region", json!([]))
+        .await;
     assert_eq!(first.result(), "syd");
     cluster.instance("syd-1").pause().await;
-    let call = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": LATE_MS});
-    let late = iad.rpc("syd", &call).await;
-    assert_eq!(late.problem(), (504, "deadline_exceeded", "maybe"));
-    let suspects = async || instances_in_state(iad, "suspect").await;
-    eventually("a suspect", suspects, |seen| seen.contains("syd-1")).await;
+    for (name, timeout_ms, executed) in [("iad-1", LATE_MS, "maybe"), ("iad-2", 200, "no")] {
+        let iad = cluster.instance(name);
+        let call = json!({"module": "Fly.RPC", "function": "my_region", "timeout_ms": timeout_ms});
+        let late = iad.rpc("syd", &call).await;
+        assert_eq!(late.problem(), (504, "deadline_exceeded", executed));
+        let suspects = async || instances_in_state(iad, "suspect").await;
+        eventually("a suspect", suspects, |seen| seen.contains("syd-1")).await;
+    }
     cluster.instance("syd-1").resume();
 }
 
