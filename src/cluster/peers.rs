@@ -69,6 +69,11 @@ impl Peer {
         self.app_state.is_some_and(|state| state != AppHealth::Up)
     }
 
+    /// Whether it does not have the function. Its app, if that is down, may have it.
+    pub(crate) fn lacks(&self, name: &FunctionName) -> bool {
+        !self.may_have(name) && self.app_state != Some(AppHealth::Down)
+    }
+
     /// Whether it may have the function; a peer whose catalogue is not known may have any.
     pub(crate) fn may_have(&self, name: &FunctionName) -> bool {
         let catalogue = self.catalogue.as_ref();
@@ -104,8 +109,8 @@ pub(crate) enum Condition {
     Draining,
     /// It does not answer, and why is not known yet: an attempt, or the next probe, will show.
     Doubtful,
-    /// Connections are refused there: nothing runs.
-    Refusing,
+    /// Connections are refused there, or it is no peer any more: nothing runs.
+    Gone,
     /// It accepts connections and does not answer, or cannot be reached: something may run there.
     Hanging,
 }
@@ -116,7 +121,7 @@ impl Condition {
         match self {
             Self::Ready => PeerState::Ready,
             Self::Draining => PeerState::Draining,
-            Self::Doubtful | Self::Refusing | Self::Hanging => PeerState::Suspect,
+            Self::Doubtful | Self::Gone | Self::Hanging => PeerState::Suspect,
         }
     }
 }
@@ -157,11 +162,12 @@ impl RegionPeers {
             .filter(|(peer, _)| !self.duplicates.contains(&peer.instance))
     }
 
-    /// What is known of the peer at `address`; one that has left is doubtful.
-    pub(crate) fn condition(&self, address: SocketAddr) -> Condition {
+    /// What is known of `peer` now. One that has left, or whose address another instance has, is gone.
+    pub(crate) fn condition(&self, peer: &Peer) -> Condition {
         let mut all = self.with_conditions();
-        let found = all.find(|(peer, _)| peer.address == address);
-        found.map_or(Condition::Doubtful, |(_, condition)| condition)
+        let found =
+            all.find(|(known, _)| known.address == peer.address && known.instance == peer.instance);
+        found.map_or(Condition::Gone, |(_, condition)| condition)
     }
 
     /// A peer that was not tried yet and may have the function: one of the ready ones that have room, else one of the

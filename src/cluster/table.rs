@@ -286,7 +286,7 @@ impl KnownAddress {
             known.failed_probes += 1;
         }
         match failure {
-            ProbeFailure::Refused(reason) if self.listed => self.set(Condition::Refusing, &reason),
+            ProbeFailure::Refused(reason) if self.listed => self.set(Condition::Gone, &reason),
             ProbeFailure::NoAnswer(reason) if self.listed => self.set(Condition::Hanging, &reason),
             // Either nobody lists it any more, or something else answers here: only these remove a peer.
             failure => {

@@ -42,9 +42,14 @@ pub(super) struct Attempts {
     pub(super) deadline: Deadline,
     /// Whether the call has a key, and every instance knows which calls the others ran under it.
     is_known_to_all: bool,
+    /// Whether the call must not run on an instance while another one may remember its key.
+    pub(super) stays: bool,
     /// The call in flight, once it was admitted.
     pub(super) in_flight: Option<InFlight>,
     pub(super) count: u32,
+    /// How many of them a draining instance refused that the call's key had picked. They are free: the order of the instances
+    /// is that of the key, and such an instance said that it did not run the call.
+    passed_on: u32,
     last: Option<InstanceId>,
     /// How many of the remaining attempts are kept for other regions.
     pub(super) kept_for_others: u32,
@@ -70,19 +75,24 @@ pub(super) enum Retry {
 }
 
 impl Attempts {
-    /// No attempts yet; `in_flight` if the call was admitted before.
+    /// No attempts of `call` yet; `in_flight` if it was admitted before. `keys_are_shared` if every instance knows what the
+    /// others remember.
     pub(super) fn new(
         request_id: RequestId,
         deadline: Deadline,
-        is_known_to_all: bool,
+        call: &Call,
+        keys_are_shared: bool,
         in_flight: Option<InFlight>,
     ) -> Self {
+        let has_key = call.key.is_some();
         Self {
             request_id,
             deadline,
-            is_known_to_all,
+            is_known_to_all: has_key && keys_are_shared,
+            stays: has_key && !keys_are_shared && !call.idempotent,
             in_flight,
             count: 0,
+            passed_on: 0,
             last: None,
             kept_for_others: 0,
             is_held: false,
@@ -160,7 +170,7 @@ impl Attempts {
 
     /// How many attempts may still be made.
     pub(super) fn remaining(&self) -> u32 {
-        MAX_ATTEMPTS.saturating_sub(self.count)
+        (MAX_ATTEMPTS + self.passed_on).saturating_sub(self.count)
     }
 
     /// How many attempts may still be made in this region.
@@ -175,28 +185,34 @@ impl Attempts {
     /// share what they remember, it may go anywhere, because none runs it twice. An outcome that is remembered
     /// is not asked for again.
     fn allowed(&self, problem: &Problem, call: &Call, condition: Condition) -> Retry {
-        let is_known_to_all = self.is_known_to_all;
-        let stays = call.key.is_some() && !call.idempotent && !is_known_to_all;
+        let (is_known_to_all, stays) = (self.is_known_to_all, self.stays);
         let may_have_run = self.ran.is_some() || problem.executed == Executed::Maybe;
         match problem.executed {
             Executed::Yes => Retry::No,
             _ if self.is_held => Retry::No,
             Executed::Maybe if (stays || is_known_to_all) && is_remembered(problem) => Retry::No,
-            // A process other than the one that may have run the call, or an instance that does not answer.
-            _ if stays
-                && may_have_run
-                && (problem.code == Code::WrongRegion || condition == Condition::Hanging) =>
-            {
-                Retry::No
-            }
+            // A process other than the one that may have run the call.
+            _ if stays && may_have_run && problem.code == Code::WrongRegion => Retry::No,
             _ if stays && may_have_run => Retry::Same,
             Executed::Maybe if call.idempotent || is_known_to_all => Retry::Next,
             Executed::Maybe => Retry::No,
-            // The instance that may have run the call is full, or not known yet.
+            // The instance that may have run the call is full or not known yet, or its app is out.
             Executed::No
-                if stays && matches!(problem.code, Code::Overloaded | Code::DiscoveryPending) =>
+                if stays
+                    && matches!(
+                        problem.code,
+                        Code::Overloaded | Code::DiscoveryPending | Code::FunctionUnavailable
+                    ) =>
             {
                 Retry::No
+            }
+            // It is there after all.
+            Executed::No
+                if stays
+                    && problem.code == Code::PeerUnreachable
+                    && condition == Condition::Ready =>
+            {
+                Retry::Same
             }
             Executed::No if weight(problem.code).is_some() => Retry::Next,
             Executed::No => Retry::No,
@@ -215,13 +231,21 @@ impl Attempts {
     /// of the instance that was tried, and `is_room` says whether a candidate is left that is ready and did not say that it is
     /// full.
     pub(super) fn decide(
-        &self,
+        &mut self,
         problem: &Problem,
         call: &Call,
         condition: Condition,
         is_room: bool,
         budget: &TpsBudget,
     ) -> Retry {
+        self.is_held |= self.stays
+            && match condition {
+                Condition::Hanging => true,
+                Condition::Doubtful => problem.code == Code::PeerUnreachable,
+                Condition::Ready | Condition::Draining | Condition::Gone => false,
+            };
+        let is_passed_on = self.stays && problem.code == Code::Draining;
+        self.passed_on += u32::from(is_passed_on);
         let retry = self.allowed(problem, call, condition);
         let (left, is_spent) = match retry {
             Retry::No => return Retry::No,
@@ -237,7 +261,7 @@ impl Attempts {
         }
         // The budget bounds the extra load on a region that fails. An attempt takes nothing from it if later calls avoid the
         // instance that failed, and another one has room.
-        let is_free = !is_spent && is_room;
+        let is_free = !is_spent && (is_room || is_passed_on);
         match is_free || budget.withdraw() {
             true => retry,
             false => Retry::No,

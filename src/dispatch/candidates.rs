@@ -31,9 +31,17 @@ impl Candidate {
     pub(super) fn condition(&self, peers: &RegionPeers) -> Condition {
         match self {
             Self::Here => Condition::Ready,
-            Self::There(peer) => peers.condition(peer.address),
+            Self::There(peer) => peers.condition(peer),
         }
     }
+}
+
+/// This instance, as one of the region's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Here<'a> {
+    pub(super) instance: &'a InstanceId,
+    /// Whether it does not have the function.
+    pub(super) lacks_function: bool,
 }
 
 #[derive(Debug)]
@@ -46,14 +54,14 @@ pub(super) enum Candidates {
 }
 
 impl Candidates {
-    /// The candidates for `call`: `peers`, and this instance `me` if it is in the region. `key_picks` says whether the
-    /// call's key ranks them.
+    /// The candidates for `call`: `peers`, and this instance if it is in the region. `key_picks` says whether the call's key
+    /// ranks them.
     ///
     /// # Errors
     /// [`Code::InstanceUnknown`] when the call asks for an instance that is not in the region.
     pub(super) fn new(
         peers: &RegionPeers,
-        me: Option<&InstanceId>,
+        here: Option<Here<'_>>,
         call: &Call,
         key_picks: bool,
     ) -> Result<Self, Problem> {
@@ -73,9 +81,7 @@ impl Candidates {
             ));
         }
         Ok(match &call.key {
-            Some(key) if key_picks => {
-                Self::Ranked(ranked(peers, me, key, call.idempotent).into_iter())
-            }
+            Some(key) if key_picks => Self::Ranked(ranked(peers, here, key, call).into_iter()),
             Some(_) | None => Self::Any { tried: Vec::new() },
         })
     }
@@ -130,29 +136,39 @@ fn hangs(instance: &InstanceId) -> Problem {
 
 /// Rendezvous hashing (highest random weight): every instance ranks the same instances in the same order for a key, and
 /// one that comes or goes moves only the keys that are its own. An instance that does not answer keeps its rank, because
-/// it may have run the call before, unless the call may run twice; one that refuses connections is tried last.
+/// it may have run the call before, unless the call may run twice; one that refuses connections comes after those, and one
+/// that lacks the function last.
 fn ranked(
     peers: &RegionPeers,
-    me: Option<&InstanceId>,
+    here: Option<Here<'_>>,
     key: &IdempotencyKey,
-    is_idempotent: bool,
+    call: &Call,
 ) -> Vec<(Candidate, Condition)> {
     // Where another process has the same id, other instances would pick that one.
-    let me = me.filter(|me| !peers.duplicates.contains(*me));
-    let here = me.map(|me| (me, Candidate::Here, Condition::Ready));
-    let there = peers.identified().map(|(peer, condition)| {
-        let candidate = Candidate::There(Arc::clone(peer));
-        (&peer.instance, candidate, condition)
+    let here = here.filter(|here| !peers.duplicates.contains(here.instance));
+    let here = here.map(|here| {
+        let rank = (
+            here.lacks_function,
+            false,
+            Reverse(weight(key, here.instance)),
+        );
+        (rank, Candidate::Here, Condition::Ready)
     });
-    let mut candidates: Vec<_> = there.chain(here).collect();
-    candidates.sort_by_cached_key(|(instance, _, condition)| {
-        let is_last = match condition {
-            Condition::Refusing => true,
-            Condition::Hanging => is_idempotent,
+    let there = peers.identified().map(|(peer, condition)| {
+        let is_late = match condition {
+            Condition::Gone => true,
+            Condition::Hanging => call.idempotent,
             Condition::Ready | Condition::Draining | Condition::Doubtful => false,
         };
-        (is_last, Reverse(weight(key, instance)))
+        let rank = (
+            peer.lacks(&call.name),
+            is_late,
+            Reverse(weight(key, &peer.instance)),
+        );
+        (rank, Candidate::There(Arc::clone(peer)), condition)
     });
+    let mut candidates: Vec<_> = there.chain(here).collect();
+    candidates.sort_unstable_by_key(|(rank, ..)| *rank);
     let ranked = candidates.into_iter();
     ranked
         .map(|(_, candidate, condition)| (candidate, condition))
@@ -167,7 +183,10 @@ fn weight(key: &IdempotencyKey, instance: &InstanceId) -> [u8; 8] {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::call::Timeouts;
 
     fn peers(names: &[&str]) -> RegionPeers {
         let peer = |name: &&str| {
@@ -181,17 +200,27 @@ mod tests {
         }
     }
 
+    fn call(is_idempotent: bool) -> Call {
+        let text = format!(
+            r#"{{"module": "M", "function": "f", "args": [], "idempotent": {is_idempotent}}}"#
+        );
+        let second = Duration::from_secs(1);
+        let timeouts = Timeouts {
+            default: second,
+            max: second,
+        };
+        Call::from_json(text.as_bytes(), timeouts).unwrap()
+    }
+
     /// The instance that the key picks among `names`, seen from `me`.
     fn picked(names: &[&str], me: Option<&str>, key: u32) -> String {
-        let me = me.map(|me| me.parse().unwrap());
-        match &ranked(
-            &peers(names),
-            me.as_ref(),
-            &key.to_string().parse().unwrap(),
-            false,
-        )[0]
-        .0
-        {
+        let me: Option<InstanceId> = me.map(|me| me.parse().unwrap());
+        let here = me.as_ref().map(|instance| Here {
+            instance,
+            lacks_function: false,
+        });
+        let key = key.to_string().parse().unwrap();
+        match &ranked(&peers(names), here, &key, &call(false))[0].0 {
             Candidate::Here => me.unwrap().to_string(),
             Candidate::There(peer) => peer.instance.to_string(),
         }
@@ -211,7 +240,7 @@ mod tests {
         let key: IdempotencyKey = "7".parse().unwrap();
         let mut region = peers(&["a", "b", "c"]);
         let order = |region: &RegionPeers, is_idempotent| -> Vec<String> {
-            let candidates = ranked(region, None, &key, is_idempotent);
+            let candidates = ranked(region, None, &key, &call(is_idempotent));
             let name = |(candidate, _): &(Candidate, Condition)| match candidate {
                 Candidate::Here => unreachable!("no candidate is here"),
                 Candidate::There(peer) => peer.instance.to_string(),
@@ -225,7 +254,7 @@ mod tests {
         assert_eq!(order(&region, false), well);
         let last = [well[1].clone(), well[2].clone(), well[0].clone()];
         assert_eq!(order(&region, true), last);
-        region.others = vec![(first, Condition::Refusing)];
+        region.others = vec![(first, Condition::Gone)];
         assert_eq!(order(&region, false), last);
     }
 

@@ -198,7 +198,7 @@ impl FanOut {
         let asking = async move {
             let deadline = Deadline::since(arrived, call.timeout);
             // A key is kept to the instance that may have run it, also where instances share a store of keys.
-            let attempts = Attempts::new(request_id, deadline, false, Some(in_flight));
+            let attempts = Attempts::new(request_id, deadline, &call, false, Some(in_flight));
             ask(&dispatcher, &call, recipient, room, attempts, arrived).await
         };
         Box::pin(in_own_task(asking.in_current_span()))

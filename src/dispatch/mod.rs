@@ -7,7 +7,7 @@ mod fan_out;
 mod nearest;
 mod regions;
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::future;
 use tokio::{sync::Semaphore, time::Instant};
@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use self::{
     attempts::{Attempts, Budgets, MAX_ATTEMPTS, Retry},
-    candidates::{Candidate, Candidates},
+    candidates::{Candidate, Candidates, Here},
     regions::next_choice,
 };
 pub(crate) use self::{
@@ -76,8 +76,8 @@ impl Dispatcher {
         admitted: Option<InFlight>,
     ) -> Report {
         let deadline = Deadline::since(arrived, call.timeout);
-        let is_known_to_all = call.key.is_some() && self.executor.keys.are_shared();
-        let mut attempts = Attempts::new(request_id, deadline, is_known_to_all, admitted);
+        let keys_are_shared = self.executor.keys.are_shared();
+        let mut attempts = Attempts::new(request_id, deadline, call, keys_are_shared, admitted);
         let (region, result) = match targets.only(&self.local.identity.primary) {
             Some(region) => {
                 let ran = self.run_in(region, call, &mut attempts).await;
@@ -177,7 +177,7 @@ impl Dispatcher {
             };
             return (first.cloned(), recalled);
         }
-        let is_strict = self.key_picks(call) && !call.idempotent;
+        let is_strict = attempts.stays;
         if is_strict && targets.has_any() {
             let detail = "a call with an idempotency key needs regions by name, idempotent: true, or an RPC_KEY_STORE: \"any\" \
                           may mean another region when the call is repeated";
@@ -294,7 +294,7 @@ impl Dispatcher {
         problem: &Problem,
         region: &Region,
         call: &Call,
-        attempts: &Attempts,
+        attempts: &mut Attempts,
     ) -> bool {
         let Some(siblings) = self.siblings_for(call) else {
             return false;
@@ -421,8 +421,11 @@ impl Dispatcher {
             return self.recall(region, call, attempts, draining).await;
         }
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
-        let me = (*region == self.local.identity.region).then_some(&self.local.identity.instance);
-        let mut candidates = Candidates::new(&known, me, call, self.key_picks(call))?;
+        let here = (*region == self.local.identity.region).then(|| Here {
+            instance: &self.local.identity.instance,
+            lacks_function: self.executor.lacks(&call.name),
+        });
+        let mut candidates = Candidates::new(&known, here, call, self.key_picks(call))?;
         let budget = self.budgets.of(region);
         budget.deposit();
         let mut next = candidates.next(&known, call, attempts)?;
@@ -436,6 +439,7 @@ impl Dispatcher {
                 Ok(result) => return Ok(result),
                 Err(problem) => problem,
             };
+            self.look_again(&candidate, &problem, attempts).await;
             // The attempt may have taken so long that other peers are there now.
             let peers = self.cluster.region(region).unwrap_or_default();
             let condition = candidate.condition(&peers);
@@ -453,6 +457,18 @@ impl Dispatcher {
             };
         }
         Err(attempts.to_problem(region, &known))
+    }
+
+    /// Finds out whether the instance that the call's key picked, and that no connection was made to, is gone or hangs: only if
+    /// it is gone may another one run the call.
+    async fn look_again(&self, candidate: &Candidate, problem: &Problem, attempts: &Attempts) {
+        if let Candidate::There(peer) = candidate
+            && attempts.stays
+            && problem.code == Code::PeerUnreachable
+        {
+            let probe = pin!(self.cluster.probe(peer.address));
+            attempts.deadline.bound(probe).await;
+        }
     }
 
     /// How a call for `region` ends that came when this instance takes no new ones: like the one whose key it repeats, if

@@ -59,9 +59,7 @@ pub(super) fn ask(
     // The time that is not given to the replay is for what follows if it reaches no Machine: the call is forwarded from
     // here, or answered with the reason why not.
     let (preferred, timeout) = match chosen {
-        Some(peer) if peers.condition(peer.address) == Condition::Ready => {
-            (Some(&peer.instance), left / 2)
-        }
+        Some(peer) if peers.condition(peer) == Condition::Ready => (Some(&peer.instance), left / 2),
         Some(_) => return None,
         None => (None, left * 9 / 10),
     };

@@ -25,7 +25,7 @@ use super::{
     keys::{Keys, Known},
 };
 use crate::{
-    app::{App, InApp, Listing},
+    app::{App, AppHealth, InApp, Listing},
     call::Call,
     deadline::Deadline,
     gate::{Gates, Turn},
@@ -107,6 +107,12 @@ impl Executor {
             *made = (offered, Arc::new(catalogue));
         }
         Arc::clone(&made.1)
+    }
+
+    /// Whether this instance does not have the function. Its app, if that is down, may have it.
+    pub(crate) fn lacks(&self, name: &FunctionName) -> bool {
+        let is_down = |app: &Arc<App>| app.status().health == AppHealth::Down;
+        !self.catalogue().has(name) && !self.app.as_ref().is_some_and(is_down)
     }
 
     pub(crate) fn app(&self) -> Option<&Arc<App>> {

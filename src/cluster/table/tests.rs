@@ -345,7 +345,9 @@ fn another_cause_of_the_same_state_is_for_calls_and_no_news() {
             .map(|change| (change.is_news, change.reason));
         (
             changes.collect::<Vec<_>>(),
-            table.region(&"syd".parse().unwrap()).condition(address(1)),
+            table
+                .region(&"syd".parse().unwrap())
+                .condition(&answer(1, "a").peer),
         )
     };
     let called = |signal| TableEvent::Called(address(1), signal);
@@ -357,8 +359,8 @@ fn another_cause_of_the_same_state_is_for_calls_and_no_news() {
         (doubtful, Condition::Doubtful)
     );
     let refusing = vec![(false, "refused".to_owned())];
-    assert_eq!(changes(refused.clone()), (refusing, Condition::Refusing));
-    assert_eq!(changes(refused), (Vec::new(), Condition::Refusing));
+    assert_eq!(changes(refused.clone()), (refusing, Condition::Gone));
+    assert_eq!(changes(refused), (Vec::new(), Condition::Gone));
     let ready = vec![(true, "it answered a call".to_owned())];
     assert_eq!(
         changes(called(CallSignal::Answered)),

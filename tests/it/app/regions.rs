@@ -1,7 +1,11 @@
 //! Apps beside instances of a cluster: a call finds an instance that has the function, and the policy that a function
 //! declares holds wherever it is called from.
 
-use std::{cell::Cell, collections::BTreeMap, time::Duration};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -325,6 +329,47 @@ async fn an_app_that_is_down_costs_no_call_where_another_has_the_function() {
     assert_eq!(apps[0].runs(), [].into());
     let runs = apps[1].runs();
     assert_eq!((runs.len(), runs.values().sum()), (80, 80), "{runs:?}");
+}
+
+/// An app that is away for a moment does not know what ran beside it, but its instance does.
+#[tokio::test]
+async fn a_key_stays_with_its_instance_while_the_app_is_down() {
+    let (cluster, mut apps) = cluster(2).await;
+    let iad = cluster.instance("iad-1");
+    let keyed = async |key: &str, more: Value| {
+        let mut call = json!({"module": "App", "function": "run", "args": [key]});
+        call.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let request = iad.request("/rpc/syd", &call.to_string());
+        answer(request.header("idempotency-key", key))
+            .await
+            .unwrap()
+    };
+    apps[0].kill().await;
+    let refused = async || {
+        let mut refused = BTreeSet::new();
+        for number in 0..20 {
+            let key = number.to_string();
+            let answer = keyed(&key, json!({})).await;
+            if answer.status != 200 {
+                assert_eq!(answer.problem(), (503, "function_unavailable", "no"));
+                assert_eq!(answer.instance(), "syd-1");
+                refused.insert(key);
+            }
+        }
+        refused
+    };
+    let once = refused().await;
+    assert_eq!(refused().await, once);
+    assert!((1..20).contains(&once.len()), "{once:?}");
+    let moved = keyed("may-run-twice", json!({"idempotent": true})).await;
+    assert_eq!(moved.instance(), "syd-2");
+    apps[0].restart().await;
+    until_state(cluster.instance("syd-1"), "up").await;
+    assert_eq!(refused().await, [].into());
+    let runs = apps.iter().flat_map(App::runs);
+    assert!(runs.map(|(_, count)| count).all(|count| count == 1));
 }
 
 /// Has all apps offer `App.raw` as idempotent, and waits until `iad` knows.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    asking::{LATE_MS, blocking, failure, run, two_regions},
+    asking::{LATE_MS, block, blocking, failure, run, two_regions},
     cluster::{Cluster, instances_in_state},
     fault::{Fault, Scope},
     patience::eventually,
@@ -298,6 +298,90 @@ async fn after_a_maybe_only_the_same_instance_is_asked_again() {
     assert_eq!(most, 3);
     assert!(cluster.runs().values().all(|runs| *runs == 1));
     assert_eq!(cluster.runs().len(), 6);
+}
+
+/// Nobody has found out yet that it hangs, and there is no connection on which its silence would show.
+#[tokio::test]
+async fn a_key_stays_with_an_instance_that_hangs_before_a_connection_to_it_is_made() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 2)
+        .functions()
+        .start()
+        .await;
+    let all = ["iad-1", "iad-2", "syd-1", "syd-2"];
+    cluster.add_with_one_round("iad", &all).await;
+    let (first, second) = (cluster.instance("iad-1"), cluster.instance("iad-2"));
+    let call = run("once", &json!({}));
+    let ran = keyed(first, "syd", "key", &call).await;
+    let holds = cluster.instance(ran.instance());
+    holds.pause().await;
+    for region in ["syd", "syd,iad"] {
+        let refused = keyed(second, region, "key", &call).await;
+        assert_eq!(refused.problem(), (502, "peer_unreachable", "no"));
+    }
+    holds.resume();
+    let again = async || keyed(second, "syd", "key", &call).await;
+    let again = eventually("its outcome", again, |answer| answer.status == 200).await;
+    assert!(is_replayed(&again));
+    assert_eq!(cluster.runs(), [("once".to_owned(), 1)].into());
+}
+
+#[tokio::test]
+async fn keys_pass_over_instances_that_lack_the_function_or_drain_however_many() {
+    let mut cluster = Cluster::builder()
+        .region("iad", 1)
+        .region("syd", 4)
+        .functions()
+        .start()
+        .await;
+    let of_keys = async |cluster: &Cluster, from: u32| {
+        let iad = cluster.instance("iad-1");
+        for number in from..from + 20 {
+            let id = number.to_string();
+            let answer = keyed(iad, "syd", &id, &run(&id, &json!({}))).await;
+            assert_eq!((answer.result(), answer.instance()), (&json!(id), "syd-1"));
+        }
+    };
+    let iad = cluster.instance("iad-1");
+    let drained = ["syd-2", "syd-3", "syd-4"];
+    let mut held = Vec::new();
+    for name in drained {
+        held.push(block(iad, "syd", name, &json!({"instance": name})));
+        cluster.until_started(name).await;
+        let instance = cluster.instance(name);
+        instance.terminate();
+        let call = run("never", &json!({"instance": name}));
+        let refused = async || iad.rpc("syd", &call).await.status;
+        eventually("refusal", refused, |status| *status == 503).await;
+    }
+    of_keys(&cluster, 0).await;
+    for name in drained {
+        cluster.release(name);
+    }
+    for held in held {
+        held.await.unwrap().result();
+    }
+    for _ in 0..4 {
+        cluster.add_without_functions("syd").await;
+    }
+    cluster.announce_all();
+    let all = ["iad-1", "syd-1", "syd-5", "syd-6", "syd-7", "syd-8"];
+    cluster.until_ready("iad-1", &all).await;
+    let known = async || {
+        let path = "/regions/syd/explain?function=Test.run";
+        cluster.instance("iad-1").get(path).await.body
+    };
+    eventually("their functions", known, |explained| {
+        let candidates = explained["candidates"].as_array().unwrap();
+        candidates
+            .iter()
+            .filter(|one| one["chosen"] == true)
+            .count()
+            == 1
+    })
+    .await;
+    of_keys(&cluster, 20).await;
 }
 
 #[tokio::test]
