@@ -7,6 +7,7 @@
 //! its claim later all the same.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -104,7 +105,8 @@ impl std::fmt::Debug for Store {
 /// Changes that could not be made because the store did not answer.
 #[derive(Debug)]
 struct Pending {
-    changes: Vec<Change>,
+    /// In the order in which they are tried.
+    changes: VecDeque<Change>,
     /// What they take.
     reserved: Reserved,
     /// The most that they may take, in bytes.
@@ -243,17 +245,17 @@ impl Store {
         Ok(connection)
     }
 
-    /// Renews the lease of this process, and makes pending changes in between, until either fails.
+    /// Renews the lease of this process until that fails, and makes pending changes in between.
     async fn renew_until_failure(
         &self,
         connection: &mut MultiplexedConnection,
     ) -> redis::RedisError {
         loop {
             let next = Instant::now() + RENEWAL;
-            let made = self.make_pending(connection, next).await;
+            self.make_pending(connection, next).await;
             // At once where a command found the connection broken: calls are refused until there is another.
             let _ = time::timeout_at(next, self.broken.notified()).await;
-            if let Err(why) = made.and(self.renew(connection).await) {
+            if let Err(why) = self.renew(connection).await {
                 return why;
             }
         }
@@ -281,29 +283,32 @@ impl Store {
     }
 
     /// Makes the pending changes, but only `until` the lease has to be renewed: over a slow network many of them take longer
-    /// than it lasts.
-    async fn make_pending(
-        &self,
-        connection: &mut MultiplexedConnection,
-        until: Instant,
-    ) -> Result<(), redis::RedisError> {
+    /// than it lasts. One that fails goes behind all others. It says nothing of the connection: the renewal of the lease, which
+    /// writes too, decides about that.
+    async fn make_pending(&self, connection: &mut MultiplexedConnection, until: Instant) {
         while Instant::now() < until {
             let Some(change) = self.pending().take() else {
-                break;
+                return;
             };
-            match self.try_to_make(change, connection).await {
-                // It stays pending. The renewal of the lease writes too: it decides about the connection.
-                Err(why) if is_answer(&why) => break,
-                tried => tried?,
-            }
+            let Err(why) = self.try_to_make(&change, connection).await else {
+                continue;
+            };
+            self.pending().put(match why.is_timeout() {
+                // It may be too large for the network, and would hold up the lease each time.
+                true => change.without_result(),
+                false => change,
+            });
+            return;
         }
-        Ok(())
     }
 
-    /// Makes `change`. If the store refuses it for good, it is given up; if it fails otherwise, it is pending.
+    /// Makes `change`. If the store refuses it for good, it is given up.
+    ///
+    /// # Errors
+    /// It is to be tried again.
     async fn try_to_make(
         &self,
-        change: Change,
+        change: &Change,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), redis::RedisError> {
         match change.make(connection).await {
@@ -311,7 +316,6 @@ impl Store {
             Err(why) if is_answer(&why) && !passes(&why) => change.give_up(&why),
             Err(why) => {
                 self.doubt(&why);
-                self.pending().put(change);
                 return Err(why);
             }
         }
@@ -519,14 +523,14 @@ impl Pending {
     fn within(memory: &Arc<Budget>) -> Self {
         let (most, part) = MAX_PENDING;
         Self {
-            changes: Vec::new(),
+            changes: VecDeque::new(),
             reserved: memory.take(0),
             most: most.min(memory.limit / part),
         }
     }
 
     fn take(&mut self) -> Option<Change> {
-        let change = self.changes.pop()?;
+        let change = self.changes.pop_front()?;
         self.reserved.give_back(change.size());
         Some(change)
     }
@@ -545,7 +549,7 @@ impl Pending {
             return;
         }
         self.reserved.take(change.size());
-        self.changes.push(change);
+        self.changes.push_back(change);
     }
 
     fn has_room(&self, change: &Change) -> bool {
@@ -570,10 +574,13 @@ impl Change {
         change.query_async(connection).await
     }
 
-    /// Warns of an outcome that was not stored, because the change was not `made`.
+    /// Warns of an outcome that was not stored, because the change was not `made`. Of one whose first try was late, the result
+    /// may be there.
     fn note(&self, made: bool) {
         if !made && matches!(self.to, To::Value(_)) {
-            tracing::warn!("a call with an idempotency key ended after its claim was gone");
+            tracing::warn!(
+                "an outcome is not stored: its claim was gone, or had an outcome from an earlier try"
+            );
         }
     }
 
@@ -627,10 +634,15 @@ impl StoredClaim {
         // In a task of its own: it is stored also when the caller goes away.
         let settled = task::spawn(async move {
             let _held = (memory, in_flight);
-            match store.live() {
-                // Where this fails, it is pending.
-                Ok(mut live) => drop(store.try_to_make(change, &mut live.connection).await),
-                Err(_) => store.pending().put(change),
+            let made = match store.live() {
+                Ok(mut live) => store
+                    .try_to_make(&change, &mut live.connection)
+                    .await
+                    .is_ok(),
+                Err(_) => false,
+            };
+            if !made {
+                store.pending().put(change);
             }
         });
         let _ = settled.await;

@@ -484,17 +484,14 @@ async fn a_change_that_the_store_refuses_is_given_up_and_holds_up_nothing() {
             redis.ask(&format!("DEL {replaced}")).await;
             let stored = redis.ask(&format!("HSET {replaced} field 1")).await;
             assert!(stored.starts_with(":1"), "{stored}");
-            cluster.release("good");
+            cluster.release("bad");
         };
-        tokio::join!(keyed(iad, "iad", "bad", &bad), replacing).0
+        let (replaced, ()) = tokio::join!(keyed(iad, "iad", "bad", &bad), replacing);
+        // What is pending first is tried first.
+        cluster.release("good");
+        replaced
     };
-    let first = async {
-        let first = keyed(iad, "iad", "good", &good).await;
-        // What is pending last is tried first.
-        cluster.release("bad");
-        first
-    };
-    let (first, replaced) = tokio::join!(first, losing);
+    let (first, replaced) = tokio::join!(keyed(iad, "iad", "good", &good), losing);
     assert_eq!(
         (first.result(), replaced.result()),
         (&json!("released"), &json!("released"))
@@ -645,6 +642,40 @@ async fn a_result_that_finds_no_room_while_the_store_is_away_is_known_to_be_lost
     let again = keyed_until_answered(syd, "syd", "key", &call).await;
     assert_eq!(again.problem(), (410, "result_not_kept", "yes"));
     assert_eq!(cluster.starts("latch").len(), 1);
+}
+
+#[tokio::test]
+async fn a_result_that_takes_too_long_on_its_way_to_the_store_holds_up_no_other_key() {
+    let redis = Redis::start().await;
+    let proxy = redis.proxy().await;
+    let cluster = Cluster::builder().region("iad", 1).functions();
+    let cluster = cluster.set("RPC_KEY_STORE", &format!("redis://{}", proxy.address));
+    let cluster = cluster.start().await;
+    until_all_up(&cluster, 1).await;
+    let iad = cluster.instance("iad-1");
+    // Longer than a command may take, and than the lease's renewal behind it may wait.
+    proxy.break_all(Fault::NarrowThere(600_000)).await;
+    let large = json!({"module": "Test", "function": "large", "args": ["l", 900_000]});
+    keyed(iad, "iad", "large", &large).await.result();
+    // Refusals of the time until it is given up are none of one call after another.
+    let times_away = || {
+        iad.log()
+            .matches("the store of idempotency keys is away")
+            .count()
+    };
+    let steady = async || {
+        let before = times_away();
+        for _ in 0..6 {
+            until_renewed(&redis, &cluster).await;
+        }
+        times_away() - before
+    };
+    eventually("a store that stays there", steady, |away| *away == 0).await;
+    let small = keyed_until_answered(iad, "iad", "small", &run("a", &json!({}))).await;
+    assert_eq!(small.result(), "a");
+    let again = keyed_until_answered(iad, "iad", "large", &large).await;
+    assert!(is_replayed(&again) || again.problem() == (410, "result_not_kept", "yes"));
+    assert_eq!(cluster.runs()["l"], 1);
 }
 
 /// Keys, each sent twice.

@@ -52,6 +52,8 @@ pub(crate) enum Fault {
     Drip(Duration),
     /// Of an answer, so many bytes come in a second.
     Narrow(usize),
+    /// Of what is sent, so many bytes arrive in a second.
+    NarrowThere(usize),
     /// Nothing arrives; somebody else answers this and closes.
     Answer(&'static str),
 }
@@ -241,6 +243,7 @@ impl Way {
                     }
                 }
                 Fault::Answer(text) => return Ok(End::Answered(text)),
+                Fault::NarrowThere(rate) => trickle(bytes, rate, &mut to).await?,
                 _ => to.write_all(bytes).await?,
             }
         }
@@ -284,12 +287,7 @@ impl Way {
                         to.write_all(&[*byte]).await?;
                     }
                 }
-                Fault::Narrow(rate) => {
-                    for piece in bytes.chunks(rate / 50) {
-                        sleep(Duration::from_millis(20)).await;
-                        to.write_all(piece).await?;
-                    }
-                }
+                Fault::Narrow(rate) => trickle(bytes, rate, &mut to).await?,
                 _ => to.write_all(bytes).await?,
             }
             if bytes.starts_with(b"HTTP/1.1 101 ") {
@@ -315,4 +313,13 @@ impl Way {
         // Without a proxy nothing is passed on any more: this task is about to end.
         moving.map_or(Fault::Hang, |broken| applied(&broken))
     }
+}
+
+/// Passes `bytes` on, `rate` in a second.
+async fn trickle(bytes: &[u8], rate: usize, to: &mut WriteHalf<'_>) -> io::Result<()> {
+    for piece in bytes.chunks(rate / 50) {
+        sleep(Duration::from_millis(20)).await;
+        to.write_all(piece).await?;
+    }
+    Ok(())
 }
