@@ -400,7 +400,8 @@ impl Store {
         let outcome = loop {
             // If this fails, or ends at the deadline, the key may have been claimed all the same: the drop of the claim
             // undoes that.
-            let found = deadline.bound(self.claim_or_look(&mut claim, life)).await;
+            let found = self.claim_or_look(&mut claim, life, is_found);
+            let found = deadline.bound(found).await;
             let Some(found) = found.transpose()? else {
                 return Ok(Known::Outcome(late(*is_found)));
             };
@@ -408,7 +409,6 @@ impl Store {
                 claim.is_made = true;
                 return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
-            *is_found = true;
             if record.fingerprint != claim.fingerprint {
                 break Err(mismatch());
             }
@@ -443,11 +443,13 @@ impl Store {
         }
     }
 
-    /// Claims a key that nobody has, in the place of a mark where there is one, or gives what is stored of it.
+    /// Claims a key that nobody has, in the place of a mark where there is one, or gives what is stored of it. `is_found` says
+    /// meanwhile whether there may be a call that has it.
     async fn claim_or_look(
         &self,
         claim: &mut StoredClaim,
         life: Duration,
+        is_found: &mut bool,
     ) -> Result<Option<Record>, Away> {
         let mut connection = self.live().inspect_err(|_| claim.forget())?.connection;
         let mut set = redis::cmd("SET");
@@ -464,10 +466,13 @@ impl Store {
                 Err(why) if is_full(&why) => Some(why),
                 Err(why) => return Err(why.into()),
             };
+            // Until it is known what is there.
+            *is_found = true;
             // The value may be large, and is not counted before it is there.
             let _place = self.looks.acquire().await;
             let found: Option<String> = get.query_async(&mut connection).await?;
             let Some(found) = found else {
+                *is_found = false;
                 match refused {
                     Some(why) => return Err(why.into()),
                     // The key may have become free since.
@@ -475,7 +480,8 @@ impl Store {
                 }
             };
             let record: Record = serde_json::from_str(&found).map_err(|_| Away::Strange)?;
-            if !matches!(record.state, State::GivenUp(_)) {
+            *is_found = !matches!(record.state, State::GivenUp(_));
+            if *is_found {
                 return Ok(Some(record));
             }
             if self.claim_instead(claim, found, life).await? {

@@ -456,6 +456,31 @@ async fn a_claim_that_arrives_after_it_was_given_up_holds_up_no_repeat() {
     assert_eq!(cluster.runs()["a"], 1);
 }
 
+#[tokio::test]
+async fn a_repeat_that_learns_only_that_its_key_is_taken_may_have_run() {
+    let redis = Redis::start().await;
+    let proxy = redis.proxy().await;
+    let cluster = cluster_with(&format!("redis://{}", proxy.address)).await;
+    let block = blocking("latch", &json!({}));
+    let iad = cluster.instance("iad-1");
+    let learning = async {
+        cluster.until_started("latch").await;
+        proxy
+            .break_all(Fault::Delay(Duration::from_millis(300)))
+            .await;
+        // One answer comes within this time, and not a second one.
+        let early = blocking("latch", &json!({"timeout_ms": 450}));
+        let repeat = async || keyed(iad, "iad", "key", &early).await;
+        let learns = |repeat: &Answer| repeat.problem() == (504, "deadline_exceeded", "maybe");
+        eventually("a repeat that knows", repeat, learns).await;
+        proxy.heal().await;
+        cluster.release("latch");
+    };
+    let (first, ()) = tokio::join!(keyed(iad, "iad", "key", &block), learning);
+    assert_eq!(first.result(), "released");
+    assert_eq!(cluster.starts("latch").len(), 1);
+}
+
 /// The name of a key that `redis` has and that is none of `others`.
 async fn stored_name(redis: &Redis, others: &[String]) -> String {
     let names = redis.ask("KEYS *:key:*").await;
