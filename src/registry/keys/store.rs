@@ -60,21 +60,21 @@ const MAX_PENDING: (usize, usize) = (32 << 20, 8);
 const RENEW: &str = "if redis.call('PEXPIRE',KEYS[1],ARGV[1])==0 then \
                      redis.call('SET',KEYS[1],1,'PX',ARGV[1]) end \
                      return 1";
-/// Replaces a value by another, or by nothing, if it is still the same. It may be the other already, if the answer to an
-/// earlier try was lost.
+/// Replaces a value by another if it is still the same. It may be the other already, if the answer to an earlier try was lost.
 const REPLACE: &str = "local now=redis.call('GET',KEYS[1]) \
                        if now==ARGV[2] then return 1 end \
                        if now~=ARGV[1] then return 0 end \
-                       if ARGV[2]=='' then redis.call('DEL',KEYS[1]) else redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) end \
+                       redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) \
                        return 1";
-/// Removes a value if it is still the same, and puts another where there is none.
+/// Removes a claim if it is still the same, and puts a mark where there is none.
 ///
 /// A claim that was given up before anybody saw it made may still be on its way, on a connection that is dead to this end.
 /// With a mark in its place it can be made no more, and whoever claims the key next replaces the mark: only then does a claim
-/// cost a second command.
+/// cost a second command. One that was to replace an earlier mark, which alone has no fingerprint, is kept out by another.
 const UNDO: &str = "local now=redis.call('GET',KEYS[1]) \
                     if now==ARGV[1] then redis.call('DEL',KEYS[1]) \
-                    elseif not now then redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) end \
+                    elseif not now or string.sub(now,1,17)=='{\"fingerprint\":\"\"' then \
+                    redis.call('SET',KEYS[1],ARGV[2],'PX',ARGV[3]) end \
                     return 1";
 
 pub(crate) struct Store {
@@ -136,9 +136,7 @@ struct Change {
 enum To {
     /// This.
     Value(String),
-    /// Nothing: it never ran.
-    Nothing,
-    /// Nothing, and this in the place of a value that is still on its way.
+    /// Nothing, because it never ran, and this in the place of a value that is still on its way.
     Mark(String),
 }
 
@@ -174,8 +172,6 @@ pub(in crate::registry) struct StoredClaim {
     name: String,
     /// What is stored until it is settled, and empty from then on.
     value: String,
-    /// Whether it is known to be made.
-    is_made: bool,
     /// Whether the call may have run.
     has_started: bool,
 }
@@ -368,7 +364,6 @@ impl Store {
             fingerprint,
             name: format!("{}:key:{owner}:{hash}", self.prefix),
             value: running.text(),
-            is_made: false,
             has_started: false,
         };
         let mut is_found = false;
@@ -406,7 +401,6 @@ impl Store {
                 return Ok(Known::Outcome(late(*is_found)));
             };
             let Some(record) = found else {
-                claim.is_made = true;
                 return Ok(Known::Nothing(super::Claim::Stored(claim)));
             };
             if record.fingerprint != claim.fingerprint {
@@ -571,7 +565,6 @@ impl Change {
     ) -> Result<bool, redis::RedisError> {
         let (script, to) = match &self.to {
             To::Value(value) => (REPLACE, value.as_str()),
-            To::Nothing => (REPLACE, ""),
             To::Mark(mark) => (UNDO, mark.as_str()),
         };
         let mut change = redis::cmd("EVAL");
@@ -594,7 +587,7 @@ impl Change {
     fn give_up(&self, why: &redis::RedisError) {
         let lost = match self.to {
             To::Value(_) => "the outcome of a call is lost: its repeats take it to be running",
-            To::Nothing | To::Mark(_) => "the claim of a call that did not run may stay",
+            To::Mark(_) => "the claim of a call that did not run may stay",
         };
         let name = &self.name;
         tracing::warn!(%why, name, "the store of idempotency keys refuses a change: {lost}");
@@ -613,11 +606,8 @@ impl Change {
     }
 
     fn size(&self) -> usize {
-        let to = match &self.to {
-            To::Value(text) | To::Mark(text) => text.len(),
-            To::Nothing => 0,
-        };
-        self.name.len() + self.from.len() + to
+        let (To::Value(to) | To::Mark(to)) = &self.to;
+        self.name.len() + self.from.len() + to.len()
     }
 }
 
@@ -667,11 +657,7 @@ impl StoredClaim {
 
     /// The change that removes a claim whose call did not run; one that may still arrive is marked as given up.
     fn undo(&mut self) -> Change {
-        let to = match self.is_made {
-            true => To::Nothing,
-            false => To::Mark(Record::given_up().text()),
-        };
-        self.replaced_by(to)
+        self.replaced_by(To::Mark(Record::given_up().text()))
     }
 
     fn replaced_by(&mut self, to: To) -> Change {

@@ -456,6 +456,56 @@ async fn a_claim_that_arrives_after_it_was_given_up_holds_up_no_repeat() {
     assert_eq!(cluster.runs()["a"], 1);
 }
 
+/// What is stored of its key says that an earlier claim was given up, and whoever claims it replaces that.
+#[tokio::test]
+async fn a_claim_in_the_place_of_one_that_was_given_up_holds_up_no_repeat_either() {
+    let redis = Redis::start().await;
+    let proxy = redis.proxy().await;
+    let cluster = cluster_with(&format!("redis://{}", proxy.address)).await;
+    let iad = cluster.instance("iad-1");
+    let changes = async || redis.changes().await;
+    // The proxy forgets no connection that came about while it forgot others.
+    let reconnect = async |key: &str| {
+        proxy.heal().await;
+        redis.ask("CLIENT KILL TYPE normal").await;
+        keyed_until_answered(iad, "iad", key, &run("other", &json!({}))).await;
+    };
+    for number in 0.. {
+        let id = format!("id-{number}");
+        let call = run(&id, &json!({}));
+        reconnect(&format!("first-{number}")).await;
+        let before = changes().await;
+        proxy.break_all(Fault::Forget).await;
+        let refused = keyed(iad, "iad", &id, &call).await;
+        assert_eq!(refused.problem(), (503, "overloaded", "no"));
+        eventually("the first claim's end", changes, |now| *now > before).await;
+        reconnect(&format!("second-{number}")).await;
+        let looks = async || redis.commands("get").await;
+        let before = (looks().await, changes().await);
+        // The answer to the look at what is stored comes late, and what is sent after it stands still.
+        let late = Fault::Delay(Duration::from_millis(400));
+        proxy.break_all(late).await;
+        let forgetting = async {
+            eventually("the look", looks, |now| *now > before.0).await;
+            proxy.break_all(Fault::Forget).await;
+        };
+        let (refused, ()) = tokio::join!(keyed(iad, "iad", &id, &call), forgetting);
+        // On a busy machine the claim may have been through before.
+        if refused.status == 200 {
+            continue;
+        }
+        assert_eq!(refused.problem(), (503, "overloaded", "no"));
+        let before = before.1;
+        let undone = eventually("the second claim's end", changes, |now| *now > before).await;
+        proxy.heal().await;
+        eventually("what was on its way", changes, |now| *now > undone).await;
+        let again = keyed_until_answered(iad, "iad", &id, &call).await;
+        assert_eq!(again.result(), &json!(id));
+        assert_eq!(cluster.runs()[&id], 1);
+        return;
+    }
+}
+
 #[tokio::test]
 async fn a_repeat_that_learns_only_that_its_key_is_taken_may_have_run() {
     let redis = Redis::start().await;
