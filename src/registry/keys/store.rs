@@ -123,7 +123,7 @@ struct Live {
 }
 
 /// Replaces the value of a key, if that is still `from`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Change {
     name: String,
     from: String,
@@ -132,7 +132,7 @@ struct Change {
     life: Duration,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum To {
     /// This.
     Value(String),
@@ -198,6 +198,12 @@ impl Store {
         let kept = Arc::clone(&store);
         (store, async move {
             stop.run_until_cancelled(kept.keep()).await;
+            // What was given up when the drain ended.
+            if let Ok(mut live) = kept.live() {
+                let until = Instant::now() + COMMAND;
+                let made = kept.make_pending(&mut live.connection, until);
+                let _ = time::timeout_at(until, made).await;
+            }
         })
     }
 
@@ -283,13 +289,17 @@ impl Store {
     /// writes too, decides about that.
     async fn make_pending(&self, connection: &mut MultiplexedConnection, until: Instant) {
         while Instant::now() < until {
-            let Some(change) = self.pending().take() else {
+            // It stays there until it is made: a stop may come first.
+            let Some(change) = self.pending().changes.front().cloned() else {
                 return;
             };
-            let Err(why) = self.try_to_make(&change, connection).await else {
+            let tried = self.try_to_make(&change, connection).await;
+            let mut pending = self.pending();
+            pending.take();
+            let Err(why) = tried else {
                 continue;
             };
-            self.pending().put(match why.is_timeout() {
+            pending.put(match why.is_timeout() {
                 // It may be too large for the network, and would hold up the lease each time.
                 true => change.without_result(),
                 false => change,
@@ -529,10 +539,11 @@ impl Pending {
         }
     }
 
-    fn take(&mut self) -> Option<Change> {
-        let change = self.changes.pop_front()?;
-        self.reserved.give_back(change.size());
-        Some(change)
+    /// Removes the first one.
+    fn take(&mut self) {
+        if let Some(change) = self.changes.pop_front() {
+            self.reserved.give_back(change.size());
+        }
     }
 
     /// Keeps `change` for later; where there is no room for it, without the result of its call, and where there is none for
