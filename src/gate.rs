@@ -6,10 +6,13 @@ use std::{
     convert::Infallible,
     panic,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use futures_util::future;
+use futures_util::{TryFutureExt, future};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::{self, JoinError},
@@ -26,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Gate {
     /// How many go through at once.
-    pub(crate) limit: usize,
+    limit: AtomicUsize,
     /// A place for each that runs or waits.
     places: Arc<Semaphore>,
     running: Arc<Semaphore>,
@@ -102,10 +105,17 @@ impl Gate {
     pub(crate) fn new(limit: usize) -> Self {
         let semaphore = |permits: usize| Semaphore::new(permits.min(Semaphore::MAX_PERMITS));
         Self {
-            limit,
             places: Arc::new(semaphore(limit.saturating_mul(2))),
             running: Arc::new(semaphore(limit)),
+            limit: limit.into(),
         }
+    }
+
+    /// Lets `limit` calls through at once from now on, those that do already included. They go on where they are more.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        let was = self.limit.swap(limit, Ordering::Relaxed);
+        resize(&self.places, 2 * was, 2 * limit);
+        resize(&self.running, was, limit);
     }
 
     /// Whether a call runs or waits: each holds its place.
@@ -123,7 +133,7 @@ impl Gate {
         deadline: Deadline,
     ) -> Result<[OwnedSemaphorePermit; 2], Problem> {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let limit = self.limit;
+            let limit = self.limit.load(Ordering::Relaxed);
             let detail = format!("{name}: {limit} calls run and {limit} wait, which is the limit");
             return Err(Problem::new(Code::Overloaded, detail));
         };
@@ -133,6 +143,18 @@ impl Gate {
         let running = running.filter(|_| !deadline.has_passed());
         let running = running.ok_or_else(|| Problem::not_started(name))?;
         Ok([place, running])
+    }
+}
+
+/// Changes how many permits there are. Those that are taken and too many are withdrawn once they are given back, before anybody
+/// who comes later gets one.
+fn resize(permits: &Arc<Semaphore>, was: usize, now: usize) {
+    permits.add_permits(now.saturating_sub(was));
+    let fewer = was.saturating_sub(now);
+    let owed = u32::try_from(fewer - permits.forget_permits(fewer)).unwrap_or(u32::MAX);
+    if owed > 0 {
+        let owed = Arc::clone(permits).acquire_many_owned(owed);
+        task::spawn(owed.map_ok(OwnedSemaphorePermit::forget));
     }
 }
 

@@ -365,15 +365,16 @@ impl Listing {
         }
     }
 
-    /// The same list with a gate for each function that declares a concurrency. A gate of the `former` list with the same
-    /// limit is kept, with the calls in it. So is one that is not declared now and has calls in it: where servers of two
-    /// releases answer in turn, it is declared again.
+    /// The same list with a gate for each function that declares a concurrency. A gate of the `former` list is kept, with the
+    /// calls in it. So is one that is not declared now and has calls in it: where servers of two releases answer in turn, it
+    /// is declared again.
     fn with_gates_of(mut self, former: &Self) -> Self {
         let limits = self.functions.iter();
         let limits = limits.filter_map(|(name, declared)| Some((name, declared.concurrency?)));
         let declared = limits.map(|(name, limit)| {
-            let kept = former.gates.get(name).filter(|gate| gate.limit == limit);
-            let gate = kept.map_or_else(|| Arc::new(Gate::new(limit)), Arc::clone);
+            let kept = former.gates.get(name).map(Arc::clone);
+            let gate = kept.unwrap_or_else(|| Arc::new(Gate::new(limit)));
+            gate.set_limit(limit);
             (name.clone(), gate)
         });
         let mut gates: BTreeMap<_, _> = declared.collect();

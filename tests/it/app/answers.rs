@@ -511,6 +511,40 @@ async fn a_function_that_is_listed_again_has_its_calls_still() {
 }
 
 #[tokio::test]
+async fn a_concurrency_that_is_listed_anew_holds_for_the_calls_that_run() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    let offer = async |concurrency: u32| {
+        app.offer(&json!({"functions": {"App.one": {"concurrency": concurrency}}}));
+        let listed = async || instance.get("/functions").await.body["details"].clone();
+        let is_taken = |now: &Value| now["App.one"]["concurrency"] == concurrency;
+        eventually("the new list", listed, is_taken).await;
+    };
+    offer(2).await;
+    let mut calls = started(&instance, "one", &["a", "b"]);
+    app.until_runs("a").await;
+    app.until_runs("b").await;
+    offer(1).await;
+    let refused = call(&instance, "App.one", json!(["c"]), 3_000).await;
+    assert_eq!(parts(&refused), pair("overloaded", "no"));
+    offer(3).await;
+    let mut third = started(&instance, "one", &["d"]);
+    app.until_runs("d").await;
+    offer(1).await;
+    app.set("release");
+    assert_eq!(next(&mut calls).await.0, "ok");
+    assert_eq!(next(&mut calls).await.0, "ok");
+    assert_eq!(next(&mut third).await, pair("ok", "\"d\""));
+    app.unset("release");
+    let mut last = started(&instance, "one", &["e"]);
+    app.until_runs("e").await;
+    let late = call(&instance, "App.one", json!(["f"]), 300).await;
+    assert_eq!(parts(&late), pair("deadline_exceeded", "no"));
+    app.set("release");
+    assert_eq!(next(&mut last).await, pair("ok", "\"e\""));
+}
+
+#[tokio::test]
 async fn over_a_unix_socket_it_is_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("app.sock");
