@@ -4,7 +4,10 @@
 use std::{
     panic::{self, AssertUnwindSafe},
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -442,17 +445,25 @@ fn run_blocking(
     span: Span,
 ) -> BoxFuture<'static, Outcome> {
     let in_span = span.clone();
+    // Whether it runs or never will: whoever says so first decides.
+    let is_decided = Arc::<AtomicBool>::default();
+    let starts = Arc::clone(&is_decided);
     let run = async move {
         let ran = task::spawn_blocking(move || {
             let _held = held;
             // The thread may have come late.
-            (!deadline.has_passed()).then(|| in_span.in_scope(block))
+            let starts = !deadline.has_passed() && !starts.swap(true, Ordering::Relaxed);
+            starts.then(|| in_span.in_scope(block))
         });
         let outcome = match deadline.bound(ran).await {
             Some(Ok(Some(result))) => record.bounded(result),
-            Some(Ok(None)) => Err(Problem::not_started(&record.name)),
             Some(Err(error)) if error.is_panic() => Err(panicked(&record.name)),
-            Some(Err(_)) | None => Err(Problem::still_running(&record.name)),
+            Some(Err(_)) => Err(Problem::still_running(&record.name)),
+            Some(Ok(None)) | None => Err(match is_decided.swap(true, Ordering::Relaxed) {
+                true => Problem::still_running(&record.name),
+                // The program's own may have taken all threads of the runtime.
+                false => Problem::not_started(&record.name),
+            }),
         };
         record.close(outcome, None)
     };

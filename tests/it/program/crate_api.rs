@@ -8,7 +8,7 @@ use fly_rpc::{
 };
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{runtime::Builder, sync::mpsc, task, time::Instant};
 
 use crate::support::{
     asking::{LATE_MS, two_regions},
@@ -440,4 +440,39 @@ async fn who_shuts_an_instance_down_again_does_not_wait_again() {
         meanwhile.1 < delay && after.1 < delay,
         "{meanwhile:?} {after:?}"
     );
+}
+
+#[test]
+fn a_blocking_function_that_found_no_thread_did_not_run() {
+    let mut runtime = Builder::new_multi_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build();
+    let runtime = runtime.unwrap();
+    runtime.block_on(async {
+        let config = Config {
+            listen: "127.0.0.1:0".to_owned(),
+            ..Config::default()
+        };
+        let (runs, mut ran) = mpsc::channel(2);
+        let registry = Registry::new().blocking_function("Test", "block", move |id: u32| {
+            runs.blocking_send(id).unwrap();
+            Ok(())
+        });
+        let rpc = Instance::start(config, registry).await.unwrap().rpc();
+        // The program has the only thread for itself.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        task::spawn_blocking(move || held.recv());
+        let options = CallOptions {
+            timeout: Some(Duration::from_millis(100)),
+            ..CallOptions::default()
+        };
+        let late = rpc.call_with::<()>(options, "local", "Test", "block", 1);
+        let late = late.await.unwrap_err();
+        assert_eq!(
+            (late.code(), late.executed()),
+            (Code::DeadlineExceeded, Executed::No)
+        );
+        drop(release);
+        rpc.call::<()>("local", "Test", "block", 2).await.unwrap();
+        assert_eq!(ran.recv().await, Some(2));
+    });
 }
