@@ -265,7 +265,7 @@ impl Executor {
         let instance = &self.local.identity.instance;
         let prepare = || self.registry.prepare(call, request_id, deadline, instance);
         let prepare = AssertUnwindSafe(prepare);
-        panic::catch_unwind(prepare).unwrap_or_else(|_| Err(panicked(&call.name)))
+        panic::catch_unwind(prepare).unwrap_or_else(|_| Err(unreadable(&call.name)))
     }
 
     fn hold(&self, call: &Call, counted: &mut Option<InFlight>) -> Result<Held, Problem> {
@@ -378,6 +378,12 @@ fn failed(name: &FunctionName, mut error: FunctionError, limit: usize) -> Outcom
 fn panicked(name: &FunctionName) -> Problem {
     let detail = format!("{name} panicked; the instance's log has the cause");
     Problem::new(Code::FunctionPanicked, detail)
+}
+
+fn unreadable(name: &FunctionName) -> Problem {
+    let detail =
+        format!("{name}: reading the arguments panicked; the instance's log has the cause");
+    Problem::new(Code::InvalidArguments, detail)
 }
 
 fn given_up(name: &FunctionName) -> Problem {

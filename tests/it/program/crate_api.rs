@@ -6,7 +6,7 @@ use fly_rpc::{
     CallOptions, Code, Config, Declaration, DnsName, Drained, EachAnswer, Executed, FunctionError,
     Instance, Limits, Per, Registry,
 };
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use tokio::{runtime::Builder, sync::mpsc, task, time::Instant};
 
@@ -439,6 +439,32 @@ async fn who_shuts_an_instance_down_again_does_not_wait_again() {
     assert!(
         meanwhile.1 < delay && after.1 < delay,
         "{meanwhile:?} {after:?}"
+    );
+}
+
+/// Arguments that cannot be read.
+struct Unreadable;
+
+impl<'de> Deserialize<'de> for Unreadable {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("a test's panic")
+    }
+}
+
+#[tokio::test]
+async fn a_function_whose_arguments_cannot_be_read_did_not_run() {
+    let config = Config {
+        listen: "127.0.0.1:0".to_owned(),
+        ..Config::default()
+    };
+    let registry = Registry::new().function("Test", "read", |_: Unreadable| async { Ok(()) });
+    let instance = Instance::start(config, registry).await.unwrap();
+    let rpc = instance.rpc();
+    let called = rpc.call::<()>("local", "Test", "read", 1);
+    let error = called.await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.executed()),
+        (Code::InvalidArguments, Executed::No)
     );
 }
 
