@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::value::RawValue;
+
 use super::Registry;
 use crate::{config::Identity, problem::FunctionError};
 
@@ -82,12 +84,26 @@ fn capitalize(text: &str) -> String {
     first.chain(chars.flat_map(char::to_lowercase)).collect()
 }
 
-/// An integer as long as it can be one, else a float.
+/// A number that is written as an integer is one, any other a float.
 #[derive(Clone, Copy, serde::Deserialize, serde::Serialize)]
-#[serde(untagged, expecting = "expected a number")]
+#[serde(try_from = "Box<RawValue>", untagged)]
 enum Number {
     Integer(i64),
     Float(f64),
+}
+
+impl TryFrom<Box<RawValue>> for Number {
+    type Error = &'static str;
+
+    fn try_from(json: Box<RawValue>) -> Result<Self, Self::Error> {
+        let text = json.get();
+        // An integer beyond 64 bits would lose digits as a float.
+        let number = match text.contains(['.', 'e', 'E']) {
+            true => serde_json::from_str(text).map(Self::Float).ok(),
+            false => text.parse().map(Self::Integer).ok(),
+        };
+        number.ok_or("expected a number; an integer is from -2^63 to 2^63 - 1")
+    }
 }
 
 impl Number {

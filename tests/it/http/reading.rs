@@ -133,6 +133,10 @@ async fn every_built_in_function_does_what_its_name_says() {
             "{function}"
         );
     }
+    // As floats they would be the same.
+    let beyond = json!([9_223_372_036_854_775_809_u64, 9_223_372_036_854_775_808_u64]);
+    let beyond = local.call("local", "Kernel.-", beyond).await;
+    assert_eq!(beyond.problem(), (422, "invalid_arguments", "no"));
     let overflow = local.call("local", "Kernel.+", json!([i64::MAX, 1])).await;
     assert_eq!(
         overflow.body["error"],
