@@ -3,18 +3,35 @@
 //! Run it with `cargo run --example axum_app`, and try `curl localhost:8080/price/tea`, which asks the primary region, and
 //! `fly-rpc call local Shop.price tea 3`, which reaches the same function by the instance's own route.
 
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
 use axum::{Router, extract::Path, http::StatusCode, routing::get};
 use fly_rpc::{Config, Embedded, FunctionError, Reached, Registry, Rpc};
-use tokio::{net::TcpListener, signal};
+use tokio::{
+    net::TcpListener,
+    signal::{
+        ctrl_c,
+        unix::{SignalKind, signal},
+    },
+    sync::oneshot,
+    time::sleep,
+};
+
+/// How long connections may go on after the drain.
+const CLOSING: Duration = Duration::from_secs(1);
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let config = Config::from_env()?;
     let listener = TcpListener::bind(&config.listen).await?;
-    let interrupted = async { signal::ctrl_c().await.unwrap_or_default() };
-    serve(listener, config, interrupted).await
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = async move {
+        tokio::select! {
+            _ = ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    serve(listener, config, stop).await
 }
 
 /// Serves until `stop`, then drains.
@@ -30,14 +47,22 @@ pub(crate) async fn serve(
         .route("/price/{item}", get(move |item| show_price(rpc, item)))
         .merge(instance.router())
         .into_make_service_with_connect_info::<Reached>();
-    let drained = async move {
+    let (drained, is_drained) = oneshot::channel::<()>();
+    let drain = async move {
         stop.await;
         instance.drain().await;
+        drop(drained);
     };
-    axum::serve(listener, app)
-        .with_graceful_shutdown(drained)
-        .await?;
-    Ok(())
+    let serving = axum::serve(listener, app).with_graceful_shutdown(drain);
+    // A client that never ends its request would keep the server.
+    let late = async {
+        let _ = is_drained.await;
+        sleep(CLOSING).await;
+    };
+    tokio::select! {
+        served = serving.into_future() => Ok(served?),
+        () = late => Ok(()),
+    }
 }
 
 async fn price((item, count): (String, u64)) -> Result<u64, FunctionError> {

@@ -242,7 +242,13 @@ impl Instance {
 /// ```no_run
 /// use axum::{Router, routing::get};
 /// use fly_rpc::{Config, Embedded, Reached, Registry};
-/// use tokio::{net::TcpListener, signal};
+/// use tokio::{
+///     net::TcpListener,
+///     signal::{
+///         ctrl_c,
+///         unix::{SignalKind, signal},
+///     },
+/// };
 ///
 /// #[tokio::main]
 /// async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -253,8 +259,12 @@ impl Instance {
 ///         .route("/", get(|| async { "the program's own" }))
 ///         .merge(instance.router())
 ///         .into_make_service_with_connect_info::<Reached>();
+///     let mut terminate = signal(SignalKind::terminate())?;
 ///     let stop = async move {
-///         signal::ctrl_c().await.ok();
+///         tokio::select! {
+///             _ = ctrl_c() => {}
+///             _ = terminate.recv() => {}
+///         }
 ///         instance.drain().await;
 ///     };
 ///     axum::serve(listener, app).with_graceful_shutdown(stop).await?;

@@ -9,7 +9,12 @@ use axum::{
 use fly_rpc::{Config, DnsName, Embedded, Registry};
 use reqwest::Client;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tower::ServiceExt;
 
 use crate::support::{
@@ -134,4 +139,17 @@ async fn a_program_that_speaks_http_2_reads_that_an_instance_does_not() {
         "HTTP/2 is not served here; send HTTP/1.1"
     );
     instance.drain().await;
+}
+
+#[tokio::test]
+async fn a_request_that_never_ends_does_not_keep_an_axum_program() {
+    let iad = Program::start("iad", &[]).await;
+    let mut endless = TcpStream::connect(iad.address).await.unwrap();
+    endless
+        .write_all(b"GET /readyz HTTP/1.1\r\nho")
+        .await
+        .unwrap();
+    // It was accepted before this one.
+    assert_eq!(iad.get("/healthz").await.0, 200);
+    iad.stop().await;
 }
