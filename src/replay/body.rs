@@ -234,7 +234,7 @@ fn request<B>(to: &str, head: Parts, body: B) -> Request<B> {
 }
 
 /// Removes what is between two hops only, and what `connection` names besides.
-fn drop_hop(headers: &mut HeaderMap) {
+pub(crate) fn drop_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()

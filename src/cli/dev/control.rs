@@ -17,7 +17,7 @@ use axum::{
     Router,
     body::{Body, to_bytes},
     extract::{Path, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing,
@@ -35,26 +35,12 @@ use crate::{
     cli::{Failure, run::secret},
     http::check_site,
     name::InvalidName,
+    replay::drop_hop,
     token::{PresentedToken, Token},
 };
 
 /// The largest body that is passed on, in bytes: what an instance takes by default.
 const MAX_BODY: usize = 1 << 20;
-
-const PASSED_ON: [HeaderName; 6] = [
-    header::ACCEPT,
-    header::ACCEPT_ENCODING,
-    header::AUTHORIZATION,
-    header::CONTENT_TYPE,
-    header::IF_NONE_MATCH,
-    HeaderName::from_static("last-event-id"),
-];
-/// Headers of an answer that are about its connection.
-const OF_A_CONNECTION: [HeaderName; 3] = [
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::TRANSFER_ENCODING,
-];
 
 pub(super) const HELP: &str = "Type, while it runs:
   kill NAME    ends an instance at once, as a crash does
@@ -204,7 +190,7 @@ async fn pass_on(
     let Some(address) = shared.instances.get(&name) else {
         return said(StatusCode::NOT_FOUND, "no such instance");
     };
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     // From the URI as it came, because axum has decoded its parameters.
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     let path = path.trim_start_matches("/at/");
@@ -213,14 +199,13 @@ async fn pass_on(
         return said(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
     };
     let url = format!("http://{address}{path}");
-    // Not all headers: the instance would refuse the host and the origin of another address than its own.
-    let mut asked = shared.client.request(parts.method, url).body(body);
-    for name in PASSED_ON {
-        if let Some(value) = parts.headers.get(&name) {
-            asked = asked.header(name, value);
-        }
+    drop_hop(&mut parts.headers);
+    // The instance would refuse those of another address than its own.
+    for name in [header::HOST, header::ORIGIN] {
+        parts.headers.remove(name);
     }
-    match asked.send().await {
+    let asked = shared.client.request(parts.method, url);
+    match asked.headers(parts.headers).body(body).send().await {
         Ok(answered) => passed_back(answered),
         Err(_) => said(StatusCode::BAD_GATEWAY, &format!("{name} does not answer")),
     }
@@ -228,9 +213,7 @@ async fn pass_on(
 
 fn passed_back(mut answered: reqwest::Response) -> Response {
     let (status, mut headers) = (answered.status(), std::mem::take(answered.headers_mut()));
-    for name in OF_A_CONNECTION {
-        headers.remove(name);
-    }
+    drop_hop(&mut headers);
     // A stream that breaks ends: the page connects again.
     let pieces = stream::unfold(answered, async |mut answered| {
         let piece = answered.chunk().await.ok()??;

@@ -419,11 +419,25 @@ async fn the_page_of_chaos_does_what_is_typed_for_who_has_its_token() {
     dev.until_state("syd-1", "ready").await;
 
     // A call, with its answer as the instance gave it.
-    let call = client
-        .post(format!("{root}/at/iad-1/rpc/syd"))
-        .header("content-type", "application/json")
-        .body(r#"{"module":"Kernel","function":"+","args":[1,2]}"#);
-    assert_eq!(json(call).await["result"], 3);
+    let call = || {
+        client
+            .post(format!("{root}/at/iad-1/rpc/syd"))
+            .header("content-type", "application/json")
+            .body(r#"{"module":"Kernel","function":"+","args":[1,2]}"#)
+    };
+    assert_eq!(json(call()).await["result"], 3);
+    // With the headers as the page sent them.
+    for (name, value, status) in [
+        ("prefer", "respond-async", 202),
+        ("rpc-tiemout", "1", 400),
+        ("origin", root, 200),
+    ] {
+        let answer = call().header(name, value).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{name}");
+    }
+    let keyed = async || json(call().header("idempotency-key", "one")).await["meta"].clone();
+    keyed().await;
+    assert_eq!(keyed().await["replayed"], true);
     let mut events = client
         .get(format!("{root}/at/iad-1/events"))
         .send()
