@@ -11,7 +11,6 @@ use crate::deadline::whole_ms;
 
 /// What a function declares; every part is optional.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize, ToSchema)]
-#[serde(default)]
 pub struct Declaration {
     /// The timeout of a call that names none, in milliseconds; 1 to 86,400,000.
     #[serde(skip_serializing_if = "Option::is_none")]

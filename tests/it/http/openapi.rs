@@ -78,6 +78,7 @@ fn schemas_are_flat_and_nothing_is_written_for_rust() {
         for word in ["oneOf", "anyOf", "allOf"] {
             assert!(!object.contains_key(word), "{object:?}");
         }
+        assert_ne!(object.get("default"), Some(&Value::Null), "{object:?}");
         if let Some(Value::String(description)) = object.get("description") {
             assert!(
                 !description.contains("[`") && !description.contains("::"),
