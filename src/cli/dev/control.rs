@@ -151,7 +151,7 @@ pub(super) async fn start(
 
 /// Refuses a request from a page of another site, or for another host than this machine.
 async fn own_pages(request: Request, next: Next) -> Response {
-    match check_site(&request, false) {
+    match check_site(&request, false, "open the address that fly-rpc dev printed") {
         Ok(()) => next.run(request).await,
         Err(problem) => said(StatusCode::FORBIDDEN, &problem.detail),
     }

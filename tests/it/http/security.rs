@@ -595,6 +595,20 @@ async fn pages_of_other_sites_call_nothing_without_tokens() {
             );
         }
     }
+    // Each refusal names the setting that would help, whatever is set of the others.
+    let elsewhere = "host: evil.example";
+    for (instance, line, cure) in [
+        (&plain, "POST /rpc/iad", "RPC_CLIENT_TOKENS"),
+        (&plain, "GET /metrics", "RPC_METRICS_LISTEN"),
+        (&open, "GET /metrics", "RPC_TOKEN"),
+        (&guarded, "POST /internal/exec", "RPC_TOKEN"),
+    ] {
+        let refused = asked(instance, line, elsewhere).await;
+        let detail = refused.body["detail"].as_str().unwrap();
+        assert!(detail.contains(cure), "{line}: {detail}");
+        let is_of_clients = detail.contains("RPC_CLIENT_TOKENS");
+        assert_eq!(is_of_clients, cure == "RPC_CLIENT_TOKENS", "{detail}");
+    }
     let call = "POST /rpc/iad";
     for headers in [
         "host: OWN",
