@@ -183,7 +183,7 @@ impl Dispatcher {
                           may mean another region when the call is repeated";
             return (None, Err(Problem::new(Code::InvalidRequest, detail)));
         }
-        let (mut tried, mut region) = (Vec::new(), None);
+        let (mut tried, mut region, mut answered) = (Vec::new(), None, None);
         loop {
             let choices = self.choices_to_try(targets, call, attempts.deadline).await;
             let own = &self.local.identity.region;
@@ -214,17 +214,20 @@ impl Dispatcher {
                 Err(problem) => problem,
             };
             let goes_on = attempts.goes_on(&problem, call);
+            answered = is_answer(&problem).then_some(choice.item);
             attempts.note_region(&choice.region, problem, was_made);
             if !goes_on {
                 break;
             }
         }
-        self.local.metrics.calls.chosen(None, None);
         let (problem, of) = attempts.take_problem().unwrap_or_else(|| {
             let detail = format!("no region that \"any\" may mean has {}", call.name);
             (Problem::new(Code::FunctionUnknown, detail), None)
         });
-        (of.or(region), Err(problem))
+        let region = of.or(region);
+        let of_answer = region.as_ref().filter(|_| answered.is_some());
+        self.local.metrics.calls.chosen(answered, of_answer);
+        (region, Err(problem))
     }
 
     /// The regions that `targets` stand for. Which regions `any` may mean is known once the first round is over.
@@ -607,6 +610,15 @@ fn lacks_function(problem: &Problem) -> bool {
         problem.code,
         Code::FunctionUnknown | Code::FunctionUnavailable
     )
+}
+
+/// Whether a region that ended a call with `problem` answered it, as any other would have.
+fn is_answer(problem: &Problem) -> bool {
+    problem.executed == Executed::Yes
+        || matches!(
+            problem.code,
+            Code::InvalidArguments | Code::IdempotencyMismatch
+        )
 }
 
 fn is_refusal(report: &Report) -> bool {

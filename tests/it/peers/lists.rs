@@ -156,6 +156,14 @@ async fn a_call_that_may_have_run_goes_on_only_when_it_is_idempotent() {
     assert_eq!(failure(&failed), ("function_failed", "yes", 1));
     let wrong = iad.call("iad,syd", "String.upcase", json!([1])).await;
     assert_eq!(failure(&wrong), ("invalid_arguments", "no", 1));
+    // A region that failed a call answered it; one whose answer was lost did not.
+    let counted = [
+        (r#"item="1",target_region="iad""#, "2"),
+        (r#"item="2",target_region="iad""#, "1"),
+        (r#"item="none",target_region="other""#, "1"),
+    ];
+    let counted = counted.map(|(labels, count)| (labels.to_owned(), count.to_owned()));
+    assert_eq!(choices(iad).await, BTreeMap::from(counted));
 }
 
 #[tokio::test]
