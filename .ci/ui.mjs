@@ -94,13 +94,14 @@ async function ofTheCluster() {
   await page.locator("#trouble", { hasText: "Nothing that this instance knows of." }).waitFor();
 
   // A call from the form, seen in the answer, on the map and among the calls.
-  await call(page, "Kernel.+", "syd", "[1, 20000000000000000000]");
+  await call(page, "Kernel.+", "syd", "[1, 9007199254740992]");
   await page.locator("#answer p", { hasText: /^iad-1 → syd-\d in syd: 1 attempt/ }).waitFor();
-  assert.match(await text(page, "#answer pre"), /"result":/);
+  assert.match(await text(page, "#answer pre"), /"result":9007199254740993/);
   assert.equal(await page.locator("#map .arc.chosen").count(), 1);
   await page.locator("#calls tr", { hasText: /Kernel\.\+\s*iad-1 → syd-\d in syd\s*a result\s*it ran/ }).first().waitFor();
   await call(page, "Kernel.raise", "fra", '["no"]');
   await page.locator("#answer p.bad", { hasText: "function_failed, it ran: " }).waitFor();
+  assert.match(await text(page, "#answer pre"), /^\{.*"code":"function_failed"/s);
   await page.locator("#trouble", { hasText: "Of 1 calls for fra in the last minute 1 failed: 1 function_failed (it ran)." }).waitFor();
   await call(page, "Kernel.+", "mars", "[1, 2]");
   await page.locator("#answer p.bad", { hasText: "region_unknown, it did not run" }).waitFor();
@@ -109,6 +110,8 @@ async function ofTheCluster() {
   await page.locator("#answer p.ready", { hasText: "8 of 8 answered well" }).waitFor();
   assert.equal(await page.locator("#answer tr").count(), 8);
   assert.equal(await page.locator("#map .arc.chosen").count(), 5);
+  await call(page, "Kernel.+", "all", "[9007199254740992, 1]");
+  await page.locator("#answer td", { hasText: /^9007199254740993$/ }).first().waitFor();
   await page.locator("#each").uncheck();
   await call(page, "Kernel.+", "syd", "[1,");
   await page.locator("#answer p.bad", { hasText: "not sent, it did not run: the arguments are not JSON" }).waitFor();

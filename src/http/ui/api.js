@@ -10,9 +10,9 @@ const headers = (more) => (token ? { ...more, authorization: `Bearer ${token}` }
 
 /** What went wrong with a request: a problem of the instance, or of the way to it. */
 export class Trouble extends Error {
-  constructor(status, problem) {
+  constructor(status, problem, text) {
     super(problem.detail);
-    Object.assign(this, { status, problem });
+    Object.assign(this, { status, problem, text });
   }
 }
 
@@ -24,10 +24,10 @@ const lost = () => {
 async function sent(path, options) {
   const response = await fetch(new URL(path, base), { cache: "no-store", ...options }).catch(lost);
   if (response.ok) return response;
-  const problem = await response.json().catch(() => undefined);
+  const [problem, text] = await response.text().then((text) => [JSON.parse(text), text]).catch(() => []);
   // What stands in front of the instance has answers of its own.
   if (!problem?.executed) throw noAnswer(response.status, `it answered with status ${response.status}`);
-  throw new Trouble(response.status, problem);
+  throw new Trouble(response.status, problem, text);
 }
 
 /** The JSON at `path`. */

@@ -39,7 +39,7 @@ export async function submit(self, draw) {
     const here = ms(performance.now() - started);
     if (each) {
       draw(answer.results.map(({ region }) => region));
-      show(`${answer.meta.succeeded} of ${answer.meta.asked} answered well, ${here} from here`, "ready", many(answer), text);
+      show(`${answer.meta.succeeded} of ${answer.meta.asked} answered well, ${here} from here`, "ready", many(JSON.parse(text, exact)), text);
     } else {
       draw([answer.meta.region]);
       show(`${self()} → ${came(answer.meta)}, ${here} from here`, "ready", undefined, text);
@@ -49,7 +49,7 @@ export async function submit(self, draw) {
     const { code = "not sent", executed = "no", meta } = trouble.problem ?? {};
     draw(meta?.instance ? [meta.region] : []);
     const where = meta?.instance ? ` ${self()} → ${came(meta)}.` : "";
-    show(`${code}, ${RAN[executed]}: ${trouble.message}.${where}`, "bad", undefined, trouble.problem && JSON.stringify(trouble.problem));
+    show(`${code}, ${RAN[executed]}: ${trouble.message}.${where}`, "bad", undefined, trouble.text);
   }
 }
 
@@ -71,6 +71,11 @@ function written() {
 
 function came({ region, instance, attempts, elapsed_ms }) {
   return `${instance} in ${region}: ${attempts} attempt${attempts === 1 ? "" : "s"}, ${ms(elapsed_ms)}`;
+}
+
+/** Keeps a number as it was written, in a browser that can: one that is read and written again could be another. */
+function exact(_name, value, context) {
+  return typeof value === "number" && context?.source && JSON.rawJSON ? JSON.rawJSON(context.source) : value;
 }
 
 function many({ results }) {
