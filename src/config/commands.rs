@@ -1,6 +1,8 @@
 //! What the program reads from variables that are not settings of an instance: where its commands find one, the app that
 //! they start or check, and whether traces are exported.
 
+use http::{Uri, uri::Scheme};
+
 use super::{
     ConfigError,
     settings::{parsed, port, shown},
@@ -45,6 +47,9 @@ const CHOICES: [(&[&str], &[&str]); 4] = [
     ),
 ];
 
+/// Those with which the exporter sends nothing, and says nothing, where they are 0.
+const SIZES: [&str; 2] = ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"];
+
 /// The base URL that the commands which call an instance use when they are given none.
 pub(crate) fn default_url() -> String {
     variable("FLY_RPC_URL").unwrap_or_else(|| "http://127.0.0.1:8080".to_owned())
@@ -71,7 +76,7 @@ pub(crate) fn is_set(name: &str) -> bool {
 /// `None` without an endpoint, or where traces are switched off.
 ///
 /// # Errors
-/// An endpoint that is no `http` URL, or a variable whose value the exporter would ignore.
+/// An endpoint that is no `http` URL, or a variable whose value the exporter would ignore, or with which it would send nothing.
 pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
     let is = |name, value| given(name).is_some_and(|given| given.eq_ignore_ascii_case(value));
     if is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none") {
@@ -80,7 +85,10 @@ pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
     let Some((name, endpoint)) = first_given(&ENDPOINTS) else {
         return Ok(None);
     };
-    if !endpoint.starts_with("http://") {
+    let is_plain = |uri: Uri| {
+        uri.scheme() == Some(&Scheme::HTTP) && uri.host().is_some_and(|host| !host.is_empty())
+    };
+    if !endpoint.parse().is_ok_and(is_plain) {
         let detail = format!(
             "{} is not http://HOST:PORT; this program speaks no TLS, so run a collector beside it",
             shown(&endpoint)
@@ -92,6 +100,12 @@ pub(crate) fn traced_service() -> Result<Option<String>, ConfigError> {
         if let Some((name, value)) = unknown {
             let values = values.join(", ");
             let detail = format!("{value:?} is not supported for traces, only {values}");
+            return Err(ConfigError::new(name, detail));
+        }
+    }
+    for name in SIZES {
+        if let Some(value) = given(name).filter(|value| value.parse() == Ok(0)) {
+            let detail = format!("{value:?} would export nothing");
             return Err(ConfigError::new(name, detail));
         }
     }

@@ -19,6 +19,9 @@ const TRACE: [u8; 16] = [
 const CALLER: [u8; 8] = [0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7];
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
+/// An instance that is to refuse the start: where it does not, it ends by itself.
+const SERVE: [&str; 3] = ["serve", "--until-stdin-closes", "--listen=127.0.0.1:0"];
+
 /// `iad` and `syd`, which export to `collector`.
 async fn traced(collector: &Collector) -> Cluster {
     two_regions()
@@ -257,11 +260,26 @@ async fn a_variable_that_would_be_ignored_stops_the_start() {
             "always_on, always_off, traceidratio, parentbased_always_on, parentbased_always_off, parentbased_traceidratio",
         ),
     ] {
-        let serve = ["serve", "--until-stdin-closes", "--listen=127.0.0.1:0"];
-        let (code, stdout, stderr) = run_with(&serve, &[endpoint, (name, value)]).await;
+        let (code, stdout, stderr) = run_with(&SERVE, &[endpoint, (name, value)]).await;
         let message =
             format!("fly-rpc: {name}: {value:?} is not supported for traces, only {supported}\n");
         assert_eq!((code, stdout, stderr), (64, String::new(), message));
+    }
+    for name in ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"] {
+        let (code, _, stderr) = run_with(&SERVE, &[endpoint, (name, "0")]).await;
+        let message = format!("fly-rpc: {name}: \"0\" would export nothing\n");
+        assert_eq!((code, stderr), (64, message));
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_no_url_stops_the_start() {
+    for endpoint in ["http://", "http://:4318", "http://a b", "collector:4318"] {
+        let settings = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)];
+        let (code, _, stderr) = run_with(&SERVE, &settings).await;
+        let start =
+            format!("fly-rpc: OTEL_EXPORTER_OTLP_ENDPOINT: {endpoint:?} is not http://HOST:PORT");
+        assert!(code == 64 && stderr.starts_with(&start), "{code} {stderr}");
     }
 }
 
