@@ -139,7 +139,10 @@ impl Page {
             (VARY, "accept-encoding"),
             (ETAG, &self.etag),
         ];
-        if items(request, &IF_NONE_MATCH).any(|tag| tag == "*" || tag == self.etag) {
+        // Weak or not counts for nothing here (RFC 9110, section 13.1.2).
+        let own = self.etag.trim_start_matches("W/");
+        let is_own = |tag: &str| tag == "*" || tag.trim_start_matches("W/") == own;
+        if items(request, &IF_NONE_MATCH).any(is_own) {
             return (StatusCode::NOT_MODIFIED, validator).into_response();
         }
         let gzip = self

@@ -230,12 +230,14 @@ async fn the_document_is_compressed_and_sent_once() {
         small.len(),
         plain.len()
     );
-    let known = ask("if-none-match", &format!("\"other\", {etag}")).await;
-    assert_eq!(
-        (known.status(), known.headers()["etag"].to_str().unwrap()),
-        (StatusCode::NOT_MODIFIED, etag.as_str())
-    );
-    assert!(known.bytes().await.unwrap().is_empty());
+    for tag in [&*etag, etag.trim_start_matches("W/")] {
+        let known = ask("if-none-match", &format!("\"other\", {tag}")).await;
+        assert_eq!(
+            (known.status(), known.headers()["etag"].to_str().unwrap()),
+            (StatusCode::NOT_MODIFIED, etag.as_str())
+        );
+        assert!(known.bytes().await.unwrap().is_empty());
+    }
     assert_eq!(
         ask("if-none-match", "W/\"other\"").await.status(),
         StatusCode::OK
