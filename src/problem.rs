@@ -444,7 +444,7 @@ impl Problem {
 
 impl From<NoRoom> for Problem {
     fn from(NoRoom: NoRoom) -> Self {
-        let detail = "this instance has no room left for what waits (RPC_MAX_MEMORY)";
+        let detail = "the memory budget of this instance (RPC_MAX_MEMORY) is used up";
         Self::new(Code::Overloaded, detail)
     }
 }

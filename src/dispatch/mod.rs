@@ -221,7 +221,10 @@ impl Dispatcher {
             }
         }
         let (problem, of) = attempts.take_problem().unwrap_or_else(|| {
-            let detail = format!("no region that \"any\" may mean has {}", call.name);
+            let detail = format!(
+                "no region that the client may call has an instance with {}",
+                call.name
+            );
             (Problem::new(Code::FunctionUnknown, detail), None)
         });
         let region = of.or(region);

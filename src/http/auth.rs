@@ -88,7 +88,7 @@ pub(super) fn check_places(request: &Request) -> Result<(), Problem> {
     if request.extensions().get::<Crowded>().is_none() {
         return Ok(());
     }
-    let detail = "clients keep as many connections busy as this instance has places for";
+    let detail = "all connections for clients are busy";
     Err(Problem::new(Code::Overloaded, detail))
 }
 

@@ -161,9 +161,9 @@ fn explained(choices: &[Choice], targets: &Targets, chosen: &Region) -> Vec<Choi
         let reason = match choice.standing {
             Standing::Serving if is_chosen => "a ready instance may have the function",
             Standing::Serving => "tried where nothing ran in those before",
-            Standing::Doubtful => "who may have the function is suspect or draining: tried last",
+            Standing::Doubtful => "the instances that may have the function are suspect or draining, so this region is tried last",
             Standing::Without if choice.is_any => "no instance that may have the function is known",
-            Standing::Without => "no instance that may have the function is known: tried last",
+            Standing::Without => "no instance that may have the function is known, so this region is tried last",
         };
         ChoiceDocument {
             item: choice.item + 1,

@@ -217,10 +217,10 @@ impl Store {
         loop {
             match self.connect().await {
                 Ok(mut connection) => {
-                    tracing::info!("the store of idempotency keys is there");
+                    tracing::info!("connected to the store of idempotency keys");
                     let why = self.renew_until_failure(&mut connection).await;
                     self.live.send_replace(None);
-                    tracing::warn!(%why, "the store of idempotency keys is away: calls with a key are refused");
+                    tracing::warn!(%why, "lost the store of idempotency keys: calls with a key are refused");
                     logged.clear();
                 }
                 Err(why) => {
@@ -555,7 +555,7 @@ impl Pending {
         };
         if !self.has_room(&change) {
             tracing::warn!(
-                "an outcome is not kept: the store of idempotency keys is away for too long"
+                "an outcome is not kept: the store of idempotency keys has been away for too long"
             );
             return;
         }

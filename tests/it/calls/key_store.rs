@@ -615,7 +615,7 @@ async fn a_change_that_the_store_refuses_is_given_up_and_holds_up_nothing() {
     until_renewed(&redis, &cluster).await;
     until_renewed(&redis, &cluster).await;
     let log = iad.log();
-    let away = "the store of idempotency keys is away";
+    let away = "lost the store of idempotency keys";
     let counts = [lost, away].map(|text| log.matches(text).count());
     assert_eq!(counts, [1, 1], "{log}");
     let ran = keyed(iad, "iad", "other", &run("a", &json!({}))).await;
@@ -764,7 +764,7 @@ async fn a_result_that_takes_too_long_on_its_way_to_the_store_holds_up_no_other_
     // Refusals of the time until it is given up are none of one call after another.
     let times_away = || {
         iad.log()
-            .matches("the store of idempotency keys is away")
+            .matches("lost the store of idempotency keys")
             .count()
     };
     let steady = async || {

@@ -353,6 +353,14 @@ async fn every_region_named_counts_for_a_client_and_any_means_its_regions() {
             "client \"desk\" may not call in region \"iad\""
         );
     }
+    let lacks = json!({"module": "None", "function": "such"}).to_string();
+    let lacks = iad.request("/rpc/any", &lacks).bearer_auth(DESK);
+    let lacks = answer(lacks).await.unwrap();
+    assert_eq!(lacks.problem(), (404, "function_unknown", "no"));
+    assert_eq!(
+        lacks.detail(),
+        "no region that the client may call has an instance with None.such"
+    );
 }
 
 #[tokio::test]
