@@ -5,11 +5,11 @@
 //! Lines come in the body of a request, or on a connection that another instance upgraded. On the latter the instance that
 //! asks may take calls back, asks for signs of life, and stamps each line with the time on the connection's clock.
 
-use std::{collections::HashSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use axum::{
     Extension,
-    body::{Body, BodyDataStream, Bytes},
+    body::Body,
     extract::{Request, State},
     http::{
         HeaderMap, HeaderValue, StatusCode, Version,
@@ -18,16 +18,20 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{
-    FutureExt, StreamExt,
+    FutureExt, StreamExt, TryStreamExt,
     future::{self, BoxFuture, OptionFuture},
-    stream::{self, FuturesUnordered},
+    stream::FuturesUnordered,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{self, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
     task,
     time::{self, Instant, MissedTickBehavior},
+};
+use tokio_util::{
+    io::{ReaderStream, StreamReader},
+    task::AbortOnDropHandle,
 };
 use tracing::{Instrument, Span};
 
@@ -197,7 +201,7 @@ fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -
                 tokio::select! {
                     // The answers of calls that have ended are written first.
                     biased;
-                    () = serve(dispatcher, context, clock, awaited, connection) => {}
+                    () = serve(dispatcher, context, Some(clock), awaited, connection) => {}
                     () = lifecycle.reached(Phase::Cut) => {}
                 }
             }
@@ -274,42 +278,37 @@ const PIECE: usize = 256 << 10;
 /// `RPC_MAX_IN_FLIGHT` where that is more, so that calls beyond that limit are refused, and pings answered, at once.
 const MIN_MAX_RUNNING: usize = 2048;
 
+/// Answers the lines in the body of a request by lines in that of the answer.
 fn body_of_lines(dispatcher: Arc<Dispatcher>, context: Context, body: Body) -> Response {
-    let mut exchange = Exchange::new(dispatcher, context);
-    exchange.announce_phase();
-    let request = (exchange, Some(body.into_data_stream()));
-    let pieces = stream::unfold(request, async |(mut exchange, mut body)| {
-        let piece = exchange.next_piece(&mut body).await?;
-        Some((Ok::<_, Infallible>(piece), (exchange, body)))
-    });
-    let mut response = Response::new(Body::from_stream(pieces));
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(NDJSON));
-    response
+    let lines = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
+    let (answers, written) = io::duplex(PIECE);
+    let served = serve(dispatcher, context, None, None, io::join(lines, written));
+    // Whoever does not want the answers any more gives up the calls that have not started.
+    let served = AbortOnDropHandle::new(task::spawn(served.in_current_span()));
+    let pieces = ReaderStream::with_capacity(answers, PIECE);
+    let pieces = pieces.inspect(move |_| _ = &served);
+    ([(CONTENT_TYPE, NDJSON)], Body::from_stream(pieces)).into_response()
 }
 
 /// Answers the lines that come on `connection` until either side ends it. The first line must give the proof that is
-/// `awaited`, if one is.
+/// `awaited`, if one is. Without a `clock` it is the body of a request, which ends before its answers do.
 async fn serve(
     dispatcher: Arc<Dispatcher>,
     context: Context,
-    clock: Clock,
+    clock: Option<Clock>,
     awaited: Option<Proof>,
     mut connection: impl AsyncRead + AsyncWrite + Unpin,
 ) {
+    let is_body = clock.is_none();
     // A peer that calls all the time probes rarely, and would learn late that the app changed, also if it did before this
     // connection.
-    let mut app = dispatcher.executor.app().map(|app| app.changes());
-    let mut exchange = Exchange {
-        clock: Some(clock),
-        awaited,
-        ..Exchange::new(dispatcher, context)
-    };
+    let app = dispatcher.executor.app().filter(|_| !is_body);
+    let mut app = app.map(|app| app.changes());
+    let mut exchange = Exchange::new(dispatcher, context, clock, awaited);
     exchange.announce_phase();
     let mut tick = time::interval(GRACE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut idle = Duration::ZERO;
+    let (mut idle, mut has_ended) = (Duration::ZERO, false);
     loop {
         if connection.write_all(&exchange.out).await.is_err() {
             return;
@@ -319,21 +318,20 @@ async fn serve(
             biased;
             // What has ended goes before what is to begin: otherwise answers pile up behind a peer that sends on and on.
             Some((id, report)) = exchange.running.next() => exchange.put(id, report),
-            read = connection.read_buf(exchange.lines.room()), if exchange.may_read() => {
-                if !matches!(read, Ok(1..)) {
-                    return;
+            read = connection.read_buf(exchange.lines.room()), if !has_ended && exchange.may_read() => {
+                match read {
+                    Ok(1..) => exchange.gather(&mut connection),
+                    _ if is_body => {
+                        has_ended = true;
+                        // The last line may have no end of its own.
+                        exchange.lines.push(b"\n");
+                    }
+                    _ => return,
                 }
-                exchange.gather(&mut connection);
                 idle = Duration::ZERO;
-                // A peer that sends more than there is room for loses its connection.
-                if exchange.lines.count().is_err() {
-                    return;
-                }
                 if !exchange.take_together().await {
                     return;
                 }
-                // What is left of a line and finds no room now is counted again at the next read.
-                let _ = exchange.lines.count();
             }
             Ok(()) = exchange.phase.changed() => {
                 if *exchange.phase.borrow() == Phase::Cut {
@@ -355,7 +353,8 @@ async fn serve(
             task::yield_now().await;
             exchange.put_ready();
         }
-        if exchange.running.is_empty() && exchange.out.is_empty() && idle > exchange.patience() {
+        let is_over = has_ended || idle > exchange.patience();
+        if is_over && exchange.running.is_empty() && exchange.out.is_empty() {
             return;
         }
     }
@@ -382,14 +381,19 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn new(dispatcher: Arc<Dispatcher>, context: Context) -> Self {
+    fn new(
+        dispatcher: Arc<Dispatcher>,
+        context: Context,
+        clock: Option<Clock>,
+        awaited: Option<Proof>,
+    ) -> Self {
         Self {
             lines: Lines::new(
                 dispatcher.local.limits.max_body + ENVELOPE,
                 &dispatcher.local.memory,
             ),
-            clock: None,
-            awaited: None,
+            clock,
+            awaited,
             running: FuturesUnordered::new(),
             waiting: Arc::default(),
             phase: dispatcher.lifecycle.watch(),
@@ -401,27 +405,6 @@ impl Exchange {
         }
     }
 
-    /// What is ready to be sent, or `None` when all is answered.
-    async fn next_piece(&mut self, body: &mut Option<BodyDataStream>) -> Option<Bytes> {
-        while self.out.is_empty() {
-            if body.is_none() && self.running.is_empty() {
-                return None;
-            }
-            let patience = self.patience();
-            tokio::select! {
-                biased;
-                Some((id, report)) = self.running.next() => self.put(id, report),
-                chunk = next_chunk(body), if self.may_read() => self.take(chunk.as_ref(), body).await,
-                Ok(()) = self.phase.changed() => self.announce_phase(),
-                () = time::sleep(patience), if self.running.is_empty() => *body = None,
-            }
-        }
-        self.put_ready();
-        // From here on, the connection counts it as part of the answer.
-        self.unwritten.clear();
-        Some(std::mem::take(&mut self.out).into())
-    }
-
     fn may_read(&self) -> bool {
         let twice = self.dispatcher.local.limits.max_in_flight.saturating_mul(2);
         self.running.len() < twice.max(MIN_MAX_RUNNING)
@@ -431,25 +414,6 @@ impl Exchange {
         match *self.phase.borrow() {
             Phase::Refusing | Phase::Cut => GRACE,
             Phase::Serving | Phase::Draining => IDLE,
-        }
-    }
-
-    /// Starts the calls of the lines that came in a body.
-    async fn take(&mut self, chunk: Option<&Bytes>, body: &mut Option<BodyDataStream>) {
-        match chunk {
-            Some(chunk) => self.lines.push(chunk),
-            None => {
-                // The last line may have no end of its own.
-                self.lines.push(b"\n");
-                *body = None;
-            }
-        }
-        loop {
-            match self.lines.next() {
-                Ok(Some(line)) => self.start(&line, &HashSet::new()).await,
-                Ok(None) => return,
-                Err(too_long) => self.refuse_line(too_long),
-            }
         }
     }
 
@@ -519,7 +483,17 @@ impl Exchange {
         for line in calls {
             self.start(&line, &cancelled).await;
         }
+        self.count_rest();
         true
+    }
+
+    /// Counts what has come of a line that is not whole; where there is no room for it, its call is refused.
+    fn count_rest(&mut self) {
+        if let Err(no_room) = self.lines.count() {
+            let id = self.lines.begun().map(|(id, _)| id);
+            self.refuse(id, no_room.into());
+            self.lines.skip();
+        }
     }
 
     /// Starts the call of a line, unless it is among the `cancelled`.
@@ -606,14 +580,6 @@ impl Exchange {
             self.is_announced = true;
             self.out.extend_from_slice(DRAINING_LINE);
         }
-    }
-}
-
-/// The next chunk; `None` at the end, or where the sender was cut off. Waits for ever once it has ended.
-async fn next_chunk(body: &mut Option<BodyDataStream>) -> Option<Bytes> {
-    match body {
-        Some(body) => body.next().await?.ok(),
-        None => future::pending().await,
     }
 }
 

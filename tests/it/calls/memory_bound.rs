@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,7 +17,7 @@ use crate::support::{
     cluster::Cluster,
     fault::{Fault, Scope},
     open_files::raise_open_files,
-    patience::eventually,
+    patience::{eventually, in_time},
     process::{Environment, Process},
     raw,
     redis::Redis,
@@ -107,6 +107,48 @@ async fn four_hundred_slow_bodies() {
     let refused = raw::next(&mut last).await;
     assert_eq!(refused.problem(), (503, "overloaded", "no"));
     assert_eq!(refused.headers["retry-after"], "1");
+    drop(slow);
+    assert_serves_again(&instance).await;
+}
+
+/// In bodies of lines, of which each is a call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_lines_that_do_not_end() {
+    let directory = TempDir::new().unwrap();
+    let instance = start(&directory).await;
+    let head = "POST /internal/exec HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n\
+                transfer-encoding: chunked\r\n\r\n";
+    let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
+    let call = |id: u32, text: &str| {
+        format!(
+            r#"{{"id":{id},"region":"iad","module":"Test","function":"echo","args":["{text}"]}}"#
+        )
+    };
+    let long = call(1, &"x".repeat(MIB - 1000));
+    let begun = head.to_owned() + &chunk(long.trim_end_matches("\"]}"));
+    let mut slow = Vec::new();
+    for number in 0..200 {
+        slow.push(send(&instance, begun.as_bytes()).await);
+        if number % 50 == 0 {
+            assert_alive(&instance).await;
+        }
+    }
+    // The last ones are refused before their ends come, and the lines behind them are not.
+    let mut last = slow.pop().unwrap();
+    let rest = format!("\"]}}\n{}\n", call(2, "behind"));
+    last.write_all(chunk(&rest).as_bytes()).await.unwrap();
+    let mut heard = Vec::new();
+    in_time("both answers", async {
+        while !heard.ends_with(b"{\"id\":2,\"result\":\"behind\"}\n\r\n") {
+            assert_ne!(last.read_buf(&mut heard).await.unwrap(), 0);
+        }
+    })
+    .await;
+    let heard = String::from_utf8(heard).unwrap();
+    let refused = heard.lines().find(|line| line.starts_with("{\"id\":1,"));
+    let refused: Value = serde_json::from_str(refused.unwrap()).unwrap();
+    let (code, executed) = (&refused["problem"]["code"], &refused["problem"]["executed"]);
+    assert_eq!((code, executed), (&json!("overloaded"), &json!("no")));
     drop(slow);
     assert_serves_again(&instance).await;
 }
