@@ -90,10 +90,9 @@ pub(crate) enum CallSignal {
     Unreachable,
     /// Another instance than the expected one answered.
     WrongInstance,
-    /// The peer accepted the connection and gave no complete answer in time: a reason for a probe, not for another state.
-    Unanswered,
-    /// The peer does not have a function any more that its catalogue has: a reason for a probe.
-    Outdated,
+    /// The peer gave no complete answer, or lacks a function that its catalogue has: a reason for a probe, not for another
+    /// state.
+    Questionable,
     /// The peer says that its functions changed: a reason for a probe that begins after it said so.
     Changed,
 }
@@ -505,11 +504,11 @@ impl Table {
                 Vec::new()
             }
             // A draining peer that answers a call is still draining.
-            CallSignal::Answered | CallSignal::Unanswered | CallSignal::Outdated => Vec::new(),
+            CallSignal::Answered | CallSignal::Questionable => Vec::new(),
         };
         let needs_probe = match signal {
             CallSignal::WrongInstance | CallSignal::Unreachable => !effects.changes.is_empty(),
-            CallSignal::Unanswered | CallSignal::Outdated | CallSignal::Changed => !is_current,
+            CallSignal::Questionable | CallSignal::Changed => !is_current,
             CallSignal::Answered | CallSignal::Draining => false,
         };
         effects.probe.extend(needs_probe.then_some(address));

@@ -536,7 +536,7 @@ impl Dispatcher {
         };
         self.local.metrics.feed.attempt_failed(&call.name, &attempt);
         if lacks_function(problem) && peer.says_it_has(&call.name) {
-            self.cluster.report(peer.address, CallSignal::Outdated);
+            self.cluster.report(peer.address, CallSignal::Questionable);
         }
         // Another function need not be at its limit there. A peer that refuses because a client's share of keys is full, or
         // because its data has not seen a token, need not be busy.

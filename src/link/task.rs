@@ -309,13 +309,13 @@ impl Driver<'_> {
             Over::Closed(cause) => {
                 if self.connection.awaits() {
                     tracing::warn!(address = %self.connection.peer.address, %cause, "connection lost");
-                    self.report(CallSignal::Unanswered);
+                    self.report(CallSignal::Questionable);
                 }
                 self.connection.cut();
             }
             Over::Nonsense(what) => {
                 tracing::warn!(address = %self.connection.peer.address, what, "a peer's answer breaks the contract");
-                self.report(CallSignal::Unanswered);
+                self.report(CallSignal::Questionable);
                 self.connection.end(&Ending::Garbled, &Ending::Unsent);
             }
         }

@@ -461,7 +461,7 @@ fn calls_without_an_answer_are_a_reason_for_a_probe_and_no_verdict() {
     let now = Instant::now();
     let later = now + Duration::from_secs(1);
     for _ in 0..5 {
-        let unanswered = TableEvent::Called(address(1), CallSignal::Unanswered);
+        let unanswered = TableEvent::Called(address(1), CallSignal::Questionable);
         assert_eq!(story.0.apply(unanswered, later).probe, [address(1)]);
     }
     is(&story, "a", "");
@@ -552,8 +552,7 @@ fn called() -> impl Strategy<Value = TableEvent> {
         Just(CallSignal::Draining),
         Just(CallSignal::Unreachable),
         Just(CallSignal::WrongInstance),
-        Just(CallSignal::Unanswered),
-        Just(CallSignal::Outdated),
+        Just(CallSignal::Questionable),
         Just(CallSignal::Changed),
     ];
     (PORTS, signal).prop_map(|(port, signal)| TableEvent::Called(address(port), signal))
