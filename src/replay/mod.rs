@@ -12,6 +12,7 @@ use std::{fmt, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
+#[cfg(feature = "dev")]
 pub(crate) use self::body::drop_hop;
 pub use self::layer::{ReplayToPrimary, ReplayToPrimaryService};
 use crate::{
