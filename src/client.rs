@@ -24,9 +24,6 @@ pub(crate) fn builder(connect_timeout: Duration) -> ClientBuilder {
 }
 
 /// The body of `response`, at most `limit` bytes.
-///
-/// # Errors
-/// What is wrong with it, in words.
 pub(crate) async fn body(response: Response, limit: usize) -> Result<Bytes, String> {
     let body = Limited::new(Body::from(response), limit).collect().await;
     let body = body.map_err(|error| match error.is::<LengthLimitError>() {

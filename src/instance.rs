@@ -347,9 +347,6 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// Listens; from here on these signals do not end the process by themselves.
-    ///
-    /// # Errors
-    /// The signals cannot be listened for.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

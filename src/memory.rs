@@ -61,9 +61,6 @@ impl Budget {
     }
 
     /// Reserves `bytes` of the part of the budget that `share` may use.
-    ///
-    /// # Errors
-    /// So much is held that this share has no room for them.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         bytes: usize,

@@ -282,9 +282,6 @@ impl Channel {
 }
 
 /// The list of the app at `url`, asked for once with `token`, and whether it is given without that too.
-///
-/// # Errors
-/// Why there is no list, in words.
 #[cfg(feature = "cli")]
 pub(crate) async fn check(url: &AppUrl, token: Option<Token>) -> Result<(Listing, bool), String> {
     let channel = Channel::new(url, token, Budget::new(usize::MAX));

@@ -371,9 +371,6 @@ pub(super) fn pid_of(child: &Child) -> Option<Pid> {
 
 /// Adopts the orphans of the `app`, as process 1 of a container does, and reaps each that has ended. Until it is reaped it
 /// counts in its group, and whoever is process 1 may take its time.
-///
-/// # Errors
-/// Orphans cannot be taken, or signals cannot be listened for.
 #[cfg(target_os = "linux")]
 async fn reap_orphans(app: Pid) -> io::Result<Infallible> {
     use nix::sys::{

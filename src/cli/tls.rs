@@ -16,9 +16,6 @@ use tokio_rustls::{
 use crate::problem::with_causes;
 
 /// TLS on `socket` with the one whose certificate is for `host`, as it stands in a URL.
-///
-/// # Errors
-/// What is wrong, and what to do about it.
 pub(super) async fn secure(socket: TcpStream, host: &str) -> Result<TlsStream<TcpStream>, String> {
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned());
     let name = name.map_err(|_| "its host is no name that a certificate can have")?;

@@ -49,9 +49,6 @@ pub(super) struct Prober {
 
 impl Prober {
     /// A prober for the instances of `app` that know `token`, on the instance of `executor`.
-    ///
-    /// # Errors
-    /// The HTTP client cannot be built.
     pub(super) fn new(
         app: Option<String>,
         token: Option<Token>,

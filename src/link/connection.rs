@@ -186,9 +186,6 @@ impl Connection {
 
     /// Takes `call` as `line`. Where nothing else is under way the line goes to the socket at once, and nobody is woken for it.
     /// Returns its id, what gets its ending, and whether the connection's task ends it at its deadline; else its caller does.
-    ///
-    /// # Errors
-    /// How it ended, where it is not taken.
     fn submit(
         &self,
         call: &Call,
@@ -264,9 +261,6 @@ impl Connection {
     }
 
     /// Hands what waits to the kernel: how many calls left now, or `None` where it does not take all.
-    ///
-    /// # Errors
-    /// The connection is broken.
     pub(super) fn flush(&self, socket: &OwnedWriteHalf) -> io::Result<Option<u32>> {
         self.lock().flush(socket)
     }

@@ -382,9 +382,6 @@ impl Lines {
 
     /// Counts what has come of a line that is not whole. If that is next to nothing, a large buffer is kept for the next
     /// large line as long as the budget is little used: to allocate it again costs more than to read the line.
-    ///
-    /// # Errors
-    /// The budget has no room for what came.
     pub(crate) fn count(&mut self) -> Result<(), NoRoom> {
         self.reserved.clear();
         if self.buffer.len() > UNCOUNTED {

@@ -15,9 +15,6 @@ const MOST_SCRAPERS: usize = 64;
 
 /// Raises the soft limit of open files to the hard one, and returns what it was: a program that this one starts may count on the
 /// usual limit, as one does that closes all files that it might have, or that waits for them by `select`.
-///
-/// # Errors
-/// The system does not let it.
 #[cfg(feature = "cli")]
 pub(crate) fn raise() -> std::io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
