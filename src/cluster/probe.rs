@@ -18,7 +18,7 @@ use crate::{
     problem::with_causes,
     protocol::{
         Catalogue, CatalogueDocument, CatalogueHash, Challenge, FUNCTIONS, INTRODUCTION,
-        Introduction, NONCE, PROOF, PROTOCOL, Readiness, Statement,
+        Introduction, NONCE, PROOF, PROTOCOL, PeerState, Statement,
     },
     registry::Executor,
     token::{Proof, Token},
@@ -86,10 +86,10 @@ impl Prober {
         let answered = time::timeout_at(started + PROBE_TIMEOUT, asked).await;
         let no_answer = |_| ProbeFailure::NoAnswer("no answer to the probe within 1 s".to_owned());
         let (introduction, rtt) = answered.map_err(no_answer)?;
-        let (peer, readiness) = introduction?;
+        let (peer, state) = introduction?;
         Ok(ProbeAnswer {
             peer,
-            draining: readiness == Readiness::Draining,
+            draining: state == PeerState::Draining,
             rtt,
         })
     }
@@ -136,7 +136,7 @@ impl Prober {
     }
 
     /// The peer at `address` as it introduces itself, with its functions if they are known.
-    async fn introduction(&self, address: SocketAddr) -> Result<(Peer, Readiness), ProbeFailure> {
+    async fn introduction(&self, address: SocketAddr) -> Result<(Peer, PeerState), ProbeFailure> {
         let not_a_peer = |why: String| Err(ProbeFailure::NotAPeer(why));
         let (response, is_proven_by) = self.get(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;

@@ -174,15 +174,19 @@ fn each_once(mut instances: Vec<(Option<&BootId>, InstanceDocument)>) -> Vec<Ins
     instances.into_iter().map(|(_, it)| it).collect()
 }
 
+pub(super) fn own_state(dispatcher: &Dispatcher) -> PeerState {
+    match dispatcher.lifecycle.is_stopping() {
+        true => PeerState::Draining,
+        false => PeerState::Ready,
+    }
+}
+
 pub(super) fn this_instance(dispatcher: &Dispatcher) -> InstanceDocument {
     let catalogue = dispatcher.executor.catalogue();
     InstanceDocument {
         instance: dispatcher.local.identity.instance.clone(),
         address: dispatcher.local.address,
-        state: match dispatcher.lifecycle.is_stopping() {
-            true => PeerState::Draining,
-            false => PeerState::Ready,
-        },
+        state: own_state(dispatcher),
         local: true,
         release: dispatcher.local.identity.release.clone(),
         rtt_ms: None,

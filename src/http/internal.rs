@@ -38,6 +38,7 @@ use tracing::{Instrument, Span};
 use super::{
     DispatcherState,
     auth::ProvenToken,
+    cluster::own_state,
     layers::Context,
     request::{is_ndjson, json_body, lists},
     response::{Json, Refusal},
@@ -52,7 +53,7 @@ use crate::{
     problem::{Code, Problem},
     protocol::{
         CLOCK, CatalogueDocument, DRAINING, Exec, FUNCTIONS, INTRODUCTION, Introduction, LINES,
-        NONCE, PROOF, PROTOCOL, Readiness, STATE, Statement,
+        NONCE, PROOF, PROTOCOL, STATE, Statement,
         lines::{
             CHANGED_LINE, DRAINING_LINE, KEPT, Lines, NDJSON, PONG_LINE, TooLong, control,
             write_answer,
@@ -81,10 +82,7 @@ pub(super) async fn introduce(State(dispatcher): DispatcherState, proven: Proven
         app: identity.app,
         release: identity.release,
         primary: identity.primary,
-        state: match dispatcher.lifecycle.is_stopping() {
-            true => Readiness::Draining,
-            false => Readiness::Ready,
-        },
+        state: own_state(&dispatcher),
         protocol: PROTOCOL,
         catalogue: dispatcher.executor.catalogue().hash().clone(),
         app_state: dispatcher

@@ -51,14 +51,6 @@ pub(crate) const STATE: &str = "rpc-state";
 /// The value of [`STATE`] on a draining instance.
 pub(crate) const DRAINING: &str = "draining";
 
-/// Whether an instance takes calls, by its own account.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Readiness {
-    Ready,
-    Draining,
-}
-
 /// What the table knows of a peer's health.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -93,7 +85,8 @@ pub(crate) struct Introduction {
     pub release: Option<String>,
     /// The primary region in its configuration.
     pub primary: Region,
-    pub state: Readiness,
+    /// By its own account: ready or draining.
+    pub state: PeerState,
     /// Its version of [`PROTOCOL`].
     pub protocol: u32,
     pub catalogue: CatalogueHash,
