@@ -5,12 +5,15 @@ use std::{borrow::Cow, fmt};
 
 use memchr::{memchr, memchr2, memchr2_iter};
 use serde::{
-    Deserializer as _, Serialize,
-    de::{IgnoredAny, MapAccess, Visitor},
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
-use crate::problem::{Code, Problem};
+use crate::{
+    name::Text,
+    problem::{Code, Problem},
+};
 
 /// The size of most of our documents without their large part, in bytes.
 const ENVELOPE: usize = 512;
@@ -111,6 +114,14 @@ pub(crate) fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
     }
 }
 
+/// A member for `deserialize_with`; `None` for what is no `T` to this release, for which nothing else is lost.
+pub(crate) fn if_valid<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    let raw = Box::<RawValue>::deserialize(from)?;
+    Ok(serde_json::from_str(raw.get()).ok())
+}
+
 /// `value` as JSON text.
 ///
 /// For values of our own, whose members are names, numbers and raw JSON and so always have a JSON form.
@@ -159,17 +170,12 @@ impl<'de, F: FnMut(Cow<'de, str>, &'de RawValue)> Visitor<'de> for Members<F> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        while let Some(Key(name)) = map.next_key()? {
+        while let Some(Text(name)) = map.next_key()? {
             (self.0)(name, map.next_value()?);
         }
         Ok(())
     }
 }
-
-/// A key, borrowed from the text unless it has escapes.
-#[derive(serde::Deserialize)]
-#[serde(transparent)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Finds what the raw values of `serde_json` let through: any depth, and lone surrogates.
 ///

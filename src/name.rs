@@ -1,6 +1,8 @@
 //! The words that name things: each a short text that was checked once, shared cheaply and never checked again.
 //! Owns their rules; regions have a file of their own.
 
+use std::borrow::Cow;
+
 use data_encoding::HEXLOWER;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
@@ -71,22 +73,8 @@ macro_rules! word {
 
         impl<'de> serde::Deserialize<'de> for $word {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                /// Unlike `String` and `Cow`, it copies no text that has no escapes.
-                struct Text;
-
-                impl serde::de::Visitor<'_> for Text {
-                    type Value = $word;
-
-                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                        f.write_str($rule)
-                    }
-
-                    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<$word, E> {
-                        text.parse().map_err(E::custom)
-                    }
-                }
-
-                deserializer.deserialize_str(Text)
+                let crate::name::Text(text) = serde::Deserialize::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
             }
         }
 
@@ -104,6 +92,11 @@ macro_rules! word {
     };
 }
 pub(crate) use word;
+
+/// A string, borrowed from the JSON text unless it has escapes, which a `Cow` alone never is.
+#[derive(serde::Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 fn is_identifier(text: &str) -> bool {
     (1..=128).contains(&text.len())

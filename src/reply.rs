@@ -2,11 +2,12 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::{
+    json,
     memory::{Budget, NoRoom, Reserved, Share},
     name::{ConsistencyToken, InstanceId, RequestId},
     problem::{Code, Executed, FunctionError, LaterCode, Problem},
@@ -49,7 +50,7 @@ pub(crate) struct Meta {
     /// reads nothing older. Left out where it said nothing.
     #[serde(
         default,
-        deserialize_with = "if_valid",
+        deserialize_with = "json::if_valid",
         skip_serializing_if = "Option::is_none"
     )]
     #[schema(value_type = String, required = false, example = "0/3000148")]
@@ -76,12 +77,6 @@ impl Meta {
             request_id,
         }
     }
-}
-
-/// A token, or `None` for one that is invalid in this release: the outcome of a call is not lost for its token.
-fn if_valid<'de, D: Deserializer<'de>>(from: D) -> Result<Option<ConsistencyToken>, D::Error> {
-    let token = Option::<Cow<'_, str>>::deserialize(from)?;
-    Ok(token.and_then(|token| token.parse().ok()))
 }
 
 /// The outcome of a call: what its function returned, or a problem.

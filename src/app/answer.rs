@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::channel::{AppAnswer, Unread};
@@ -157,19 +157,13 @@ pub(super) fn lost(detail: String) -> Problem {
 /// What the body of an error says, as far as it is understood.
 #[derive(Default, Deserialize)]
 struct AppError {
-    #[serde(default, deserialize_with = "if_text")]
+    #[serde(default, deserialize_with = "json::if_valid")]
     kind: Option<String>,
-    #[serde(default, deserialize_with = "if_text")]
+    #[serde(default, deserialize_with = "json::if_valid")]
     message: Option<String>,
-    #[serde(default, deserialize_with = "if_text")]
+    #[serde(default, deserialize_with = "json::if_valid")]
     detail: Option<String>,
     data: Option<Box<RawValue>>,
-}
-
-/// A string; `None` for any other value.
-fn if_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    let raw = Box::<RawValue>::deserialize(from)?;
-    Ok(serde_json::from_str(raw.get()).ok())
 }
 
 impl AppError {

@@ -10,8 +10,7 @@ pub(crate) mod lines;
 use std::fmt;
 
 use http::HeaderName;
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub(crate) use self::{
@@ -21,6 +20,7 @@ pub(crate) use self::{
 };
 use crate::{
     app::AppHealth,
+    json,
     name::{BootId, InstanceId},
     region::Region,
 };
@@ -93,13 +93,8 @@ pub(crate) struct Introduction {
     /// The state of the app beside it; `None` without one, and for a state that this release does not know.
     #[serde(
         default,
-        deserialize_with = "if_known",
+        deserialize_with = "json::if_valid",
         skip_serializing_if = "Option::is_none"
     )]
     pub app_state: Option<AppHealth>,
-}
-
-fn if_known<'de, D: Deserializer<'de>>(from: D) -> Result<Option<AppHealth>, D::Error> {
-    let said = Value::deserialize(from)?;
-    Ok(AppHealth::deserialize(said).ok())
 }
