@@ -1,7 +1,7 @@
 //! What `benches/micro.rs` measures of the inner layers: the lines between instances, and the choice of a peer. A module of
 //! the crate, compiled for that benchmark alone.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, sync::Arc, time::Duration};
 
 use crate::{
     call::{Call, Timeouts},
@@ -74,7 +74,7 @@ impl Peers {
             ..RegionPeers::default()
         };
         let snapshot = Snapshot::new();
-        snapshot.publisher().publish(&region, peers);
+        snapshot.publish(&region, peers, &mut VecDeque::new());
         Some(Self {
             snapshot,
             region,

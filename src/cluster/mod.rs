@@ -108,7 +108,7 @@ impl Cluster {
             Dns::new(config, config.peer_port.unwrap_or(own_port))?,
             Prober::new(identity.app.clone(), token.cloned(), executor)?,
             Table::new(identity.instance.clone(), local.boot.clone()),
-            snapshot.publisher(),
+            snapshot.clone(),
             config.poll_interval,
             Arc::clone(&local.metrics),
         );
@@ -326,42 +326,30 @@ impl Snapshot {
         self.regions.iter().any(|(_, peers)| is_there(&peers))
     }
 
-    /// The writer of this snapshot. There must be one only.
-    pub(crate) fn publisher(&self) -> Publisher {
-        Publisher {
-            snapshot: self.clone(),
-            empty: VecDeque::new(),
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Publisher {
-    snapshot: Snapshot,
-    /// The regions without peers, the one that has been empty for longest first.
-    empty: VecDeque<Region>,
-}
-
-impl Publisher {
-    /// Replaces the peers of `region`, and logs the ids that two processes use since then.
-    pub(crate) fn publish(&mut self, region: &Region, peers: RegionPeers) {
-        let before = self.snapshot.region(region).unwrap_or_default();
+    /// Replaces the peers of `region`, and logs the ids that two processes use since then. There must be one writer only, who
+    /// keeps the regions without peers in `empty`, the one that has been empty for longest first.
+    pub(crate) fn publish(
+        &self,
+        region: &Region,
+        peers: RegionPeers,
+        empty: &mut VecDeque<Region>,
+    ) {
+        let before = self.region(region).unwrap_or_default();
         for instance in peers.duplicates.difference(&before.duplicates) {
             tracing::warn!(%instance, %region, "{DUPLICATE_ID}");
         }
-        self.empty.retain(|other| other != region);
+        empty.retain(|other| other != region);
         if peers.count() == 0 {
-            self.empty.push_back(region.clone());
+            empty.push_back(region.clone());
         }
-        let regions = &self.snapshot.regions;
-        regions.insert(region.clone(), Arc::new(peers));
-        if self.empty.len() > MAX_EMPTY_REGIONS
-            && let Some(oldest) = self.empty.pop_front()
+        self.regions.insert(region.clone(), Arc::new(peers));
+        if empty.len() > MAX_EMPTY_REGIONS
+            && let Some(oldest) = empty.pop_front()
         {
-            regions.invalidate(&oldest);
+            self.regions.invalidate(&oldest);
         }
         // After the peers: whoever reads the new number reads the new peers too.
-        self.snapshot.changes.fetch_add(1, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -418,11 +406,11 @@ mod tests {
     #[test]
     fn empty_regions_are_forgotten_beyond_a_bound_and_the_oldest_first() {
         let snapshot = Snapshot::new();
-        let mut publisher = snapshot.publisher();
+        let mut empty = VecDeque::new();
         let region = |number: usize| format!("r{number}").parse::<Region>().unwrap();
-        publisher.publish(&region(0), region_of(1));
+        snapshot.publish(&region(0), region_of(1), &mut empty);
         for number in 1..=MAX_EMPTY_REGIONS + 2 {
-            publisher.publish(&region(number), RegionPeers::default());
+            snapshot.publish(&region(number), RegionPeers::default(), &mut empty);
         }
         let known = [0, 1, 2, 3, MAX_EMPTY_REGIONS + 2];
         let known = known.map(|number| snapshot.region(&region(number)).is_some());
@@ -433,10 +421,9 @@ mod tests {
     #[test]
     fn a_thread_reads_what_was_published_last_and_by_whom_it_asks() {
         let [one, other] = [Snapshot::new(), Snapshot::new()];
-        let mut publisher = one.publisher();
         let region: Region = "syd".parse().unwrap();
         let count = |snapshot: &Snapshot| Some(snapshot.region(&region)?.count());
-        let mut publish = |count| publisher.publish(&region, region_of(count));
+        let publish = |count| one.publish(&region, region_of(count), &mut VecDeque::new());
         assert_eq!((count(&one), count(&other)), (None, None));
         publish(1);
         assert_eq!((count(&one), count(&other)), (Some(1), None));

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Overview, Progress, Publisher,
+    Overview, Progress, Snapshot,
     dns::{Dns, DnsAnswer},
     peers::Peer,
     probe::Prober,
@@ -74,7 +74,9 @@ pub(super) struct Poller {
     prober: Arc<Prober>,
     poll_interval: Duration,
     table: Table,
-    publisher: Publisher,
+    snapshot: Snapshot,
+    /// The regions without peers, the one that has been empty for longest first.
+    empty: VecDeque<Region>,
     progress: watch::Sender<Progress>,
     inbox: mpsc::Receiver<Message>,
     metrics: Arc<Metrics>,
@@ -104,7 +106,7 @@ impl Poller {
         dns: Dns,
         prober: Prober,
         table: Table,
-        publisher: Publisher,
+        snapshot: Snapshot,
         poll_interval: Duration,
         metrics: Arc<Metrics>,
     ) -> (Self, mpsc::Sender<Message>, watch::Receiver<Progress>) {
@@ -120,7 +122,8 @@ impl Poller {
             prober: Arc::new(prober),
             poll_interval,
             table,
-            publisher,
+            snapshot,
+            empty: VecDeque::new(),
             progress,
             inbox,
             metrics,
@@ -171,7 +174,7 @@ impl Poller {
         }
         let peers = self.table.peers().map(|known| known.peer.region.clone());
         self.changed.extend(peers);
-        self.changed.extend(self.publisher.snapshot.regions());
+        self.changed.extend(self.snapshot.regions());
     }
 
     async fn poll(&mut self, stop: &CancellationToken) {
@@ -435,7 +438,7 @@ impl Poller {
     }
 
     fn overview(&self) -> Overview {
-        let mut warnings = self.publisher.snapshot.duplicates();
+        let mut warnings = self.snapshot.duplicates();
         warnings.extend((self.left_out > 0).then(|| left_out_warning(self.left_out)));
         let addresses = Vec::from_iter(self.table.addresses());
         warnings.extend(stranger_warning(&addresses));
@@ -511,7 +514,8 @@ impl Poller {
     /// copy of it for each peer that joins would take time that grows with the square of their number.
     fn publish(&mut self) {
         for region in std::mem::take(&mut self.changed) {
-            self.publisher.publish(&region, self.table.region(&region));
+            let peers = self.table.region(&region);
+            self.snapshot.publish(&region, peers, &mut self.empty);
         }
     }
 }
