@@ -1,8 +1,9 @@
 //! Deadline: an instant in memory, milliseconds left on the wire, never a time of day, so that clocks may disagree.
 
-use std::{future, pin::pin, task::Poll, time::Duration};
+use std::{future, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
     task,
     time::{self, Instant},
 };
@@ -52,6 +53,12 @@ impl Deadline {
             timer.as_mut().poll(context).map(|()| None)
         })
         .await
+    }
+
+    /// A permit of `permits`, which nobody closes; `None` when the deadline passes first.
+    pub(crate) async fn acquire(self, permits: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        let permit = self.bound(Arc::clone(permits).acquire_owned()).await;
+        permit.and_then(Result::ok)
     }
 }
 

@@ -137,9 +137,8 @@ impl Gate {
             let detail = format!("{name}: {limit} calls run and {limit} wait, which is the limit");
             return Err(Problem::new(Code::Overloaded, detail));
         };
-        let turn = deadline.bound(Arc::clone(&self.running).acquire_owned());
-        // Nobody closes the semaphore. A turn may come too late: when the calls before it ended at the same deadline.
-        let running = turn.await.and_then(Result::ok);
+        let running = deadline.acquire(&self.running).await;
+        // A turn may come too late: when the calls before it ended at the same deadline.
         let running = running.filter(|_| !deadline.has_passed());
         let running = running.ok_or_else(|| Problem::not_started(name))?;
         Ok([place, running])

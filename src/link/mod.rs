@@ -162,7 +162,7 @@ impl Link {
         deadline: Deadline,
     ) -> Ending {
         let large = self.with_peer(peer, |to_peer| Arc::clone(&to_peer.large));
-        let Some(Ok(_place)) = deadline.bound(large.acquire_owned()).await else {
+        let Some(_place) = deadline.acquire(&large).await else {
             return Ending::ExpiredUnsent;
         };
         let mut last = Ending::Unsent;

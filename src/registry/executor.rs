@@ -298,10 +298,7 @@ impl Executor {
             turn.extend(gate.enter(name, deadline).await?);
         }
         if needs_thread {
-            let threads = Arc::clone(&self.threads);
-            let thread = deadline.bound(threads.acquire_owned()).await;
-            // Nobody closes the semaphore.
-            let thread = thread.and_then(Result::ok);
+            let thread = deadline.acquire(&self.threads).await;
             turn.push(thread.ok_or_else(|| Problem::not_started(name))?);
         }
         Ok(turn)
