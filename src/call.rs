@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::{
-    declaration::{MAX_PARAMS, Param, Policy},
+    declaration::{MAX_PARAMS, MAX_TIMEOUT_MS, Param, Policy},
     gate::Ticket,
     json::{self, Unknown},
     memory::Reserved,
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The longest that any call may be allowed to take.
-pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_millis(MAX_TIMEOUT_MS);
 
 /// How long calls may take.
 #[derive(Clone, Copy, Debug)]

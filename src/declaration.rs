@@ -65,8 +65,8 @@ pub struct Param {
     pub(crate) schema: Option<Value>,
 }
 
-/// The longest timeout that may be declared, in milliseconds: a day.
-const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
+/// The longest timeout that may be named at all, in milliseconds: a day.
+pub(crate) const MAX_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 const MAX_CONCURRENCY: usize = 1_000_000;
 pub(crate) const MAX_PARAMS: usize = 256;
 /// The longest name of a parameter, in bytes.
