@@ -2,18 +2,12 @@
 //! for a Service `rpc-public` for example `RPC_PUBLIC_PORT=tcp://10.0.0.1:80`, which by its prefix would be a setting.
 //! <https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::{
     ConfigError,
     settings::{is_ours, setting},
 };
-
-/// The protocols of the ports of a Service of Kubernetes.
-const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 
 /// The variables that are settings, or claim to be by their prefix, and the prefix of each Service of Kubernetes.
 ///
@@ -38,67 +32,27 @@ pub(super) fn read() -> Result<(BTreeMap<String, String>, Vec<String>), ConfigEr
     Ok((values, service_links))
 }
 
-/// Removes the variables of every Service from `values`, and returns the prefix of each Service. A variable stays if only its
-/// name fits, or if its set is not whole: a mistyped setting still makes the start fail.
+/// Removes the variables of every Service from `values`, and returns the prefix of each Service.
 fn take_service_links(values: &mut BTreeMap<String, String>) -> Vec<String> {
-    let services = values.keys().filter_map(|name| Service::at(name, values));
-    let services: Vec<Service> = services.collect();
-    values.retain(|name, value| !services.iter().any(|service| service.has(name, value)));
-    services.into_iter().map(|service| service.prefix).collect()
+    let services = values.keys().filter_map(|name| service(name, values));
+    let services: Vec<String> = services.collect();
+    let is_link = |name: &str, prefix: &String| {
+        let rest = name.strip_prefix(prefix).unwrap_or_default();
+        rest == "_PORT" || rest.starts_with("_PORT_") || rest.starts_with("_SERVICE_")
+    };
+    values.retain(|name, _| !services.iter().any(|prefix| is_link(name, prefix)));
+    services
 }
 
-/// A Service of Kubernetes as the environment describes it.
-struct Service {
-    prefix: String,
-    host: IpAddr,
-}
-
-impl Service {
-    /// The Service whose host the variable `name` gives, where its port and its URL are there too, and agree.
-    fn at(name: &str, values: &BTreeMap<String, String>) -> Option<Self> {
-        let prefix = name.strip_suffix("_SERVICE_HOST")?.to_owned();
-        let host = values.get(name)?.parse().ok()?;
-        let port = values.get(&format!("{prefix}_SERVICE_PORT"))?;
-        let (port, url) = (port.parse().ok()?, values.get(&format!("{prefix}_PORT"))?);
-        // A lone variable, or one that disagrees, may be a setting that was mistyped.
-        let service = Self { prefix, host };
-        let mut urls = PROTOCOLS.iter().map(|protocol| service.url(protocol, port));
-        let agrees = urls.any(|whole| whole == *url);
-        agrees.then_some(service)
-    }
-
-    fn url(&self, protocol: &str, port: u16) -> String {
-        format!("{protocol}://{}", SocketAddr::new(self.host, port))
-    }
-
-    /// Whether the variable is one of this Service: of the whole, or of a single port, such as `PORT_80_TCP_ADDR`.
-    fn has(&self, name: &str, value: &str) -> bool {
-        let rest = name.strip_prefix(&self.prefix).unwrap_or_default();
-        let parts: Vec<&str> = rest.split('_').collect();
-        match parts[..] {
-            // Compared when the Service was found.
-            ["", "SERVICE", "HOST" | "PORT"] | ["", "PORT"] => true,
-            ["", "SERVICE", "PORT", ..] => value.parse::<u16>().is_ok(),
-            ["", "PORT", port, protocol, ref what @ ..] => {
-                let protocol = protocol.to_ascii_lowercase();
-                let Some(number) = port
-                    .parse()
-                    .ok()
-                    .filter(|_| PROTOCOLS.contains(&&*protocol))
-                else {
-                    return false;
-                };
-                match what {
-                    [] => value == self.url(&protocol, number),
-                    ["PROTO"] => value == protocol,
-                    ["PORT"] => value == number.to_string(),
-                    ["ADDR"] => value == self.host.to_string(),
-                    _ => false,
-                }
-            }
-            _ => false,
-        }
-    }
+/// The prefix of the Service whose host the variable `name` gives, where its port and its URL are there too, and agree: a
+/// lone variable, or one that disagrees, may be a setting that was mistyped.
+fn service(name: &str, values: &BTreeMap<String, String>) -> Option<String> {
+    let prefix = name.strip_suffix("_SERVICE_HOST")?;
+    let host = values.get(name)?.parse().ok()?;
+    let port = values.get(&format!("{prefix}_SERVICE_PORT"))?.parse();
+    let (_, address) = values.get(&format!("{prefix}_PORT"))?.split_once("://")?;
+    let agrees = address.parse() == Ok(SocketAddr::new(host, port.ok()?));
+    agrees.then(|| prefix.to_owned())
 }
 
 #[cfg(test)]
@@ -149,13 +103,11 @@ mod tests {
             let left: Vec<String> = part.iter().map(|(name, _)| (*name).to_owned()).collect();
             assert_eq!(taken(&part), (left, vec![]), "without {name}");
         }
+        let other = LINKS.map(|(name, value)| (name, value.replace("10.0.0.1:80", "81")));
+        assert_eq!(taken(&other).1, [""; 0]);
         for (name, value) in [
-            ("RPC_PUBLIC_PORT_81_TCP", "tcp://10.0.0.1:80"),
-            ("RPC_PUBLIC_PORT_80_TCP", "tcp://10.0.0.2:80"),
-            ("RPC_PUBLIC_PORT_80_ICMP", "icmp://10.0.0.1:80"),
-            ("RPC_PUBLIC_PORT_80_TCP_NAME", "80"),
             ("RPC_PUBLIC_PORTS", "tcp://10.0.0.1:80"),
-            ("RPC_PUBLIC_SERVICE_PORT_HTTP", "http"),
+            ("RPC_PUBLICS_PORT", "tcp://10.0.0.1:80"),
             ("RPC_LISTEM", "127.0.0.1:80"),
         ] {
             let mut values: BTreeMap<_, _> = LINKS.into();
