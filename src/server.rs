@@ -7,8 +7,9 @@ mod places;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpSocket, lookup_host},
+    net::TcpListener,
     time::{self, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -24,8 +25,8 @@ use crate::{
     memory::Budget,
 };
 
-/// Connections that the kernel holds for a listener until they are accepted.
-const BACKLOG: u32 = 1024;
+/// Connections that the kernel holds for a listener until they are accepted; tokio asks for 128.
+const BACKLOG: i32 = 1024;
 /// How long the accept loop rests when the process has no file descriptors left.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -145,27 +146,10 @@ impl Server {
 /// # Errors
 /// The host has no address, or none of its addresses can be bound.
 pub(crate) async fn bind(address: &str) -> io::Result<(TcpListener, SocketAddr)> {
-    let mut failure = io::Error::new(io::ErrorKind::InvalidInput, "the host has no address");
-    for address in lookup_host(address).await? {
-        match listen(address) {
-            Ok(listener) => {
-                let local = listener.local_addr()?;
-                return Ok((listener, local));
-            }
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+    let listener = TcpListener::bind(address).await?;
+    SockRef::from(&listener).listen(BACKLOG)?;
+    let local = listener.local_addr()?;
+    Ok((listener, local))
 }
 
 /// Whether an error of `accept` is about the one connection only, so that the next can be accepted at once.
