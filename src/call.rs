@@ -2,7 +2,7 @@
 //! exists and whether its arguments fit. Arguments stay as they came. They are counted, and rebuilt only to put arguments
 //! given by name into the order of the function's parameters.
 
-use std::{borrow::Cow, fmt::Write, pin::Pin, str::FromStr, sync::Arc, time::Duration};
+use std::{borrow::Cow, pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
 use memchr::memchr_iter;
 use serde::{Deserialize, Serialize, de::IgnoredAny};
@@ -374,15 +374,10 @@ fn by_name(text: &str, params: &[Param]) -> Result<Args, String> {
 }
 
 fn names(params: &[Param]) -> String {
-    let mut names = String::new();
-    for param in params {
-        let comma = if names.is_empty() { "" } else { ", " };
-        // Writing to a String cannot fail.
-        let _ = write!(names, "{comma}{}", param.name);
-    }
+    let names: Vec<_> = params.iter().map(|param| &*param.name).collect();
     match names.is_empty() {
         true => "none".to_owned(),
-        false => names,
+        false => names.join(", "),
     }
 }
 

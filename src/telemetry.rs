@@ -120,8 +120,8 @@ pub(crate) fn init(config: &Config, service: Option<String>) -> Result<Guard, St
 
 /// Switches between the usual filter and one that lets everything through, at each signal.
 async fn switch(handle: reload::Handle<EnvFilter, Registry>, usual: String, mut more: Signal) {
-    let filters = [LOUD, &usual].into_iter().cycle();
-    for (filter, is_loud) in filters.zip([true, false].into_iter().cycle()) {
+    let filters = [(LOUD, true), (&usual, false)];
+    for (filter, is_loud) in filters.into_iter().cycle() {
         if more.recv().await.is_none() {
             return;
         }

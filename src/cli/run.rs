@@ -36,6 +36,7 @@ use super::{
 use crate::{
     Config, InvalidName,
     config::{self, SETTINGS},
+    name::random_word,
     server::lower_open_files,
 };
 
@@ -195,8 +196,7 @@ fn own_client(config: &mut Config) -> Result<Option<(&'static str, String)>, Fai
 }
 
 pub(super) fn secret() -> String {
-    let [high, low]: [u128; 2] = rand::random();
-    format!("{high:032x}{low:032x}")
+    random_word() + &random_word()
 }
 
 /// How the app ended.
