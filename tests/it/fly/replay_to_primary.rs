@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -514,6 +514,25 @@ async fn forwarding(primary: SocketAddr) -> Application {
         proxy: FlyProxy::start("syd", machines).await,
         writes,
     }
+}
+
+#[tokio::test]
+async fn of_a_body_without_end_ten_megabytes_are_read() {
+    let layer = ReplayToPrimary::new(&identity("syd")).unwrap();
+    let syd = application("syd", &Writes::default(), layer);
+    let read = Arc::<AtomicUsize>::default();
+    let reading = Arc::clone(&read);
+    let pieces = stream::repeat_with(move || {
+        reading.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 100_000])))
+    });
+    let body = body::Body::new(StreamBody::new(pieces));
+    let request = Request::post("/notes").body(body).unwrap();
+    let refused = in_time("an answer", syd.oneshot(request)).await.unwrap();
+    assert_eq!(
+        (refused.status(), read.load(Ordering::Relaxed)),
+        (413.try_into().unwrap(), 101)
+    );
 }
 
 #[tokio::test]
