@@ -1,5 +1,5 @@
-//! A region, and where a call is asked to run: regions, the primary one, or the nearest that serves, in an order of preference;
-//! or, of one that many instances run, in which regions.
+//! A region; where a call is asked to run: `syd`, `primary`, `any`, or a list of these, the preferred one first; and where a
+//! fan-out is: `all`, or a list.
 //! Regions are labels; no list of them is kept anywhere, because Fly adds and removes regions.
 
 use std::{fmt, str::FromStr};

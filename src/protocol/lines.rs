@@ -393,7 +393,7 @@ impl Lines {
         Ok(())
     }
 
-    /// Discards the first line, what has come of it and what is still to come. Returns the answer in it, with `null` in
+    /// Drops the first line, also the part that has not arrived. Returns the answer in it, with `null` in
     /// place of its result or of its function's error.
     pub(crate) fn skip(&mut self) -> Frame {
         let end = memchr(b'\n', &self.buffer);

@@ -1,6 +1,6 @@
-//! One client's connection, served by hyper, with what hyper lacks. Bounds: on a client that sends no request, on one that does
-//! not take its answer, and on one that goes on sending a body that was refused. Counts: what a connection holds counts in its
-//! place and in the memory budget until the kernel has the last byte of an answer.
+//! One client's connection, served by hyper, to which this adds timeouts for a client that sends no head, takes no answer, or
+//! goes on sending a refused body; and what the connection holds counts in its place and in the memory budget until the kernel
+//! has the last byte of an answer.
 
 use std::{
     convert::Infallible,

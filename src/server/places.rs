@@ -37,8 +37,7 @@ pub(super) struct Places {
 #[derive(Debug)]
 pub(super) struct Usage {
     places: Arc<Places>,
-    /// The number of live [`Serving`]s. A request counts once for itself, and once for each part of its answer that is not
-    /// written yet.
+    /// The number of live [`Serving`]s: one for each request, and one for each part of its answer that is not written yet.
     requests: AtomicUsize,
     /// When the last answer was written, in milliseconds since the places were made.
     idle_since: AtomicU64,
