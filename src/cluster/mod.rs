@@ -260,7 +260,7 @@ pub(crate) struct Snapshot {
 /// threads write, from which moka decides what to evict, although nothing is evicted here. A region that the thread has
 /// read before takes 5 ns.
 #[derive(Default)]
-struct Read {
+struct LastRead {
     /// The counter of the snapshot that was read last.
     changes: Arc<AtomicU64>,
     as_of: u64,
@@ -268,7 +268,7 @@ struct Read {
 }
 
 thread_local! {
-    static READ: RefCell<Read> = RefCell::default();
+    static READ: RefCell<LastRead> = RefCell::default();
 }
 
 impl Snapshot {
@@ -286,7 +286,7 @@ impl Snapshot {
         READ.with_borrow_mut(|read| {
             // A program may have several instances, so several snapshots, whose numbers of changes may be equal.
             if read.as_of != as_of || !Arc::ptr_eq(&read.changes, &self.changes) {
-                *read = Read {
+                *read = LastRead {
                     changes: Arc::clone(&self.changes),
                     as_of,
                     regions: BTreeMap::new(),

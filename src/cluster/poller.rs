@@ -55,7 +55,7 @@ pub(super) enum Message {
 
 type Probed = (SocketAddr, Result<ProbeAnswer, ProbeFailure>);
 /// A peer whose functions were to be read, and the same with them.
-type Read = (Arc<Peer>, Result<Peer, ProbeFailure>);
+type Described = (Arc<Peer>, Result<Peer, ProbeFailure>);
 
 /// How far the current round is: one pass in which DNS is asked and the addresses that it added are probed once.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -87,7 +87,7 @@ pub(super) struct Poller {
     unread: VecDeque<SocketAddr>,
     /// Those, and where peers are whose functions are being read.
     wanted: HashSet<SocketAddr>,
-    readings: JoinSet<Read>,
+    readings: JoinSet<Described>,
     /// The calls that wait for the next outcome of a probe, by its address.
     waiters: HashMap<SocketAddr, Vec<oneshot::Sender<PeerState>>>,
     /// The regions that changed since they were last published.
@@ -355,7 +355,7 @@ impl Poller {
         }
     }
 
-    fn read(&mut self, (peer, read): Read) {
+    fn read(&mut self, (peer, read): Described) {
         let (address, wanted) = (peer.address, peer.listed.clone());
         self.wanted.remove(&address);
         let is_another = |now: &Arc<Peer>| now.boot != peer.boot;

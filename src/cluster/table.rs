@@ -153,7 +153,7 @@ impl KnownPeer {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Functions {
     /// They are those that the peer listed when a probe last asked.
-    Read,
+    Known,
     /// A probe began after they changed, and they are not read yet, or could not be.
     Reading,
     /// They changed since the last probe began.
@@ -184,7 +184,7 @@ impl KnownAddress {
             last_probe: None,
             probe_error: None,
             peer: None,
-            functions: Functions::Read,
+            functions: Functions::Known,
             is_own: false,
         }
     }
@@ -211,7 +211,7 @@ impl KnownAddress {
         let unread = unread(old.as_ref().map(|old| &*old.peer), &mut peer);
         if self.functions != Functions::Changed {
             self.functions = match unread {
-                None => Functions::Read,
+                None => Functions::Known,
                 Some(_) => Functions::Reading,
             };
         }
@@ -266,7 +266,7 @@ impl KnownAddress {
         if unread.listed == *wanted || unread.listed == peer.listed {
             known.unread = None;
             if self.functions == Functions::Reading {
-                self.functions = Functions::Read;
+                self.functions = Functions::Known;
             }
         }
         let reason = match old.catalogue {
@@ -549,7 +549,7 @@ impl Table {
     ) -> Option<Instant> {
         let entry = self.entries.get(&address)?;
         let known = entry.peer.as_ref()?;
-        let is_wanted = entry.functions != Functions::Read || known.state() == PeerState::Suspect;
+        let is_wanted = entry.functions != Functions::Known || known.state() == PeerState::Suspect;
         (!is_wanted).then(|| (now + interval).min(known.probed + interval * MAX_REPLACED))
     }
 

@@ -42,8 +42,8 @@ const MAX_TARGET: usize = 8 << 10;
 
 /// The most bytes of a path in a log line.
 const LOGGED_PATH: usize = 128;
-/// The size of documents that are always sent, in bytes: those for health checks and probes.
-const SMALL: usize = 4 << 10;
+/// The size of documents that are sent also when the budget is full, in bytes: those for health checks and probes.
+const ALWAYS_SENT: usize = 4 << 10;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -203,7 +203,7 @@ fn check_room(
     response: &Response,
 ) -> Result<(), Problem> {
     let size = usize::try_from(response.body().size_hint().lower()).unwrap_or(usize::MAX);
-    if size <= SMALL {
+    if size <= ALWAYS_SENT {
         return Ok(());
     }
     places?;

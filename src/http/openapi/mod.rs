@@ -58,7 +58,7 @@ of answers; values of `code`, with any status from 400 to 599. So ignore a membe
 that you do not know by its status and `executed`. `executed` and `state` get no other values.";
 
 /// The id in examples.
-const REQUEST_ID: &str = "01M8452GRJX2VJVKXD6FQ0T3AB";
+const EXAMPLE_ID: &str = "01M8452GRJX2VJVKXD6FQ0T3AB";
 
 /// The examples of each operation, of its request and of its answers by their status; and what is told of each code of a
 /// problem: the region that the request named, how many instances were tried, and the detail. A test asks a real cluster for
@@ -160,7 +160,7 @@ fn finish(operation: &mut Operation) {
     responses.extend(problems::responses(id));
     for (status, response) in responses {
         if let RefOr::T(response) = response {
-            let id = header("string", "The request's id", &json!(REQUEST_ID));
+            let id = header("string", "The request's id", &json!(EXAMPLE_ID));
             response.headers.insert("x-request-id".to_owned(), part(id));
             illustrate(response.content.values_mut(), &examples[status]);
         }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Response};
 
-use super::{EXAMPLES, REQUEST_ID, header, part};
+use super::{EXAMPLE_ID, EXAMPLES, header, part};
 use crate::{
     problem::{Code, Executed, FunctionError, Problem},
     region::Region,
@@ -159,7 +159,7 @@ fn document(code: Code, takes_a_body: bool) -> ProblemDocument {
     let meta = Meta {
         instance: (attempts > 0).then(|| part("syd-1".into())),
         attempts,
-        ..Meta::untried(region, elapsed, part(REQUEST_ID.into()))
+        ..Meta::untried(region, elapsed, part(EXAMPLE_ID.into()))
     };
     ProblemDocument::new(problem, meta)
 }
