@@ -222,6 +222,8 @@ impl Instance {
         stop.cancel();
         tasks.close();
         tasks.wait().await;
+        // Calls that end with their tasks give up their keys.
+        self.dispatcher.executor.keys.flush().await;
     }
 
     /// Stops in order: announces the stop to its peers and still serves for the drain delay; then refuses new calls and

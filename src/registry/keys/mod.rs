@@ -74,6 +74,15 @@ impl Keys {
         }
     }
 
+    /// Tells the store what it is not told yet, once the tasks that run calls have ended.
+    pub(crate) async fn flush(&self) {
+        match self {
+            Self::Here(_) => {}
+            #[cfg(feature = "redis")]
+            Self::Stored(store) => store.flush().await,
+        }
+    }
+
     /// What is known of `call` under `key`; waits until `deadline` for one that runs.
     pub(super) async fn claim(
         &self,

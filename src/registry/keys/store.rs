@@ -90,6 +90,8 @@ pub(crate) struct Store {
     /// For looks at what is stored.
     looks: Semaphore,
     pending: Mutex<Pending>,
+    /// One, for who makes pending changes.
+    making: Semaphore,
     memory: Arc<Budget>,
 }
 
@@ -193,18 +195,22 @@ impl Store {
             waiters: Semaphore::new(WAITERS),
             looks: Semaphore::new((memory.limit / LOOKS_PART / MAX_KEPT).max(1)),
             pending: Mutex::new(Pending::within(&memory)),
+            making: Semaphore::new(1),
             memory,
         });
         let kept = Arc::clone(&store);
         (store, async move {
             stop.run_until_cancelled(kept.keep()).await;
-            // What was given up when the drain ended.
-            if let Ok(mut live) = kept.live() {
-                let until = Instant::now() + COMMAND;
-                let made = kept.make_pending(&mut live.connection, until);
-                let _ = time::timeout_at(until, made).await;
-            }
         })
+    }
+
+    /// Makes the changes that are pending when the tasks of this instance have ended, within the time of a command.
+    pub(super) async fn flush(&self) {
+        if let Ok(mut live) = self.live() {
+            let until = Instant::now() + COMMAND;
+            let made = self.make_pending(&mut live.connection, until);
+            let _ = time::timeout_at(until, made).await;
+        }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -288,6 +294,8 @@ impl Store {
     /// than it lasts. One that fails goes behind all others. It says nothing of the connection: the renewal of the lease, which
     /// writes too, decides about that.
     async fn make_pending(&self, connection: &mut MultiplexedConnection, until: Instant) {
+        // Whoever else makes them would take another for the one that was made: an instance may be stopped twice at once.
+        let _alone = self.making.acquire().await;
         while Instant::now() < until {
             // It stays there until it is made: a stop may come first.
             let Some(change) = self.pending().changes.front().cloned() else {

@@ -536,28 +536,30 @@ async fn a_repeat_that_learns_only_that_its_key_is_taken_may_have_run() {
 
 #[tokio::test]
 async fn a_claim_whose_call_never_got_its_turn_is_free_when_its_process_has_stopped() {
-    let redis = Redis::start().await;
-    let cluster = Cluster::builder().region("iad", 1).region("syd", 1);
-    let cluster = cluster.functions().set("RPC_KEY_STORE", &redis.url());
-    let mut cluster = cluster.set("RPC_DRAIN_TIMEOUT", "200ms").start().await;
-    until_all_up(&cluster, 1).await;
-    let few =
-        |id: &str| json!({"module": "Test", "function": "few", "args": [id], "timeout_ms": 60_000});
-    let (iad, mut cut) = (cluster.instance("iad-1"), JoinSet::new());
-    for id in ["a", "b"] {
-        cut.spawn(answer(iad.request("/rpc/iad", &few(id).to_string())));
-        eventually(id, async || cluster.runs(), |runs| runs.contains_key(id)).await;
+    for preference in ["wait=60", "respond-async"] {
+        let redis = Redis::start().await;
+        let cluster = Cluster::builder().region("iad", 1).region("syd", 1);
+        let cluster = cluster.functions().set("RPC_KEY_STORE", &redis.url());
+        let mut cluster = cluster.set("RPC_DRAIN_TIMEOUT", "200ms").start().await;
+        until_all_up(&cluster, 1).await;
+        let few = |id: &str| json!({"module": "Test", "function": "few", "args": [id], "timeout_ms": 60_000});
+        let (iad, mut cut) = (cluster.instance("iad-1"), JoinSet::new());
+        for id in ["a", "b"] {
+            cut.spawn(answer(iad.request("/rpc/iad", &few(id).to_string())));
+            eventually(id, async || cluster.runs(), |runs| runs.contains_key(id)).await;
+        }
+        let request = iad.request("/rpc/iad", &few("c").to_string());
+        let request = request.header("prefer", preference);
+        cut.spawn(answer(request.header("idempotency-key", "key")));
+        let claims = async || redis.ask("KEYS *:key:*").await;
+        eventually("the claim", claims, |names| names.contains(":key:")).await;
+        iad.terminate();
+        cluster.instance_mut("iad-1").ended().await;
+        assert!(!cluster.runs().contains_key("c"));
+        cluster.release("few");
+        let again = keyed(cluster.instance("syd-1"), "syd", "key", &few("c")).await;
+        assert_eq!((again.result(), is_replayed(&again)), (&json!("c"), false));
     }
-    let request = iad.request("/rpc/iad", &few("c").to_string());
-    cut.spawn(answer(request.header("idempotency-key", "key")));
-    let claims = async || redis.ask("KEYS *:key:*").await;
-    eventually("the claim", claims, |names| names.contains(":key:")).await;
-    iad.terminate();
-    cluster.instance_mut("iad-1").ended().await;
-    assert!(!cluster.runs().contains_key("c"));
-    cluster.release("few");
-    let again = keyed(cluster.instance("syd-1"), "syd", "key", &few("c")).await;
-    assert_eq!((again.result(), is_replayed(&again)), (&json!("c"), false));
 }
 
 /// The name of a key that `redis` has and that is none of `others`.
