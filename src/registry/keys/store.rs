@@ -138,8 +138,8 @@ struct Change {
 enum To {
     /// This.
     Value(String),
-    /// Nothing, because it never ran, and this in the place of a value that is still on its way.
-    Mark(String),
+    /// Nothing, because it never ran, and a mark in the place of a value that is still on its way.
+    Mark,
 }
 
 /// What is stored of a key.
@@ -582,9 +582,14 @@ impl Change {
         &self,
         connection: &mut MultiplexedConnection,
     ) -> Result<bool, redis::RedisError> {
+        let mark;
         let (script, to) = match &self.to {
-            To::Value(value) => (REPLACE, value.as_str()),
-            To::Mark(mark) => (UNDO, mark.as_str()),
+            To::Value(value) => (REPLACE, value),
+            // Another one each time: a claim that is to replace the first one must not find it again.
+            To::Mark => {
+                mark = Record::given_up().text();
+                (UNDO, &mark)
+            }
         };
         let mut change = redis::cmd("EVAL");
         change.arg(script).arg(1).arg(&self.name).arg(&self.from);
@@ -606,7 +611,7 @@ impl Change {
     fn give_up(&self, why: &redis::RedisError) {
         let lost = match self.to {
             To::Value(_) => "the outcome of a call is lost: its repeats take it to be running",
-            To::Mark(_) => "the claim of a call that did not run may stay",
+            To::Mark => "the claim of a call that did not run may stay",
         };
         let name = &self.name;
         tracing::warn!(%why, name, "the store of idempotency keys refuses a change: {lost}");
@@ -625,8 +630,11 @@ impl Change {
     }
 
     fn size(&self) -> usize {
-        let (To::Value(to) | To::Mark(to)) = &self.to;
-        self.name.len() + self.from.len() + to.len()
+        let to = match &self.to {
+            To::Value(to) => to.len(),
+            To::Mark => 0,
+        };
+        self.name.len() + self.from.len() + to
     }
 }
 
@@ -676,7 +684,7 @@ impl StoredClaim {
 
     /// The change that removes a claim whose call did not run; one that may still arrive is marked as given up.
     fn undo(&mut self) -> Change {
-        self.replaced_by(To::Mark(Record::given_up().text()))
+        self.replaced_by(To::Mark)
     }
 
     fn replaced_by(&mut self, to: To) -> Change {

@@ -509,6 +509,78 @@ async fn a_claim_in_the_place_of_one_that_was_given_up_holds_up_no_repeat_either
     }
 }
 
+/// Who gave that one up may not know yet that the store was told so, and tells it again.
+#[tokio::test]
+async fn a_claim_that_is_given_up_twice_lets_no_other_arrive_late() {
+    let redis = Redis::start().await;
+    let (proxy, other_proxy) = (redis.proxy().await, redis.proxy().await);
+    let mut cluster = Cluster::builder().region("iad", 1).functions();
+    cluster = cluster.set("RPC_KEY_STORE", &format!("redis://{}", proxy.address));
+    let mut cluster = cluster.start().await;
+    let other_url = format!("redis://{}", other_proxy.address);
+    cluster.add_with("fra", "RPC_KEY_STORE", &other_url).await;
+    let (iad, fra) = (cluster.instance("iad-1"), cluster.instance("fra-1"));
+    let changes = async || redis.changes().await;
+    let late = Fault::Delay(Duration::from_millis(500));
+    for number in 0.. {
+        let id = format!("id-{number}");
+        let call = run(&id, &json!({}));
+        proxy.heal().await;
+        other_proxy.heal().await;
+        redis.ask("CLIENT KILL TYPE normal").await;
+        for instance in [iad, fra] {
+            let key = format!("{}-{number}", instance.name);
+            let other = run("other", &json!({}));
+            keyed_until_answered(instance, &instance.region, &key, &other).await;
+        }
+        let before = changes().await;
+        proxy.break_all(Fault::Mute).await;
+        let refused = keyed(iad, "iad", &id, &call).await;
+        assert_eq!(refused.problem(), (503, "overloaded", "no"));
+        // A store that is short of room may forget it.
+        for name in redis.ask("KEYS *:key:*").await.lines() {
+            if redis.ask(&format!("GET {name}")).await.contains("running") {
+                redis.ask(&format!("DEL {name}")).await;
+            }
+        }
+        proxy.break_all(late).await;
+        eventually("the first claim's end", changes, |now| *now > before).await;
+        proxy.break_all(Fault::Refuse).await;
+        // From a renewal to the next one there is time for two late answers.
+        until_renewed(&redis, &cluster).await;
+        let looks = async || redis.commands("get").await;
+        let before = (looks().await, changes().await);
+        let late = Fault::Delay(Duration::from_millis(300));
+        other_proxy.break_all(late).await;
+        let forgetting = async {
+            eventually("the look", looks, |now| *now > before.0).await;
+            other_proxy.break_all(Fault::Forget).await;
+        };
+        let (refused, ()) = tokio::join!(keyed(fra, "fra", &id, &call), forgetting);
+        // On a busy machine the claim may have been through before.
+        if refused.status == 200 {
+            continue;
+        }
+        assert_eq!(refused.status, 503, "{refused:?}");
+        eventually("the other claim's end", changes, |now| *now > before.1).await;
+        let before = changes().await;
+        proxy.heal().await;
+        until_up(iad, 1).await;
+        until_renewed(&redis, &cluster).await;
+        until_renewed(&redis, &cluster).await;
+        // Nor was the first one's end made again if its answer came in time, and the other claim may never have left.
+        let clients = redis.ask("CLIENT LIST").await;
+        if changes().await == before || clients.matches(" cmd=").count() < 4 {
+            continue;
+        }
+        until_arrived(&redis, &other_proxy).await;
+        let again = keyed_until_answered(iad, "iad", &id, &call).await;
+        assert_eq!(again.result(), &json!(id));
+        assert_eq!(cluster.runs()[&id], 1);
+        return;
+    }
+}
+
 #[tokio::test]
 async fn a_repeat_that_learns_only_that_its_key_is_taken_may_have_run() {
     let redis = Redis::start().await;
