@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use futures_util::{TryFutureExt, future};
+use futures_util::future;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     task::{self, JoinError},
@@ -31,8 +31,17 @@ pub(crate) struct Gate {
     /// How many go through at once.
     limit: AtomicUsize,
     /// A place for each that runs or waits.
-    places: Arc<Semaphore>,
-    running: Arc<Semaphore>,
+    places: Permits,
+    /// One, for the first of those that wait: they keep their order while permits are withdrawn.
+    first: Semaphore,
+    running: Permits,
+}
+
+/// Permits, of which some may be owed: whoever gets such a one withdraws it and asks for another.
+#[derive(Debug)]
+struct Permits {
+    all: Arc<Semaphore>,
+    owed: AtomicUsize,
 }
 
 /// The gates before a call, in order.
@@ -103,10 +112,10 @@ impl Ticket {
 
 impl Gate {
     pub(crate) fn new(limit: usize) -> Self {
-        let semaphore = |permits: usize| Semaphore::new(permits.min(Semaphore::MAX_PERMITS));
         Self {
-            places: Arc::new(semaphore(limit.saturating_mul(2))),
-            running: Arc::new(semaphore(limit)),
+            places: Permits::new(limit.saturating_mul(2)),
+            first: Semaphore::new(1),
+            running: Permits::new(limit),
             limit: limit.into(),
         }
     }
@@ -114,13 +123,13 @@ impl Gate {
     /// Lets `limit` calls through at once from now on, those that do already included. They go on where they are more.
     pub(crate) fn set_limit(&self, limit: usize) {
         let was = self.limit.swap(limit, Ordering::Relaxed);
-        resize(&self.places, 2 * was, 2 * limit);
-        resize(&self.running, was, limit);
+        self.places.resize(2 * was, 2 * limit);
+        self.running.resize(was, limit);
     }
 
     /// Whether a call runs or waits: each holds its place.
     pub(crate) fn is_used(&self) -> bool {
-        Arc::strong_count(&self.places) > 1
+        Arc::strong_count(&self.places.all) > 1
     }
 
     /// Waits for the turn of a call of `name`.
@@ -132,28 +141,59 @@ impl Gate {
         name: &FunctionName,
         deadline: Deadline,
     ) -> Result<[OwnedSemaphorePermit; 2], Problem> {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            let limit = self.limit.load(Ordering::Relaxed);
-            let detail = format!("{name}: {limit} calls run and {limit} wait, which is the limit");
-            return Err(Problem::new(Code::Overloaded, detail));
+        let place = loop {
+            let Ok(place) = Arc::clone(&self.places.all).try_acquire_owned() else {
+                let limit = self.limit.load(Ordering::Relaxed);
+                let detail =
+                    format!("{name}: {limit} calls run and {limit} wait, which is the limit");
+                return Err(Problem::new(Code::Overloaded, detail));
+            };
+            if let Some(place) = self.places.unless_owed(place) {
+                break place;
+            }
         };
-        let running = deadline.acquire(&self.running).await;
+        let running = deadline.bound(async {
+            let _first = self.first.acquire().await;
+            loop {
+                let running = Arc::clone(&self.running.all).acquire_owned().await.ok()?;
+                if let Some(running) = self.running.unless_owed(running) {
+                    return Some(running);
+                }
+            }
+        });
         // A turn may come too late: when the calls before it ended at the same deadline.
+        let running = running.await.flatten();
         let running = running.filter(|_| !deadline.has_passed());
         let running = running.ok_or_else(|| Problem::not_started(name))?;
         Ok([place, running])
     }
 }
 
-/// Changes how many permits there are. Those that are taken and too many are withdrawn once they are given back, before anybody
-/// who comes later gets one.
-fn resize(permits: &Arc<Semaphore>, was: usize, now: usize) {
-    permits.add_permits(now.saturating_sub(was));
-    let fewer = was.saturating_sub(now);
-    let owed = u32::try_from(fewer - permits.forget_permits(fewer)).unwrap_or(u32::MAX);
-    if owed > 0 {
-        let owed = Arc::clone(permits).acquire_many_owned(owed);
-        task::spawn(owed.map_ok(OwnedSemaphorePermit::forget));
+impl Permits {
+    fn new(count: usize) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS))),
+            owed: AtomicUsize::new(0),
+        }
+    }
+
+    /// Changes how many there are. Those that are taken and too many are owed.
+    fn resize(&self, was: usize, now: usize) {
+        self.all.add_permits(now.saturating_sub(was));
+        let fewer = was.saturating_sub(now);
+        let owed = fewer - self.all.forget_permits(fewer);
+        self.owed.fetch_add(owed, Ordering::Relaxed);
+    }
+
+    /// `permit`, unless one is owed: then this one is withdrawn.
+    fn unless_owed(&self, permit: OwnedSemaphorePermit) -> Option<OwnedSemaphorePermit> {
+        let one_less = |owed: usize| owed.checked_sub(1);
+        let order = Ordering::Relaxed;
+        if self.owed.fetch_update(order, order, one_less).is_ok() {
+            permit.forget();
+            return None;
+        }
+        Some(permit)
     }
 }
 

@@ -510,16 +510,19 @@ async fn a_function_that_is_listed_again_has_its_calls_still() {
     );
 }
 
+/// Has the app list App.one with this `concurrency`, and waits until `instance` has that list.
+async fn offer_one(app: &App, instance: &Process, concurrency: u32) {
+    app.offer(&json!({"functions": {"App.run": {}, "App.one": {"concurrency": concurrency}}}));
+    let listed = async || instance.get("/functions").await.body["details"].clone();
+    let is_taken = |now: &Value| now["App.one"]["concurrency"] == concurrency;
+    eventually("the new list", listed, is_taken).await;
+}
+
 #[tokio::test]
 async fn a_concurrency_that_is_listed_anew_holds_for_the_calls_that_run() {
     let app = App::start().await;
     let instance = app.instance(&[]).await;
-    let offer = async |concurrency: u32| {
-        app.offer(&json!({"functions": {"App.one": {"concurrency": concurrency}}}));
-        let listed = async || instance.get("/functions").await.body["details"].clone();
-        let is_taken = |now: &Value| now["App.one"]["concurrency"] == concurrency;
-        eventually("the new list", listed, is_taken).await;
-    };
+    let offer = async |concurrency| offer_one(&app, &instance, concurrency).await;
     offer(2).await;
     let mut calls = started(&instance, "one", &["a", "b"]);
     app.until_runs("a").await;
@@ -542,6 +545,38 @@ async fn a_concurrency_that_is_listed_anew_holds_for_the_calls_that_run() {
     assert_eq!(parts(&late), pair("deadline_exceeded", "no"));
     app.set("release");
     assert_eq!(next(&mut last).await, pair("ok", "\"e\""));
+}
+
+#[tokio::test]
+async fn a_lower_concurrency_holds_for_the_calls_that_wait_in_their_order() {
+    let app = App::start().await;
+    let instance = app.instance(&[]).await;
+    offer_one(&app, &instance, 3).await;
+    let mut calls = started(&instance, "one", &["a", "b", "c"]);
+    let runs = async || app.runs().len();
+    eventually("three calls", runs, |runs| *runs == 3).await;
+    let mut waiting = JoinSet::new();
+    for (id, all) in [("d", 4), ("e", 5), ("f", 6)] {
+        let call = json!({"module": "App", "function": "one", "args": [id], "timeout_ms": 60_000});
+        waiting.spawn(answer(instance.request("/rpc/iad", &call.to_string())));
+        let running = async || instance.running().await;
+        eventually("one that waits", running, |running| *running == all).await;
+    }
+    offer_one(&app, &instance, 1).await;
+    for id in ["a", "b", "c"] {
+        app.set(&format!("release-{id}"));
+        assert_eq!(next(&mut calls).await, pair("ok", &format!("{id:?}")));
+    }
+    for id in ["d", "e", "f"] {
+        app.until_runs(id).await;
+        // What started together with it is there as well.
+        let after = call(&instance, "App.run", json!([format!("after {id}")]), 60_000).await;
+        assert_eq!(after.status, 200);
+        assert_eq!(app.runs().keys().next_back().unwrap(), id);
+        app.set(&format!("release-{id}"));
+        let ended = waiting.join_next().await.unwrap().unwrap().unwrap();
+        assert_eq!(parts(&ended), pair("ok", &format!("{id:?}")));
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 """An app that does on the wire what a test asks of it: python3 app.py FOLDER PORT|SOCKET.
 
 It takes what it offers from FOLDER/list.json if that is there, and appends to FOLDER/runs a line for each call that runs.
-App.hold and App.one run until FOLDER/release is there; then App.hold answers what it was given."""
+App.hold and App.one run until FOLDER/release is there, or FOLDER/release-ID; then App.hold answers what it was given."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ async def call(function, args, headers, writer, ended):
         return answer(200, json.dumps(args[0]))
     if function in ("App.hold", "App.one"):
         note("runs", args[0])
-        while not is_set("release"):
+        while not is_set("release") and not is_set(f"release-{args[0]}"):
             if ended.done():
                 note("cancelled", args[0])
                 return None
