@@ -389,7 +389,8 @@ async fn a_client_that_goes_on_sending_reads_why_it_was_refused() {
         );
         client.write_all(head.as_bytes()).await.unwrap();
         in_time("an answer", client.peek(&mut [0])).await.unwrap();
-        client.write_all(&[b' '; LENGTH]).await.unwrap();
+        // On a busy machine the connection may be closed before all of it is taken; the answer is there.
+        let _ = client.write_all(&[b' '; LENGTH]).await;
         assert_eq!(raw::next(&mut client).await.status, status);
     }
 }
