@@ -20,7 +20,7 @@ use axum::{
 use futures_util::{
     FutureExt, StreamExt, TryStreamExt,
     future::{self, BoxFuture, OptionFuture},
-    stream::FuturesUnordered,
+    stream::{self, FuturesUnordered},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -199,7 +199,7 @@ fn accept(dispatcher: Arc<Dispatcher>, context: Context, mut request: Request) -
                 tokio::select! {
                     // The answers of calls that have ended are written first.
                     biased;
-                    () = serve(dispatcher, context, Some(clock), awaited, connection) => {}
+                    _ = serve(dispatcher, context, Some(clock), awaited, connection) => {}
                     () = lifecycle.reached(Phase::Cut) => {}
                 }
             }
@@ -271,6 +271,8 @@ const GRACE: Duration = Duration::from_secs(1);
 const SMALL: usize = 1 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
 const PIECE: usize = 256 << 10;
+/// The same of a body of answers, in which what waits to be read is not counted.
+const BODY_PIECE: usize = 16 << 10;
 
 /// No further line is read while this many calls of one exchange are at work or wait to be written. It is twice
 /// `RPC_MAX_IN_FLIGHT` where that is more, so that calls beyond that limit are refused, and pings answered, at once.
@@ -279,24 +281,30 @@ const MIN_MAX_RUNNING: usize = 2048;
 /// Answers the lines in the body of a request by lines in that of the answer.
 fn body_of_lines(dispatcher: Arc<Dispatcher>, context: Context, body: Body) -> Response {
     let lines = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
-    let (answers, written) = io::duplex(PIECE);
+    let (answers, written) = io::duplex(BODY_PIECE);
     let served = serve(dispatcher, context, None, None, io::join(lines, written));
     // Whoever does not want the answers any more gives up the calls that have not started.
     let served = AbortOnDropHandle::new(task::spawn(served.in_current_span()));
-    let pieces = ReaderStream::with_capacity(answers, PIECE);
-    let pieces = pieces.inspect(move |_| _ = &served);
-    ([(CONTENT_TYPE, NDJSON)], Body::from_stream(pieces)).into_response()
+    let pieces = ReaderStream::with_capacity(answers, BODY_PIECE);
+    // The answer to a call that may have run must not be missing in what looks whole.
+    let end = stream::once(served).filter_map(async |served| {
+        let is_whole = served.unwrap_or(false);
+        (!is_whole).then(|| Err(std::io::ErrorKind::UnexpectedEof.into()))
+    });
+    let pieces = Body::from_stream(pieces.chain(end));
+    ([(CONTENT_TYPE, NDJSON)], pieces).into_response()
 }
 
 /// Answers the lines that come on `connection` until either side ends it. The first line must give the proof that is
-/// `awaited`, if one is. Without a `clock` it is the body of a request, which ends before its answers do.
+/// `awaited`, if one is. Without a `clock` it is the body of a request, which ends before its answers do. Returns whether
+/// every line was answered.
 async fn serve(
     dispatcher: Arc<Dispatcher>,
     context: Context,
     clock: Option<Clock>,
     awaited: Option<Proof>,
     mut connection: impl AsyncRead + AsyncWrite + Unpin,
-) {
+) -> bool {
     let is_body = clock.is_none();
     // A peer that calls all the time probes rarely, and would learn late that the app changed, also if it did before this
     // connection.
@@ -309,9 +317,12 @@ async fn serve(
     let (mut idle, mut has_ended) = (Duration::ZERO, false);
     loop {
         if connection.write_all(&exchange.out).await.is_err() {
-            return;
+            return false;
         }
         exchange.clear_written();
+        if has_ended && exchange.running.is_empty() {
+            return true;
+        }
         tokio::select! {
             biased;
             // What has ended goes before what is to begin: otherwise answers pile up behind a peer that sends on and on.
@@ -324,16 +335,16 @@ async fn serve(
                         // The last line may have no end of its own.
                         exchange.lines.push(b"\n");
                     }
-                    _ => return,
+                    _ => return false,
                 }
                 idle = Duration::ZERO;
                 if !exchange.take_together().await {
-                    return;
+                    return false;
                 }
             }
             Ok(()) = exchange.phase.changed() => {
                 if *exchange.phase.borrow() == Phase::Cut {
-                    return;
+                    return false;
                 }
                 exchange.announce_phase();
             }
@@ -341,7 +352,10 @@ async fn serve(
                 exchange.out.extend_from_slice(CHANGED_LINE);
             }
             _ = tick.tick() => {
-                idle += GRACE;
+                idle = match exchange.running.is_empty() {
+                    true => idle + GRACE,
+                    false => Duration::ZERO,
+                };
                 exchange.give_back();
             }
         }
@@ -351,9 +365,8 @@ async fn serve(
             task::yield_now().await;
             exchange.put_ready();
         }
-        let is_over = has_ended || idle > exchange.patience();
-        if is_over && exchange.running.is_empty() && exchange.out.is_empty() {
-            return;
+        if exchange.running.is_empty() && exchange.out.is_empty() && idle > exchange.patience() {
+            return true;
         }
     }
 }
@@ -465,7 +478,8 @@ impl Exchange {
                 }
                 continue;
             }
-            match control(&line) {
+            // In a body every line is a call.
+            match control(&line).filter(|_| self.clock.is_some()) {
                 None => calls.push(line),
                 Some(control) => {
                     cancelled.extend(control.cancel);

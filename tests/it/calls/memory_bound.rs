@@ -133,10 +133,13 @@ async fn two_hundred_lines_that_do_not_end() {
             assert_alive(&instance).await;
         }
     }
-    // The last ones are refused before their ends come, and the lines behind them are not.
-    let mut last = slow.pop().unwrap();
-    let rest = format!("\"]}}\n{}\n", call(2, "behind"));
-    last.write_all(chunk(&rest).as_bytes()).await.unwrap();
+    // A further one is refused before its end comes, and the line behind it is not.
+    let mut last = TcpStream::connect(instance.address).await.unwrap();
+    let rest = chunk(&format!("\"]}}\n{}\n", call(2, "behind")));
+    let all = begun + &rest;
+    in_time("taking it", last.write_all(all.as_bytes()))
+        .await
+        .unwrap();
     let mut heard = Vec::new();
     in_time("both answers", async {
         while !heard.ends_with(b"{\"id\":2,\"result\":\"behind\"}\n\r\n") {

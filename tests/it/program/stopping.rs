@@ -223,6 +223,30 @@ async fn what_outlives_the_drain_timeout_is_cut_and_shown_by_the_exit_code() {
     cluster.instance_mut("iad-1").ended().await;
 }
 
+/// Its end is that of a broken answer: a call that may have run has no line.
+#[tokio::test]
+async fn an_answer_in_lines_that_was_cut_does_not_look_whole() {
+    for number in 0..4 {
+        let cluster = Cluster::builder()
+            .region("iad", 1)
+            .functions()
+            .set("RPC_DRAIN_TIMEOUT", "200ms");
+        let cluster = cluster.start().await;
+        let iad = cluster.instance("iad-1");
+        let mut held = blocking("held", &json!({}));
+        held["region"] = json!("iad");
+        let lines = reqwest::Client::new()
+            .post(format!("http://{}/internal/exec", iad.address))
+            .header("content-type", "application/x-ndjson")
+            .body(format!("{held}\n"));
+        let answers = lines.send().await.unwrap();
+        cluster.until_started("held").await;
+        iad.terminate();
+        let answers = in_time("the end", answers.text()).await;
+        assert!(answers.is_err(), "{number}: {answers:?}");
+    }
+}
+
 #[tokio::test]
 async fn the_program_ends_with_1_when_a_call_was_cut() {
     let mut cluster = Cluster::builder()
