@@ -417,7 +417,9 @@ impl Poller {
                 self.schedule.add_now(address, Class::Awaited);
             }
             state => {
-                // The call may have been answered meanwhile.
+                // The call reads next what is known of the peer.
+                self.publish();
+                // It may have been answered meanwhile.
                 let _ = waiter.send(state.unwrap_or(PeerState::Suspect));
             }
         }

@@ -244,7 +244,15 @@ async fn noted<C: Future>(connecting: C) -> C::Output {
 }
 
 async fn send(request: RequestBuilder) -> Result<Response, ProbeFailure> {
-    let response = request.send().await.map_err(|error| {
+    let again = request.try_clone();
+    let mut sent = request.send().await;
+    // The end of a process cuts what waits for it: only another connection shows whether anything is there now.
+    if let (Err(error), Some(again)) = (&sent, again)
+        && was_cut(error)
+    {
+        sent = again.send().await;
+    }
+    let response = sent.map_err(|error| {
         let is_unanswered = error.is_connect() || error.is_timeout() || was_cut(&error);
         let error = error.without_url();
         let reason = with_causes(&error);
@@ -283,7 +291,9 @@ fn is_refused(error: &reqwest::Error) -> bool {
 /// Whether the connection ended before an answer, as that of a process that stops may.
 fn was_cut(error: &reqwest::Error) -> bool {
     let http_error = causes(error).find_map(|cause| cause.downcast_ref::<hyper::Error>());
+    let is_reset = |cause: &io::Error| cause.kind() == io::ErrorKind::ConnectionReset;
     http_error.is_some_and(|error| !error.is_parse())
+        || causes(error).any(|cause| cause.downcast_ref().is_some_and(is_reset))
 }
 
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {

@@ -88,6 +88,8 @@ pub(crate) enum CallSignal {
     Answered,
     Draining,
     Unreachable,
+    /// The peer's address refuses connections.
+    Refused,
     /// Another instance than the expected one answered.
     WrongInstance,
     /// The peer gave no complete answer, or lacks a function that its catalogue has: a reason for a probe, not for another
@@ -496,6 +498,7 @@ impl Table {
             CallSignal::Answered if is_suspect => entry.set(Condition::Ready, "it answered a call"),
             CallSignal::Draining => entry.set(Condition::Draining, "it said so on its connection"),
             CallSignal::Unreachable => entry.set(Condition::Doubtful, "a call could not connect"),
+            CallSignal::Refused => entry.set(Condition::Gone, "a call was refused a connection"),
             CallSignal::WrongInstance => {
                 entry.set(Condition::Doubtful, "another instance answered a call")
             }
@@ -507,7 +510,9 @@ impl Table {
             CallSignal::Answered | CallSignal::Questionable => Vec::new(),
         };
         let needs_probe = match signal {
-            CallSignal::WrongInstance | CallSignal::Unreachable => !effects.changes.is_empty(),
+            CallSignal::WrongInstance | CallSignal::Unreachable | CallSignal::Refused => {
+                !effects.changes.is_empty()
+            }
             CallSignal::Questionable | CallSignal::Changed => !is_current,
             CallSignal::Answered | CallSignal::Draining => false,
         };
@@ -566,11 +571,17 @@ impl Table {
         self.known(address).is_some()
     }
 
-    /// Whether the last probe of `address` ended less than a quarter of a second before `now`.
+    /// Whether the last probe of `address` ended less than a quarter of a second before `now`, and no call has found since that
+    /// the peer does not answer.
     pub(super) fn is_current(&self, address: SocketAddr, now: Instant) -> bool {
-        let entry = self.entries.get(&address);
-        let last_probe = entry.and_then(|entry| entry.last_probe);
-        last_probe.is_some_and(|probed| now.saturating_duration_since(probed) < CURRENT)
+        let Some(entry) = self.entries.get(&address) else {
+            return false;
+        };
+        let is_doubtful = |known: &KnownPeer| known.condition == Condition::Doubtful;
+        !entry.peer.as_ref().is_some_and(is_doubtful)
+            && entry
+                .last_probe
+                .is_some_and(|probed| now.saturating_duration_since(probed) < CURRENT)
     }
 
     pub(super) fn peers(&self) -> impl Iterator<Item = &KnownPeer> {

@@ -257,7 +257,7 @@ impl Link {
                 self.large_results.note(&call.name, size);
                 return Ok(result);
             }
-            Ending::Answered(Err(problem)) => self.peer_problem(peer, *problem),
+            Ending::Answered(Err(problem)) => self.peer_problem(peer, call, *problem),
             Ending::Garbled => Problem::new(
                 Code::PeerLost,
                 format!("instance {instance} answered with something else than our contract"),
@@ -298,13 +298,18 @@ impl Link {
     }
 
     /// A peer's problem as the caller may see it: one with the request that this instance made means nothing to the caller.
-    fn peer_problem(&self, peer: &Peer, problem: Problem) -> Problem {
+    fn peer_problem(&self, peer: &Peer, call: &Call, problem: Problem) -> Problem {
         if problem.later.is_some() {
             return problem;
         }
         match problem.code {
             Code::WrongRegion => {
-                self.cluster.report(peer.address, CallSignal::WrongInstance);
+                // A call that names a process may have found another one of the same instance.
+                let signal = match call.boot {
+                    Some(_) => CallSignal::Questionable,
+                    None => CallSignal::WrongInstance,
+                };
+                self.cluster.report(peer.address, signal);
                 problem
             }
             Code::Draining => {

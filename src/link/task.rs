@@ -36,7 +36,7 @@ use super::{
     connection::{Connection, Ending, Idle},
 };
 use crate::{
-    cluster::CallSignal,
+    cluster::{CallSignal, Peer},
     deadline::Deadline,
     local::LocalInstance,
     memory::NoRoom,
@@ -131,7 +131,13 @@ async fn open(
         Ok(Ok(socket)) => time::timeout(HANDSHAKE, upgraded(connection, socket))
             .await
             .unwrap_or_else(|_| Err(none(connection, "no answer to the upgrade in time"))),
-        Ok(Err(error)) => Err(none(connection, error)),
+        Ok(Err(error)) => {
+            if error.kind() == io::ErrorKind::ConnectionRefused {
+                let address = connection.peer.address;
+                connection.cluster.report(address, CallSignal::Refused);
+            }
+            Err(none(connection, error))
+        }
         Err(_) => Err(none(connection, "no connection in time")),
     }
 }
@@ -237,7 +243,8 @@ fn confirmation(
     is_proven.then(|| lines::proof_line(&challenge.prove(token, confirms)))
 }
 
-/// How calls end if the answer is not an upgrade.
+/// How calls end if the answer is not an upgrade. Who refuses has proved nothing: no text of it is shown, and that it is full
+/// or stops is believed until the next probe.
 async fn refusal(connection: &Connection, response: Response<Incoming>) -> Ending {
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_REFUSAL)
@@ -246,16 +253,23 @@ async fn refusal(connection: &Connection, response: Response<Incoming>) -> Endin
     let document: Option<ProblemDocument> = body
         .ok()
         .and_then(|body| serde_json::from_slice(&body.to_bytes()).ok());
-    let problem = document.map(|document| document.problem);
-    // Who refuses has proved nothing, and no call was sent.
-    let Some(problem) = problem.filter(|problem| problem.executed == Executed::No) else {
-        let cause =
-            format!("it answered the upgrade with status {status} and a body that is not ours");
-        return none(connection, cause);
+    let code = document.map(|document| document.problem.code);
+    let Some(code @ (Code::Draining | Code::Overloaded)) = code else {
+        let said = code.map_or_else(String::new, |code| format!(", {code}"));
+        return none(
+            connection,
+            format!("it refused the upgrade with status {status}{said}"),
+        );
     };
-    let (address, code, detail) = (connection.peer.address, problem.code, &problem.detail);
-    tracing::warn!(%address, %code, detail, "a peer refuses calls");
-    Ending::Answered(Err(Box::new(problem)))
+    let Peer {
+        address, instance, ..
+    } = &connection.peer;
+    tracing::warn!(%address, %code, "a peer refuses calls");
+    connection
+        .cluster
+        .report(*address, CallSignal::Questionable);
+    let detail = format!("instance {instance} takes no further connection");
+    Ending::Answered(Err(Box::new(Problem::new(code, detail))))
 }
 
 /// The task of one connection that stands.

@@ -336,6 +336,28 @@ fn a_change_has_its_reason() {
 }
 
 #[test]
+fn what_a_call_finds_out_after_a_probe_is_probed_again_and_a_refusal_is_known_at_once() {
+    let mut table = Story::new().dns(&[1]).seen(1, "a").0;
+    let call = |table: &mut Table, signal| {
+        let event = TableEvent::Called(address(1), signal);
+        table.apply(event, Instant::now());
+        let peers = table.region(&"syd".parse().unwrap());
+        let is_current = table.is_current(address(1), Instant::now());
+        (peers.condition(&answer(1, "a").peer), is_current)
+    };
+    let answered = call(&mut table, CallSignal::Answered);
+    assert_eq!(answered, (Condition::Ready, true));
+    let unreachable = call(&mut table, CallSignal::Unreachable);
+    assert_eq!(unreachable, (Condition::Doubtful, false));
+    let hangs = ProbeFailure::NoAnswer("no answer".to_owned());
+    table.apply(TableEvent::Probed(address(1), Err(hangs)), Instant::now());
+    let unreachable = call(&mut table, CallSignal::Unreachable);
+    assert_eq!(unreachable, (Condition::Hanging, true));
+    let refused = call(&mut table, CallSignal::Refused);
+    assert_eq!(refused, (Condition::Gone, true));
+}
+
+#[test]
 fn another_cause_of_the_same_state_is_for_calls_and_no_news() {
     let mut table = Story::new().dns(&[1]).seen(1, "a").0;
     let mut changes = |event| {
@@ -551,6 +573,7 @@ fn called() -> impl Strategy<Value = TableEvent> {
         Just(CallSignal::Answered),
         Just(CallSignal::Draining),
         Just(CallSignal::Unreachable),
+        Just(CallSignal::Refused),
         Just(CallSignal::WrongInstance),
         Just(CallSignal::Questionable),
         Just(CallSignal::Changed),

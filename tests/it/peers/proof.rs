@@ -210,6 +210,47 @@ async fn who_takes_over_an_address_between_two_probes_gets_neither_token_nor_cal
     }
 }
 
+/// It refuses as an instance would, for a reason that is the same everywhere, or of a later release.
+#[tokio::test]
+async fn who_takes_over_an_address_answers_no_call() {
+    for (status, code) in [
+        (422, "invalid_arguments"),
+        (429, "quota_spent"),
+        (503, "overloaded"),
+    ] {
+        let mut cluster = Cluster::builder()
+            .region("syd", 2)
+            .set("RPC_TOKEN", TOKEN)
+            .start()
+            .await;
+        let all = ["iad-1", "syd-1", "syd-2"];
+        cluster.add_with_one_round("iad", &all).await;
+        let address = cluster.instance("syd-1").address;
+        let ended = cluster.instance_mut("syd-1");
+        ended.kill();
+        ended.ended().await;
+        let refusal = json!({
+            "type": "x", "title": "x", "status": status, "detail": "what a stranger says", "code": code,
+            "executed": "no", "error": null,
+            "meta": {"region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 1.0, "request_id": "r"},
+        });
+        let _stranger = Stranger::at(address, Manner::Refuse(status, refusal.to_string())).await;
+        let iad = cluster.instance("iad-1");
+        let ready = async || {
+            for _ in 0..8 {
+                let answer = iad.call("syd", "String.upcase", json!(["fly"])).await;
+                assert_eq!(
+                    (answer.result(), answer.instance()),
+                    (&json!("FLY"), "syd-2")
+                );
+            }
+            ready_instances(iad).await
+        };
+        eventually("its end", ready, |ready| !ready.contains("syd-1")).await;
+        assert!(!iad.log().contains("what a stranger says"));
+    }
+}
+
 #[tokio::test]
 async fn a_proxy_of_the_environment_is_never_asked() {
     let proxy = Stranger::at(
