@@ -69,9 +69,9 @@ impl Peer {
         self.app_state.is_some_and(|state| state != AppHealth::Up)
     }
 
-    /// Whether it does not have the function. Its app, if that is down, may have it.
-    pub(crate) fn lacks(&self, name: &FunctionName) -> bool {
-        !self.may_have(name) && self.app_state != Some(AppHealth::Down)
+    /// Whether the function may be that of its app, which has listed none since the instance started.
+    pub(crate) fn awaits(&self, name: &FunctionName) -> bool {
+        self.app_state == Some(AppHealth::Starting) && !self.may_have(name)
     }
 
     /// Whether it may have the function; a peer whose catalogue is not known may have any.

@@ -47,9 +47,8 @@ pub(super) struct Attempts {
     /// The call in flight, once it was admitted.
     pub(super) in_flight: Option<InFlight>,
     pub(super) count: u32,
-    /// How many of them a draining instance refused that the call's key had picked. They are free: the order of the instances
-    /// is that of the key, and such an instance said that it did not run the call.
-    passed_on: u32,
+    /// How many may be made besides [`MAX_ATTEMPTS`].
+    pub(super) free: u32,
     last: Option<InstanceId>,
     /// How many of the remaining attempts are kept for other regions.
     pub(super) kept_for_others: u32,
@@ -92,7 +91,7 @@ impl Attempts {
             stays: has_key && !keys_are_shared && !call.idempotent,
             in_flight,
             count: 0,
-            passed_on: 0,
+            free: 0,
             last: None,
             kept_for_others: 0,
             is_held: false,
@@ -168,9 +167,14 @@ impl Attempts {
         time::sleep(pause.min(self.deadline.remaining())).await;
     }
 
+    /// Whether an attempt that was made may have run the call.
+    pub(super) fn may_have_run(&self) -> bool {
+        self.ran.is_some()
+    }
+
     /// How many attempts may still be made.
     pub(super) fn remaining(&self) -> u32 {
-        (MAX_ATTEMPTS + self.passed_on).saturating_sub(self.count)
+        (MAX_ATTEMPTS + self.free).saturating_sub(self.count)
     }
 
     /// How many attempts may still be made in this region.
@@ -186,7 +190,7 @@ impl Attempts {
     /// is not asked for again.
     fn allowed(&self, problem: &Problem, call: &Call, condition: Condition) -> Retry {
         let (is_known_to_all, stays) = (self.is_known_to_all, self.stays);
-        let may_have_run = self.ran.is_some() || problem.executed == Executed::Maybe;
+        let may_have_run = self.may_have_run() || problem.executed == Executed::Maybe;
         match problem.executed {
             Executed::Yes => Retry::No,
             _ if self.is_held => Retry::No,
@@ -244,8 +248,6 @@ impl Attempts {
                 Condition::Doubtful => problem.code == Code::PeerUnreachable,
                 Condition::Ready | Condition::Draining | Condition::Gone => false,
             };
-        let is_passed_on = self.stays && problem.code == Code::Draining;
-        self.passed_on += u32::from(is_passed_on);
         let retry = self.allowed(problem, call, condition);
         let (left, is_spent) = match retry {
             Retry::No => return Retry::No,
@@ -261,7 +263,7 @@ impl Attempts {
         }
         // The budget bounds the extra load on a region that fails. An attempt takes nothing from it if later calls avoid the
         // instance that failed, and another one has room.
-        let is_free = !is_spent && (is_room || is_passed_on);
+        let is_free = !is_spent && is_room;
         match is_free || budget.withdraw() {
             true => retry,
             false => Retry::No,

@@ -40,8 +40,8 @@ impl Candidate {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Here<'a> {
     pub(super) instance: &'a InstanceId,
-    /// Whether it does not have the function.
-    pub(super) lacks_function: bool,
+    /// Whether the function may be that of its app, which has listed none yet.
+    pub(super) awaits_function: bool,
 }
 
 #[derive(Debug)]
@@ -114,6 +114,25 @@ impl Candidates {
         }
     }
 
+    /// Whether one more attempt is free after one that ended with `problem`: the order is that of the call's key, and who
+    /// refused the call for such a reason does not know the key.
+    pub(super) fn passes_on(&self, problem: &Problem, call: &Call) -> bool {
+        let Self::Ranked(candidates) = self else {
+            return false;
+        };
+        let may_have = |(candidate, _): &(Candidate, _)| match candidate {
+            Candidate::Here => true,
+            Candidate::There(peer) => peer.may_have(&call.name) || peer.app_is_out(),
+        };
+        let mut left = candidates.as_slice().iter();
+        match problem.code {
+            Code::Draining => left.len() > 0,
+            // Else a function that nobody has would be asked for everywhere.
+            Code::FunctionUnknown => left.any(may_have),
+            _ => false,
+        }
+    }
+
     /// Whether the next one for `call` is ready and did not say that it is full.
     pub(super) fn has_room(&self, peers: &RegionPeers, call: &Call) -> bool {
         match self {
@@ -136,8 +155,8 @@ fn hangs(instance: &InstanceId) -> Problem {
 
 /// Rendezvous hashing (highest random weight): every instance ranks the same instances in the same order for a key, and
 /// one that comes or goes moves only the keys that are its own. An instance that does not answer keeps its rank, because
-/// it may have run the call before, unless the call may run twice; one that refuses connections comes after those, and one
-/// that lacks the function last.
+/// it may have run the call before, unless the call may run twice. Tried last is one that refuses connections, and one whose
+/// app has just started.
 fn ranked(
     peers: &RegionPeers,
     here: Option<Here<'_>>,
@@ -147,24 +166,17 @@ fn ranked(
     // Where another process has the same id, other instances would pick that one.
     let here = here.filter(|here| !peers.duplicates.contains(here.instance));
     let here = here.map(|here| {
-        let rank = (
-            here.lacks_function,
-            false,
-            Reverse(weight(key, here.instance)),
-        );
+        let rank = (here.awaits_function, Reverse(weight(key, here.instance)));
         (rank, Candidate::Here, Condition::Ready)
     });
     let there = peers.identified().map(|(peer, condition)| {
-        let is_late = match condition {
+        let is_out = match condition {
             Condition::Gone => true,
             Condition::Hanging => call.idempotent,
             Condition::Ready | Condition::Draining | Condition::Doubtful => false,
         };
-        let rank = (
-            peer.lacks(&call.name),
-            is_late,
-            Reverse(weight(key, &peer.instance)),
-        );
+        let is_last = is_out || peer.awaits(&call.name);
+        let rank = (is_last, Reverse(weight(key, &peer.instance)));
         (rank, Candidate::There(Arc::clone(peer)), condition)
     });
     let mut candidates: Vec<_> = there.chain(here).collect();
@@ -217,7 +229,7 @@ mod tests {
         let me: Option<InstanceId> = me.map(|me| me.parse().unwrap());
         let here = me.as_ref().map(|instance| Here {
             instance,
-            lacks_function: false,
+            awaits_function: false,
         });
         let key = key.to_string().parse().unwrap();
         match &ranked(&peers(names), here, &key, &call(false))[0].0 {

@@ -195,10 +195,18 @@ impl FanOut {
         let (request_id, arrived) = (self.request_id.clone(), self.arrived);
         let in_flight = Arc::clone(&self.in_flight);
         let room = self.room_for(&recipient);
+        // Whose answer is wanted is asked alone, also where instances share what they remember.
+        let keys_are_shared =
+            matches!(recipient, Recipient::OneOf(_)) && dispatcher.executor.keys.are_shared();
         let asking = async move {
             let deadline = Deadline::since(arrived, call.timeout);
-            // A key is kept to the instance that may have run it, also where instances share a store of keys.
-            let attempts = Attempts::new(request_id, deadline, &call, false, Some(in_flight));
+            let attempts = Attempts::new(
+                request_id,
+                deadline,
+                &call,
+                keys_are_shared,
+                Some(in_flight),
+            );
             ask(&dispatcher, &call, recipient, room, attempts, arrived).await
         };
         Box::pin(in_own_task(asking.in_current_span()))

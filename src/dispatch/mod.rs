@@ -429,7 +429,7 @@ impl Dispatcher {
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
         let here = (*region == self.local.identity.region).then(|| Here {
             instance: &self.local.identity.instance,
-            lacks_function: self.executor.lacks(&call.name),
+            awaits_function: self.executor.awaits(&call.name),
         });
         let mut candidates = Candidates::new(&known, here, call, self.key_picks(call))?;
         let budget = self.budgets.of(region);
@@ -449,7 +449,9 @@ impl Dispatcher {
             // The attempt may have taken so long that other peers are there now.
             let peers = self.cluster.region(region).unwrap_or_default();
             let condition = candidate.condition(&peers);
-            let is_room = candidates.has_room(&peers, &call);
+            let passes_on = candidates.passes_on(&problem, &call);
+            attempts.free += u32::from(passes_on);
+            let is_room = passes_on || candidates.has_room(&peers, &call);
             let retry = attempts.decide(&problem, &call, condition, is_room, &budget);
             attempts.note(problem);
             next = match retry {
@@ -457,7 +459,9 @@ impl Dispatcher {
                 Retry::Next => candidates.next(&peers, &call, attempts)?,
                 Retry::Same => {
                     attempts.pause().await;
-                    call.to_mut().boot = candidate.boot();
+                    if attempts.may_have_run() {
+                        call.to_mut().boot = candidate.boot();
+                    }
                     Some(candidate)
                 }
             };

@@ -112,10 +112,10 @@ impl Executor {
         Arc::clone(&made.1)
     }
 
-    /// Whether this instance does not have the function. Its app, if that is down, may have it.
-    pub(crate) fn lacks(&self, name: &FunctionName) -> bool {
-        let is_down = |app: &Arc<App>| app.status().health == AppHealth::Down;
-        !self.catalogue().has(name) && !self.app.as_ref().is_some_and(is_down)
+    /// Whether the function may be that of the app, which has listed none since this instance started.
+    pub(crate) fn awaits(&self, name: &FunctionName) -> bool {
+        let is_starting = |app: &Arc<App>| app.status().health == AppHealth::Starting;
+        self.app.as_ref().is_some_and(is_starting) && !self.catalogue().has(name)
     }
 
     pub(crate) fn app(&self) -> Option<&Arc<App>> {
