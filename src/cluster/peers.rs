@@ -170,9 +170,9 @@ impl RegionPeers {
         found.map_or(Condition::Gone, |(_, condition)| condition)
     }
 
-    /// A peer that was not tried yet and may have the function: one of the ready ones that have room, else one of the
-    /// ready ones that are full, else one of the others. If none has the function, one peer is tried nevertheless: one whose
-    /// app is out, which can say whether the function is that app's, else any, since its catalogue may be out of date.
+    /// A peer that was not tried yet and may have the function, in this order: ready with room, ready and full, suspect or
+    /// draining. If none may have it, one peer is tried nevertheless: a ready one whose app is out, which can say whether the
+    /// function is that app's; any ready one, because its catalogue may be out of date; any other.
     pub(crate) fn choose(&self, name: &FunctionName, tried: &[SocketAddr]) -> Option<&Arc<Peer>> {
         let fits = |peer: &Peer| peer.fits(name, tried);
         let has_room = |peer: &Peer| peer.has_room(name, tried);

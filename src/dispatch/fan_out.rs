@@ -32,7 +32,7 @@ const FIRST: usize = 32;
 /// For how long a call counts as one that began lately.
 const LATELY: Duration = Duration::from_millis(250);
 /// The size of arguments and of results that are not counted, in bytes: each costs as much besides.
-const SMALL: usize = 1 << 10;
+const UNCOUNTED: usize = 1 << 10;
 
 /// An instance or a region that a fan-out asks.
 #[derive(Clone, Debug)]
@@ -151,7 +151,7 @@ impl FanOut {
         }
         let memory = &self.dispatcher.local.memory;
         let args = self.size_of_args();
-        let each = self.largest.unwrap_or(args / 2).max(SMALL);
+        let each = self.largest.unwrap_or(args / 2).max(UNCOUNTED);
         let results = match lately {
             0 => 0,
             // Twice: they may take half of the room that is left.
@@ -169,7 +169,7 @@ impl FanOut {
     /// line that is sent.
     fn size_of_args(&self) -> usize {
         let size = self.call.args.raw().get().len();
-        if size > SMALL { 2 * size } else { 0 }
+        if size > UNCOUNTED { 2 * size } else { 0 }
     }
 
     /// Room for the arguments on their way.
@@ -178,7 +178,7 @@ impl FanOut {
     /// There is none, or none for a result as large as one before: the function would have run in vain.
     fn room_for(&self, recipient: &Recipient) -> Result<Reserved, Problem> {
         let memory = &self.dispatcher.local.memory;
-        let largest = self.largest.filter(|largest| *largest > SMALL);
+        let largest = self.largest.filter(|largest| *largest > UNCOUNTED);
         let (args, result) = match recipient {
             Recipient::Peer(_) | Recipient::OneOf(_) => (self.size_of_args(), largest),
             Recipient::Here(_) => (0, largest),
