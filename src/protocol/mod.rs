@@ -4,6 +4,7 @@
 
 mod catalogue;
 mod challenge;
+mod clock;
 mod exec;
 pub(crate) mod lines;
 
@@ -16,6 +17,7 @@ use utoipa::ToSchema;
 pub(crate) use self::{
     catalogue::{Catalogue, CatalogueDocument, CatalogueHash},
     challenge::{Challenge, Statement},
+    clock::Clock,
     exec::Exec,
 };
 use crate::{
