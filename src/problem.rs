@@ -328,6 +328,11 @@ pub struct LaterCode {
     pub title: String,
 }
 
+/// `count` of `what`, as in a sentence.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// The text of `error` and of each of its causes that says something new, at most [`MAX_CAUSE`] bytes, for a log or a detail.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -27,6 +27,7 @@ use crate::{
     http::documents::{Accepted, EntryDocument, FanOutMeta, FanOutReply},
     json,
     name::{ConsistencyToken, IdempotencyKey, InstanceId, InvalidName, Name, RequestId},
+    problem::counted,
     region::{Regions, Targets},
     reply::{Meta, Reply, milliseconds},
     telemetry::printable_json,
@@ -195,14 +196,14 @@ fn account(meta: &Meta, took: Duration) -> String {
     let (dim, took) = (Style::new().dimmed(), milliseconds(took));
     let instance = meta.instance.as_ref().map_or("?", |id| id.as_str());
     let region = meta.region.as_ref().map_or("?", |region| region.as_str());
-    let plural = if meta.attempts == 1 { "" } else { "s" };
+    let attempts = counted(meta.attempts as usize, "attempt");
     let token = meta.consistency.as_ref();
     let token = token.map_or(String::new(), |token| format!(" · consistency {token}"));
     let replayed = if meta.replayed { EARLIER } else { "" };
     format!(
-        "{dim}{instance} in {region} · {:.1} ms, {took:.1} ms from here · {} attempt{plural} · request \
+        "{dim}{instance} in {region} · {:.1} ms, {took:.1} ms from here · {attempts} · request \
          {}{token}{replayed}{dim:#}",
-        meta.elapsed_ms, meta.attempts, meta.request_id
+        meta.elapsed_ms, meta.request_id
     )
 }
 

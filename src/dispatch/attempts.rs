@@ -18,7 +18,7 @@ use crate::{
     deadline::Deadline,
     lifecycle::{InFlight, Lifecycle},
     name::{InstanceId, RequestId},
-    problem::{Code, Executed, Problem},
+    problem::{Code, Executed, Problem, counted},
     region::Region,
     reply::{Meta, Outcome, Report},
 };
@@ -379,8 +379,4 @@ fn more_telling(was: Option<Problem>, now: Problem) -> Problem {
 fn says_more(was: &Problem, now: &Problem) -> bool {
     let weight_now = weight(now.code);
     weight_now.is_some() && weight_now < weight(was.code)
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -6,7 +6,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::call::Args;
+use crate::{call::Args, problem::counted};
 
 /// The arguments as an `A`, or what does not fit.
 pub(super) fn parse<A: DeserializeOwned>(args: &Args) -> Result<A, String> {
@@ -16,8 +16,8 @@ pub(super) fn parse<A: DeserializeOwned>(args: &Args) -> Result<A, String> {
 }
 
 fn arity(expected: usize, given: usize) -> Misfit {
-    let plural = if expected == 1 { "" } else { "s" };
-    Misfit::custom(format!("takes {expected} argument{plural}, {given} given"))
+    let takes = counted(expected, "argument");
+    Misfit::custom(format!("takes {takes}, {given} given"))
 }
 
 /// How serde begins an error that repeats a value.
