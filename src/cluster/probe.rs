@@ -1,7 +1,14 @@
 //! Probes an address: what runs there. Reads the functions of a peer apart from that, when their hash is new. Where the
 //! cluster has a token, only an instance that proves that it knows it is a peer; the token itself is never sent.
 
-use std::{cell::Cell, error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    error::Error,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use moka::sync::Cache;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -33,7 +40,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_INTRODUCTION: usize = 64 << 10;
 const MAX_CATALOGUE: usize = 8 << 20;
 
-/// How many catalogues are kept. Instances of one release share one, so more than a few are rare.
+/// How many catalogues are found by their hash. Instances of one release share one, so more than a few are rare.
 const CATALOGUES: u64 = 64;
 
 /// Probes addresses for the instances of one application.
@@ -44,7 +51,8 @@ pub(super) struct Prober {
     token: Option<Token>,
     /// Its functions need not be read from a peer that has the same.
     executor: Arc<Executor>,
-    catalogues: Cache<CatalogueHash, Arc<Catalogue>>,
+    /// Those that were read, as long as a peer has them: an app may list others at each look.
+    catalogues: Cache<CatalogueHash, Weak<Catalogue>>,
 }
 
 impl Prober {
@@ -94,12 +102,12 @@ impl Prober {
         })
     }
 
-    /// The functions of this hash, if this instance has the same or has read them before.
+    /// The functions of this hash, if this instance has the same, or a peer of which it has read them.
     pub(super) fn known(&self, hash: &CatalogueHash) -> Option<Arc<Catalogue>> {
         let own = self.executor.catalogue();
         match own.hash() == hash {
             true => Some(own),
-            false => self.catalogues.get(hash),
+            false => self.catalogues.get(hash)?.upgrade(),
         }
     }
 
@@ -180,7 +188,7 @@ impl Prober {
         let said = std::mem::take(&mut document.catalogue);
         let catalogue = Arc::new(Catalogue::from(document));
         let hash = catalogue.hash().clone();
-        self.catalogues.insert(hash, Arc::clone(&catalogue));
+        self.catalogues.insert(hash, Arc::downgrade(&catalogue));
         Ok((said, catalogue))
     }
 

@@ -294,6 +294,52 @@ async fn what_an_instance_says_of_its_app_goes_with_its_functions() {
 }
 
 #[tokio::test]
+async fn functions_that_no_peer_has_any_more_take_no_memory() {
+    const LISTS: usize = 30;
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let introduction = cluster.instance("iad-1").get("/internal/region").await.body;
+    let address = cluster.free_address();
+    // Others each time that they are read, and larger in memory than on the wire.
+    let schema = Value::from(vec![json!({"": 0}); 20_000]);
+    let reads = Arc::<AtomicUsize>::default();
+    let hash = |reads: &AtomicUsize| format!("{:032x}", reads.load(Ordering::SeqCst));
+    let introduce = {
+        let reads = Arc::clone(&reads);
+        async move || {
+            let mut introduction = introduction.clone();
+            introduction["region"] = "syd".into();
+            introduction["instance"] = "syd-9".into();
+            introduction["catalogue"] = hash(&reads).into();
+            introduction.to_string()
+        }
+    };
+    let list = {
+        let reads = Arc::clone(&reads);
+        async move || {
+            let hash = hash(&reads);
+            reads.fetch_add(1, Ordering::SeqCst);
+            let declared = json!({"doc": hash, "result": schema});
+            json!({"catalogue": hash, "functions": {"A": ["f"]}, "details": {"A.f": declared}})
+                .to_string()
+        }
+    };
+    let router = Router::new()
+        .route("/internal/region", get(introduce))
+        .route("/internal/functions", get(list));
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let addresses = cluster.addresses().into_iter().chain([address.ip()]);
+    cluster.dns.set_addresses(NAME, addresses);
+    let iad = cluster.instance("iad-1");
+    let read = async || reads.load(Ordering::SeqCst);
+    eventually("some lists", read, |reads| *reads > 5).await;
+    let before = iad.peak_memory();
+    eventually("many lists", read, |reads| *reads > 5 + LISTS).await;
+    let of_each = (iad.peak_memory() - before) / LISTS as u64;
+    assert!(of_each < 4_000, "{of_each} KiB of each list stay");
+}
+
+#[tokio::test]
 async fn functions_that_never_come_hold_up_nobody() {
     let mut cluster = Cluster::builder().functions().start().await;
     cluster.add_without_functions("iad").await;
