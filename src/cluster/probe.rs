@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     client,
-    problem::with_causes,
+    problem::{cut, with_causes},
     protocol::{
         Catalogue, CatalogueDocument, CatalogueHash, Challenge, FUNCTIONS, INTRODUCTION,
         Introduction, NONCE, PROOF, PROTOCOL, PeerState, Statement,
@@ -145,11 +145,12 @@ impl Prober {
 
     /// The peer at `address` as it introduces itself, with its functions if they are known.
     async fn introduction(&self, address: SocketAddr) -> Result<(Peer, PeerState), ProbeFailure> {
-        let not_a_peer = |why: String| Err(ProbeFailure::NotAPeer(why));
+        // Without a token, a stranger says what it likes: little of it is kept and logged.
+        let not_a_peer = |why: String| Err(ProbeFailure::NotAPeer(cut(why)));
         let (response, is_proven_by) = self.get(address, INTRODUCTION).await?;
         let introduction: Introduction = read(response, MAX_INTRODUCTION).await?;
         let peer = Peer {
-            release: introduction.release,
+            release: introduction.release.map(cut),
             boot: introduction.boot,
             catalogue: self.known(&introduction.catalogue),
             listed: introduction.catalogue,

@@ -340,6 +340,42 @@ async fn functions_that_no_peer_has_any_more_take_no_memory() {
 }
 
 #[tokio::test]
+async fn of_what_a_stranger_says_little_is_kept() {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let introduction = cluster.instance("iad-1").get("/internal/region").await.body;
+    let long = "x".repeat(50_000);
+    let mut addresses = cluster.addresses();
+    for (member, instance) in [("app", "syd-8"), ("release", "syd-9")] {
+        let mut introduction = introduction.clone();
+        introduction["instance"] = instance.into();
+        introduction[member] = long.clone().into();
+        let address = cluster.free_address();
+        pretend(address, json!({"functions": {}}), move || {
+            introduction.clone()
+        })
+        .await;
+        addresses.push(address.ip());
+    }
+    cluster.dns.set_addresses(NAME, addresses);
+    cluster.until_ready("iad-1", &["iad-1", "syd-9"]).await;
+    let iad = cluster.instance("iad-1");
+    let explained = async || iad.get("/regions/iad/explain").await.body["unplaced"].clone();
+    let explained = eventually("an address without a peer", explained, |unplaced| {
+        unplaced[0]["last_probe_error"].is_string()
+    });
+    let why = explained.await[0]["last_probe_error"].clone();
+    let why = why.as_str().unwrap();
+    assert!(why.starts_with("it belongs to another app: xxx"), "{why}");
+    assert_eq!(why.len(), 256);
+    let instances = iad.get("/regions/iad").await.body["instances"].clone();
+    let releases = instances.as_array().unwrap().iter();
+    let releases = releases.filter_map(|one| one["release"].as_str().map(str::len));
+    assert_eq!(releases.max(), Some(256));
+    let log = iad.log();
+    assert!(log.lines().all(|line| line.len() < 1_000), "{log}");
+}
+
+#[tokio::test]
 async fn functions_that_never_come_hold_up_nobody() {
     let mut cluster = Cluster::builder().functions().start().await;
     cluster.add_without_functions("iad").await;
