@@ -21,6 +21,7 @@ use hickory_resolver::{
 use rand::seq::SliceRandom;
 use tokio::time::{self, Instant};
 
+use super::table::MAX_WITHOUT_PEER;
 use crate::config::{DiscoveryConfig, DnsName};
 
 /// How long one query may take; hickory's own defaults wait 15 s for a silent server.
@@ -31,6 +32,9 @@ const ROUND_TIMEOUT: Duration = Duration::from_secs(3);
 const MARGIN: Duration = Duration::from_millis(50);
 /// How many targets of SRV records are resolved at once, where the answer did not include their addresses.
 const CONCURRENT_TARGETS: usize = 32;
+/// How many addresses the SRV records of a name may lead to: more than the table has room for. Where each of a thousand
+/// records names another port of one target with a thousand addresses, an answer of 40 KB stands for a million.
+const MAX_ADDRESSES: usize = 2 * MAX_WITHOUT_PEER;
 
 #[derive(Debug)]
 pub(super) struct Dns {
@@ -165,26 +169,31 @@ impl Dns {
         let mut targets: Vec<_> = targets.into_iter().collect();
         targets.shuffle(&mut rand::rng());
         let mut left = targets.len();
-        let mut answers = vec![DnsAnswer::found(known)];
+        let mut found = DnsAnswer::found(known);
         let queries = stream::iter(targets)
             .map(|(target, port)| self.resolve_host(target, port, families))
             .buffer_unordered(CONCURRENT_TARGETS);
         let mut queries = std::pin::pin!(queries);
         // A little before the round ends, which would drop what was found.
         let deadline = deadline - MARGIN;
-        while let Ok(Some(answer)) = time::timeout_at(deadline, queries.next()).await {
-            answers.push(answer);
+        while found.addresses.len() <= MAX_ADDRESSES
+            && let Ok(Some(answer)) = time::timeout_at(deadline, queries.next()).await
+        {
+            found.add(answer);
             left -= 1;
         }
-        if left > 0 {
+        if found.addresses.len() > MAX_ADDRESSES {
+            let error = format!("its SRV records lead to more than {MAX_ADDRESSES} addresses");
+            found.error = Some(error);
+        } else if left > 0 {
             let error = format!("{left} targets of its SRV records were not resolved in time");
-            answers.push(DnsAnswer {
+            found.add(DnsAnswer {
                 error: Some(error),
                 is_unanswered: true,
                 ..DnsAnswer::default()
             });
         }
-        answers.into_iter().collect()
+        found
     }
 }
 
@@ -225,16 +234,18 @@ impl DnsAnswer {
             ..Self::default()
         }
     }
+
+    fn add(&mut self, other: Self) {
+        self.addresses.extend(other.addresses);
+        self.error = self.error.take().or(other.error);
+        self.is_unanswered |= other.is_unanswered;
+    }
 }
 
 impl FromIterator<Self> for DnsAnswer {
     fn from_iter<I: IntoIterator<Item = Self>>(answers: I) -> Self {
         let mut all = Self::default();
-        for answer in answers {
-            all.addresses.extend(answer.addresses);
-            all.error = all.error.or(answer.error);
-            all.is_unanswered |= answer.is_unanswered;
-        }
+        answers.into_iter().for_each(|answer| all.add(answer));
         all
     }
 }
@@ -247,22 +258,26 @@ pub(crate) fn addresses(answer: &Message, port: u16) -> impl Iterator<Item = Soc
 }
 
 /// The SRV records of `answer`: the addresses of their targets as far as the server sent those along (RFC 2782,
-/// additional data), and the other targets with their ports.
-pub(crate) fn services(answer: &Message) -> (Vec<SocketAddr>, BTreeSet<(Name, u16)>) {
-    let mut ips_of: BTreeMap<&Name, Vec<IpAddr>> = BTreeMap::new();
+/// additional data), and the other targets with their ports. Of more than [`MAX_ADDRESSES`], one more than these.
+pub(crate) fn services(answer: &Message) -> (BTreeSet<SocketAddr>, BTreeSet<(Name, u16)>) {
+    let mut ips_of: BTreeMap<&Name, BTreeSet<IpAddr>> = BTreeMap::new();
     for record in &answer.additionals {
         if let Some(ip) = record.data.ip_addr() {
             let ips = ips_of.entry(&record.name).or_default();
-            ips.push(ip.to_canonical());
+            ips.insert(ip.to_canonical());
         }
     }
-    let (mut known, mut targets) = (Vec::new(), BTreeSet::new());
+    let (mut known, mut targets) = (BTreeSet::new(), BTreeSet::new());
     for record in &answer.answers {
         let RData::SRV(SRV { target, port, .. }) = &record.data else {
             continue;
         };
         match ips_of.get(target) {
-            Some(ips) => known.extend(ips.iter().map(|ip| SocketAddr::new(*ip, *port))),
+            Some(ips) => {
+                let room = (MAX_ADDRESSES + 1).saturating_sub(known.len());
+                let addresses = ips.iter().map(|ip| SocketAddr::new(*ip, *port));
+                known.extend(addresses.take(room));
+            }
             None => {
                 targets.insert((target.clone(), *port));
             }

@@ -84,6 +84,17 @@ async fn a_crowd_of_new_addresses_keeps_no_killed_peer_ready_and_no_new_one_away
 }
 
 #[tokio::test]
+async fn an_answer_that_stands_for_more_addresses_than_there_is_room_for_takes_no_peer() {
+    let cluster = by_service(&["iad", "syd"]).await;
+    let iad = cluster.instance("iad-1");
+    cluster.dns.set_flood(400);
+    let error = async || iad.get("/regions").await.body["discovery"]["last_error"].clone();
+    let too_large = format!("{SERVICE}: its SRV records lead to more than 32768 addresses");
+    eventually("an error", error, |error| *error == too_large).await;
+    cluster.until_ready("iad-1", &["iad-1", "syd-1"]).await;
+}
+
+#[tokio::test]
 async fn a_region_is_not_unknown_while_addresses_have_still_to_be_probed() {
     let mut cluster = Cluster::builder()
         .set("RPC_DNS_NAME", SERVICE)

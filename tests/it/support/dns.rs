@@ -59,6 +59,7 @@ struct Zone {
     mood_of_a: Option<Mood>,
     silent: Vec<String>,
     crowd: Option<Crowd>,
+    flood: u16,
     ttl: u32,
     names: BTreeMap<String, Records>,
 }
@@ -157,6 +158,12 @@ impl DnsServer {
         self.zone.lock().unwrap().crowd = Some(Crowd { count, port, last });
     }
 
+    /// Adds to every answer with SRV records `count` of them for one target, each with another port, and as many addresses
+    /// of the target: they stand for its square of addresses.
+    pub(crate) fn set_flood(&self, count: u16) {
+        self.zone.lock().unwrap().flood = count;
+    }
+
     /// Sets the TTL of every record, in seconds.
     pub(crate) fn set_ttl(&self, ttl: u32) {
         self.zone.lock().unwrap().ttl = ttl;
@@ -190,6 +197,25 @@ impl Handler {
             (
                 Record::from_rdata(name.clone(), 0, service),
                 Record::from_rdata(target, 0, RData::A(rdata::A(ip))),
+            )
+        });
+        members.unzip()
+    }
+
+    /// The SRV records of a flood, and the addresses of its target.
+    fn flood(&self, name: &Name, kind: RecordType) -> (Vec<Record>, Vec<Record>) {
+        let count = match kind {
+            RecordType::SRV => self.zone.lock().unwrap().flood,
+            _ => 0,
+        };
+        let target = Name::from_ascii("flood.test.").unwrap();
+        let members = (1..=count).map(|number| {
+            let service = RData::SRV(rdata::SRV::new(0, 0, number, target.clone()));
+            let [third, fourth] = number.to_be_bytes();
+            let ip = rdata::A(Ipv4Addr::new(127, 128, third, fourth));
+            (
+                Record::from_rdata(name.clone(), 0, service),
+                Record::from_rdata(target.clone(), 0, RData::A(ip)),
             )
         });
         members.unzip()
@@ -241,8 +267,10 @@ impl RequestHandler for Handler {
         let query = request.request_info().unwrap().query;
         let (mood, found) = self.look_up(query.name(), query.query_type());
         let mut answers = found.clone().unwrap_or_default();
-        let (crowd, additional) = self.crowd(query.name(), query.query_type());
-        answers.extend(crowd);
+        let (crowd, mut additional) = self.crowd(query.name(), query.query_type());
+        let (flood, of_flood) = self.flood(query.name(), query.query_type());
+        answers.extend(crowd.into_iter().chain(flood));
+        additional.extend(of_flood);
         if request.protocol() == Protocol::Udp && answers.len() > 50 {
             metadata.truncation = true;
             answers.clear();
