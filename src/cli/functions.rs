@@ -7,7 +7,7 @@ use super::{Failure, ask::AskArgs, print, say};
 use crate::{
     AppUrl,
     app::{self, Listing},
-    config,
+    config::{self, settings::shown},
     http::openapi_with,
     json, openapi_json,
     protocol::Catalogue,
@@ -24,7 +24,7 @@ pub(super) struct FunctionsArgs {
     /// Check the app at this URL instead: what it lists, what is wrong with the list, and whether it lets anybody in. It is
     /// sent the token in `RPC_APP_TOKEN`
     #[arg(long, value_name = "URL", conflicts_with_all = ["url", "json"])]
-    app_url: Option<AppUrl>,
+    app_url: Option<String>,
 }
 
 #[derive(Args)]
@@ -35,7 +35,7 @@ pub(super) struct OpenapiArgs {
     /// Add an operation for each function of the app at this URL that declares its parameters. It is sent the token in
     /// `RPC_APP_TOKEN`
     #[arg(long, value_name = "URL")]
-    app_url: Option<AppUrl>,
+    app_url: Option<String>,
 }
 
 pub(super) async fn run(args: FunctionsArgs) -> Result<(), Failure> {
@@ -57,9 +57,13 @@ pub(super) async fn openapi(args: OpenapiArgs) -> Result<(), Failure> {
 }
 
 /// What the app at `url` lists; whether it gives its list without the token too.
-async fn listed(url: &AppUrl) -> Result<(Listing, bool), Failure> {
+async fn listed(url: &str) -> Result<(Listing, bool), Failure> {
+    // Read here and not by clap, whose error would show a password in it.
+    let url: AppUrl = url
+        .parse()
+        .map_err(|wrong| Failure::Usage(format!("--app-url: {} {wrong}", shown(url))))?;
     let token = config::token("RPC_APP_TOKEN")?;
-    app::check(url, token).await.map_err(|why| {
+    app::check(&url, token).await.map_err(|why| {
         let hint = "GET of it must answer 200, application/json and {\"functions\":{\"Math.add\":{}}} to `authorization: \
                     Bearer $RPC_APP_TOKEN`";
         Failure::Failed(format!("{url}: {why}; {hint}"))
@@ -73,7 +77,7 @@ fn remark(listing: &Listing) {
 }
 
 /// Prints what the app lists and declares, and says what is wrong.
-async fn check(url: &AppUrl) -> Result<(), Failure> {
+async fn check(url: &str) -> Result<(), Failure> {
     let (listing, is_open) = listed(url).await?;
     for (name, declared) in &listing.functions {
         let declared = String::from_utf8_lossy(&json::to_vec(declared)).into_owned();

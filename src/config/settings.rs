@@ -241,13 +241,17 @@ pub(super) fn is_one(text: &str) -> Result<bool, String> {
     Ok(text == "1")
 }
 
-/// `text` in quotes for an error, without what is a password where it is a URL.
+/// `text` in quotes for an error, without what is a password or a query where it is a URL.
 pub(crate) fn shown(text: &str) -> String {
-    let Some((before, after)) = text.rsplit_once('@') else {
-        return format!("{text:?}");
+    let scheme = text.find("://").map_or("", |end| &text[..end + 3]);
+    let shown = match (text.rsplit_once('@'), text.split_once('?')) {
+        (None, None) => text.to_owned(),
+        (None, Some((before, _))) => format!("{before}?…"),
+        // Each of the two may be a part of the other.
+        (Some(_), Some(_)) => format!("{scheme}…"),
+        (Some((_, after)), None) => format!("{scheme}…@{after}"),
     };
-    let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
-    format!("{:?}", format!("{scheme}…@{after}"))
+    format!("{shown:?}")
 }
 
 /// Each secret of a comma list; an error names one by its place.
@@ -327,7 +331,7 @@ fn dns_name(text: &str) -> Result<DnsName, String> {
     };
     let is_name = Name::from_utf8(name).is_ok_and(|name| name.num_labels() > 0);
     if !is_name && text.parse::<IpAddr>().is_err() {
-        return Err(format!("has an entry that is no DNS name: {text:?}"));
+        return Err(format!("has an entry that is no DNS name: {}", shown(text)));
     }
     match (name.starts_with('_'), port_text) {
         (true, None) => Ok(DnsName::Service(name.to_owned())),

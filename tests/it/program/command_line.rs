@@ -166,12 +166,23 @@ async fn a_url_that_is_none_is_wrong_usage() {
             "has more than a host, a port and a path",
         ),
     ] {
-        let shown = url.replace("user:secret", "…");
+        let shown = url.replace("user:secret", "…").replace("a=b", "…");
         let refusal = |setting| format!("fly-rpc: {setting}: {shown:?} {what}; {hint}\n");
         let (code, _, stderr) = run(&["regions", "--url", url]).await;
         assert_eq!((code, stderr), (64, refusal("--url")));
         let (code, _, stderr) = run_with(&["functions"], &[("FLY_RPC_URL", url)]).await;
         assert_eq!((code, stderr), (64, refusal("FLY_RPC_URL")));
+    }
+}
+
+#[tokio::test]
+async fn a_url_of_an_app_that_does_not_fit_is_refused_without_its_password() {
+    for command in ["functions", "openapi"] {
+        let url = "http://user:secret@localhost/rpc";
+        let (code, _, stderr) = run(&[command, "--app-url", url]).await;
+        let refusal = "fly-rpc: --app-url: \"http://…@localhost/rpc\" has more than a host, a port and a path; write for \
+                       example http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc\n";
+        assert_eq!((code, stderr.as_str()), (64, refusal));
     }
 }
 

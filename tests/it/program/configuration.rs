@@ -22,7 +22,7 @@ type Case = (
 
 #[tokio::test]
 async fn wrong_settings_stop_the_start_with_one_line() {
-    let cases: [Case; 12] = [
+    let cases: [Case; 15] = [
         (
             &[("RPC_LISTEM", "127.0.0.1:0")],
             &[],
@@ -67,6 +67,24 @@ async fn wrong_settings_stop_the_start_with_one_line() {
             &["--app-url=http://127.0.0.1:3OOO/rpc"],
             "fly-rpc: RPC_APP_URL (--app-url): \"http://127.0.0.1:3OOO/rpc\" has an invalid port; write for example \
              http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc\n",
+        ),
+        (
+            &[("RPC_APP_URL", "http://127.0.0.1:3000/rpc?token=secret")],
+            &[],
+            "fly-rpc: RPC_APP_URL (--app-url): \"http://127.0.0.1:3000/rpc?…\" has more than a host, a port and a path; \
+             write for example http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc\n",
+        ),
+        (
+            &[("RPC_APP_URL", "http://127.0.0.1:3000/rpc?token=a@secret")],
+            &[],
+            "fly-rpc: RPC_APP_URL (--app-url): \"http://…\" has more than a host, a port and a path; \
+             write for example http://127.0.0.1:3000/rpc or unix:/run/app.sock:/rpc\n",
+        ),
+        (
+            &[("RPC_DNS_NAME", "http://user:secret@host")],
+            &[],
+            "fly-rpc: RPC_DNS_NAME (--dns-name): \"http://…@host\" has an entry that is no DNS name: \
+             \"http://…@host\"\n",
         ),
         (
             &[("RPC_MAX_IN_FLIGHT", "+5")],
