@@ -8,7 +8,7 @@ use axum::{
 };
 
 use super::{
-    DispatcherState,
+    DispatcherState, auth,
     cluster::{discovery, peer, this_instance, whole_milliseconds},
     documents::{
         CandidateDocument, ChoiceDocument, ExplanationDocument, InstanceDocument, PolicyDocument,
@@ -37,7 +37,7 @@ const RUNS_HERE: &str = "a call for the own region runs on the instance that it 
 /// Explain where calls for a region would run
 ///
 /// Of a list of regions, which one the first attempt goes to and why. For each instance of that region, whether a call would go to it and why, its last probe and what was wrong with it; the
-/// addresses at which no peer was found; and the state of discovery.
+/// addresses at which no peer was found; and the state of discovery. A function that the client may not call is refused.
 #[utoipa::path(
     get,
     path = "/regions/{region}/explain",
@@ -71,6 +71,9 @@ pub(super) async fn explain_region(
     targets.within = caller.regions().map(<[_]>::to_vec);
     let refuse = |problem| Refusal::new(problem, targets.first(&dispatcher.local.identity.primary));
     let function = asked_function(query.as_deref()).map_err(refuse)?;
+    if let Some(name) = &function {
+        auth::check_function(&caller, name).map_err(refuse)?;
+    }
     let needs = Needs {
         function: function.as_ref(),
         instance: None,

@@ -397,6 +397,29 @@ async fn a_client_is_shown_the_functions_that_it_may_call() {
 }
 
 #[tokio::test]
+async fn a_client_is_told_nothing_of_a_function_that_it_may_not_call() {
+    let instance = with_clients().await;
+    let explain = async |token: &str, function: &str| {
+        let path = format!("/regions/iad/explain?function={function}");
+        let request = request(&instance, "GET", &path).bearer_auth(token);
+        answer(request).await.unwrap()
+    };
+    for (token, function) in [
+        (SHOP, "Process.sleep"),
+        (SHOP, "None.such"),
+        (DESK, "String.upcase"),
+    ] {
+        assert_eq!(explain(token, function).await.status, 200, "{function}");
+    }
+    for function in ["Process.sleep", "None.such"] {
+        let refused = explain(DESK, function).await;
+        assert_eq!(refused.problem(), (403, "forbidden", "no"));
+        let detail = format!("client \"desk\" may not call {function}");
+        assert_eq!(refused.detail(), detail);
+    }
+}
+
+#[tokio::test]
 async fn commands_bear_the_token_of_their_environment() {
     let instance = with_clients().await;
     let url = format!("http://{}", instance.address);
