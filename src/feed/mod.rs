@@ -6,7 +6,7 @@ mod tally;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -30,6 +30,8 @@ use crate::{
 };
 
 const MAX_LISTENERS: usize = 16;
+/// How many of them one client may have: it leaves some for others.
+const MAX_OF_CLIENT: usize = 4;
 /// How many events wait for the slowest listener; it misses those before.
 const BACKLOG: usize = 256;
 /// How many digits of the boot id stand in the id of an event.
@@ -119,6 +121,8 @@ struct Gathered {
     number: u64,
     /// The number of the last event before the latest time without a listener.
     last_before_gap: u64,
+    /// The names of the clients that listen, each as often as it does.
+    clients: Vec<Weak<str>>,
 }
 
 /// One event, as it is written.
@@ -135,6 +139,7 @@ pub(crate) struct Event {
 pub(crate) struct Listener {
     pub events: broadcast::Receiver<Event>,
     _place: OwnedSemaphorePermit,
+    _client: Option<Arc<str>>,
 }
 
 impl Feed {
@@ -148,17 +153,26 @@ impl Feed {
         }
     }
 
-    /// A further listener; `None` when there are as many as may be.
-    pub(crate) fn listen(&self) -> Option<Listener> {
+    /// A further listener, of the client with this name if it is one; `None` when there are as many as may be, at all or of
+    /// that client.
+    pub(crate) fn listen(&self, client: Option<&str>) -> Option<Listener> {
         let mut gathered = self.gathered();
+        let is_same = |it: &&Weak<str>| it.upgrade().is_some_and(|it| Some(&*it) == client);
+        if gathered.clients.iter().filter(is_same).count() >= MAX_OF_CLIENT {
+            return None;
+        }
         // What happened since the last listener left has no number, so that nobody could say how much was missed.
         if !self.has_listeners() {
             gathered.last_before_gap = gathered.number;
         }
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        let client: Option<Arc<str>> = client.map(Into::into);
+        gathered.clients.retain(|it| it.strong_count() > 0);
+        gathered.clients.extend(client.as_ref().map(Arc::downgrade));
         Some(Listener {
             events: self.events.subscribe(),
             _place: place,
+            _client: client,
         })
     }
 
@@ -288,7 +302,7 @@ mod tests {
     #[tokio::test]
     async fn a_slow_listener_learns_how_many_it_missed() {
         let feed = Feed::new(&BootId::random());
-        let mut listener = feed.listen().unwrap();
+        let mut listener = feed.listen(None).unwrap();
         let address = ([127, 0, 0, 1], 1).into();
         let (region, instance) = ("syd".parse().unwrap(), "syd-1".parse().unwrap());
         let change = PeerChange {

@@ -75,7 +75,7 @@ pub(crate) struct Lagged {
 ///
 /// An event but `counts` has an id; a client that sends it as `last-event-id` when it comes back learns how many it missed.
 /// They are not sent again: `GET /regions` has what they led to. A client that is limited to regions and functions gets the
-/// calls among these only. There are at most 16 streams at once. No event has arguments, results or tokens in it.
+/// calls among these only. There are at most 16 streams at once, 4 of one client. No event has arguments, results or tokens in it.
 #[utoipa::path(
     get,
     path = "/events",
@@ -99,8 +99,10 @@ pub(super) async fn stream_events(
         let detail = "this instance is stopping and starts no stream";
         return Err(Problem::new(Code::Draining, detail).into());
     }
-    let listener = dispatcher.local.metrics.feed.listen().ok_or_else(|| {
-        let detail = "as many clients listen as this instance has streams for";
+    let listener = dispatcher.local.metrics.feed.listen(caller.name());
+    let listener = listener.ok_or_else(|| {
+        let detail =
+            "as many clients listen as this instance has streams for, or this client has 4 of them";
         Problem::new(Code::Overloaded, detail)
     })?;
     let last = headers.get(LAST_EVENT_ID);

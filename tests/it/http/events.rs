@@ -278,15 +278,19 @@ async fn an_attempt_that_fails_is_an_event_before_its_call() {
 const ALL: &str = "all-0123456789abcdef0123456789abcdef";
 const FEW: &str = "few-0123456789abcdef0123456789abcdef";
 
-#[tokio::test]
-async fn a_client_sees_the_calls_that_it_may_make() {
+async fn with_clients() -> Process {
     let clients = format!("all:{ALL},few:{FEW}:regions=iad:functions=String.*");
-    let instance = Process::start(&Environment::from([
+    Process::start(&Environment::from([
         ("RPC_LISTEN", "127.0.0.1:0".to_owned()),
         ("FLY_REGION", "iad".to_owned()),
         ("RPC_CLIENT_TOKENS", clients),
     ]))
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn a_client_sees_the_calls_that_it_may_make() {
+    let instance = with_clients().await;
     for headers in [&[][..], &[("authorization", "Bearer of-nobody")]] {
         let refused = refused(&instance, headers).await;
         assert_eq!(refused.problem(), (401, "unauthenticated", "no"));
@@ -351,7 +355,7 @@ async fn there_are_so_many_streams_and_one_that_ends_makes_room() {
     assert_eq!(refused.problem(), (503, "overloaded", "no"));
     assert_eq!(
         refused.detail(),
-        "as many clients listen as this instance has streams for"
+        "as many clients listen as this instance has streams for, or this client has 4 of them"
     );
     assert_eq!(refused.headers["retry-after"], "1");
     let answered = instance.call("local", "Kernel.+", json!([1, 2])).await;
@@ -362,6 +366,27 @@ async fn there_are_so_many_streams_and_one_that_ends_makes_room() {
     for stream in &mut streams {
         stream.next_of("call").await;
     }
+}
+
+#[tokio::test]
+async fn a_client_leaves_streams_for_the_others() {
+    let instance = with_clients().await;
+    let [all, few] = [ALL, FEW].map(|token| format!("Bearer {token}"));
+    let few = &[("authorization", &*few)];
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(Events::with(&instance, few).await);
+    }
+    let refused = refused(&instance, few).await;
+    assert_eq!(refused.problem(), (503, "overloaded", "no"));
+    assert_eq!(
+        refused.detail(),
+        "as many clients listen as this instance has streams for, or this client has 4 of them"
+    );
+    Events::with(&instance, &[("authorization", &*all)]).await;
+    streams.pop();
+    let status = async || ask(&instance, few).send().await.unwrap().status();
+    eventually("room", status, |status| *status == StatusCode::OK).await;
 }
 
 async fn local() -> Process {
