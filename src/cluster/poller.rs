@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use moka::sync::Cache;
+use moka::{policy::EvictionPolicy, sync::Cache};
 use rand::RngExt;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -40,6 +40,8 @@ const MAX_WAITERS: usize = 16;
 const MAX_READINGS: usize = 16;
 /// How long an address without a peer, or a peer whose functions cannot be read, is not logged again.
 const LOG_PAUSE: Duration = Duration::from_secs(600);
+/// How many addresses are not logged again at once: more than there are without a peer.
+const MAX_LOGGED: u64 = 32_768;
 /// The pause after a panic of the poller, so that one at each event does not fill the log.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
@@ -115,7 +117,9 @@ impl Poller {
         let now = Instant::now();
         let logged = Cache::builder()
             .time_to_live(LOG_PAUSE)
-            .max_capacity(10_000)
+            .max_capacity(MAX_LOGGED)
+            // By default, a full cache takes in no new address.
+            .eviction_policy(EvictionPolicy::lru())
             .build();
         let poller = Self {
             dns: Arc::new(dns),
