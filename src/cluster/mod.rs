@@ -223,15 +223,16 @@ impl Cluster {
     }
 
     /// Every address but this instance's own, and the progress of discovery.
-    pub(crate) async fn overview(&self) -> Overview {
+    pub(crate) async fn overview(&self) -> Arc<Overview> {
         let (asker, overview) = oneshot::channel();
         // In a cluster of one nothing receives the message.
         let _ = self.poller.send(Message::Overview(asker)).await;
-        overview.await.unwrap_or_else(|_| Overview {
+        let alone = || Overview {
             addresses: Vec::new(),
             progress: self.progress(),
             warnings: Vec::new(),
-        })
+        };
+        overview.await.unwrap_or_else(|_| alone().into())
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) enum Message {
     /// Calls wait for the peer at this address, which does not answer: probe it and answer with its state.
     Probe(SocketAddr, oneshot::Sender<PeerState>),
     /// Answer with every address.
-    Overview(oneshot::Sender<Overview>),
+    Overview(oneshot::Sender<Arc<Overview>>),
 }
 
 type Probed = (SocketAddr, Result<ProbeAnswer, ProbeFailure>);
@@ -92,6 +92,8 @@ pub(super) struct Poller {
     readings: JoinSet<Described>,
     /// The calls that wait for the next outcome of a probe, by its address.
     waiters: HashMap<SocketAddr, Vec<oneshot::Sender<PeerState>>>,
+    /// Those who ask for every address.
+    askers: Vec<oneshot::Sender<Arc<Overview>>>,
     /// The regions that changed since they were last published.
     changed: BTreeSet<Region>,
     round: Round,
@@ -138,6 +140,7 @@ impl Poller {
             wanted: HashSet::new(),
             readings: JoinSet::new(),
             waiters: HashMap::new(),
+            askers: Vec::new(),
             changed: BTreeSet::new(),
             round: Round::Over,
             next_round: now,
@@ -202,9 +205,11 @@ impl Poller {
                     }
                 }
                 Some(Ok(read)) = self.readings.join_next() => self.read(read),
-                // All messages that wait are taken, so that the regions are published once.
+                // All messages that wait are taken, so that the regions are published once, and one copy of the table is
+                // for all who ask.
                 1.. = self.inbox.recv_many(&mut messages, INBOX) => {
                     messages.drain(..).for_each(|message| self.handle(message));
+                    self.answer_askers();
                 }
             }
             self.start_readings();
@@ -386,12 +391,21 @@ impl Poller {
         match message {
             Message::Called(address, signal) => self.called(address, signal),
             Message::Probe(address, waiter) => self.probe_for(address, waiter),
-            Message::Overview(asker) => {
-                // The asker may call a peer that it reads of next.
-                self.publish();
-                // The asker may have gone.
-                let _ = asker.send(self.overview());
-            }
+            Message::Overview(asker) => self.askers.push(asker),
+        }
+    }
+
+    /// Answers those who asked for every address.
+    fn answer_askers(&mut self) {
+        if self.askers.is_empty() {
+            return;
+        }
+        // The asker may call a peer that it reads of next.
+        self.publish();
+        let overview = Arc::new(self.overview());
+        for asker in self.askers.drain(..) {
+            // The asker may have gone.
+            let _ = asker.send(Arc::clone(&overview));
         }
     }
 
