@@ -541,7 +541,8 @@ async fn two_processes_under_one_name_are_reported_and_not_chosen_by_it() {
         let expected = json!([expected[0], own]);
         let warnings = async || twin.get("/regions").await.body["discovery"]["warnings"].clone();
         eventually("a warning of its own", warnings, |seen| *seen == expected).await;
-        assert_eq!(twin.log().matches(said).count(), 1, "{}", twin.log());
+        let lines = async || twin.log().matches(said).count();
+        eventually("its line of the log", lines, |count| *count == 1).await;
         let request = twin.request("/rpc/syd/Fly.RPC/my_region", "[]");
         let keyed = answer(request.header("idempotency-key", "a")).await;
         let keyed = keyed.unwrap();
