@@ -32,12 +32,13 @@ pub(crate) struct Gate {
     limit: AtomicUsize,
     /// A place for each that runs or waits.
     places: Permits,
-    /// One, for the first of those that wait: they keep their order while permits are withdrawn.
+    /// Held by the first of those that wait: they keep their order while permits are withdrawn.
     first: Semaphore,
     running: Permits,
 }
 
-/// Permits, of which some may be owed: whoever gets such a one withdraws it and asks for another.
+/// Permits, of which there may be fewer while some are taken: whoever gets one while some are `owed` destroys it, and asks
+/// for another.
 #[derive(Debug)]
 struct Permits {
     all: Arc<Semaphore>,
@@ -120,7 +121,7 @@ impl Gate {
         }
     }
 
-    /// Lets `limit` calls through at once from now on, those that do already included. They go on where they are more.
+    /// Lets `limit` calls through at once from now on. Those that run already count, and go on also where they are more.
     pub(crate) fn set_limit(&self, limit: usize) {
         let was = self.limit.swap(limit, Ordering::Relaxed);
         self.places.resize(2 * was, 2 * limit);
@@ -177,7 +178,7 @@ impl Permits {
         }
     }
 
-    /// Changes how many there are. Those that are taken and too many are owed.
+    /// Changes how many there are. Those above the new number that are taken become owed.
     fn resize(&self, was: usize, now: usize) {
         self.all.add_permits(now.saturating_sub(was));
         let fewer = was.saturating_sub(now);

@@ -222,7 +222,7 @@ impl Instance {
         stop.cancel();
         tasks.close();
         tasks.wait().await;
-        // Calls that end with their tasks give up their keys.
+        // Calls that were stopped with their tasks gave up their keys, of which the store does not know yet.
         self.dispatcher.executor.keys.flush().await;
     }
 

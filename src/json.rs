@@ -114,7 +114,7 @@ pub(crate) fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
     }
 }
 
-/// A member for `deserialize_with`; `None` for what is no `T` to this release, for which nothing else is lost.
+/// A member for `deserialize_with`; `None` where it is not a valid `T`, so that the rest of the document is read.
 pub(crate) fn if_valid<'de, D: Deserializer<'de>, T: DeserializeOwned>(
     from: D,
 ) -> Result<Option<T>, D::Error> {

@@ -93,7 +93,7 @@ macro_rules! word {
 }
 pub(crate) use word;
 
-/// A string, borrowed from the JSON text unless it has escapes, which a `Cow` alone never is.
+/// A string, borrowed from the JSON text unless it has escapes: serde borrows into a `Cow` only with this attribute.
 #[derive(serde::Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);

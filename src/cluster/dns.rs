@@ -258,7 +258,8 @@ pub(crate) fn addresses(answer: &Message, port: u16) -> impl Iterator<Item = Soc
 }
 
 /// The SRV records of `answer`: the addresses of their targets as far as the server sent those along (RFC 2782,
-/// additional data), and the other targets with their ports. Of more than [`MAX_ADDRESSES`], one more than these.
+/// additional data), and the other targets with their ports. At most one address more than
+/// [`MAX_ADDRESSES`], which shows that there were more.
 pub(crate) fn services(answer: &Message) -> (BTreeSet<SocketAddr>, BTreeSet<(Name, u16)>) {
     let mut ips_of: BTreeMap<&Name, BTreeSet<IpAddr>> = BTreeMap::new();
     for record in &answer.additionals {

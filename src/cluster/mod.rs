@@ -209,8 +209,9 @@ impl Cluster {
     }
 
     /// Probes the peer at `address` at once, on a new connection, and returns its state afterwards: for calls that wait
-    /// there and receive nothing. Takes up to a second, longer when dozens of peers hang. All calls that ask meanwhile share
-    /// one probe, and one that ended less than a quarter of a second ago counts too. An address without a peer is suspect.
+    /// there in vain or could not connect. Takes up to a second, longer when dozens of peers hang. All calls that ask meanwhile
+    /// share one probe, and one that ended less than a quarter of a second ago counts too, unless a call failed to connect
+    /// since. An address without a peer is suspect.
     pub(crate) async fn probe(&self, address: SocketAddr) -> PeerState {
         let (waiter, state) = oneshot::channel();
         // Where the poller does not take the message, or has ended, the waiter is dropped.

@@ -69,8 +69,8 @@ impl Peer {
         self.app_state.is_some_and(|state| state != AppHealth::Up)
     }
 
-    /// Whether the function may be that of its app, which has listed none since the instance started.
-    pub(crate) fn awaits(&self, name: &FunctionName) -> bool {
+    /// Whether the function is not known there, and the app, which is starting, may still list it.
+    pub(crate) fn app_may_list(&self, name: &FunctionName) -> bool {
         self.app_state == Some(AppHealth::Starting) && !self.may_have(name)
     }
 

@@ -51,7 +51,7 @@ pub(super) struct Prober {
     token: Option<Token>,
     /// Its functions need not be read from a peer that has the same.
     executor: Arc<Executor>,
-    /// Those that were read, as long as a peer has them: an app may list others at each look.
+    /// Those that were read, while a peer has them: an app may list other functions at each probe.
     catalogues: Cache<CatalogueHash, Weak<Catalogue>>,
 }
 
@@ -102,7 +102,7 @@ impl Prober {
         })
     }
 
-    /// The functions of this hash, if this instance has the same, or a peer of which it has read them.
+    /// The functions of this hash, if this instance has the same, or a peer of which they were read.
     pub(super) fn known(&self, hash: &CatalogueHash) -> Option<Arc<Catalogue>> {
         let own = self.executor.catalogue();
         match own.hash() == hash {
@@ -255,7 +255,7 @@ async fn noted<C: Future>(connecting: C) -> C::Output {
 async fn send(request: RequestBuilder) -> Result<Response, ProbeFailure> {
     let again = request.try_clone();
     let mut sent = request.send().await;
-    // The end of a process cuts what waits for it: only another connection shows whether anything is there now.
+    // A process that ends resets its connections: only a new one shows whether anything listens there now.
     if let (Err(error), Some(again)) = (&sent, again)
         && was_cut(error)
     {

@@ -92,8 +92,8 @@ pub(crate) enum CallSignal {
     Refused,
     /// Another instance than the expected one answered.
     WrongInstance,
-    /// The peer gave no complete answer, or lacks a function that its catalogue has: a reason for a probe, not for another
-    /// state.
+    /// What a probe has to settle: an answer that is not complete, a refused upgrade, another process than the call named, a
+    /// function that is missing. It changes no state by itself.
     Questionable,
     /// The peer says that its functions changed: a reason for a probe that begins after it said so.
     Changed,

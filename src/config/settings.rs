@@ -247,7 +247,7 @@ pub(crate) fn shown(text: &str) -> String {
     let shown = match (text.rsplit_once('@'), text.split_once('?')) {
         (None, None) => text.to_owned(),
         (None, Some((before, _))) => format!("{before}?…"),
-        // Each of the two may be a part of the other.
+        // The `@` may be in the query, or the `?` in the password.
         (Some(_), Some(_)) => format!("{scheme}…"),
         (Some((_, after)), None) => format!("{scheme}…@{after}"),
     };

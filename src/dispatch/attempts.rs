@@ -23,7 +23,7 @@ use crate::{
     reply::{Meta, Outcome, Report},
 };
 
-/// How many attempts one call may have.
+/// How many attempts one call may have, besides [`Attempts::extra`].
 pub(super) const MAX_ATTEMPTS: u32 = 3;
 /// The shortest and the longest pause before the same instance is tried again, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 10..100;
@@ -47,8 +47,8 @@ pub(super) struct Attempts {
     /// The call in flight, once it was admitted.
     pub(super) in_flight: Option<InFlight>,
     pub(super) count: u32,
-    /// How many may be made besides [`MAX_ATTEMPTS`].
-    pub(super) free: u32,
+    /// How many may be made besides [`MAX_ATTEMPTS`]: as many as were skipped.
+    pub(super) extra: u32,
     last: Option<InstanceId>,
     /// How many of the remaining attempts are kept for other regions.
     pub(super) kept_for_others: u32,
@@ -91,7 +91,7 @@ impl Attempts {
             stays: has_key && !keys_are_shared && !call.idempotent,
             in_flight,
             count: 0,
-            free: 0,
+            extra: 0,
             last: None,
             kept_for_others: 0,
             is_held: false,
@@ -174,7 +174,7 @@ impl Attempts {
 
     /// How many attempts may still be made.
     pub(super) fn remaining(&self) -> u32 {
-        (MAX_ATTEMPTS + self.free).saturating_sub(self.count)
+        (MAX_ATTEMPTS + self.extra).saturating_sub(self.count)
     }
 
     /// How many attempts may still be made in this region.
@@ -210,7 +210,7 @@ impl Attempts {
             {
                 Retry::No
             }
-            // It is there after all.
+            // The probe found it ready, so only that connection failed.
             Executed::No
                 if stays
                     && problem.code == Code::PeerUnreachable
@@ -231,9 +231,9 @@ impl Attempts {
             && !self.deadline.has_passed()
     }
 
-    /// Whether another attempt of `call` in the same region follows one that ended with `problem`, where `condition` is known
-    /// of the instance that was tried, and `is_room` says whether a candidate is left that is ready and did not say that it is
-    /// full.
+    /// Decides what follows an attempt of `call` that ended with `problem` in the same region, where `condition` is known of the
+    /// instance that was tried, and `is_room` says whether a candidate is left that is ready and did not say that it is full.
+    /// Notes as well that the call is held, where the instance that may know its key does not answer.
     pub(super) fn decide(
         &mut self,
         problem: &Problem,

@@ -40,8 +40,8 @@ impl Candidate {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Here<'a> {
     pub(super) instance: &'a InstanceId,
-    /// Whether the function may be that of its app, which has listed none yet.
-    pub(super) awaits_function: bool,
+    /// Whether its app, which is starting, may still list the function.
+    pub(super) awaits_list: bool,
 }
 
 #[derive(Debug)]
@@ -114,9 +114,9 @@ impl Candidates {
         }
     }
 
-    /// Whether one more attempt is free after one that ended with `problem`: the order is that of the call's key, and who
-    /// refused the call for such a reason does not know the key.
-    pub(super) fn passes_on(&self, problem: &Problem, call: &Call) -> bool {
+    /// Whether an attempt that ended with `problem` counts for nothing: the instance drains, or lacks the function, and does not
+    /// know the call's key, which picked it.
+    pub(super) fn is_skipped(&self, problem: &Problem, call: &Call) -> bool {
         let Self::Ranked(candidates) = self else {
             return false;
         };
@@ -155,8 +155,8 @@ fn hangs(instance: &InstanceId) -> Problem {
 
 /// Rendezvous hashing (highest random weight): every instance ranks the same instances in the same order for a key, and
 /// one that comes or goes moves only the keys that are its own. An instance that does not answer keeps its rank, because
-/// it may have run the call before, unless the call may run twice. Tried last is one that refuses connections, and one whose
-/// app has just started.
+/// it may have run the call before. Tried last: an instance that is gone, one that does not answer if the call may run twice,
+/// and one whose app has not listed its functions yet.
 fn ranked(
     peers: &RegionPeers,
     here: Option<Here<'_>>,
@@ -166,7 +166,7 @@ fn ranked(
     // Where another process has the same id, other instances would pick that one.
     let here = here.filter(|here| !peers.duplicates.contains(here.instance));
     let here = here.map(|here| {
-        let rank = (here.awaits_function, Reverse(weight(key, here.instance)));
+        let rank = (here.awaits_list, Reverse(weight(key, here.instance)));
         (rank, Candidate::Here, Condition::Ready)
     });
     let there = peers.identified().map(|(peer, condition)| {
@@ -175,7 +175,7 @@ fn ranked(
             Condition::Hanging => call.idempotent,
             Condition::Ready | Condition::Draining | Condition::Doubtful => false,
         };
-        let is_last = is_out || peer.awaits(&call.name);
+        let is_last = is_out || peer.app_may_list(&call.name);
         let rank = (is_last, Reverse(weight(key, &peer.instance)));
         (rank, Candidate::There(Arc::clone(peer)), condition)
     });
@@ -229,7 +229,7 @@ mod tests {
         let me: Option<InstanceId> = me.map(|me| me.parse().unwrap());
         let here = me.as_ref().map(|instance| Here {
             instance,
-            awaits_function: false,
+            awaits_list: false,
         });
         let key = key.to_string().parse().unwrap();
         match &ranked(&peers(names), here, &key, &call(false))[0].0 {

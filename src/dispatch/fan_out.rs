@@ -195,7 +195,7 @@ impl FanOut {
         let (request_id, arrived) = (self.request_id.clone(), self.arrived);
         let in_flight = Arc::clone(&self.in_flight);
         let room = self.room_for(&recipient);
-        // Whose answer is wanted is asked alone, also where instances share what they remember.
+        // Where one instance is asked, no other may answer for it, also where they share their keys.
         let keys_are_shared =
             matches!(recipient, Recipient::OneOf(_)) && dispatcher.executor.keys.are_shared();
         let asking = async move {

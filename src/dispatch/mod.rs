@@ -429,7 +429,7 @@ impl Dispatcher {
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
         let here = (*region == self.local.identity.region).then(|| Here {
             instance: &self.local.identity.instance,
-            awaits_function: self.executor.awaits(&call.name),
+            awaits_list: self.executor.app_may_list(&call.name),
         });
         let mut candidates = Candidates::new(&known, here, call, self.key_picks(call))?;
         let budget = self.budgets.of(region);
@@ -445,13 +445,13 @@ impl Dispatcher {
                 Ok(result) => return Ok(result),
                 Err(problem) => problem,
             };
-            self.look_again(&candidate, &problem, attempts).await;
+            self.probe_unreachable(&candidate, &problem, attempts).await;
             // The attempt may have taken so long that other peers are there now.
             let peers = self.cluster.region(region).unwrap_or_default();
             let condition = candidate.condition(&peers);
-            let passes_on = candidates.passes_on(&problem, &call);
-            attempts.free += u32::from(passes_on);
-            let is_room = passes_on || candidates.has_room(&peers, &call);
+            let is_skipped = candidates.is_skipped(&problem, &call);
+            attempts.extra += u32::from(is_skipped);
+            let is_room = is_skipped || candidates.has_room(&peers, &call);
             let retry = attempts.decide(&problem, &call, condition, is_room, &budget);
             attempts.note(problem);
             next = match retry {
@@ -469,9 +469,14 @@ impl Dispatcher {
         Err(attempts.to_problem(region, &known))
     }
 
-    /// Finds out whether the instance that the call's key picked, and that no connection was made to, is gone or hangs: only if
-    /// it is gone may another one run the call.
-    async fn look_again(&self, candidate: &Candidate, problem: &Problem, attempts: &Attempts) {
+    /// Probes the instance that the call's key picked if no connection to it could be made: another may run the call only if it
+    /// is gone, not if it hangs.
+    async fn probe_unreachable(
+        &self,
+        candidate: &Candidate,
+        problem: &Problem,
+        attempts: &Attempts,
+    ) {
         if let Candidate::There(peer) = candidate
             && attempts.stays
             && problem.code == Code::PeerUnreachable
@@ -619,7 +624,7 @@ fn lacks_function(problem: &Problem) -> bool {
     )
 }
 
-/// Whether a region that ended a call with `problem` answered it, as any other would have.
+/// Whether `problem` is the region's answer: the function ran there, or its arguments or the call's key do not fit.
 fn is_answer(problem: &Problem) -> bool {
     problem.executed == Executed::Yes
         || matches!(

@@ -25,9 +25,9 @@ use crate::{
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// What lets other hosts reach the routes of clients.
-const CLIENTS_CURE: &str = "set RPC_CLIENT_TOKENS, or RPC_ALLOW_ANONYMOUS=true to serve every host";
+const CLIENTS_HINT: &str = "set RPC_CLIENT_TOKENS, or RPC_ALLOW_ANONYMOUS=true to serve every host";
 /// What lets other hosts reach those of instances.
-const INSTANCES_CURE: &str = "set RPC_TOKEN, or RPC_METRICS_LISTEN for scrapers";
+const INSTANCES_HINT: &str = "set RPC_TOKEN, or RPC_METRICS_LISTEN for scrapers";
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Audience {
@@ -70,7 +70,7 @@ pub(super) fn admit(
 /// The client whose token a request has, where there are clients.
 fn client(access: &Access, request: &Request) -> Result<Caller, Problem> {
     if access.clients.is_empty() {
-        check_site(request, access.allow_anonymous, CLIENTS_CURE)?;
+        check_site(request, access.allow_anonymous, CLIENTS_HINT)?;
     }
     check_places(request)?;
     let token = presented_token(request.headers());
@@ -96,7 +96,7 @@ pub(super) fn check_places(request: &Request) -> Result<(), Problem> {
 fn instance(access: &Access, request: &Request) -> Result<Option<ProvenToken>, Problem> {
     // Without a cluster's token, whoever reaches this instance counts as an instance; a page in a browser must not.
     if access.cluster.is_empty() {
-        check_site(request, false, INSTANCES_CURE)?;
+        check_site(request, false, INSTANCES_HINT)?;
     }
     if came_through_fly_proxy(request.headers()) {
         let detail = "this route is for instances, and not to be reached through Fly Proxy";
@@ -151,7 +151,7 @@ pub(super) fn beyond(caller: &Caller, what: &str) -> Problem {
 /// Who asks on a route that is open to anybody; `None` for a stranger, who is shown what everybody may see.
 pub(super) fn known_caller(access: &Access, request: &Request) -> Option<Caller> {
     if access.clients.is_empty() {
-        check_site(request, access.allow_anonymous, CLIENTS_CURE).ok()?;
+        check_site(request, access.allow_anonymous, CLIENTS_HINT).ok()?;
     }
     let token = presented_token(request.headers());
     access.caller(token.as_ref())
@@ -187,12 +187,13 @@ fn unauthenticated(detail: &str) -> Problem {
 
 /// Checks which page is behind a request that needs no token: a page of another site must not call functions, neither
 /// openly nor under a host name of its own that resolves to this instance (DNS rebinding). With `any_host` every host is
-/// served: a proxy in front has a name that this instance does not know; without, `cure` says what serves another one.
+/// served: a proxy in front has a name that this instance does not know; else the refusal ends with `hint`, which says how to
+/// serve other hosts.
 ///
 /// # Errors
 /// [`Code::Forbidden`] for a page of another site, or a host that is neither a loopback name or address nor the one at which
 /// this instance was reached.
-pub(crate) fn check_site(request: &Request, any_host: bool, cure: &str) -> Result<(), Problem> {
+pub(crate) fn check_site(request: &Request, any_host: bool, hint: &str) -> Result<(), Problem> {
     let text = |header: HeaderName| request.headers().get(header)?.to_str().ok();
     let host = text(HOST);
     let is_own_site = match (text(SEC_FETCH_SITE), text(ORIGIN)) {
@@ -210,7 +211,7 @@ pub(crate) fn check_site(request: &Request, any_host: bool, cure: &str) -> Resul
         return Ok(());
     }
     Err(forbidden(&format!(
-        "header host must be localhost or the address of this instance where no token is needed; {cure}"
+        "header host must be localhost or the address of this instance where no token is needed; {hint}"
     )))
 }
 
@@ -244,7 +245,7 @@ mod tests {
             request.headers_mut().insert(HOST, host.parse().unwrap());
             let reached = Reached("10.0.0.7:8080".parse().unwrap());
             request.extensions_mut().insert(reached);
-            check_site(&request, false, CLIENTS_CURE).is_ok()
+            check_site(&request, false, CLIENTS_HINT).is_ok()
         };
         assert!(is_served("10.0.0.7") && is_served("[::ffff:10.0.0.7]:1"));
         assert!(!is_served("10.0.0.8"));

@@ -55,8 +55,8 @@ pub(crate) struct Counts {
 /// Events that a client did not get.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Lagged {
-    /// How many of this instance, also such as the client may not see; null when the instance was started again since, or
-    /// nobody listened meanwhile.
+    /// How many events of this instance were missed, those that the client may not see included; null if the instance has
+    /// started again since, or had no listener for a while.
     #[schema(required, example = 12)]
     missed: Option<u64>,
 }

@@ -232,7 +232,7 @@ const GRACE: Duration = Duration::from_secs(1);
 const SMALL: usize = 1 << 10;
 /// How many bytes are read, or gathered to be written, before what is there is worked on.
 const PIECE: usize = 256 << 10;
-/// The same of a body of answers, in which what waits to be read is not counted.
+/// The same of the body of an answer, whose unread bytes are not counted in the memory budget.
 const BODY_PIECE: usize = 16 << 10;
 
 /// No further line is read while this many calls of one exchange are at work or wait to be written. It is twice
@@ -247,7 +247,7 @@ fn body_of_lines(dispatcher: Arc<Dispatcher>, context: Context, body: Body) -> R
     // Whoever does not want the answers any more gives up the calls that have not started.
     let served = AbortOnDropHandle::new(task::spawn(served.in_current_span()));
     let pieces = ReaderStream::with_capacity(answers, BODY_PIECE);
-    // The answer to a call that may have run must not be missing in what looks whole.
+    // A body that lacks the answer to a call, which may have run, must not look whole.
     let end = stream::once(served).filter_map(async |served| {
         let is_whole = served.unwrap_or(false);
         (!is_whole).then(|| Err(std::io::ErrorKind::UnexpectedEof.into()))
@@ -257,8 +257,8 @@ fn body_of_lines(dispatcher: Arc<Dispatcher>, context: Context, body: Body) -> R
 }
 
 /// Answers the lines that come on `connection` until either side ends it. The first line must give the proof that is
-/// `awaited`, if one is. Without a `clock` it is the body of a request, which ends before its answers do. Returns whether
-/// every line was answered.
+/// `awaited`, if one is. Without a `clock` it is the body of a request, which ends before its answers do, and that
+/// of the answer. Returns whether every line was answered.
 async fn serve(
     dispatcher: Arc<Dispatcher>,
     context: Context,

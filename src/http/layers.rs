@@ -194,8 +194,8 @@ fn refused(
     problem_document(&document)
 }
 
-/// Refuses a document that was asked for, unless the memory budget and the `places` have room for it: anybody may ask for one
-/// and not read it.
+/// Refuses a document that was asked for, unless the memory budget has room for it and `places` says that the connection is
+/// not kept for others: anybody may ask for one and not read it.
 fn check_room(
     memory: &Budget,
     places: Result<(), Problem>,
@@ -268,7 +268,7 @@ fn is_framed(headers: &HeaderMap) -> bool {
 }
 
 /// A request of HTTP/1.1 has one `Host`, which is a host and a port (RFC 9112, section 3.2); a target in absolute form names
-/// the same host. HTTP/2, which the server of a program that embeds an instance may speak, has the host in the target alone.
+/// the same host. HTTP/2, which the server of a program that embeds an instance may speak, is refused.
 fn check_host(request: &Request) -> Result<(), &'static str> {
     if request.version() > Version::HTTP_11 {
         return Err("HTTP/2 is not served here; send HTTP/1.1");

@@ -246,7 +246,8 @@ impl Link {
         shared.map(|connection| connection.queued()).sum()
     }
 
-    /// What the end of a call means for its caller; discovery is told what it means for the peer.
+    /// What the end of a call means for its caller. What it says of the peer, the connection's task reports, and
+    /// [`Link::peer_problem`].
     fn outcome(&self, peer: &Peer, call: &Call, ending: Ending) -> Outcome {
         let instance = &peer.instance;
         let maybe_late =

@@ -86,6 +86,7 @@ pub(super) async fn run(connection: &Connection, timeout: Duration) {
         Err(ending) => {
             let (address, cluster) = (connection.peer.address, &connection.cluster);
             match ending {
+                // Where connections are refused, this changes nothing: a known cause stands.
                 Ending::NoConnection => cluster.report(address, CallSignal::Unreachable),
                 Ending::WrongInstance => cluster.report(address, CallSignal::WrongInstance),
                 _ => {}
@@ -243,8 +244,8 @@ fn confirmation(
     is_proven.then(|| lines::proof_line(&challenge.prove(token, confirms)))
 }
 
-/// How calls end if the answer is not an upgrade. Who refuses has proved nothing: no text of it is shown, and that it is full
-/// or stops is believed until the next probe.
+/// How calls end if the answer is not an upgrade. Who refuses has not proved who it is: its text is not shown, and only that it
+/// is full or stops is believed, until the next probe.
 async fn refusal(connection: &Connection, response: Response<Incoming>) -> Ending {
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_REFUSAL)

@@ -112,8 +112,8 @@ impl Executor {
         Arc::clone(&made.1)
     }
 
-    /// Whether the function may be that of the app, which has listed none since this instance started.
-    pub(crate) fn awaits(&self, name: &FunctionName) -> bool {
+    /// Whether the function is not known here, and the app, which is starting, may still list it.
+    pub(crate) fn app_may_list(&self, name: &FunctionName) -> bool {
         let is_starting = |app: &Arc<App>| app.status().health == AppHealth::Starting;
         self.app.as_ref().is_some_and(is_starting) && !self.catalogue().has(name)
     }
@@ -448,14 +448,14 @@ fn run_blocking(
     span: Span,
 ) -> BoxFuture<'static, Outcome> {
     let in_span = span.clone();
-    // Whether it runs or never will: whoever says so first decides.
+    // Set by whichever comes first: the thread that starts the function, or the deadline.
     let is_decided = Arc::<AtomicBool>::default();
-    let starts = Arc::clone(&is_decided);
+    let by_thread = Arc::clone(&is_decided);
     let run = async move {
         let ran = task::spawn_blocking(move || {
             let _held = held;
             // The thread may have come late.
-            let starts = !deadline.has_passed() && !starts.swap(true, Ordering::Relaxed);
+            let starts = !deadline.has_passed() && !by_thread.swap(true, Ordering::Relaxed);
             starts.then(|| in_span.in_scope(block))
         });
         let outcome = match deadline.bound(ran).await {
@@ -464,7 +464,7 @@ fn run_blocking(
             Some(Err(_)) => Err(Problem::still_running(&record.name)),
             Some(Ok(None)) | None => Err(match is_decided.swap(true, Ordering::Relaxed) {
                 true => Problem::still_running(&record.name),
-                // The program's own may have taken all threads of the runtime.
+                // Other blocking tasks of the program may hold all threads of the runtime.
                 false => Problem::not_started(&record.name),
             }),
         };

@@ -78,8 +78,8 @@ pub(super) enum Incomplete {
     Late(Duration),
 }
 
-/// Reads `body` to its end and returns its size in bytes. One that is larger than what is read is left there, with the size
-/// that is known so far; one that says so is not read at all.
+/// Reads `body` to its end and returns its size in bytes. Stops above the bound, with the size so far; a body that says that it
+/// is larger is not read.
 pub(super) async fn discard<B: Body>(body: B, patience: Patience) -> Result<usize, Incomplete> {
     let said = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if said > MAX_BYTES {

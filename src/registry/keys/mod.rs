@@ -74,7 +74,7 @@ impl Keys {
         }
     }
 
-    /// Tells the store what it is not told yet, once the tasks that run calls have ended.
+    /// Makes the changes in the store that are pending, once the tasks that run calls have ended.
     pub(crate) async fn flush(&self) {
         match self {
             Self::Here(_) => {}

@@ -70,7 +70,7 @@ const REPLACE: &str = "local now=redis.call('GET',KEYS[1]) \
 ///
 /// A claim that was given up before anybody saw it made may still be on its way, on a connection that is dead to this end.
 /// With a mark in its place it can be made no more, and whoever claims the key next replaces the mark: only then does a claim
-/// cost a second command. One that was to replace an earlier mark, which alone has no fingerprint, is kept out by another.
+/// cost a second command. A claim that would replace an earlier mark, which alone has no fingerprint, is kept out by a new one.
 const UNDO: &str = "local now=redis.call('GET',KEYS[1]) \
                     if now==ARGV[1] then redis.call('DEL',KEYS[1]) \
                     elseif not now or string.sub(now,1,17)=='{\"fingerprint\":\"\"' then \
@@ -90,7 +90,7 @@ pub(crate) struct Store {
     /// For looks at what is stored.
     looks: Semaphore,
     pending: Mutex<Pending>,
-    /// One, for who makes pending changes.
+    /// Held while pending changes are made.
     making: Semaphore,
     memory: Arc<Budget>,
 }
@@ -294,7 +294,8 @@ impl Store {
     /// than it lasts. One that fails goes behind all others. It says nothing of the connection: the renewal of the lease, which
     /// writes too, decides about that.
     async fn make_pending(&self, connection: &mut MultiplexedConnection, until: Instant) {
-        // Whoever else makes them would take another for the one that was made: an instance may be stopped twice at once.
+        // Two tasks would both make the first change, and one would then remove another that was not made: an instance may be
+        // stopped twice at once.
         let _alone = self.making.acquire().await;
         while Instant::now() < until {
             // It stays there until it is made: a stop may come first.
@@ -394,7 +395,8 @@ impl Store {
         })
     }
 
-    /// Makes `claim`, or gives the outcome of the call that has the key; `is_found` is set if there is one: it may have run.
+    /// Makes `claim`, or gives the outcome of the call that has the key. `is_found` is set while there may be such a call, which
+    /// may have run.
     async fn known(
         self: &Arc<Self>,
         mut claim: StoredClaim,
@@ -597,8 +599,8 @@ impl Change {
         change.query_async(connection).await
     }
 
-    /// Warns of an outcome that was not stored, because the change was not `made`. Of one whose first try was late, the result
-    /// may be there.
+    /// Warns of an outcome that was not stored, because the change was not `made`. The result may be there all the same, by
+    /// a first try that arrived late.
     fn note(&self, made: bool) {
         if !made && matches!(self.to, To::Value(_)) {
             tracing::warn!(
