@@ -69,9 +69,10 @@ impl Peer {
         self.app_state.is_some_and(|state| state != AppHealth::Up)
     }
 
-    /// Whether the function is not known there, and the app, which is starting, may still list it.
-    pub(crate) fn app_may_list(&self, name: &FunctionName) -> bool {
-        self.app_state == Some(AppHealth::Starting) && !self.may_have(name)
+    /// Whether it did not have the function since it started: there is no app whose list may change, or one that has given
+    /// none yet.
+    pub(crate) fn never_had(&self, name: &FunctionName) -> bool {
+        matches!(self.app_state, None | Some(AppHealth::Starting)) && !self.may_have(name)
     }
 
     /// Whether it may have the function; a peer whose catalogue is not known may have any.

@@ -23,8 +23,10 @@ use crate::{
     reply::{Meta, Outcome, Report},
 };
 
-/// How many attempts one call may have, besides [`Attempts::extra`].
+/// How many attempts one call may have, besides those that are skipped.
 pub(super) const MAX_ATTEMPTS: u32 = 3;
+/// How many attempts of one call may be skipped.
+const MAX_SKIPPED: u32 = 8;
 /// The shortest and the longest pause before the same instance is tried again, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 10..100;
 /// How long a call counts in the budget of its region.
@@ -47,8 +49,8 @@ pub(super) struct Attempts {
     /// The call in flight, once it was admitted.
     pub(super) in_flight: Option<InFlight>,
     pub(super) count: u32,
-    /// How many may be made besides [`MAX_ATTEMPTS`]: as many as were skipped.
-    pub(super) extra: u32,
+    /// How many of them count for nothing.
+    skipped: u32,
     last: Option<InstanceId>,
     /// How many of the remaining attempts are kept for other regions.
     pub(super) kept_for_others: u32,
@@ -91,7 +93,7 @@ impl Attempts {
             stays: has_key && !keys_are_shared && !call.idempotent,
             in_flight,
             count: 0,
-            extra: 0,
+            skipped: 0,
             last: None,
             kept_for_others: 0,
             is_held: false,
@@ -172,9 +174,17 @@ impl Attempts {
         self.ran.is_some()
     }
 
+    /// Has the last attempt count for nothing, unless the call may have run, so that the same instance is asked again, or as
+    /// many did already; returns whether it does.
+    pub(super) fn skip(&mut self) -> bool {
+        let skips = !self.may_have_run() && self.skipped < MAX_SKIPPED;
+        self.skipped += u32::from(skips);
+        skips
+    }
+
     /// How many attempts may still be made.
     pub(super) fn remaining(&self) -> u32 {
-        (MAX_ATTEMPTS + self.extra).saturating_sub(self.count)
+        (MAX_ATTEMPTS + self.skipped).saturating_sub(self.count)
     }
 
     /// How many attempts may still be made in this region.

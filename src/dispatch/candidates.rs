@@ -40,8 +40,8 @@ impl Candidate {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Here<'a> {
     pub(super) instance: &'a InstanceId,
-    /// Whether its app, which is starting, may still list the function.
-    pub(super) awaits_list: bool,
+    /// Whether it did not have the function since it started.
+    pub(super) never_had: bool,
 }
 
 #[derive(Debug)]
@@ -116,12 +116,17 @@ impl Candidates {
 
     /// Whether an attempt that ended with `problem` counts for nothing: the instance drains, or lacks the function, and does not
     /// know the call's key, which picked it.
-    pub(super) fn is_skipped(&self, problem: &Problem, call: &Call) -> bool {
+    pub(super) fn is_skipped(
+        &self,
+        problem: &Problem,
+        call: &Call,
+        here: Option<Here<'_>>,
+    ) -> bool {
         let Self::Ranked(candidates) = self else {
             return false;
         };
         let may_have = |(candidate, _): &(Candidate, _)| match candidate {
-            Candidate::Here => true,
+            Candidate::Here => here.is_some_and(|here| !here.never_had),
             Candidate::There(peer) => peer.may_have(&call.name) || peer.app_is_out(),
         };
         let mut left = candidates.as_slice().iter();
@@ -156,7 +161,7 @@ fn hangs(instance: &InstanceId) -> Problem {
 /// Rendezvous hashing (highest random weight): every instance ranks the same instances in the same order for a key, and
 /// one that comes or goes moves only the keys that are its own. An instance that does not answer keeps its rank, because
 /// it may have run the call before. Tried last: an instance that is gone, one that does not answer if the call may run twice,
-/// and one whose app has not listed its functions yet.
+/// and one that did not have the function since it started, so that no call of it ran there.
 fn ranked(
     peers: &RegionPeers,
     here: Option<Here<'_>>,
@@ -166,7 +171,7 @@ fn ranked(
     // Where another process has the same id, other instances would pick that one.
     let here = here.filter(|here| !peers.duplicates.contains(here.instance));
     let here = here.map(|here| {
-        let rank = (here.awaits_list, Reverse(weight(key, here.instance)));
+        let rank = (here.never_had, Reverse(weight(key, here.instance)));
         (rank, Candidate::Here, Condition::Ready)
     });
     let there = peers.identified().map(|(peer, condition)| {
@@ -175,7 +180,7 @@ fn ranked(
             Condition::Hanging => call.idempotent,
             Condition::Ready | Condition::Draining | Condition::Doubtful => false,
         };
-        let is_last = is_out || peer.app_may_list(&call.name);
+        let is_last = is_out || peer.never_had(&call.name);
         let rank = (is_last, Reverse(weight(key, &peer.instance)));
         (rank, Candidate::There(Arc::clone(peer)), condition)
     });
@@ -229,7 +234,7 @@ mod tests {
         let me: Option<InstanceId> = me.map(|me| me.parse().unwrap());
         let here = me.as_ref().map(|instance| Here {
             instance,
-            awaits_list: false,
+            never_had: false,
         });
         let key = key.to_string().parse().unwrap();
         match &ranked(&peers(names), here, &key, &call(false))[0].0 {

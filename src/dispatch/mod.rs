@@ -429,7 +429,7 @@ impl Dispatcher {
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
         let here = (*region == self.local.identity.region).then(|| Here {
             instance: &self.local.identity.instance,
-            awaits_list: self.executor.app_may_list(&call.name),
+            never_had: self.executor.never_had(&call.name),
         });
         let mut candidates = Candidates::new(&known, here, call, self.key_picks(call))?;
         let budget = self.budgets.of(region);
@@ -449,8 +449,7 @@ impl Dispatcher {
             // The attempt may have taken so long that other peers are there now.
             let peers = self.cluster.region(region).unwrap_or_default();
             let condition = candidate.condition(&peers);
-            let is_skipped = candidates.is_skipped(&problem, &call);
-            attempts.extra += u32::from(is_skipped);
+            let is_skipped = candidates.is_skipped(&problem, &call, here) && attempts.skip();
             let is_room = is_skipped || candidates.has_room(&peers, &call);
             let retry = attempts.decide(&problem, &call, condition, is_room, &budget);
             attempts.note(problem);

@@ -112,10 +112,11 @@ impl Executor {
         Arc::clone(&made.1)
     }
 
-    /// Whether the function is not known here, and the app, which is starting, may still list it.
-    pub(crate) fn app_may_list(&self, name: &FunctionName) -> bool {
+    /// Whether this instance did not have the function since it started: there is no app whose list may change, or one that
+    /// has given none yet.
+    pub(crate) fn never_had(&self, name: &FunctionName) -> bool {
         let is_starting = |app: &Arc<App>| app.status().health == AppHealth::Starting;
-        self.app.as_ref().is_some_and(is_starting) && !self.catalogue().has(name)
+        self.app.as_ref().is_none_or(is_starting) && !self.catalogue().has(name)
     }
 
     pub(crate) fn app(&self) -> Option<&Arc<App>> {

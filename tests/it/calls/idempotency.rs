@@ -385,6 +385,21 @@ async fn keys_pass_over_instances_that_lack_the_function_or_drain_however_many()
 }
 
 #[tokio::test]
+async fn a_keyed_call_of_a_function_that_nobody_has_is_not_sent_to_everybody() {
+    let cluster = Cluster::builder().region("iad", 1).region("syd", 8);
+    let cluster = cluster.start().await;
+    let call = json!({"module": "No", "function": "where", "args": []});
+    for via in ["iad-1", "syd-1"] {
+        for key in ["a", "b", "c", "d"] {
+            let refused = keyed(cluster.instance(via), "syd", key, &call).await;
+            let (code, executed, attempts) = failure(&refused);
+            assert_eq!((code, executed), ("function_unknown", "no"));
+            assert!(attempts <= 3, "{via}: {attempts}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn another_process_of_the_instance_does_not_run_what_its_predecessor_may_have_run() {
     let mut cluster = two_regions().functions().start().await;
     for number in 0..12 {

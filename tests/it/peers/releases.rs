@@ -248,6 +248,44 @@ async fn after_a_call_that_a_peer_ends_too_early_by_its_clock_the_next_ones_have
     }
 }
 
+/// Of two peers, the one that may have run the call lacks the function from then on.
+#[tokio::test]
+async fn a_keyed_call_that_may_have_run_has_three_attempts_also_where_it_is_refused_as_unknown() {
+    let mut cluster = Cluster::builder().region("iad", 1).start().await;
+    let mut addresses = cluster.addresses();
+    for instance in ["syd-1", "syd-2"] {
+        let address = cluster.free_address();
+        let mut introduction = introduction();
+        introduction["instance"] = json!(instance);
+        other_release(address, introduction, |id| {
+            let (code, status, executed) = match id {
+                0 => ("overloaded", 503, "maybe"),
+                _ => ("function_unknown", 404, "no"),
+            };
+            vec![json!({"id": id, "problem": {
+                "type": "x", "title": "x", "status": status, "detail": "x", "code": code, "executed": executed,
+                "error": null,
+                "meta": {"region": "syd", "instance": "x", "attempts": 1, "elapsed_ms": 1.0, "request_id": "r"},
+            }})]
+        })
+        .await;
+        addresses.push(address.ip());
+    }
+    cluster
+        .dns
+        .set_addresses(crate::support::cluster::NAME, addresses);
+    cluster
+        .until_ready("iad-1", &["iad-1", "syd-1", "syd-2"])
+        .await;
+    let iad = cluster.instance("iad-1");
+    let call = json!({"module": "String", "function": "upcase", "args": ["a"]});
+    let request = iad.request("/rpc/syd", &call.to_string());
+    let lost = answer(request.header("idempotency-key", "key"))
+        .await
+        .unwrap();
+    assert_eq!(failure(&lost), ("overloaded", "maybe", 3));
+}
+
 /// One that finds every call too late answers all the same.
 #[tokio::test]
 async fn a_call_that_a_peer_finds_too_late_on_every_connection_ends_with_its_answer() {
