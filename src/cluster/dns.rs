@@ -268,19 +268,25 @@ pub(crate) fn services(answer: &Message) -> (BTreeSet<SocketAddr>, BTreeSet<(Nam
             ips.insert(ip.to_canonical());
         }
     }
+    // Each once: a record that repeats would have all addresses of its target added again.
+    let services: BTreeSet<_> = answer
+        .answers
+        .iter()
+        .filter_map(|record| match &record.data {
+            RData::SRV(SRV { target, port, .. }) => Some((target, *port)),
+            _ => None,
+        })
+        .collect();
     let (mut known, mut targets) = (BTreeSet::new(), BTreeSet::new());
-    for record in &answer.answers {
-        let RData::SRV(SRV { target, port, .. }) = &record.data else {
-            continue;
-        };
+    for (target, port) in services {
         match ips_of.get(target) {
             Some(ips) => {
                 let room = (MAX_ADDRESSES + 1).saturating_sub(known.len());
-                let addresses = ips.iter().map(|ip| SocketAddr::new(*ip, *port));
+                let addresses = ips.iter().map(|ip| SocketAddr::new(*ip, port));
                 known.extend(addresses.take(room));
             }
             None => {
-                targets.insert((target.clone(), *port));
+                targets.insert((target.clone(), port));
             }
         }
     }

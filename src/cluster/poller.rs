@@ -176,6 +176,7 @@ impl Poller {
         self.unread.clear();
         self.wanted.clear();
         self.waiters.clear();
+        self.askers.clear();
         for address in self.table.all_addresses() {
             self.schedule.add_now(address, self.class(address));
         }

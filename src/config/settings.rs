@@ -241,10 +241,10 @@ pub(super) fn is_one(text: &str) -> Result<bool, String> {
     Ok(text == "1")
 }
 
-/// `text` in quotes for an error, without what is a password or a query where it is a URL.
+/// `text` in quotes for an error, without what is a password, a query or a fragment where it is a URL.
 pub(crate) fn shown(text: &str) -> String {
     let scheme = text.find("://").map_or("", |end| &text[..end + 3]);
-    let shown = match (text.rsplit_once('@'), text.split_once('?')) {
+    let shown = match (text.rsplit_once('@'), text.split_once(['?', '#'])) {
         (None, None) => text.to_owned(),
         (None, Some((before, _))) => format!("{before}?…"),
         // The `@` may be in the query, or the `?` in the password.
@@ -330,6 +330,10 @@ fn dns_name(text: &str) -> Result<DnsName, String> {
         _ => (text, None),
     };
     let is_name = Name::from_utf8(name).is_ok_and(|name| name.num_labels() > 0);
+    if text.contains("://") {
+        // Not repeated: a comma in its password would have cut it into two entries.
+        return Err("has an entry that is a URL, which is no DNS name".to_owned());
+    }
     if !is_name && text.parse::<IpAddr>().is_err() {
         return Err(format!("has an entry that is no DNS name: {}", shown(text)));
     }

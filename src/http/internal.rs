@@ -327,7 +327,8 @@ async fn serve(
             exchange.put_ready();
         }
         if exchange.running.is_empty() && exchange.out.is_empty() && idle > exchange.patience() {
-            return true;
+            // The rest of a body that did not come may be calls.
+            return !is_body;
         }
     }
 }

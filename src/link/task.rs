@@ -245,7 +245,7 @@ fn confirmation(
 }
 
 /// How calls end if the answer is not an upgrade. Who refuses has not proved who it is: its text is not shown, and only that it
-/// is full or stops is believed, until the next probe.
+/// is full is believed, until the next probe.
 async fn refusal(connection: &Connection, response: Response<Incoming>) -> Ending {
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_REFUSAL)
@@ -255,7 +255,7 @@ async fn refusal(connection: &Connection, response: Response<Incoming>) -> Endin
         .ok()
         .and_then(|body| serde_json::from_slice(&body.to_bytes()).ok());
     let code = document.map(|document| document.problem.code);
-    let Some(code @ (Code::Draining | Code::Overloaded)) = code else {
+    let Some(code @ Code::Overloaded) = code else {
         let said = code.map_or_else(String::new, |code| format!(", {code}"));
         return none(
             connection,

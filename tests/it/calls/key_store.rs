@@ -396,7 +396,7 @@ async fn an_outcome_whose_storing_nobody_saw_is_stored_once_and_no_claim_is_lost
     let cluster = cluster(&redis).await;
     let (iad, syd) = (cluster.instance("iad-1"), cluster.instance("syd-1"));
     let tries = async || redis.changes().await;
-    for number in 0.. {
+    for number in 0..20 {
         let (latch, before) = (format!("latch-{number}"), tries().await);
         let block = blocking(&latch, &json!({}));
         let standing = async {
@@ -426,6 +426,7 @@ async fn an_outcome_whose_storing_nobody_saw_is_stored_once_and_no_claim_is_lost
             return;
         }
     }
+    panic!("it never came about");
 }
 
 #[tokio::test]
@@ -475,7 +476,7 @@ async fn a_claim_in_the_place_of_one_that_was_given_up_holds_up_no_repeat_either
         redis.ask("CLIENT KILL TYPE normal").await;
         keyed_until_answered(iad, "iad", key, &run("other", &json!({}))).await;
     };
-    for number in 0.. {
+    for number in 0..20 {
         let id = format!("id-{number}");
         let call = run(&id, &json!({}));
         reconnect(&format!("first-{number}")).await;
@@ -507,6 +508,7 @@ async fn a_claim_in_the_place_of_one_that_was_given_up_holds_up_no_repeat_either
         assert_eq!(cluster.runs()[&id], 1);
         return;
     }
+    panic!("it never came about");
 }
 
 /// Who gave that one up may not know yet that the store was told so, and tells it again.
@@ -522,7 +524,7 @@ async fn a_claim_that_is_given_up_twice_lets_no_other_arrive_late() {
     let (iad, fra) = (cluster.instance("iad-1"), cluster.instance("fra-1"));
     let changes = async || redis.changes().await;
     let late = Fault::Delay(Duration::from_millis(500));
-    for number in 0.. {
+    for number in 0..20 {
         let id = format!("id-{number}");
         let call = run(&id, &json!({}));
         proxy.heal().await;
@@ -579,6 +581,7 @@ async fn a_claim_that_is_given_up_twice_lets_no_other_arrive_late() {
         assert_eq!(cluster.runs()[&id], 1);
         return;
     }
+    panic!("it never came about");
 }
 
 #[tokio::test]

@@ -83,8 +83,7 @@ async fn wrong_settings_stop_the_start_with_one_line() {
         (
             &[("RPC_DNS_NAME", "http://user:secret@host")],
             &[],
-            "fly-rpc: RPC_DNS_NAME (--dns-name): \"http://…@host\" has an entry that is no DNS name: \
-             \"http://…@host\"\n",
+            "fly-rpc: RPC_DNS_NAME (--dns-name): \"http://…@host\" has an entry that is a URL, which is no DNS name\n",
         ),
         (
             &[("RPC_MAX_IN_FLIGHT", "+5")],
