@@ -244,9 +244,9 @@ pub(super) fn is_one(text: &str) -> Result<bool, String> {
 /// `text` in quotes for an error, without what is a password, a query or a fragment where it is a URL.
 pub(crate) fn shown(text: &str) -> String {
     let scheme = text.find("://").map_or("", |end| &text[..end + 3]);
-    let shown = match (text.rsplit_once('@'), text.split_once(['?', '#'])) {
+    let shown = match (text.rsplit_once('@'), text.find(['?', '#'])) {
         (None, None) => text.to_owned(),
-        (None, Some((before, _))) => format!("{before}?…"),
+        (None, Some(end)) => format!("{}…", &text[..=end]),
         // The `@` may be in the query, or the `?` in the password.
         (Some(_), Some(_)) => format!("{scheme}…"),
         (Some((_, after)), None) => format!("{scheme}…@{after}"),

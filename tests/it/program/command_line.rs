@@ -166,7 +166,10 @@ async fn a_url_that_is_none_is_wrong_usage() {
             "has more than a host, a port and a path",
         ),
     ] {
-        let shown = url.replace("user:secret", "…").replace("a=b", "…");
+        let shown = url
+            .replace("user:secret", "…")
+            .replace("a=b", "…")
+            .replace("#a", "#…");
         let refusal = |setting| format!("fly-rpc: {setting}: {shown:?} {what}; {hint}\n");
         let (code, _, stderr) = run(&["regions", "--url", url]).await;
         assert_eq!((code, stderr), (64, refusal("--url")));
