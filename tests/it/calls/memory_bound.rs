@@ -385,38 +385,44 @@ async fn results_that_peers_send_are_counted_while_they_are_read() {
     let before = iad.peak_memory();
     let slow = Fault::Delay(Duration::from_millis(2));
     cluster.proxy("syd-1").set(slow, Scope::Lines).await;
-    let mut calls = JoinSet::new();
-    for _ in 0..CALLS {
-        let request = iad.request("/rpc/syd", &call.to_string());
-        calls.spawn(crate::support::process::answer(request));
-    }
     let (mut whole, mut dropped) = (0, 0);
-    for answer in calls.join_all().await {
-        let answer = answer.unwrap();
-        if answer.status == 200 {
-            assert_eq!(answer.result().as_str().unwrap().len(), SIZE);
-            whole += 1;
-            continue;
+    // On a busy machine they may come one after the other, and then there is room for each.
+    for _ in 0..5 {
+        let mut calls = JoinSet::new();
+        for _ in 0..CALLS {
+            let request = iad.request("/rpc/syd", &call.to_string());
+            calls.spawn(crate::support::process::answer(request));
         }
-        // On a busy machine, a connection may come too late, and the peer is taken to be down then.
-        let late = [
-            (502, "peer_unreachable", "no"),
-            (503, "region_unavailable", "no"),
-        ];
-        if late.contains(&answer.problem()) {
-            continue;
+        for answer in calls.join_all().await {
+            let answer = answer.unwrap();
+            if answer.status == 200 {
+                assert_eq!(answer.result().as_str().unwrap().len(), SIZE);
+                whole += 1;
+                continue;
+            }
+            // On a busy machine, a connection may come too late, and the peer is taken to be down then.
+            let late = [
+                (502, "peer_unreachable", "no"),
+                (503, "region_unavailable", "no"),
+            ];
+            if late.contains(&answer.problem()) {
+                continue;
+            }
+            assert_eq!(answer.problem(), (424, "function_failed", "yes"));
+            assert_eq!(answer.body["meta"]["consistency"], "large");
+            assert_eq!(answer.body["error"]["kind"], "ResultDropped");
+            dropped += 1;
         }
-        assert_eq!(answer.problem(), (424, "function_failed", "yes"));
-        assert_eq!(answer.body["meta"]["consistency"], "large");
-        assert_eq!(answer.body["error"]["kind"], "ResultDropped");
-        dropped += 1;
+        if dropped > 0 {
+            break;
+        }
     }
     let grown = iad.peak_memory() - before;
-    eprintln!("{whole} of {CALLS} whole, {grown} KiB more at most");
+    eprintln!("{whole} whole, {dropped} dropped, {grown} KiB more at most");
     // What came is copied as the buffer grows, which doubles it, and once more as the result: 30 to 70 MiB were seen, and 200
     // without the count.
     assert!(grown < 6 * (BUDGET >> 10) as u64, "{grown} KiB");
-    assert!(dropped > 0, "{whole} of {CALLS} whole");
+    assert!(dropped > 0, "{whole} whole");
     cluster.proxy("syd-1").heal().await;
     one().await;
 }
