@@ -368,19 +368,7 @@ async fn keys_pass_over_instances_that_lack_the_function_or_drain_however_many()
     cluster.announce_all();
     let all = ["iad-1", "syd-1", "syd-5", "syd-6", "syd-7", "syd-8"];
     cluster.until_ready("iad-1", &all).await;
-    let known = async || {
-        let path = "/regions/syd/explain?function=Test.run";
-        cluster.instance("iad-1").get(path).await.body
-    };
-    eventually("their functions", known, |explained| {
-        let candidates = explained["candidates"].as_array().unwrap();
-        candidates
-            .iter()
-            .filter(|one| one["chosen"] == true)
-            .count()
-            == 1
-    })
-    .await;
+    cluster.until_one_is_chosen("iad-1").await;
     of_keys(&cluster, 20).await;
 }
 

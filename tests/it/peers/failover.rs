@@ -265,16 +265,7 @@ async fn a_function_that_only_some_instances_have_runs_on_those() {
     cluster.announce_all();
     cluster.until_all_see_all().await;
     let iad = cluster.instance("iad-1");
-    let explained = async || iad.get("/regions/syd/explain?function=Test.run").await.body;
-    eventually("its functions", explained, |explained| {
-        let candidates = explained["candidates"].as_array().unwrap();
-        candidates
-            .iter()
-            .filter(|one| one["chosen"] == true)
-            .count()
-            == 1
-    })
-    .await;
+    cluster.until_one_is_chosen("iad-1").await;
     for number in 0..10 {
         let answer = iad
             .rpc("syd", &run(&format!("call-{number}"), &json!({})))

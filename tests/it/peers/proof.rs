@@ -175,26 +175,29 @@ async fn who_takes_over_an_address_learns_nothing() {
     assert_learned_nothing(&stranger);
 }
 
+/// A cluster in which `iad-1` takes `syd-1` for ready, which has ended, and the address of that.
+async fn after_an_end_that_nobody_saw() -> (Cluster, SocketAddr) {
+    let mut cluster = Cluster::builder()
+        .region("syd", 2)
+        .set("RPC_TOKEN", TOKEN)
+        .start()
+        .await;
+    let all = ["iad-1", "syd-1", "syd-2"];
+    cluster.add_with_one_round("iad", &all).await;
+    let address = cluster.instance("syd-1").address;
+    let ended = cluster.instance_mut("syd-1");
+    ended.kill();
+    ended.ended().await;
+    (cluster, address)
+}
+
 #[tokio::test]
 async fn who_takes_over_an_address_between_two_probes_gets_neither_token_nor_call() {
     for relays in [false, true] {
-        let mut cluster = Cluster::builder()
-            .region("syd", 2)
-            .set("RPC_TOKEN", TOKEN)
-            .start()
-            .await;
-        let all = ["iad-1", "syd-1", "syd-2"];
-        cluster.add_with_one_round("iad", &all).await;
-        let (address, real) = (
-            cluster.instance("syd-1").address,
-            cluster.instance("syd-2").address,
-        );
-        let ended = cluster.instance_mut("syd-1");
-        ended.kill();
-        ended.ended().await;
+        let (cluster, address) = after_an_end_that_nobody_saw().await;
         let manner = match relays {
             false => Manner::Answer(introduction()),
-            true => Manner::Relay(real),
+            true => Manner::Relay(cluster.instance("syd-2").address),
         };
         let stranger = Stranger::at(address, manner).await;
         let iad = cluster.instance("iad-1");
@@ -218,17 +221,7 @@ async fn who_takes_over_an_address_answers_no_call() {
         (429, "quota_spent"),
         (503, "overloaded"),
     ] {
-        let mut cluster = Cluster::builder()
-            .region("syd", 2)
-            .set("RPC_TOKEN", TOKEN)
-            .start()
-            .await;
-        let all = ["iad-1", "syd-1", "syd-2"];
-        cluster.add_with_one_round("iad", &all).await;
-        let address = cluster.instance("syd-1").address;
-        let ended = cluster.instance_mut("syd-1");
-        ended.kill();
-        ended.ended().await;
+        let (cluster, address) = after_an_end_that_nobody_saw().await;
         let refusal = json!({
             "type": "x", "title": "x", "status": status, "detail": "what a stranger says", "code": code,
             "executed": "no", "error": null,

@@ -75,16 +75,24 @@ fn introduction() -> Value {
 
 /// `iad-1`, and at another address what is in syd.
 async fn cluster_with(introduction: Value, reply: fn(u64) -> Vec<Value>) -> Cluster {
+    cluster_with_all(&[introduction], reply).await
+}
+
+/// The same with several in syd, which reply alike.
+async fn cluster_with_all(introductions: &[Value], reply: fn(u64) -> Vec<Value>) -> Cluster {
     let mut cluster = Cluster::builder().region("iad", 1).start().await;
-    let address = cluster.free_address();
-    other_release(address, introduction, reply).await;
     let mut addresses = cluster.addresses();
-    addresses.push(address.ip());
+    let mut all = vec!["iad-1"];
+    for introduction in introductions {
+        let address = cluster.free_address();
+        other_release(address, introduction.clone(), reply).await;
+        addresses.push(address.ip());
+        all.push(introduction["instance"].as_str().unwrap());
+    }
     cluster
         .dns
         .set_addresses(crate::support::cluster::NAME, addresses);
-    let seen = async || ready_instances(cluster.instance("iad-1")).await;
-    eventually("both", seen, |seen| seen.contains("syd-1")).await;
+    cluster.until_ready("iad-1", &all).await;
     cluster
 }
 
@@ -196,13 +204,17 @@ async fn a_call_that_is_too_large_for_a_peer_is_refused_and_harms_no_other() {
     assert!(!iad.log().contains("connection lost"));
 }
 
-/// The answer of a peer that finds the call `id` too late.
-fn too_late(id: u64, executed: &str) -> Value {
+/// The answer of a peer to the call `id`, a problem.
+fn problem(id: u64, code: &str, status: u16, executed: &str) -> Value {
     json!({"id": id, "problem": {
-        "type": "/docs/problems#deadline_exceeded", "title": "Deadline passed", "status": 504, "detail": "too late",
-        "code": "deadline_exceeded", "executed": executed, "error": null,
+        "type": "x", "title": "x", "status": status, "detail": "too late", "code": code, "executed": executed, "error": null,
         "meta": {"region": "syd", "instance": "syd-1", "attempts": 1, "elapsed_ms": 1.0, "request_id": "r"},
     }})
+}
+
+/// That of one that finds the call `id` too late.
+fn too_late(id: u64, executed: &str) -> Value {
+    problem(id, "deadline_exceeded", 504, executed)
 }
 
 /// A peer that finds every call too late but the first on each connection, as after one of the two machines stood still.
@@ -251,32 +263,18 @@ async fn after_a_call_that_a_peer_ends_too_early_by_its_clock_the_next_ones_have
 /// Of two peers, the one that may have run the call lacks the function from then on.
 #[tokio::test]
 async fn a_keyed_call_that_may_have_run_has_three_attempts_also_where_it_is_refused_as_unknown() {
-    let mut cluster = Cluster::builder().region("iad", 1).start().await;
-    let mut addresses = cluster.addresses();
-    for instance in ["syd-1", "syd-2"] {
-        let address = cluster.free_address();
+    let peers = ["syd-1", "syd-2"].map(|instance| {
         let mut introduction = introduction();
         introduction["instance"] = json!(instance);
-        other_release(address, introduction, |id| {
-            let (code, status, executed) = match id {
-                0 => ("overloaded", 503, "maybe"),
-                _ => ("function_unknown", 404, "no"),
-            };
-            vec![json!({"id": id, "problem": {
-                "type": "x", "title": "x", "status": status, "detail": "x", "code": code, "executed": executed,
-                "error": null,
-                "meta": {"region": "syd", "instance": "x", "attempts": 1, "elapsed_ms": 1.0, "request_id": "r"},
-            }})]
-        })
-        .await;
-        addresses.push(address.ip());
-    }
-    cluster
-        .dns
-        .set_addresses(crate::support::cluster::NAME, addresses);
-    cluster
-        .until_ready("iad-1", &["iad-1", "syd-1", "syd-2"])
-        .await;
+        introduction
+    });
+    let cluster = cluster_with_all(&peers, |id| {
+        vec![match id {
+            0 => problem(id, "overloaded", 503, "maybe"),
+            _ => problem(id, "function_unknown", 404, "no"),
+        }]
+    });
+    let cluster = cluster.await;
     let iad = cluster.instance("iad-1");
     let call = json!({"module": "String", "function": "upcase", "args": ["a"]});
     let request = iad.request("/rpc/syd", &call.to_string());

@@ -273,6 +273,18 @@ impl Cluster {
         eventually("seeing these instances", seen, |seen| *seen == wanted).await;
     }
 
+    /// Waits until `name` knows that one instance of `syd` alone has `Test.run`: functions are read after the instance is seen.
+    pub(crate) async fn until_one_is_chosen(&self, name: &str) {
+        let path = "/regions/syd/explain?function=Test.run";
+        let explained = async || self.instance(name).get(path).await.body;
+        eventually("their functions", explained, |explained| {
+            let candidates = explained["candidates"].as_array().unwrap();
+            let chosen = candidates.iter().filter(|one| one["chosen"] == true);
+            chosen.count() == 1
+        })
+        .await;
+    }
+
     /// Lets a `Test.block(name)` return.
     pub(crate) fn release(&self, name: &str) {
         touch(self.directory.path(), &format!("{name}.released"));
