@@ -81,6 +81,11 @@ impl Peer {
         catalogue.is_none_or(|catalogue| catalogue.has(name))
     }
 
+    /// Whether it may have the function, or its app, which is out, may.
+    pub(crate) fn may_know(&self, name: &FunctionName) -> bool {
+        self.may_have(name) || self.app_is_out()
+    }
+
     fn fits(&self, name: &FunctionName, tried: &[SocketAddr]) -> bool {
         self.may_have(name) && !tried.contains(&self.address)
     }
@@ -202,8 +207,7 @@ impl RegionPeers {
 
     /// Whether some peer may have the function, or its app, which is out, may have it.
     pub(crate) fn may_know(&self, name: &FunctionName) -> bool {
-        self.all()
-            .any(|peer| peer.may_have(name) || peer.app_is_out())
+        self.all().any(|peer| peer.may_know(name))
     }
 
     /// Whether [`RegionPeers::choose`] would return a ready peer that has room.

@@ -125,15 +125,15 @@ impl Candidates {
         let Self::Ranked(candidates) = self else {
             return false;
         };
-        let may_have = |(candidate, _): &(Candidate, _)| match candidate {
+        let may_know = |(candidate, _): &(Candidate, _)| match candidate {
             Candidate::Here => here.is_some_and(|here| !here.never_had),
-            Candidate::There(peer) => peer.may_have(&call.name) || peer.app_is_out(),
+            Candidate::There(peer) => peer.may_know(&call.name),
         };
         let mut left = candidates.as_slice().iter();
         match problem.code {
             Code::Draining => left.len() > 0,
             // Else a function that nobody has would be asked for everywhere.
-            Code::FunctionUnknown => left.any(may_have),
+            Code::FunctionUnknown => left.any(may_know),
             _ => false,
         }
     }

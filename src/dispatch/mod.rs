@@ -427,11 +427,12 @@ impl Dispatcher {
             return self.recall(region, call, attempts, draining).await;
         }
         let known = self.peers_to_ask(region, call, attempts.deadline).await?;
-        let here = (*region == self.local.identity.region).then(|| Here {
+        let key_picks = self.key_picks(call);
+        let here = (key_picks && *region == self.local.identity.region).then(|| Here {
             instance: &self.local.identity.instance,
             never_had: self.executor.never_had(&call.name),
         });
-        let mut candidates = Candidates::new(&known, here, call, self.key_picks(call))?;
+        let mut candidates = Candidates::new(&known, here, call, key_picks)?;
         let budget = self.budgets.of(region);
         budget.deposit();
         let mut next = candidates.next(&known, call, attempts)?;

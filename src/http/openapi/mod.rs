@@ -60,7 +60,7 @@ that you do not know by its status and `executed`. `executed` and `state` get no
 /// The id in examples.
 const EXAMPLE_ID: &str = "01M8452GRJX2VJVKXD6FQ0T3AB";
 
-/// The examples of each operation, of its request and of its answers by their status; and what is told of each code of a
+/// The examples of each operation, of its request and of its answers by their status; and what is said of each code of a
 /// problem: the region that the request named, how many instances were tried, and the detail. A test asks a real cluster for
 /// them.
 static EXAMPLES: LazyLock<Value> = LazyLock::new(|| {
